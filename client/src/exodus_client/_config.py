@@ -1,0 +1,85 @@
+"""How a client behaves, as values: how long it waits, how often it tries, how much it takes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from . import _constants as defaults
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeout:
+    """Waiting times in seconds; None waits without end.
+
+    Attributes:
+        connect: for a connection.
+        write: for the network to take the next chunk of a request.
+        read: for the next bytes of an answer, the time in the server's queue included.
+        total: for a whole call with its retries. The server is told what is left of it, and drops what comes too late.
+    """
+
+    connect: float | None = defaults.CONNECT_TIMEOUT
+    write: float | None = defaults.WRITE_TIMEOUT
+    read: float | None = defaults.READ_TIMEOUT
+    total: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("connect", "write", "read", "total"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 < value < math.inf):
+                raise ValueError(f"Timeout.{name}: got {value!r}, want a number of seconds above 0, or None")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retries:
+    """What happens when an answer is missing or asks for patience.
+
+    The n-th retry comes `first_delay * 2**n` seconds after its failure, at most `max_delay`, shortened at random by up to
+    the fraction `jitter`; a longer `Retry-After` of the server is honoured.
+
+    Attributes:
+        count: retries after the first attempt; 0 for none.
+        max_retry_after: longest `Retry-After` that is waited for; a longer one raises the error at once.
+        sleep: what waits, for tests and for other kinds of threads.
+    """
+
+    count: int = defaults.RETRIES
+    first_delay: float = defaults.FIRST_DELAY
+    max_delay: float = defaults.MAX_DELAY
+    jitter: float = defaults.JITTER
+    max_retry_after: float = defaults.MAX_RETRY_AFTER
+    sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
+
+    def __post_init__(self) -> None:
+        if type(self.count) is not int or self.count < 0:
+            raise ValueError(f"Retries.count: got {self.count!r}, want an integer >= 0")
+        for name, most in (("first_delay", math.inf), ("max_delay", math.inf), ("max_retry_after", math.inf), ("jitter", 1)):
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value <= most):
+                raise ValueError(f"Retries.{name}: got {value!r}, want a number from 0 to {most}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much a client does and takes at once.
+
+    Attributes:
+        max_in_flight: requests at a time, each with a connection and a thread.
+        max_response_bytes: largest answer, checked before memory is taken for it.
+    """
+
+    max_in_flight: int = defaults.MAX_IN_FLIGHT
+    max_response_bytes: int = defaults.MAX_RESPONSE_BYTES
+
+    def __post_init__(self) -> None:
+        for name in ("max_in_flight", "max_response_bytes"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"Limits.{name}: got {value!r}, want an integer >= 1")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,30 @@
+"""Every default of the client, in one place. Times are in seconds, sizes in bytes."""
+
+from typing import Final
+
+API_KEY_VARIABLE: Final = "EXODUS_API_KEY"
+
+CONNECT_TIMEOUT: Final = 5.0
+WRITE_TIMEOUT: Final = 60.0
+# A request may wait in the queue of a busy device before its first byte comes back.
+READ_TIMEOUT: Final = 300.0
+
+RETRIES: Final = 3
+FIRST_DELAY: Final = 0.5
+MAX_DELAY: Final = 8.0
+MAX_RETRY_AFTER: Final = 60.0
+# Clients that failed together must not come back together.
+JITTER: Final = 0.25
+
+MAX_IN_FLIGHT: Final = 8
+MAX_RESPONSE_BYTES: Final = 4 * 2**30
+
+# httpx copies what is left of a chunk at every partial send, so one chunk of a whole body costs quadratic time on a
+# slow network. 256 KiB also gave the best throughput on a fast one; larger chunks gained nothing.
+CHUNK_BYTES: Final = 256 * 1024
+
+# Below this a compressor saves no packet worth the name.
+COMPRESS_FROM_BYTES: Final = 16 * 1024
+
+# What is shown of an error body that is not a problem document.
+MAX_DETAIL_CHARACTERS: Final = 500

@@ -1,0 +1,223 @@
+"""HTTP with retries: one request in, one whole answer or one exception out. Knows nothing of gradients."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+
+from . import _constants as defaults
+from ._config import Limits, Retries, Timeout
+from ._errors import APIConnectionError, APITimeoutError, ExodusError, InvalidResponseError, status_error
+from ._retry import delay, parse_retry_after
+from .wire import Encoded
+
+_log = logging.getLogger("exodus_client")
+
+_NO_RETRIES = Retries(count=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A successful response, its body whole and writable.
+
+    Attributes:
+        headers: of the response.
+        body: as it came, still compressed if `Content-Encoding` says so.
+        request_id: under which the server logged the request.
+        round_trip: milliseconds from sending to the last byte, of the attempt that was answered.
+    """
+
+    headers: httpx.Headers
+    body: memoryview
+    request_id: str
+    round_trip: float
+
+
+class Body:
+    """An encoded message as chunks of at most 256 KiB, from the front whenever a request is tried again."""
+
+    def __init__(self, encoded: Encoded) -> None:
+        self._encoded = encoded
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        if self._encoded.nbytes <= defaults.CHUNK_BYTES:
+            yield b"".join(self._encoded.chunks)  # one packet rather than one for the header and each pad
+            return
+        for chunk in self._encoded.chunks:
+            view = memoryview(chunk)
+            for start in range(0, len(view), defaults.CHUNK_BYTES):
+                yield view[start : start + defaults.CHUNK_BYTES]
+
+
+class Session:
+    """Connections to one server, shared by the threads of a client."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None,
+        timeout: Timeout,
+        retries: Retries,
+        limits: Limits,
+        transport: httpx.BaseTransport | None,
+        user_agent: str,
+    ) -> None:
+        self.base_url, transport = _address(base_url, transport)
+        self._authorization = _authorization(api_key)
+        self._timeout = timeout
+        self._retries = retries
+        self._limits = limits
+        connections = httpx.Limits(max_connections=limits.max_in_flight, max_keepalive_connections=limits.max_in_flight)
+        self._http = httpx.Client(
+            base_url=self.base_url,
+            transport=transport,
+            limits=connections,
+            headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
+        )
+
+    def call(self, method: str, path: str, encoded: Encoded | None = None, *, retry: bool = True) -> Answer:
+        """Send a request until it is answered or not worth another attempt.
+
+        Raises:
+            APIStatusError, APIConnectionError, APITimeoutError, InvalidResponseError: as the last attempt failed.
+        """
+        # One id for all attempts: the server's log shows them as what they are.
+        request_id = uuid.uuid4().hex
+        ends = None if self._timeout.total is None else time.monotonic() + self._timeout.total
+        retries = self._retries if retry else _NO_RETRIES
+        attempt = 0
+        while True:
+            try:
+                return self._attempt(method, path, encoded, request_id, ends)
+            except ExodusError as error:
+                wait = delay(attempt, error, retries)
+                if wait is None or (ends is not None and time.monotonic() + wait >= ends):
+                    raise
+                _log.info("%s %s failed, next attempt in %.2f s: %s", method, path, wait, error)
+            attempt += 1
+            retries.sleep(wait)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def _attempt(self, method: str, path: str, encoded: Encoded | None, request_id: str, ends: float | None) -> Answer:
+        left = None if ends is None else ends - time.monotonic()
+        if left is not None and left <= 0:
+            raise _out_of_time(self._timeout, request_id)
+        request = self._request(method, path, encoded, request_id, left)
+        began = time.perf_counter()
+        try:
+            response = self._http.send(request, stream=True)
+            try:
+                body = self._download(response, request_id, ends)
+            finally:
+                response.close()
+        except httpx.TimeoutException as error:
+            raise APITimeoutError(
+                f"{method} {path}: {self.base_url} did not answer in time ({type(error).__name__}: {error})",
+                request_id=request_id,
+            ) from error
+        except httpx.TransportError as error:
+            raise APIConnectionError(
+                f"{method} {path}: no answer from {self.base_url} ({type(error).__name__}: {error})", request_id=request_id
+            ) from error
+        round_trip = (time.perf_counter() - began) * 1e3
+        request_id = response.headers.get("X-Request-ID", request_id)
+        if not response.is_success:
+            retry_after = parse_retry_after(response.headers.get("Retry-After"))
+            raise status_error(response.status_code, bytes(body), request_id=request_id, retry_after=retry_after)
+        return Answer(response.headers, body, request_id, round_trip)
+
+    def _request(
+        self, method: str, path: str, encoded: Encoded | None, request_id: str, left: float | None
+    ) -> httpx.Request:
+        headers = {"X-Request-ID": request_id} | self._authorization
+        content: Any = None
+        if encoded is not None:
+            headers |= {"Content-Type": encoded.content_type, "Content-Length": str(encoded.nbytes)}
+            if encoded.content_encoding is not None:
+                headers["Content-Encoding"] = encoded.content_encoding
+            content = Body(encoded)
+        if left is not None:
+            headers["X-Deadline-Ms"] = str(max(1, int(left * 1e3)))
+        connect, write, read = (_sooner(wait, left) for wait in (self._timeout.connect, self._timeout.write, self._timeout.read))
+        timeout = httpx.Timeout(connect=connect, write=write, read=read, pool=read)
+        return self._http.build_request(method, path, headers=headers, content=content, timeout=timeout)
+
+    def _download(self, response: httpx.Response, request_id: str, ends: float | None) -> memoryview:
+        """The body, received into one buffer that was allocated when the headers came."""
+        declared = response.headers.get("Content-Length")
+        if declared is None or not declared.isdecimal():
+            return self._download_unsized(response, request_id, ends)
+        size = int(declared)
+        self._check_size(size, request_id)
+        # numpy leaves the pages untouched, where bytearray would write zeros to all of them first.
+        body = memoryview(cast(Any, np.empty(size, np.uint8)))
+        position = 0
+        for chunk in self._chunks(response, request_id, ends):
+            if position + len(chunk) > size:
+                raise InvalidResponseError(f"the answer is longer than its Content-Length of {size}", request_id=request_id)
+            body[position : position + len(chunk)] = chunk
+            position += len(chunk)
+        if position != size:
+            raise APIConnectionError(f"the answer ended after {position} of {size} bytes", request_id=request_id)
+        return body
+
+    def _download_unsized(self, response: httpx.Response, request_id: str, ends: float | None) -> memoryview:
+        grown = bytearray()
+        for chunk in self._chunks(response, request_id, ends):
+            self._check_size(len(grown) + len(chunk), request_id)
+            grown += chunk
+        return memoryview(grown)
+
+    def _chunks(self, response: httpx.Response, request_id: str, ends: float | None) -> Iterator[bytes]:
+        for chunk in response.iter_raw():
+            if ends is not None and time.monotonic() >= ends:
+                raise _out_of_time(self._timeout, request_id)
+            yield chunk
+
+    def _check_size(self, size: int, request_id: str) -> None:
+        if size > self._limits.max_response_bytes:
+            raise InvalidResponseError(
+                f"the answer has {size} bytes or more, Limits.max_response_bytes is {self._limits.max_response_bytes}",
+                request_id=request_id,
+            )
+
+
+def _address(base_url: str, transport: httpx.BaseTransport | None) -> tuple[str, httpx.BaseTransport | None]:
+    """The URL to build on, and the transport for it: `unix:/path` is HTTP through a socket of the file system."""
+    if base_url.startswith("unix:"):
+        return "http://localhost", transport or httpx.HTTPTransport(uds=base_url.removeprefix("unix:"))
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"base_url: got {base_url!r}, want http://HOST:PORT, https://HOST or unix:/PATH")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("base_url: want no user or password in it; keys go to api_key")
+    return base_url.rstrip("/"), transport
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    if api_key is None:
+        return {}
+    # Checked here because the HTTP library would quote a bad header, and with it the key, in its exception.
+    if not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key and api_key):
+        raise ValueError("api_key: want printable ASCII characters without spaces around them")
+    return {"Authorization": f"Bearer {api_key}"}
+
+
+def _sooner(wait: float | None, left: float | None) -> float | None:
+    return min((seconds for seconds in (wait, left) if seconds is not None), default=None)
+
+
+def _out_of_time(timeout: Timeout, request_id: str) -> APITimeoutError:
+    return APITimeoutError(f"no answer within Timeout.total of {timeout.total} s", request_id=request_id)

@@ -1,0 +1,34 @@
+"""Wire format, version 1: how a message of parameters and tensors becomes a request or response body.
+
+Its one home: the service reads and writes with this code too. The bytes are described in docs/wire-format.md.
+"""
+
+from .bounds import MAX_PAYLOAD_BYTES, ErrorCode, Limits, WireError
+from .compression import compress, decompress
+from .header import VERSION
+from .json_form import NON_FINITE
+from .message import JSON_TYPE, MSGPACK_TYPE, Encoded, Form, Message, decode, encode
+from .tensor import DTYPES, ENCODINGS, Encoding, Tensor, is_torch
+
+__all__ = [
+    "DTYPES",
+    "ENCODINGS",
+    "JSON_TYPE",
+    "MAX_PAYLOAD_BYTES",
+    "MSGPACK_TYPE",
+    "NON_FINITE",
+    "VERSION",
+    "Encoded",
+    "Encoding",
+    "ErrorCode",
+    "Form",
+    "Limits",
+    "Message",
+    "Tensor",
+    "WireError",
+    "compress",
+    "decode",
+    "decompress",
+    "encode",
+    "is_torch",
+]

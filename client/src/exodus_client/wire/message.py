@@ -1,0 +1,106 @@
+"""A message in memory, and the two functions that turn it into a body and back in any of the three forms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, cast
+
+from .binary import inline_chunks, read_binary, stream_chunks
+from .bounds import DEFAULT_LIMITS, Limits, WireError
+from .header import check_sendable
+from .json_form import read_json, write_json
+from .tensor import Tensor
+
+Form: TypeAlias = Literal["stream", "inline", "json"]
+
+MSGPACK_TYPE = "application/vnd.msgpack"
+JSON_TYPE = "application/json"
+
+_MSGPACK_TYPES = frozenset({MSGPACK_TYPE, "application/msgpack", "application/x-msgpack"})
+
+
+@dataclass
+class Message:
+    """Parameters and named tensors.
+
+    Attributes:
+        params: plain values: None, bool, int, float, str, and lists and string-keyed dicts of them.
+        tensors: by name, in the order in which they travel.
+        form: the form in which the message came, so that the answer can go back in the same one.
+    """
+
+    params: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    form: Form = "stream"
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any], tensors: Iterable[Tensor], form: Form = "stream") -> Message:
+        """A message of tensors that know their names."""
+        return cls(dict(params), {tensor.name: tensor for tensor in tensors}, form)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A body to send: its pieces in order, which are views of the payloads and were never joined.
+
+    Attributes:
+        content_type: value of the header of that name.
+        nbytes: length of the body.
+        chunks: the pieces.
+        content_encoding: value of the header of that name, None where there is none to send.
+    """
+
+    content_type: str
+    nbytes: int
+    chunks: list[bytes | memoryview]
+    content_encoding: str | None = None
+
+
+def encode(message: Message, form: Form = "stream", *, limits: Limits = DEFAULT_LIMITS) -> Encoded:
+    """Write a message in one of the forms, without copying a payload in the msgpack forms.
+
+    Raises:
+        WireError: no reader would accept the message: too many tensors, a header that is too long, a payload over
+            4 GiB - 1, a name that is not one.
+        TypeError: a parameter is not a plain value.
+        ValueError: the form is unknown.
+    """
+    check_sendable(message.tensors, limits)
+    tensors = list(message.tensors.values())
+    content_type = MSGPACK_TYPE
+    if form == "stream":
+        chunks = stream_chunks(message.params, tensors, limits)
+    elif form == "inline":
+        chunks = inline_chunks(message.params, tensors, limits)
+    elif form == "json":
+        content_type = JSON_TYPE
+        chunks = [write_json(message.params, tensors)]
+    else:
+        raise ValueError(f"form: got {form!r}, want stream, inline or json")
+    return Encoded(content_type, sum(map(len, chunks)), chunks)
+
+
+def decode(body: bytes | bytearray | memoryview, content_type: str, *, limits: Limits = DEFAULT_LIMITS) -> Message:
+    """Read a body, whose payloads stay where they are in the msgpack forms: the tensors are views of `body`.
+
+    Tensors are writable where the body is. Nothing is allocated before its size was checked against `limits`.
+
+    Raises:
+        WireError: whatever is wrong with the body.
+    """
+    view = memoryview(body).cast("B")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind in _MSGPACK_TYPES:
+        form, params, tensors = read_binary(view, limits)
+    elif kind == JSON_TYPE:
+        form = "json"
+        params, tensors = read_json(view, limits)
+    else:
+        raise WireError(
+            f"content type {content_type!r} is not spoken here; want {MSGPACK_TYPE} or {JSON_TYPE}",
+            code="unsupported",
+            expected=f"{MSGPACK_TYPE}, {JSON_TYPE}",
+            got=content_type,
+        )
+    return Message.of(params, tensors, cast(Form, form))

@@ -1,0 +1,226 @@
+"""One tensor on the wire: its description and its encoded bytes, and the way from and to numpy and torch.
+
+Raw payloads are views in both directions; `bits` and `events` carry boolean tensors (spikes) in far fewer bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .bounds import WireError
+
+if TYPE_CHECKING:
+    import torch
+
+Encoding: TypeAlias = Literal["raw", "bits", "events"]
+AnyArray: TypeAlias = "npt.NDArray[Any]"
+
+ENCODINGS: tuple[Encoding, ...] = ("raw", "bits", "events")
+
+#: Wire name of a dtype -> the numpy dtype of its raw payload. numpy has no bfloat16: its bits are carried as uint16.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float64": np.dtype("<f8"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),
+    "int8": np.dtype("i1"),
+    "uint8": np.dtype("u1"),
+    "int16": np.dtype("<i2"),
+    "int32": np.dtype("<i4"),
+    "int64": np.dtype("<i8"),
+    "bool": np.dtype("?"),
+}
+
+_INDEX = DTYPES["int32"]
+
+#: Elements that are turned into booleans at a time: a block of float32 and its masks stay in the second-level cache.
+_BLOCK = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """A named tensor as it travels.
+
+    Attributes:
+        name: its name in the message.
+        dtype: wire name of the element type, a key of `DTYPES`.
+        shape: of the unpacked tensor, whatever the encoding.
+        encoding: "raw", "bits" or "events".
+        payload: the encoded bytes, a flat view of unsigned bytes.
+        pointer: where the tensor stood in a decoded body ("/tensors/0"), for errors found while unpacking.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    encoding: Encoding
+    payload: memoryview
+    pointer: str = ""
+
+    @classmethod
+    def of(cls, name: str, array: Any, encoding: Encoding = "raw") -> Tensor:
+        """Describe a numpy array, a torch tensor, or anything `numpy.asarray` takes.
+
+        A contiguous little-endian array in main memory is not copied with encoding "raw". "bits" and "events" want
+        a boolean array, or one of zeros and ones, and make the tensor a boolean one; "events" wants a dimension.
+
+        Raises:
+            TypeError: the element type cannot travel.
+            ValueError: the encoding is unknown, or wants zeros and ones and got something else.
+        """
+        if encoding not in ENCODINGS:
+            raise ValueError(f"encoding: got {encoding!r}, want one of {', '.join(ENCODINGS)}")
+        dtype, stored = _as_stored(name, array)
+        shape = stored.shape
+        if encoding != "raw":
+            ones = _as_bool(name, stored, dtype)
+            dtype, stored = "bool", _pack_bits(ones) if encoding == "bits" else _pack_events(name, ones)
+        flat = np.ascontiguousarray(stored).reshape(-1)
+        return cls(name, dtype, shape, encoding, flat.view(np.uint8).data)
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the unpacked tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the encoded payload."""
+        return len(self.payload)
+
+    def numpy(self) -> AnyArray:
+        """The tensor as a numpy array: a view of the payload for raw (read-only if the body is), unpacked otherwise.
+
+        Raises:
+            TypeError: the dtype is bfloat16, which numpy does not have.
+            WireError: the payload holds a boolean that is neither 0 nor 1, or an event outside the shape.
+        """
+        if self.dtype == "bfloat16":
+            raise TypeError(f"tensor {self.name!r}: numpy has no bfloat16; use .torch(), or ask for float32")
+        return self.stored()
+
+    def torch(self) -> torch.Tensor:
+        """The tensor as a torch tensor on the CPU: a view of the payload for raw, if the body is writable.
+
+        Raises:
+            WireError: as `numpy`.
+        """
+        import torch
+
+        array = self.stored()
+        if not array.flags.writeable:  # torch has no read-only tensors
+            array = array.copy()
+        if self.dtype == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    def stored(self) -> AnyArray:
+        """The elements as numpy can hold them: as `numpy`, and bfloat16 as its bits in uint16.
+
+        Raises:
+            WireError: as `numpy`.
+        """
+        if self.encoding == "bits":
+            packed = np.frombuffer(self.payload, np.uint8)
+            return np.unpackbits(packed, count=self.size, bitorder="little").view(np.bool_).reshape(self.shape)
+        if self.encoding == "events":
+            return self._unpack_events()
+        if self.dtype == "bool":
+            self._check_booleans()
+        array = np.frombuffer(self.payload, DTYPES[self.dtype]).reshape(self.shape)
+        # An inline payload may start anywhere, and neither numpy's fast paths nor torch's kernels want odd addresses.
+        return array if array.flags.aligned else array.copy()
+
+    def _unpack_events(self) -> AnyArray:
+        events = np.frombuffer(self.payload, _INDEX).reshape(-1, len(self.shape))
+        if events.size:
+            outside = (events < 0) | (events >= np.array(self.shape, np.int64))
+            if outside.any():
+                event = events[outside.any(axis=1).argmax()].tolist()
+                raise WireError(
+                    f"tensor {self.name!r}: event {event} lies outside shape {list(self.shape)}",
+                    code="mismatch",
+                    pointer=self.pointer,
+                    expected=f"indices within {list(self.shape)}",
+                    got=str(event),
+                )
+        dense = np.zeros(self.shape, np.bool_)
+        dense[tuple(events.T)] = True
+        return dense
+
+    def _check_booleans(self) -> None:
+        largest = int(np.frombuffer(self.payload, np.uint8).max(initial=0))
+        if largest > 1:
+            raise WireError(
+                f"tensor {self.name!r}: a boolean is the byte 0 or 1, got {largest}",
+                code="mismatch",
+                pointer=self.pointer,
+                expected="0 or 1",
+                got=str(largest),
+            )
+
+
+def is_torch(array: object) -> bool:
+    """Whether the object is a torch tensor, told without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def widen(bfloat16: AnyArray) -> npt.NDArray[np.float32]:
+    """bfloat16 bits in uint16 as the float32 numbers they are: a bfloat16 is the upper half of a float32."""
+    return (bfloat16.astype(np.uint32) << 16).view(np.float32)
+
+
+def _as_stored(name: str, array: Any) -> tuple[str, AnyArray]:
+    """Wire name of the dtype, and the elements as a little-endian numpy array (bfloat16 as uint16)."""
+    if is_torch(array):
+        return _torch_as_stored(name, array)
+    given = np.asarray(array)
+    dtype = given.dtype.name
+    if dtype not in DTYPES:
+        raise TypeError(f"tensor {name!r}: dtype {dtype} cannot travel; want one of {', '.join(DTYPES)}")
+    return dtype, given.astype(DTYPES[dtype], copy=False)
+
+
+def _torch_as_stored(name: str, tensor: torch.Tensor) -> tuple[str, AnyArray]:
+    import torch
+
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise TypeError(f"tensor {name!r}: dtype {dtype} cannot travel; want one of {', '.join(DTYPES)}")
+    if dtype == "bfloat16":
+        tensor = tensor.detach().view(torch.int16)
+    stored = tensor.numpy(force=True)
+    return dtype, stored.view(np.uint16) if dtype == "bfloat16" else stored
+
+
+def _as_bool(name: str, stored: AnyArray, dtype: str) -> AnyArray:
+    """Zeros and ones of any dtype as booleans, refusing everything else."""
+    if dtype == "bool":
+        return stored
+    flat = np.ascontiguousarray(widen(stored) if dtype == "bfloat16" else stored).reshape(-1)
+    ones = np.empty(flat.size, np.bool_)
+    for start in range(0, flat.size, _BLOCK):
+        block, mask = flat[start : start + _BLOCK], ones[start : start + _BLOCK]
+        np.equal(block, 1, out=mask)
+        if np.count_nonzero(mask) + np.count_nonzero(block == 0) != block.size:
+            raise ValueError(f"tensor {name!r}: encodings bits and events carry zeros and ones only, got other values")
+    return ones.reshape(stored.shape)
+
+
+def _pack_bits(ones: AnyArray) -> AnyArray:
+    return np.packbits(np.ascontiguousarray(ones).reshape(-1), bitorder="little")
+
+
+def _pack_events(name: str, ones: AnyArray) -> AnyArray:
+    if ones.ndim == 0:
+        raise ValueError(f"tensor {name!r}: encoding events wants at least one dimension, got shape ()")
+    if max(ones.shape) > 2**31:
+        raise ValueError(f"tensor {name!r}: encoding events has 32-bit indices, got shape {list(ones.shape)}")
+    return np.argwhere(ones).astype(_INDEX)

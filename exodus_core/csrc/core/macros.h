@@ -1,0 +1,11 @@
+// How a function of the shared arithmetic is declared for the host and for the device.
+//
+// It is always inlined on the host: the same function is compiled for several instruction sets in one
+// library, and an out-of-line copy would let the linker pick any one of them.
+#pragma once
+
+#if defined(__CUDACC__)
+#define EXODUS_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define EXODUS_HOST_DEVICE inline __attribute__((always_inline))
+#endif

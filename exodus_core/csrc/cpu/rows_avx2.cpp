@@ -1,0 +1,13 @@
+// Row kernels for x86-64 processors with AVX2 and F16C.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#pragma GCC target("avx2,f16c")
+#include "rows.h"
+
+#define EXODUS_INSTRUCTION_SET_NAME avx2
+#define EXODUS_INSTRUCTION_SET_LABEL "avx2"
+#include "rows_impl.h"
+#endif

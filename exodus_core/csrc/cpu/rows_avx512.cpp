@@ -1,0 +1,13 @@
+// Row kernels for x86-64 processors with AVX-512 (the F, VL, BW and DQ parts).
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,f16c,prefer-vector-width=512")
+#include "rows.h"
+
+#define EXODUS_INSTRUCTION_SET_NAME avx512
+#define EXODUS_INSTRUCTION_SET_LABEL "avx512"
+#include "rows_impl.h"
+#endif

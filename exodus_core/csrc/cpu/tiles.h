@@ -1,0 +1,178 @@
+// How the CPU walks a tensor: lanes are cut into tiles, a tile is swept through time row by row.
+//
+// A tensor is read as (outer, time, inner); a lane is one (outer, inner) pair, and element (b, t, n) lies at
+// (b * time + t) * inner + n, computed in 64 bits. Where inner is long, a row of a tile is a piece of the tensor and
+// is used in place. Where it is short (time last: inner = 1), blocks of time are copied to and from a small buffer in
+// which the lanes lie next to each other.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#include "rows.h"
+
+namespace exodus::cpu {
+
+struct Layout {
+  std::int64_t outer;
+  std::int64_t time;
+  std::int64_t inner;
+
+  std::int64_t lanes() const { return outer * inner; }
+  std::int64_t offset(std::int64_t lane, std::int64_t t) const {
+    return (lane / inner * time + t) * inner + lane % inner;
+  }
+};
+
+struct Tile {
+  std::int64_t first_lane;
+  std::int64_t width;
+  bool in_place;  // all lanes belong to one outer index and its rows are long enough
+};
+
+// Steps that are staged together, and after which the short sums of parameter gradients are added to the long ones.
+constexpr std::int64_t kBlock = 64;
+
+class Tiling {
+ public:
+  // `max_width` limits the lanes of a tile; enough tiles for `threads` are made where there are lanes for them.
+  Tiling(const Layout& layout, std::int64_t threads, std::int64_t max_width = kMaxWidth) : layout_(layout) {
+    const std::int64_t widest = std::clamp<std::int64_t>(max_width, kVector, kMaxWidth);
+    const std::int64_t share = round_up(std::max<std::int64_t>(1, ceil_div(layout.lanes(), threads)));
+    const std::int64_t width = std::min(widest, share);
+    in_place_ = layout.inner >= kVector;
+    const std::int64_t span = in_place_ ? layout.inner : layout.lanes();
+    per_span_ = ceil_div(span, width);
+    width_ = std::min(widest, round_up(ceil_div(span, std::max<std::int64_t>(1, per_span_))));
+    count_ = (in_place_ ? layout.outer : 1) * per_span_;
+  }
+
+  std::int64_t count() const { return count_; }
+  std::int64_t width() const { return width_; }
+  bool in_place() const { return in_place_; }
+
+  Tile operator[](std::int64_t index) const {
+    const std::int64_t span = in_place_ ? layout_.inner : layout_.lanes();
+    const std::int64_t start = index % per_span_ * width_;
+    const std::int64_t width = std::max<std::int64_t>(0, std::min(width_, span - start));
+    return {index / per_span_ * span + start, width, in_place_};
+  }
+
+ private:
+  static constexpr std::int64_t kVector = 16;  // float lanes of the widest vector register
+  static std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+  static std::int64_t round_up(std::int64_t n) { return ceil_div(n, kVector) * kVector; }
+
+  Layout layout_;
+  bool in_place_;
+  std::int64_t per_span_;
+  std::int64_t width_;
+  std::int64_t count_;
+};
+
+// `count` rows of `width` elements, zeroed, each on a cache line of its own.
+template <class T>
+class RowBuffer {
+ public:
+  RowBuffer(std::int64_t count, std::int64_t width)
+      : stride_((width * static_cast<std::int64_t>(sizeof(T)) + kLine - 1) / kLine * kLine /
+                static_cast<std::int64_t>(sizeof(T))),
+        bytes_(static_cast<std::size_t>(count * stride_) * sizeof(T)),
+        rows_(static_cast<T*>(::operator new(std::max<std::size_t>(bytes_, kLine), std::align_val_t{kLine}))) {
+    clear();
+  }
+
+  T* operator[](std::int64_t row) const { return rows_.get() + row * stride_; }
+  void clear() { std::memset(static_cast<void*>(rows_.get()), 0, bytes_); }
+
+ private:
+  static constexpr std::int64_t kLine = 64;
+  struct Free {
+    void operator()(T* rows) const { ::operator delete(rows, std::align_val_t{kLine}); }
+  };
+
+  std::int64_t stride_;
+  std::size_t bytes_;
+  std::unique_ptr<T, Free> rows_;
+};
+
+// The rows of one tensor that belong to the tile at hand: row t is what the row kernels read or write.
+// A tensor that is not given (null) reads as zeros.
+template <class T>
+class TileRows {
+ public:
+  using Stored = std::remove_const_t<T>;
+
+  TileRows(T* tensor, const Layout& layout, const Tiling& tiling)
+      : tensor_(tensor),
+        layout_(layout),
+        staging_(tiling.in_place() || tensor == nullptr ? 1 : kBlock, tiling.width()) {}
+
+  void enter(const Tile& tile) {
+    tile_ = tile;
+    if (tile.in_place && tensor_ != nullptr) first_row_ = tensor_ + layout_.offset(tile.first_lane, 0);
+  }
+
+  // Makes the rows [begin, end) readable; at most kBlock of them.
+  void read(std::int64_t begin, std::int64_t end) {
+    begin_ = begin;
+    if (tensor_ != nullptr && !tile_.in_place) {
+      transfer(begin, end, [](Stored& staged, const Stored& element) { staged = element; });
+    }
+  }
+
+  // Announces that rows from `begin` on will be written; `put` takes the rows [begin, end) to their place.
+  void prepare(std::int64_t begin) { begin_ = begin; }
+  void put(std::int64_t begin, std::int64_t end) {
+    if (!tile_.in_place) {
+      transfer(begin, end, [](const Stored& staged, Stored& element) { element = staged; });
+    }
+  }
+
+  T* operator[](std::int64_t t) const {
+    if (tensor_ == nullptr) return staging_[0];
+    return tile_.in_place ? first_row_ + t * layout_.inner : staging_[t - begin_];
+  }
+
+ private:
+  template <class Move>
+  void transfer(std::int64_t begin, std::int64_t end, Move move) {
+    std::int64_t lane = tile_.first_lane;
+    std::int64_t column = 0;
+    while (column < tile_.width) {  // one stretch of lanes with the same outer index at a time
+      const std::int64_t run = std::min(layout_.inner - lane % layout_.inner, tile_.width - column);
+      for (std::int64_t t = begin; t < end; ++t) {
+        T* elements = tensor_ + layout_.offset(lane, t);
+        Stored* staged = staging_[t - begin] + column;
+        for (std::int64_t i = 0; i < run; ++i) move(staged[i], elements[i]);
+      }
+      lane += run;
+      column += run;
+    }
+  }
+
+  T* tensor_;
+  Layout layout_;
+  RowBuffer<Stored> staging_;
+  Tile tile_{};
+  T* first_row_ = nullptr;
+  std::int64_t begin_ = 0;
+};
+
+enum class Direction { forward, backward };
+
+// Calls block(begin, end) for stretches of at most kBlock steps, in the order of time or against it.
+template <class Block>
+void for_each_block(std::int64_t time, Direction direction, Block block) {
+  const std::int64_t blocks = (time + kBlock - 1) / kBlock;
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    const std::int64_t begin = (direction == Direction::forward ? i : blocks - 1 - i) * kBlock;
+    block(begin, std::min(time, begin + kBlock));
+  }
+}
+
+}  // namespace exodus::cpu

@@ -1,0 +1,43 @@
+// The operators of exodus_core, each schema once; the devices register their implementations in folders of their own.
+//
+// A neuron parameter is a number and, where it differs between neurons or is learned, a tensor that takes its place.
+// A kernel is either `taps` or modes (constant + linear k) decay^k.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "cpu/rows.h"
+
+namespace {
+
+std::string instruction_set() { return exodus::cpu::instruction_set().name; }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(exodus, m) {
+  m.def(
+      "lif_forward(Tensor input, float alpha, float threshold, float reset_by, float min_membrane, float max_spikes, "
+      "Tensor? alphas, Tensor? thresholds, Tensor? resets_by, Tensor? min_membranes, Tensor? initial_membrane, "
+      "Tensor? initial_spikes, int reset, int time_dim) -> (Tensor spikes, Tensor membrane)");
+  m.def(
+      "lif_backward(Tensor membrane, Tensor? grad_spikes, Tensor? grad_membrane, float alpha, float threshold, "
+      "float reset_by, float min_membrane, float max_spikes, Tensor? alphas, Tensor? thresholds, Tensor? resets_by, "
+      "Tensor? min_membranes, Tensor? initial_membrane, Tensor? initial_spikes, int reset, int surrogate, float slope, "
+      "float scale, int method, bool with_lanes, int time_dim) -> (Tensor grad_input, Tensor lane_gradients)");
+  m.def(
+      "srm_forward(Tensor psp, Tensor? taps, float[] decay, float[] constant, float[] linear, float threshold, "
+      "Tensor? thresholds, int time_dim) -> (Tensor spikes, Tensor membrane)");
+  m.def(
+      "srm_backward(Tensor membrane, Tensor? grad_spikes, Tensor? grad_membrane, Tensor? taps, float[] decay, "
+      "float[] constant, float[] linear, float threshold, Tensor? thresholds, int surrogate, float slope, float scale, "
+      "int method, bool with_threshold, int time_dim) -> (Tensor grad_psp, Tensor grad_threshold)");
+  m.def(
+      "filter(Tensor input, Tensor? taps, float[] decay, float[] constant, float[] linear, bool reverse, int time_dim) "
+      "-> Tensor");
+  m.def("taps_gradient(Tensor grad, Tensor source, int length, int delay, int time_dim) -> Tensor");
+  m.def("instruction_set() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(exodus, CompositeExplicitAutograd, m) {
+  m.impl("instruction_set", TORCH_BOX(&instruction_set));
+}

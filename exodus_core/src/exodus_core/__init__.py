@@ -1,0 +1,29 @@
+"""Exact gradients of spiking neural networks: EXODUS, SLAYER and BPTT for LIF, IF and any SRM neuron.
+
+`lif`, `srm` and `filter` are differentiable functions, `lif_gradient` and `srm_gradient` compute gradients from a
+membrane trace, `nn` has modules, `surrogate` the surrogate derivatives, `reference` the definitions as plain loops.
+"""
+
+from exodus_core import nn, reference, surrogate
+from exodus_core._version import __version__
+from exodus_core.capability import capabilities
+from exodus_core.functional import filter, lif, srm
+from exodus_core.gradients import LifGradient, SrmGradient, lif_gradient, srm_gradient
+from exodus_core.kernels import AlphaKernel, ExponentialKernel
+
+__all__ = [
+    "AlphaKernel",
+    "ExponentialKernel",
+    "LifGradient",
+    "SrmGradient",
+    "__version__",
+    "capabilities",
+    "filter",
+    "lif",
+    "lif_gradient",
+    "nn",
+    "reference",
+    "srm",
+    "srm_gradient",
+    "surrogate",
+]

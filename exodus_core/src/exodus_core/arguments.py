@@ -1,0 +1,261 @@
+"""Checks the arguments of the public functions and brings them into the form that the operators take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from exodus_core.kernels import AlphaKernel, ExponentialKernel, Kernel
+from exodus_core.ops import compute_dtype
+from exodus_core.surrogate import Surrogate
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+METHODS = ("exodus", "slayer", "bptt")
+
+# The numbers are those of enum Method in csrc/core/adjoint.h. BPTT does not reach the operators.
+_METHOD_NUMBERS = {"exodus": 0, "slayer": 1, "bptt": 0}
+
+# The numbers are those of enum Reset in csrc/core/neuron.h.
+_RESETS = {("none", False): 0, ("subtract", False): 1, ("subtract", True): 2, ("zero", False): 3}
+
+
+def check_signal(name: str, x: Tensor, time_dim: int) -> int:
+    """Checks a (outer..., time, inner...) float tensor; returns time_dim counted from the front."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
+    ndim = x.dim()
+    if not isinstance(time_dim, int) or isinstance(time_dim, bool):
+        raise TypeError(f"time_dim must be an int, got {type(time_dim).__name__}")
+    if not -ndim <= time_dim < ndim:
+        raise ValueError(f"time_dim must be an axis of {name} with shape {tuple(x.shape)}, got {time_dim}")
+    return time_dim % ndim
+
+
+def check_like(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    """Checks that a gradient or companion has the shape, dtype and device of `like`."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dtype != like.dtype:
+        raise TypeError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {tensor.dtype}")
+    if tensor.shape != like.shape:
+        raise ValueError(f"{name} must have the shape of {like_name}, {tuple(like.shape)}, got {tuple(tensor.shape)}")
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
+
+
+def check_method(method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+
+
+def check_surrogate(surrogate: Surrogate) -> None:
+    if not isinstance(surrogate, Surrogate):
+        raise TypeError(f"surrogate must be one of exodus_core.surrogate, got {type(surrogate).__name__}")
+
+
+def reset_code(reset: str, decay_reset: bool, max_spikes: int) -> int:
+    """The operator's number of a reset; checks what goes together."""
+    if isinstance(max_spikes, bool) or not isinstance(max_spikes, int):
+        raise TypeError(f"max_spikes must be an int, got {type(max_spikes).__name__}")
+    if max_spikes < 1:
+        raise ValueError(f"max_spikes must be at least 1, got {max_spikes}")
+    if reset not in ("subtract", "zero", "none"):
+        raise ValueError(f"reset must be 'subtract', 'zero' or 'none', got {reset!r}")
+    if reset == "zero" and max_spikes > 1:
+        raise ValueError(f"max_spikes must be 1 with reset 'zero', got {max_spikes}")
+    return _RESETS[reset, bool(decay_reset) and reset == "subtract"]
+
+
+def _broadcast(name: str, tensor: Tensor, shape: Sequence[int], what: str) -> Tensor:
+    try:
+        return tensor.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} must broadcast to the {what}, {tuple(shape)}, got shape {tuple(tensor.shape)}"
+        ) from None
+
+
+def _check_parameter_tensor(name: str, value: Tensor, x: Tensor) -> None:
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name} must be a float or a float tensor, got a tensor of {value.dtype}")
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on the device of the input, {x.device}, got {value.device}")
+
+
+def parameter(name: str, value: float | Tensor, x: Tensor, time_dim: int) -> tuple[float, Tensor | None]:
+    """A neuron parameter as (number, tensor or None).
+
+    The tensor is contiguous, in the compute dtype, with one element, or one for each inner index; it is made by
+    differentiable operations, so a gradient with respect to it reaches `value`.
+    """
+    if isinstance(value, Tensor):
+        _check_parameter_tensor(name, value, x)
+        if value.numel() != 1:
+            value = _broadcast(name, value, x.shape[time_dim + 1 :], "inner dimensions").reshape(-1)
+        return 0.0, value.to(compute_dtype(x.dtype)).contiguous()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a float or a float tensor, got {type(value).__name__}")
+    if math.isnan(value):
+        raise ValueError(f"{name} must be a number, got nan")
+    return float(value), None
+
+
+def decay(alpha: float | Tensor, x: Tensor, time_dim: int) -> tuple[float, Tensor | None]:
+    """The parameter alpha; a number must be in [0, 1]. A tensor is not read: that would wait for the device."""
+    number, tensor = parameter("alpha", alpha, x, time_dim)
+    if tensor is None and not 0 <= number <= 1:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    return number, tensor
+
+
+def check_threshold(threshold: float | Tensor, max_spikes: int) -> None:
+    if max_spikes > 1 and not isinstance(threshold, Tensor) and not threshold > 0:
+        raise ValueError(f"threshold must be positive where max_spikes > 1, got {threshold}")
+
+
+def initial_state(name: str, value: float | Tensor | None, x: Tensor, time_dim: int) -> Tensor | None:
+    """A state at step -1: one value a lane (outer, inner), contiguous, in the compute dtype; None is zero."""
+    if value is None or (not isinstance(value, Tensor) and value == 0):
+        return None
+    dtype = compute_dtype(x.dtype)
+    if isinstance(value, Tensor):
+        _check_parameter_tensor(name, value, x)
+    else:
+        number, _ = parameter(name, value, x, time_dim)
+        value = x.new_tensor(number, dtype=dtype)
+    shape = (*x.shape[:time_dim], *x.shape[time_dim + 1 :])
+    return _broadcast(name, value, shape, "input without its time dimension").to(dtype).contiguous()
+
+
+KernelArguments = tuple[Tensor | None, tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+
+
+def kernel_arguments(name: str, kernel: Kernel, x: Tensor) -> KernelArguments:
+    """A causal kernel as (taps or None, decay, constant, linear)."""
+    if isinstance(kernel, Tensor):
+        _check_parameter_tensor(name, kernel, x)
+        if kernel.dim() != 1 or kernel.numel() == 0:
+            raise ValueError(f"{name} must be a 1-d tensor with at least one tap, got shape {tuple(kernel.shape)}")
+        return kernel.to(compute_dtype(x.dtype)).contiguous(), (), (), ()
+    if isinstance(kernel, ExponentialKernel | AlphaKernel):
+        return None, kernel.modes.decay, kernel.modes.constant, kernel.modes.linear
+    raise TypeError(f"{name} must be a tensor of taps, ExponentialKernel or AlphaKernel, got {type(kernel).__name__}")
+
+
+class LifSettings(NamedTuple):
+    """The plain numbers of a LIF call, in the order that the operators take them."""
+
+    alpha: float
+    threshold: float
+    reset_by: float
+    min_membrane: float
+    max_spikes: float
+    reset: int
+    surrogate: int
+    slope: float
+    scale: float
+    method: int
+    time_dim: int
+
+    @property
+    def neuron(self) -> tuple[float, float, float, float, float]:
+        return self[:5]
+
+
+LifTensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def lif_arguments(
+    x: Tensor,
+    alpha: float | Tensor,
+    threshold: float | Tensor,
+    reset: str,
+    reset_by: float | Tensor | None,
+    decay_reset: bool,
+    surrogate: Surrogate,
+    method: str,
+    initial_membrane: float | Tensor | None,
+    initial_spikes: float | Tensor | None,
+    min_membrane: float | Tensor | None,
+    max_spikes: int,
+    time_dim: int,
+) -> tuple[LifSettings, LifTensors]:
+    """The arguments of `exodus_core.lif` as the operators take them.
+
+    The tensors are alphas, thresholds, resets_by, min_membranes, initial_membrane and initial_spikes, each None where a
+    number does.
+    """
+    check_method(method)
+    check_surrogate(surrogate)
+    reset_number = reset_code(reset, decay_reset, max_spikes)
+    check_threshold(threshold, max_spikes)
+    alpha_value, alphas = decay(alpha, x, time_dim)
+    threshold_value, thresholds = parameter("threshold", threshold, x, time_dim)
+    reset_by_value, resets_by = threshold_value, thresholds
+    if reset_by is not None:
+        reset_by_value, resets_by = parameter("reset_by", reset_by, x, time_dim)
+    min_value, min_membranes = -math.inf, None
+    if min_membrane is not None:
+        min_value, min_membranes = parameter("min_membrane", min_membrane, x, time_dim)
+    settings = LifSettings(
+        alpha_value,
+        threshold_value,
+        reset_by_value,
+        min_value,
+        float(max_spikes),
+        reset_number,
+        surrogate.code,
+        surrogate.slope,
+        surrogate.scale,
+        _METHOD_NUMBERS[method],
+        time_dim,
+    )
+    state = (
+        initial_state("initial_membrane", initial_membrane, x, time_dim),
+        initial_state("initial_spikes", initial_spikes, x, time_dim),
+    )
+    return settings, (alphas, thresholds, resets_by, min_membranes, *state)
+
+
+class SrmSettings(NamedTuple):
+    """The plain numbers of an SRM call."""
+
+    decay: tuple[float, ...]
+    constant: tuple[float, ...]
+    linear: tuple[float, ...]
+    threshold: float
+    surrogate: int
+    slope: float
+    scale: float
+    method: int
+    time_dim: int
+
+    @property
+    def modes(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+        return self[:3]
+
+
+def srm_arguments(
+    z: Tensor, reset_kernel: Kernel, threshold: float | Tensor, surrogate: Surrogate, method: str, time_dim: int
+) -> tuple[SrmSettings, Tensor | None, Tensor | None]:
+    """The arguments of `exodus_core.srm` as the operators take them: settings, taps, thresholds."""
+    check_method(method)
+    check_surrogate(surrogate)
+    taps, *modes = kernel_arguments("reset_kernel", reset_kernel, z)
+    threshold_value, thresholds = parameter("threshold", threshold, z, time_dim)
+    settings = SrmSettings(
+        *modes,
+        threshold_value,
+        surrogate.code,
+        surrogate.slope,
+        surrogate.scale,
+        _METHOD_NUMBERS[method],
+        time_dim,
+    )
+    return settings, taps, thresholds

@@ -1,0 +1,146 @@
+"""The operators as autograd functions: what is saved, and which gradient goes where.
+
+An autograd.Function around a plain operator costs half of what an autograd formula registered with the dispatcher does.
+Only the membrane, an output already, is kept for the backward pass, beside the parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from exodus_core import ops
+from exodus_core.arguments import LifSettings, SrmSettings
+
+# The rows of `lane_gradients`, one value a lane (outer, inner).
+INITIAL_MEMBRANE, INITIAL_SPIKES, ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE = range(6)
+
+
+def per_parameter(lanes: Tensor, parameter: Tensor) -> Tensor:
+    """Sums a lane gradient (outer, inner) to a parameter with one element or one for each inner index."""
+    return lanes.sum().reshape(parameter.shape) if parameter.numel() == 1 else lanes.sum(0)
+
+
+class Lif(torch.autograd.Function):
+    """spikes, membrane of LIF and IF; the tensors are in the form of arguments.parameter and initial_state."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        alphas: Tensor | None,
+        thresholds: Tensor | None,
+        resets_by: Tensor | None,
+        min_membranes: Tensor | None,
+        initial_membrane: Tensor | None,
+        initial_spikes: Tensor | None,
+        settings: LifSettings,
+    ) -> tuple[Tensor, Tensor]:
+        tensors = (alphas, thresholds, resets_by, min_membranes, initial_membrane, initial_spikes)
+        spikes, membrane = ops.lif_forward(x, *settings.neuron, *tensors, settings.reset, settings.time_dim)
+        ctx.save_for_backward(membrane, *tensors)
+        ctx.settings = settings
+        ctx.set_materialize_grads(False)
+        return spikes, membrane
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | None) -> tuple[Tensor | None, ...]:
+        settings: LifSettings = ctx.settings
+        membrane, *tensors = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1:7]
+        grad_input, lanes = ops.lif_backward(
+            membrane,
+            None if grad_spikes is None else grad_spikes.contiguous(),
+            None if grad_membrane is None else grad_membrane.contiguous(),
+            *settings.neuron,
+            *tensors,
+            settings.reset,
+            settings.surrogate,
+            settings.slope,
+            settings.scale,
+            settings.method,
+            any(wanted),
+            settings.time_dim,
+        )
+        gradients: list[Tensor | None] = [None] * 6
+        for i, row in enumerate((ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE)):
+            if wanted[i]:
+                gradients[i] = per_parameter(lanes[row], tensors[i])
+        for i, row in ((4, INITIAL_MEMBRANE), (5, INITIAL_SPIKES)):
+            if wanted[i]:
+                gradients[i] = lanes[row].view(tensors[i].shape)
+        return grad_input, *gradients, None
+
+
+class Srm(torch.autograd.Function):
+    """spikes, membrane of an SRM neuron."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, psp: Tensor, taps: Tensor | None, thresholds: Tensor | None, settings: SrmSettings
+    ) -> tuple[Tensor, Tensor]:
+        spikes, membrane = ops.srm_forward(
+            psp, taps, *settings.modes, settings.threshold, thresholds, settings.time_dim
+        )
+        # The spikes are needed for the gradient of the taps alone.
+        ctx.save_for_backward(membrane, taps, thresholds, spikes if ctx.needs_input_grad[1] else None)
+        ctx.settings = settings
+        ctx.set_materialize_grads(False)
+        return spikes, membrane
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | None) -> tuple[Tensor | None, ...]:
+        settings: SrmSettings = ctx.settings
+        membrane, taps, thresholds, spikes = ctx.saved_tensors
+        _, wants_taps, wants_threshold, _ = ctx.needs_input_grad
+        grad_psp, lanes = ops.srm_backward(
+            membrane,
+            None if grad_spikes is None else grad_spikes.contiguous(),
+            None if grad_membrane is None else grad_membrane.contiguous(),
+            taps,
+            *settings.modes,
+            settings.threshold,
+            thresholds,
+            settings.surrogate,
+            settings.slope,
+            settings.scale,
+            settings.method,
+            wants_threshold,
+            settings.time_dim,
+        )
+        # u[n] = z[n] + sum_j nu[j] s[n - 1 - j]: the spikes reach the membrane one step late.
+        grad_taps = ops.taps_gradient(grad_psp, spikes, taps.numel(), 1, settings.time_dim) if wants_taps else None
+        grad_threshold = per_parameter(lanes, thresholds) if wants_threshold else None
+        return grad_psp, grad_taps, grad_threshold, None
+
+
+class Filter(torch.autograd.Function):
+    """A causal filter, or its transpose (reverse); each is the other's backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        taps: Tensor | None,
+        modes: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]],
+        time_dim: int,
+    ) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, taps)
+        ctx.modes = modes
+        ctx.time_dim = time_dim
+        return ops.filter(x, taps, *modes, False, time_dim)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, taps = ctx.saved_tensors
+        grad = grad.contiguous()
+        wants_x, wants_taps, _, _ = ctx.needs_input_grad
+        grad_x = ops.filter(grad, taps, *ctx.modes, True, ctx.time_dim) if wants_x else None
+        grad_taps = ops.taps_gradient(grad, x, taps.numel(), 0, ctx.time_dim) if wants_taps else None
+        return grad_x, grad_taps, None, None

@@ -1,0 +1,47 @@
+"""What this installation can do, as data: for a bug report, a start-up log, or the service's clients."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+
+from exodus_core import ops
+from exodus_core._version import __version__
+from exodus_core.arguments import FLOATS, METHODS
+from exodus_core.surrogate import KINDS
+
+STABLE_ABI_TARGET = "2.10"
+
+
+def _cuda_library() -> dict[str, Any]:
+    if torch.version.cuda is None:
+        reason = f"this torch ({torch.__version__}) was built without CUDA"
+    else:
+        reason = "this version of exodus_core has no CUDA kernels"
+    return {"loaded": False, "reason": reason}
+
+
+def capabilities() -> dict[str, Any]:
+    """Versions, methods, neurons, surrogates, dtypes, devices, the CPU's instruction set, the state of the CUDA library.
+
+    `instruction_set` is the one in use; the environment variable EXODUS_INSTRUCTION_SET (portable, avx2, avx512), read
+    when the package is imported, limits it.
+    """
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "stable_abi_target": STABLE_ABI_TARGET,
+        "python": platform.python_version(),
+        "methods": list(METHODS),
+        "neurons": ["lif", "if", "srm"],
+        "resets": ["subtract", "zero", "none"],
+        "surrogates": sorted(KINDS),
+        "kernels": ["taps", "exponential", "alpha"],
+        "dtypes": [str(dtype).removeprefix("torch.") for dtype in FLOATS],
+        "devices": ["cpu"],
+        "instruction_set": ops.instruction_set(),
+        "threads": torch.get_num_threads(),
+        "cuda_library": _cuda_library(),
+    }

@@ -1,0 +1,174 @@
+"""The differentiable functions: lif, srm, filter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from exodus_core import arguments, ops, reference
+from exodus_core.autograd import Filter, Lif, Srm
+from exodus_core.kernels import Kernel
+from exodus_core.surrogate import Exponential, Surrogate
+
+DEFAULT_SURROGATE = Exponential()
+
+
+def _requires_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def lif(
+    x: Tensor,
+    alpha: float | Tensor,
+    *,
+    threshold: float | Tensor = 1.0,
+    reset: str = "subtract",
+    reset_by: float | Tensor | None = None,
+    decay_reset: bool = False,
+    surrogate: Surrogate = DEFAULT_SURROGATE,
+    method: str = "exodus",
+    initial_membrane: float | Tensor | None = None,
+    initial_spikes: float | Tensor | None = None,
+    min_membrane: float | Tensor | None = None,
+    max_spikes: int = 1,
+    time_dim: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Leaky integrate-and-fire neurons (integrate-and-fire with alpha = 1), differentiable in every float tensor argument.
+
+    With reset "subtract" (equations 3 and 26 of arXiv 2205.10242)::
+
+        u[t] = alpha u[t-1] + x[t] - reset_by s[t-1]            decay_reset=False
+        u[t] = alpha (u[t-1] - reset_by s[t-1]) + x[t]          decay_reset=True
+
+    with "zero" u[t] = alpha u[t-1] (1 - s[t-1]) + x[t], with "none" u[t] = alpha u[t-1] + x[t]; then u[t] is raised to
+    min_membrane and s[t] = 1 where u[t] >= threshold, or min(floor(u[t] / threshold), max_spikes).
+
+    Args:
+        x: weighted input current, shape (outer..., time, inner...), float32, float64, float16 or bfloat16 (the last two
+            are computed in float32). A contiguous tensor is not copied, whatever time_dim is.
+        alpha: decay of the membrane per step, exp(-dt/tau), in [0, 1].
+        threshold: theta, in units of the membrane.
+        reset: "subtract", "zero" or "none".
+        reset_by: what a spike subtracts; None means threshold, and then the gradient of the threshold includes it.
+        decay_reset: apply the reset before the decay.
+        surrogate: f', the derivative of the spikes with respect to the membrane; see `exodus_core.surrogate`.
+        method: how gradients are computed. "exodus": exact, one pass backward in time. "slayer": the same without the
+            reset. "bptt": autograd through a loop over time.
+        initial_membrane: u[-1], before the reset that initial_spikes causes; None means 0. A float, or a tensor that
+            broadcasts to the shape of x without time.
+        initial_spikes: s[-1], likewise. With the last membrane and spikes of one call as the initial ones of the next,
+            a sequence in pieces gives the gradients of the whole.
+        min_membrane: lower bound of the membrane, or None.
+        max_spikes: most spikes in one step.
+        time_dim: the axis of x that is time.
+
+    alpha, threshold, reset_by and min_membrane are floats, or tensors that broadcast over the inner dimensions.
+
+    Returns:
+        (spikes, membrane), both with the shape and dtype of x; membrane is u before the reset that its spikes cause.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong value or shape.
+    """
+    time_dim = arguments.check_signal("x", x, time_dim)
+    settings, tensors = arguments.lif_arguments(
+        x,
+        alpha,
+        threshold,
+        reset,
+        reset_by,
+        decay_reset,
+        surrogate,
+        method,
+        initial_membrane,
+        initial_spikes,
+        min_membrane,
+        max_spikes,
+        time_dim,
+    )
+    if method == "bptt":
+        return reference.lif(
+            x,
+            alpha,
+            threshold=threshold,
+            reset=reset,
+            reset_by=reset_by,
+            decay_reset=decay_reset,
+            surrogate=surrogate,
+            initial_membrane=initial_membrane,
+            initial_spikes=initial_spikes,
+            min_membrane=min_membrane,
+            max_spikes=max_spikes,
+            time_dim=time_dim,
+        )
+    x = x.contiguous()
+    if _requires_grad(x, *tensors):
+        spikes, membrane = Lif.apply(x, *tensors, settings)
+    else:
+        spikes, membrane = ops.lif_forward(x, *settings.neuron, *tensors, settings.reset, time_dim)
+    return spikes, membrane
+
+
+def srm(
+    z: Tensor,
+    reset_kernel: Kernel,
+    *,
+    threshold: float | Tensor = 1.0,
+    surrogate: Surrogate = DEFAULT_SURROGATE,
+    method: str = "exodus",
+    time_dim: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Spike-response neurons with any causal reset kernel (equations 5 to 8 of arXiv 2205.10242).
+
+    u[n] = z[n] + sum over j >= 0 of reset_kernel[j] s[n-1-j], s[n] = 1 where u[n] >= threshold. Differentiable in z,
+    threshold and the taps.
+
+    Args:
+        z: the weighted input filtered by the spike response kernel (`filter`), shape (outer..., time, inner...),
+            float32, float64, float16 or bfloat16.
+        reset_kernel: nu: taps, shape (K,), in O(T K); or `ExponentialKernel`, `AlphaKernel`, in O(T). Usually negative.
+        threshold: a float, or a tensor that broadcasts over the inner dimensions.
+        surrogate, method, time_dim: as in `lif`.
+
+    Returns:
+        (spikes, membrane), both with the shape and dtype of z.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong value or shape.
+    """
+    time_dim = arguments.check_signal("z", z, time_dim)
+    settings, taps, thresholds = arguments.srm_arguments(z, reset_kernel, threshold, surrogate, method, time_dim)
+    if method == "bptt":
+        return reference.srm(z, reset_kernel, threshold=threshold, surrogate=surrogate, time_dim=time_dim)
+    z = z.contiguous()
+    if _requires_grad(z, taps, thresholds):
+        spikes, membrane = Srm.apply(z, taps, thresholds, settings)
+    else:
+        spikes, membrane = ops.srm_forward(z, taps, *settings.modes, settings.threshold, thresholds, time_dim)
+    return spikes, membrane
+
+
+def filter(x: Tensor, kernel: Kernel, *, time_dim: int = 1) -> Tensor:
+    """Causal filter in time (equation 5): y[n] = sum over k >= 0 of kernel[k] x[n-k]. Differentiable in x and the taps.
+
+    Args:
+        x: shape (outer..., time, inner...), float32, float64, float16 or bfloat16.
+        kernel: taps, shape (K,), in O(T K); or `ExponentialKernel`, `AlphaKernel`, in O(T).
+        time_dim: the axis of x that is time.
+
+    Returns:
+        y, with the shape and dtype of x.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong value or shape.
+    """
+    time_dim = arguments.check_signal("x", x, time_dim)
+    taps, *modes = arguments.kernel_arguments("kernel", kernel, x)
+    x = x.contiguous()
+    if _requires_grad(x, taps):
+        filtered: Tensor = Filter.apply(x, taps, tuple(modes), time_dim)
+        return filtered
+    return ops.filter(x, taps, *modes, False, time_dim)

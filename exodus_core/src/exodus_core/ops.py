@@ -1,0 +1,139 @@
+"""The raw operators, one typed line each, and what they return for fake tensors (torch.compile, export).
+
+Private: they check little and have no autograd. `exodus_core.lif` and its siblings are the public functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from exodus_core import _library  # noqa: F401  (registers the operators)
+
+lif_forward = torch.ops.exodus.lif_forward.default
+lif_backward = torch.ops.exodus.lif_backward.default
+srm_forward = torch.ops.exodus.srm_forward.default
+srm_backward = torch.ops.exodus.srm_backward.default
+filter = torch.ops.exodus.filter.default
+taps_gradient = torch.ops.exodus.taps_gradient.default
+instruction_set = torch.ops.exodus.instruction_set.default
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a tensor of `dtype` is computed in: float16 and bfloat16 are computed in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _lane_shape(x: Tensor, time_dim: int) -> tuple[int, int]:
+    outer = inner = 1
+    for d, size in enumerate(x.shape):
+        if d < time_dim:
+            outer *= size
+        elif d > time_dim:
+            inner *= size
+    return outer, inner
+
+
+@torch.library.register_fake("exodus::lif_forward")
+def _(
+    input: Tensor,
+    alpha: float,
+    threshold: float,
+    reset_by: float,
+    min_membrane: float,
+    max_spikes: float,
+    alphas: Tensor | None,
+    thresholds: Tensor | None,
+    resets_by: Tensor | None,
+    min_membranes: Tensor | None,
+    initial_membrane: Tensor | None,
+    initial_spikes: Tensor | None,
+    reset: int,
+    time_dim: int,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(input), torch.empty_like(input)
+
+
+@torch.library.register_fake("exodus::lif_backward")
+def _(
+    membrane: Tensor,
+    grad_spikes: Tensor | None,
+    grad_membrane: Tensor | None,
+    alpha: float,
+    threshold: float,
+    reset_by: float,
+    min_membrane: float,
+    max_spikes: float,
+    alphas: Tensor | None,
+    thresholds: Tensor | None,
+    resets_by: Tensor | None,
+    min_membranes: Tensor | None,
+    initial_membrane: Tensor | None,
+    initial_spikes: Tensor | None,
+    reset: int,
+    surrogate: int,
+    slope: float,
+    scale: float,
+    method: int,
+    with_lanes: bool,
+    time_dim: int,
+) -> tuple[Tensor, Tensor]:
+    lanes = (6 if with_lanes else 0, *_lane_shape(membrane, time_dim))
+    return torch.empty_like(membrane), membrane.new_empty(lanes, dtype=compute_dtype(membrane.dtype))
+
+
+@torch.library.register_fake("exodus::srm_forward")
+def _(
+    psp: Tensor,
+    taps: Tensor | None,
+    decay: Sequence[float],
+    constant: Sequence[float],
+    linear: Sequence[float],
+    threshold: float,
+    thresholds: Tensor | None,
+    time_dim: int,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(psp), torch.empty_like(psp)
+
+
+@torch.library.register_fake("exodus::srm_backward")
+def _(
+    membrane: Tensor,
+    grad_spikes: Tensor | None,
+    grad_membrane: Tensor | None,
+    taps: Tensor | None,
+    decay: Sequence[float],
+    constant: Sequence[float],
+    linear: Sequence[float],
+    threshold: float,
+    thresholds: Tensor | None,
+    surrogate: int,
+    slope: float,
+    scale: float,
+    method: int,
+    with_threshold: bool,
+    time_dim: int,
+) -> tuple[Tensor, Tensor]:
+    outer, inner = _lane_shape(membrane, time_dim)
+    lanes = (outer if with_threshold else 0, inner)
+    return torch.empty_like(membrane), membrane.new_empty(lanes, dtype=compute_dtype(membrane.dtype))
+
+
+@torch.library.register_fake("exodus::filter")
+def _(
+    input: Tensor,
+    taps: Tensor | None,
+    decay: Sequence[float],
+    constant: Sequence[float],
+    linear: Sequence[float],
+    reverse: bool,
+    time_dim: int,
+) -> Tensor:
+    return torch.empty_like(input)
+
+
+@torch.library.register_fake("exodus::taps_gradient")
+def _(grad: Tensor, source: Tensor, length: int, delay: int, time_dim: int) -> Tensor:
+    return grad.new_empty((length,), dtype=compute_dtype(grad.dtype))

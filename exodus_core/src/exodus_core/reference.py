@@ -1,0 +1,297 @@
+"""The neurons as plain PyTorch loops over time: the definition that everything else is compared with.
+
+Slow, short, and differentiated by autograd alone. Numbers in brackets are equations of arXiv 2205.10242; "section" is a
+section of docs/equations.md. In float64 this is the reference of every kernel; `method="bptt"` of the public functions
+is this code too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exodus_core.kernels import Kernel
+from exodus_core.ops import compute_dtype
+from exodus_core.surrogate import Exponential, Surrogate
+
+_DEFAULT_SURROGATE = Exponential()
+
+__all__ = ["filter", "lif", "lif_on_trace", "srm", "srm_on_trace"]
+
+
+class _Spike(torch.autograd.Function):
+    """s = f(u) (4), whose derivative with respect to u is the surrogate's, and with respect to theta minus that."""
+
+    @staticmethod
+    def forward(ctx: Any, membrane: Tensor, threshold: Tensor, surrogate: Surrogate, max_spikes: int) -> Tensor:
+        ctx.save_for_backward(membrane, threshold)
+        ctx.surrogate = surrogate
+        if max_spikes == 1:
+            return (membrane >= threshold).to(membrane.dtype)
+        return torch.floor(membrane / threshold).clamp(0, max_spikes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        membrane, threshold = ctx.saved_tensors
+        grad_membrane = grad * ctx.surrogate.derivative(membrane - threshold)
+        return grad_membrane, (-grad_membrane).sum_to_size(threshold.shape), None, None
+
+
+def _spike(membrane: Tensor, threshold: Tensor, surrogate: Surrogate, max_spikes: int) -> Tensor:
+    result: Tensor = _Spike.apply(membrane, threshold, surrogate, max_spikes)
+    return result
+
+
+class _Stored(torch.autograd.Function):
+    """A value after a round trip through the dtype that it is kept in; the gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, dtype: torch.dtype) -> Tensor:
+        return value.to(dtype).to(value.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == value.dtype:
+        return value
+    result: Tensor = _Stored.apply(value, dtype)
+    return result
+
+
+def _as_tensor(value: float | Tensor, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+
+def _pin(looped: Tensor, given: Tensor) -> Tensor:
+    """The value of `given` with the gradient of `looped` (section 6), so that rounding cannot flip a spike."""
+    return looped + (given - looped).detach()
+
+
+@dataclass(frozen=True)
+class _Lif:
+    """The constants of a LIF neuron, as tensors that broadcast over the inner dimensions."""
+
+    alpha: Tensor
+    threshold: Tensor
+    reset_by: Tensor
+    floor: Tensor
+    reset: str
+    decay_reset: bool
+    slayer: bool
+
+    def integrate(self, u: Tensor, s: Tensor, x: Tensor) -> Tensor:
+        """u[t] from u[t-1], s[t-1] and x[t] (section 2). SLAYER lets no gradient through the reset to the state."""
+        if self.slayer:
+            s = s.detach()
+        if self.reset == "none":
+            return self.alpha * u + x
+        if self.reset == "zero":
+            return self.alpha * (u - (u.detach() if self.slayer else u) * s) + x
+        if self.decay_reset:
+            return self.alpha * (u - self.reset_by * s) + x
+        return self.alpha * u + x - self.reset_by * s
+
+
+def _lif_neuron(
+    like: Tensor,
+    alpha: float | Tensor,
+    threshold: float | Tensor,
+    reset: str,
+    reset_by: float | Tensor | None,
+    decay_reset: bool,
+    min_membrane: float | Tensor | None,
+    method: str,
+) -> _Lif:
+    theta = _as_tensor(threshold, like)
+    return _Lif(
+        alpha=_as_tensor(alpha, like),
+        threshold=theta,
+        reset_by=theta if reset_by is None else _as_tensor(reset_by, like),
+        floor=_as_tensor(-math.inf if min_membrane is None else min_membrane, like),
+        reset=reset,
+        decay_reset=decay_reset,
+        slayer=method == "slayer",
+    )
+
+
+def _state(value: float | Tensor | None, current: Tensor) -> Tensor:
+    return _as_tensor(0.0 if value is None else value, current).expand(current.shape[1:])
+
+
+def _time_first(x: Tensor, time_dim: int) -> Tensor:
+    return x.to(compute_dtype(x.dtype)).movedim(time_dim, 0)
+
+
+def _stack(steps: list[Tensor], like: Tensor, time_dim: int) -> Tensor:
+    if not steps:
+        return torch.empty_like(like)
+    return torch.stack(steps).movedim(0, time_dim).to(like.dtype)
+
+
+def lif(
+    x: Tensor,
+    alpha: float | Tensor,
+    *,
+    threshold: float | Tensor = 1.0,
+    reset: str = "subtract",
+    reset_by: float | Tensor | None = None,
+    decay_reset: bool = False,
+    surrogate: Surrogate = _DEFAULT_SURROGATE,
+    method: str = "bptt",
+    initial_membrane: float | Tensor | None = None,
+    initial_spikes: float | Tensor | None = None,
+    min_membrane: float | Tensor | None = None,
+    max_spikes: int = 1,
+    time_dim: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """LIF and IF as a loop over time (section 2); arguments and results are those of `exodus_core.lif`.
+
+    `method` "exodus" and "bptt" differentiate the loop; "slayer" the loop with the reset detached from the state.
+    """
+    current = _time_first(x, time_dim)
+    neuron = _lif_neuron(current, alpha, threshold, reset, reset_by, decay_reset, min_membrane, method)
+    u, s = _state(initial_membrane, current), _state(initial_spikes, current)
+    membranes, spikes = [], []
+    for t in range(current.shape[0]):
+        integrated = neuron.integrate(u, s, current[t])
+        u = torch.where(integrated <= neuron.floor, neuron.floor, integrated)
+        stored = _stored(u, x.dtype)
+        s = _spike(stored, neuron.threshold, surrogate, max_spikes)
+        membranes.append(stored)
+        spikes.append(s)
+    return _stack(spikes, x, time_dim), _stack(membranes, x, time_dim)
+
+
+def lif_on_trace(
+    membrane: Tensor,
+    alpha: float | Tensor,
+    *,
+    threshold: float | Tensor = 1.0,
+    reset: str = "subtract",
+    reset_by: float | Tensor | None = None,
+    decay_reset: bool = False,
+    surrogate: Surrogate = _DEFAULT_SURROGATE,
+    method: str = "bptt",
+    initial_membrane: float | Tensor | None = None,
+    initial_spikes: float | Tensor | None = None,
+    min_membrane: float | Tensor | None = None,
+    max_spikes: int = 1,
+    time_dim: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loop of `lif` on a membrane trace that is given (section 6).
+
+    Returns (x, spikes, membrane): the input recovered from the trace, a leaf that requires a gradient, and the outputs
+    of the loop, in the compute dtype. dL/dx of any loss is then `torch.autograd.grad(loss, x)`.
+    """
+    trace = _time_first(membrane.detach(), time_dim)
+    neuron = _lif_neuron(trace, alpha, threshold, reset, reset_by, decay_reset, min_membrane, method)
+    u, s = _state(initial_membrane, trace), _state(initial_spikes, trace)
+    with torch.no_grad():
+        fired = _spike(trace, neuron.threshold, surrogate, max_spikes)
+        before = torch.cat([u[None], trace[:-1]]), torch.cat([s[None], fired[:-1]])
+        recovered = trace - neuron.integrate(*before, torch.zeros_like(trace))
+        clipped = trace <= neuron.floor
+    x = recovered.movedim(0, time_dim).requires_grad_()
+    current = x.movedim(time_dim, 0)
+    membranes, spikes = [], []
+    for t in range(trace.shape[0]):
+        integrated = neuron.integrate(u, s, current[t])
+        u = _pin(torch.where(clipped[t], neuron.floor, integrated), trace[t])
+        s = _spike(u, neuron.threshold, surrogate, max_spikes)
+        membranes.append(u)
+        spikes.append(s)
+    return x, _stack(spikes, x, time_dim), _stack(membranes, x, time_dim)
+
+
+def _reset_response(taps: Tensor, spikes: list[Tensor]) -> Tensor | None:
+    """sum_j nu[j] s[n-1-j] (6), newest spikes last in the list; None before the first step."""
+    response = None
+    for j, s in zip(range(taps.shape[0]), reversed(spikes), strict=False):
+        response = taps[j] * s if response is None else response + taps[j] * s
+    return response
+
+
+def _taps(kernel: Kernel, like: Tensor, length: int) -> Tensor:
+    if isinstance(kernel, Tensor):
+        return kernel.to(like.dtype)
+    return kernel.taps(max(length, 1), like.dtype).to(like.device)
+
+
+def _srm_loop(
+    psp: Tensor,
+    trace: Tensor | None,
+    reset_kernel: Kernel,
+    threshold: float | Tensor,
+    surrogate: Surrogate,
+    method: str,
+    dtype: torch.dtype,
+) -> tuple[list[Tensor], list[Tensor]]:
+    nu = _taps(reset_kernel, psp, psp.shape[0])
+    theta = _as_tensor(threshold, psp)
+    membranes: list[Tensor] = []
+    spikes: list[Tensor] = []
+    past: list[Tensor] = []  # what the reset sees: SLAYER lets no gradient through it
+    for n in range(psp.shape[0]):
+        response = _reset_response(nu, past)
+        u = psp[n] if response is None else psp[n] + response
+        u = _stored(u, dtype) if trace is None else _pin(u, trace[n])
+        s = _spike(u, theta, surrogate, 1)
+        membranes.append(u)
+        spikes.append(s)
+        past.append(s.detach() if method == "slayer" else s)
+    return spikes, membranes
+
+
+def srm(
+    z: Tensor,
+    reset_kernel: Kernel,
+    *,
+    threshold: float | Tensor = 1.0,
+    surrogate: Surrogate = _DEFAULT_SURROGATE,
+    method: str = "bptt",
+    time_dim: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """An SRM neuron as a loop over time and taps (5 to 8); arguments and results are those of `exodus_core.srm`."""
+    spikes, membranes = _srm_loop(_time_first(z, time_dim), None, reset_kernel, threshold, surrogate, method, z.dtype)
+    return _stack(spikes, z, time_dim), _stack(membranes, z, time_dim)
+
+
+def srm_on_trace(
+    membrane: Tensor,
+    reset_kernel: Kernel,
+    *,
+    threshold: float | Tensor = 1.0,
+    surrogate: Surrogate = _DEFAULT_SURROGATE,
+    method: str = "bptt",
+    time_dim: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loop of `srm` on a membrane trace that is given; returns (psp, spikes, membrane) like `lif_on_trace`."""
+    trace = _time_first(membrane.detach(), time_dim)
+    with torch.no_grad():
+        fired = list(_spike(trace, _as_tensor(threshold, trace), surrogate, 1))
+        nu = _taps(reset_kernel, trace, trace.shape[0])
+        responses = [_reset_response(nu, fired[:n]) for n in range(len(fired))]
+        recovered = [u if r is None else u - r for u, r in zip(trace, responses, strict=True)]
+    psp = (torch.stack(recovered) if recovered else trace.clone()).movedim(0, time_dim).requires_grad_()
+    spikes, membranes = _srm_loop(
+        psp.movedim(time_dim, 0), trace, reset_kernel, threshold, surrogate, method, psp.dtype
+    )
+    return psp, _stack(spikes, psp, time_dim), _stack(membranes, psp, time_dim)
+
+
+def filter(x: Tensor, kernel: Kernel, *, time_dim: int = 1) -> Tensor:
+    """y[n] = sum_k kernel[k] x[n-k] (5) as a loop over time and taps; arguments are those of `exodus_core.filter`."""
+    signal = _time_first(x, time_dim)
+    eps = _taps(kernel, signal, signal.shape[0])
+    steps = []
+    for n in range(signal.shape[0]):
+        response = _reset_response(eps, list(signal[: n + 1]))
+        steps.append(signal[n] if response is None else response)
+    return _stack(steps, x, time_dim)

@@ -1,0 +1,51 @@
+"""API keys: read, kept as SHA-256 digests, compared in constant time."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from pathlib import Path
+
+from exodus_service.problems import Problem
+from exodus_service.settings import Settings
+
+
+class Keys:
+    """The keys that may use the service; none at all means that every caller may."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Keys":
+        """The keys of the settings and of the key file. Raises OSError where the file cannot be read."""
+        keys = [key.get_secret_value() for key in settings.api_keys]
+        if settings.api_keys_file is not None:
+            keys += _read(settings.api_keys_file)
+        return cls(keys)
+
+    def check(self, authorization: bytes | None) -> None:
+        """Raise a Problem unless the value of the Authorization header carries one of the keys."""
+        if not self._digests:
+            return
+        scheme, _, key = (authorization or b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not key.strip():
+            raise Problem(
+                "unauthorized",
+                "send the header Authorization: Bearer KEY",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        digest = hashlib.sha256(key.strip()).digest()
+        # All are compared, so that the time taken tells nothing about which one was nearly right.
+        accepted = False
+        for known in self._digests:
+            accepted |= hmac.compare_digest(digest, known)
+        if not accepted:
+            raise Problem("forbidden", "the key in the Authorization header is not one of the service's")
+
+
+def _read(path: Path) -> list[str]:
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise ValueError(f"api_keys_file {path}: expected one key a line, got none")
+    return keys

@@ -1,0 +1,91 @@
+"""Puts the application together: routes, middleware, error handlers, and start-up to shut-down."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from exodus_service import __version__, openapi
+from exodus_service.access import Keys
+from exodus_service.engine import Engine
+from exodus_service.middleware import CONTEXT, Authentication, Envelope, response_headers
+from exodus_service.problems import Problem
+from exodus_service.responses import problem_response
+from exodus_service.routes import router
+from exodus_service.settings import Settings
+
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The service as an ASGI application; `app.state.engine` is its Engine.
+
+    Args:
+        settings: None takes them from the environment.
+
+    Raises:
+        ValueError: the device does not exist, or the key file holds no key.
+        OSError: the key file cannot be read.
+    """
+    settings = Settings() if settings is None else settings
+    engine = Engine(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        yield
+        engine.close()
+
+    app = FastAPI(
+        title="Exodus",
+        summary="Exact gradients of spiking neural networks.",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.state.engine = engine
+    app.state.capabilities = engine.capabilities()
+    app.include_router(router)
+    # The last one added is the outermost.
+    app.add_middleware(Authentication, keys=Keys.of(settings))
+    app.add_middleware(Envelope)
+    app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(RequestValidationError, _unknown_method)
+    app.add_exception_handler(Exception, _internal_error)
+    openapi.install(app)
+    return app
+
+
+def _answer(request: Request, problem: Problem) -> Response:
+    return problem_response(problem, quote(request.scope["path"]), request.scope[CONTEXT].request_id)
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return _answer(request, error)
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """What the router raises: an unknown path, or another HTTP method than the path takes."""
+    assert isinstance(error, HTTPException)
+    detail = f"{request.method} {quote(request.scope['path'])}: {error.detail.lower()}"
+    return _answer(request, Problem(_CODES[error.status_code], detail, headers=dict(error.headers or {})))
+
+
+async def _unknown_method(request: Request, error: Exception) -> Response:
+    """The only parameter that the framework checks is {method}, which is part of the path."""
+    methods = ", ".join(request.app.state.capabilities.methods)
+    return _answer(request, Problem("not_found", f"{quote(request.scope['path'])}: the methods are {methods}"))
+
+
+async def _internal_error(request: Request, error: Exception) -> Response:
+    """A bug. The server logs the traceback; the caller gets a name to look it up by, and nothing of the inside."""
+    response = _answer(request, Problem("internal_error", "the service failed; its log has the cause under this request_id"))
+    response.raw_headers += response_headers(request.scope[CONTEXT])
+    return response

@@ -1,0 +1,74 @@
+"""Reads a request body, of a length known beforehand, into one writable buffer."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import numpy as np
+
+from exodus_service.problems import Fault, Problem
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+ALIGNMENT = 64
+
+
+def empty_buffer(nbytes: int) -> memoryview:
+    """An uninitialised writable buffer that starts at a multiple of 64 bytes, as tensor payloads do within a body.
+
+    NumPy's allocator neither clears it nor, for large ones, pays a page fault for every 4 KiB: filling 32 MiB takes
+    2 ms, against 13 ms for a bytearray.
+    """
+    whole = np.empty(nbytes + ALIGNMENT, dtype=np.uint8)
+    start = -whole.ctypes.data % ALIGNMENT
+    return memoryview(whole[start : start + nbytes])
+
+
+async def read_body(
+    receive: Receive, nbytes: int, *, read_timeout: float, min_rate: int, seconds_left: float
+) -> memoryview:
+    """Read a body of exactly `nbytes` bytes.
+
+    Args:
+        receive: the ASGI channel of the request; not called before, so that `Expect: 100-continue` is answered now.
+        read_timeout: seconds that the next piece may take.
+        min_rate: bytes a second; the whole body may take `read_timeout + nbytes / min_rate` seconds.
+        seconds_left: until the deadline of the request; may be infinite.
+
+    Raises:
+        Problem: body_timeout, deadline, malformed (another length than announced), client_disconnected.
+        MemoryError: there is no room for the body.
+    """
+    body = empty_buffer(nbytes)
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + seconds_left
+    latest = min(clock() + read_timeout + nbytes / min_rate, deadline)
+    filled = 0
+    try:
+        async with asyncio.timeout_at(min(clock() + read_timeout, latest)) as timeout:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Problem("client_disconnected", f"{filled} of {nbytes} bytes of the body had arrived")
+                piece = message.get("body", b"")
+                if filled + len(piece) > nbytes:
+                    raise _wrong_length(nbytes, f"at least {filled + len(piece)} bytes")
+                body[filled : filled + len(piece)] = piece
+                filled += len(piece)
+                if not message.get("more_body", False):
+                    break
+                timeout.reschedule(min(clock() + read_timeout, latest))
+    except TimeoutError:
+        if clock() >= deadline:
+            raise Problem("deadline", "the deadline passed while the body was read") from None
+        raise Problem(
+            "body_timeout", f"{filled} of {nbytes} bytes of the body had arrived", headers={"Connection": "close"}
+        ) from None
+    if filled != nbytes:
+        raise _wrong_length(nbytes, f"{filled} bytes")
+    return body
+
+
+def _wrong_length(nbytes: int, got: str) -> Problem:
+    expected = f"{nbytes} bytes, as Content-Length says"
+    return Problem("malformed", f"the body: expected {expected}, got {got}", (Fault("", expected, got),))

@@ -1,0 +1,104 @@
+"""The command `exodus-service`."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+
+from exodus_service.app import create_app
+from exodus_service.engine import Engine
+from exodus_service.logs import configure_logging
+from exodus_service.selftest import SelfTestError
+from exodus_service.server import Server
+from exodus_service.settings import Settings, settings_table
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="HTTP server for gradients of spiking networks.")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+def _flag(name: str) -> Any:
+    return typer.Option(help=Settings.model_fields[name].description, show_default=False)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, _flag("host")] = None,
+    port: Annotated[int | None, _flag("port")] = None,
+    device: Annotated[str | None, _flag("device")] = None,
+    threads: Annotated[int | None, _flag("threads")] = None,
+    max_body_bytes: Annotated[int | None, _flag("max_body_bytes")] = None,
+    max_queue: Annotated[int | None, _flag("max_queue")] = None,
+    max_queue_bytes: Annotated[int | None, _flag("max_queue_bytes")] = None,
+    drain_delay_s: Annotated[float | None, _flag("drain_delay_s")] = None,
+    api_keys_file: Annotated[Path | None, _flag("api_keys_file")] = None,
+    log_format: Annotated[str | None, _flag("log_format")] = None,
+    log_level: Annotated[str | None, _flag("log_level")] = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. A flag overrides its environment variable; see `exodus-service settings`."""
+    flags = {
+        "host": host,
+        "port": port,
+        "device": device,
+        "threads": threads,
+        "max_body_bytes": max_body_bytes,
+        "max_queue": max_queue,
+        "max_queue_bytes": max_queue_bytes,
+        "drain_delay_s": drain_delay_s,
+        "api_keys_file": api_keys_file,
+        "log_format": log_format,
+        "log_level": log_level,
+    }
+    settings = _settings({name: value for name, value in flags.items() if value is not None})
+    configure_logging(settings.log_format, settings.log_level)
+    try:
+        service = create_app(settings)
+    except (OSError, ValueError) as error:
+        _stop(str(error))
+    server = Server(service, settings)
+    server.run()
+    if not server.started:
+        raise typer.Exit(3)
+
+
+@app.command()
+def check(device: Annotated[str | None, _flag("device")] = None) -> None:
+    """Run the self-test that `serve` runs before it is ready, and say whether it passed."""
+    settings = _settings({} if device is None else {"device": device})
+    try:
+        engine = Engine(settings)
+        asyncio.run(engine.start())
+    except (SelfTestError, ValueError) as error:
+        _stop(str(error), code=1)
+    engine.close()
+    typer.echo(f"exodus-service: every method agrees with its reference on {engine.device}")
+
+
+@app.command()
+def openapi() -> None:
+    """Print the OpenAPI document."""
+    typer.echo(json.dumps(create_app(_settings({})).openapi(), indent=2))
+
+
+@app.command()
+def settings() -> None:
+    """Print all settings as a Markdown table."""
+    typer.echo(settings_table())
+
+
+def _settings(flags: dict[str, Any]) -> Settings:
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        _stop("; ".join(f"{entry['loc'][0]}: {entry['msg']}" for entry in error.errors()))
+
+
+def _stop(message: str, code: int = 2) -> NoReturn:
+    typer.echo(f"exodus-service: {message}", err=True)
+    raise typer.Exit(code)

@@ -1,0 +1,128 @@
+"""The service without HTTP: a device, the thread that computes on it, and whether requests may come."""
+
+import asyncio
+from enum import Enum
+from typing import get_args
+
+import exodus_core
+import torch
+from exodus_client.wire import DTYPES, ENCODINGS, VERSION, Limits
+from pydantic import BaseModel, Field
+
+from exodus_service import __version__
+from exodus_service.exchange import CONTENT_ENCODINGS, CONTENT_TYPES
+from exodus_service.params import Method
+from exodus_service.problems import Problem
+from exodus_service.scheduler import Scheduler
+from exodus_service.selftest import self_test
+from exodus_service.settings import Settings
+
+
+class Phase(Enum):
+    """Where the service is in its life. Requests are served while READY and DRAINING."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+
+
+class Capabilities(BaseModel):
+    """What this service can do, and what it refuses."""
+
+    version: str = Field(description="Version of the service.")
+    wire_versions: list[int] = Field(description="Versions of the wire format that are understood.")
+    methods: list[str] = Field(description="Values of {method} in /v1/gradients/{method}.")
+    neurons: list[str] = Field(description="Values of params.neuron.model.")
+    surrogates: dict[str, float] = Field(description="Values of params.surrogate.kind, with their default slopes.")
+    dtypes: list[str] = Field(description="Element types of tensors.")
+    encodings: list[str] = Field(description="Encodings of tensors.")
+    content_types: list[str] = Field(description="Content types of bodies.")
+    content_encodings: list[str] = Field(description="Values of Content-Encoding.")
+    devices: list[str] = Field(description="Devices that compute.")
+    limits: dict[str, int] = Field(description="Sizes beyond which a request is refused.")
+    core: dict[str, object] = Field(description="Versions, devices and libraries of exodus_core.")
+
+
+class Engine:
+    """One device and its scheduler.
+
+    Raises:
+        ValueError: the device of the settings does not exist.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.device = _device(settings.device)
+        self.limits = Limits(max_bytes=settings.max_body_bytes)
+        self.phase = Phase.STARTING
+        self.scheduler = Scheduler(
+            f"exodus-{self.device}",
+            max_requests=settings.max_queue,
+            max_bytes=settings.max_queue_bytes,
+            initializer=self._prepare_thread,
+        )
+
+    async def start(self) -> None:
+        """Run the self-test; the engine is ready afterwards. Raises SelfTestError."""
+        await asyncio.wrap_future(self.scheduler.execute(lambda: self_test(self.device)))
+        self.phase = Phase.READY
+
+    def close(self) -> None:
+        """Stop the thread, after what it is computing."""
+        self.phase = Phase.STOPPING
+        self.scheduler.close()
+
+    def require_ready(self) -> None:
+        """Raise a Problem while the service is starting or stopping. A draining service still serves."""
+        if self.phase is Phase.STARTING:
+            raise Problem("not_ready", "the self-test is running", headers=self.retry_after)
+        if self.phase is Phase.STOPPING:
+            raise Problem("draining", "the service is stopping; another instance may answer", headers=self.retry_after)
+
+    @property
+    def retry_after(self) -> dict[str, str]:
+        return {"Retry-After": str(self.settings.retry_after_s)}
+
+    def capabilities(self) -> Capabilities:
+        settings, limits = self.settings, self.limits
+        return Capabilities(
+            version=__version__,
+            wire_versions=[VERSION],
+            methods=list(get_args(Method)),
+            neurons=["lif", "if", "srm"],
+            surrogates={kind: made().slope for kind, made in exodus_core.surrogate.KINDS.items()},
+            dtypes=list(DTYPES),
+            encodings=list(ENCODINGS),
+            content_types=list(CONTENT_TYPES),
+            content_encodings=list(CONTENT_ENCODINGS),
+            devices=[str(self.device)],
+            limits={
+                "max_body_bytes": settings.max_body_bytes,
+                "max_json_bytes": limits.max_json_bytes,
+                "max_header_bytes": limits.max_header_bytes,
+                "max_tensors": limits.max_tensors,
+                "max_ndim": limits.max_ndim,
+                "max_queue": settings.max_queue,
+                "max_queue_bytes": settings.max_queue_bytes,
+            },
+            core=exodus_core.capabilities(),
+        )
+
+    def _prepare_thread(self) -> None:
+        if self.settings.threads is not None:
+            torch.set_num_threads(self.settings.threads)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: got {name!r}, and PyTorch sees {torch.cuda.device_count()} CUDA devices here")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device

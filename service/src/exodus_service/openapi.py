@@ -1,0 +1,171 @@
+"""The OpenAPI document: what FastAPI cannot derive from code that reads bodies by itself."""
+
+from typing import Any, get_args
+
+from exodus_client.wire import DTYPES, JSON_TYPE
+from fastapi import FastAPI
+from pydantic import BaseModel, Field
+
+from exodus_service.examples import EXAMPLES
+from exodus_service.params import Params
+from exodus_service.problems import KINDS, MEDIA_TYPE, Category
+
+Document = dict[str, Any]
+
+BINARY_TYPE = "application/vnd.msgpack"
+
+
+class FaultDocument(BaseModel):
+    """One place in the request that is wrong."""
+
+    pointer: str = Field(description="JSON pointer into the body; /headers/NAME for a header.")
+    expected: str
+    got: str
+
+
+class ProblemDocument(BaseModel):
+    """An error, as of RFC 9457."""
+
+    type: str = Field(description="URN of the kind of problem.")
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="Path of the request.")
+    code: str = Field(description="Stable name of the kind of problem.", json_schema_extra={"enum": list(KINDS)})
+    category: Category = Field(description="Who can do something about it.")
+    retryable: bool = Field(description="Whether the same request may succeed later.")
+    request_id: str
+    errors: list[FaultDocument]
+
+
+class JsonTensor(BaseModel):
+    """A tensor in the JSON form."""
+
+    name: str
+    dtype: str = Field(json_schema_extra={"enum": list(DTYPES)})
+    shape: list[int]
+    encoding: str = Field("raw", json_schema_extra={"enum": ["raw", "events"]})
+    data: Any = Field(description='Nested lists. NaN and infinities are the strings "NaN", "Infinity", "-Infinity".')
+
+
+class JsonRequest(BaseModel):
+    """A gradient request in the JSON form; the msgpack forms have the same members."""
+
+    v: int = Field(json_schema_extra={"const": 1})
+    params: Params
+    tensors: list[JsonTensor]
+
+
+class GradientInfo(BaseModel):
+    """What the service says beside the tensors."""
+
+    method: str
+    device: str
+    grad_norms: dict[str, float] = Field(description="L2 norm of each gradient, by the name of its tensor.")
+
+
+class JsonAnswer(BaseModel):
+    """The answer to a gradient request in the JSON form."""
+
+    v: int = Field(json_schema_extra={"const": 1})
+    params: GradientInfo
+    tensors: list[JsonTensor]
+
+
+_MODELS = (ProblemDocument, JsonRequest, JsonAnswer)
+
+_HEADERS: Document = {
+    "X-Request-ID": {"description": "The name of the request, as sent or made up.", "schema": {"type": "string"}},
+    "Server-Timing": {
+        "description": "Milliseconds in queue, decode, kernel, encode, and in total.",
+        "schema": {"type": "string"},
+    },
+}
+_EXTRA_HEADERS: dict[int, Document] = {
+    401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
+    429: {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
+    503: {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
+}
+
+
+def _reference(model: type[BaseModel]) -> Document:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _responses(*codes: str) -> dict[int | str, Document]:
+    responses: dict[int | str, Document] = {200: {"headers": _HEADERS}}
+    for code in codes:
+        kind = KINDS[code]
+        responses[kind.status] = {
+            "description": f"{kind.title}.",
+            "headers": _HEADERS | _EXTRA_HEADERS.get(kind.status, {}),
+            "content": {MEDIA_TYPE: {"schema": _reference(ProblemDocument)}},
+        }
+    return responses
+
+
+_BINARY = {
+    "schema": {"type": "string", "format": "binary"},
+    "description": "The stream or inline form of the wire format.",
+}
+LIVE_RESPONSES = _responses()
+READY_RESPONSES = _responses("not_ready")
+CAPABILITIES_RESPONSES = _responses("unauthorized", "forbidden", "internal_error")
+GRADIENT_RESPONSES = _responses(*(code for code, kind in KINDS.items() if kind.status not in (405, 499)))
+GRADIENT_RESPONSES[200]["content"] = {
+    BINARY_TYPE: {"schema": _BINARY["schema"]},
+    JSON_TYPE: {"schema": _reference(JsonAnswer)},
+}
+GRADIENT_REQUEST: Document = {
+    "parameters": [
+        {
+            "name": "X-Request-ID",
+            "in": "header",
+            "description": "Name for the request, echoed in the response and written to the log.",
+            "schema": {"type": "string", "maxLength": 128},
+        },
+        {
+            "name": "X-Deadline-Ms",
+            "in": "header",
+            "description": "Milliseconds after which the answer is of no use; then 504.",
+            "schema": {"type": "integer", "minimum": 0},
+        },
+        {
+            "name": "Content-Encoding",
+            "in": "header",
+            "description": "Compression of the body.",
+            "schema": {"type": "string", "enum": ["identity", "zstd"]},
+        },
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            BINARY_TYPE: {"schema": _BINARY["schema"]},
+            JSON_TYPE: {"schema": _reference(JsonRequest), "examples": EXAMPLES},
+        },
+    },
+}
+
+
+def install(app: FastAPI) -> None:
+    """Have the application's document contain the schemas that the routes refer to, and the API key."""
+    derive = app.openapi
+
+    def complete() -> Document:
+        if app.openapi_schema is None:
+            document = derive()
+            components = document.setdefault("components", {})
+            schemas = components.setdefault("schemas", {})
+            for model in _MODELS:
+                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas |= schema.pop("$defs", {})
+                schemas[model.__name__] = schema
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            for path, item in document["paths"].items():
+                if path.startswith("/v1/"):
+                    for operation in item.values():
+                        operation["security"] = [{"key": []}, {}]
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = complete  # type: ignore[method-assign]

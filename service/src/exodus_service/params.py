@@ -1,0 +1,174 @@
+"""The `params` of a gradient request: every field, its meaning, and what is refused (all of it with a JSON pointer)."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic_core import ErrorDetails
+
+from exodus_service.problems import Fault, Problem
+
+Method = Literal["exodus", "slayer", "bptt"]
+FloatName = Literal["float32", "float64", "float16", "bfloat16"]
+SurrogateKind = Literal["exponential", "boxcar", "triangle", "fast_sigmoid", "sigmoid", "arctan", "tanh", "gaussian"]
+Parameter = Literal["alpha", "threshold", "reset_by", "initial_membrane"]
+Trace = Literal["spikes", "membrane"]
+
+_SHOWN = 80
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class TensorName(_Strict):
+    """A value that travels as a tensor of the request."""
+
+    tensor: str = Field(min_length=1, description="Name of the tensor.")
+
+
+# Members of a union are tagged <so>, which tells them from the fields of a request in the location of an error.
+def _number_or_tensor(value: object) -> str:
+    return "<tensor>" if isinstance(value, dict) else "<number>"
+
+
+Number = Annotated[
+    Annotated[float, Tag("<number>")] | Annotated[TensorName, Tag("<tensor>")], Discriminator(_number_or_tensor)
+]
+
+
+class _Leaky(_Strict):
+    """What LIF and IF share."""
+
+    threshold: Number = Field(1.0, description="Membrane potential from which the neuron fires.")
+    reset: Literal["subtract", "zero", "none"] = Field("subtract", description="What a spike does to the membrane.")
+    reset_by: Number | None = Field(None, description="What a spike subtracts; null: the threshold.")
+    decay_reset: bool = Field(False, description="Whether the reset is applied before the decay.")
+    initial_membrane: Number | None = Field(None, description="Membrane before the first step; null: 0.")
+    initial_spikes: Number | None = Field(None, description="Spikes before the first step; null: 0.")
+    min_membrane: Number | None = Field(None, description="Lower bound of the membrane; null: none.")
+    max_spikes: int = Field(1, ge=1, description="Most spikes that a neuron emits in one step.")
+
+
+class LifNeuron(_Leaky):
+    """Leaky integrate-and-fire."""
+
+    model: Literal["lif"]
+    alpha: Number = Field(description="Decay of the membrane in one step, exp(-dt / tau).")
+
+
+class IfNeuron(_Leaky):
+    """Integrate-and-fire: LIF without decay."""
+
+    model: Literal["if"]
+    alpha: float = Field(1.0, ge=1.0, le=1.0, description="1, or absent.")
+
+
+class ExponentialTaps(_Strict):
+    """amplitude * alpha**k for k = 0, 1, ..."""
+
+    kind: Literal["exponential"]
+    alpha: float = Field(ge=0, le=1, description="Decay in one step.")
+    amplitude: float = Field(1.0, description="Value at k = 0; negative for a reset that inhibits.")
+
+
+class AlphaTaps(_Strict):
+    """amplitude * (k / tau) * exp(1 - k / tau) for k = 0, 1, ..."""
+
+    kind: Literal["alpha"]
+    tau: float = Field(gt=0, description="Time of the largest value, in steps.")
+    amplitude: float = Field(1.0, description="Largest value; negative for a reset that inhibits.")
+
+
+def _reset_kernel(value: object) -> str | None:
+    if not isinstance(value, dict):
+        return None
+    return {"exponential": "<exponential>", "alpha": "<alpha>", None: "<tensor>"}.get(value.get("kind"))
+
+
+ResetKernel = Annotated[
+    Annotated[ExponentialTaps, Tag("<exponential>")]
+    | Annotated[AlphaTaps, Tag("<alpha>")]
+    | Annotated[TensorName, Tag("<tensor>")],
+    Discriminator(
+        _reset_kernel,
+        custom_error_type="reset_kernel",
+        custom_error_message="Input should be a tensor, or an object whose kind is exponential or alpha",
+    ),
+]
+
+
+class SrmNeuron(_Strict):
+    """Spike response model with any causal reset kernel."""
+
+    model: Literal["srm"]
+    threshold: Number = Field(1.0, description="Membrane potential from which the neuron fires.")
+    reset_kernel: ResetKernel | None = Field(
+        None, description="Effect of a spike on the membrane, from the next step on; null: the tensor `reset_kernel`."
+    )
+
+
+def _neuron(value: object) -> str | None:
+    model = value.get("model") if isinstance(value, dict) else None
+    return f"<{model}>" if model in ("lif", "if", "srm") else None
+
+
+Neuron = Annotated[
+    Annotated[LifNeuron, Tag("<lif>")] | Annotated[IfNeuron, Tag("<if>")] | Annotated[SrmNeuron, Tag("<srm>")],
+    Discriminator(
+        _neuron,
+        custom_error_type="neuron",
+        custom_error_message="Input should be an object whose model is lif, if or srm",
+    ),
+]
+
+
+class SurrogateParams(_Strict):
+    """Stands in for the derivative of the spike with respect to the membrane."""
+
+    kind: SurrogateKind = "exponential"
+    slope: float | None = Field(None, gt=0, description="Steepness; null: the default of the kind.")
+    scale: float = Field(1.0, description="Factor on the derivative.")
+
+
+class OutputFilter(_Strict):
+    """The loss reads eps * s with eps_k = alpha**k, and `grad_output` is dL/d(eps * s)."""
+
+    alpha: float = Field(ge=0, le=1, description="Decay of the filter in one step.")
+
+
+class Params(_Strict):
+    """Parameters of one gradient request."""
+
+    neuron: Neuron
+    surrogate: SurrogateParams = SurrogateParams()
+    time_dim: int = Field(1, ge=-8, le=7, description="The axis of time.")
+    output_filter: OutputFilter | None = Field(None, description="A filter between the spikes and the loss, or null.")
+    result_dtype: FloatName | None = Field(
+        None, description="dtype of the response tensors; null: that of membrane, input, psp or weight."
+    )
+    wrt: list[Parameter] = Field([], description="Neuron parameters whose gradient is wanted too.")
+    return_: list[Trace] = Field([], alias="return", description="Traces that are wanted too.")
+
+
+def parse_params(params: Mapping[str, Any]) -> Params:
+    """The parameters, checked; raises a Problem (422) that points at each value that does not fit."""
+    try:
+        return Params.model_validate(params)
+    except ValidationError as error:
+        faults = tuple(_fault(entry) for entry in error.errors(include_url=False))
+        first = faults[0]
+        raise Problem("invalid", f"{first.pointer}: expected {first.expected}, got {first.got}", faults) from None
+
+
+def _fault(error: ErrorDetails) -> Fault:
+    """One complaint of pydantic, in our words and with a JSON pointer in place of its location."""
+    pointer = "/params"
+    for part in error["loc"]:
+        if not str(part).startswith("<"):
+            pointer += "/" + str(part).replace("~", "~0").replace("/", "~1")
+    if error["type"] == "missing":
+        return Fault(pointer, "a value", "nothing")
+    expected = "no such field" if error["type"] == "extra_forbidden" else error["msg"].removeprefix("Input should be ")
+    shown = repr(error["input"])
+    return Fault(pointer, expected, shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "...")

@@ -1,0 +1,87 @@
+"""What can go wrong with a request, and its answer in the form of RFC 9457 (application/problem+json)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+MEDIA_TYPE = "application/problem+json"
+
+Category = Literal["user", "server"]
+
+
+class Kind(NamedTuple):
+    """What all problems of one code have in common."""
+
+    status: int
+    title: str
+    category: Category
+    retryable: bool
+
+
+KINDS: Mapping[str, Kind] = {
+    "malformed": Kind(400, "The request cannot be read", "user", False),
+    "unauthorized": Kind(401, "An API key is needed", "user", False),
+    "forbidden": Kind(403, "The API key is not accepted", "user", False),
+    "not_found": Kind(404, "There is no such resource", "user", False),
+    "method_not_allowed": Kind(405, "The resource does not take this HTTP method", "user", False),
+    "body_timeout": Kind(408, "The body arrived too slowly", "user", True),
+    "length_required": Kind(411, "The request has no Content-Length", "user", False),
+    "too_large": Kind(413, "The request is too large", "user", False),
+    "unsupported": Kind(415, "The content type or encoding is not supported", "user", False),
+    "invalid": Kind(422, "A tensor or parameter does not fit", "user", False),
+    "queue_full": Kind(429, "The queue is full", "server", True),
+    "client_disconnected": Kind(499, "The client closed the connection", "user", True),
+    "internal_error": Kind(500, "The service failed", "server", False),
+    "not_ready": Kind(503, "The service is starting", "server", True),
+    "draining": Kind(503, "The service is stopping", "server", True),
+    "deadline": Kind(504, "The deadline passed", "server", True),
+    "out_of_memory": Kind(507, "The device has too little memory for this request", "server", False),
+}
+
+
+class Fault(NamedTuple):
+    """One place in the request that is wrong: a JSON pointer into it, what was wanted there and what came."""
+
+    pointer: str
+    expected: str
+    got: str
+
+
+@dataclass
+class Problem(Exception):
+    """An answer other than success. `code` is one of KINDS; `headers` are added to the response."""
+
+    code: str
+    detail: str
+    errors: tuple[Fault, ...] = ()
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.detail)
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.code]
+
+    def body(self, instance: str, request_id: str) -> bytes:
+        """The JSON document, for the request at path `instance`."""
+        kind = self.kind
+        document = {
+            "type": f"urn:exodus:problem:{self.code}",
+            "title": kind.title,
+            "status": kind.status,
+            "detail": self.detail,
+            "instance": instance,
+            "code": self.code,
+            "category": kind.category,
+            "retryable": kind.retryable,
+            "request_id": request_id,
+            "errors": [fault._asdict() for fault in self.errors],
+        }
+        return json.dumps(document).encode()
+
+
+def invalid(pointer: str, expected: str, got: str) -> Problem:
+    """A 422 for one place in the request; the detail says the same in one sentence."""
+    return Problem("invalid", f"{pointer or 'the request'}: expected {expected}, got {got}", (Fault(pointer, expected, got),))

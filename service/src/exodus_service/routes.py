@@ -1,0 +1,166 @@
+"""The endpoints: they read the HTTP side of a request, have the engine compute, and answer."""
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from concurrent.futures import Future
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+from exodus_client.wire import JSON_TYPE, Encoded
+from fastapi import APIRouter, Path, Request
+from starlette.responses import JSONResponse, Response
+
+from exodus_service import openapi
+from exodus_service.body import read_body
+from exodus_service.context import Context
+from exodus_service.engine import Capabilities, Engine, Phase
+from exodus_service.exchange import CONTENT_ENCODINGS, CONTENT_TYPES, Exchange
+from exodus_service.middleware import CONTEXT
+from exodus_service.params import Method
+from exodus_service.problems import Fault, Problem
+from exodus_service.responses import TensorResponse
+from exodus_service.scheduler import DeadlineError, QueueFullError, Ticket
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/gradients/{method}",
+    tags=["gradients"],
+    response_class=Response,
+    response_description="The gradients, in the form of the request.",
+    responses=openapi.GRADIENT_RESPONSES,
+    openapi_extra=openapi.GRADIENT_REQUEST,
+)
+async def gradients(method: Annotated[Method, Path(description="How the reset is treated.")], request: Request) -> Response:
+    """Gradients of a layer of spiking neurons in one round trip. Stateless, and safe to send again.
+
+    The tensors of the request are one of `membrane` (the trace of a forward pass), `input` (the current: the service
+    runs the forward pass) or `spikes` and `weight` (the current is their product); for the model srm one of `membrane`
+    and `psp`, with `reset_kernel`. With them goes `grad_output`, dL/ds, or `grad_membrane`, dL/du, or both; without
+    them only the forward pass is run.
+    """
+    engine: Engine = request.app.state.engine
+    context: Context = request.scope[CONTEXT]
+    engine.require_ready()
+    headers = request.headers
+    content_type, content_encoding = _content_type(headers), headers.get("content-encoding")
+    _require_known_encoding(content_encoding)
+    nbytes = _content_length(headers, _body_limit(engine, content_type))
+    deadline = context.arrived + _deadline_seconds(headers)
+    with ExitStack() as held:
+        ticket = held.enter_context(_admit(engine, nbytes))
+        body = await read_body(
+            request.receive,
+            nbytes,
+            read_timeout=engine.settings.read_timeout_s,
+            min_rate=engine.settings.min_upload_rate,
+            seconds_left=deadline - time.monotonic(),
+        )
+        context.bytes_in = nbytes
+        exchange = Exchange(method, body, content_type, content_encoding, context.timings, time.perf_counter())
+        future = ticket.submit(lambda: exchange.run(engine.device, engine.limits), deadline)
+        encoded = await _outcome(future, request.receive, deadline)
+        return TensorResponse(encoded, held.pop_all().close)
+
+
+@router.get("/v1/capabilities", tags=["service"], responses=openapi.CAPABILITIES_RESPONSES)
+async def capabilities(request: Request) -> Capabilities:
+    """Methods, neurons, surrogates, dtypes, devices, limits and versions of the wire format."""
+    known: Capabilities = request.app.state.capabilities
+    return known
+
+
+@router.get("/livez", tags=["service"], responses=openapi.LIVE_RESPONSES)
+async def live() -> JSONResponse:
+    """200 as long as the process answers; it does so while a gradient is computed."""
+    return JSONResponse({"status": "alive"})
+
+
+@router.get("/readyz", tags=["service"], responses=openapi.READY_RESPONSES)
+async def ready(request: Request) -> JSONResponse:
+    """200 while requests should be sent here; 503 while the service starts or stops."""
+    engine: Engine = request.app.state.engine
+    engine.require_ready()
+    if engine.phase is Phase.DRAINING:
+        raise Problem("draining", "the service is stopping; send new requests elsewhere", headers=engine.retry_after)
+    return JSONResponse({"status": "ready"})
+
+
+def _content_type(headers: Mapping[str, str]) -> str:
+    given = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given not in CONTENT_TYPES:
+        raise _header_problem("unsupported", "content-type", " or ".join(CONTENT_TYPES), given)
+    return given
+
+
+def _require_known_encoding(given: str | None) -> None:
+    if given is not None and given.strip().lower() not in CONTENT_ENCODINGS:
+        raise _header_problem("unsupported", "content-encoding", " or ".join(CONTENT_ENCODINGS), given)
+
+
+def _body_limit(engine: Engine, content_type: str) -> int:
+    limit = engine.settings.max_body_bytes
+    return min(limit, engine.limits.max_json_bytes) if content_type == JSON_TYPE else limit
+
+
+def _content_length(headers: Mapping[str, str], limit: int) -> int:
+    given = headers.get("content-length")
+    if given is None:
+        raise _header_problem("length_required", "content-length", "the number of bytes of the body", "")
+    if not given.isdecimal():
+        raise _header_problem("malformed", "content-length", "a number of bytes", given)
+    nbytes = int(given)
+    if nbytes > limit:
+        raise _header_problem("too_large", "content-length", f"at most {limit} bytes", f"{nbytes} bytes")
+    return nbytes
+
+
+def _deadline_seconds(headers: Mapping[str, str]) -> float:
+    """The value of X-Deadline-Ms in seconds; infinite where there is none."""
+    given = headers.get("x-deadline-ms")
+    if given is None:
+        return math.inf
+    if not given.isdecimal() or len(given) > 12:
+        raise _header_problem("malformed", "x-deadline-ms", "a whole number of milliseconds", given)
+    return int(given) / 1e3
+
+
+def _header_problem(code: str, name: str, expected: str, got: str) -> Problem:
+    detail = f"header {name}: expected {expected}, got {got or 'nothing'}"
+    return Problem(code, detail, (Fault(f"/headers/{name}", expected, got or "nothing"),))
+
+
+def _admit(engine: Engine, nbytes: int) -> Ticket:
+    try:
+        return engine.scheduler.admit(nbytes)
+    except QueueFullError as error:
+        raise Problem("queue_full", str(error), headers=engine.retry_after) from error
+
+
+async def _outcome(future: Future[Encoded], receive: Receive, deadline: float) -> Encoded:
+    """The result of the work, unless the deadline passes or the client leaves before."""
+    computed = asyncio.wrap_future(future)
+    left = asyncio.ensure_future(_disconnected(receive))
+    timeout = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
+    try:
+        done, _ = await asyncio.wait((computed, left), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if computed in done:
+            return computed.result()
+    except DeadlineError:
+        pass
+    finally:
+        left.cancel()
+        computed.cancel()
+    if left in done:
+        raise Problem("client_disconnected", "the client left before the result was there")
+    raise Problem("deadline", "the deadline passed before the result was there")
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

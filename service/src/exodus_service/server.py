@@ -1,0 +1,54 @@
+"""Runs the application under uvicorn, and ends it the way a load balancer expects."""
+
+import signal
+import time
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from exodus_service.engine import Phase
+from exodus_service.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """On SIGTERM first drains: /readyz answers 503 and everything else goes on, so that no new requests are sent here.
+
+    After `drain_delay_s` it stops listening, lets running requests finish, and exits with status 0. uvicorn alone
+    would stop listening at once, while load balancers still send requests.
+    """
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=settings.keep_alive_s,
+                timeout_graceful_shutdown=settings.shutdown_timeout_s,
+            )
+        )
+        self._engine = app.state.engine
+        self._drain_delay = settings.drain_delay_s
+        self._exit_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Signal handler: the first SIGTERM drains, everything else does what uvicorn does."""
+        if sig == signal.SIGTERM and self._exit_at is None:
+            self._engine.phase = Phase.DRAINING
+            self._exit_at = time.monotonic() + self._drain_delay
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn ten times a second; true stops the server."""
+        if self._exit_at is not None and time.monotonic() >= self._exit_at:
+            self._engine.phase = Phase.STOPPING
+            return True
+        return await super().on_tick(counter)
