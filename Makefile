@@ -10,7 +10,12 @@ PIP := $(BIN)/pip --disable-pip-version-check
 EXTENSION := exodus_core/setup.py $(shell find exodus_core/csrc -type f)
 PROJECTS := exodus_core/pyproject.toml service/pyproject.toml client/pyproject.toml
 
-.PHONY: help setup serve lock clean
+# EXODUS_DATA is where the tests find real spike data; they skip what is not there.
+export EXODUS_DATA ?= $(wildcard $(CURDIR)/../shared/data)
+QUICK ?=
+DATA ?=
+
+.PHONY: help setup serve demo test lint format bench exactness sanitize peers lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -29,6 +34,44 @@ $(VENV)/.installed: $(VENV)/.requirements $(EXTENSION) $(PROJECTS)
 
 serve: setup ## start the service on HOST:PORT
 	$(BIN)/exodus-service serve --host $(HOST) --port $(PORT)
+
+demo: setup ## start the service and train over HTTP; DATA=DIR for the Oxford raster in that folder
+	$(BIN)/python examples/demo.py $(if $(DATA),--data $(DATA))
+
+test: setup ## all tests; those against other libraries run where `make peers` has installed them
+	$(BIN)/pytest
+	$(BIN)/pytest -q tests/client --cov --cov-fail-under=100 --cov-report=term:skip-covered
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy exodus_core/src client/src service/src
+	$(BIN)/mypy benchmarks examples
+
+format: setup ## let ruff format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: setup ## time the neurons on the CPU; QUICK=1 for a short run
+	$(BIN)/python benchmarks/neurons.py $(if $(QUICK),--quick)
+
+exactness: setup ## kernels against autograd in float64, every setting; writes docs/exactness.md; QUICK=1 for a short run
+	$(BIN)/python benchmarks/exactness.py $(if $(QUICK),--quick,--markdown docs/exactness.md)
+
+SANITIZED := build/sanitize/lib/exodus_core/_C.abi3.so
+
+$(SANITIZED): $(VENV)/.installed
+	cd exodus_core && EXODUS_SANITIZE=address,undefined ../$(BIN)/python setup.py --quiet build \
+		--build-base ../build/sanitize --build-lib ../build/sanitize/lib
+
+# Leaks are not looked for: Python and torch keep memory to the end on purpose. torch.compile starts compilers of its own.
+sanitize: $(SANITIZED) ## the kernels under AddressSanitizer and UndefinedBehaviorSanitizer; QUICK=1 for a part
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+		PYTHONPATH=build/sanitize/lib $(BIN)/pytest -q tests/core -m "not slow and not peers" \
+		-k "not compiles $(if $(QUICK),and (time_may_be_any_axis or empty or opcheck))"
+
+peers: setup ## install the libraries that the tests compare with
+	$(PIP) install --quiet --no-deps --requirement requirements-peers.txt
 
 lock: ## pin requirements.in in requirements.lock, on a machine of the kind that it is for
 	$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \

@@ -19,7 +19,7 @@ TORCH_2_10 = "0x020a000000000000"
 COMPILE = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 SANITIZE = os.environ.get("EXODUS_SANITIZE", "")  # such as "address,undefined"
-SANITIZER = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g"] if SANITIZE else []
+SANITIZER = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-g"] if SANITIZE else []
 
 extension = Extension(
     "exodus_core._C",

@@ -247,10 +247,12 @@ def srm_arguments(
     """The arguments of `exodus_core.srm` as the operators take them: settings, taps, thresholds."""
     check_method(method)
     check_surrogate(surrogate)
-    taps, *modes = kernel_arguments("reset_kernel", reset_kernel, z)
+    taps, decay, constant, linear = kernel_arguments("reset_kernel", reset_kernel, z)
     threshold_value, thresholds = parameter("threshold", threshold, z, time_dim)
     settings = SrmSettings(
-        *modes,
+        decay,
+        constant,
+        linear,
         threshold_value,
         surrogate.code,
         surrogate.slope,

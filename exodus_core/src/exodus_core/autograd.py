@@ -98,10 +98,12 @@ class Srm(torch.autograd.Function):
         settings: SrmSettings = ctx.settings
         membrane, taps, thresholds, spikes = ctx.saved_tensors
         _, wants_taps, wants_threshold, _ = ctx.needs_input_grad
-        grad_psp, lanes = ops.srm_backward(
-            membrane,
-            None if grad_spikes is None else grad_spikes.contiguous(),
-            None if grad_membrane is None else grad_membrane.contiguous(),
+        # The gradient of the taps sums over delta: for that, delta must not have been rounded to a half type.
+        dtype = ops.compute_dtype(membrane.dtype) if wants_taps else membrane.dtype
+        delta, lanes = ops.srm_backward(
+            membrane.to(dtype),
+            None if grad_spikes is None else grad_spikes.to(dtype).contiguous(),
+            None if grad_membrane is None else grad_membrane.to(dtype).contiguous(),
             taps,
             *settings.modes,
             settings.threshold,
@@ -113,10 +115,12 @@ class Srm(torch.autograd.Function):
             wants_threshold,
             settings.time_dim,
         )
-        # u[n] = z[n] + sum_j nu[j] s[n - 1 - j]: the spikes reach the membrane one step late.
-        grad_taps = ops.taps_gradient(grad_psp, spikes, taps.numel(), 1, settings.time_dim) if wants_taps else None
+        grad_taps = None
+        if wants_taps:
+            # u[n] = z[n] + sum_j nu[j] s[n - 1 - j]: the spikes reach the membrane one step late.
+            grad_taps = ops.taps_gradient(delta, spikes.to(dtype), taps.numel(), 1, settings.time_dim)
         grad_threshold = per_parameter(lanes, thresholds) if wants_threshold else None
-        return grad_psp, grad_taps, grad_threshold, None
+        return delta.to(membrane.dtype), grad_taps, grad_threshold, None
 
 
 class Filter(torch.autograd.Function):

@@ -24,7 +24,7 @@ def _cuda_library() -> dict[str, Any]:
 
 
 def capabilities() -> dict[str, Any]:
-    """Versions, methods, neurons, surrogates, dtypes, devices, the CPU's instruction set, the state of the CUDA library.
+    """Versions, methods, neurons, surrogates, dtypes, devices, the CPU's instruction set, the CUDA library's state.
 
     `instruction_set` is the one in use; the environment variable EXODUS_INSTRUCTION_SET (portable, avx2, avx512), read
     when the package is imported, limits it.

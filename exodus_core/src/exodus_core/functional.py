@@ -33,7 +33,7 @@ def lif(
     max_spikes: int = 1,
     time_dim: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Leaky integrate-and-fire neurons (integrate-and-fire with alpha = 1), differentiable in every float tensor argument.
+    """Leaky integrate-and-fire neurons (integrate-and-fire: alpha = 1), differentiable in every float tensor argument.
 
     With reset "subtract" (equations 3 and 26 of arXiv 2205.10242)::
 
@@ -104,7 +104,7 @@ def lif(
         )
     x = x.contiguous()
     if _requires_grad(x, *tensors):
-        spikes, membrane = Lif.apply(x, *tensors, settings)
+        spikes, membrane = Lif.apply(x, *tensors, settings)  # type: ignore[no-untyped-call]
     else:
         spikes, membrane = ops.lif_forward(x, *settings.neuron, *tensors, settings.reset, time_dim)
     return spikes, membrane
@@ -144,7 +144,7 @@ def srm(
         return reference.srm(z, reset_kernel, threshold=threshold, surrogate=surrogate, time_dim=time_dim)
     z = z.contiguous()
     if _requires_grad(z, taps, thresholds):
-        spikes, membrane = Srm.apply(z, taps, thresholds, settings)
+        spikes, membrane = Srm.apply(z, taps, thresholds, settings)  # type: ignore[no-untyped-call]
     else:
         spikes, membrane = ops.srm_forward(z, taps, *settings.modes, settings.threshold, thresholds, time_dim)
     return spikes, membrane
@@ -169,6 +169,6 @@ def filter(x: Tensor, kernel: Kernel, *, time_dim: int = 1) -> Tensor:
     taps, *modes = arguments.kernel_arguments("kernel", kernel, x)
     x = x.contiguous()
     if _requires_grad(x, taps):
-        filtered: Tensor = Filter.apply(x, taps, tuple(modes), time_dim)
+        filtered: Tensor = Filter.apply(x, taps, tuple(modes), time_dim)  # type: ignore[no-untyped-call]
         return filtered
     return ops.filter(x, taps, *modes, False, time_dim)

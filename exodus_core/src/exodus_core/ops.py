@@ -5,20 +5,22 @@ Private: they check little and have no autograd. `exodus_core.lif` and its sibli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from exodus_core import _library  # noqa: F401  (registers the operators)
 
-lif_forward = torch.ops.exodus.lif_forward.default
-lif_backward = torch.ops.exodus.lif_backward.default
-srm_forward = torch.ops.exodus.srm_forward.default
-srm_backward = torch.ops.exodus.srm_backward.default
-filter = torch.ops.exodus.filter.default
-taps_gradient = torch.ops.exodus.taps_gradient.default
-instruction_set = torch.ops.exodus.instruction_set.default
+_Pair = Callable[..., tuple[Tensor, Tensor]]
+
+lif_forward: _Pair = torch.ops.exodus.lif_forward.default
+lif_backward: _Pair = torch.ops.exodus.lif_backward.default
+srm_forward: _Pair = torch.ops.exodus.srm_forward.default
+srm_backward: _Pair = torch.ops.exodus.srm_backward.default
+filter: Callable[..., Tensor] = torch.ops.exodus.filter.default
+taps_gradient: Callable[..., Tensor] = torch.ops.exodus.taps_gradient.default
+instruction_set: Callable[[], str] = torch.ops.exodus.instruction_set.default
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

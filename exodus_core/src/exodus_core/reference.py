@@ -42,7 +42,7 @@ class _Spike(torch.autograd.Function):
 
 
 def _spike(membrane: Tensor, threshold: Tensor, surrogate: Surrogate, max_spikes: int) -> Tensor:
-    result: Tensor = _Spike.apply(membrane, threshold, surrogate, max_spikes)
+    result: Tensor = _Spike.apply(membrane, threshold, surrogate, max_spikes)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -61,7 +61,7 @@ class _Stored(torch.autograd.Function):
 def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == value.dtype:
         return value
-    result: Tensor = _Stored.apply(value, dtype)
+    result: Tensor = _Stored.apply(value, dtype)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -210,12 +210,12 @@ def lif_on_trace(
     return x, _stack(spikes, x, time_dim), _stack(membranes, x, time_dim)
 
 
-def _reset_response(taps: Tensor, spikes: list[Tensor]) -> Tensor | None:
-    """sum_j nu[j] s[n-1-j] (6), newest spikes last in the list; None before the first step."""
-    response = None
-    for j, s in zip(range(taps.shape[0]), reversed(spikes), strict=False):
-        response = taps[j] * s if response is None else response + taps[j] * s
-    return response
+def _response(taps: Tensor, signal: list[Tensor]) -> Tensor | None:
+    """sum_j taps[j] signal[n-j] (5, 6) for the newest n, last in the list; None where nothing came yet."""
+    newest_first = signal[: -taps.shape[0] - 1 : -1]
+    if not newest_first:
+        return None
+    return torch.einsum("j,j...->...", taps[: len(newest_first)], torch.stack(newest_first))
 
 
 def _taps(kernel: Kernel, like: Tensor, length: int) -> Tensor:
@@ -239,7 +239,7 @@ def _srm_loop(
     spikes: list[Tensor] = []
     past: list[Tensor] = []  # what the reset sees: SLAYER lets no gradient through it
     for n in range(psp.shape[0]):
-        response = _reset_response(nu, past)
+        response = _response(nu, past)
         u = psp[n] if response is None else psp[n] + response
         u = _stored(u, dtype) if trace is None else _pin(u, trace[n])
         s = _spike(u, theta, surrogate, 1)
@@ -277,7 +277,7 @@ def srm_on_trace(
     with torch.no_grad():
         fired = list(_spike(trace, _as_tensor(threshold, trace), surrogate, 1))
         nu = _taps(reset_kernel, trace, trace.shape[0])
-        responses = [_reset_response(nu, fired[:n]) for n in range(len(fired))]
+        responses = [_response(nu, fired[:n]) for n in range(len(fired))]
         recovered = [u if r is None else u - r for u, r in zip(trace, responses, strict=True)]
     psp = (torch.stack(recovered) if recovered else trace.clone()).movedim(0, time_dim).requires_grad_()
     spikes, membranes = _srm_loop(
@@ -288,10 +288,7 @@ def srm_on_trace(
 
 def filter(x: Tensor, kernel: Kernel, *, time_dim: int = 1) -> Tensor:
     """y[n] = sum_k kernel[k] x[n-k] (5) as a loop over time and taps; arguments are those of `exodus_core.filter`."""
-    signal = _time_first(x, time_dim)
-    eps = _taps(kernel, signal, signal.shape[0])
-    steps = []
-    for n in range(signal.shape[0]):
-        response = _reset_response(eps, list(signal[: n + 1]))
-        steps.append(signal[n] if response is None else response)
+    signal = list(_time_first(x, time_dim))
+    eps = _taps(kernel, x.to(compute_dtype(x.dtype)), len(signal))
+    steps = [response for n in range(len(signal)) if (response := _response(eps, signal[: n + 1])) is not None]
     return _stack(steps, x, time_dim)

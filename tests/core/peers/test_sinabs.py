@@ -213,14 +213,14 @@ def test_a_lower_bound_agrees_with_sinabs_where_the_surrogate_ends_above_it(
         min_v_mem=-0.25,
     )
 
-    def ours(x, alpha, v):
+    def ours(x, alpha, v, bound):
         spikes, membrane = lif(
             x,
             alpha,
             threshold=0.5,
             decay_reset=True,
             surrogate=Boxcar(slope=1.0, scale=2.0),
-            min_membrane=-0.25,
+            min_membrane=bound,
             initial_membrane=v,
         )
         assert (membrane == -0.25).double().mean() > 0.1
@@ -228,11 +228,12 @@ def test_a_lower_bound_agrees_with_sinabs_where_the_surrogate_ends_above_it(
         return after_subtraction(spikes, membrane, by=0.5)
 
     assert_agree(
-        lambda x, alpha, v: run(peer, x, alpha_mem=alpha, v_mem=v),
+        lambda x, alpha, v, bound: run(peer, x, alpha_mem=alpha, v_mem=v, min_v_mem=bound),
         ours,
         x=draw(*shape).clamp(max=0.5),
         alpha=torch.tensor(0.8, dtype=torch.float64),
         v=draw(shape[0], shape[2]).clamp(-0.2, 0.5),
+        bound=torch.tensor(-0.25, dtype=torch.float64),
     )
 
 

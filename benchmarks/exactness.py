@@ -1,0 +1,286 @@
+"""How exact the gradients are: kernels against autograd through the plain loop in float64, for every setting.
+
+    python benchmarks/exactness.py [--quick] [--seed N] [--markdown docs/exactness.md]
+
+For each neuron, method, reset, surrogate and dtype, over odd shapes and fresh random inputs, the table shows the
+largest difference of each gradient, relative to the largest value of that gradient. The loop is pinned to the membrane
+that the neuron really had (docs/equations.md, section 6), so that no spike is decided differently. Beside float32 stands
+the error of the same loop in float32: the kernel may have twice that, or four roundings where the loop happens to be
+exact. Exits with 1 if a limit is passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import secrets
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import exodus_core
+from exodus_core import AlphaKernel, ExponentialKernel, reference
+from exodus_core.ops import compute_dtype
+from exodus_core.surrogate import KINDS
+
+SHAPES = [(1, 1, 1), (3, 7, 5), (2, 63, 100), (1, 1000, 3)]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+RESETS = {
+    "subtract": ("subtract", False),
+    "subtract, decayed": ("subtract", True),
+    "zero": ("zero", False),
+    "none": ("none", False),
+}
+SRM_KERNELS: dict[str, Any] = {
+    "FIR": torch.tensor([-0.9, 0.3, -0.2, 0.0, -0.1], dtype=torch.float64),
+    "exponential": ExponentialKernel(0.9, -1.0),
+    "alpha kernel": AlphaKernel(4.0, -1.2),
+}
+EXACT = 1e-12
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    neuron: str
+    method: str
+    reset: str
+    surrogate: str
+    dtype: torch.dtype
+
+
+@dataclass
+class Result:
+    """The largest relative error of each gradient, and for float32 of the plain loop's."""
+
+    case: Case
+    errors: dict[str, float]
+    plain: dict[str, float]
+
+    def limit(self, name: str) -> float:
+        epsilon = torch.finfo(self.case.dtype).eps
+        if self.case.dtype == torch.float64:
+            return EXACT
+        if self.case.dtype == torch.float32:
+            return max(2 * self.plain[name], 4 * epsilon)
+        return epsilon  # half types are computed in float32 and rounded once
+
+    @property
+    def passed(self) -> bool:
+        return all(error <= self.limit(name) for name, error in self.errors.items())
+
+
+def cases(quick: bool) -> Iterable[Case]:
+    surrogates = ["exponential", "arctan"] if quick else list(KINDS)
+    dtypes = DTYPES[:2] if quick else DTYPES
+    for dtype in dtypes:
+        for method in ("exodus", "slayer"):
+            for surrogate in surrogates:
+                for neuron in ("LIF", "IF"):
+                    for reset in RESETS:
+                        yield Case(neuron, method, reset, surrogate, dtype)
+                for kernel in SRM_KERNELS:
+                    yield Case("SRM", method, kernel, surrogate, dtype)
+
+
+def arguments(case: Case, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Random inputs and parameters, all of them tensors in the dtype of the case."""
+    outer, _, inner = shape
+    uniform = lambda *size: torch.rand(size, dtype=torch.float64)  # noqa: E731
+    given: dict[str, Any] = {
+        "x": torch.randn(shape, dtype=torch.float64),
+        "threshold": 0.5 + uniform(inner),
+    }
+    if case.neuron == "SRM":
+        kernel = SRM_KERNELS[case.reset]
+        given["z"] = given.pop("x")
+        given["reset_kernel"] = kernel
+    else:
+        given["alpha"] = torch.ones(inner, dtype=torch.float64) if case.neuron == "IF" else 0.5 + 0.5 * uniform(inner)
+        given["reset_by"] = 0.5 + uniform(inner)
+        given["min_membrane"] = -1.5 + uniform(inner)
+        given["initial_membrane"] = torch.randn(outer, inner, dtype=torch.float64)
+        given["initial_spikes"] = torch.randint(0, 2, (outer, inner)).double()
+    # Taps keep the compute dtype: as with weights, there is no reason to round them.
+    return {
+        name: value.to(compute_dtype(case.dtype) if name == "reset_kernel" else case.dtype)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in given.items()
+    }
+
+
+def leaves(given: dict[str, Any], dtype: torch.dtype | None = None) -> dict[str, Any]:
+    return {
+        name: value.detach().to(dtype or value.dtype).clone().requires_grad_() if isinstance(value, Tensor) else value
+        for name, value in given.items()
+    }
+
+
+def gradients(outputs: tuple[Tensor, ...], weights: list[Tensor], given: dict[str, Any]) -> dict[str, Tensor]:
+    names = [name for name, value in given.items() if isinstance(value, Tensor)]
+    found = torch.autograd.grad(
+        outputs,
+        [given[name] for name in names],
+        [w.to(outputs[0].dtype) for w in weights],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return dict(zip(names, found, strict=True))
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    difference = (actual.double() - expected.double()).abs().max().item()
+    largest = expected.double().abs().max().item()
+    return difference / largest if largest > 0 else difference
+
+
+def measure(case: Case, shape: tuple[int, ...]) -> tuple[dict[str, float], dict[str, float]]:
+    """The errors of the kernel, and of the plain loop in float32, at one shape."""
+    given = arguments(case, shape)
+    weights = [torch.randn(shape, dtype=torch.float64).to(case.dtype) for _ in range(2)]
+    options: dict[str, Any] = {"surrogate": KINDS[case.surrogate](), "method": case.method}
+    if case.neuron == "SRM":
+        kernel, loop, signal = exodus_core.srm, reference.srm_on_trace, "z"
+    else:
+        kernel, loop, signal = exodus_core.lif, reference.lif_on_trace, "x"
+        options["reset"], options["decay_reset"] = RESETS[case.reset]
+
+    ours = leaves(given)
+    outputs = kernel(**ours, **options)
+    found = gradients(outputs, weights, ours)
+
+    def by_loop(dtype: torch.dtype) -> dict[str, Tensor]:
+        theirs = leaves({name: value for name, value in given.items() if name != signal}, dtype)
+        leaf, *pinned = loop(outputs[1].detach().to(dtype), **theirs, **options)
+        return gradients(tuple(pinned), weights, {signal: leaf, **theirs})
+
+    expected = by_loop(torch.float64)
+    errors = {name: relative_error(gradient, expected[name]) for name, gradient in found.items()}
+    if case.dtype != torch.float32:
+        return errors, {}
+    plain = by_loop(torch.float32)
+    return errors, {name: relative_error(gradient, expected[name]) for name, gradient in plain.items()}
+
+
+def run(case: Case, seed: int, quick: bool) -> Result:
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    result = Result(case, {}, {})
+    for shape in SHAPES[: 3 if quick else 4]:
+        for total, part in zip((result.errors, result.plain), measure(case, shape), strict=True):
+            for name, error in part.items():
+                name = "input" if name in ("x", "z") else name
+                total[name] = max(total.get(name, 0.0), error)
+    return result
+
+
+COLUMNS = [
+    "input",
+    "alpha",
+    "threshold",
+    "reset_by",
+    "min_membrane",
+    "initial_membrane",
+    "initial_spikes",
+    "reset_kernel",
+]
+
+
+def table(results: list[Result]) -> str:
+    """The results as a markdown table, one line a case."""
+    lines = [
+        "| dtype | neuron | method | reset | surrogate | " + " | ".join(COLUMNS) + " | within |",
+        "|" + "---|" * (len(COLUMNS) + 6),
+    ]
+    for result in results:
+        case = result.case
+        cells = []
+        for name in COLUMNS:
+            cell = f"{result.errors[name]:.1e}" if name in result.errors else ""
+            if cell and result.plain:
+                cell += f" ({result.plain[name]:.1e})"
+            cells.append(cell)
+        dtype = str(case.dtype).removeprefix("torch.")
+        head = [dtype, case.neuron, case.method, case.reset, case.surrogate]
+        lines.append("| " + " | ".join([*head, *cells, "yes" if result.passed else "NO"]) + " |")
+    return "\n".join(lines)
+
+
+def summary(results: list[Result]) -> str:
+    """The worst figure of each dtype."""
+    lines = ["| dtype | cases | largest error | limit | largest share of the limit |", "|---|---|---|---|---|"]
+    limits = {
+        torch.float64: f"{EXACT:.0e}",
+        torch.float32: "twice the float32 loop's, at least 4 roundings",
+        torch.float16: "1 rounding",
+        torch.bfloat16: "1 rounding",
+    }
+    for dtype, limit in limits.items():
+        own = [r for r in results if r.case.dtype == dtype]
+        if not own:
+            continue
+        largest = max(error for r in own for error in r.errors.values())
+        share = max(error / r.limit(name) for r in own for name, error in r.errors.items())
+        lines.append(f"| {str(dtype).removeprefix('torch.')} | {len(own)} | {largest:.1e} | {limit} | {share:.2f} |")
+    return "\n".join(lines)
+
+
+PAGE = """# Exactness
+
+Made by `make exactness` on {date}: torch {torch}, instruction set {instruction_set}, {machine}, seed {seed}.
+
+The largest difference between a gradient of the kernels and autograd through the plain loop in float64
+(`exodus_core.reference`), relative to the largest value of that gradient, over the shapes {shapes} (outer, time, inner)
+and random inputs, with every parameter a tensor. In brackets: the same loop in float32. "exodus" is compared with the
+loop as it is (BPTT), "slayer" with the loop whose reset is detached from the state.
+
+## Summary
+
+{summary}
+
+## All cases
+
+{table}
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two surrogates, float64 and float32, no long shape")
+    parser.add_argument("--seed", type=int, default=None, help="repeat a run; a fresh one by default")
+    parser.add_argument("--markdown", type=Path, default=None, help="write the table to this page")
+    options = parser.parse_args()
+    seed = secrets.randbelow(2**31) if options.seed is None else options.seed
+    chosen = list(cases(options.quick))
+    with ProcessPoolExecutor() as pool:
+        results = list(pool.map(run, chosen, [seed + i for i in range(len(chosen))], [options.quick] * len(chosen)))
+    print(table(results), summary(results), sep="\n\n")
+    failed = [r for r in results if not r.passed]
+    print(f"\n{len(results)} cases, {len(failed)} beyond their limit, seed {seed}")
+    if options.markdown is not None:
+        options.markdown.write_text(
+            PAGE.format(
+                date=datetime.date.today(),
+                torch=torch.__version__,
+                instruction_set=exodus_core.capabilities()["instruction_set"],
+                machine=platform.machine(),
+                seed=seed,
+                shapes=", ".join("x".join(map(str, s)) for s in SHAPES[: 3 if options.quick else 4]),
+                summary=summary(results),
+                table=table(results),
+            )
+        )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

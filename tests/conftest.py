@@ -1,0 +1,9 @@
+"""For all tests: the same random numbers each time."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(42)

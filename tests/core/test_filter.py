@@ -1,0 +1,81 @@
+"""Causal filters: taps, exponentials and alpha functions agree with the plain loop and with each other."""
+
+import pytest
+import torch
+
+import exodus_core
+from agreement import DTYPES, KERNELS, ODD_SHAPES, assert_agrees, gradients, leaves, name_of, relative_error
+from exodus_core import AlphaKernel, ExponentialKernel, reference
+from exodus_core.ops import compute_dtype
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES, ids=name_of)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("kernel_name", KERNELS)
+def test_filter_equals_loop(shape, dtype, kernel_name):
+    kernel = KERNELS[kernel_name](compute_dtype(dtype))
+    arguments = {"x": torch.randn(shape, dtype=torch.float64).to(dtype), "kernel": kernel}
+    weight = torch.randn(shape, dtype=torch.float64).to(dtype)
+    exact = {name: v.double() if isinstance(v, torch.Tensor) else v for name, v in arguments.items()}
+
+    def run(function, given, w):
+        given = leaves(given)
+        output = function(**given)
+        return {"output": output, **gradients((output,), (w,), given)}
+
+    found = run(exodus_core.filter, arguments, weight)
+    expected = run(reference.filter, exact, weight.double())
+    plain = run(reference.filter, arguments, weight) if dtype == torch.float32 else {}
+    for name, value in found.items():
+        assert_agrees(name, value, expected[name], plain=plain.get(name))
+
+
+@pytest.mark.parametrize(("shape", "time_dim"), [((70, 3, 5), 0), ((3, 5, 70), 2), ((2, 3, 66, 4, 5), -3), ((65,), 0)])
+@pytest.mark.parametrize("kernel_name", KERNELS)
+def test_time_may_be_any_axis(shape, time_dim, kernel_name):
+    x = torch.randn(shape, dtype=torch.float64)
+    kernel = KERNELS[kernel_name](torch.float64)
+    along = exodus_core.filter(x, kernel, time_dim=time_dim)
+    first = exodus_core.filter(x.movedim(time_dim, 0).contiguous(), kernel, time_dim=0).movedim(0, time_dim)
+    assert relative_error(along, first) < 1e-15
+
+
+def test_impulse_response_is_the_kernel():
+    impulse = torch.zeros(1, 30, 1, dtype=torch.float64)
+    impulse[0, 0] = 1
+    for kernel in (ExponentialKernel(0.9, 2.0), ExponentialKernel((0.9, 0.5), (1.0, -1.0)), AlphaKernel(5.0, 3.0)):
+        torch.testing.assert_close(exodus_core.filter(impulse, kernel).flatten(), kernel.taps(30))
+
+
+def test_alpha_kernel_is_zero_at_zero_and_peaks_at_tau():
+    taps = AlphaKernel(5.0, 3.0).taps(30)
+    assert taps[0] == 0
+    assert taps.argmax() == 5
+    assert taps[5].item() == pytest.approx(3.0)
+
+
+def test_more_taps_than_steps_do_no_harm():
+    x = torch.randn(2, 10, 3, dtype=torch.float64)
+    taps = torch.randn(50, dtype=torch.float64, requires_grad=True)
+    y = exodus_core.filter(x, taps)
+    y.sum().backward()
+    assert torch.equal(y, exodus_core.filter(x, taps[:10]))
+    assert not taps.grad[10:].any()
+
+
+def test_gradient_of_a_filter_is_its_transpose():
+    x, y = torch.randn(2, 40, 5, dtype=torch.float64, requires_grad=True), torch.randn(2, 40, 5, dtype=torch.float64)
+    kernel = AlphaKernel(3.0)
+    filtered = exodus_core.filter(x, kernel)
+    (transposed,) = torch.autograd.grad(filtered, x, y)
+    torch.testing.assert_close((filtered * y).sum(), (x * transposed).sum())
+    torch.testing.assert_close(transposed.flip(1), exodus_core.filter(y.flip(1), kernel))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)], ids=name_of)
+def test_empty_tensors_give_empty_results(shape):
+    x = torch.zeros(shape, requires_grad=True)
+    taps = torch.ones(3, requires_grad=True)
+    exodus_core.filter(x, taps).sum().backward()
+    assert x.grad.shape == shape
+    assert taps.grad.tolist() == [0, 0, 0]

@@ -1,0 +1,92 @@
+"""lif_gradient and srm_gradient: gradients from a trace equal those of the differentiable functions."""
+
+import pytest
+import torch
+
+import exodus_core
+from agreement import DTYPES, KERNELS, RESETS, assert_agrees, leaves, lif_parameters, name_of, relative_error
+from exodus_core.surrogate import Arctan
+
+SHAPE = (2, 45, 9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("reset", RESETS, ids=name_of)
+@pytest.mark.parametrize("method", ["exodus", "slayer"])
+def test_gradient_from_a_trace_equals_backward(dtype, reset, method):
+    options = {"reset": reset[0], "decay_reset": reset[1], "surrogate": Arctan(), "method": method}
+    arguments = lif_parameters(SHAPE, 1, dtype)
+    given = leaves(arguments)
+    x = torch.randn(SHAPE).to(dtype).requires_grad_()
+    g, h = torch.randn(SHAPE).to(dtype), torch.randn(SHAPE).to(dtype)
+    spikes, membrane = exodus_core.lif(x, **given, **options)
+    torch.autograd.backward([spikes, membrane], [g, h])
+    found = exodus_core.lif_gradient(membrane.detach(), g, **arguments, **options, grad_membrane=h)
+    assert torch.equal(found.input, x.grad)
+    for name in found._fields[1:]:
+        assert torch.equal(getattr(found, name), given[name].grad), name
+
+
+@pytest.mark.parametrize("reset", RESETS, ids=name_of)
+@pytest.mark.parametrize("max_spikes", [1, 3])
+def test_exodus_equals_bptt_on_a_trace(reset, max_spikes):
+    if reset[0] == "zero" and max_spikes > 1:
+        max_spikes = 1
+    arguments = lif_parameters(SHAPE, 1, torch.float64, reset=reset[0], decay_reset=reset[1], max_spikes=max_spikes)
+    membrane = torch.randn(SHAPE, dtype=torch.float64)  # any trace will do, not only one that a neuron can have
+    g, h = torch.randn(2, *SHAPE, dtype=torch.float64)
+    found, expected = (
+        exodus_core.lif_gradient(membrane, g, **arguments, grad_membrane=h, method=method)
+        for method in ("exodus", "bptt")
+    )
+    for name in found._fields:
+        assert_agrees(name, getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
+def test_gradients_of_float_parameters_are_scalars_on_request(method):
+    membrane, g = torch.randn(2, *SHAPE, dtype=torch.float64)
+    quiet = exodus_core.lif_gradient(membrane, g, 0.9, method=method)
+    assert quiet[1:] == (None, None, None, None)
+    names = ["alpha", "threshold", "reset_by", "initial_membrane"]
+    asked = exodus_core.lif_gradient(membrane, g, 0.9, reset_by=0.7, method=method, wrt=names)
+    per_neuron = exodus_core.lif_gradient(
+        membrane,
+        g,
+        torch.full((9,), 0.9, dtype=torch.float64),
+        threshold=torch.ones(9, dtype=torch.float64),
+        reset_by=torch.full((9,), 0.7, dtype=torch.float64),
+        initial_membrane=torch.zeros(2, 9, dtype=torch.float64),
+        method=method,
+    )
+    for name in names:
+        assert getattr(asked, name).shape == ()
+        torch.testing.assert_close(getattr(asked, name), getattr(per_neuron, name).sum())
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_srm_gradient_equals_backward_and_bptt(kernel):
+    nu = KERNELS[kernel](torch.float64)
+    z = torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
+    g, h = torch.randn(2, *SHAPE, dtype=torch.float64)
+    spikes, membrane = exodus_core.srm(z, nu)
+    torch.autograd.backward([spikes, membrane], [g, h])
+    found = exodus_core.srm_gradient(membrane.detach(), g, nu, grad_membrane=h)
+    assert torch.equal(found.psp, z.grad)
+    by_loop = exodus_core.srm_gradient(membrane.detach(), g, nu, grad_membrane=h, method="bptt")
+    assert relative_error(found.psp, by_loop.psp) < 1e-13
+
+
+def test_bptt_works_where_gradients_are_switched_off():
+    membrane, g = torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        assert exodus_core.lif_gradient(membrane, g, 0.9, method="bptt").input.shape == SHAPE
+        assert exodus_core.srm_gradient(membrane, g, torch.tensor([-1.0]), method="bptt").psp.shape == SHAPE
+
+
+def test_wrt_is_checked():
+    membrane, g = torch.randn(2, *SHAPE)
+    with pytest.raises(ValueError, match=r"wrt must name some of input, alpha.*got beta"):
+        exodus_core.lif_gradient(membrane, g, 0.9, wrt=["beta"])
+    with pytest.raises(ValueError, match="wrt names reset_by, which is None"):
+        exodus_core.lif_gradient(membrane, g, 0.9, wrt="reset_by")

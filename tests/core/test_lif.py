@@ -1,0 +1,219 @@
+"""LIF and IF: the kernels agree with the plain loop, outputs and all gradients."""
+
+import pytest
+import torch
+
+import exodus_core
+from agreement import (
+    DTYPES,
+    ODD_SHAPES,
+    RESETS,
+    SURROGATES,
+    assert_agrees,
+    gradients,
+    leaves,
+    lif_parameters,
+    name_of,
+    relative_error,
+)
+from exodus_core import reference
+from exodus_core.surrogate import Exponential, Sigmoid
+
+EXPONENTIAL = Exponential()
+
+
+def compare(shape, time_dim, dtype, reset, method="exodus", surrogate=EXPONENTIAL, **more):
+    """Runs the kernel and the loop on equal arguments and compares outputs and every gradient."""
+    torch.manual_seed(0)
+    arguments = lif_parameters(shape, time_dim, dtype, **more)
+    arguments["x"] = torch.randn(shape, dtype=torch.float64).to(dtype)
+    weights = tuple(torch.randn(shape, dtype=torch.float64).to(dtype) for _ in range(2))
+    options = {
+        "reset": reset[0],
+        "decay_reset": reset[1],
+        "surrogate": surrogate,
+        "time_dim": time_dim,
+        "method": method,
+    }
+
+    ours, plain = leaves(arguments), leaves(arguments)
+    outputs = exodus_core.lif(**ours, **options)
+    looped = reference.lif(**plain, **options)
+    assert torch.equal(outputs[0], looped[0]), "spikes"
+    assert torch.equal(outputs[1], looped[1]), "membrane"
+
+    found, by_loop = gradients(outputs, weights, ours), gradients(looped, weights, plain)
+    # The standard is the float64 loop pinned to the membrane as it is stored, and for float32 the float32 loop's error.
+    exact = leaves({name: v.double() if isinstance(v, torch.Tensor) else v for name, v in arguments.items()})
+    del exact["x"]
+    x, *pinned = reference.lif_on_trace(outputs[1].double(), **exact, **options)
+    expected = gradients(tuple(pinned), tuple(w.double() for w in weights), {**exact, "x": x})
+    for name, gradient in found.items():
+        assert_agrees(name, gradient, expected[name], plain=by_loop[name] if dtype == torch.float32 else None)
+        if dtype == torch.float64:
+            assert_agrees(name, gradient, by_loop[name])
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES, ids=name_of)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("reset", RESETS, ids=name_of)
+@pytest.mark.parametrize("method", ["exodus", "slayer"])
+def test_kernel_equals_loop_for_every_reset_and_dtype(shape, dtype, reset, method):
+    compare(shape, 1, dtype, reset, method)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=name_of)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_kernel_equals_loop_for_every_surrogate(surrogate, dtype):
+    compare((2, 33, 19), 1, dtype, ("subtract", True), surrogate=surrogate)
+
+
+@pytest.mark.parametrize("reset", [r for r in RESETS if r[0] != "zero"], ids=name_of)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_kernel_equals_loop_with_several_spikes_a_step(reset, dtype):
+    compare((2, 33, 19), 1, dtype, reset, max_spikes=3)
+
+
+@pytest.mark.parametrize(("shape", "time_dim"), [((7, 3, 5), 0), ((3, 5, 70), 2), ((2, 3, 66, 4, 5), -3), ((65,), 0)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=name_of)
+def test_time_may_be_any_axis(shape, time_dim, dtype):
+    compare(shape, time_dim % len(shape), dtype, ("subtract", False))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)], ids=name_of)
+def test_empty_tensors_give_empty_results_and_zero_gradients(shape):
+    arguments = leaves(lif_parameters(shape, 1, torch.float32))
+    x = torch.zeros(shape, requires_grad=True)
+    spikes, membrane = exodus_core.lif(x, **arguments)
+    assert spikes.shape == membrane.shape == shape
+    for gradient in gradients((spikes, membrane), (spikes, membrane), arguments).values():
+        assert not gradient.any()
+
+
+def test_if_is_lif_with_alpha_one():
+    x = torch.tensor([[[0.6], [0.6], [0.0], [0.9]]])
+    spikes, membrane = exodus_core.lif(x, 1.0)
+    assert spikes.flatten().tolist() == [0, 1, 0, 1]
+    torch.testing.assert_close(membrane.flatten(), torch.tensor([0.6, 1.2, 0.2, 1.1]))
+
+
+def test_resets_differ_as_their_equations_say():
+    x = torch.tensor([[[3.0], [0.0]]], dtype=torch.float64)
+    after = {r: exodus_core.lif(x, 0.5, reset=r[0], decay_reset=r[1])[1][0, 1, 0].item() for r in RESETS}
+    assert after == {("subtract", False): 0.5, ("subtract", True): 1.0, ("zero", False): 0.0, ("none", False): 1.5}
+
+
+def test_a_spike_needs_the_membrane_to_reach_the_threshold():
+    spikes, _ = exodus_core.lif(torch.tensor([[[1.0]]]), 0.9, threshold=1.0)
+    assert spikes.item() == 1
+
+
+def test_count_of_spikes_is_bounded_by_max_spikes_and_zero():
+    x = torch.tensor([[[-5.0], [0.5], [2.7], [9.0]]])
+    spikes, _ = exodus_core.lif(x, 0.0, reset="none", max_spikes=4)
+    assert spikes.flatten().tolist() == [0, 0, 2, 4]
+
+
+def test_float_parameters_equal_tensors_of_that_value():
+    x = torch.randn(2, 30, 7, dtype=torch.float64)
+    numbers = {"alpha": 0.9, "threshold": 0.8, "reset_by": 0.7, "min_membrane": -0.5, "initial_membrane": 0.3}
+    tensors = {name: torch.full((7,), value, dtype=torch.float64) for name, value in numbers.items()}
+    for ours, theirs in zip(exodus_core.lif(x, **numbers), exodus_core.lif(x, **tensors), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_gradient_of_a_shared_parameter_is_the_sum_over_neurons():
+    x = torch.randn(2, 30, 7, dtype=torch.float64)
+    alpha = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+    per_neuron = torch.full((7,), 0.9, dtype=torch.float64, requires_grad=True)
+    exodus_core.lif(x, alpha)[0].sum().backward()
+    exodus_core.lif(x, per_neuron)[0].sum().backward()
+    torch.testing.assert_close(alpha.grad, per_neuron.grad.sum())
+
+
+def test_threshold_gradient_includes_the_reset_that_defaults_to_it():
+    x = torch.randn(2, 30, 7, dtype=torch.float64)
+    tied = torch.rand(7, dtype=torch.float64, requires_grad=True)
+    threshold, reset_by = (tied.detach().clone().requires_grad_() for _ in range(2))
+    exodus_core.lif(x, 0.9, threshold=tied)[0].sum().backward()
+    exodus_core.lif(x, 0.9, threshold=threshold, reset_by=reset_by)[0].sum().backward()
+    torch.testing.assert_close(tied.grad, threshold.grad + reset_by.grad)
+
+
+def test_slayer_differs_from_exodus_where_a_reset_matters_and_only_there():
+    x = torch.randn(1, 50, 4, dtype=torch.float64)
+    gradient = {}
+    for method in ("exodus", "slayer"):
+        for reset in ("subtract", "none"):
+            leaf = x.clone().requires_grad_()
+            exodus_core.lif(leaf, 0.9, reset=reset, method=method)[0].sum().backward()
+            gradient[method, reset] = leaf.grad
+    assert torch.equal(gradient["exodus", "none"], gradient["slayer", "none"])
+    assert relative_error(gradient["exodus", "subtract"], gradient["slayer", "subtract"]) > 0.01
+
+
+def test_bptt_is_the_loop_and_forward_does_not_depend_on_the_method():
+    x = torch.randn(2, 40, 6)
+    outputs = {method: exodus_core.lif(x, 0.9, method=method) for method in ("exodus", "slayer", "bptt")}
+    for method in ("slayer", "bptt"):
+        for ours, theirs in zip(outputs["exodus"], outputs[method], strict=True):
+            assert torch.equal(ours, theirs)
+    leaf = x.clone().requires_grad_()
+    assert "Lif" not in str(exodus_core.lif(leaf, 0.9, method="bptt")[0].grad_fn)
+
+
+def test_a_sequence_in_pieces_gives_spikes_and_gradients_of_the_whole():
+    x = torch.randn(2, 60, 5, dtype=torch.float64)
+    weight = torch.randn(2, 60, 5, dtype=torch.float64)
+    for reset, decay_reset in RESETS:
+        options = {"reset": reset, "decay_reset": decay_reset, "surrogate": Sigmoid()}
+        whole, pieces = x.clone().requires_grad_(), x.clone().requires_grad_()
+        spikes, _ = exodus_core.lif(whole, 0.9, **options)
+        first, membrane = exodus_core.lif(pieces[:, :23], 0.9, **options)
+        second, _ = exodus_core.lif(
+            pieces[:, 23:], 0.9, initial_membrane=membrane[:, -1], initial_spikes=first[:, -1], **options
+        )
+        joined = torch.cat([first, second], 1)
+        assert torch.equal(joined, spikes)
+        (spikes * weight).sum().backward()
+        (joined * weight).sum().backward()
+        assert relative_error(pieces.grad, whole.grad) < 1e-14
+
+
+def test_views_give_the_results_of_contiguous_tensors_and_nothing_outside_is_touched():
+    buffer = torch.full((5, 40, 16), 42.0)
+    buffer[1:4, 5:35, 3:11] = torch.randn(3, 30, 8)
+    view = buffer[1:4, 5:35, 3:11].requires_grad_()
+    copy = view.detach().clone().requires_grad_()
+    for ours, theirs in zip(exodus_core.lif(view, 0.9), exodus_core.lif(copy, 0.9), strict=True):
+        assert torch.equal(ours, theirs)
+    expanded = torch.ones(()).expand(3, 30, 8)  # what sum().backward() sends
+    by_view = torch.autograd.grad(exodus_core.lif(view, 0.9)[0], view, expanded)[0]
+    by_copy = torch.autograd.grad(exodus_core.lif(copy, 0.9)[0], copy, expanded.contiguous())[0]
+    assert torch.equal(by_view, by_copy)
+    outside = torch.ones(5, 40, 16, dtype=torch.bool)
+    outside[1:4, 5:35, 3:11] = False
+    assert (buffer.detach()[outside] == 42).all()
+
+
+def test_only_the_membrane_is_kept_for_the_backward_pass():
+    x = torch.randn(4, 50, 32, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        exodus_core.lif(x, 0.9)
+    assert sum(kept) == x.numel()
+
+
+def test_nan_input_stays_visible():
+    x = torch.zeros(1, 5, 2)
+    x[0, 2, 0] = torch.nan
+    _, membrane = exodus_core.lif(x, 0.9, min_membrane=-1.0)
+    assert membrane[0, 2:, 0].isnan().all()
+    assert not membrane[0, :, 1].isnan().any()
+
+
+def test_second_derivative_is_refused():
+    x, weight = (torch.randn(1, 5, 2, requires_grad=True) for _ in range(2))
+    (gradient,) = torch.autograd.grad(exodus_core.lif(x, 0.9)[0], x, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

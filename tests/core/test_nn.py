@@ -1,0 +1,114 @@
+"""Modules: parameters that train, state that is kept, and the functions that they call."""
+
+import pytest
+import torch
+
+import exodus_core
+from agreement import relative_error
+from exodus_core import AlphaKernel, ExponentialKernel, nn
+
+X = torch.linspace(-1, 2, 2 * 20 * 3).view(2, 20, 3)
+
+
+def test_lif_module_is_the_function():
+    layer = nn.LIF(0.9, threshold=0.7, reset="zero", min_membrane=-0.5)
+    assert torch.equal(layer(X), exodus_core.lif(X, 0.9, threshold=0.7, reset="zero", min_membrane=-0.5)[0])
+
+
+def test_if_module_has_no_leak():
+    assert torch.equal(nn.IF(threshold=2.0)(X), exodus_core.lif(X, 1.0, threshold=2.0)[0])
+
+
+def test_exp_leak_module_is_an_exponential_filter():
+    assert relative_error(nn.ExpLeak(0.8)(X), exodus_core.filter(X, ExponentialKernel(0.8))) < 1e-6
+
+
+def test_srm_module_filters_then_fires():
+    layer = nn.SRM(AlphaKernel(3.0, -1.0), response_kernel=AlphaKernel(5.0), threshold=0.6)
+    expected, _ = exodus_core.srm(exodus_core.filter(X, AlphaKernel(5.0)), AlphaKernel(3.0, -1.0), threshold=0.6)
+    assert torch.equal(layer(X), expected)
+    assert torch.equal(nn.SRM(AlphaKernel(3.0, -1.0))(X), exodus_core.srm(X, AlphaKernel(3.0, -1.0))[0])
+
+
+def test_trainable_names_become_parameters_and_get_gradients():
+    layer = nn.LIF(0.9, threshold=torch.ones(3), reset_by=0.8, trainable=("alpha", "threshold"))
+    assert {name for name, _ in layer.named_parameters()} == {"alpha", "threshold"}
+    layer(X).sum().backward()
+    assert layer.alpha.grad.shape == ()
+    assert layer.threshold.grad.shape == (3,)
+    assert layer.alpha.grad != 0
+
+
+def test_taps_train():
+    layer = nn.SRM(
+        torch.tensor([-1.0, -0.5]), response_kernel=torch.ones(3), trainable=("reset_kernel", "response_kernel")
+    )
+    layer(X).sum().backward()
+    assert layer.reset_kernel.grad.shape == (2,)
+    assert layer.response_kernel.grad.shape == (3,)
+
+
+def test_tensors_that_do_not_train_are_buffers_and_travel_with_the_module():
+    layer = nn.LIF(torch.full((3,), 0.9))
+    assert list(layer.state_dict()) == ["alpha"]
+    assert layer.double().alpha.dtype == torch.float64
+    assert not list(layer.parameters())
+
+
+@pytest.mark.parametrize("wrong", ["beta", "reset_by"])
+def test_trainable_must_name_a_parameter_that_has_a_value(wrong):
+    with pytest.raises(ValueError, match=f"trainable must name .*got {wrong}"):
+        nn.LIF(0.9, trainable=(wrong,))
+    with pytest.raises(ValueError, match="trainable must name"):
+        nn.SRM(AlphaKernel(3.0), trainable=("reset_kernel",))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.LIF(0.9, stateful=True), lambda: nn.ExpLeak(0.9, stateful=True)])
+def test_stateful_module_goes_on_where_it_ended(make):
+    whole, pieces = make(), make()
+    joined = torch.cat([pieces(X[:, :7]), pieces(X[:, 7:8]), pieces(X[:, 8:])], dim=1)
+    assert torch.equal(joined, whole(X))
+    whole.reset_state()
+    assert torch.equal(joined, whole(X))
+
+
+def test_state_carries_gradients_until_detached():
+    layer = nn.LIF(0.9, stateful=True, reset="none")
+    first, second = (X[:1, :5].clone().requires_grad_() for _ in range(2))
+    layer(first)
+    layer(second).sum().backward()
+    assert first.grad.abs().sum() > 0
+    first.grad = None
+    layer.reset_state()
+    layer(first)
+    layer.detach_state()
+    layer(second).sum().backward()
+    assert first.grad is None
+
+
+def test_state_of_another_batch_is_refused():
+    layer = nn.LIF(0.9, stateful=True)
+    layer.detach_state()
+    layer(X)
+    with pytest.raises(ValueError, match=r"shape of the kept state, \(2, 3\).*got \(1, 20, 3\); call reset_state"):
+        layer(X[:1])
+
+
+def test_repr_tells_the_parameters():
+    layer = nn.LIF(0.9, threshold=torch.ones(3), trainable=("alpha",))
+    assert repr(layer) == "LIF(alpha=0.9 (trainable), threshold=(3,) (tensor))"
+
+
+def test_network_trains():
+    torch.manual_seed(1)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 16), nn.LIF(0.9), torch.nn.Linear(16, 2), nn.ExpLeak(0.9))
+    optimiser = torch.optim.Adam(network.parameters(), 0.01)
+    target = torch.randn(2, 20, 2)
+    losses = []
+    for _ in range(40):
+        loss = torch.nn.functional.mse_loss(network(X), target)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]

@@ -1,0 +1,193 @@
+"""The operators as PyTorch sees them: opcheck, torch.compile, threads, instruction sets, repeated runs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import exodus_core
+from agreement import KERNELS
+
+NEURON = (0.9, 1.0, 1.0, -1.0, 1.0)
+NONE6 = (None,) * 6
+
+
+def operator_calls():
+    """One call of each operator with plain numbers, and one with every tensor that it can take."""
+    x, g, h = torch.randn(3, 2, 6, 5)
+    vector, lanes = torch.rand(5), torch.rand(2, 5)
+    tensors = (vector, vector + 0.5, vector, -vector, lanes, lanes)
+    ops = torch.ops.exodus
+    taps = (torch.randn(3), [], [], [])
+    modes = (None, [0.9, 0.5], [1.0, 0.0], [0.0, 2.0])
+    surrogate = (0, 1.0, 1.0)
+    return {
+        "lif_forward": (ops.lif_forward, (x, *NEURON, *NONE6, 1, 1)),
+        "lif_forward with tensors": (ops.lif_forward, (x, *NEURON, *tensors, 3, 1)),
+        "lif_backward": (ops.lif_backward, (x, g, None, *NEURON, *NONE6, 1, *surrogate, 0, False, 1)),
+        "lif_backward with tensors": (ops.lif_backward, (x, g, h, *NEURON, *tensors, 2, *surrogate, 1, True, 1)),
+        "srm_forward": (ops.srm_forward, (x, *modes, 1.0, None, 1)),
+        "srm_forward with taps": (ops.srm_forward, (x, *taps, 1.0, vector, 1)),
+        "srm_backward": (ops.srm_backward, (x, None, h, *modes, 1.0, None, *surrogate, 0, False, 1)),
+        "srm_backward with taps": (ops.srm_backward, (x, g, h, *taps, 1.0, vector, *surrogate, 0, True, 1)),
+        "filter": (ops.filter, (x, *modes, False, 0)),
+        "filter with taps": (ops.filter, (x, *taps, True, 1)),
+        "taps_gradient": (ops.taps_gradient, (x, g, 4, 1, 1)),
+    }
+
+
+@pytest.mark.parametrize("name", operator_calls())
+def test_operator_passes_opcheck(name):
+    operator, arguments = operator_calls()[name]
+    results = torch.library.opcheck(operator, arguments)
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", operator_calls())
+def test_fake_operator_has_the_shapes_and_dtypes_of_the_real_one(name):
+    operator, arguments = operator_calls()[name]
+    real = operator(*arguments)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        fake = operator(*(torch.empty_like(a) if isinstance(a, torch.Tensor) else a for a in arguments))
+    if isinstance(real, torch.Tensor):
+        real, fake = (real,), (fake,)
+    assert [(r.shape, r.dtype) for r in real] == [(f.shape, f.dtype) for f in fake]
+
+
+# torch's own tracer makes an instance of autograd.Function, which torch deprecates.
+traced = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+@traced
+@pytest.mark.parametrize("method", ["exodus", "slayer"])
+def test_lif_compiles_as_one_graph(method):
+    def network(x, alpha, weight):
+        spikes, membrane = exodus_core.lif(x @ weight, alpha, method=method, decay_reset=True)
+        return spikes.sum() + membrane.square().sum()
+
+    x, alpha, weight = torch.randn(2, 9, 4), torch.rand(3), torch.randn(4, 3)
+    found = []
+    for function in (network, torch.compile(network, fullgraph=True, backend="aot_eager")):
+        leaves = [t.clone().requires_grad_() for t in (x, alpha, weight)]
+        function(*leaves).backward()
+        found.append([leaf.grad for leaf in leaves])
+    for eager, compiled in zip(*found, strict=True):
+        assert torch.equal(eager, compiled)
+
+
+@traced
+@pytest.mark.parametrize("kernel", ["taps", "alpha"])
+def test_srm_and_filter_compile_as_one_graph(kernel):
+    nu = KERNELS[kernel](torch.float32)
+
+    def network(z):
+        return exodus_core.srm(exodus_core.filter(z, nu), nu)[0].sum()
+
+    found = []
+    for function in (network, torch.compile(network, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(0)
+        z = torch.randn(2, 9, 4, requires_grad=True)
+        function(z).backward()
+        found.append(z.grad)
+    assert torch.equal(*found)
+
+
+@traced
+def test_module_compiles_as_one_graph():
+    layer = exodus_core.nn.LIF(0.9, trainable=("alpha",))
+    x = torch.randn(2, 9, 4)
+    assert torch.equal(layer(x), torch.compile(layer, fullgraph=True, backend="aot_eager")(x))
+
+
+def everything(shape=(3, 130, 70)):
+    """Bits of all outputs and gradients of a few calls, to be compared between runs."""
+    torch.manual_seed(7)
+    x = torch.randn(shape, requires_grad=True)
+    alpha = torch.rand(shape[2:], requires_grad=True)
+    taps = torch.randn(5, requires_grad=True)
+    spikes, membrane = exodus_core.lif(x, alpha, decay_reset=True)
+    more, _ = exodus_core.srm(exodus_core.filter(membrane, taps), KERNELS["alpha"](None))
+    loss = (spikes * membrane).sum() + (more * x).sum()
+    gradients = torch.autograd.grad(loss, [x, alpha, taps])
+    return [t.detach() for t in (spikes, membrane, more, *gradients)]
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(everything())
+    finally:
+        torch.set_num_threads(threads)
+    for results in found[1:]:
+        for first, other in zip(found[0], results, strict=True):
+            assert torch.equal(first, other)
+
+
+def test_results_are_the_same_bits_from_run_to_run():
+    for first, second in zip(everything(), everything(), strict=True):
+        assert torch.equal(first, second)
+
+
+REPORT = """
+import json, sys, torch, exodus_core
+from test_operators import everything
+print(json.dumps([exodus_core.capabilities()["instruction_set"], [t.double().sum().item().hex() for t in everything()],
+                  [t.abs().double().sum().item().hex() for t in everything()]]))
+"""
+
+
+@pytest.mark.slow
+def test_results_are_the_same_bits_on_every_instruction_set():
+    folder = os.path.dirname(__file__)
+    reports = {}
+    for name in ("portable", "avx2", "avx512"):
+        environment = {
+            **os.environ,
+            "EXODUS_INSTRUCTION_SET": name,
+            "PYTHONPATH": os.pathsep.join((folder, os.path.dirname(folder))),
+        }
+        run = subprocess.run(
+            [sys.executable, "-c", REPORT], env=environment, capture_output=True, text=True, check=True
+        )
+        used, *sums = json.loads(run.stdout)
+        reports[used] = sums
+    assert "portable" in reports
+    assert all(sums == reports["portable"] for sums in reports.values()), sorted(reports)
+
+
+def test_an_unknown_instruction_set_is_named():
+    environment = {**os.environ, "EXODUS_INSTRUCTION_SET": "sse9"}
+    run = subprocess.run([sys.executable, "-c", "import exodus_core"], env=environment, capture_output=True, text=True)
+    assert run.returncode != 0
+    assert "EXODUS_INSTRUCTION_SET must be one of portable, avx2, avx512, got 'sse9'" in run.stderr
+
+
+def available_gigabytes():
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
+
+
+@pytest.mark.slow
+def test_elements_beyond_two_to_the_31_are_reached():
+    if not os.path.exists("/proc/meminfo") or available_gigabytes() < 12:
+        pytest.skip("needs 12 GB of free memory")
+    torch.use_deterministic_algorithms(False)  # filling the outputs with NaN would take as long as the test
+    shape = (1, 2**21 + 3, 1024)
+    # numpy's zeros are pages that do not exist until written to
+    x = torch.from_numpy(np.zeros(shape, np.int16)).view(torch.bfloat16)
+    x[0, -2, -5:] = 1.0
+    spikes, membrane = exodus_core.lif(x, 0.5)
+    assert spikes[0, -2:].sum() == 5
+    assert spikes[0, :: 2**14].sum() == 0
+    assert membrane[0, -1, -5:].tolist() == [-0.5] * 5
+    del spikes
+    gradient = exodus_core.lif_gradient(membrane, x, 0.5).input
+    assert (gradient[0, -2, -5:] > 0.5).all()
+    assert (gradient[0, 0, -5:] == 0).all()

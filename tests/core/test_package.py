@@ -1,0 +1,49 @@
+"""The installed package: where it comes from, what it says of itself, what its library needs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import exodus_core
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_folder_at_the_root_is_not_imported_in_place_of_the_package():
+    code = "import exodus_core; print(exodus_core.__file__)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert Path(run.stdout.strip()).parent.joinpath("functional.py").exists()
+
+
+def test_capabilities_tell_versions_devices_and_why_there_is_no_cuda():
+    told = exodus_core.capabilities()
+    assert told["version"] == exodus_core.__version__
+    assert told["torch"] == torch.__version__
+    assert told["devices"][0] == "cpu"
+    assert told["instruction_set"] in ("portable", "avx2", "avx512")
+    assert told["cuda_library"]["loaded"] or told["cuda_library"]["reason"]
+    assert set(told["surrogates"]) == set(exodus_core.surrogate.KINDS)
+
+
+def test_library_needs_only_symbols_of_the_stable_interface():
+    library = Path(exodus_core.__file__).parent / "_C.abi3.so"
+    listing = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True)
+    needed = {line.split()[-1] for line in listing.stdout.splitlines()}
+    assert any(name.startswith("aoti_torch_") for name in needed)
+    # What is not C of the shim or of libstdc++ would be a mangled name of torch, c10 or Python.
+    assert not {n for n in needed if n.startswith(("_ZN2at", "_ZNK2at", "_ZN3c10", "_ZNK3c10", "_ZN5torch", "Py"))}
+
+
+def test_a_missing_library_is_one_clear_error(tmp_path):
+    copy = tmp_path / "exodus_core"
+    copy.mkdir()
+    for source in Path(exodus_core.__file__).parent.glob("*.py"):
+        (copy / source.name).write_text(source.read_text())
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", "import exodus_core"], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "ImportError: exodus_core is not built: _C.abi3.so is missing" in run.stderr

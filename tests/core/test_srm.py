@@ -1,0 +1,116 @@
+"""SRM neurons: the kernels agree with the plain loop for taps and for recurrent kernels."""
+
+import pytest
+import torch
+
+import exodus_core
+from agreement import DTYPES, KERNELS, ODD_SHAPES, SURROGATES, assert_agrees, gradients, leaves, name_of, relative_error
+from exodus_core import AlphaKernel, ExponentialKernel, reference
+from exodus_core.ops import compute_dtype
+from exodus_core.surrogate import Exponential
+
+EXPONENTIAL = Exponential()
+
+
+def compare(shape, time_dim, dtype, kernel_name, method="exodus", surrogate=EXPONENTIAL):
+    torch.manual_seed(0)
+    kernel = KERNELS[kernel_name](compute_dtype(dtype))
+    arguments = {
+        "z": torch.randn(shape, dtype=torch.float64).to(dtype),
+        "reset_kernel": kernel,
+        "threshold": (0.5 + torch.rand(shape[time_dim + 1 :], dtype=torch.float64)).to(dtype),
+    }
+    weights = tuple(torch.randn(shape, dtype=torch.float64).to(dtype) for _ in range(2))
+    options = {"surrogate": surrogate, "time_dim": time_dim, "method": method}
+    ours = leaves(arguments)
+    outputs = exodus_core.srm(**ours, **options)
+    found = gradients(outputs, weights, ours)
+
+    exact = leaves({k: v.double() if isinstance(v, torch.Tensor) else v for k, v in arguments.items() if k != "z"})
+    psp, spikes, membrane = reference.srm_on_trace(outputs[1].double(), **exact, **options)
+    assert torch.equal(outputs[0].double(), spikes)
+    assert_agrees("psp recovered", arguments["z"], psp)
+    expected = gradients((spikes, membrane), tuple(w.double() for w in weights), {**exact, "z": psp})
+    plain = {}
+    if dtype == torch.float32:
+        rough = leaves({name: value for name, value in arguments.items() if name != "z"})
+        psp, *pinned = reference.srm_on_trace(outputs[1].detach(), **rough, **options)
+        plain = gradients(tuple(pinned), weights, {**rough, "z": psp})
+    for name, gradient in found.items():
+        assert_agrees(name, gradient, expected[name], plain=plain.get(name))
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES, ids=name_of)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("method", ["exodus", "slayer"])
+def test_kernel_equals_loop_for_every_reset_kernel_and_dtype(shape, dtype, kernel, method):
+    compare(shape, 1, dtype, kernel, method)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=name_of)
+def test_kernel_equals_loop_for_every_surrogate(surrogate):
+    compare((2, 33, 19), 1, torch.float64, "taps", surrogate=surrogate)
+
+
+@pytest.mark.parametrize(("shape", "time_dim"), [((7, 3, 5), 0), ((3, 5, 70), 2), ((2, 3, 66, 4, 5), 2), ((65,), 0)])
+def test_time_may_be_any_axis(shape, time_dim):
+    compare(shape, time_dim, torch.float64, "alpha")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_forward_equals_the_loop(kernel):
+    z = torch.randn(2, 50, 6, dtype=torch.float64)
+    nu = KERNELS[kernel](torch.float64)
+    spikes, membrane = exodus_core.srm(z, nu)
+    looped = reference.srm(z, nu)
+    assert torch.equal(spikes, looped[0])
+    assert_agrees("membrane", membrane, looped[1])
+
+
+def test_srm_with_the_kernels_of_a_lif_neuron_is_that_neuron():
+    x = torch.randn(2, 80, 6, dtype=torch.float64)
+    weight = torch.randn_like(x)
+    results = []
+    for neuron in ("lif", "srm"):
+        leaf = x.clone().requires_grad_()
+        if neuron == "lif":
+            spikes, membrane = exodus_core.lif(leaf, 0.9, threshold=0.8)
+        else:
+            psp = exodus_core.filter(leaf, ExponentialKernel(0.9))
+            spikes, membrane = exodus_core.srm(psp, ExponentialKernel(0.9, -0.8), threshold=0.8)
+        (spikes * weight).sum().backward()
+        results.append((spikes, membrane, leaf.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert relative_error(results[0][1], results[1][1]) < 1e-14
+    assert relative_error(results[0][2], results[1][2]) < 1e-13
+
+
+def test_reset_through_an_alpha_kernel_comes_late_and_fades():
+    z = torch.zeros(1, 40, 1, dtype=torch.float64)
+    z[0, 0] = 1.5
+    spikes, membrane = exodus_core.srm(z, AlphaKernel(4.0, -1.0))
+    assert spikes.sum() == 1
+    assert membrane[0, 1:, 0].argmin() == 4  # nu peaks at tau = 4 steps after the step that follows the spike
+    assert membrane[0, 5, 0].item() == pytest.approx(-1.0)
+
+
+def test_bptt_equals_exodus():
+    z = torch.randn(2, 40, 6, dtype=torch.float64)
+    for kernel in KERNELS.values():
+        found = []
+        for method in ("exodus", "bptt"):
+            leaf = z.clone().requires_grad_()
+            exodus_core.srm(leaf, kernel(torch.float64), method=method)[0].sum().backward()
+            found.append(leaf.grad)
+        assert relative_error(*found) < 1e-13
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)], ids=name_of)
+def test_empty_tensors_give_empty_results(shape):
+    z = torch.zeros(shape, requires_grad=True)
+    threshold = torch.ones(shape[2:], requires_grad=True)
+    spikes, _ = exodus_core.srm(z, AlphaKernel(4.0, -1.0), threshold=threshold)
+    spikes.sum().backward()
+    assert spikes.shape == z.grad.shape == shape
+    assert not threshold.grad.any()

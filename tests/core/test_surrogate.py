@@ -1,0 +1,59 @@
+"""Surrogates: the kernels' derivatives are those of the definitions, near the threshold and far from it."""
+
+import pytest
+import torch
+
+import exodus_core
+from agreement import SURROGATES, name_of
+from exodus_core import surrogate
+
+
+def kernel_derivative(kind, x):
+    """f'(x) as the kernel has it: with alpha = 0 and grad_spikes = 1, dL/dx[t] is f'(u[t])."""
+    membrane = (x + 1.0).view(1, 1, -1)
+    return exodus_core.lif_gradient(membrane, torch.ones_like(membrane), 0.0, reset="none", surrogate=kind).input[0, 0]
+
+
+@pytest.mark.parametrize("kind", SURROGATES, ids=name_of)
+@pytest.mark.parametrize(("slope", "scale"), [(1.0, 1.0), (4.0, 0.3), (0.25, -2.0)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name_of)
+def test_kernel_derivative_is_the_definition(kind, slope, scale, dtype):
+    sampled = type(kind)(slope, scale)
+    x = torch.cat([torch.linspace(-6, 6, 1001), torch.tensor([0.0, -1e-6, 1e-6])]).to(dtype)
+    x = (x + 1.0) - 1.0  # what is left of x once it is a membrane
+    expected = sampled.derivative(x.double())
+    error = (kernel_derivative(sampled, x).double() - expected).abs()
+    # One rounding of x - threshold moves the derivative by slope^2 at most; the rest is the kernel's own.
+    assert error.max() <= 8 * torch.finfo(dtype).eps * abs(scale) * (1 + slope) * max(1, slope)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "sigmoid", "tanh", "gaussian"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name_of)
+def test_exponential_is_exact_to_two_units_in_the_last_place(kind, dtype):
+    x = -torch.linspace(0, 80, 4001, dtype=dtype)
+    membrane = x.view(1, 1, -1)
+    found = exodus_core.lif_gradient(
+        membrane, torch.ones_like(membrane), 0.0, threshold=0.0, reset="none", surrogate=surrogate.Exponential()
+    ).input[0, 0]
+    exact = torch.exp(x.double()) if dtype == torch.float32 else torch.exp(x)
+    error = ((found.double() - exact) / exact).abs().max()
+    assert error <= 3 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("kind", SURROGATES, ids=name_of)
+@pytest.mark.parametrize("far", [1e4, 1e30, torch.inf])
+def test_derivative_far_from_the_threshold_is_finite(kind, far):
+    found = kernel_derivative(kind, torch.tensor([-far, far]))
+    assert found.isfinite().all()
+    assert (found.abs() < 1e-6).all()
+
+
+def test_boxcar_has_its_edges_at_half_a_width():
+    x = torch.tensor([-0.26, -0.25, 0.0, 0.25, 0.26], dtype=torch.float64)
+    assert kernel_derivative(surrogate.Boxcar(2.0), x).tolist() == [0, 2, 2, 2, 0]
+
+
+@pytest.mark.parametrize("kind", SURROGATES, ids=name_of)
+def test_names_and_codes_agree_with_the_kernels(kind):
+    assert surrogate.KINDS[kind.kind] is type(kind)
+    assert [cls.code for cls in surrogate.KINDS.values()] == list(range(8))
