@@ -1,0 +1,98 @@
+"""Client of the Exodus service: gradients of spiking neural networks, computed on a remote node.
+
+    from exodus_client import Client, LIF
+
+    with Client("http://gpu-node:8000") as client:
+        result = client.gradients(neuron=LIF(alpha=0.95), membrane=u, grad_output=e)
+        result.grad_input
+
+`exodus_client.torch` has layers whose forward and backward run on the server; it is imported at its first use.
+"""
+
+import importlib
+from types import ModuleType
+
+from ._client import Client, Ping
+from ._config import Limits, Retries, Timeout
+from ._errors import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    ConflictError,
+    DeadlineExceededError,
+    ExodusError,
+    Fault,
+    GoneError,
+    InternalServerError,
+    InvalidResponseError,
+    LengthRequiredError,
+    NotFoundError,
+    PayloadTooLargeError,
+    PermissionDeniedError,
+    RateLimitError,
+    RequestTimeoutError,
+    ServerOutOfMemoryError,
+    ServiceUnavailableError,
+    UnprocessableError,
+    UnsupportedMediaTypeError,
+)
+from ._future import Future
+from ._gradients import Gradients
+from .neuron import IF, LIF, SRM, AlphaKernel, ExponentialKernel
+from .surrogate import Arctan, Boxcar, Exponential, FastSigmoid, Gaussian, Sigmoid, Surrogate, Tanh, Triangle
+from .wire import WireError
+
+__all__ = [
+    "IF",
+    "LIF",
+    "SRM",
+    "APIConnectionError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AlphaKernel",
+    "Arctan",
+    "AuthenticationError",
+    "BadRequestError",
+    "Boxcar",
+    "Client",
+    "ConflictError",
+    "DeadlineExceededError",
+    "ExodusError",
+    "Exponential",
+    "ExponentialKernel",
+    "FastSigmoid",
+    "Fault",
+    "Future",
+    "Gaussian",
+    "GoneError",
+    "Gradients",
+    "InternalServerError",
+    "InvalidResponseError",
+    "LengthRequiredError",
+    "Limits",
+    "NotFoundError",
+    "PayloadTooLargeError",
+    "PermissionDeniedError",
+    "Ping",
+    "RateLimitError",
+    "RequestTimeoutError",
+    "Retries",
+    "ServerOutOfMemoryError",
+    "ServiceUnavailableError",
+    "Sigmoid",
+    "Surrogate",
+    "Tanh",
+    "Timeout",
+    "Triangle",
+    "UnprocessableError",
+    "UnsupportedMediaTypeError",
+    "WireError",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "torch":
+        return importlib.import_module(".torch", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

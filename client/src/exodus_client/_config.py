@@ -37,8 +37,8 @@ class Timeout:
 class Retries:
     """What happens when an answer is missing or asks for patience.
 
-    The n-th retry comes `first_delay * 2**n` seconds after its failure, at most `max_delay`, shortened at random by up to
-    the fraction `jitter`; a longer `Retry-After` of the server is honoured.
+    The n-th retry comes `first_delay * 2**n` seconds after its failure, at most `max_delay`, shortened at random by up
+    to the fraction `jitter`; a longer `Retry-After` of the server is honoured.
 
     Attributes:
         count: retries after the first attempt; 0 for none.
@@ -56,7 +56,12 @@ class Retries:
     def __post_init__(self) -> None:
         if type(self.count) is not int or self.count < 0:
             raise ValueError(f"Retries.count: got {self.count!r}, want an integer >= 0")
-        for name, most in (("first_delay", math.inf), ("max_delay", math.inf), ("max_retry_after", math.inf), ("jitter", 1)):
+        for name, most in (
+            ("first_delay", math.inf),
+            ("max_delay", math.inf),
+            ("max_retry_after", math.inf),
+            ("jitter", 1),
+        ):
             value = getattr(self, name)
             if not (_is_number(value) and 0 <= value <= most):
                 raise ValueError(f"Retries.{name}: got {value!r}, want a number from 0 to {most}")

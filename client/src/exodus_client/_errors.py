@@ -84,7 +84,9 @@ class APIStatusError(ExodusError):
         retry_after: seconds that the server asks to wait, or None.
     """
 
-    def __init__(self, status_code: int, problem: Mapping[str, Any], *, request_id: str, retry_after: float | None) -> None:
+    def __init__(
+        self, status_code: int, problem: Mapping[str, Any], *, request_id: str, retry_after: float | None
+    ) -> None:
         self.status_code = status_code
         self.code = _text(problem, "code")
         self.detail = _text(problem, "detail") or _text(problem, "title") or "no reason given"

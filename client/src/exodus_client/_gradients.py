@@ -19,6 +19,7 @@ FloatName: TypeAlias = Literal["float32", "float64", "float16", "bfloat16"]
 Parameter: TypeAlias = Literal["alpha", "threshold", "reset_by", "initial_membrane"]
 Trace: TypeAlias = Literal["spikes", "membrane"]
 
+_QUOTED = re.compile(r'"[^"]*"')
 _TIMING = re.compile(r"([\w.-]+)\s*;[^,]*?\bdur=(\d+(?:\.\d*)?)")
 
 
@@ -63,7 +64,7 @@ class Kind:
         return tensor.numpy() if self.device is None else tensor.torch().to(self.device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Gradients:
     """What the server computed. Every returned array is an attribute: `result.grad_input`, `result.spikes`, ...
 
@@ -88,6 +89,10 @@ class Gradients:
         if name in arrays:
             return arrays[name]
         raise AttributeError(f"{name!r} was not returned; the answer has {', '.join(arrays)}. See wrt= and return_=")
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in self.arrays.items())
+        return f"Gradients({shapes}; {self.method} on {self.device})"
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self.arrays})
@@ -119,7 +124,8 @@ class GradientRequest:
         norms = _norms(message.params.get("grad_norms"))
         if not isinstance(device, str) or not isinstance(method, str) or norms is None:
             raise InvalidResponseError(
-                f"the answer lacks device, method or grad_norms: got {message.params!r:.200}", request_id=answer.request_id
+                f"the answer lacks device, method or grad_norms: got {message.params!r:.200}",
+                request_id=answer.request_id,
             )
         timing = read_timing(headers.get("Server-Timing", "")) | {"round_trip": answer.round_trip}
         return Gradients(arrays, norms, device, method, timing, answer.request_id)
@@ -127,7 +133,8 @@ class GradientRequest:
 
 def read_timing(header: str) -> dict[str, float]:
     """Milliseconds by name of a Server-Timing header."""
-    return {name: float(duration) for name, duration in _TIMING.findall(header)}
+    unquoted = _QUOTED.sub("", header)  # a description may hold a comma
+    return {name: float(duration) for name, duration in _TIMING.findall(unquoted)}
 
 
 def _norms(given: Any) -> dict[str, float] | None:

@@ -30,7 +30,9 @@ def delay(attempt: int, error: ExodusError, retries: Retries) -> float | None:
     if attempt >= retries.count or not is_retryable(error):
         return None
     # The exponent is bounded because 2.0**1024 is an OverflowError, and max_delay is reached long before.
-    backoff = min(retries.max_delay, retries.first_delay * 2.0 ** min(attempt, 60)) * (1 - retries.jitter * random.random())
+    backoff = min(retries.max_delay, retries.first_delay * 2.0 ** min(attempt, 60)) * (
+        1 - retries.jitter * random.random()
+    )
     wanted = error.retry_after if isinstance(error, APIStatusError) else None
     if wanted is None:
         return backoff
@@ -38,7 +40,7 @@ def delay(attempt: int, error: ExodusError, retries: Retries) -> float | None:
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, which is a number or an HTTP date; None if it is absent or neither."""
+    """Seconds that a Retry-After header asks for, a number or an HTTP date; None if it is absent or neither."""
     if value is None:
         return None
     if value.strip().isdecimal() and value.isascii():

@@ -30,7 +30,7 @@ class Surrogate:
             value = getattr(self, name)
             if value is None and name == "slope":
                 continue
-            if not isinstance(value, Real) or isinstance(value, bool):
+            if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"{type(self).__name__}.{name}: got {type(value).__name__}, want a number")
             if not math.isfinite(value):
                 raise ValueError(f"{type(self).__name__}.{name}: got {value!r}, want a finite number")

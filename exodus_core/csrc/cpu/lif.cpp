@@ -95,33 +95,8 @@ struct Backward {
   Method method;
 };
 
-// The rows of `lane_gradients`: sums over time, one value a lane.
-enum LaneGradient { kInitialMembrane, kInitialSpikes, kAlpha, kThreshold, kResetBy, kMinMembrane, kLaneGradients };
-
-// Sums a block of steps before it adds to the total: the rounding error grows with T / kBlock, not with T.
-template <class Real>
-class LaneSums {
- public:
-  explicit LaneSums(std::int64_t width) : block_(4, width), total_(4, width), width_(width) {}
-
-  ParameterSums<Real> block() const { return {block_[0], block_[1], block_[2], block_[3]}; }
-  void clear() {
-    block_.clear();
-    total_.clear();
-  }
-  void add_block() {
-    for (std::int64_t k = 0; k < 4; ++k) {
-      for (std::int64_t i = 0; i < width_; ++i) total_[k][i] += block_[k][i];
-    }
-    block_.clear();
-  }
-  const Real* total(LaneGradient which) const { return total_[which - kAlpha]; }
-
- private:
-  RowBuffer<Real> block_;
-  RowBuffer<Real> total_;
-  std::int64_t width_;
-};
+// The rows of `lane_gradients`, one value a lane: initial membrane, initial spikes, alpha, threshold, reset_by, min_membrane.
+constexpr std::int64_t kLaneGradients = 6;
 
 template <class Storage>
 void backward(const Backward& args, const Layout& layout, Tensor& grad_input, Tensor& lane_gradients) {
@@ -140,7 +115,7 @@ void backward(const Backward& args, const Layout& layout, Tensor& grad_input, Te
     ParameterRows<Real> parameter_rows(tiling.width());
     RowBuffer<Real> scratch(3, tiling.width());
     RowBuffer<Real> initial(with_lanes ? 4 : 0, tiling.width());
-    LaneSums<Real> sums(with_lanes ? tiling.width() : 0);
+    BlockSums<Real> sums(with_lanes ? 4 : 0, tiling.width());
     for (std::int64_t index = first; index < last; ++index) {
       const Tile tile = tiling[index];
       membrane_rows.enter(tile);
@@ -155,7 +130,7 @@ void backward(const Backward& args, const Layout& layout, Tensor& grad_input, Te
       row.surrogate = scratch[0];
       row.spikes = scratch[1];
       row.adjoint = scratch[2];
-      if (with_lanes) row.sums = sums.block();
+      if (with_lanes) row.sums = {sums.block(0), sums.block(1), sums.block(2), sums.block(3)};
       for_each_block(layout.time, Direction::backward, [&](std::int64_t begin, std::int64_t end) {
         membrane_rows.read(begin, end);
         grad_spikes_rows.read(begin, end);
@@ -182,8 +157,8 @@ void backward(const Backward& args, const Layout& layout, Tensor& grad_input, Te
       kernels.lif_initial(args.method, args.reset,
                           {tile.width, row.neuron, initial[0], initial[1], row.adjoint, initial[2], initial[3], row.sums});
       sums.add_block();
-      const Real* totals[kLaneGradients] = {initial[2], initial[3], sums.total(kAlpha), sums.total(kThreshold),
-                                            sums.total(kResetBy), sums.total(kMinMembrane)};
+      const Real* totals[kLaneGradients] = {initial[2],    initial[3],    sums.total(0),
+                                            sums.total(1), sums.total(2), sums.total(3)};
       for (std::int64_t k = 0; k < kLaneGradients; ++k) {
         std::copy_n(totals[k], tile.width, mutable_elements<Real>(lane_gradients) + k * layout.lanes() + tile.first_lane);
       }
@@ -246,7 +221,7 @@ std::tuple<Tensor, Tensor> lif_backward(const Tensor& membrane, std::optional<Te
   check_lanes(initial_membrane, membrane, layout);
   check_lanes(initial_spikes, membrane, layout);
   Tensor grad_input = torch::stable::empty_like(membrane);
-  const std::vector<std::int64_t> lane_shape = {with_lanes ? std::int64_t{kLaneGradients} : 0, layout.outer, layout.inner};
+  const std::vector<std::int64_t> lane_shape = {with_lanes ? kLaneGradients : 0, layout.outer, layout.inner};
   Tensor lane_gradients = layout.time > 0 ? torch::stable::new_empty(membrane, lane_shape, compute_dtype(membrane))
                                           : torch::stable::new_zeros(membrane, lane_shape, compute_dtype(membrane));
   if (membrane.numel() > 0) {

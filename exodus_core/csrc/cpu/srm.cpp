@@ -67,14 +67,15 @@ void backward(const Backward& args, const Layout& layout, Tensor& grad_psp, Tens
     TileRows<const Storage> grad_membrane_rows(grad_membrane, layout, tiling);
     TileRows<Storage> grad_psp_rows(mutable_elements<Storage>(grad_psp), layout, tiling);
     KernelState<Storage> reset(args.kernel, tiling.width());
-    RowBuffer<Real> scratch(4, tiling.width());
+    RowBuffer<Real> scratch(3, tiling.width());
+    BlockSums<Real> threshold_sum(with_threshold ? 1 : 0, tiling.width());
     for (std::int64_t index = first; index < last; ++index) {
       const Tile tile = tiling[index];
       membrane_rows.enter(tile);
       grad_spikes_rows.enter(tile);
       grad_membrane_rows.enter(tile);
       grad_psp_rows.enter(tile);
-      scratch.clear();
+      threshold_sum.clear();
       args.threshold.fill(scratch[0], layout, tile);
       reset.reset(tile.width);
       for_each_block(layout.time, Direction::backward, [&](std::int64_t begin, std::int64_t end) {
@@ -86,14 +87,15 @@ void backward(const Backward& args, const Layout& layout, Tensor& grad_psp, Tens
           kernels.surrogate(args.surrogate, tile.width, membrane_rows[t], scratch[0], static_cast<Real>(args.slope),
                             static_cast<Real>(args.scale), scratch[1]);
           kernels.srm_backward({tile.width, grad_spikes_rows[t], grad_membrane_rows[t], scratch[1], reset.response(),
-                                grad_psp_rows[t], scratch[2], with_threshold ? scratch[3] : nullptr});
+                                grad_psp_rows[t], scratch[2], with_threshold ? threshold_sum.block(0) : nullptr});
           // SLAYER drops the reset: nothing is remembered, so the response stays zero.
           if (args.method == Method::exodus) reset.push(scratch[2]);
         }
         grad_psp_rows.put(begin, end);
+        threshold_sum.add_block();
       });
       if (with_threshold) {
-        std::copy_n(scratch[3], tile.width, mutable_elements<Real>(grad_threshold) + tile.first_lane);
+        std::copy_n(threshold_sum.total(0), tile.width, mutable_elements<Real>(grad_threshold) + tile.first_lane);
       }
     }
   });

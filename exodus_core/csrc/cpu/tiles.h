@@ -163,6 +163,34 @@ class TileRows {
   std::int64_t begin_ = 0;
 };
 
+// Sums over time, one value a lane: a block of steps is summed before it is added to the total, so that the rounding
+// error grows with the number of blocks and not with that of steps.
+template <class Real>
+class BlockSums {
+ public:
+  BlockSums(std::int64_t count, std::int64_t width)
+      : count_(count), width_(width), block_(count, width), total_(count, width) {}
+
+  Real* block(std::int64_t which) const { return block_[which]; }
+  const Real* total(std::int64_t which) const { return total_[which]; }
+  void clear() {
+    block_.clear();
+    total_.clear();
+  }
+  void add_block() {
+    for (std::int64_t k = 0; k < count_; ++k) {
+      for (std::int64_t i = 0; i < width_; ++i) total_[k][i] += block_[k][i];
+    }
+    block_.clear();
+  }
+
+ private:
+  std::int64_t count_;
+  std::int64_t width_;
+  RowBuffer<Real> block_;
+  RowBuffer<Real> total_;
+};
+
 enum class Direction { forward, backward };
 
 // Calls block(begin, end) for stretches of at most kBlock steps, in the order of time or against it.

@@ -159,8 +159,8 @@ def lif(
     neuron = _lif_neuron(current, alpha, threshold, reset, reset_by, decay_reset, min_membrane, method)
     u, s = _state(initial_membrane, current), _state(initial_spikes, current)
     membranes, spikes = [], []
-    for t in range(current.shape[0]):
-        integrated = neuron.integrate(u, s, current[t])
+    for x_t in current.unbind():  # not an index a step: the gradient of an index is a tensor of the whole size
+        integrated = neuron.integrate(u, s, x_t)
         u = torch.where(integrated <= neuron.floor, neuron.floor, integrated)
         stored = _stored(u, x.dtype)
         s = _spike(stored, neuron.threshold, surrogate, max_spikes)
@@ -199,11 +199,10 @@ def lif_on_trace(
         recovered = trace - neuron.integrate(*before, torch.zeros_like(trace))
         clipped = trace <= neuron.floor
     x = recovered.movedim(0, time_dim).requires_grad_()
-    current = x.movedim(time_dim, 0)
     membranes, spikes = [], []
-    for t in range(trace.shape[0]):
-        integrated = neuron.integrate(u, s, current[t])
-        u = _pin(torch.where(clipped[t], neuron.floor, integrated), trace[t])
+    for x_t, clipped_t, trace_t in zip(x.movedim(time_dim, 0).unbind(), clipped, trace, strict=True):
+        integrated = neuron.integrate(u, s, x_t)
+        u = _pin(torch.where(clipped_t, neuron.floor, integrated), trace_t)
         s = _spike(u, neuron.threshold, surrogate, max_spikes)
         membranes.append(u)
         spikes.append(s)
@@ -238,9 +237,9 @@ def _srm_loop(
     membranes: list[Tensor] = []
     spikes: list[Tensor] = []
     past: list[Tensor] = []  # what the reset sees: SLAYER lets no gradient through it
-    for n in range(psp.shape[0]):
+    for n, z_n in enumerate(psp.unbind()):
         response = _response(nu, past)
-        u = psp[n] if response is None else psp[n] + response
+        u = z_n if response is None else z_n + response
         u = _stored(u, dtype) if trace is None else _pin(u, trace[n])
         s = _spike(u, theta, surrogate, 1)
         membranes.append(u)
@@ -288,7 +287,7 @@ def srm_on_trace(
 
 def filter(x: Tensor, kernel: Kernel, *, time_dim: int = 1) -> Tensor:
     """y[n] = sum_k kernel[k] x[n-k] (5) as a loop over time and taps; arguments are those of `exodus_core.filter`."""
-    signal = list(_time_first(x, time_dim))
+    signal = list(_time_first(x, time_dim).unbind())
     eps = _taps(kernel, x.to(compute_dtype(x.dtype)), len(signal))
     steps = [response for n in range(len(signal)) if (response := _response(eps, signal[: n + 1])) is not None]
     return _stack(steps, x, time_dim)

@@ -40,7 +40,7 @@ class Surrogate:
         ValueError: slope is not positive and finite, or scale is not finite.
     """
 
-    slope: float
+    slope: float = 1.0
     scale: float = 1.0
 
     code: ClassVar[int]
@@ -68,7 +68,6 @@ class Surrogate:
 class Exponential(Surrogate):
     """exp(-k |x|): SLAYER; sinabs SingleExponential(w, c) has k = 1/(w theta), scale = c/(w theta)."""
 
-    slope: float = 1.0
     code = 0
     kind = "exponential"
 
@@ -80,7 +79,6 @@ class Exponential(Surrogate):
 class Boxcar(Surrogate):
     """k where |x| <= 1/(2k), else 0: Esser, Bohte (piecewise linear activation)."""
 
-    slope: float = 1.0
     code = 1
     kind = "boxcar"
 
@@ -92,7 +90,6 @@ class Boxcar(Surrogate):
 class Triangle(Surrogate):
     """max(0, 1 - k |x|): Bellec; Esser 2016."""
 
-    slope: float = 1.0
     code = 2
     kind = "triangle"
 
@@ -141,7 +138,6 @@ class Arctan(Surrogate):
 class Tanh(Surrogate):
     """1 - tanh^2(k x): Wozniak."""
 
-    slope: float = 1.0
     code = 6
     kind = "tanh"
 

@@ -85,7 +85,8 @@ async def _unknown_method(request: Request, error: Exception) -> Response:
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
-    """A bug. The server logs the traceback; the caller gets a name to look it up by, and nothing of the inside."""
-    response = _answer(request, Problem("internal_error", "the service failed; its log has the cause under this request_id"))
+    """A bug. The server logs the traceback and closes the connection; the caller gets a name to look it up by."""
+    detail = "a bug; the log of the service has it under this request_id"
+    response = _answer(request, Problem("internal_error", detail, headers={"Connection": "close"}))
     response.raw_headers += response_headers(request.scope[CONTEXT])
     return response

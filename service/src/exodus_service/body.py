@@ -21,31 +21,34 @@ def empty_buffer(nbytes: int) -> memoryview:
     """
     whole = np.empty(nbytes + ALIGNMENT, dtype=np.uint8)
     start = -whole.ctypes.data % ALIGNMENT
-    return memoryview(whole[start : start + nbytes])
+    return whole[start : start + nbytes].data
 
 
 async def read_body(
-    receive: Receive, nbytes: int, *, read_timeout: float, min_rate: int, seconds_left: float
+    receive: Receive, nbytes: int, *, stall_timeout: float, min_rate: int, seconds_left: float
 ) -> memoryview:
     """Read a body of exactly `nbytes` bytes.
 
     Args:
         receive: the ASGI channel of the request; not called before, so that `Expect: 100-continue` is answered now.
-        read_timeout: seconds that the next piece may take.
-        min_rate: bytes a second; the whole body may take `read_timeout + nbytes / min_rate` seconds.
+        stall_timeout: seconds that the next piece may take.
+        min_rate: bytes a second; the whole body may take `stall_timeout + nbytes / min_rate` seconds.
         seconds_left: until the deadline of the request; may be infinite.
 
     Raises:
         Problem: body_timeout, deadline, malformed (another length than announced), client_disconnected.
-        MemoryError: there is no room for the body.
+            out_of_memory.
     """
-    body = empty_buffer(nbytes)
+    try:
+        body = empty_buffer(nbytes)
+    except MemoryError:
+        raise Problem("out_of_memory", f"no room for a body of {nbytes} bytes") from None
     clock = asyncio.get_running_loop().time
     deadline = clock() + seconds_left
-    latest = min(clock() + read_timeout + nbytes / min_rate, deadline)
+    latest = min(clock() + stall_timeout + nbytes / min_rate, deadline)
     filled = 0
     try:
-        async with asyncio.timeout_at(min(clock() + read_timeout, latest)) as timeout:
+        async with asyncio.timeout_at(min(clock() + stall_timeout, latest)) as timeout:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -57,7 +60,7 @@ async def read_body(
                 filled += len(piece)
                 if not message.get("more_body", False):
                     break
-                timeout.reschedule(min(clock() + read_timeout, latest))
+                timeout.reschedule(min(clock() + stall_timeout, latest))
     except TimeoutError:
         if clock() >= deadline:
             raise Problem("deadline", "the deadline passed while the body was read") from None

@@ -56,15 +56,12 @@ def serve(
         "log_level": log_level,
     }
     settings = _settings({name: value for name, value in flags.items() if value is not None})
-    configure_logging(settings.log_format, settings.log_level)
     try:
         service = create_app(settings)
     except (OSError, ValueError) as error:
         _stop(str(error))
-    server = Server(service, settings)
-    server.run()
-    if not server.started:
-        raise typer.Exit(3)
+    configure_logging(settings.log_format, settings.log_level)
+    Server(service, settings).run()
 
 
 @app.command()

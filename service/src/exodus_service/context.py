@@ -40,5 +40,6 @@ class Context:
         spent = self.timings
         return (
             f"queue;dur={spent.queue * 1e3:.3f}, decode;dur={spent.decode * 1e3:.3f}, "
-            f"kernel;dur={spent.kernel * 1e3:.3f}, encode;dur={spent.encode * 1e3:.3f}, total;dur={self.elapsed * 1e3:.3f}"
+            f"kernel;dur={spent.kernel * 1e3:.3f}, encode;dur={spent.encode * 1e3:.3f}, "
+            f"total;dur={self.elapsed * 1e3:.3f}"
         )

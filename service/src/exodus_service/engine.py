@@ -4,11 +4,11 @@ import asyncio
 from enum import Enum
 from typing import get_args
 
-import exodus_core
 import torch
-from exodus_client.wire import DTYPES, ENCODINGS, VERSION, Limits
 from pydantic import BaseModel, Field
 
+import exodus_core
+from exodus_client.wire import DTYPES, ENCODINGS, VERSION, Limits
 from exodus_service import __version__
 from exodus_service.exchange import CONTENT_ENCODINGS, CONTENT_TYPES
 from exodus_service.params import Method
@@ -34,7 +34,7 @@ class Capabilities(BaseModel):
     wire_versions: list[int] = Field(description="Versions of the wire format that are understood.")
     methods: list[str] = Field(description="Values of {method} in /v1/gradients/{method}.")
     neurons: list[str] = Field(description="Values of params.neuron.model.")
-    surrogates: dict[str, float] = Field(description="Values of params.surrogate.kind, with their default slopes.")
+    surrogates: list[str] = Field(description="Values of params.surrogate.kind.")
     dtypes: list[str] = Field(description="Element types of tensors.")
     encodings: list[str] = Field(description="Encodings of tensors.")
     content_types: list[str] = Field(description="Content types of bodies.")
@@ -91,7 +91,7 @@ class Engine:
             wire_versions=[VERSION],
             methods=list(get_args(Method)),
             neurons=["lif", "if", "srm"],
-            surrogates={kind: made().slope for kind, made in exodus_core.surrogate.KINDS.items()},
+            surrogates=list(exodus_core.surrogate.KINDS),
             dtypes=list(DTYPES),
             encodings=list(ENCODINGS),
             content_types=list(CONTENT_TYPES),
@@ -121,8 +121,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device: expected cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected cpu, cuda or cuda:N, got {name!r}")
+    known = {device.partition(":")[0] for device in exodus_core.capabilities()["devices"]}
+    if device.type not in known:
+        raise ValueError(f"device: expected one of {', '.join(sorted(known))}, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: got {name!r}, and PyTorch sees {torch.cuda.device_count()} CUDA devices here")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device

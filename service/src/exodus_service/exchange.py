@@ -5,10 +5,21 @@ import time
 from dataclasses import dataclass
 
 import torch
-from exodus_client.wire import JSON_TYPE, MSGPACK_TYPE, Encoded, Limits, Message, Tensor, WireError, decode, decompress, encode
 
+from exodus_client.wire import (
+    JSON_TYPE,
+    MSGPACK_TYPE,
+    Encoded,
+    Limits,
+    Message,
+    Tensor,
+    WireError,
+    decode,
+    decompress,
+    encode,
+)
 from exodus_service.context import Timings
-from exodus_service.gradients import Results, prepare
+from exodus_service.gradients import prepare
 from exodus_service.params import Method
 from exodus_service.problems import Fault, Problem
 
@@ -17,7 +28,11 @@ CONTENT_TYPES = (MSGPACK_TYPE, "application/msgpack", "application/x-msgpack", J
 CONTENT_ENCODINGS = ("identity", "zstd")
 
 _CODES = {"malformed": "malformed", "too_large": "too_large", "unsupported": "unsupported", "mismatch": "invalid"}
-_OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory")
+#: How PyTorch words it on the CPU. The last is an allocation inside a kernel: the stable ABI passes on that it failed,
+#: not why, and a lack of memory is the only reason there is.
+_OUT_OF_MEMORY = re.compile(
+    r"not enough memory|can't allocate memory|\"aten::(new_)?(empty|zeros)\w*\".*API call failed", re.DOTALL
+)
 _ATTEMPT = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-import exodus_core
 import torch
-from exodus_client.wire import Message
 
+import exodus_core
+from exodus_client.wire import Message
 from exodus_service.operands import Operands
 from exodus_service.params import ExponentialTaps, Method, Params, SrmNeuron, TensorName, parse_params
 from exodus_service.problems import Fault, Problem, invalid
@@ -139,7 +139,7 @@ def prepare(method: Method, message: Message, *, device: torch.device, max_bytes
     if not computation.loss.given and (computation.source.membrane is not None or not params.return_):
         raise invalid(
             "/tensors",
-            "a tensor 'grad_output' or 'grad_membrane'; without, something to run and `return` to say what to send back",
+            "a tensor 'grad_output' or 'grad_membrane', or `return` and an input for a forward pass alone",
             "neither",
         )
     return computation
@@ -216,7 +216,8 @@ def _synapses(params: Params, operands: Operands, max_bytes: int) -> Synapses:
         raise operands.fault("weight", "shape", "[N_out, N_in]", str(list(weight.shape)))
     n_out, n_in = weight.shape
     if spikes.ndim < 2 or spikes.shape[-1] != n_in:
-        raise operands.fault("spikes", "shape", f"[..., {n_in}], as weight {[n_out, n_in]} asks for", str(list(spikes.shape)))
+        expected = f"[..., {n_in}], as 'weight' of shape {[n_out, n_in]} asks for"
+        raise operands.fault("spikes", "shape", expected, str(list(spikes.shape)))
     if params.time_dim in (-1, spikes.ndim - 1):
         raise invalid("/params/time_dim", "another axis than the last, which holds the features", str(params.time_dim))
     nbytes = spikes.numel() // max(n_in, 1) * n_out * weight.element_size()
@@ -251,8 +252,6 @@ _REFUSAL = re.compile(r"(\w+) must (.+), got (.+)", re.DOTALL)
 
 def _refusal(message: str) -> Problem:
     parts = _REFUSAL.match(message)
-    if parts is None:
-        return Problem("invalid", message, (Fault("/params", message, ""),))
-    name, expected, got = parts.groups()
-    top = name in Params.model_fields
-    return Problem("invalid", message, (Fault(f"/params/{name}" if top else f"/params/neuron/{name}", expected, got),))
+    name, expected, got = parts.groups() if parts else (message.partition(" ")[0], message, "")
+    pointer = f"/params/{name}" if name in Params.model_fields else f"/params/neuron/{name}"
+    return Problem("invalid", message, (Fault(pointer, expected, got),))

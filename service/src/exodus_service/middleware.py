@@ -104,14 +104,17 @@ class Authentication:
 
 
 def _fields(context: Context) -> dict[str, Any]:
-    spent = context.timings
-    return {
+    served = {
         "status": context.status or 500,
         "bytes_in": context.bytes_in,
         "bytes_out": context.bytes_out,
+        "total_ms": round(context.elapsed * 1e3, 3),
+    }
+    spent = context.timings
+    computed = {
         "queue_ms": round(spent.queue * 1e3, 3),
         "decode_ms": round(spent.decode * 1e3, 3),
         "kernel_ms": round(spent.kernel * 1e3, 3),
         "encode_ms": round(spent.encode * 1e3, 3),
-        "total_ms": round(context.elapsed * 1e3, 3),
     }
+    return served | computed if spent.queue else served

@@ -1,11 +1,11 @@
 """The OpenAPI document: what FastAPI cannot derive from code that reads bodies by itself."""
 
-from typing import Any, get_args
+from typing import Any
 
-from exodus_client.wire import DTYPES, JSON_TYPE
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
+from exodus_client.wire import DTYPES, JSON_TYPE
 from exodus_service.examples import EXAMPLES
 from exodus_service.params import Params
 from exodus_service.problems import KINDS, MEDIA_TYPE, Category
@@ -44,7 +44,7 @@ class JsonTensor(BaseModel):
     name: str
     dtype: str = Field(json_schema_extra={"enum": list(DTYPES)})
     shape: list[int]
-    encoding: str = Field("raw", json_schema_extra={"enum": ["raw", "events"]})
+    encoding: str = Field(default="raw", json_schema_extra={"enum": ["raw", "events"]})
     data: Any = Field(description='Nested lists. NaN and infinities are the strings "NaN", "Infinity", "-Infinity".')
 
 

@@ -59,7 +59,8 @@ class Operands:
         if not isinstance(value, TensorName):
             return value
         if value.tensor not in self._tensors:
-            raise invalid(f"/params/neuron/{field}/tensor", f"the name of a tensor of the request ({self._names()})", repr(value.tensor))
+            expected = f"the name of a tensor of the request ({self._names()})"
+            raise invalid(f"/params/neuron/{field}/tensor", expected, repr(value.tensor))
         return self.take(value.tensor)
 
     def finish(self) -> None:

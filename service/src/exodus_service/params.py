@@ -40,14 +40,16 @@ Number = Annotated[
 class _Leaky(_Strict):
     """What LIF and IF share."""
 
-    threshold: Number = Field(1.0, description="Membrane potential from which the neuron fires.")
-    reset: Literal["subtract", "zero", "none"] = Field("subtract", description="What a spike does to the membrane.")
-    reset_by: Number | None = Field(None, description="What a spike subtracts; null: the threshold.")
-    decay_reset: bool = Field(False, description="Whether the reset is applied before the decay.")
-    initial_membrane: Number | None = Field(None, description="Membrane before the first step; null: 0.")
-    initial_spikes: Number | None = Field(None, description="Spikes before the first step; null: 0.")
-    min_membrane: Number | None = Field(None, description="Lower bound of the membrane; null: none.")
-    max_spikes: int = Field(1, ge=1, description="Most spikes that a neuron emits in one step.")
+    threshold: Number = Field(default=1.0, description="Membrane potential from which the neuron fires.")
+    reset: Literal["subtract", "zero", "none"] = Field(
+        default="subtract", description="What a spike does to the membrane."
+    )
+    reset_by: Number | None = Field(default=None, description="What a spike subtracts; null: the threshold.")
+    decay_reset: bool = Field(default=False, description="Whether the reset is applied before the decay.")
+    initial_membrane: Number | None = Field(default=None, description="Membrane before the first step; null: 0.")
+    initial_spikes: Number | None = Field(default=None, description="Spikes before the first step; null: 0.")
+    min_membrane: Number | None = Field(default=None, description="Lower bound of the membrane; null: none.")
+    max_spikes: int = Field(default=1, ge=1, description="Most spikes that a neuron emits in one step.")
 
 
 class LifNeuron(_Leaky):
@@ -61,7 +63,7 @@ class IfNeuron(_Leaky):
     """Integrate-and-fire: LIF without decay."""
 
     model: Literal["if"]
-    alpha: float = Field(1.0, ge=1.0, le=1.0, description="1, or absent.")
+    alpha: float = Field(default=1.0, ge=1.0, le=1.0, description="1, or absent.")
 
 
 class ExponentialTaps(_Strict):
@@ -69,7 +71,7 @@ class ExponentialTaps(_Strict):
 
     kind: Literal["exponential"]
     alpha: float = Field(ge=0, le=1, description="Decay in one step.")
-    amplitude: float = Field(1.0, description="Value at k = 0; negative for a reset that inhibits.")
+    amplitude: float = Field(default=1.0, description="Value at k = 0; negative for a reset that inhibits.")
 
 
 class AlphaTaps(_Strict):
@@ -77,7 +79,7 @@ class AlphaTaps(_Strict):
 
     kind: Literal["alpha"]
     tau: float = Field(gt=0, description="Time of the largest value, in steps.")
-    amplitude: float = Field(1.0, description="Largest value; negative for a reset that inhibits.")
+    amplitude: float = Field(default=1.0, description="Largest value; negative for a reset that inhibits.")
 
 
 def _reset_kernel(value: object) -> str | None:
@@ -102,9 +104,10 @@ class SrmNeuron(_Strict):
     """Spike response model with any causal reset kernel."""
 
     model: Literal["srm"]
-    threshold: Number = Field(1.0, description="Membrane potential from which the neuron fires.")
+    threshold: Number = Field(default=1.0, description="Membrane potential from which the neuron fires.")
     reset_kernel: ResetKernel | None = Field(
-        None, description="Effect of a spike on the membrane, from the next step on; null: the tensor `reset_kernel`."
+        default=None,
+        description="Effect of a spike on the membrane, from the next step on; null: the tensor `reset_kernel`.",
     )
 
 
@@ -127,8 +130,8 @@ class SurrogateParams(_Strict):
     """Stands in for the derivative of the spike with respect to the membrane."""
 
     kind: SurrogateKind = "exponential"
-    slope: float | None = Field(None, gt=0, description="Steepness; null: the default of the kind.")
-    scale: float = Field(1.0, description="Factor on the derivative.")
+    slope: float | None = Field(default=None, gt=0, description="Steepness; null: the default of the kind.")
+    scale: float = Field(default=1.0, description="Factor on the derivative.")
 
 
 class OutputFilter(_Strict):
@@ -142,13 +145,15 @@ class Params(_Strict):
 
     neuron: Neuron
     surrogate: SurrogateParams = SurrogateParams()
-    time_dim: int = Field(1, ge=-8, le=7, description="The axis of time.")
-    output_filter: OutputFilter | None = Field(None, description="A filter between the spikes and the loss, or null.")
-    result_dtype: FloatName | None = Field(
-        None, description="dtype of the response tensors; null: that of membrane, input, psp or weight."
+    time_dim: int = Field(default=1, ge=-8, le=7, description="The axis of time.")
+    output_filter: OutputFilter | None = Field(
+        default=None, description="A filter between the spikes and the loss, or null."
     )
-    wrt: list[Parameter] = Field([], description="Neuron parameters whose gradient is wanted too.")
-    return_: list[Trace] = Field([], alias="return", description="Traces that are wanted too.")
+    result_dtype: FloatName | None = Field(
+        default=None, description="dtype of the response tensors; null: that of membrane, input, psp or weight."
+    )
+    wrt: list[Parameter] = Field(default=[], description="Neuron parameters whose gradient is wanted too.")
+    return_: list[Trace] = Field(default=[], alias="return", description="Traces that are wanted too.")
 
 
 def parse_params(params: Mapping[str, Any]) -> Params:

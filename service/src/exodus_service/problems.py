@@ -49,7 +49,7 @@ class Fault(NamedTuple):
 
 
 @dataclass
-class Problem(Exception):
+class Problem(Exception):  # noqa: N818 (the word of RFC 9457)
     """An answer other than success. `code` is one of KINDS; `headers` are added to the response."""
 
     code: str
@@ -84,4 +84,4 @@ class Problem(Exception):
 
 def invalid(pointer: str, expected: str, got: str) -> Problem:
     """A 422 for one place in the request; the detail says the same in one sentence."""
-    return Problem("invalid", f"{pointer or 'the request'}: expected {expected}, got {got}", (Fault(pointer, expected, got),))
+    return Problem("invalid", f"{pointer}: expected {expected}, got {got}", (Fault(pointer, expected, got),))

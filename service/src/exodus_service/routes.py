@@ -8,10 +8,10 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Annotated, Any
 
-from exodus_client.wire import JSON_TYPE, Encoded
 from fastapi import APIRouter, Path, Request
 from starlette.responses import JSONResponse, Response
 
+from exodus_client.wire import JSON_TYPE, Encoded
 from exodus_service import openapi
 from exodus_service.body import read_body
 from exodus_service.context import Context
@@ -25,6 +25,8 @@ from exodus_service.scheduler import DeadlineError, QueueFullError, Ticket
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
+MethodInPath = Annotated[Method, Path(description="How gradients pass through the reset of the neuron.")]
+
 router = APIRouter()
 
 
@@ -36,7 +38,7 @@ router = APIRouter()
     responses=openapi.GRADIENT_RESPONSES,
     openapi_extra=openapi.GRADIENT_REQUEST,
 )
-async def gradients(method: Annotated[Method, Path(description="How the reset is treated.")], request: Request) -> Response:
+async def gradients(method: MethodInPath, request: Request) -> Response:
     """Gradients of a layer of spiking neurons in one round trip. Stateless, and safe to send again.
 
     The tensors of the request are one of `membrane` (the trace of a forward pass), `input` (the current: the service
@@ -57,7 +59,7 @@ async def gradients(method: Annotated[Method, Path(description="How the reset is
         body = await read_body(
             request.receive,
             nbytes,
-            read_timeout=engine.settings.read_timeout_s,
+            stall_timeout=engine.settings.stall_timeout_s,
             min_rate=engine.settings.min_upload_rate,
             seconds_left=deadline - time.monotonic(),
         )
@@ -65,7 +67,7 @@ async def gradients(method: Annotated[Method, Path(description="How the reset is
         exchange = Exchange(method, body, content_type, content_encoding, context.timings, time.perf_counter())
         future = ticket.submit(lambda: exchange.run(engine.device, engine.limits), deadline)
         encoded = await _outcome(future, request.receive, deadline)
-        return TensorResponse(encoded, held.pop_all().close)
+        return TensorResponse(encoded, engine.settings.stall_timeout_s, held.pop_all().close)
 
 
 @router.get("/v1/capabilities", tags=["service"], responses=openapi.CAPABILITIES_RESPONSES)

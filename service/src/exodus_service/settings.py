@@ -1,4 +1,4 @@
-"""Every setting of the service: an environment variable with the prefix EXODUS_, or a flag of `exodus-service serve`."""
+"""Every setting of the service: environment variables with the prefix EXODUS_, or flags of `exodus-service serve`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,37 +14,57 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="EXODUS_", extra="forbid", frozen=True)
 
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
-    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
-    device: str = Field("cpu", description="Device that computes: cpu, cuda or cuda:N. One process serves one device.")
-    threads: int | None = Field(None, ge=1, description="CPU threads of one computation; unset leaves PyTorch's choice.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    device: str = Field(
+        default="cpu", description="Device that computes: cpu, cuda or cuda:N. One process serves one device."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of a computation; unset: PyTorch's choice."
+    )
 
     max_body_bytes: int = Field(
-        256 * MIB, ge=1, description="Largest request body in bytes, as sent and decoded, and largest result."
+        default=256 * MIB, ge=1, description="Largest request body in bytes, as sent and decoded, and largest result."
     )
-    max_queue: int = Field(256, ge=1, description="Requests admitted at a time: uploading, waiting or computing.")
-    max_queue_bytes: int = Field(1024 * MIB, ge=1, description="Sum of the body sizes of the requests admitted.")
-    retry_after_s: int = Field(1, ge=0, description="Retry-After of 429 and 503 answers, in seconds.")
+    max_queue: int = Field(
+        default=256, ge=1, description="Requests admitted at a time: uploading, waiting or computing."
+    )
+    max_queue_bytes: int = Field(
+        default=1024 * MIB, ge=1, description="Sum of the body sizes of the requests admitted."
+    )
+    retry_after_s: int = Field(default=1, ge=0, description="Retry-After of 429 and 503 answers, in seconds.")
 
-    read_timeout_s: float = Field(30.0, gt=0, description="Longest wait for the next piece of a body, in seconds.")
-    min_upload_rate: int = Field(16384, ge=1, description="Slowest upload accepted, in bytes a second.")
-    keep_alive_s: int = Field(75, ge=1, description="How long an idle connection is kept open, in seconds.")
+    stall_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="Longest wait for a client to send or take the next piece of a body, in seconds.",
+    )
+    min_upload_rate: int = Field(default=16384, ge=1, description="Slowest upload accepted, in bytes a second.")
+    keep_alive_s: int = Field(default=75, ge=1, description="How long an idle connection is kept open, in seconds.")
     drain_delay_s: float = Field(
-        0.0, ge=0, description="After SIGTERM: seconds to go on serving with /readyz at 503, for load balancers to notice."
+        default=0.0,
+        ge=0,
+        description="After SIGTERM: seconds to serve on with /readyz at 503, so that load balancers notice.",
     )
     shutdown_timeout_s: int = Field(
-        30, ge=0, description="After the drain: seconds that running requests have to finish before they are cut off."
+        default=30,
+        ge=0,
+        description="After the drain: seconds that running requests have to finish before they are cut off.",
     )
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Comma-separated API keys that may use /v1; with none, and no key file, every caller may."
+        default=(),
+        description="Comma-separated API keys that may use /v1; with none, and no key file, every caller may.",
     )
     api_keys_file: Path | None = Field(
-        None, description="File with one API key a line (lines starting with # are comments), added to the above."
+        default=None,
+        description="File with one API key a line (lines starting with # are comments), added to the above.",
     )
 
-    log_format: Literal["plain", "json"] = Field("plain", description="Log lines for people (plain) or machines (json).")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
+    log_format: Literal["plain", "json"] = Field(default="plain", description="Log lines for people or for machines.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe level logged."
+    )
 
     @field_validator("api_keys", mode="before")
     @classmethod

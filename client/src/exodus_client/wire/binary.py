@@ -92,9 +92,7 @@ def _inline_tensors(walk: Walk, entries: list[Entry]) -> list[Tensor]:
     for entry in entries:
         payload = entry.members.get("data")
         if type(payload) is not memoryview:
-            raise WireError(
-                f"tensor {entry.name!r}: 'data' has to be binary", pointer=f"{entry.pointer}/data", expected="binary"
-            )
+            raise _not_binary(entry)
         entry.check_size(_declared_bytes(entry, len(payload)))
         tensors.append(entry.tensor(payload))
     if walk.payloads != len(tensors):
@@ -104,6 +102,8 @@ def _inline_tensors(walk: Walk, entries: list[Entry]) -> list[Tensor]:
 
 def _stream_payload(walk: Walk, entry: Entry) -> memoryview:
     """The payload of the entry, at `walk.position`: a pad as bin 8, then a bin 32 whose bytes are aligned."""
+    if "data" in entry.members:
+        raise _not_binary(entry)
     nbytes = _declared_bytes(entry)
     entry.check_size(nbytes)
     start = walk.position
@@ -124,6 +124,12 @@ def _stream_payload(walk: Walk, entry: Entry) -> memoryview:
             got=str(walk.position),
         )
     return walk.payload(nbytes)
+
+
+def _not_binary(entry: Entry) -> WireError:
+    return WireError(
+        f"tensor {entry.name!r}: 'data' has to be binary", pointer=f"{entry.pointer}/data", expected="binary"
+    )
 
 
 def _declared_bytes(entry: Entry, default: int | None = None) -> int:

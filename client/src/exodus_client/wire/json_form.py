@@ -46,7 +46,7 @@ def read_json(body: memoryview, limits: Limits) -> tuple[dict[str, Any], list[Te
     except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits
         raise WireError(f"body is not JSON: {error}") from error
     params, entries = read_header(top, limits)
-    _check_text(params, 1)
+    _check_params(params, 1)
     return params, [entry.tensor(_payload(entry)) for entry in entries]
 
 
@@ -84,18 +84,20 @@ def _refuse_constant(name: str) -> NoReturn:
     raise WireError(f'{name} is not JSON; write it as the string "{name}"', expected=f'"{name}"', got=name)
 
 
-def _check_text(value: Any, depth: int) -> None:
-    """Parameters nest as deep as in the other forms, and every string in them can be written as UTF-8 again."""
+def _check_params(value: Any, depth: int) -> None:
+    """Parameters are what the other forms can carry: in depth, in integers, and in text that is UTF-8."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as error:
             raise WireError("a string has half of a surrogate pair", pointer="/params") from error
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise WireError("an integer has more than 64 bits", pointer="/params")
     elif isinstance(value, dict | list):
         if depth >= MAX_DEPTH:
             raise WireError(f"maps and lists nest deeper than {MAX_DEPTH}", pointer="/params")
         for member in chain(value, value.values()) if isinstance(value, dict) else value:
-            _check_text(member, depth + 1)
+            _check_params(member, depth + 1)
 
 
 def _payload(entry: Entry) -> memoryview:

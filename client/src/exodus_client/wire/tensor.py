@@ -174,7 +174,7 @@ def is_torch(array: object) -> bool:
 
 def widen(bfloat16: AnyArray) -> npt.NDArray[np.float32]:
     """bfloat16 bits in uint16 as the float32 numbers they are: a bfloat16 is the upper half of a float32."""
-    return (bfloat16.astype(np.uint32) << 16).view(np.float32)
+    return np.asarray(bfloat16.astype(np.uint32) << 16).view(np.float32)
 
 
 def _as_stored(name: str, array: Any) -> tuple[str, AnyArray]:

@@ -1,0 +1,209 @@
+"""The client: one object for one server, whose methods are the endpoints."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, Self, TypeVar, Unpack, overload
+
+import httpx
+
+from . import _constants as defaults
+from ._config import Limits, Retries, Timeout
+from ._errors import InvalidResponseError, ServiceUnavailableError
+from ._future import Future
+from ._gradients import GradientArguments, Gradients
+from ._request import gradient_request
+from ._session import Answer, Session
+from .wire import Encoded, compress, encode
+from .wire import Limits as WireLimits
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """How a server is.
+
+    Attributes:
+        ready: whether it takes requests.
+        reason: why it does not; "" if it does.
+        round_trip: milliseconds for a question and its answer on an open connection.
+    """
+
+    ready: bool
+    reason: str
+    round_trip: float
+
+
+class Client:
+    """A client of one Exodus service. Threads may share it; use it in a `with`, or close it.
+
+        with Client("http://gpu-node:8000", api_key=...) as client:
+            result = client.gradients(neuron=LIF(alpha=0.95), membrane=u, grad_output=e)
+
+    Args:
+        base_url: "http://HOST:PORT", "https://HOST", or "unix:/PATH" for a Unix socket.
+        api_key: sent as `Authorization: Bearer`; None for the environment variable EXODUS_API_KEY, if it is set.
+        timeout: a `Timeout`, or a number of seconds for `Timeout(total=...)`.
+        retries: a `Retries`, or a number of retries.
+        limits: a `Limits`.
+        compress: send requests of 16 KiB and more zstd-compressed. Pays for spikes on slow networks, never for
+            membranes, which do not shrink. Needs the package zstandard.
+        transport: an httpx transport in place of real sockets, or one with its own TLS or proxy settings.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message never shows the key.
+        ModuleNotFoundError: `compress` without zstandard.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        timeout: Timeout | float = Timeout(),  # noqa: B008 - frozen
+        retries: Retries | int = Retries(),  # noqa: B008 - frozen
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        compress: bool = False,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        if compress:
+            _require_zstandard()
+        self._compress = compress
+        self._limits = limits
+        self._wire_limits = WireLimits(max_bytes=limits.max_response_bytes, max_json_bytes=limits.max_response_bytes)
+        self._session = Session(
+            base_url,
+            api_key=os.environ.get(defaults.API_KEY_VARIABLE) if api_key is None else api_key,
+            timeout=timeout if isinstance(timeout, Timeout) else Timeout(total=timeout),
+            retries=retries if isinstance(retries, Retries) else Retries(count=retries),
+            limits=limits,
+            transport=transport,
+            user_agent=f"exodus-client/{importlib.metadata.version('exodus-client')}",
+        )
+        self._threads = ThreadPoolExecutor(limits.max_in_flight, thread_name_prefix="exodus-client")
+
+    @overload
+    def gradients(self, *, wait: Literal[True] = True, **arguments: Unpack[GradientArguments]) -> Gradients: ...
+    @overload
+    def gradients(self, *, wait: Literal[False], **arguments: Unpack[GradientArguments]) -> Future[Gradients]: ...
+    def gradients(self, *, wait: bool = True, **arguments: Unpack[GradientArguments]) -> Gradients | Future[Gradients]:
+        """Gradients of spiking neurons, computed on the server in one round trip.
+
+        Arrays are numpy arrays or torch tensors, and come back as what they were. The membrane has any shape with a
+        dimension of time; below it is called (B, T, N). Floats are float32, float64, float16, or bfloat16 of torch.
+
+        Args:
+            method: "exodus" (default; equal to BPTT), "slayer" or "bptt".
+            neuron: `LIF`, `IF` or `SRM`.
+            surrogate: one of `exodus_client.surrogate`; default `Exponential()`.
+            membrane: potential before reset, (B, T, N). Or
+            input: input current, (B, T, N), from which the server runs the neurons forward. Or
+            spikes, weight: incoming spikes (B, T, N_in) and weights (N_out, N_in); N is then N_out. Or
+            psp: for `SRM`, weighted and filtered input, (B, T, N).
+            reset_kernel: for `SRM`, if the neuron has none: taps (K,), or a kernel.
+            grad_output: dL/dspikes, (B, T, N). Without it and `grad_membrane` only the forward pass runs.
+            grad_membrane: dL/dmembrane by direct paths from the membrane to the loss, (B, T, N).
+            initial_membrane, initial_spikes: state before the first step; a number or an array. Default 0.
+            time_dim: axis of time; default 1.
+            output_filter: alpha of an exponential filter between spikes and loss, whose output `grad_output` is about.
+            result_dtype: dtype of all answers; default that of membrane, input, psp or weight.
+            wrt: neuron parameters whose gradients are wanted too: "alpha", "threshold", "reset_by", "initial_membrane".
+            return_: traces that are wanted too: "spikes", "membrane".
+            encoding: of `spikes`: "auto" (bits if they are zeros and ones), "raw", "bits" or "events" (few spikes).
+            form: "stream" (default), "inline" or "json"; for looking at what is sent.
+            wait: False returns a `Future` at once, so that several requests are under way. Do not change the arrays
+                before it is done: they are sent from where they are.
+
+        Returns:
+            `Gradients`, with `grad_input` (for `SRM` `grad_psp`), with `weight` also `grad_weight` and `grad_spikes`,
+            and what `wrt` and `return_` ask for.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit; nothing was sent.
+            ExodusError: see its tree; with `wait=False` raised by the future.
+        """
+        request = gradient_request(arguments)
+        encoded = encode(request.message, request.form)
+
+        def run() -> Gradients:
+            answer = self._session.call("POST", f"/v1/gradients/{request.method}", self._compressed(encoded))
+            return request.result(answer, self._wire_limits)
+
+        return run() if wait else self._submit(run)
+
+    def capabilities(self) -> dict[str, Any]:
+        """What the server can do: methods, neurons, surrogates, dtypes, devices, limits, versions.
+
+        Raises:
+            ExodusError: see its tree.
+        """
+        answer = self._session.call("GET", "/v1/capabilities")
+        capabilities = _json(answer)
+        if not isinstance(capabilities, dict):
+            raise InvalidResponseError("capabilities: want a JSON object", request_id=answer.request_id)
+        return capabilities
+
+    def ping(self) -> Ping:
+        """Whether the server takes requests, and how far away it is; asked once, without retries.
+
+        Raises:
+            ExodusError: see its tree; there is no such server.
+        """
+        reason = ""
+        try:
+            self._session.call("GET", "/readyz", retry=False)
+        except ServiceUnavailableError as error:
+            reason = error.detail
+        alive = self._session.call("GET", "/livez", retry=False)
+        return Ping(ready=not reason, reason=reason, round_trip=alive.round_trip)
+
+    def close(self) -> None:
+        """Wait for the requests under way, drop those not begun, and close all connections."""
+        self._threads.shutdown(cancel_futures=True)
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self._session.base_url!r})"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        # So that a model with remote layers can be copied: both copies talk through the same connections.
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Client holds connections and a key, and cannot be pickled; make one in each process")
+
+    def _submit(self, run: Callable[[], Result]) -> Future[Result]:
+        return Future(self._threads.submit(run))
+
+    def _compressed(self, encoded: Encoded) -> Encoded:
+        worth_it = self._compress and encoded.nbytes >= defaults.COMPRESS_FROM_BYTES
+        return compress(encoded) if worth_it else encoded
+
+
+def _json(answer: Answer) -> Any:
+    try:
+        return json.loads(bytes(answer.body))
+    except (ValueError, RecursionError) as error:
+        raise InvalidResponseError(f"the answer is not JSON: {error}", request_id=answer.request_id) from error
+
+
+def _require_zstandard() -> None:
+    try:
+        import zstandard  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("compress=True needs zstandard: pip install 'exodus-client[zstd]'") from error

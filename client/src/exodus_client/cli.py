@@ -1,0 +1,14 @@
+"""Entry point of the command `exodus`, which needs the extra `cli`."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, or say what is missing for it."""
+    try:
+        from ._commands import app
+    except ModuleNotFoundError as error:
+        if error.name != "typer":
+            raise
+        sys.exit("exodus: the command line needs typer: pip install 'exodus-client[cli]'")
+    app()

@@ -1,0 +1,248 @@
+"""Layers for PyTorch whose forward and backward run on the server, one request each.
+
+A remote layer takes the place of the local one in a model: gradients flow to its input and to those of its parameters
+that are tensors. Nothing is kept on the server between the two requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ._client import Client
+from ._gradients import Gradients, Method, Parameter
+from .neuron import LIF, Reset
+from .surrogate import Exponential, Surrogate
+
+__all__ = ["RemoteLIF", "remote_lif"]
+
+#: The differentiable arguments of a call beside its input, in the order in which autograd sees them.
+_PARAMETERS: tuple[Parameter, ...] = ("alpha", "threshold", "reset_by", "initial_membrane")
+_TRAINABLE = ("alpha", "threshold", "reset_by")
+
+_Value = float | Tensor | None
+
+
+def remote_lif(
+    client: Client,
+    x: Tensor,
+    alpha: float | Tensor,
+    *,
+    threshold: float | Tensor = 1.0,
+    reset: Reset = "subtract",
+    reset_by: float | Tensor | None = None,
+    decay_reset: bool = False,
+    surrogate: Surrogate = Exponential(),  # noqa: B008 - frozen
+    method: Method = "exodus",
+    initial_membrane: float | Tensor | None = None,
+    initial_spikes: float | Tensor | None = None,
+    min_membrane: float | Tensor | None = None,
+    max_spikes: int = 1,
+    time_dim: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Leaky integrate-and-fire neurons on the server.
+
+    Differentiable, once, in x, alpha, threshold, reset_by and initial_membrane. The server is asked for the gradients
+    that autograd needs, and for none where it needs none.
+
+    Args:
+        client: connected to the server.
+        x: input current with a dimension of time, (B, T, N) by default; float32, float64, float16 or bfloat16.
+        initial_membrane, initial_spikes: state before the first step; the shape of x without time, or broadcast to it.
+
+    The other arguments are those of `LIF` and `Client.gradients`.
+
+    Returns:
+        spikes and membrane (before reset), with the shape, dtype and device of x.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; also where initial_spikes or min_membrane require a gradient,
+            which the server does not compute.
+        ExodusError: see its tree.
+    """
+    for name, value in (("initial_spikes", initial_spikes), ("min_membrane", min_membrane)):
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise ValueError(f"{name}: requires a gradient, which the server does not compute; pass {name}.detach()")
+    call = _Call(client, reset, decay_reset, surrogate, method, initial_spikes, min_membrane, max_spikes, time_dim)
+    outputs = _RemoteLif.apply(call, x, alpha, threshold, reset_by, initial_membrane)  # type: ignore[no-untyped-call]
+    return cast("tuple[Tensor, Tensor]", outputs)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the forward and the backward request of one call have in common."""
+
+    client: Client
+    reset: Reset
+    decay_reset: bool
+    surrogate: Surrogate
+    method: Method
+    initial_spikes: _Value
+    min_membrane: _Value
+    max_spikes: int
+    time_dim: int
+
+    def request(self, parameters: dict[Parameter, _Value], **arguments: Any) -> Gradients:
+        """Ask the server about the neurons with these parameters."""
+        neuron = LIF(
+            alpha=parameters["alpha"],
+            threshold=parameters["threshold"],
+            reset=self.reset,
+            reset_by=parameters["reset_by"],
+            decay_reset=self.decay_reset,
+            min_membrane=self.min_membrane,
+            max_spikes=self.max_spikes,
+        )
+        result: Gradients = self.client.gradients(
+            method=self.method,
+            neuron=neuron,
+            surrogate=self.surrogate,
+            initial_membrane=parameters["initial_membrane"],
+            initial_spikes=self.initial_spikes,
+            time_dim=self.time_dim,
+            **arguments,
+        )
+        return result
+
+
+class _RemoteLif(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: _Call, x: Tensor, *values: _Value) -> tuple[Tensor, Tensor]:
+        parameters = dict(zip(_PARAMETERS, values, strict=True))
+        result = call.request(parameters, input=x, return_=("spikes", "membrane"))
+        spikes, membrane = result.spikes.to(x.dtype), result.membrane
+        tensors = {name: value for name, value in parameters.items() if isinstance(value, Tensor)}
+        ctx.call = call
+        ctx.numbers = {name: value for name, value in parameters.items() if name not in tensors}
+        ctx.names = tuple(tensors)
+        ctx.save_for_backward(membrane, *tensors.values())
+        ctx.set_materialize_grads(False)  # what nobody needs is not sent
+        return spikes, membrane
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | None) -> tuple[Tensor | None, ...]:
+        membrane, *tensors = ctx.saved_tensors
+        parameters = ctx.numbers | dict(zip(ctx.names, tensors, strict=True))
+        _, needs_input, *needed = ctx.needs_input_grad
+        wrt = [name for name, is_needed in zip(_PARAMETERS, needed, strict=True) if is_needed]
+        result = ctx.call.request(
+            parameters, membrane=membrane, grad_output=grad_spikes, grad_membrane=grad_membrane, wrt=wrt
+        )
+        by_parameter = (getattr(result, f"grad_{name}") if name in wrt else None for name in _PARAMETERS)
+        return None, result.grad_input if needs_input else None, *by_parameter
+
+
+class RemoteLIF(torch.nn.Module):
+    """Leaky integrate-and-fire neurons on the server, in the place of a local layer of the same arguments.
+
+    Args:
+        client: connected to the server. It is no part of the state of the module, which can be saved without it.
+        trainable: names of "alpha", "threshold", "reset_by" that become `torch.nn.Parameter`.
+        stateful: start each call from the state that the last one ended with. The state carries values and no
+            gradients: backpropagation through time ends at the border between two calls.
+
+    The other arguments are those of `remote_lif`.
+
+    Attributes:
+        membrane: of the last call, with its gradient; None before the first.
+        state: membrane and spikes of the last step, if stateful; None at rest.
+
+    Raises:
+        ValueError: trainable names something else, or a parameter that is None.
+    """
+
+    alpha: float | Tensor
+    threshold: float | Tensor
+    reset_by: float | Tensor | None
+    min_membrane: float | Tensor | None
+
+    def __init__(
+        self,
+        client: Client,
+        alpha: float | Tensor,
+        *,
+        threshold: float | Tensor = 1.0,
+        reset: Reset = "subtract",
+        reset_by: float | Tensor | None = None,
+        decay_reset: bool = False,
+        surrogate: Surrogate = Exponential(),  # noqa: B008 - frozen
+        method: Method = "exodus",
+        min_membrane: float | Tensor | None = None,
+        max_spikes: int = 1,
+        time_dim: int = 1,
+        trainable: Collection[str] = (),
+        stateful: bool = False,
+    ) -> None:
+        super().__init__()
+        values = {"alpha": alpha, "threshold": threshold, "reset_by": reset_by}
+        unknown = (
+            {trainable}
+            if isinstance(trainable, str)
+            else set(trainable) - {n for n, v in values.items() if v is not None}
+        )
+        if unknown:
+            raise ValueError(
+                f"trainable: got {', '.join(sorted(unknown))}, want a collection of names of parameters "
+                f"that have a value, among {', '.join(_TRAINABLE)}"
+            )
+        for name, value in values.items():
+            self._keep(name, value, name in trainable)
+        self._keep("min_membrane", min_membrane, False)
+        self.client = client
+        self.reset = reset
+        self.decay_reset = decay_reset
+        self.surrogate = surrogate
+        self.method = method
+        self.max_spikes = max_spikes
+        self.time_dim = time_dim
+        self.stateful = stateful
+        self.membrane: Tensor | None = None
+        self.state: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Spikes of the input current x, with its shape and dtype; raises as `remote_lif`."""
+        initial_membrane, initial_spikes = self.state or (None, None)
+        spikes, self.membrane = remote_lif(
+            self.client,
+            x,
+            self.alpha,
+            threshold=self.threshold,
+            reset=self.reset,
+            reset_by=self.reset_by,
+            decay_reset=self.decay_reset,
+            surrogate=self.surrogate,
+            method=self.method,
+            initial_membrane=initial_membrane,
+            initial_spikes=initial_spikes,
+            min_membrane=self.min_membrane,
+            max_spikes=self.max_spikes,
+            time_dim=self.time_dim,
+        )
+        if self.stateful:
+            last = (trace.detach().select(self.time_dim, -1) for trace in (self.membrane, spikes))
+            self.state = (next(last), next(last))
+        return spikes
+
+    def reset_state(self) -> None:
+        """Forget the last call: the next one starts from rest."""
+        self.state = None
+
+    def extra_repr(self) -> str:
+        """What repr() shows: the server and the neuron, and no key."""
+        return f"client={self.client!r}, method={self.method!r}, reset={self.reset!r}, time_dim={self.time_dim}"
+
+    def _keep(self, name: str, value: _Value, is_trainable: bool) -> None:
+        """A parameter where trainable, a buffer where a tensor, else a plain number."""
+        if is_trainable:
+            start = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.get_default_dtype())
+            self.register_parameter(name, torch.nn.Parameter(start.detach().clone()))
+        elif isinstance(value, Tensor):
+            self.register_buffer(name, value)
+        else:
+            setattr(self, name, value)

@@ -1,0 +1,203 @@
+"""The command `exodus`: what it prints, writes and exits with. No traceback for what a user can get wrong."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from exodus_client import Client, Retries, _commands, cli
+
+U = np.linspace(-1, 2, 24, dtype=np.float32).reshape(2, 4, 3)
+
+
+@pytest.fixture
+def exodus(service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the command in a folder with u.npy and g.npy, against the service in the place of the network."""
+    monkeypatch.chdir(tmp_path)
+    np.save("u.npy", U)
+    np.save("g.npy", np.ones_like(U))
+
+    def client(url: str, **arguments: Any) -> Client:
+        return Client(
+            url, transport=httpx.MockTransport(service), retries=Retries(sleep=service.waits.append), **arguments
+        )
+
+    monkeypatch.setattr(_commands, "Client", client)
+
+    def run(*arguments: str, **environment: str) -> Result:
+        result = CliRunner().invoke(_commands.app, list(arguments), env=environment)
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result
+
+    return run
+
+
+GRADIENT = ("gradient", "--url", "http://node:8000", "--out", "grad.npy")
+FROM_MEMBRANE = (*GRADIENT, "--membrane", "u.npy", "--grad-output", "g.npy", "--alpha", "0.95")
+
+
+class TestGradient:
+    def test_it_writes_the_gradient_and_prints_norms_and_times(self, service: Any, exodus: Any) -> None:
+        result = exodus(*FROM_MEMBRANE, "--method", "exodus")
+        assert result.exit_code == 0, result.output
+        assert np.load("grad.npy").shape == U.shape
+        assert "grad_input -> grad.npy, computed by exodus on fake" in result.stdout
+        assert "norms   grad_input " in result.stdout
+        assert "kernel 2.25" in result.stdout
+
+    def test_it_prints_json_for_programs(self, service: Any, exodus: Any) -> None:
+        shown = json.loads(exodus(*FROM_MEMBRANE, "--json").stdout)
+        assert shown["shapes"] == {"grad_input": [2, 4, 3]}
+        assert shown["grad_norms"]["grad_input"] == pytest.approx(np.linalg.norm(np.load("grad.npy")), rel=1e-6)
+        assert shown["timing_ms"]["kernel"] == 2.25
+        assert shown["out"] == "grad.npy"
+
+    def test_its_options_reach_the_server(self, service: Any, exodus: Any) -> None:
+        exodus(
+            *(*GRADIENT[:-1], "all.npz", "--input", "u.npy", "--grad-output", "g.npy", "--grad-membrane", "g.npy"),
+            *("--neuron", "if", "--threshold", "0.5", "--reset", "zero", "--reset-by", "0.4", "--decay-reset"),
+            *("--surrogate", "tanh", "--slope", "2", "--scale", "0.5", "--time-dim", "-2", "--output-filter", "0.5"),
+            *("--wrt", "threshold", "--wrt", "reset_by", "--return", "spikes", "--api-key", "k", "--timeout", "9"),
+            *("--method", "slayer"),
+        )
+        (request,), (message,) = service.requests, service.messages
+        assert request.url.path == "/v1/gradients/slayer"
+        assert request.headers["Authorization"] == "Bearer k"
+        assert 8000 < int(request.headers["X-Deadline-Ms"]) <= 9000
+        assert set(message.tensors) == {"input", "grad_output", "grad_membrane"}
+        assert message.params == {
+            "neuron": {
+                "model": "if",
+                "threshold": 0.5,
+                "reset": "zero",
+                "reset_by": 0.4,
+                "decay_reset": True,
+                "max_spikes": 1,
+            },
+            "surrogate": {"kind": "tanh", "slope": 2.0, "scale": 0.5},
+            "time_dim": -2,
+            "output_filter": {"alpha": 0.5},
+            "wrt": ["threshold", "reset_by"],
+            "return": ["spikes"],
+        }
+
+    def test_an_npz_file_takes_all_arrays(self, service: Any, exodus: Any) -> None:
+        result = exodus(*FROM_MEMBRANE, "--out", "all.npz", "--wrt", "alpha")
+        with np.load("all.npz") as saved:
+            assert set(saved) == {"grad_input", "grad_alpha"}
+        assert "grad_input, grad_alpha -> all.npz" in result.stdout
+
+    def test_an_srm_brings_its_taps_as_a_file(self, service: Any, exodus: Any) -> None:
+        service.handler = lambda request: httpx.Response(422)
+        np.save("taps.npy", np.array([-1.0]))
+        arguments = ("--neuron", "srm", "--psp", "u.npy", "--reset-kernel", "taps.npy", "--grad-output", "g.npy")
+        assert exodus(*GRADIENT, *arguments).exit_code == 1
+        assert service.messages[0].params["neuron"] == {
+            "model": "srm",
+            "threshold": 1.0,
+            "reset_kernel": {"tensor": "reset_kernel"},
+        }
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--membrane", "u.npy"), "--alpha is missing"),
+            (("--membrane", "u.npy", "--neuron", "if", "--alpha", "1"), "--alpha goes with --neuron lif"),
+            (("--membrane", "u.npy", "--alpha", "0.9"), "grad_output: is missing"),
+            (("--membrane", "none.npy", "--alpha", "0.9"), "No such file or directory: 'none.npy'"),
+            (("--membrane", "text.npy", "--alpha", "0.9"), "--membrane: text.npy is not a .npy file of numbers"),
+            (
+                ("--grad-output", "empty.npy", "--alpha", "0.9"),
+                "--grad-output: empty.npy is not a .npy file of numbers",
+            ),
+            (("--membrane", "pickle.npy", "--alpha", "0.9"), "--membrane: pickle.npy is not a .npy file of numbers"),
+            (("--membrane", "two.npz", "--alpha", "0.9"), "--membrane: two.npz is not a .npy file"),
+            (
+                ("--membrane", "u.npy", "--alpha", "0.9", "--out", "grad.txt"),
+                "--out: got grad.txt, want a name that ends in",
+            ),
+            (("--membrane", "u.npy", "--alpha", "0.9", "--out", "none/grad.npy"), "--out: there is no folder none"),
+            (("--membrane", "u.npy", "--alpha", "0.9", "--url", "node"), "base_url: got 'node'"),
+            (("--membrane", "u.npy", "--alpha", "nan"), "LIF.alpha: got nan"),
+            (("--membrane", "u.npy", "--alpha", "0.9", "--wrt", "beta", "--grad-output", "g.npy"), "wrt: got 'beta'"),
+        ],
+    )
+    def test_what_a_user_gets_wrong_is_one_message_and_exit_code_2(
+        self, service: Any, exodus: Any, arguments: tuple[str, ...], message: str
+    ) -> None:
+        Path("text.npy").write_text("1 2 3")
+        Path("empty.npy").touch()
+        np.save("pickle.npy", np.array([{}], object))
+        np.savez("two.npz", a=U, b=U)
+        result = exodus(*GRADIENT, *arguments)
+        assert result.exit_code == 2
+        assert result.stderr.startswith("exodus: ")
+        assert message in result.stderr
+        assert not service.requests
+        assert not Path("grad.npy").exists()
+
+    def test_an_unknown_choice_names_the_choices(self, exodus: Any) -> None:
+        result = exodus(*FROM_MEMBRANE, "--method", "adjoint")
+        assert result.exit_code == 2
+        assert "exodus" in result.stderr
+
+    def test_what_the_server_refuses_is_its_message_and_exit_code_1(self, service: Any, exodus: Any) -> None:
+        service.handler = lambda request: httpx.Response(422, json={"code": "invalid", "detail": "alpha is too large"})
+        result = exodus(*FROM_MEMBRANE)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("exodus: 422 invalid: alpha is too large")
+
+    def test_no_server_is_exit_code_3(self, service: Any, exodus: Any) -> None:
+        service.answers = [httpx.ConnectError("refused")] * 4
+        result = exodus(*FROM_MEMBRANE)
+        assert result.exit_code == 3
+        assert "no answer from http://node:8000" in result.stderr
+
+
+class TestPing:
+    def test_a_server_that_is_ready(self, service: Any, exodus: Any) -> None:
+        service.handler = lambda request: httpx.Response(200)
+        result = exodus("ping", "http://node:8000")
+        assert result.exit_code == 0
+        assert result.stdout.startswith("ready (")
+
+    def test_a_server_that_is_not_ready_is_exit_code_3(self, service: Any, exodus: Any) -> None:
+        service.answers = [httpx.Response(503, json={"detail": "warming up"}), httpx.Response(200)]
+        result = exodus("ping", "http://node:8000")
+        assert result.exit_code == 3
+        assert result.stderr.startswith("not ready: warming up (")
+
+
+def test_capabilities_are_printed_as_json_and_the_key_comes_from_the_environment(service: Any, exodus: Any) -> None:
+    service.handler = lambda request: httpx.Response(200, json={"methods": ["exodus"]})
+    result = exodus("capabilities", "http://node:8000", EXODUS_API_KEY="k")
+    assert json.loads(result.stdout) == {"methods": ["exodus"]}
+    assert service.requests[0].headers["Authorization"] == "Bearer k"
+
+
+class TestEntryPoint:
+    def test_it_runs_the_application(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr(sys, "argv", ["exodus", "--help"])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 0
+        assert "gradient" in capsys.readouterr().out
+
+    def test_without_typer_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delitem(sys.modules, "exodus_client._commands")
+        monkeypatch.delattr("exodus_client._commands")
+        monkeypatch.setitem(sys.modules, "typer", None)
+        with pytest.raises(SystemExit, match=r"needs typer: pip install 'exodus-client\[cli\]'"):
+            cli.main()
+
+    def test_another_missing_package_is_not_mistaken_for_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delitem(sys.modules, "exodus_client._commands")
+        monkeypatch.delattr("exodus_client._commands")
+        monkeypatch.setitem(sys.modules, "numpy", None)
+        with pytest.raises(ModuleNotFoundError, match="numpy"):
+            cli.main()

@@ -1,0 +1,63 @@
+"""The code in the documents runs."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+import exodus_client
+from exodus_client.wire import MSGPACK_TYPE, Message, Tensor, decode, encode
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def blocks(document: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (DOCS / document).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_client_guide_runs_from_top_to_bottom(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lif = service.handler
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"methods": ["exodus"]})
+        message = decode(request.content, MSGPACK_TYPE)
+        if message.params["neuron"]["model"] == "srm":
+            answer = Message.of({"device": "cpu", "method": "exodus", "grad_norms": {}}, [Tensor.of("grad_psp", [0.0])])
+            body = b"".join(encode(answer).chunks)
+            return httpx.Response(200, content=body, headers={"Content-Type": MSGPACK_TYPE})
+        if message.tensors.get("alpha") is not None and message.tensors["alpha"].shape == (7,):
+            return httpx.Response(422, json={"errors": [{"pointer": "/params/neuron/alpha"}]})
+        return lif(request)
+
+    service.handler = handler
+    monkeypatch.setattr(exodus_client, "Client", lambda url, **arguments: service.client(**arguments))
+    namespace: dict[str, Any] = {}
+    for block in blocks("client.md"):
+        exec(compile(block, "client.md", "exec"), namespace)
+    assert namespace["result"].grad_weight.shape == (32, 64)
+    assert len(namespace["norms"]) == 3
+
+
+def test_the_writer_and_reader_of_the_format_page_are_right() -> None:
+    namespace: dict[str, Any] = {"params": {"time_dim": 1}, "u": np.ones((2, 3), np.float32)}
+    for block in blocks("wire-format.md"):
+        exec(compile(block, "wire-format.md", "exec"), namespace)
+    assert decode(namespace["body"], MSGPACK_TYPE).tensors["membrane"].numpy().tolist() == [[1.0] * 3] * 2
+    written = namespace["write"]({"a": 1}, [("x", "float32", [2], b"12345678"), ("y", "uint8", [3], b"abc")])
+    read = decode(written, MSGPACK_TYPE)
+    assert bytes(read.tensors["y"].payload) == b"abc"
+    message = Message.of({"a": 1}, [Tensor.of("x", np.ones(2)), Tensor.of("y", [True], "bits")])
+    params, tensors = namespace["read"](b"".join(encode(message).chunks))
+    assert params == {"a": 1}
+    assert [payload for _, payload in tensors] == [bytes(tensor.payload) for tensor in message.tensors.values()]
+
+
+def test_the_json_of_the_format_page_is_a_request(service: Any) -> None:
+    document = (DOCS / "wire-format.md").read_text("utf-8")
+    (body,) = re.findall(r"-d '(\{.*?\})'\n", document, re.DOTALL)
+    message = decode(body.encode(), "application/json")
+    assert message.tensors["membrane"].shape == message.tensors["grad_output"].shape == (1, 3, 1)

@@ -1,0 +1,251 @@
+"""What the client does when a request fails: errors, retries, timeouts. No test sleeps for a retry."""
+
+import re
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+import exodus_client
+from exodus_client import (
+    LIF,
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    Client,
+    InternalServerError,
+    Retries,
+    Timeout,
+)
+from exodus_client._errors import STATUS_ERRORS
+from exodus_client._retry import parse_retry_after
+
+U = np.ones((1, 2, 3), np.float32)
+
+
+def ask(client: Client) -> Any:
+    return client.gradients(neuron=LIF(0.9), membrane=U, grad_output=U)
+
+
+def problem(status: int, **members: Any) -> httpx.Response:
+    members = {
+        "type": "about:blank",
+        "title": "No",
+        "status": status,
+        "detail": "it does not fit",
+        "code": "odd",
+    } | members
+    return httpx.Response(status, json=members, headers={"Content-Type": "application/problem+json"})
+
+
+class TestStatus:
+    @pytest.mark.parametrize("status", [*STATUS_ERRORS, 302, 418, 500, 501, 502])
+    def test_every_status_has_its_class(self, service: Any, status: int) -> None:
+        faults = [{"pointer": "/tensors/0/shape", "expected": "[1, 2]", "got": "[2, 1]"}, "odd", {"pointer": 3}]
+        service.handler = lambda request: problem(status, errors=faults, category="user", retryable=False)
+        with pytest.raises(APIStatusError) as caught:
+            ask(service.client(retries=0))
+        error = caught.value
+        wanted = STATUS_ERRORS.get(status, InternalServerError if status >= 500 else APIStatusError)
+        assert type(error) is wanted
+        assert (error.status_code, error.code, error.detail) == (status, "odd", "it does not fit")
+        assert (error.category, error.retryable, error.retry_after) == ("user", False, None)
+        assert error.errors[0].pointer == "/tensors/0/shape"
+        assert len(error.errors) == 2
+        assert error.request_id == service.requests[0].headers["X-Request-ID"]
+        assert str(error) == (
+            f"{status} odd: it does not fit\n  /tensors/0/shape: expected [1, 2], got [2, 1]\n"
+            f"  request: expected , got  [request {error.request_id}]"
+        )
+
+    def test_the_tree_in_the_documentation_is_the_tree(self) -> None:
+        drawn = re.findall(r"^([ │├└─]*)(\w+Error)\b", exodus_client._errors.__doc__ or "", re.MULTILINE)
+        parents: list[str] = ["Exception"]
+        for indent, name in drawn:
+            depth = len(indent) // 4
+            assert getattr(exodus_client, name).__bases__[0].__name__ == parents[depth - 1]
+            parents[depth:] = [name]
+        errors = {name for name in exodus_client.__all__ if name.endswith("Error")} - {"WireError"}
+        assert errors == {name for _, name in drawn}
+
+    @pytest.mark.parametrize(
+        ("body", "detail"),
+        [
+            (b"<html>bad gateway</html>", "<html>bad gateway</html>"),
+            (b"", "no reason given"),
+            (b"[1]", "[1]"),
+            (b"\xff" * 2000, "\ufffd" * 500),
+            (b"[" * 100_000, "[" * 500),
+            (b'{"detail": 3, "title": "Too bad", "retryable": "yes", "errors": 3}', "Too bad"),
+        ],
+    )
+    def test_an_error_of_something_in_between_is_shown_as_it_came(self, service: Any, body: bytes, detail: str) -> None:
+        service.handler = lambda request: httpx.Response(400, content=body)
+        with pytest.raises(exodus_client.BadRequestError) as caught:
+            ask(service.client())
+        assert (caught.value.code, caught.value.detail, caught.value.errors) == ("", detail, ())
+        assert caught.value.retryable is None
+
+    def test_the_id_is_the_one_that_the_server_logged(self, service: Any) -> None:
+        service.handler = lambda request: httpx.Response(404, headers={"X-Request-ID": "theirs"})
+        with pytest.raises(exodus_client.NotFoundError) as caught:
+            ask(service.client())
+        assert caught.value.request_id == "theirs"
+
+
+class TestRetries:
+    @pytest.mark.parametrize(
+        "failure",
+        [
+            problem(408),
+            problem(409, retryable=True),
+            problem(429),
+            problem(500),
+            problem(502),
+            problem(503),
+            problem(504, retryable=True),
+            problem(507, retryable=True),
+            httpx.Response(503, content=b"busy"),
+            httpx.ConnectError("refused"),
+            httpx.ConnectTimeout("slow"),
+            httpx.ReadError("reset"),
+            httpx.RemoteProtocolError("closed"),
+        ],
+    )
+    def test_what_may_go_better_is_tried_again_under_the_same_id(self, service: Any, failure: Any) -> None:
+        service.answers = [failure]
+        ask(service.client())
+        first, second = service.requests
+        assert first.headers["X-Request-ID"] == second.headers["X-Request-ID"]
+        assert first.content == second.content
+        assert len(service.waits) == 1
+
+    @pytest.mark.parametrize(
+        "failure",
+        [
+            problem(400),
+            problem(401),
+            problem(409),
+            problem(409, retryable=False),
+            problem(410),
+            problem(413),
+            problem(422, retryable=True),
+            problem(500, retryable=False),
+            problem(501),
+            problem(507),
+        ],
+    )
+    def test_what_cannot_go_better_is_raised_at_once(self, service: Any, failure: Any) -> None:
+        service.handler = lambda request: failure
+        with pytest.raises(APIStatusError):
+            ask(service.client())
+        assert len(service.requests) == 1
+        assert not service.waits
+
+    def test_the_waits_grow_and_are_bounded_and_the_last_error_is_raised(self, service: Any) -> None:
+        service.handler = lambda request: problem(500)
+        retries = Retries(count=6, first_delay=1.0, max_delay=8.0, jitter=0.0, sleep=service.waits.append)
+        with pytest.raises(InternalServerError):
+            ask(service.client(retries=retries))
+        assert service.waits == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+        assert len(service.requests) == 7
+
+    def test_the_waits_of_two_clients_differ(self, service: Any) -> None:
+        service.handler = lambda request: problem(500)
+        retries = Retries(count=50, first_delay=1.0, max_delay=1.0, jitter=0.25, sleep=service.waits.append)
+        with pytest.raises(InternalServerError):
+            ask(service.client(retries=retries))
+        assert all(0.75 <= wait <= 1.0 for wait in service.waits)
+        assert len(set(service.waits)) > 1
+
+    def test_a_wish_of_the_server_is_honoured(self, service: Any) -> None:
+        busy = problem(429)
+        busy.headers["Retry-After"] = "7"
+        service.answers = [busy]
+        ask(service.client())
+        assert service.waits == [7.0]
+
+    def test_a_wish_that_asks_too_much_is_raised(self, service: Any) -> None:
+        busy = problem(503)
+        busy.headers["Retry-After"] = "3600"
+        service.answers = [busy]
+        with pytest.raises(exodus_client.ServiceUnavailableError) as caught:
+            ask(service.client())
+        assert caught.value.retry_after == 3600.0
+
+    def test_a_wish_may_be_a_number_or_a_date(self) -> None:
+        assert parse_retry_after(None) is None
+        assert parse_retry_after(" 12 ") == 12.0
+        assert parse_retry_after("soon") is None
+        assert parse_retry_after("-3") is None
+        assert parse_retry_after("²") is None
+        assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+        later = datetime.now(UTC) + timedelta(seconds=100)
+        assert parse_retry_after(format_datetime(later, usegmt=True)) == pytest.approx(100, abs=5)
+        assert parse_retry_after(f"{later:%a, %d %b %Y %H:%M:%S} -0000") == pytest.approx(100, abs=5)
+
+    def test_a_number_stands_for_so_many_retries(self, service: Any) -> None:
+        service.handler = lambda request: problem(500)
+        with pytest.raises(InternalServerError):
+            ask(service.client(retries=0))
+        assert len(service.requests) == 1
+
+
+class TestTimeouts:
+    def test_an_answer_that_does_not_come_in_time_is_an_error_of_its_own(self, service: Any) -> None:
+        service.answers = [httpx.ReadTimeout("slow")] * 4
+        with pytest.raises(
+            APITimeoutError, match=r"http://node:8000 did not answer in time \(ReadTimeout: slow\)"
+        ) as caught:
+            ask(service.client())
+        assert isinstance(caught.value.__cause__, httpx.ReadTimeout)
+        assert isinstance(caught.value, APIConnectionError)
+        assert len(service.requests) == 4
+
+    def test_every_wait_is_bounded_by_default(self, service: Any) -> None:
+        ask(service.client())
+        assert service.requests[0].extensions["timeout"] == {
+            "connect": 5.0,
+            "read": 300.0,
+            "write": 60.0,
+            "pool": 300.0,
+        }
+        assert "X-Deadline-Ms" not in service.requests[0].headers
+
+    def test_a_total_bounds_every_wait_and_is_told_to_the_server(self, service: Any) -> None:
+        ask(service.client(timeout=2))
+        ask(service.client(timeout=Timeout(read=1, connect=None, total=2)))
+        first, second = (request.extensions["timeout"] for request in service.requests)
+        assert all(1.5 < seconds <= 2 for seconds in first.values())
+        assert second["read"] == 1
+        assert 1.5 < second["connect"] <= 2
+        assert all(1500 < int(request.headers["X-Deadline-Ms"]) <= 2000 for request in service.requests)
+
+    def test_no_attempt_is_begun_that_would_come_too_late(self, service: Any) -> None:
+        service.handler = lambda request: problem(500)
+        with pytest.raises(InternalServerError):
+            ask(service.client(timeout=0.1))  # less than the first wait
+        assert len(service.requests) == 1
+
+    def test_a_wait_that_took_longer_than_planned_ends_the_call(self, service: Any) -> None:
+        service.handler = lambda request: problem(500)
+        retries = Retries(first_delay=0.001, sleep=lambda seconds: time.sleep(0.1))
+        with pytest.raises(APITimeoutError, match=r"no answer within Timeout.total of 0.05 s"):
+            ask(service.client(timeout=0.05, retries=retries))
+        assert len(service.requests) == 1
+
+    def test_an_answer_that_drips_is_cut_off(self, service: Any) -> None:
+        class Drip(httpx.SyncByteStream):
+            def __iter__(self) -> Iterator[bytes]:
+                while True:
+                    time.sleep(0.02)
+                    yield b"."
+
+        service.handler = lambda request: httpx.Response(200, stream=Drip())
+        with pytest.raises(APITimeoutError, match=r"Timeout.total"):
+            ask(service.client(timeout=0.1))

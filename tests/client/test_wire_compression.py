@@ -1,0 +1,77 @@
+"""zstd bodies are made and read, and cannot be used to fill the memory of the reader."""
+
+import sys
+
+import numpy as np
+import pytest
+import zstandard
+
+from exodus_client.wire import Limits, Message, Tensor, WireError, compress, decode, decompress, encode
+
+
+def test_a_compressed_body_reads_as_the_body() -> None:
+    spikes = np.random.default_rng(0).random((4, 100, 64)) < 0.02
+    message = Message.of({"a": 1}, [Tensor.of("s", spikes, "bits"), Tensor.of("x", np.ones(3))])
+    encoded = encode(message)
+    packed = compress(encoded)
+    assert packed.content_encoding == "zstd"
+    assert packed.nbytes == sum(map(len, packed.chunks)) < encoded.nbytes
+    body = decompress(bytearray(b"".join(packed.chunks)), " ZSTD ")
+    assert body == b"".join(encoded.chunks)
+    np.testing.assert_array_equal(decode(body, packed.content_type).tensors["s"].numpy(), spikes)
+
+
+@pytest.mark.parametrize("coding", [None, "identity", "Identity"])
+def test_a_body_that_is_not_compressed_is_passed_on_as_it_is(coding: str | None) -> None:
+    body = bytearray(b"abc")
+    assert decompress(body, coding) is body
+
+
+def refusal(body: bytes, coding: str, limits: Limits = Limits()) -> str:  # noqa: B008 - frozen
+    with pytest.raises(WireError) as caught:
+        decompress(body, coding, limits=limits)
+    return caught.value.code
+
+
+def test_another_coding_is_refused() -> None:
+    assert refusal(b"", "gzip") == "unsupported"
+    assert refusal(b"", "zstd, zstd") == "unsupported"
+
+
+def test_a_bomb_is_refused() -> None:
+    limits = Limits(max_bytes=1000, max_header_bytes=1000)
+    bomb = zstandard.ZstdCompressor(write_content_size=True).compress(bytes(10_000_000))
+    assert refusal(bomb, "zstd", limits) == "too_large"
+    unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(10_000_000))
+    assert refusal(unsized, "zstd", limits) == "malformed"
+
+
+def test_a_frame_without_its_size_is_taken_within_the_limits() -> None:
+    frame = zstandard.ZstdCompressor(write_content_size=False).compress(b"abc" * 100)
+    assert decompress(frame, "zstd", limits=Limits(max_bytes=1000)) == b"abc" * 100
+
+
+def test_a_frame_that_wants_a_huge_window_is_refused() -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=27)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    frame = compressor.compress(b"abc") + compressor.flush()
+    assert refusal(frame, "zstd") == "malformed"
+
+
+@pytest.mark.parametrize("damage", [b"", b"abc", b"\x28\xb5\x2f\xfd"])
+def test_what_is_no_frame_is_refused(damage: bytes) -> None:
+    assert refusal(damage, "zstd") == "malformed"
+
+
+def test_a_frame_has_to_be_whole_and_alone() -> None:
+    frame = zstandard.ZstdCompressor().compress(b"abc" * 100)
+    assert refusal(frame[:-1], "zstd") == "malformed"
+    assert refusal(frame + b"x", "zstd") == "malformed"
+    assert refusal(frame + frame, "zstd") == "malformed"
+
+
+def test_without_zstandard_a_compressed_body_is_refused_and_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    assert refusal(b"", "zstd") == "unsupported"
+    with pytest.raises(ModuleNotFoundError):
+        compress(encode(Message()))

@@ -1,0 +1,129 @@
+"""What is written about the service is true: OpenAPI, its examples, docs/service.md."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import exodus_core
+import exodus_service
+from exodus_client.wire import WireError, decode
+from exodus_service.exchange import CONTENT_TYPES
+from exodus_service.params import FloatName, Method, SurrogateKind
+from exodus_service.problems import KINDS, MEDIA_TYPE
+from exodus_service.settings import settings_table
+
+PAGE = Path(__file__).parents[2] / "docs" / "service.md"
+API_STATUSES = {400, 401, 403, 404, 411, 413, 415, 422, 429, 503, 504, 507}
+
+
+@pytest.fixture
+def document(caller):
+    return json.loads(caller.call("GET", "/openapi.json").body)
+
+
+def resolve(document, node):
+    while "$ref" in node:
+        path = node["$ref"].removeprefix("#/").split("/")
+        node = document
+        for part in path:
+            node = node[part]
+    return node
+
+
+def test_every_example_of_a_request_is_answered(caller, document):
+    content = document["paths"]["/v1/gradients/{method}"]["post"]["requestBody"]["content"]
+    examples = content["application/json"]["examples"]
+    assert len(examples) >= 5
+    for method in get_args(Method):
+        for name, example in examples.items():
+            answer = caller.post(json.dumps(example["value"]).encode(), "application/json", method)
+            assert answer.status == 200, (name, answer.body)
+            assert answer.message.tensors
+
+
+def test_all_references_of_the_document_lead_somewhere(document):
+    def walk(node):
+        if isinstance(node, dict):
+            if "$ref" in node:
+                assert resolve(document, node)
+            for member in node.values():
+                walk(member)
+        elif isinstance(node, list):
+            for member in node:
+                walk(member)
+
+    walk(document)
+
+
+def test_every_status_is_documented_with_the_form_of_its_body(document):
+    responses = document["paths"]["/v1/gradients/{method}"]["post"]["responses"]
+    assert {int(status) for status in responses} >= API_STATUSES | {200, 408, 500}
+    for status, response in responses.items():
+        assert "X-Request-ID" in response["headers"]
+        if status != "200":
+            assert response["content"].keys() == {MEDIA_TYPE}
+    for status in ("429", "503"):
+        assert "Retry-After" in responses[status]["headers"]
+    assert responses["200"]["content"].keys() == {"application/vnd.msgpack", "application/json"}
+
+
+def test_the_schema_of_problems_has_the_members_that_are_sent(caller, document):
+    schema = document["components"]["schemas"]["ProblemDocument"]
+    assert set(schema["required"]) == caller.call("GET", "/unknown").problem.keys()
+    assert set(schema["properties"]["code"]["enum"]) == KINDS.keys()
+
+
+def test_the_browsable_documentation_is_served(caller):
+    answer = caller.call("GET", "/docs")
+    assert answer.status == 200
+    assert b"/openapi.json" in answer.body
+
+
+def test_capabilities_are_those_of_the_core_and_the_wire(caller):
+    known = json.loads(caller.call("GET", "/v1/capabilities").body)
+    core = exodus_core.capabilities()
+    assert known["core"]["version"] == core["version"]
+    for name in ("methods", "neurons"):
+        assert known[name] == core[name]
+    assert sorted(known["surrogates"]) == core["surrogates"] == sorted(get_args(SurrogateKind))
+    assert set(get_args(FloatName)) == set(core["dtypes"])
+    assert known["wire_versions"] == [1]
+    assert known["devices"] == ["cpu"]
+    assert known["limits"]["max_body_bytes"] == 256 * 2**20
+
+
+def test_the_content_types_are_those_of_the_wire():
+    for content_type in CONTENT_TYPES:
+        with pytest.raises(WireError) as caught:
+            decode(b"", content_type)
+        assert caught.value.code == "malformed"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the examples of the page are for curl")
+def test_the_examples_of_the_page_work(running):
+    examples = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(examples) >= 3
+    for example in examples:
+        command = example.replace("127.0.0.1:8000", f"127.0.0.1:{running.port}")
+        ended = subprocess.run(["sh", "-c", command], capture_output=True, timeout=30)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert json.loads(ended.stdout)
+
+
+def test_only_the_http_side_knows_the_framework():
+    inside = "body engine exchange gradients operands params scheduler selftest settings"
+    for module in inside.split():
+        source = Path(exodus_service.__file__).with_name(f"{module}.py").read_text()
+        assert not re.search(r"^\s*(from|import) (fastapi|starlette|uvicorn)", source, re.MULTILINE), module
+
+
+def test_the_page_has_all_settings_and_all_problems():
+    page = PAGE.read_text()
+    assert settings_table() in page, "run `exodus-service settings` and put its output into docs/service.md"
+    for code, kind in KINDS.items():
+        assert code == "client_disconnected" or f"| {kind.status} | `{code}` |" in page

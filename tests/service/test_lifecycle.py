@@ -1,0 +1,191 @@
+"""From start to stop: readiness, drain, signals, memory that runs out, the command line."""
+
+import asyncio
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+import exodus_core
+from exodus_service.app import create_app
+from exodus_service.cli import app as commands
+from exodus_service.selftest import SelfTestError
+from exodus_service.settings import Settings
+
+COMMAND = str(Path(sys.executable).with_name("exodus-service"))
+LIF = {"model": "lif", "alpha": 0.9}
+
+
+@contextmanager
+def process(log, *flags, **environment):
+    """The service as a process of its own; yields it and its port."""
+    with open(log, "wb") as stderr:
+        service = subprocess.Popen(
+            [COMMAND, "serve", "--port", "0", *flags], stderr=stderr, env=os.environ | environment
+        )
+    try:
+        for _ in range(1500):
+            found = re.search(r"running on http://127\.0\.0\.1:(\d+)", log.read_text())
+            if found or service.poll() is not None:
+                break
+            time.sleep(0.02)
+        assert found, log.read_text()
+        yield service, int(found[1])
+    finally:
+        service.kill()
+        service.wait()
+
+
+@pytest.fixture
+def call(caller):
+    """Calls on a connection of their own: `call(port)` is a caller."""
+    made = []
+
+    def to(port):
+        made.append(type(caller)(port))
+        return made[-1]
+
+    yield to
+    for one in made:
+        one.connection.close()
+
+
+def test_sigterm_drains_and_lets_a_running_request_finish(tmp_path, call, good, slow, until):
+    log = tmp_path / "log"
+    with process(log, "--drain-delay-s", "0.5", "--log-format", "json") as (service, port):
+        caller = call(port)
+        assert caller.call("GET", "/readyz").status == 200
+        service.send_signal(signal.SIGTERM)
+        until(lambda: caller.call("GET", "/readyz").status == 503)
+        answer = caller.call("GET", "/readyz")
+        assert answer.problem["code"] == "draining"
+        assert "retry-after" in answer.headers
+        assert caller.gradients(good).status == 200
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(call(port).gradients(slow)))
+        thread.start()
+        assert service.wait(timeout=20) == 0
+        thread.join()
+        assert answers[0].status == 200
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    served = [line for line in lines if line["message"] == "POST /v1/gradients/exodus"]
+    assert served[-1]["status"] == 200
+    assert served[-1]["kernel_ms"] > 100
+    assert served[-1]["request_id"] == answers[0].headers["x-request-id"]
+
+
+def test_memory_that_runs_out_costs_one_request_and_not_the_service(tmp_path, call, good, ask):
+    keys = {"EXODUS_API_KEYS": "not-for-the-log"}
+    log = tmp_path / "log"
+    large = ask(LIF, membrane=torch.zeros(64, 64, 4096), grad_output=torch.zeros(64, 64, 4096))
+    headers = {"Authorization": "Bearer not-for-the-log"}
+    with process(log, **keys) as (service, port):
+        caller = call(port)
+        assert caller.gradients(good, headers=headers).status == 200
+        used = int(Path(f"/proc/{service.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        limit = used + 150 * 2**20  # room for the body of 128 MiB, and not for the result of 64 MiB
+        resource.prlimit(service.pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        answer = caller.gradients(large, headers=headers)
+        assert answer.status == 507, answer.body
+        assert answer.problem["code"] == "out_of_memory"
+        assert caller.gradients(good, headers=headers).status == 200
+        resource.prlimit(service.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert caller.gradients(large, headers=headers).status == 200
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(timeout=20) == 0
+    assert "not-for-the-log" not in log.read_text()
+
+
+def test_nothing_is_ready_before_the_self_test_has_passed():
+    app = create_app(Settings())
+    sent = []
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "path": "/readyz",
+        "raw_path": b"/readyz",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [],
+        "scheme": "http",
+    }
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 503
+    asyncio.run(app.state.engine.start())
+    sent.clear()
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 200
+    app.state.engine.close()
+
+
+@pytest.mark.parametrize("gradient", ["lif_gradient", "srm_gradient"])
+def test_a_kernel_that_computes_something_else_stops_the_start(monkeypatch, gradient):
+    right = getattr(exodus_core, gradient)
+    monkeypatch.setattr(exodus_core, gradient, lambda *args, **more: type(found := right(*args, **more))(*_off(found)))
+    app = create_app(Settings())
+    with pytest.raises(SelfTestError, match="exodus on cpu: the gradient is off by"):
+        asyncio.run(app.state.engine.start())
+    app.state.engine.close()
+
+
+def _off(gradient):
+    return [None if part is None else part * 1.01 for part in gradient]
+
+
+def test_flags_override_the_environment(tmp_path, call):
+    log = tmp_path / "log"
+    with process(log, "--max-queue", "5", EXODUS_MAX_QUEUE="7", EXODUS_MAX_QUEUE_BYTES="1000") as (_, port):
+        limits = json.loads(call(port).call("GET", "/v1/capabilities").body)["limits"]
+    assert (limits["max_queue"], limits["max_queue_bytes"]) == (5, 1000)
+
+
+def test_the_commands_beside_serve():
+    check = CliRunner().invoke(commands, ["check"])
+    assert (check.exit_code, check.stderr) == (0, "")
+    assert "agrees with its reference on cpu" in check.stdout
+    assert "/v1/gradients/{method}" in json.loads(CliRunner().invoke(commands, ["openapi"]).stdout)["paths"]
+    assert "EXODUS_MAX_QUEUE" in CliRunner().invoke(commands, ["settings"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "complaint"),
+    [
+        (["serve"], {"EXODUS_PORT": "many"}, "port: "),
+        (["serve", "--device", "tpu"], {}, "device: expected "),
+        (["serve", "--api-keys-file", "/nowhere"], {}, "/nowhere"),
+        (["serve", "--api-keys-file", os.devnull], {}, "expected one key a line"),
+        (["serve", "--log-format", "xml"], {}, "log_format: "),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named_and_nothing_starts(arguments, environment, complaint):
+    ended = CliRunner(env=environment).invoke(commands, arguments)
+    assert ended.exit_code == 2
+    assert complaint in ended.stderr
+
+
+def test_settings_refuse_what_they_do_not_know():
+    with pytest.raises(ValidationError, match="max_quue"):
+        Settings(max_quue=3)
+    assert [key.get_secret_value() for key in Settings(api_keys=" a ,b,").api_keys] == ["a", "b"]
+    assert "secret" not in repr(Settings(api_keys="secret"))

@@ -1,0 +1,275 @@
+"""How the service behaves with many clients, slow clients and clients that leave."""
+
+import gc
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import exodus_core
+from exodus_client.wire import MSGPACK_TYPE, encode
+from exodus_service.scheduler import DeadlineError, QueueFullError, Scheduler
+
+LIF = {"model": "lif", "alpha": 0.9}
+
+
+@pytest.fixture
+def scheduler():
+    scheduler = Scheduler("test", max_requests=3, max_bytes=100)
+    yield scheduler
+    scheduler.close()
+
+
+@pytest.fixture
+def hold(scheduler):
+    """Occupies the thread of the scheduler until the event is set."""
+    release = threading.Event()
+    scheduler.execute(release.wait)
+    yield release
+    release.set()
+
+
+def head(body, **headers):
+    lines = [
+        "POST /v1/gradients/exodus HTTP/1.1",
+        "Host: test",
+        f"Content-Type: {MSGPACK_TYPE}",
+        f"Content-Length: {len(body)}",
+        *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+def body_of(message):
+    return b"".join(encode(message).chunks)
+
+
+def status_of(connection):
+    return int(connection.makefile("rb").readline().split()[1])
+
+
+def test_the_scheduler_admits_within_both_of_its_bounds(scheduler):
+    with scheduler.admit(500), pytest.raises(QueueFullError, match="500 bytes are admitted"):
+        scheduler.admit(1)
+    with (
+        scheduler.admit(60),
+        scheduler.admit(40),
+        scheduler.admit(0),
+        pytest.raises(QueueFullError, match="3 requests"),
+    ):
+        scheduler.admit(0)
+    assert (scheduler.requests, scheduler.bytes) == (0, 0)
+
+
+def test_work_is_done_in_the_order_of_submission_on_one_thread(scheduler):
+    done = []
+    with scheduler.admit(0) as first, scheduler.admit(0) as second:
+        futures = [
+            ticket.submit(lambda name=name: done.append((name, threading.current_thread().name)))
+            for name, ticket in (("first", first), ("second", second))
+        ]
+        for future in futures:
+            future.result(timeout=5)
+    assert [name for name, _ in done] == ["first", "second"]
+    assert {thread for _, thread in done} == {"test_0"}
+
+
+def test_work_past_its_deadline_is_not_done(scheduler, hold):
+    done = []
+    with scheduler.admit(0) as ticket:
+        future = ticket.submit(lambda: done.append(1), time.monotonic() + 0.01)
+        time.sleep(0.02)
+        hold.set()
+        with pytest.raises(DeadlineError):
+            future.result(timeout=5)
+    assert not done
+
+
+def test_withdrawn_work_frees_what_it_holds_while_other_work_runs(scheduler, hold):
+    class Body:
+        pass
+
+    body = Body()
+    freed = weakref.ref(body)
+    with scheduler.admit(50) as ticket:
+        future = ticket.submit(lambda body=body: body)
+        del body
+        assert freed() is not None
+    assert future.cancelled()
+    gc.collect()
+    assert freed() is None
+    assert (scheduler.requests, scheduler.bytes) == (0, 0)
+
+
+def test_work_that_runs_stays_in_the_accounts_until_it_ends(scheduler, until):
+    started, release = threading.Event(), threading.Event()
+
+    def work():
+        started.set()
+        release.wait()
+
+    with scheduler.admit(50) as ticket:
+        ticket.submit(work)
+        started.wait()
+    assert (scheduler.requests, scheduler.bytes) == (1, 50)
+    release.set()
+    until(lambda: (scheduler.requests, scheduler.bytes) == (0, 0))
+
+
+def test_many_clients_at_once_each_get_their_own_result(running, ask):
+    def one(seed):
+        generator = torch.Generator().manual_seed(seed)
+        shape = (1 + seed % 3, 20 + seed, 7)
+        membrane, grad_output = torch.rand((2, *shape), generator=generator).unbind()
+        caller = running.new_caller()
+        for method in ("exodus", "slayer"):
+            expected = exodus_core.lif_gradient(membrane, grad_output, 0.9, method=method).input
+            for _ in range(5):
+                answer = caller.gradients(ask(LIF, membrane=membrane, grad_output=grad_output), method)
+                assert torch.equal(answer.tensor("grad_input"), expected)
+        caller.connection.close()
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(one, range(32)))
+    assert running.engine.scheduler.requests == 0
+
+
+def test_probes_are_answered_while_a_long_gradient_is_computed(running, caller, slow):
+    waits = []
+    with ThreadPoolExecutor(1) as pool:
+        prober = running.new_caller()
+        computed = pool.submit(caller.gradients, slow)
+        while not computed.done():
+            began = time.monotonic()
+            assert prober.call("GET", "/livez").status == 200
+            waits.append(time.monotonic() - began)
+            time.sleep(0.005)
+        prober.connection.close()
+    assert computed.result().status == 200
+    kernel = dict(part.split(";dur=") for part in computed.result().headers["server-timing"].split(", "))["kernel"]
+    assert float(kernel) > 100
+    assert sorted(waits)[len(waits) // 2] < 0.05
+
+
+def test_the_body_bytes_of_all_requests_are_bounded(serve, good, until):
+    body = body_of(good)
+    service = serve(max_queue_bytes=len(body) + 10)
+    with service.busy(), service.raw() as waiting:
+        waiting.sendall(head(body) + body)
+        until(lambda: service.engine.scheduler.bytes == len(body))
+        answer = service.caller.gradients(good)
+        assert answer.problem["code"] == "queue_full"
+        assert f"{len(body)} bytes are admitted" in answer.problem["detail"]
+    until(lambda: service.engine.scheduler.requests == 0)
+    assert service.caller.gradients(good).status == 200
+
+
+def test_work_of_a_client_that_left_is_never_computed(running, caller, good, until, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "exodus_service.access")
+    computed = []
+    body = body_of(good)
+    with running.busy(), monkeypatch.context() as patch:
+        patch.setattr("exodus_service.exchange.prepare", lambda *_args, **_more: computed.append(1))
+        with running.raw() as leaving:
+            leaving.sendall(head(body) + body)
+            until(lambda: running.engine.scheduler.requests == 1)
+        until(lambda: running.engine.scheduler.requests == 0)
+    running.engine.scheduler.execute(lambda: None).result()
+    assert not computed
+    assert [record.fields["status"] for record in caplog.records] == [499]
+    assert caller.gradients(good).status == 200
+
+
+def test_a_client_that_leaves_while_it_uploads_gives_its_place_back(running, good, until):
+    body = body_of(good)
+    with running.raw() as leaving:
+        leaving.sendall(head(body) + body[:100])
+        until(lambda: running.engine.scheduler.bytes == len(body))
+    until(lambda: running.engine.scheduler.requests == 0)
+
+
+def test_408_for_a_body_that_stalls(serve, good, until):
+    service = serve(stall_timeout_s=0.1)
+    body = body_of(good)
+    with service.raw() as stalling:
+        stalling.sendall(head(body) + body[:100])
+        answer = stalling.makefile("rb").read()  # to the end: the connection is closed
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"body_timeout"' in answer
+    assert service.engine.scheduler.requests == 0
+    assert service.caller.gradients(good).status == 200
+
+
+def test_408_for_a_body_that_drips(serve, good):
+    body = body_of(good)
+    service = serve(stall_timeout_s=0.2, min_upload_rate=len(body) * 5)
+    with service.raw() as dripping:
+        dripping.sendall(head(body))
+        began = time.monotonic()
+        dripping.settimeout(0.05)
+        for place in range(len(body)):
+            dripping.sendall(body[place : place + 1])
+            try:
+                answer = dripping.recv(100)
+                break
+            except TimeoutError:
+                pass
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - began < 2
+
+
+def test_the_deadline_holds_while_the_body_is_read(running, good):
+    body = body_of(good)
+    with running.raw() as slow:
+        slow.sendall(head(body, X_Deadline_Ms=50) + body[:100])
+        assert status_of(slow) == 504
+
+
+def test_a_client_that_does_not_take_its_result_gives_its_place_back(serve, ask, good, until, caplog):
+    service = serve(stall_timeout_s=0.2)
+    body = body_of(ask(LIF, membrane=torch.rand(64, 64, 1024), grad_output=torch.rand(64, 64, 1024)))
+    with socket.socket() as lazy:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.connect(("127.0.0.1", service.port))
+        lazy.sendall(head(body) + body)
+        until(lambda: service.engine.scheduler.requests == 1)
+        until(lambda: service.engine.scheduler.requests == 0)
+        until(lambda: "the client took nothing of the response" in caplog.text)
+    assert service.caller.gradients(good).status == 200
+
+
+def test_requests_sent_ahead_on_one_connection_are_answered_in_order(running, good, ask):
+    bad = body_of(ask(LIF, membrane=torch.rand(2, 5, 3)))
+    body = body_of(good)
+    with running.raw() as eager:
+        eager.sendall(head(body) + body + head(bad) + bad + head(body, Connection="close") + body)
+        answers = eager.makefile("rb").read()
+    statuses = [part.split()[0] for part in answers.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [b"200", b"422", b"200"]
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_does_not_grow_with_the_number_of_requests(caller, ask):
+    request = ask(LIF, membrane=torch.rand(8, 32, 1024), grad_output=torch.rand(8, 32, 1024))
+    broken = ask(LIF, membrane=torch.rand(8, 32, 1024))
+
+    def round_trips(count):
+        for _ in range(count):
+            assert caller.gradients(request).status == 200
+            assert caller.gradients(broken).status == 422
+        gc.collect()
+
+    round_trips(30)
+    before = resident_bytes()
+    round_trips(150)
+    assert resident_bytes() - before < 32 * 2**20
