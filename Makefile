@@ -36,7 +36,7 @@ serve: setup ## start the service on HOST:PORT
 	$(BIN)/exodus-service serve --host $(HOST) --port $(PORT)
 
 demo: setup ## start the service and train over HTTP; DATA=DIR for the Oxford raster in that folder
-	$(BIN)/python examples/demo.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m examples.demo $(if $(DATA),--data $(DATA))
 
 test: setup ## all tests; those against other libraries run where `make peers` has installed them
 	$(BIN)/pytest
