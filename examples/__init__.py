@@ -1,0 +1,1 @@
+"""Programs to copy from: training loops whose spiking layers run on a remote service."""
