@@ -69,7 +69,7 @@ class Engine:
         self.phase = Phase.READY
 
     def close(self) -> None:
-        """Stop the thread, after what it is computing."""
+        """Take no more work. A computation under way goes on to its end."""
         self.phase = Phase.STOPPING
         self.scheduler.close()
 
