@@ -114,6 +114,7 @@ class Engine:
             torch.set_num_threads(self.settings.threads)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))
 
 
 def _device(name: str) -> torch.device:

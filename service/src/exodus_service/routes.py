@@ -63,6 +63,7 @@ async def gradients(method: MethodInPath, request: Request) -> Response:
             stall_timeout=engine.settings.stall_timeout_s,
             min_rate=engine.settings.min_upload_rate,
             seconds_left=deadline - time.monotonic(),
+            pinned=engine.device.type == "cuda",
         )
         context.bytes_in = nbytes
         exchange = Exchange(method, body, content_type, content_encoding, context.timings, time.perf_counter())
