@@ -4,6 +4,7 @@
 //     dL/ds[t] = g[t] + c lam[t+1]
 //     lam[t]   = f'[t] dL/ds[t] + h[t] + b lam[t+1]
 // which is lam[t] = f'[t] g[t] + h[t] + a[t] lam[t+1] with a = b + c f'. Keeping dL/ds apart gives dL/dtheta for nothing.
+// `propagate` computes what comes from step t+1, `step_back` the rest.
 #pragma once
 
 #include "macros.h"
@@ -48,6 +49,39 @@ EXODUS_HOST_DEVICE Real by_reset(Real alpha, Real spikes) {
   } else {
     return Real(0);
   }
+}
+
+// dL/du[t+1] = lam[t+1] sent to everything that u[t+1] is computed from: what step t and the parameters get of it.
+template <class Real>
+struct Propagated {
+  Real membrane;
+  Real spikes;
+  Real alpha;
+  Real reset_by;
+};
+
+template <Method method, Reset reset, class Real>
+EXODUS_HOST_DEVICE Propagated<Real> propagate(Real later, Real membrane, Real spikes, Real alpha, Real reset_by) {
+  return {direct<method, reset>(alpha, spikes) * later, through_spikes<method, reset>(alpha, reset_by, membrane) * later,
+          retained<reset>(membrane, spikes, reset_by) * later, by_reset<reset>(alpha, spikes) * later};
+}
+
+// lam[t], and what step t adds to dL/dtheta and to the gradient of the lower bound.
+template <class Real>
+struct StepBack {
+  Real adjoint;
+  Real threshold;
+  Real min_membrane;
+};
+
+// `by_membrane` and `by_spikes` are what the later steps send back to u[t] and s[t]. An SRM neuron's membrane reaches
+// them through its spikes alone: by_membrane = 0, and adjoint is delta[t].
+template <class Real>
+EXODUS_HOST_DEVICE StepBack<Real> step_back(Real surrogate, Real grad_spikes, Real grad_membrane, Real by_membrane,
+                                            Real by_spikes, bool clipped) {
+  const Real by_surrogate = surrogate * (grad_spikes + by_spikes);
+  const Real unclipped = by_surrogate + grad_membrane + by_membrane;
+  return {clipped ? Real(0) : unclipped, -by_surrogate, clipped ? unclipped : Real(0)};
 }
 
 }  // namespace exodus

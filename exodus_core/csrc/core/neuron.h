@@ -35,6 +35,12 @@ EXODUS_HOST_DEVICE Real integrate(Real membrane, Real spikes, Real input, Real a
   return reset == Reset::subtract ? decayed - reset_by * spikes : decayed;
 }
 
+// u[n] of an SRM neuron from z[n] and the response of the reset kernel to its earlier spikes (7).
+template <class Real>
+EXODUS_HOST_DEVICE Real reset_by_kernel(Real psp, Real response) {
+  return psp + response;
+}
+
 // The lower bound. A membrane on the bound counts as clipped; NaN is not a bound's business and stays NaN.
 template <class Real>
 EXODUS_HOST_DEVICE Real clip(Real membrane, Real min_membrane) {

@@ -98,4 +98,10 @@ EXODUS_HOST_DEVICE Real surrogate_derivative(Real x, Real slope) {
   }
 }
 
+// f'(u).
+template <SurrogateKind kind, class Real>
+EXODUS_HOST_DEVICE Real surrogate(Real membrane, Real threshold, Real slope, Real scale) {
+  return scale * surrogate_derivative<kind>(membrane - threshold, slope);
+}
+
 }  // namespace exodus

@@ -38,7 +38,7 @@ void filter_rows(const Tensor& input, const CausalKernel& kernel, Direction dire
 Tensor filter(const Tensor& input, std::optional<Tensor> taps, std::vector<double> decay, std::vector<double> constant,
               std::vector<double> linear, bool reverse, std::int64_t time_dim) {
   const Layout layout = layout_of(input, time_dim);
-  const CausalKernel kernel = kernel_of(taps, decay, constant, linear, input);
+  const CausalKernel kernel = kernel_of(taps, decay, constant, linear, input, layout);
   Tensor output = torch::stable::empty_like(input);
   if (input.numel() > 0) {
     dispatch(input, [&](auto element) {

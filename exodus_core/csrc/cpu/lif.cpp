@@ -19,9 +19,11 @@ struct Parameters {
 };
 
 // The parameters of the lanes of one tile, spread to rows.
-template <class Real>
+template <class Storage>
 class ParameterRows {
  public:
+  using Real = compute_t<Storage>;
+
   explicit ParameterRows(std::int64_t width) : rows_(4, width) {}
 
   NeuronRows<Real> fill(const Parameters& parameters, const Layout& layout, const Tile& tile) {
@@ -29,6 +31,8 @@ class ParameterRows {
     parameters.threshold.fill(rows_[1], layout, tile);
     parameters.reset_by.fill(rows_[2], layout, tile);
     parameters.min_membrane.fill(rows_[3], layout, tile);
+    // Rounded as the membrane will be: a stored membrane that was raised to the bound must be seen to lie on it.
+    for (std::int64_t i = 0; i < tile.width; ++i) rows_[3][i] = as_stored<Storage>(rows_[3][i]);
     return {rows_[0], rows_[1], rows_[2], rows_[3], static_cast<Real>(parameters.max_spikes)};
   }
 
@@ -51,7 +55,7 @@ void forward(const Tensor& input, const Parameters& parameters, const State& ini
     TileRows<const Storage> input_rows(elements<Storage>(input), layout, tiling);
     TileRows<Storage> spikes_rows(mutable_elements<Storage>(spikes), layout, tiling);
     TileRows<Storage> membrane_rows(mutable_elements<Storage>(membrane), layout, tiling);
-    ParameterRows<Real> parameter_rows(tiling.width());
+    ParameterRows<Storage> parameter_rows(tiling.width());
     RowBuffer<Real> state(2, tiling.width());
     for (std::int64_t index = first; index < last; ++index) {
       const Tile tile = tiling[index];
@@ -112,7 +116,7 @@ void backward(const Backward& args, const Layout& layout, Tensor& grad_input, Te
     TileRows<const Storage> grad_spikes_rows(grad_spikes, layout, tiling);
     TileRows<const Storage> grad_membrane_rows(grad_membrane, layout, tiling);
     TileRows<Storage> grad_input_rows(mutable_elements<Storage>(grad_input), layout, tiling);
-    ParameterRows<Real> parameter_rows(tiling.width());
+    ParameterRows<Storage> parameter_rows(tiling.width());
     RowBuffer<Real> scratch(3, tiling.width());
     RowBuffer<Real> initial(with_lanes ? 4 : 0, tiling.width());
     BlockSums<Real> sums(with_lanes ? 4 : 0, tiling.width());

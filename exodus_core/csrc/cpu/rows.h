@@ -1,7 +1,7 @@
 // Row kernels: one step in time of up to kMaxWidth lanes (neurons) that lie next to each other.
 //
 // They are the only loops over neurons. A table of them is compiled for each instruction set (rows_*.cpp from
-// rows_impl.h) and chosen once at load time; lif.cpp, srm.cpp and filter.cpp sweep the rows through time.
+// rows_impl.h) and chosen once, when the library is loaded; lif.cpp, srm.cpp and filter.cpp sweep the rows through time.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 
 #include "../core/adjoint.h"
 #include "../core/neuron.h"
+#include "../core/response.h"
 #include "../core/storage.h"
 #include "../core/surrogate.h"
 
@@ -101,13 +102,6 @@ struct SrmBackwardRow {
   Real* threshold_sum;  // null where not wanted
 };
 
-// A kernel (constant + linear k) decay^k, k = 0, 1, ...: exponentials have linear = 0, alpha functions constant = 0.
-struct Mode {
-  double decay;
-  double constant;
-  double linear;
-};
-
 template <class Storage>
 struct RowKernels {
   using Real = compute_t<Storage>;
@@ -121,7 +115,7 @@ struct RowKernels {
   void (*srm_backward)(const SrmBackwardRow<Storage>&);
   // accumulator += coefficient * row
   void (*add_scaled)(std::int64_t width, Real coefficient, const Real* row, Real* accumulator);
-  // One step of a mode: p <- decay p + input, q <- decay (q + old p), output += constant p + linear q.
+  // One step of a mode: output += its response to input; p and q are its state.
   void (*mode_step)(std::int64_t width, const Mode&, const Real* input, Real* p, Real* q, Real* output);
   void (*load)(std::int64_t width, const Storage* stored, Real* row);
   void (*store)(std::int64_t width, const Real* row, Storage* stored);

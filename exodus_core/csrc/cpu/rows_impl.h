@@ -1,5 +1,6 @@
 // The row kernels, compiled once for each instruction set: rows_*.cpp defines EXODUS_INSTRUCTION_SET_NAME, sets the
-// compiler's target and includes this file. It holds no arithmetic of its own: that is in csrc/core.
+// compiler's target and includes this file. It loops, loads, stores and adds up; what a neuron does is in csrc/core.
+//
 // Rows never overlap unless both are only read; without being told, the compiler gives up on so many pointers.
 #if defined(__clang__)
 #define EXODUS_INDEPENDENT_LANES _Pragma("clang loop vectorize(assume_safety)")
@@ -46,23 +47,21 @@ void lif_backward_lanes(const LifBackwardRow<Storage>& row) {
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < row.width; ++i) {
     const Real membrane = load(membrane_row[i]);
-    const Real alpha = neuron.alpha[i];
-    const Real later = adjoint[i];
     const bool needs_spikes = with_parameters || reset == Reset::zero;
     const Real spikes = needs_spikes ? row.spikes[i] : Real(0);
-    const Real grad_spikes =
-        load(grad_spikes_row[i]) + through_spikes<method, reset>(alpha, neuron.reset_by[i], membrane) * later;
-    const Real unclipped = row.surrogate[i] * grad_spikes + load(grad_membrane_row[i]) +
-                           direct<method, reset>(alpha, spikes) * later;
-    const Real now = is_clipped(membrane, neuron.min_membrane[i]) ? Real(0) : unclipped;
+    const Propagated<Real> from_later =
+        propagate<method, reset>(adjoint[i], membrane, spikes, neuron.alpha[i], neuron.reset_by[i]);
+    const StepBack<Real> step =
+        step_back(row.surrogate[i], load(grad_spikes_row[i]), load(grad_membrane_row[i]), from_later.membrane,
+                  from_later.spikes, is_clipped(membrane, neuron.min_membrane[i]));
     if constexpr (with_parameters) {
-      row.sums.alpha[i] += later * retained<reset>(membrane, spikes, neuron.reset_by[i]);
-      row.sums.threshold[i] -= row.surrogate[i] * grad_spikes;
-      row.sums.reset_by[i] += later * by_reset<reset>(alpha, spikes);
-      row.sums.min_membrane[i] += unclipped - now;
+      row.sums.alpha[i] += from_later.alpha;
+      row.sums.threshold[i] += step.threshold;
+      row.sums.reset_by[i] += from_later.reset_by;
+      row.sums.min_membrane[i] += step.min_membrane;
     }
-    adjoint[i] = now;
-    grad_input_row[i] = store<Storage>(now);
+    adjoint[i] = step.adjoint;
+    grad_input_row[i] = store<Storage>(step.adjoint);
   }
 }
 
@@ -71,14 +70,12 @@ void lif_initial_lanes(const LifInitialRow<Real>& row) {
   const NeuronRows<Real> neuron = row.neuron;
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < row.width; ++i) {
-    const Real alpha = neuron.alpha[i];
-    const Real membrane = row.membrane[i];
-    const Real spikes = row.spikes[i];
-    const Real later = row.adjoint[i];
-    row.grad_membrane[i] = direct<method, reset>(alpha, spikes) * later;
-    row.grad_spikes[i] = through_spikes<method, reset>(alpha, neuron.reset_by[i], membrane) * later;
-    row.sums.alpha[i] += later * retained<reset>(membrane, spikes, neuron.reset_by[i]);
-    row.sums.reset_by[i] += later * by_reset<reset>(alpha, spikes);
+    const Propagated<Real> from_later = propagate<method, reset>(row.adjoint[i], row.membrane[i], row.spikes[i],
+                                                                 neuron.alpha[i], neuron.reset_by[i]);
+    row.grad_membrane[i] = from_later.membrane;
+    row.grad_spikes[i] = from_later.spikes;
+    row.sums.alpha[i] += from_later.alpha;
+    row.sums.reset_by[i] += from_later.reset_by;
   }
 }
 
@@ -143,7 +140,7 @@ void surrogate_lanes(std::int64_t width, const Storage* membrane, const Real* th
                      Real slope, Real scale, Real* derivative) {
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < width; ++i) {
-    derivative[i] = scale * surrogate_derivative<kind>(load(membrane[i]) - threshold[i], slope);
+    derivative[i] = exodus::surrogate<kind>(load(membrane[i]), threshold[i], slope, scale);
   }
 }
 
@@ -191,7 +188,7 @@ void srm_forward(const SrmForwardRow<Storage>& row) {
   Real* spikes_state = row.spikes_state;
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < row.width; ++i) {
-    const Storage stored = store<Storage>(load(psp[i]) + row.reset[i]);
+    const Storage stored = store<Storage>(reset_by_kernel(load(psp[i]), row.reset[i]));
     const Real spikes = fire_once(load(stored), row.threshold[i]);
     membrane_out[i] = stored;
     spikes_state[i] = spikes;
@@ -208,11 +205,11 @@ void srm_backward(const SrmBackwardRow<Storage>& row) {
   Real* adjoint = row.adjoint;
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < row.width; ++i) {
-    const Real through = row.surrogate[i] * (load(grad_spikes_row[i]) + row.reset[i]);
-    const Real now = load(grad_membrane_row[i]) + through;
-    adjoint[i] = now;
-    grad_psp[i] = store<Storage>(now);
-    if (row.threshold_sum != nullptr) row.threshold_sum[i] -= through;
+    const StepBack<Real> step = step_back(row.surrogate[i], load(grad_spikes_row[i]), load(grad_membrane_row[i]),
+                                          Real(0), row.reset[i], false);
+    adjoint[i] = step.adjoint;
+    grad_psp[i] = store<Storage>(step.adjoint);
+    if (row.threshold_sum != nullptr) row.threshold_sum[i] += step.threshold;
   }
 }
 
@@ -231,15 +228,12 @@ void mode_step(std::int64_t width, const Mode& mode, const Real* input, Real* p,
   if (mode.linear == 0) {
     EXODUS_INDEPENDENT_LANES
     for (std::int64_t i = 0; i < width; ++i) {
-      p[i] = decay * p[i] + input[i];
-      output[i] += constant * p[i];
+      output[i] += respond(decay, constant, input[i], p[i]);
     }
   } else {
     EXODUS_INDEPENDENT_LANES
     for (std::int64_t i = 0; i < width; ++i) {
-      q[i] = decay * (q[i] + p[i]);
-      p[i] = decay * p[i] + input[i];
-      output[i] += constant * p[i] + linear * q[i];
+      output[i] += respond(decay, constant, linear, input[i], p[i], q[i]);
     }
   }
 }

@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor> srm_forward(const Tensor& psp, std::optional<Tensor> 
                                        std::vector<double> constant, std::vector<double> linear, double threshold,
                                        std::optional<Tensor> thresholds, std::int64_t time_dim) {
   const Layout layout = layout_of(psp, time_dim);
-  const CausalKernel kernel = kernel_of(taps, decay, constant, linear, psp);
+  const CausalKernel kernel = kernel_of(taps, decay, constant, linear, psp, layout);
   const Parameter parameter{threshold, thresholds};
   parameter.check(psp, layout);
   Tensor spikes = torch::stable::empty_like(psp);
@@ -125,7 +125,7 @@ std::tuple<Tensor, Tensor> srm_backward(const Tensor& membrane, std::optional<Te
   const Layout layout = layout_of(membrane, time_dim);
   STD_TORCH_CHECK(surrogate >= 0 && surrogate <= 7, "surrogate must be in [0, 7], got ", surrogate);
   STD_TORCH_CHECK(method == 0 || method == 1, "method must be 0 or 1, got ", method);
-  const CausalKernel kernel = kernel_of(taps, decay, constant, linear, membrane);
+  const CausalKernel kernel = kernel_of(taps, decay, constant, linear, membrane, layout);
   const Backward args{membrane,
                       grad_spikes,
                       grad_membrane,

@@ -77,9 +77,17 @@ struct Parameter {
       std::fill_n(row, tile.width, static_cast<Real>(value));
       return;
     }
-    const std::int64_t count = tensor->numel();
     const Real* values = elements<Real>(*tensor);
-    for (std::int64_t i = 0; i < tile.width; ++i) row[i] = values[count == 1 ? 0 : (tile.first_lane + i) % layout.inner];
+    if (tensor->numel() == 1) {
+      std::fill_n(row, tile.width, *values);
+      return;
+    }
+    for (std::int64_t lane = 0; lane < tile.width;) {  // one stretch of lanes with the same outer index at a time
+      const std::int64_t n = (tile.first_lane + lane) % layout.inner;
+      const std::int64_t run = std::min(layout.inner - n, tile.width - lane);
+      std::copy_n(values + n, run, row + lane);
+      lane += run;
+    }
   }
 
   void check(const Tensor& like, const Layout& layout) const {

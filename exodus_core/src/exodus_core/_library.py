@@ -34,6 +34,7 @@ def load() -> None:
         raise ImportError(
             f"{LIBRARY.name} needs torch >= 2.10 and does not load in torch {torch.__version__}: {error}"
         ) from error
+    torch.ops.exodus.instruction_set()  # chooses now, so that what the environment says later does not matter
 
 
 load()
