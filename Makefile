@@ -14,8 +14,9 @@ PROJECTS := exodus_core/pyproject.toml service/pyproject.toml client/pyproject.t
 export EXODUS_DATA ?= $(wildcard $(CURDIR)/../shared/data)
 QUICK ?=
 DATA ?=
+TARGET ?= cpu
 
-.PHONY: help setup serve demo test lint format bench exactness sanitize peers lock clean
+.PHONY: help setup serve demo test lint format bench exactness sanitize peers lock clean image-lock image-check
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -81,3 +82,12 @@ clean: ## remove everything that was built or installed
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage demo-output
 	find . -name '*.egg-info' -prune -exec rm -rf {} + -o -name '__pycache__' -prune -exec rm -rf {} +
 	rm -rf exodus_core/build exodus_core/src/exodus_core/*.so
+
+image-lock: ## pin what PyTorch's CUDA build brings along in docker/gpu.lock, where pip finds that build
+	@mkdir -p build
+	sed -E 's/^(torch==[^+]*).*/\1/' requirements.lock > build/constraints.txt
+	echo torch | $(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links \
+		--no-header --no-annotate --constraint build/constraints.txt --output-file docker/gpu.lock -
+
+image-check: setup ## build and use the image without a container engine, as root; TARGET=gpu for the other one
+	docker/image-check.sh $(TARGET)
