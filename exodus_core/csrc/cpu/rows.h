@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "../core/adjoint.h"
+#include "../core/kernel.h"
 #include "../core/neuron.h"
 #include "../core/storage.h"
 #include "../core/surrogate.h"
@@ -98,14 +99,7 @@ struct SrmBackwardRow {
   const Real* reset;  // sum over j of nu[j] delta[t+1+j]
   Storage* grad_psp;
   Real* adjoint;        // delta[t] out
-  Real* threshold_sum;  // null where not wanted
-};
-
-// A kernel (constant + linear k) decay^k, k = 0, 1, ...: exponentials have linear = 0, alpha functions constant = 0.
-struct Mode {
-  double decay;
-  double constant;
-  double linear;
+  Real* threshold_sum;
 };
 
 template <class Storage>

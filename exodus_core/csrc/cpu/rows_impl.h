@@ -10,75 +10,54 @@
 namespace exodus::cpu::EXODUS_INSTRUCTION_SET_NAME {
 namespace {
 
+template <class Real>
+LifNeuron<Real> neuron_of(const NeuronRows<Real>& rows, std::int64_t i) {
+  return {rows.alpha[i], rows.threshold[i], rows.reset_by[i], rows.min_membrane[i], rows.max_spikes};
+}
+
+template <class Real>
+void add(const ParameterSums<Real>& rows, std::int64_t i, const LifSums<Real>& sums) {
+  rows.alpha[i] += sums.alpha;
+  rows.threshold[i] += sums.threshold;
+  rows.reset_by[i] += sums.reset_by;
+  rows.min_membrane[i] += sums.min_membrane;
+}
+
 template <Reset reset, bool many_spikes, class Storage>
 void lif_forward_lanes(const LifForwardRow<Storage>& row) {
-  using Real = compute_t<Storage>;
-  const Storage* input = row.input;
-  Storage* spikes_out = row.spikes;
-  Storage* membrane_out = row.membrane;
-  Real* membrane_state = row.membrane_state;
-  Real* spikes_state = row.spikes_state;
-  const NeuronRows<Real> neuron = row.neuron;
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < row.width; ++i) {
-    const Real integrated = integrate<reset>(membrane_state[i], spikes_state[i], load(input[i]), neuron.alpha[i],
-                                             neuron.reset_by[i]);
-    const Real membrane = clip(integrated, neuron.min_membrane[i]);
-    const Storage stored = store<Storage>(membrane);
-    const Real spikes = many_spikes ? fire_many(load(stored), neuron.threshold[i], neuron.max_spikes)
-                                    : fire_once(load(stored), neuron.threshold[i]);
-    membrane_state[i] = membrane;
-    spikes_state[i] = spikes;
-    membrane_out[i] = stored;
-    spikes_out[i] = store<Storage>(spikes);
+    row.membrane[i] = lif_step<Storage>(reset, many_spikes, neuron_of(row.neuron, i), load(row.input[i]),
+                                        row.membrane_state[i], row.spikes_state[i]);
+    row.spikes[i] = store<Storage>(row.spikes_state[i]);
   }
 }
 
-template <Method method, Reset reset, bool with_parameters, class Storage>
+template <Method method, Reset reset, bool with_sums, class Storage>
 void lif_backward_lanes(const LifBackwardRow<Storage>& row) {
   using Real = compute_t<Storage>;
-  const Storage* membrane_row = row.membrane;
-  const Storage* grad_spikes_row = row.grad_spikes;
-  const Storage* grad_membrane_row = row.grad_membrane;
-  Storage* grad_input_row = row.grad_input;
-  Real* adjoint = row.adjoint;
-  const NeuronRows<Real> neuron = row.neuron;
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < row.width; ++i) {
-    const Real membrane = load(membrane_row[i]);
-    const Real alpha = neuron.alpha[i];
-    const Real later = adjoint[i];
-    const bool needs_spikes = with_parameters || reset == Reset::zero;
-    const Real spikes = needs_spikes ? row.spikes[i] : Real(0);
-    const Real grad_spikes =
-        load(grad_spikes_row[i]) + through_spikes<method, reset>(alpha, neuron.reset_by[i], membrane) * later;
-    const Real unclipped = row.surrogate[i] * grad_spikes + load(grad_membrane_row[i]) +
-                           direct<method, reset>(alpha, spikes) * later;
-    const Real now = is_clipped(membrane, neuron.min_membrane[i]) ? Real(0) : unclipped;
-    if constexpr (with_parameters) {
-      row.sums.alpha[i] += later * retained<reset>(membrane, spikes, neuron.reset_by[i]);
-      row.sums.threshold[i] -= row.surrogate[i] * grad_spikes;
-      row.sums.reset_by[i] += later * by_reset<reset>(alpha, spikes);
-      row.sums.min_membrane[i] += unclipped - now;
-    }
-    adjoint[i] = now;
-    grad_input_row[i] = store<Storage>(now);
+    const LifStep<Real> step{load(row.membrane[i]), with_sums || reset == Reset::zero ? row.spikes[i] : Real(0),
+                             row.surrogate[i], load(row.grad_spikes[i]), load(row.grad_membrane[i])};
+    LifSums<Real> sums{};
+    row.adjoint[i] =
+        lif_adjoint_step(method, reset, with_sums, neuron_of(row.neuron, i), step, row.adjoint[i], sums);
+    row.grad_input[i] = store<Storage>(row.adjoint[i]);
+    if constexpr (with_sums) add(row.sums, i, sums);
   }
 }
 
 template <Method method, Reset reset, class Real>
 void lif_initial_lanes(const LifInitialRow<Real>& row) {
-  const NeuronRows<Real> neuron = row.neuron;
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < row.width; ++i) {
-    const Real alpha = neuron.alpha[i];
-    const Real membrane = row.membrane[i];
-    const Real spikes = row.spikes[i];
-    const Real later = row.adjoint[i];
-    row.grad_membrane[i] = direct<method, reset>(alpha, spikes) * later;
-    row.grad_spikes[i] = through_spikes<method, reset>(alpha, neuron.reset_by[i], membrane) * later;
-    row.sums.alpha[i] += later * retained<reset>(membrane, spikes, neuron.reset_by[i]);
-    row.sums.reset_by[i] += later * by_reset<reset>(alpha, spikes);
+    LifSums<Real> sums{};
+    const LifInitialGradient<Real> gradient = lif_adjoint_initial(
+        method, reset, neuron_of(row.neuron, i), row.membrane[i], row.spikes[i], row.adjoint[i], sums);
+    row.grad_membrane[i] = gradient.membrane;
+    row.grad_spikes[i] = gradient.spikes;
+    add(row.sums, i, sums);
   }
 }
 
@@ -143,7 +122,7 @@ void surrogate_lanes(std::int64_t width, const Storage* membrane, const Real* th
                      Real slope, Real scale, Real* derivative) {
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < width; ++i) {
-    derivative[i] = scale * surrogate_derivative<kind>(load(membrane[i]) - threshold[i], slope);
+    derivative[i] = scale * surrogate_derivative(kind, load(membrane[i]) - threshold[i], slope);
   }
 }
 
@@ -171,48 +150,32 @@ void surrogate(SurrogateKind kind, std::int64_t width, const Storage* membrane, 
 }
 
 template <class Storage, class Real = compute_t<Storage>>
-void fire(std::int64_t width, const Storage* membrane, const Real* threshold, Real max_spikes,
-          Real* spikes) {
+void fire_row(std::int64_t width, const Storage* membrane, const Real* threshold, Real max_spikes, Real* spikes) {
   if (max_spikes == Real(1)) {
     EXODUS_INDEPENDENT_LANES
-    for (std::int64_t i = 0; i < width; ++i) spikes[i] = fire_once(load(membrane[i]), threshold[i]);
+    for (std::int64_t i = 0; i < width; ++i) spikes[i] = fire(false, load(membrane[i]), threshold[i], max_spikes);
   } else {
     EXODUS_INDEPENDENT_LANES
-    for (std::int64_t i = 0; i < width; ++i) spikes[i] = fire_many(load(membrane[i]), threshold[i], max_spikes);
+    for (std::int64_t i = 0; i < width; ++i) spikes[i] = fire(true, load(membrane[i]), threshold[i], max_spikes);
   }
 }
 
 template <class Storage>
 void srm_forward(const SrmForwardRow<Storage>& row) {
-  using Real = compute_t<Storage>;
-  const Storage* psp = row.psp;
-  Storage* spikes_out = row.spikes;
-  Storage* membrane_out = row.membrane;
-  Real* spikes_state = row.spikes_state;
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < row.width; ++i) {
-    const Storage stored = store<Storage>(load(psp[i]) + row.reset[i]);
-    const Real spikes = fire_once(load(stored), row.threshold[i]);
-    membrane_out[i] = stored;
-    spikes_state[i] = spikes;
-    spikes_out[i] = store<Storage>(spikes);
+    row.membrane[i] = srm_step<Storage>(load(row.psp[i]), row.reset[i], row.threshold[i], row.spikes_state[i]);
+    row.spikes[i] = store<Storage>(row.spikes_state[i]);
   }
 }
 
 template <class Storage>
 void srm_backward(const SrmBackwardRow<Storage>& row) {
-  using Real = compute_t<Storage>;
-  const Storage* grad_spikes_row = row.grad_spikes;
-  const Storage* grad_membrane_row = row.grad_membrane;
-  Storage* grad_psp = row.grad_psp;
-  Real* adjoint = row.adjoint;
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < row.width; ++i) {
-    const Real through = row.surrogate[i] * (load(grad_spikes_row[i]) + row.reset[i]);
-    const Real now = load(grad_membrane_row[i]) + through;
-    adjoint[i] = now;
-    grad_psp[i] = store<Storage>(now);
-    if (row.threshold_sum != nullptr) row.threshold_sum[i] -= through;
+    row.adjoint[i] = srm_adjoint_step(row.surrogate[i], load(row.grad_spikes[i]), load(row.grad_membrane[i]),
+                                      row.reset[i], row.threshold_sum[i]);
+    row.grad_psp[i] = store<Storage>(row.adjoint[i]);
   }
 }
 
@@ -231,14 +194,14 @@ void mode_step(std::int64_t width, const Mode& mode, const Real* input, Real* p,
   if (mode.linear == 0) {
     EXODUS_INDEPENDENT_LANES
     for (std::int64_t i = 0; i < width; ++i) {
-      p[i] = decay * p[i] + input[i];
+      p[i] = exponential_step(decay, p[i], input[i]);
       output[i] += constant * p[i];
     }
   } else {
     EXODUS_INDEPENDENT_LANES
     for (std::int64_t i = 0; i < width; ++i) {
-      q[i] = decay * (q[i] + p[i]);
-      p[i] = decay * p[i] + input[i];
+      q[i] = linear_step(decay, q[i], p[i]);
+      p[i] = exponential_step(decay, p[i], input[i]);
       output[i] += constant * p[i] + linear * q[i];
     }
   }
@@ -279,7 +242,7 @@ template <class Storage>
 constexpr RowKernels<Storage> kernels() {
   using Real = compute_t<Storage>;
   return {lif_forward<Storage>, lif_backward<Storage>, lif_initial<Real>,  surrogate<Storage>,
-          fire<Storage>,        srm_forward<Storage>,  srm_backward<Storage>, add_scaled<Real>,
+          fire_row<Storage>,     srm_forward<Storage>,  srm_backward<Storage>, add_scaled<Real>,
           mode_step<Real>,      load_row<Storage>,     store_row<Storage>,    dot<Storage>};
 }
 
