@@ -122,7 +122,7 @@ def extension(name: str, listed: list[str], flags: list[str]) -> Extension:
 
 if os.environ.get("EXODUS_EMULATE"):
     emulator = sorted(os.path.relpath(path, HERE) for path in EMULATOR.glob("*.cpp"))
-    as_cpp = ["-DEXODUS_EMULATE", f"-I{EMULATOR}", f"-I{HERE / 'csrc'}", "-Wno-unknown-pragmas"]
+    as_cpp = ["-O1", "-DEXODUS_EMULATE", f"-I{EMULATOR}", f"-I{HERE / 'csrc'}", "-Wno-unknown-pragmas"]
     extensions = [extension("_C", [*sources("", "cuda"), *emulator], as_cpp)]
 else:
     extensions = [extension("_C", sources("", "cpu"), [])]

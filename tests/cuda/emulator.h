@@ -84,7 +84,8 @@ inline void check_launch(const char* kernel, dim3 grid, dim3 block, std::size_t 
 // Runs the kernel to its end; the stream is not used.
 template <class... Parameters, class... Arguments>
 void launch(const char* kernel_name, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
-            cudaStream_t, const Arguments&... arguments) {
+            cudaStream_t, Arguments... arguments) {
+  static_assert(std::is_invocable_v<void (*)(Parameters...), Arguments...>, "the kernel takes other arguments");
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "the parameters of a kernel are copied as bytes");
   static_assert((!std::is_reference_v<Parameters> && ...), "a kernel takes its parameters by value");
   static_assert((sizeof(Parameters) + ... + 0) <= max_parameter_bytes, "a kernel has 4096 bytes for its parameters");

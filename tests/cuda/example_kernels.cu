@@ -163,10 +163,12 @@ __global__ void writes_beyond_shared_memory() {
   bytes[threadIdx.x] = 1;
 }
 
+__device__ int element(const int* array, unsigned place) { return array[place]; }
+
 __global__ void reads_beyond_a_local_array(int* out) {
   int local[32] = {};
   __syncthreads();
-  out[threadIdx.x] = local[threadIdx.x + 1];
+  out[threadIdx.x] = element(local, threadIdx.x + 1);
 }
 
 struct alignas(16) Four {

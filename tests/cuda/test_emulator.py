@@ -199,7 +199,7 @@ def test_a_shuffle_of_part_of_a_warp_is_refused(example):
     ("command", "report"),
     [
         ("writes_beyond_shared_memory", "heap-buffer-overflow"),
-        ("reads_beyond_a_local_array", "index 32 out of bounds"),
+        ("reads_beyond_a_local_array", "stack-buffer-overflow"),
         ("loads_across_alignment", "misaligned address"),
         ("recurses_deeply", "stack-overflow"),
     ],
