@@ -2,9 +2,9 @@
 
     python benchmarks/cuda_check.py [--quick] [--markdown docs/cuda-kernels.md]
 
-Builds the very library that an installation builds, for every architecture, and reads it. Exits with 1 if a kernel spills
-registers or uses local memory, if one needs more registers than a block of it can have, if one for float or a half type
-has a double-precision instruction, or if a vector kernel does not load and store whole vectors.
+Builds the very library that an installation builds, for every architecture, and reads it. Exits with 1 if a kernel
+spills registers or uses local memory, if one needs more registers than a block of it can have, if one for float or a
+half type has a double-precision instruction, or if a vector kernel does not load and store whole vectors.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ from machine_code import (
     widths,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).absolute().parent.parent
 BUILD = ROOT / "build" / "cuda-check"
 LIBRARY = BUILD / "lib" / "exodus_core" / "_C_cuda.abi3.so"
 QUICK = "8.0;9.0"
+NO_VIOLATION = """\
+No kernel spills registers, has a stack frame or uses local memory on any of them; all shared memory is asked for at
+launch. No kernel for float, float16 or bfloat16 has a double-precision instruction. Every kernel with more than one
+lane a thread loads and stores its signals in whole vectors."""
 
 REGISTERS_OF_A_THREAD = 255
 REGISTERS_OF_A_BLOCK = 65536
@@ -98,7 +102,16 @@ def build(architectures: str | None) -> str:
     environment.pop("TORCH_CUDA_ARCH_LIST", None)
     if architectures is not None:
         environment["TORCH_CUDA_ARCH_LIST"] = architectures
-    command = [sys.executable, "setup.py", "--quiet", "build", "--build-base", str(BUILD), "--build-lib", str(BUILD / "lib")]
+    command = [
+        sys.executable,
+        "setup.py",
+        "--quiet",
+        "build",
+        "--build-base",
+        str(BUILD),
+        "--build-lib",
+        str(BUILD / "lib"),
+    ]
     done = subprocess.run(
         command, cwd=ROOT / "exodus_core", env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -156,38 +169,34 @@ def memory_table(kernels: list[Kernel], architecture: str) -> str:
         return ", ".join(f"{count} of {bits}" for bits, count in sorted(counts.items(), reverse=True))
 
     lines = [
-        "| kernel | instructions | global loads | global stores | generic loads | generic stores | double precision | local |",
-        "|---" * 8 + "|",
+        "| kernel | instructions | global loads | global stores | generic loads | generic stores |",
+        "|---" * 6 + "|",
     ]
     for kernel in kernels:
         if kernel.architecture != architecture or element_type(kernel.name) != "float":
             continue
         code = kernel.instructions
         accesses = " | ".join(listed(widths(code, name)) for name in ("LDG", "STG", "LD", "ST"))
-        doubles, locals_ = sum(i.is_double for i in code), sum(i.is_local for i in code)
-        lines.append(f"| `{kernel.name}` | {len(code)} | {accesses} | {doubles} | {locals_} |")
+        lines.append(f"| `{kernel.name}` | {len(code)} | {accesses} |")
     return "\n".join(lines)
 
 
 def report(kernels: list[Kernel], violations: list[str], compiler: str) -> str:
     facts = json.loads(LIBRARY.with_name("_C_cuda.json").read_text())
-    shown = kernels[-1].architecture if "sm_90" not in {k.architecture for k in kernels} else "sm_90"
-    verdict = "\n".join(f"- {line}" for line in violations) if violations else (
-        "No kernel spills registers, has a stack frame or uses local memory on any of them; all shared memory is asked for "
-        "at launch. No kernel for float, float16 or bfloat16 has a double-precision instruction. Every kernel with more than "
-        "one lane a thread loads and stores its signals in whole vectors."
-    )
+    architectures = list(dict.fromkeys(kernel.architecture for kernel in kernels))
+    shown = "sm_90" if "sm_90" in architectures else architectures[-1]
+    verdict = "\n".join(f"- {line}" for line in violations) or NO_VIOLATION
     return f"""# What the CUDA kernels need
 
-Made by `make cuda-check` on {datetime.date.today()}: {compiler}, {facts["architectures"]}, {len(kernels)} kernels.
-Compiled and read, not run.
+Made by `make cuda-check` on {datetime.date.today()}: {compiler}, {len(kernels) // len(architectures)} kernels
+for {facts["architectures"].replace(";", ", ")}. Compiled and read, not run.
 
 {verdict}
 
 ## Registers
 
-Of a thread, by architecture; beside it shared memory, stack and spills in bytes where there are any. "sums" are the kernels
-that also compute the gradients of the neuron's parameters; a number is how many lanes a thread has.
+Of a thread, by architecture; beside it shared memory, stack and spills in bytes where there are any. "sums" are the
+kernels that also compute the gradients of the neuron's parameters; a number is how many lanes a thread has.
 
 {table(kernels, lambda kernel: str(kernel.resources))}
 
@@ -206,7 +215,8 @@ def main() -> int:
     parser.add_argument("--markdown", type=Path, default=None, help="write the page to this file")
     options = parser.parse_args()
     try:
-        find_tool("cuobjdump"), find_tool("nvdisasm")
+        find_tool("cuobjdump")
+        find_tool("nvdisasm")
     except MissingToolError as error:
         print(error, file=sys.stderr)
         return 1

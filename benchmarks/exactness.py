@@ -113,7 +113,8 @@ def arguments(case: Case, shape: tuple[int, ...]) -> dict[str, Any]:
         decay = 0.5 + 0.5 * _uniform(DRAWS, 1, inner)
         given["alpha"] = torch.ones_like(decay) if case.neuron == "IF" else decay
         given["reset_by"] = 0.5 + _uniform(DRAWS, 1, inner)
-        given["min_membrane"] = -1.5 + _uniform(DRAWS, 1, inner)
+        # The neuron rounds this bound to the dtype that the membrane is stored in.
+        given["min_membrane"] = (-1.5 + _uniform(DRAWS, 1, inner)).to(case.dtype).double()
         given["initial_membrane"] = torch.randn(DRAWS, outer, inner, dtype=torch.float64)
         given["initial_spikes"] = torch.randint(0, 2, (DRAWS, outer, inner)).double()
     return {

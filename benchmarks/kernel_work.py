@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from machine_code import Instruction, disassemble, readable_names
 
-CORE = Path(__file__).resolve().parent.parent / "exodus_core"
+CORE = Path(__file__).absolute().parent.parent / "exodus_core"
 PLAIN_KERNELS = Path(__file__).with_name("plain_lif.cu")
 NEURON_STEPS_OF_A_ROUND = 16  # four steps of four lanes: kAhead and vector_width<float>() in tiles.cuh
 
@@ -36,7 +36,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class StepInstructions:
-    """Instructions that a neuron-step costs, all of them and those of the floating-point units."""
+    """Instructions that a neuron-step costs: all of them, and those that add or multiply floats."""
 
     all: float
     floating: float
@@ -89,7 +89,7 @@ def _loop(code: list[Instruction]) -> list[Instruction]:
 
 
 def step_instructions(architecture: str) -> dict[str, StepInstructions]:
-    """Of the plain float32 LIF, serial, in place: "forward", and the backward pass by the number of its surrogate."""
+    """Of the plain float32 LIF, for "sm_90", say: by name, "plain_forward" and "plain_backward<code of the surrogate>"."""
     include = ["-isystem", str(Path(torch.__file__).parent / "include"), f"-I{CORE / 'csrc'}"]
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder) / "plain_lif.cubin"
@@ -101,6 +101,6 @@ def step_instructions(architecture: str) -> dict[str, StepInstructions]:
         if not name.startswith("plain_"):
             continue
         loop = _loop(listings[symbol])
-        floating = sum(i.name.startswith(("F", "MUFU")) for i in loop)
+        floating = sum(i.name in ("FADD", "FFMA", "FMUL") for i in loop)
         found[name] = StepInstructions(len(loop) / NEURON_STEPS_OF_A_ROUND, floating / NEURON_STEPS_OF_A_ROUND)
     return found

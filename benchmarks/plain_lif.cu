@@ -3,50 +3,46 @@
 #include "cuda/lif.cu"
 
 namespace exodus::cuda {
-namespace {
 
-constexpr int kWidth = vector_width<float>();
+constexpr int kPlainWidth = vector_width<float>();
 
 __global__ void __launch_bounds__(kThreads) plain_forward(LifForwardArgs<float> args) {
   args.reset = Reset::subtract;
   args.neurons.max_spikes = 1;
-  const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kWidth;
+  const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kPlainWidth;
   if (first >= args.sweep.layout.lanes()) return;
-  ForwardLane<float> lanes[kWidth];
+  ForwardLane<float> lanes[kPlainWidth];
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) lanes[i] = lanes[i].of(args, first + i);
-  sweep_in_place<kWidth>(args.sweep, first, [&](int i, const float(&from)[1], float(&to)[2]) {
+  for (int i = 0; i < kPlainWidth; ++i) lanes[i] = lanes[i].of(args, first + i);
+  sweep_in_place<kPlainWidth>(args.sweep, first, [&](int i, const float(&from)[1], float(&to)[2]) {
     lanes[i].step(args.reset, from, to);
   });
 }
 
-template <SurrogateKind kind>
+template <int kind>
 __global__ void __launch_bounds__(kThreads) plain_backward(LifBackwardArgs<float> args) {
   args.reset = Reset::subtract;
   args.method = Method::exodus;
   args.neurons.max_spikes = 1;
-  args.surrogate.kind = kind;
+  args.surrogate.kind = static_cast<SurrogateKind>(kind);
   args.sweep.in[2] = nullptr;  // the loss reads the spikes
-  const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kWidth;
+  const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kPlainWidth;
   if (first >= args.sweep.layout.lanes()) return;
-  BackwardLane<float, false> lanes[kWidth];
+  BackwardLane<float, false> lanes[kPlainWidth];
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) lanes[i].neuron = args.neurons.of(first + i, args.sweep.layout.inner);
-  sweep_in_place<kWidth>(args.sweep, first, [&](int i, const float(&from)[3], float(&to)[1]) {
+  for (int i = 0; i < kPlainWidth; ++i) lanes[i].neuron = args.neurons.of(first + i, args.sweep.layout.inner);
+  sweep_in_place<kPlainWidth>(args.sweep, first, [&](int i, const float(&from)[3], float(&to)[1]) {
     lanes[i].step(args, from, to);
   });
 }
 
-template __global__ void plain_backward<SurrogateKind::exponential>(LifBackwardArgs<float>);
-template __global__ void plain_backward<SurrogateKind::boxcar>(LifBackwardArgs<float>);
-template __global__ void plain_backward<SurrogateKind::triangle>(LifBackwardArgs<float>);
-template __global__ void plain_backward<SurrogateKind::fast_sigmoid>(LifBackwardArgs<float>);
-template __global__ void plain_backward<SurrogateKind::sigmoid>(LifBackwardArgs<float>);
-template __global__ void plain_backward<SurrogateKind::arctan>(LifBackwardArgs<float>);
-template __global__ void plain_backward<SurrogateKind::tanh>(LifBackwardArgs<float>);
-template __global__ void plain_backward<SurrogateKind::gaussian>(LifBackwardArgs<float>);
+template __global__ void plain_backward<0>(LifBackwardArgs<float>);
+template __global__ void plain_backward<1>(LifBackwardArgs<float>);
+template __global__ void plain_backward<2>(LifBackwardArgs<float>);
+template __global__ void plain_backward<3>(LifBackwardArgs<float>);
+template __global__ void plain_backward<4>(LifBackwardArgs<float>);
+template __global__ void plain_backward<5>(LifBackwardArgs<float>);
+template __global__ void plain_backward<6>(LifBackwardArgs<float>);
+template __global__ void plain_backward<7>(LifBackwardArgs<float>);
 
-const auto launch_plain_forward = &plain_forward;  // else it would be left out
-
-}  // namespace
 }  // namespace exodus::cuda

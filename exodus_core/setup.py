@@ -59,7 +59,9 @@ def architecture_flags(listed: str) -> list[str]:
     for entry in listed.replace(" ", ";").split(";"):
         match = re.fullmatch(r"(\d+)\.(\d+)(a?)(\+PTX)?", entry)
         if match is None:
-            raise ValueError(f"TORCH_CUDA_ARCH_LIST must list compute capabilities such as 9.0 or 9.0+PTX, got {entry!r}")
+            raise ValueError(
+                f"TORCH_CUDA_ARCH_LIST must list compute capabilities such as 9.0 or 9.0+PTX, got {entry!r}"
+            )
         number = "".join(match.group(1, 2, 3))
         flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
         if match[4]:
@@ -102,7 +104,11 @@ class BuildOperators(build_ext):
         link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", *torch_cuda, "-cudart", "shared"]
         subprocess.run([nvcc, "-shared", *objects, "-o", library, *link], check=True)
         version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-        facts = {"cuda": re.findall(r"release ([\d.]+)", version)[0], "architectures": listed, "torch": torch.__version__}
+        facts = {
+            "cuda": re.findall(r"release ([\d.]+)", version)[0],
+            "architectures": listed,
+            "torch": torch.__version__,
+        }
         library.with_name("_C_cuda.json").write_text(json.dumps(facts) + "\n")
 
 

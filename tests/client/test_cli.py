@@ -117,6 +117,9 @@ class TestGradient:
             ),
             (("--membrane", "pickle.npy", "--alpha", "0.9"), "--membrane: pickle.npy is not a .npy file of numbers"),
             (("--membrane", "two.npz", "--alpha", "0.9"), "--membrane: two.npz is not a .npy file"),
+            (("--membrane", "vast.npy", "--alpha", "0.9"), "--membrane: vast.npy is not a .npy file"),
+            (("--psp", "u.npy", "--neuron", "srm", "--reset", "zero"), "--reset, --reset-by and --decay-reset go with"),
+            (("--psp", "u.npy", "--neuron", "srm", "--decay-reset"), "--reset, --reset-by and --decay-reset go with"),
             (
                 ("--membrane", "u.npy", "--alpha", "0.9", "--out", "grad.txt"),
                 "--out: got grad.txt, want a name that ends in",
@@ -134,6 +137,8 @@ class TestGradient:
         Path("empty.npy").touch()
         np.save("pickle.npy", np.array([{}], object))
         np.savez("two.npz", a=U, b=U)
+        with open("vast.npy", "wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**14,)})
         result = exodus(*GRADIENT, *arguments)
         assert result.exit_code == 2
         assert result.stderr.startswith("exodus: ")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -249,3 +249,19 @@ class TestTimeouts:
         service.handler = lambda request: httpx.Response(200, stream=Drip())
         with pytest.raises(APITimeoutError, match=r"Timeout.total"):
             ask(service.client(timeout=0.1))
+
+    def test_a_total_ends_an_upload_that_the_server_takes_slowly(self, service: Any) -> None:
+        sent = []
+
+        class Slow(httpx.BaseTransport):
+            def handle_request(self, request: httpx.Request) -> httpx.Response:
+                for chunk in cast("httpx.SyncByteStream", request.stream):
+                    sent.append(len(chunk))
+                    time.sleep(0.02)
+                raise AssertionError("the upload went on")
+
+        large = np.ones((1, 1000, 1000), np.float32)
+        client = service.client(timeout=0.1, transport=Slow())
+        with pytest.raises(APITimeoutError, match=r"no answer within Timeout.total of 0.1 s"):
+            client.gradients(neuron=LIF(0.9), membrane=large, grad_output=large)
+        assert 0 < sum(sent) < large.nbytes

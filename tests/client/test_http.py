@@ -64,11 +64,35 @@ class TestHeaders:
         with pytest.raises(TypeError, match="cannot be pickled; make one in each process"):
             pickle.dumps(service.client(api_key=KEY))
 
+    @pytest.mark.parametrize("wait", [True, False])
+    def test_a_client_does_not_outlive_a_fork(self, service: Any, monkeypatch: pytest.MonkeyPatch, wait: bool) -> None:
+        client = service.client()
+        ask(client)
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        with pytest.raises(RuntimeError, match="made before the fork; make one in each process"):
+            client.gradients(neuron=LIF(0.9), membrane=U, grad_output=U, wait=wait)
+        assert len(service.requests) == 1
+
     def test_a_copy_of_a_client_shares_its_connections(self, service: Any) -> None:
         client = service.client()
         assert copy.copy(client) is copy.deepcopy([client])[0] is client
 
-    @pytest.mark.parametrize("url", ["node:8000", "ftp://node", "http://", "http:///path", ""])
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "node:8000",
+            "ftp://node",
+            "http://",
+            "http:///path",
+            "",
+            "unix:",
+            "http://node:99999",
+            "http://node:0",
+            "http://node?a=1",
+            "http://node#a",
+            " http://node",
+        ],
+    )
     def test_a_url_that_is_none_is_refused(self, url: str) -> None:
         with pytest.raises(ValueError, match=r"base_url: got .*, want http://HOST:PORT"):
             Client(url)
@@ -250,6 +274,7 @@ class TestSockets:
     def test_a_unix_socket_serves_as_well(self, unix_server: str) -> None:
         with Client(unix_server) as client:
             assert client.capabilities() == {"path": "/v1/capabilities"}
+            assert repr(client) == f"Client({unix_server!r})"
             np.testing.assert_array_equal(ask(client).grad_input, U)
 
     def test_a_port_that_nobody_listens_on_is_a_connection_error(self) -> None:

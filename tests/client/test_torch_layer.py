@@ -165,6 +165,45 @@ class TestModule:
         layer.reset_state()
         assert torch.equal(layer(x), halves)
 
+    def test_it_stands_in_for_a_local_layer_in_truncated_backpropagation(self, service: Any, x: Tensor) -> None:
+        layer = RemoteLIF(service.client(), 0.9, stateful=True)
+        layer.detach_state()
+        first = layer(x[:, :5])
+        layer.detach_state()
+        assert layer.state is not None
+        assert not any(part.requires_grad for part in layer.state)
+        layer(x[:, 5:]).sum().backward()
+        assert x.grad is not None
+        assert not x.grad[:, :5].any()
+        first.sum().backward()
+        assert x.grad[:, :5].any()
+
+    def test_a_call_without_time_leaves_the_state_as_it_is(self, service: Any, x: Tensor) -> None:
+        layer = RemoteLIF(service.client(), 0.9, stateful=True)
+        layer(x[:, :0])
+        assert layer.state is None
+        layer(x[:, :5])
+        kept = layer.state
+        layer(x[:, 5:5])
+        assert layer.state is kept
+
+    def test_a_batch_of_another_shape_than_the_state_is_refused(self, service: Any, x: Tensor) -> None:
+        layer = RemoteLIF(service.client(), 0.9, stateful=True, time_dim=-2)
+        layer(x)
+        with pytest.raises(ValueError, match=r"x: got shape \[1, 12, 3\].*call reset_state\(\)"):
+            layer(x[:1])
+        assert len(service.requests) == 1
+
+    @pytest.mark.parametrize("stateful", [False, True])
+    def test_it_can_be_copied_after_a_call(self, service: Any, x: Tensor, stateful: bool) -> None:
+        layer = RemoteLIF(service.client(), 0.9, trainable="alpha", stateful=stateful)
+        layer(x)
+        copied = copy.deepcopy(layer)
+        assert copied.client is layer.client
+        assert copied.membrane is None
+        assert layer.membrane is not None
+        assert torch.equal(copied(x), layer(x))
+
     def test_without_state_each_call_starts_from_rest(self, service: Any, x: Tensor) -> None:
         layer = RemoteLIF(service.client(), 0.9)
         assert torch.equal(layer(x), layer(x))
@@ -175,7 +214,7 @@ class TestModule:
         assert "client=Client('http://node:8000'), method='exodus', reset='subtract', time_dim=1" in shown
         assert "secret" not in shown
 
-    @pytest.mark.parametrize("trainable", ["alpha", ("beta",), ("reset_by",), ("min_membrane",)])
+    @pytest.mark.parametrize("trainable", ["beta", ("beta",), ("reset_by",), ("min_membrane",)])
     def test_what_cannot_be_trained_is_refused(self, service: Any, trainable: Any) -> None:
-        with pytest.raises(ValueError, match=r"trainable: got .*, want a collection of names"):
+        with pytest.raises(ValueError, match=r"trainable: got .*, want names of parameters"):
             RemoteLIF(service.client(), 0.9, trainable=trainable)

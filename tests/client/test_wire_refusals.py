@@ -294,6 +294,13 @@ class TestWriting:
         assert self.refusal(Message({}, {"b": one})) == ("mismatch", "/tensors/0")
         assert self.refusal(Message.of({}, [Tensor.of("a", np.zeros((1,) * 9))])) == ("too_large", "/tensors/0/shape")
 
+    def test_very_many_numbers_are_not_written_as_json(self) -> None:
+        limits = Limits(max_json_bytes=20)
+        encode(Message.of({}, [Tensor.of("a", np.zeros(10, bool))]), "json", limits=limits)
+        with pytest.raises(WireError, match=r"at most 10 numbers, this one has 11; use msgpack") as caught:
+            encode(Message.of({}, [Tensor.of("a", np.zeros(10)), Tensor.of("b", 0)]), "json", limits=limits)
+        assert caught.value.code == "too_large"
+
     def test_an_unknown_form_is_a_value_error(self) -> None:
         with pytest.raises(ValueError, match="form: got 'xml'"):
             encode(Message(), "xml")  # type: ignore[arg-type]

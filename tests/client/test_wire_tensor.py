@@ -159,3 +159,17 @@ def test_events_want_dimensions_that_an_index_can_count() -> None:
 
 def test_the_first_element_is_in_the_least_significant_bit() -> None:
     assert bytes(Tensor.of("s", [1, 0, 0, 0, 0, 0, 0, 0, 1], "bits").payload) == b"\x01\x01"
+
+
+def test_lists_that_are_no_array_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"tensor 'a': .*inhomogeneous"):
+        Tensor.of("a", [[1.0], [1.0, 2.0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_json_writes_the_numbers_that_it_does_not_have_as_strings(dtype: torch.dtype) -> None:
+    tensor = Tensor.of("a", torch.tensor([0.5, torch.nan, torch.inf, -torch.inf], dtype=dtype))
+    encoded = encode(Message.of({}, [tensor]), "json")
+    assert b'[0.5, "NaN", "Infinity", "-Infinity"]' in encoded.chunks[0]
+    read = decode(encoded.chunks[0], encoded.content_type).tensors["a"].torch()
+    torch.testing.assert_close(read, tensor.torch(), equal_nan=True)

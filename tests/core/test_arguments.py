@@ -1,11 +1,12 @@
 """Bad arguments: a ValueError or TypeError that names the argument, what came and what was wanted."""
 
+import numpy as np
 import pytest
 import torch
 
 import exodus_core
-from exodus_core import AlphaKernel, ExponentialKernel
-from exodus_core.surrogate import Exponential, Sigmoid
+from exodus_core import AlphaKernel, ExponentialKernel, reference
+from exodus_core.surrogate import Exponential, Sigmoid, Surrogate
 
 X = torch.zeros(2, 5, 3)
 WRONG_LIF = [
@@ -27,6 +28,9 @@ WRONG_LIF = [
     (TypeError, "max_spikes must be an int, got float", {"max_spikes": 2.0}),
     (ValueError, "method must be one of exodus, slayer, bptt, got 'BPTT'", {"method": "BPTT"}),
     (TypeError, "surrogate must be one of exodus_core.surrogate, got str", {"surrogate": "exponential"}),
+    (TypeError, "surrogate must be one of exodus_core.surrogate, got Surrogate", {"surrogate": Surrogate()}),
+    (TypeError, "initial_membrane must be a float or a float tensor, got bool", {"initial_membrane": False}),
+    (TypeError, "initial_spikes must be a float or a float tensor, got ndarray", {"initial_spikes": np.zeros(3)}),
     (TypeError, "reset_by must be a float or a float tensor, got str", {"reset_by": "x"}),
     (TypeError, "min_membrane must be a float or a float tensor, got bool", {"min_membrane": True}),
     (ValueError, r"initial_membrane must broadcast .* \(2, 3\), got shape \(5,\)", {"initial_membrane": torch.ones(5)}),
@@ -63,7 +67,9 @@ def test_kernels_name_what_is_wrong(error, message, kernel):
         (ValueError, "alpha and amplitude must have one length, got 2 and 1", lambda: ExponentialKernel((0.5, 0.6))),
         (ValueError, "amplitude must be finite, got inf", lambda: ExponentialKernel(0.5, float("inf"))),
         (TypeError, "alpha must be a number or a tuple of numbers, got str", lambda: ExponentialKernel("a")),
+        (TypeError, "alpha must be a number or a tuple of numbers, got list", lambda: ExponentialKernel([0.9])),
         (ValueError, "tau must be positive, got 0", lambda: AlphaKernel(0)),
+        (TypeError, "tau must be a number, got tuple", lambda: AlphaKernel((3.0, 4.0))),
         (ValueError, "slope must be positive, got -1", lambda: Exponential(-1)),
         (ValueError, "scale must be finite, got nan", lambda: Sigmoid(scale=float("nan"))),
         (TypeError, "slope must be a number, got str", lambda: Sigmoid("4")),
@@ -93,6 +99,15 @@ def test_gradient_functions_name_what_is_wrong(error, message, grad):
             exodus_core.lif_gradient(X, X, 0.9, grad_membrane=grad)
 
 
+def test_the_loops_refuse_a_reset_or_method_that_they_do_not_know():
+    with pytest.raises(ValueError, match="reset must be"):
+        reference.lif(X, 0.9, reset="hard")
+    with pytest.raises(ValueError, match="method must be"):
+        reference.lif_on_trace(X, 0.9, method="stbp")
+    with pytest.raises(ValueError, match="method must be"):
+        reference.srm(X, AlphaKernel(3.0), method="stbp")
+
+
 def test_the_operators_have_a_net_of_their_own():
     arguments = (0.9, 1.0, 1.0, -float("inf"), 1.0, None, None, None, None, None, None)
     with pytest.raises(RuntimeError, match="contiguous"):
@@ -107,3 +122,11 @@ def test_the_operators_have_a_net_of_their_own():
         torch.ops.exodus.lif_forward(X, 0.9, 1.0, 1.0, -1.0, 1.0, torch.ones(2), None, None, None, None, None, 1, 1)
     with pytest.raises(RuntimeError, match="either taps or modes"):
         torch.ops.exodus.filter(X, torch.ones(2), [0.9], [1.0], [0.0], False, 1)
+
+
+@pytest.mark.skipif(exodus_core.capabilities()["cuda_library"]["loaded"], reason="the CUDA library is loaded here")
+def test_a_tensor_on_a_gpu_without_cuda_kernels_is_told_why():
+    with torch._subclasses.FakeTensorMode():
+        x = torch.empty(2, 5, 3, device="cuda")
+    with pytest.raises(RuntimeError, match="x is on cuda:0, and there are no CUDA kernels: .+"):
+        exodus_core.lif(x, 0.9)

@@ -40,6 +40,24 @@ def test_time_may_be_any_axis(shape, time_dim, kernel_name):
     assert relative_error(along, first) < 1e-15
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
+@pytest.mark.parametrize("factor", [1.0, 1 / 3, 2.7e-5, 4096.0, -1e10])
+def test_half_types_are_read_and_rounded_as_torch_does_it(dtype, factor):
+    every_value = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    tap = torch.tensor([factor])
+    found = exodus_core.filter(every_value.view(1, 1, -1), tap).flatten()
+    # The response starts from zero: that makes -0 positive.
+    expected = (every_value.float() * tap + 0.0).to(dtype)
+    assert torch.equal(found.isnan(), every_value.isnan() | expected.isnan())
+    assert torch.equal(found[~found.isnan()], expected[~found.isnan()])
+
+
+def test_nan_stays_nan_in_a_half_type_whatever_its_bits():
+    nan = torch.tensor([2**31 - 1], dtype=torch.int32).view(torch.float32)  # rounding these bits up would give -0
+    for dtype in (torch.float16, torch.bfloat16):
+        assert exodus_core.filter(torch.ones(1, 1, 20, dtype=dtype), nan).isnan().all()
+
+
 def test_impulse_response_is_the_kernel():
     impulse = torch.zeros(1, 30, 1, dtype=torch.float64)
     impulse[0, 0] = 1

@@ -43,6 +43,16 @@ def test_exodus_equals_bptt_on_a_trace(reset, max_spikes):
         assert_agrees(name, getattr(found, name), getattr(expected, name))
 
 
+@pytest.mark.parametrize("method", ["exodus", "bptt"])
+def test_threshold_gradient_includes_the_reset_that_defaults_to_it(method):
+    threshold = torch.rand(9, dtype=torch.float64)
+    membrane, g = torch.randn(2, *SHAPE, dtype=torch.float64)
+    tied = exodus_core.lif_gradient(membrane, g, 0.9, threshold=threshold, method=method)
+    apart = exodus_core.lif_gradient(membrane, g, 0.9, threshold=threshold, reset_by=threshold, method=method)
+    assert tied.reset_by is None
+    torch.testing.assert_close(tied.threshold, apart.threshold + apart.reset_by)
+
+
 @pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
 def test_gradients_of_float_parameters_are_scalars_on_request(method):
     membrane, g = torch.randn(2, *SHAPE, dtype=torch.float64)
@@ -82,6 +92,20 @@ def test_bptt_works_where_gradients_are_switched_off():
     with torch.no_grad():
         assert exodus_core.lif_gradient(membrane, g, 0.9, method="bptt").input.shape == SHAPE
         assert exodus_core.srm_gradient(membrane, g, torch.tensor([-1.0]), method="bptt").psp.shape == SHAPE
+
+
+@pytest.mark.parametrize("reset", RESETS, ids=name_of)
+def test_bptt_works_in_inference_mode(reset):
+    with torch.inference_mode():
+        arguments = lif_parameters(SHAPE, 1, torch.float64, reset=reset[0], decay_reset=reset[1])
+        membrane, g = torch.randn(2, *SHAPE, dtype=torch.float64)
+        taps = KERNELS["taps"](torch.float64)
+        for wrt in ("input", None):
+            by_loop = exodus_core.lif_gradient(membrane, g, **arguments, wrt=wrt, method="bptt")
+            assert relative_error(exodus_core.lif_gradient(membrane, g, **arguments).input, by_loop.input) < 1e-12
+        by_loop = exodus_core.srm_gradient(membrane, g, taps, threshold=arguments["threshold"], method="bptt")
+        found = exodus_core.srm_gradient(membrane, g, taps, threshold=arguments["threshold"])
+        assert relative_error(found.psp, by_loop.psp) < 1e-12
 
 
 def test_wrt_is_checked():

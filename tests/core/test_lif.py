@@ -74,6 +74,11 @@ def test_kernel_equals_loop_with_several_spikes_a_step(reset, dtype):
     compare((2, 33, 19), 1, dtype, reset, max_spikes=3)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 2100), (300, 3, 7)], ids=name_of)
+def test_kernel_equals_loop_where_neurons_fill_several_tiles(shape):
+    compare(shape, 1, torch.float64, ("subtract", True))
+
+
 @pytest.mark.parametrize(("shape", "time_dim"), [((7, 3, 5), 0), ((3, 5, 70), 2), ((2, 3, 66, 4, 5), -3), ((65,), 0)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=name_of)
 def test_time_may_be_any_axis(shape, time_dim, dtype):
@@ -101,6 +106,13 @@ def test_resets_differ_as_their_equations_say():
     x = torch.tensor([[[3.0], [0.0]]], dtype=torch.float64)
     after = {r: exodus_core.lif(x, 0.5, reset=r[0], decay_reset=r[1])[1][0, 1, 0].item() for r in RESETS}
     assert after == {("subtract", False): 0.5, ("subtract", True): 1.0, ("zero", False): 0.0, ("none", False): 1.5}
+
+
+@pytest.mark.parametrize("reset", ["zero", "none"])
+def test_decay_reset_makes_no_difference_where_nothing_is_subtracted(reset):
+    x = torch.randn(2, 30, 7)
+    decayed, plain = (exodus_core.lif(x, 0.9, reset=reset, decay_reset=decay) for decay in (True, False))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(decayed, plain, strict=True))
 
 
 def test_a_spike_needs_the_membrane_to_reach_the_threshold():
@@ -162,6 +174,34 @@ def test_bptt_is_the_loop_and_forward_does_not_depend_on_the_method():
     assert "Lif" not in str(exodus_core.lif(leaf, 0.9, method="bptt")[0].grad_fn)
 
 
+@pytest.mark.parametrize("reset", RESETS, ids=name_of)
+@pytest.mark.parametrize("max_spikes", [1, 3])
+def test_bptt_equals_exodus_in_every_argument(reset, max_spikes):
+    options = {
+        "reset": reset[0],
+        "decay_reset": reset[1],
+        "max_spikes": 1 if reset[0] == "zero" else max_spikes,
+        "surrogate": Sigmoid(3.0, 0.7),
+        "time_dim": 2,
+    }
+    arguments = lif_parameters((2, 3, 20, 4), 2, torch.float64, x=torch.randn(2, 3, 20, 4, dtype=torch.float64))
+    weights = tuple(torch.randn(2, 2, 3, 20, 4, dtype=torch.float64))
+    results = []
+    for method in ("exodus", "bptt"):
+        given = leaves(arguments)
+        outputs = exodus_core.lif(**given, **options, method=method)
+        results.append({"spikes": outputs[0], "membrane": outputs[1], **gradients(outputs, weights, given)})
+    for name, found in results[0].items():
+        assert_agrees(name, found, results[1][name])
+
+
+@pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
+def test_a_membrane_on_its_bound_counts_as_clipped(method):
+    x = torch.tensor([[[-0.5], [-0.25]]], requires_grad=True)
+    exodus_core.lif(x, 0.5, min_membrane=-0.5, method=method)[1].sum().backward()
+    assert x.grad.flatten().tolist() == [0, 0]
+
+
 def test_a_sequence_in_pieces_gives_spikes_and_gradients_of_the_whole():
     x = torch.randn(2, 60, 5, dtype=torch.float64)
     weight = torch.randn(2, 60, 5, dtype=torch.float64)
@@ -196,12 +236,47 @@ def test_views_give_the_results_of_contiguous_tensors_and_nothing_outside_is_tou
     assert (buffer.detach()[outside] == 42).all()
 
 
+def test_strided_arguments_give_the_gradients_of_contiguous_ones():
+    membrane, g, h = (torch.randn(8, 30, 3).transpose(0, 2) for _ in range(3))
+    alpha, initial = torch.rand(16)[::2], torch.randn(8, 3).t()
+    strided = exodus_core.lif_gradient(membrane, g, alpha, initial_membrane=initial, grad_membrane=h)
+    membrane, g, h, alpha, initial = (t.contiguous() for t in (membrane, g, h, alpha, initial))
+    dense = exodus_core.lif_gradient(membrane, g, alpha, initial_membrane=initial, grad_membrane=h)
+    for name in ("input", "alpha", "initial_membrane"):
+        assert torch.equal(getattr(strided, name), getattr(dense, name)), name
+
+
 def test_only_the_membrane_is_kept_for_the_backward_pass():
     x = torch.randn(4, 50, 32, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         exodus_core.lif(x, 0.9)
     assert sum(kept) == x.numel()
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, -0.7), (torch.float16, -0.1)], ids=name_of)
+@pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
+def test_a_bound_that_lies_between_two_values_of_a_half_type_stops_the_gradient(dtype, bound, method):
+    x = torch.full((1, 4, 1), -3.0, dtype=dtype, requires_grad=True)
+    membrane = exodus_core.lif(x, 0.9, min_membrane=bound, method=method)[1]
+    assert torch.equal(membrane, torch.full_like(membrane, bound))
+    membrane.sum().backward()
+    assert not x.grad.any()
+    ones = torch.ones_like(membrane)
+    trace = membrane.detach()
+    given = exodus_core.lif_gradient(trace, ones, 0.9, min_membrane=bound, grad_membrane=ones, method=method)
+    assert not given.input.any()
+
+
+@pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
+def test_a_tensor_of_one_element_is_a_number_whatever_its_dimensions(method):
+    x = torch.randn(3, 20, dtype=torch.float64)
+    numbers = {"alpha": 0.9, "threshold": 0.8, "reset_by": 0.7, "min_membrane": -0.5}
+    ones = {name: torch.full((1, 1, 1, 1), value, dtype=torch.float64) for name, value in numbers.items()}
+    for ours, theirs in zip(
+        exodus_core.lif(x, **ones, method=method), exodus_core.lif(x, **numbers, method=method), strict=True
+    ):
+        assert torch.equal(ours, theirs)
 
 
 def test_nan_input_stays_visible():

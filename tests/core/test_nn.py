@@ -1,11 +1,15 @@
 """Modules: parameters that train, state that is kept, and the functions that they call."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
 import exodus_core
 from agreement import relative_error
 from exodus_core import AlphaKernel, ExponentialKernel, nn
+from exodus_core.surrogate import Sigmoid
 
 X = torch.linspace(-1, 2, 2 * 20 * 3).view(2, 20, 3)
 
@@ -13,6 +17,24 @@ X = torch.linspace(-1, 2, 2 * 20 * 3).view(2, 20, 3)
 def test_lif_module_is_the_function():
     layer = nn.LIF(0.9, threshold=0.7, reset="zero", min_membrane=-0.5)
     assert torch.equal(layer(X), exodus_core.lif(X, 0.9, threshold=0.7, reset="zero", min_membrane=-0.5)[0])
+
+
+def test_modules_pass_every_argument_on():
+    x = X.transpose(1, 2)
+    options = {"threshold": 0.6, "surrogate": Sigmoid(3.0), "method": "slayer", "time_dim": -1}
+    more = {"reset_by": 0.5, "decay_reset": True, "min_membrane": -0.4, "max_spikes": 3}
+    nu = AlphaKernel(3.0, -1.0)
+    for layer, function in (
+        (nn.LIF(0.9, **options, **more), lambda leaf: exodus_core.lif(leaf, 0.9, **options, **more)),
+        (nn.SRM(nu, **options), lambda leaf: exodus_core.srm(leaf, nu, **options)),
+    ):
+        results = []
+        for call in (layer, lambda leaf, function=function: function(leaf)[0]):
+            leaf = x.clone().requires_grad_()
+            spikes = call(leaf)
+            spikes.sum().backward()
+            results.append((spikes, leaf.grad))
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
 
 def test_if_module_has_no_leak():
@@ -31,7 +53,9 @@ def test_srm_module_filters_then_fires():
 
 
 def test_trainable_names_become_parameters_and_get_gradients():
-    layer = nn.LIF(0.9, threshold=torch.ones(3), reset_by=0.8, trainable=("alpha", "threshold"))
+    start = torch.ones(3)
+    layer = nn.LIF(0.9, threshold=start, reset_by=0.8, trainable=("alpha", "threshold"))
+    assert layer.threshold.data_ptr() != start.data_ptr()
     assert {name for name, _ in layer.named_parameters()} == {"alpha", "threshold"}
     layer(X).sum().backward()
     assert layer.alpha.grad.shape == ()
@@ -61,15 +85,19 @@ def test_trainable_must_name_a_parameter_that_has_a_value(wrong):
         nn.LIF(0.9, trainable=(wrong,))
     with pytest.raises(ValueError, match="trainable must name"):
         nn.SRM(AlphaKernel(3.0), trainable=("reset_kernel",))
+    with pytest.raises(TypeError, match="reset_kernel must be a tensor of taps"):
+        nn.SRM("alpha")(X)
 
 
-@pytest.mark.parametrize("make", [lambda: nn.LIF(0.9, stateful=True), lambda: nn.ExpLeak(0.9, stateful=True)])
-def test_stateful_module_goes_on_where_it_ended(make):
-    whole, pieces = make(), make()
-    joined = torch.cat([pieces(X[:, :7]), pieces(X[:, 7:8]), pieces(X[:, 8:])], dim=1)
-    assert torch.equal(joined, whole(X))
+@pytest.mark.parametrize("time_dim", [1, -2])
+@pytest.mark.parametrize("make", [nn.LIF, nn.ExpLeak])
+def test_stateful_module_goes_on_where_it_ended(make, time_dim):
+    x = torch.randn(8, 20, 50)  # many neurons: some spike at the seams
+    whole, pieces = (make(0.9, stateful=True, time_dim=time_dim) for _ in range(2))
+    joined = torch.cat([pieces(part) for part in x.split([7, 1, 0, 12], dim=1)], dim=1)
+    assert torch.equal(joined, whole(x))
     whole.reset_state()
-    assert torch.equal(joined, whole(X))
+    assert torch.equal(joined, whole(x))
 
 
 def test_state_carries_gradients_until_detached():
@@ -92,6 +120,16 @@ def test_state_of_another_batch_is_refused():
     layer(X)
     with pytest.raises(ValueError, match=r"shape of the kept state, \(2, 3\).*got \(1, 20, 3\); call reset_state"):
         layer(X[:1])
+
+
+@pytest.mark.parametrize("make", [lambda: nn.LIF(0.9, stateful=True), lambda: nn.ExpLeak(0.9, stateful=True)])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies_and_pickles_have_the_state_without_its_graph(make, copied):
+    layer = make()
+    layer(X.clone().requires_grad_())
+    twin = copied(layer)
+    assert not any(kept.requires_grad for kept in twin.state)
+    assert torch.equal(twin(X), layer(X))
 
 
 def test_repr_tells_the_parameters():

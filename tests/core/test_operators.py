@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import exodus_core
 from agreement import KERNELS
+from exodus_core import AlphaKernel, ExponentialKernel
 
 NEURON = (0.9, 1.0, 1.0, -1.0, 1.0)
 NONE6 = (None,) * 6
@@ -98,9 +101,56 @@ def test_srm_and_filter_compile_as_one_graph(kernel):
 
 @traced
 def test_module_compiles_as_one_graph():
-    layer = exodus_core.nn.LIF(0.9, trainable=("alpha",))
+    layer = exodus_core.nn.LIF(0.9, trainable=("alpha", "threshold"))  # reset_by is the threshold too
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 9, 4)
-    assert torch.equal(layer(x), torch.compile(layer, fullgraph=True, backend="aot_eager")(x))
+    found = []
+    for function in (layer, compiled):
+        layer.zero_grad()
+        spikes = function(x)
+        spikes.sum().backward()
+        found.append([spikes, layer.alpha.grad, layer.threshold.grad])
+    for eager, traced_once in zip(*found, strict=True):
+        assert torch.equal(eager, traced_once)
+
+
+@traced
+def test_shapes_and_numbers_may_be_dynamic_when_compiled():
+    def network(x):
+        spikes, membrane = exodus_core.lif(x, 0.9, threshold=torch.ones(x.shape[2:]), min_membrane=-1.0)
+        return exodus_core.srm(exodus_core.filter(spikes + membrane, ExponentialKernel(0.9)), AlphaKernel(3.0, -1.0))[1]
+
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=True)
+    for shape in [(2, 9, 4), (3, 9, 4), (3, 70, 5), (1, 1, 1)]:
+        x = torch.randn(shape)
+        torch.testing.assert_close(compiled(x), network(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, on entering the level
+def test_forward_mode_differentiation_is_refused_and_not_zero():
+    x = torch.randn(2, 9, 4)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        for call in (
+            lambda: exodus_core.lif(dual, 0.9),
+            lambda: exodus_core.srm(dual, AlphaKernel(3.0)),
+            lambda: exodus_core.filter(dual, AlphaKernel(3.0)),
+        ):
+            with pytest.raises(NotImplementedError, match="forward mode"):
+                call()
+
+
+def test_calls_from_several_threads_do_not_disturb_each_other():
+    def run(_):
+        x = torch.linspace(-1, 2, 3 * 130 * 70).view(3, 130, 70).requires_grad_()
+        alpha = torch.full((70,), 0.9, requires_grad=True)
+        spikes, membrane = exodus_core.lif(x, alpha)
+        return torch.autograd.grad((spikes * membrane).sum(), [x, alpha])
+
+    alone = run(None)
+    with ThreadPoolExecutor(4) as pool:
+        for gradients in pool.map(run, range(20)):
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(gradients, alone, strict=True))
 
 
 def everything(shape=(3, 130, 70)):
@@ -110,9 +160,10 @@ def everything(shape=(3, 130, 70)):
     alpha = torch.rand(shape[2:], requires_grad=True)
     taps = torch.randn(5, requires_grad=True)
     spikes, membrane = exodus_core.lif(x, alpha, decay_reset=True)
-    more, _ = exodus_core.srm(exodus_core.filter(membrane, taps), KERNELS["alpha"](None))
+    threshold = (0.5 + torch.rand(shape[2:])).requires_grad_()
+    more, _ = exodus_core.srm(exodus_core.filter(membrane, taps), KERNELS["alpha"](None), threshold=threshold)
     loss = (spikes * membrane).sum() + (more * x).sum()
-    gradients = torch.autograd.grad(loss, [x, alpha, taps])
+    gradients = torch.autograd.grad(loss, [x, alpha, taps, threshold])
     return [t.detach() for t in (spikes, membrane, more, *gradients)]
 
 
@@ -167,6 +218,16 @@ def test_an_unknown_instruction_set_is_named():
     run = subprocess.run([sys.executable, "-c", "import exodus_core"], env=environment, capture_output=True, text=True)
     assert run.returncode != 0
     assert "EXODUS_INSTRUCTION_SET must be one of portable, avx2, avx512, got 'sse9'" in run.stderr
+
+
+def test_the_instruction_set_is_chosen_at_import():
+    code = (
+        "import os, exodus_core; os.environ['EXODUS_INSTRUCTION_SET'] = 'sse9';"
+        "print(exodus_core.capabilities()['instruction_set'])"
+    )
+    environment = {**os.environ, "EXODUS_INSTRUCTION_SET": "portable"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "portable"
 
 
 def available_gigabytes():

@@ -47,3 +47,11 @@ def test_a_missing_library_is_one_clear_error(tmp_path):
         [sys.executable, "-c", "import exodus_core"], env=environment, cwd=tmp_path, capture_output=True, text=True
     )
     assert "ImportError: exodus_core is not built: _C.abi3.so is missing" in run.stderr
+
+
+def test_the_shared_arithmetic_includes_neither_torch_nor_cuda():
+    headers = list((ROOT / "exodus_core/csrc/core").glob("*.h"))
+    included = {line.split()[1] for path in headers for line in path.read_text().splitlines() if "#include" in line}
+    own = {f'"{path.name}"' for path in headers}
+    assert headers
+    assert included - own <= {"<cmath>", "<cstdint>", "<cstring>"}

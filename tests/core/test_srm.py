@@ -95,13 +95,37 @@ def test_reset_through_an_alpha_kernel_comes_late_and_fades():
     assert membrane[0, 5, 0].item() == pytest.approx(-1.0)
 
 
+def test_views_give_the_results_of_contiguous_tensors():
+    z = torch.randn(6, 40, 2, dtype=torch.float64).transpose(0, 2)
+    taps = torch.randn(10, dtype=torch.float64)[::2]
+    g, h = (torch.randn(6, 40, 2, dtype=torch.float64).transpose(0, 2) for _ in range(2))
+    results = []
+    for dense in (False, True):
+        given = [t.contiguous() if dense else t for t in (z, taps, g, h)]
+        leaf, nu = (t.detach().requires_grad_() for t in given[:2])
+        outputs = exodus_core.srm(leaf, nu)
+        filtered = exodus_core.filter(leaf, nu)
+        found = exodus_core.srm_gradient(outputs[1].detach(), given[2], nu.detach(), grad_membrane=given[3])
+        strided = exodus_core.srm_gradient(given[0], given[2], nu.detach())
+        reached = torch.autograd.grad([*outputs, filtered], [leaf, nu], [given[2], given[3], given[2]])
+        results.append([*outputs, filtered, *found, *strided, *reached])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2100), (300, 3, 7)], ids=name_of)
+def test_kernel_equals_loop_where_neurons_fill_several_tiles(shape):
+    compare(shape, 1, torch.float64, "taps")
+
+
 def test_bptt_equals_exodus():
     z = torch.randn(2, 40, 6, dtype=torch.float64)
     for kernel in KERNELS.values():
         found = []
         for method in ("exodus", "bptt"):
             leaf = z.clone().requires_grad_()
-            exodus_core.srm(leaf, kernel(torch.float64), method=method)[0].sum().backward()
+            options = {"method": method, "threshold": 0.7, "surrogate": Exponential(2.0), "time_dim": 2}
+            exodus_core.srm(leaf, kernel(torch.float64), **options)[0].sum().backward()
             found.append(leaf.grad)
         assert relative_error(*found) < 1e-13
 

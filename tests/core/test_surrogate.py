@@ -51,6 +51,7 @@ def test_derivative_far_from_the_threshold_is_finite(kind, far):
 def test_boxcar_has_its_edges_at_half_a_width():
     x = torch.tensor([-0.26, -0.25, 0.0, 0.25, 0.26], dtype=torch.float64)
     assert kernel_derivative(surrogate.Boxcar(2.0), x).tolist() == [0, 2, 2, 2, 0]
+    assert surrogate.Boxcar(2.0).derivative(x).tolist() == [0, 2, 2, 2, 0]
 
 
 @pytest.mark.parametrize("kind", SURROGATES, ids=name_of)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -127,3 +128,17 @@ def test_the_page_has_all_settings_and_all_problems():
     assert settings_table() in page, "run `exodus-service settings` and put its output into docs/service.md"
     for code, kind in KINDS.items():
         assert code == "client_disconnected" or f"| {kind.status} | `{code}` |" in page
+
+
+@pytest.mark.parametrize(
+    ("module", "strangers"),
+    [
+        ("exodus_client.torch", ["exodus_core", "exodus_service"]),
+        ("exodus_core", ["exodus_client", "exodus_service", "httpx"]),
+        ("exodus_service.engine", ["fastapi", "starlette", "uvicorn"]),
+    ],
+)
+def test_the_walls_of_the_architecture_stand(module, strangers):
+    script = f"import sys, {module}; print(*(name for name in {strangers} if name in sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == []

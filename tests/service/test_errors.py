@@ -211,6 +211,7 @@ U, W = torch.rand(2, 5, 3), torch.rand(4, 3)
         (LIF, {"membrane": U}, "/tensors"),
         (LIF, {"membrane": U, "return_": ["spikes"]}, "/tensors"),
         (LIF, {"input": U}, "/tensors"),
+        (LIF, {"input": U, "return_": ["spikes"], "wrt": ["alpha"]}, "/params/wrt"),
         (LIF, {"psp": U, "grad_output": U}, "/tensors"),
         (LIF, {"spikes": U, "grad_output": U}, "/tensors"),
         (LIF, {"spikes": U, "weight": W.T, "grad_output": U}, "/tensors/0/shape"),
@@ -257,6 +258,9 @@ def test_422_for_spikes_and_weights_that_would_make_something_huge(serve, ask):
     caller = serve(max_body_bytes=1_000_000).caller
     request = ask(LIF, spikes=torch.zeros(1, 5000, 1), weight=torch.zeros(5000, 1), return_=["spikes"])
     assert_problem(caller.gradients(request), 422, "invalid", "/tensors/1/shape")
+    bits = Tensor.of("spikes", np.zeros((1, 5000, 100), bool), "bits")
+    request = Message.of({"neuron": LIF, "return": ["spikes"]}, [bits, Tensor.of("weight", np.zeros((1, 100)))])
+    assert_problem(caller.gradients(request), 422, "invalid", "/tensors/0/shape")
 
 
 def test_several_faults_are_named_together(caller, ask):

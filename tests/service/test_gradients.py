@@ -1,5 +1,8 @@
 """What is computed: every kind of input gives what autograd through the plain loop gives."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
@@ -250,3 +253,30 @@ def test_large_results_arrive_whole(caller, ask):
 def test_empty_and_flat_tensors_are_served(caller, ask, shape):
     request = ask(LIF, membrane=torch.rand(shape), grad_output=torch.rand(shape), time_dim=len(shape) // 2)
     assert caller.gradients(request).tensor("grad_input").shape == shape
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(0, 4), (3, 0), (0, 0)])
+def test_a_layer_without_neurons_on_one_side_is_a_layer(caller, ask, n_in, n_out):
+    request = ask(
+        LIF, spikes=torch.rand(2, 5, n_in), weight=torch.rand(n_out, n_in), grad_output=torch.rand(2, 5, n_out)
+    )
+    answer = caller.gradients(request)
+    assert torch.equal(answer.tensor("grad_weight"), torch.zeros(n_out, n_in))
+    assert answer.tensor("grad_spikes").shape == (2, 5, n_in)
+
+
+def test_an_answer_of_very_many_numbers_is_no_json(caller):
+    def ask_for(count):
+        spikes = Tensor.of("spikes", np.zeros((1, count // 8, 1), bool), "events")
+        request = {"neuron": LIF, "return": ["spikes"]}
+        entries = [
+            {"name": "spikes", "dtype": "bool", "shape": list(spikes.shape), "encoding": "events", "data": []},
+            {"name": "weight", "dtype": "float32", "shape": [8, 1], "data": [[0.5]] * 8},
+        ]
+        return caller.post(json.dumps({"v": 1, "params": request, "tensors": entries}).encode(), "application/json")
+
+    most = (1 << 20) // 2
+    assert ask_for(most).status == 200
+    refused = ask_for(most + 8)
+    assert (refused.status, refused.problem["code"]) == (413, "too_large")
+    assert "use msgpack" in refused.problem["detail"]

@@ -86,6 +86,24 @@ def test_sigterm_drains_and_lets_a_running_request_finish(tmp_path, call, good, 
     assert served[-1]["request_id"] == answers[0].headers["x-request-id"]
 
 
+def test_what_is_not_done_when_time_is_up_is_answered_and_ends_with_the_process(tmp_path, call, ask):
+    trace = torch.rand(16, 20_000, 64)
+    endless = ask({"model": "srm"}, membrane=trace, grad_output=trace, reset_kernel=torch.full((20_000,), -1e-3))
+    log = tmp_path / "log"
+    with process(log, "--log-format", "json", EXODUS_SHUTDOWN_TIMEOUT_S="1") as (service, port):
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(call(port).gradients(endless)))
+        thread.start()
+        time.sleep(1)
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(timeout=10) == 0  # the computation takes 20 s and more
+        thread.join()
+    assert (answers[0].status, answers[0].problem["code"]) == (503, "draining")
+    assert "retry-after" in answers[0].headers
+    assert "Traceback" not in log.read_text()
+    assert "stopping in the middle of a computation" in log.read_text()
+
+
 def test_memory_that_runs_out_costs_one_request_and_not_the_service(tmp_path, call, good, ask):
     keys = {"EXODUS_API_KEYS": "not-for-the-log"}
     log = tmp_path / "log"
@@ -175,6 +193,7 @@ def test_the_commands_beside_serve():
         (["serve", "--device", "tpu"], {}, "device: expected "),
         (["serve", "--api-keys-file", "/nowhere"], {}, "/nowhere"),
         (["serve", "--api-keys-file", os.devnull], {}, "expected one key a line"),
+        (["serve", "--api-keys-file", sys.executable], {}, f"{sys.executable}: expected UTF-8 text"),
         (["serve", "--log-format", "xml"], {}, "log_format: "),
     ],
 )
@@ -189,3 +208,21 @@ def test_settings_refuse_what_they_do_not_know():
         Settings(max_quue=3)
     assert [key.get_secret_value() for key in Settings(api_keys=" a ,b,").api_keys] == ["a", "b"]
     assert "secret" not in repr(Settings(api_keys="secret"))
+
+
+@pytest.mark.parametrize(("host", "keys", "warned"), [("0.0.0.0", "", True), ("0.0.0.0", "k", False), ("", "", False)])
+def test_a_service_that_is_open_to_the_network_says_so(monkeypatch, caplog, host, keys, warned):
+    monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
+    monkeypatch.setattr("exodus_service.server.Server.run", lambda _self: None)
+    host_flag = ["--host", host] if host else []
+    assert CliRunner(env={"EXODUS_API_KEYS": keys}).invoke(commands, ["serve", *host_flag]).exit_code == 0
+    assert ("no API keys: everyone who reaches 0.0.0.0 may use the service" in caplog.text) == warned
+
+
+def test_ctrl_c_ends_with_the_status_that_shells_give_it(monkeypatch):
+    def interrupted(_self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
+    monkeypatch.setattr("exodus_service.server.Server.run", interrupted)
+    assert CliRunner().invoke(commands, ["serve"]).exit_code == 130

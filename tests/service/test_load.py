@@ -273,3 +273,32 @@ def test_memory_does_not_grow_with_the_number_of_requests(caller, ask):
     before = resident_bytes()
     round_trips(150)
     assert resident_bytes() - before < 32 * 2**20
+
+
+def test_results_that_nobody_takes_fill_the_queue(serve, ask, good, until):
+    body = body_of(ask(LIF, spikes=torch.zeros(1, 4000, 1), weight=torch.zeros(500, 1), return_=["membrane"]))
+    service = serve(max_queue_bytes=len(body) + 1_000_000)
+    scheduler = service.engine.scheduler
+    with socket.socket() as lazy, service.raw() as behind:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.connect(("127.0.0.1", service.port))
+        with service.busy():
+            lazy.sendall(head(body) + body)
+            until(lambda: scheduler.requests == 1)
+            small = body_of(good)
+            behind.sendall(head(small) + small)
+            until(lambda: scheduler.requests == 2)
+        assert status_of(behind) == 429  # was admitted, and computed nothing
+        assert scheduler.bytes > 8_000_000  # a result of 8 MB for a request of 18 kB
+        answer = service.caller.gradients(good)
+        assert answer.problem["code"] == "queue_full"
+    until(lambda: (scheduler.requests, scheduler.bytes) == (0, 0))
+    assert service.caller.gradients(good).status == 200
+
+
+def test_a_large_result_is_served_to_who_is_alone(serve, ask):
+    request = ask(LIF, spikes=torch.zeros(1, 4000, 1), weight=torch.zeros(500, 1), return_=["membrane"])
+    service = serve(max_queue_bytes=20_000)
+    for _ in range(3):
+        assert service.caller.gradients(request).status == 200
+    assert service.engine.scheduler.bytes == 0

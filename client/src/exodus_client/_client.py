@@ -41,7 +41,7 @@ class Ping:
 
 
 class Client:
-    """A client of one Exodus service. Threads may share it; use it in a `with`, or close it.
+    """A client of one Exodus service. Threads may share it, forked processes may not; use it in a `with`, or close it.
 
         with Client("http://gpu-node:8000", api_key=...) as client:
             result = client.gradients(neuron=LIF(alpha=0.95), membrane=u, grad_output=e)
@@ -188,6 +188,7 @@ class Client:
         raise TypeError("a Client holds connections and a key, and cannot be pickled; make one in each process")
 
     def _submit(self, run: Callable[[], Result]) -> Future[Result]:
+        self._session.check_process()
         return Future(self._threads.submit(run))
 
     def _compressed(self, encoded: Encoded) -> Encoded:

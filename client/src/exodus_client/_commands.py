@@ -161,7 +161,12 @@ def _neuron(model: NeuronModel, alpha: float | None, **parameters: Any) -> Neuro
         return LIF(alpha, **parameters)
     if alpha is not None:
         raise ValueError(f"--alpha goes with --neuron lif, got --neuron {model}")
-    return IF(**parameters) if model == "if" else SRM(threshold=parameters["threshold"])
+    if model == "if":
+        return IF(**parameters)
+    threshold = parameters.pop("threshold")
+    if parameters != {"reset": "subtract", "reset_by": None, "decay_reset": False}:
+        raise ValueError("--reset, --reset-by and --decay-reset go with --neuron lif or if; srm has --reset-kernel")
+    return SRM(threshold=threshold)
 
 
 def _check_out(out: Path) -> None:
@@ -176,7 +181,7 @@ def _load(name: str, file: Path) -> Any:
     with file.open("rb") as stream:
         try:
             return np.lib.format.read_array(stream, allow_pickle=False)
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:  # a broken header may ask for any amount of memory
             raise ValueError(f"--{name.replace('_', '-')}: {file} is not a .npy file of numbers: {error}") from error
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx
 import numpy as np
@@ -42,10 +43,14 @@ class Answer:
 
 
 class Body:
-    """An encoded message as chunks of at most 256 KiB, from the front whenever a request is tried again."""
+    """An encoded message as chunks of at most 256 KiB, from the front whenever a request is tried again.
 
-    def __init__(self, encoded: Encoded) -> None:
+    `before_chunk` is called before each; what it raises ends the upload.
+    """
+
+    def __init__(self, encoded: Encoded, before_chunk: Callable[[], None]) -> None:
         self._encoded = encoded
+        self._before_chunk = before_chunk
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
         if self._encoded.nbytes <= defaults.CHUNK_BYTES:
@@ -54,6 +59,7 @@ class Body:
         for chunk in self._encoded.chunks:
             view = memoryview(chunk)
             for start in range(0, len(view), defaults.CHUNK_BYTES):
+                self._before_chunk()
                 yield view[start : start + defaults.CHUNK_BYTES]
 
 
@@ -71,14 +77,16 @@ class Session:
         transport: httpx.BaseTransport | None,
         user_agent: str,
     ) -> None:
-        self.base_url, transport = _address(base_url, transport)
+        url, transport = _address(base_url, transport)
+        self.base_url = base_url.rstrip("/")
+        self._process = os.getpid()
         self._authorization = _authorization(api_key)
         self._timeout = timeout
         self._retries = retries
         self._limits = limits
         connections = httpx.Limits(max_connections=limits.max_in_flight, max_keepalive_connections=limits.max_in_flight)
         self._http = httpx.Client(
-            base_url=self.base_url,
+            base_url=url,
             transport=transport,
             limits=connections,
             headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
@@ -89,7 +97,9 @@ class Session:
 
         Raises:
             APIStatusError, APIConnectionError, APITimeoutError, InvalidResponseError: as the last attempt failed.
+            RuntimeError: the client was made in the process that this one was forked from.
         """
+        self.check_process()
         # One id for all attempts: the server's log shows them as what they are.
         request_id = uuid.uuid4().hex
         ends = None if self._timeout.total is None else time.monotonic() + self._timeout.total
@@ -106,15 +116,18 @@ class Session:
             attempt += 1
             retries.sleep(wait)
 
+    def check_process(self) -> None:
+        """Refuse to go on in a forked process: two that share a connection get each other's answers."""
+        if os.getpid() != self._process:
+            raise RuntimeError("this client was made before the fork; make one in each process")
+
     def close(self) -> None:
         """Close all connections."""
         self._http.close()
 
     def _attempt(self, method: str, path: str, encoded: Encoded | None, request_id: str, ends: float | None) -> Answer:
-        left = None if ends is None else ends - time.monotonic()
-        if left is not None and left <= 0:
-            raise _out_of_time(self._timeout, request_id)
-        request = self._request(method, path, encoded, request_id, left)
+        self._check_time(request_id, ends)
+        request = self._request(method, path, encoded, request_id, ends)
         began = time.perf_counter()
         try:
             response = self._http.send(request, stream=True)
@@ -140,15 +153,16 @@ class Session:
         return Answer(response.headers, body, request_id, round_trip)
 
     def _request(
-        self, method: str, path: str, encoded: Encoded | None, request_id: str, left: float | None
+        self, method: str, path: str, encoded: Encoded | None, request_id: str, ends: float | None
     ) -> httpx.Request:
+        left = None if ends is None else ends - time.monotonic()
         headers = {"X-Request-ID": request_id} | self._authorization
         content: Any = None
         if encoded is not None:
             headers |= {"Content-Type": encoded.content_type, "Content-Length": str(encoded.nbytes)}
             if encoded.content_encoding is not None:
                 headers["Content-Encoding"] = encoded.content_encoding
-            content = Body(encoded)
+            content = Body(encoded, lambda: self._check_time(request_id, ends))
         if left is not None:
             headers["X-Deadline-Ms"] = str(max(1, int(left * 1e3)))
         connect, write, read = (
@@ -188,9 +202,12 @@ class Session:
     def _chunks(self, response: httpx.Response, request_id: str, ends: float | None) -> Iterator[bytes]:
         # A response that a test injects with its content has been read already.
         for chunk in (response.content,) if response.is_stream_consumed else response.iter_raw():
-            if ends is not None and time.monotonic() >= ends:
-                raise _out_of_time(self._timeout, request_id)
+            self._check_time(request_id, ends)
             yield chunk
+
+    def _check_time(self, request_id: str, ends: float | None) -> None:
+        if ends is not None and time.monotonic() >= ends:
+            raise APITimeoutError(f"no answer within Timeout.total of {self._timeout.total} s", request_id=request_id)
 
     def _check_size(self, size: int, request_id: str) -> None:
         if size > self._limits.max_response_bytes:
@@ -202,14 +219,24 @@ class Session:
 
 def _address(base_url: str, transport: httpx.BaseTransport | None) -> tuple[str, httpx.BaseTransport | None]:
     """The URL to build on, and the transport for it: `unix:/path` is HTTP through a socket of the file system."""
-    if base_url.startswith("unix:"):
-        return "http://localhost", transport or httpx.HTTPTransport(uds=base_url.removeprefix("unix:"))
+    scheme, _, socket = base_url.partition(":")
+    if scheme == "unix" and socket:
+        return "http://localhost", transport or httpx.HTTPTransport(uds=socket)
     parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    fits = parts.scheme in ("http", "https") and parts.hostname and not (parts.query or parts.fragment)
+    if not fits or " " in base_url or not _has_port(parts):
         raise ValueError(f"base_url: got {base_url!r}, want http://HOST:PORT, https://HOST or unix:/PATH")
     if parts.username is not None or parts.password is not None:
         raise ValueError("base_url: want no user or password in it; keys go to api_key")
     return base_url.rstrip("/"), transport
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether the port is missing, or one that there is."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _authorization(api_key: str | None) -> dict[str, str]:
@@ -223,7 +250,3 @@ def _authorization(api_key: str | None) -> dict[str, str]:
 
 def _sooner(wait: float | None, left: float | None) -> float | None:
     return min((seconds for seconds in (wait, left) if seconds is not None), default=None)
-
-
-def _out_of_time(timeout: Timeout, request_id: str) -> APITimeoutError:
-    return APITimeoutError(f"no answer within Timeout.total of {timeout.total} s", request_id=request_id)

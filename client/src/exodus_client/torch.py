@@ -145,7 +145,8 @@ class RemoteLIF(torch.nn.Module):
         client: connected to the server. It is no part of the state of the module, which can be saved without it.
         trainable: names of "alpha", "threshold", "reset_by" that become `torch.nn.Parameter`.
         stateful: start each call from the state that the last one ended with. The state carries values and no
-            gradients: backpropagation through time ends at the border between two calls.
+            gradients: backpropagation through time ends at the border between two calls, as it does for a local layer
+            whose `detach_state` is called after each.
 
     The other arguments are those of `remote_lif`.
 
@@ -181,18 +182,15 @@ class RemoteLIF(torch.nn.Module):
     ) -> None:
         super().__init__()
         values = {"alpha": alpha, "threshold": threshold, "reset_by": reset_by}
-        unknown = (
-            {trainable}
-            if isinstance(trainable, str)
-            else set(trainable) - {n for n, v in values.items() if v is not None}
-        )
+        names = {trainable} if isinstance(trainable, str) else set(trainable)
+        unknown = names - {name for name, value in values.items() if value is not None}
         if unknown:
             raise ValueError(
-                f"trainable: got {', '.join(sorted(unknown))}, want a collection of names of parameters "
+                f"trainable: got {', '.join(sorted(unknown))}, want names of parameters "
                 f"that have a value, among {', '.join(_TRAINABLE)}"
             )
         for name, value in values.items():
-            self._keep(name, value, name in trainable)
+            self._keep(name, value, name in names)
         self._keep("min_membrane", min_membrane, False)
         self.client = client
         self.reset = reset
@@ -207,7 +205,7 @@ class RemoteLIF(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of the input current x, with its shape and dtype; raises as `remote_lif`."""
-        initial_membrane, initial_spikes = self.state or (None, None)
+        initial_membrane, initial_spikes = self._initial(x)
         spikes, self.membrane = remote_lif(
             self.client,
             x,
@@ -224,7 +222,7 @@ class RemoteLIF(torch.nn.Module):
             max_spikes=self.max_spikes,
             time_dim=self.time_dim,
         )
-        if self.stateful:
+        if self.stateful and x.shape[self.time_dim] > 0:
             last = (trace.detach().select(self.time_dim, -1) for trace in (self.membrane, spikes))
             self.state = (next(last), next(last))
         return spikes
@@ -233,9 +231,28 @@ class RemoteLIF(torch.nn.Module):
         """Forget the last call: the next one starts from rest."""
         self.state = None
 
+    def detach_state(self) -> None:
+        """Does nothing, so that the layer can stand in for a local one: its state never has a gradient to cut."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, which are of the layer and not of its last call: a tensor within a graph cannot be copied."""
+        return self.__dict__ | {"membrane": None}
+
     def extra_repr(self) -> str:
         """What repr() shows: the server and the neuron, and no key."""
         return f"client={self.client!r}, method={self.method!r}, reset={self.reset!r}, time_dim={self.time_dim}"
+
+    def _initial(self, x: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        if self.state is None:
+            return None, None
+        time = self.time_dim % x.dim()
+        wanted = x.shape[:time] + x.shape[time + 1 :]
+        if self.state[0].shape != wanted:
+            raise ValueError(
+                f"x: got shape {list(x.shape)}, and the kept state has {list(self.state[0].shape)} without time; "
+                "call reset_state() before a batch of another shape"
+            )
+        return self.state
 
     def _keep(self, name: str, value: _Value, is_trainable: bool) -> None:
         """A parameter where trainable, a buffer where a tensor, else a plain number."""

@@ -36,8 +36,7 @@ def _load_cpu() -> None:
         raise ValueError(f"EXODUS_INSTRUCTION_SET must be one of {', '.join(_INSTRUCTION_SETS)}, got {asked!r}")
     if not LIBRARY.exists():
         raise ImportError(
-            f"exodus_core is not built: {LIBRARY.name} is missing; "
-            "run `pip install --no-build-isolation ./exodus_core`"
+            f"exodus_core is not built: {LIBRARY.name} is missing; run `pip install --no-build-isolation ./exodus_core`"
         )
     try:
         torch.ops.load_library(str(LIBRARY))
@@ -45,6 +44,7 @@ def _load_cpu() -> None:
         raise ImportError(
             f"{LIBRARY.name} needs torch >= 2.10 and does not load in torch {torch.__version__}: {error}"
         ) from error
+    torch.ops.exodus.instruction_set()  # chooses now, so that what the environment says later does not matter
 
 
 def _load_cuda() -> CudaLibrary:
@@ -57,7 +57,9 @@ def _load_cuda() -> CudaLibrary:
     elif not CUDA_LIBRARY.exists():
         reason = "exodus_core was built without CUDA: there was no nvcc, or no torch with CUDA"
     elif built_for.partition(".")[0] != torch.version.cuda.partition(".")[0]:
-        reason = f"exodus_core was built for CUDA {built_for}, and torch {torch.__version__} uses CUDA {torch.version.cuda}"
+        reason = (
+            f"exodus_core was built for CUDA {built_for}, and torch {torch.__version__} uses CUDA {torch.version.cuda}"
+        )
     else:
         try:
             torch.ops.load_library(str(CUDA_LIBRARY))

@@ -9,12 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from exodus_core._library import CUDA
 from exodus_core.kernels import AlphaKernel, ExponentialKernel, Kernel
 from exodus_core.ops import compute_dtype
-from exodus_core.surrogate import Surrogate
+from exodus_core.surrogate import KINDS, Surrogate
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 METHODS = ("exodus", "slayer", "bptt")
+_SURROGATES = tuple(KINDS.values())
 
 # The numbers are those of enum Method in csrc/core/adjoint.h. BPTT does not reach the operators.
 _METHOD_NUMBERS = {"exodus": 0, "slayer": 1, "bptt": 0}
@@ -29,6 +31,8 @@ def check_signal(name: str, x: Tensor, time_dim: int) -> int:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
+    if x.is_cuda and not CUDA.loaded:
+        raise RuntimeError(f"{name} is on {x.device}, and there are no CUDA kernels: {CUDA.reason}")
     ndim = x.dim()
     if not isinstance(time_dim, int) or isinstance(time_dim, bool):
         raise TypeError(f"time_dim must be an int, got {type(time_dim).__name__}")
@@ -55,7 +59,7 @@ def check_method(method: str) -> None:
 
 
 def check_surrogate(surrogate: Surrogate) -> None:
-    if not isinstance(surrogate, Surrogate):
+    if not isinstance(surrogate, _SURROGATES):
         raise TypeError(f"surrogate must be one of exodus_core.surrogate, got {type(surrogate).__name__}")
 
 
@@ -101,7 +105,7 @@ def parameter(name: str, value: float | Tensor, x: Tensor, time_dim: int) -> tup
         return 0.0, value.to(compute_dtype(x.dtype)).contiguous()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a float or a float tensor, got {type(value).__name__}")
-    if math.isnan(value):
+    if value != value:  # not math.isnan, which torch.compile cannot trace where numbers are dynamic
         raise ValueError(f"{name} must be a number, got nan")
     return float(value), None
 
@@ -121,13 +125,15 @@ def check_threshold(threshold: float | Tensor, max_spikes: int) -> None:
 
 def initial_state(name: str, value: float | Tensor | None, x: Tensor, time_dim: int) -> Tensor | None:
     """A state at step -1: one value a lane (outer, inner), contiguous, in the compute dtype; None is zero."""
-    if value is None or (not isinstance(value, Tensor) and value == 0):
+    if value is None:
         return None
     dtype = compute_dtype(x.dtype)
     if isinstance(value, Tensor):
         _check_parameter_tensor(name, value, x)
     else:
         number, _ = parameter(name, value, x, time_dim)
+        if number == 0:
+            return None
         value = x.new_tensor(number, dtype=dtype)
     shape = (*x.shape[:time_dim], *x.shape[time_dim + 1 :])
     return _broadcast(name, value, shape, "input without its time dimension").to(dtype).contiguous()
@@ -162,6 +168,7 @@ class LifSettings(NamedTuple):
     scale: float
     method: int
     time_dim: int
+    tied: bool  # reset_by is the threshold
 
     @property
     def neuron(self) -> tuple[float, float, float, float, float]:
@@ -215,6 +222,7 @@ def lif_arguments(
         surrogate.scale,
         _METHOD_NUMBERS[method],
         time_dim,
+        reset_by is None,
     )
     state = (
         initial_state("initial_membrane", initial_membrane, x, time_dim),

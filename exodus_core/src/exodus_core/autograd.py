@@ -25,7 +25,11 @@ def per_parameter(lanes: Tensor, parameter: Tensor) -> Tensor:
 
 
 class Lif(torch.autograd.Function):
-    """spikes, membrane of LIF and IF; the tensors are in the form of arguments.parameter and initial_state."""
+    """spikes, membrane of LIF and IF; the tensors are in the form of arguments.parameter and initial_state.
+
+    Where the threshold is what a spike subtracts, resets_by is not looked at, and may be None: torch.compile does not
+    accept one tensor as two arguments.
+    """
 
     @staticmethod
     def forward(
@@ -39,6 +43,7 @@ class Lif(torch.autograd.Function):
         initial_spikes: Tensor | None,
         settings: LifSettings,
     ) -> tuple[Tensor, Tensor]:
+        resets_by = thresholds if settings.tied else resets_by
         tensors = (alphas, thresholds, resets_by, min_membranes, initial_membrane, initial_spikes)
         spikes, membrane = ops.lif_forward(x, *settings.neuron, *tensors, settings.reset, settings.time_dim)
         ctx.save_for_backward(membrane, *tensors)
@@ -69,7 +74,8 @@ class Lif(torch.autograd.Function):
         gradients: list[Tensor | None] = [None] * 6
         for i, row in enumerate((ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE)):
             if wanted[i]:
-                gradients[i] = per_parameter(lanes[row], tensors[i])
+                tied = row == THRESHOLD and settings.tied
+                gradients[i] = per_parameter(lanes[row] + lanes[RESET_BY] if tied else lanes[row], tensors[i])
         for i, row in ((4, INITIAL_MEMBRANE), (5, INITIAL_SPIKES)):
             if wanted[i]:
                 gradients[i] = lanes[row].view(tensors[i].shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from exodus_core import arguments, ops, reference
 from exodus_core.autograd import Filter, Lif, Srm
@@ -13,7 +14,11 @@ from exodus_core.surrogate import Exponential, Surrogate
 DEFAULT_SURROGATE = Exponential()
 
 
-def _requires_grad(*tensors: Tensor | None) -> bool:
+def _differentiated(*tensors: Tensor | None) -> bool:
+    # Forward-mode differentiation needs no requires_grad. The plain operators would lose its tangents without a word;
+    # the autograd functions say that they have no such derivative.
+    if forward_ad._current_level >= 0:
+        return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -58,7 +63,7 @@ def lif(
             broadcasts to the shape of x without time.
         initial_spikes: s[-1], likewise. With the last membrane and spikes of one call as the initial ones of the next,
             a sequence in pieces gives the gradients of the whole.
-        min_membrane: lower bound of the membrane, or None.
+        min_membrane: lower bound of the membrane, or None. It is rounded to the dtype of x.
         max_spikes: most spikes in one step.
         time_dim: the axis of x that is time.
 
@@ -103,8 +108,10 @@ def lif(
             time_dim=time_dim,
         )
     x = x.contiguous()
-    if _requires_grad(x, *tensors):
-        spikes, membrane = Lif.apply(x, *tensors, settings)  # type: ignore[no-untyped-call]
+    if _differentiated(x, *tensors):
+        alphas, thresholds, resets_by, *others = tensors
+        resets_by = None if settings.tied else resets_by
+        spikes, membrane = Lif.apply(x, alphas, thresholds, resets_by, *others, settings)  # type: ignore[no-untyped-call]
     else:
         spikes, membrane = ops.lif_forward(x, *settings.neuron, *tensors, settings.reset, time_dim)
     return spikes, membrane
@@ -143,7 +150,7 @@ def srm(
     if method == "bptt":
         return reference.srm(z, reset_kernel, threshold=threshold, surrogate=surrogate, time_dim=time_dim)
     z = z.contiguous()
-    if _requires_grad(z, taps, thresholds):
+    if _differentiated(z, taps, thresholds):
         spikes, membrane = Srm.apply(z, taps, thresholds, settings)  # type: ignore[no-untyped-call]
     else:
         spikes, membrane = ops.srm_forward(z, taps, *settings.modes, settings.threshold, thresholds, time_dim)
@@ -168,7 +175,7 @@ def filter(x: Tensor, kernel: Kernel, *, time_dim: int = 1) -> Tensor:
     time_dim = arguments.check_signal("x", x, time_dim)
     taps, *modes = arguments.kernel_arguments("kernel", kernel, x)
     x = x.contiguous()
-    if _requires_grad(x, taps):
+    if _differentiated(x, taps):
         filtered: Tensor = Filter.apply(x, taps, tuple(modes), time_dim)  # type: ignore[no-untyped-call]
         return filtered
     return ops.filter(x, taps, *modes, False, time_dim)

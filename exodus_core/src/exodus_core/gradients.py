@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,11 @@ def _sum_to(lanes: Tensor, parameter: float | Tensor | None) -> Tensor:
     return lanes.sum_to_size(parameter.shape).to(parameter.dtype)
 
 
+def _recordable(value: Any) -> Any:
+    """What autograd may keep: tensors that were made in inference mode are copied."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
 def _bptt(
     membrane: Tensor,
     grad_spikes: Tensor,
@@ -64,19 +69,19 @@ def _bptt(
 ) -> LifGradient:
     """The gradients by autograd through the loop, pinned to the trace (section 6 of docs/equations.md)."""
     dtype = ops.compute_dtype(membrane.dtype)
-    leaves = {
-        name: torch.as_tensor(0.0 if value is None else value, dtype=dtype, device=membrane.device)
-        .detach()
-        .clone()
-        .requires_grad_()
-        for name, value in parameters.items()
-        if name in wanted
-    }
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = {
+            name: torch.as_tensor(0.0 if value is None else value, dtype=dtype, device=membrane.device)
+            .detach()
+            .clone()
+            .requires_grad_()
+            for name, value in parameters.items()
+            if name in wanted
+        }
         x, spikes, looped = reference.lif_on_trace(
             membrane,
             time_dim=time_dim,
-            **{**parameters, **settings, **leaves},  # type: ignore[arg-type]
+            **{name: _recordable(value) for name, value in {**parameters, **settings, **leaves}.items()},
         )
         outputs, grads = [spikes], [grad_spikes.to(dtype)]
         if grad_membrane is not None:
@@ -231,9 +236,13 @@ def srm_gradient(
         arguments.check_like("grad_membrane", grad_membrane, "membrane", membrane)
     settings, taps, thresholds = arguments.srm_arguments(membrane, reset_kernel, threshold, surrogate, method, time_dim)
     if method == "bptt":
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             psp, spikes, looped = reference.srm_on_trace(
-                membrane, reset_kernel, threshold=threshold, surrogate=surrogate, time_dim=time_dim
+                membrane,
+                _recordable(reset_kernel),
+                threshold=_recordable(threshold),
+                surrogate=surrogate,
+                time_dim=time_dim,
             )
             outputs, grads = [spikes], [grad_spikes.to(psp.dtype)]
             if grad_membrane is not None:

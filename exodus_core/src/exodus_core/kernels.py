@@ -37,14 +37,17 @@ class _ModalKernel:
         return total.to(dtype)
 
 
+def _number(name: str, value: float, wanted: str = "a number") -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
 def _numbers(name: str, value: float | tuple[float, ...]) -> tuple[float, ...]:
-    values = tuple(value) if isinstance(value, tuple | list) else (value,)
-    for v in values:
-        if isinstance(v, bool) or not isinstance(v, int | float):
-            raise TypeError(f"{name} must be a number or a tuple of numbers, got {type(v).__name__}")
-        if not math.isfinite(v):
-            raise ValueError(f"{name} must be finite, got {v}")
-    return tuple(float(v) for v in values)
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(_number(name, v, "a number or a tuple of numbers") for v in values)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class AlphaKernel(_ModalKernel):
     amplitude: float = 1.0
 
     def __post_init__(self) -> None:
-        (tau,), (amplitude,) = _numbers("tau", self.tau), _numbers("amplitude", self.amplitude)
+        tau, amplitude = _number("tau", self.tau), _number("amplitude", self.amplitude)
         if tau <= 0:
             raise ValueError(f"tau must be positive, got {self.tau}")
         object.__setattr__(self, "modes", Modes((math.exp(-1 / tau),), (0.0,), (amplitude * math.e / tau,)))

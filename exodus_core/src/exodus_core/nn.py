@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exodus_core import functional
 from exodus_core.functional import DEFAULT_SURROGATE
-from exodus_core.kernels import AlphaKernel, ExponentialKernel, Kernel
+from exodus_core.kernels import Kernel
 from exodus_core.surrogate import Surrogate
 
 __all__ = ["IF", "LIF", "SRM", "ExpLeak"]
@@ -65,6 +65,13 @@ class _Stateful(_Neuron):
     def reset_state(self) -> None:
         """Forgets the last call: the next one starts from rest."""
         self.state = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made from: the state as values, as a graph can be neither copied nor saved."""
+        kept = self.__dict__.copy()
+        if self.state is not None:
+            kept["state"] = (self.state[0].detach(), self.state[1].detach())
+        return kept
 
     def detach_state(self) -> None:
         """Keeps the state and cuts its gradient: truncated backpropagation through time."""
@@ -229,7 +236,7 @@ class SRM(_Neuron):
         parameters.update({name: kernel for name, kernel in kernels.items() if isinstance(kernel, Tensor)})
         super().__init__(trainable, **parameters)
         for name, kernel in kernels.items():
-            if kernel is None or isinstance(kernel, ExponentialKernel | AlphaKernel):
+            if name not in parameters:
                 setattr(self, name, kernel)
         self.surrogate = surrogate
         self.method = method

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exodus_core.arguments import check_method, reset_code
 from exodus_core.kernels import Kernel
 from exodus_core.ops import compute_dtype
 from exodus_core.surrogate import Exponential, Surrogate
@@ -66,7 +67,8 @@ def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _as_tensor(value: float | Tensor, like: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    tensor = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    return tensor.reshape(()) if tensor.numel() == 1 else tensor  # (1, 1, 1) must not add dimensions to a neuron
 
 
 def _pin(looped: Tensor, given: Tensor) -> Tensor:
@@ -101,20 +103,25 @@ class _Lif:
 
 def _lif_neuron(
     like: Tensor,
+    dtype: torch.dtype,
     alpha: float | Tensor,
     threshold: float | Tensor,
     reset: str,
     reset_by: float | Tensor | None,
     decay_reset: bool,
     min_membrane: float | Tensor | None,
+    max_spikes: int,
     method: str,
 ) -> _Lif:
+    check_method(method)
+    reset_code(reset, decay_reset, max_spikes)
     theta = _as_tensor(threshold, like)
     return _Lif(
         alpha=_as_tensor(alpha, like),
         threshold=theta,
         reset_by=theta if reset_by is None else _as_tensor(reset_by, like),
-        floor=_as_tensor(-math.inf if min_membrane is None else min_membrane, like),
+        # Rounded as the membrane will be: a stored membrane that was raised to the bound must be seen to lie on it.
+        floor=_stored(_as_tensor(-math.inf if min_membrane is None else min_membrane, like), dtype),
         reset=reset,
         decay_reset=decay_reset,
         slayer=method == "slayer",
@@ -156,7 +163,9 @@ def lif(
     `method` "exodus" and "bptt" differentiate the loop; "slayer" the loop with the reset detached from the state.
     """
     current = _time_first(x, time_dim)
-    neuron = _lif_neuron(current, alpha, threshold, reset, reset_by, decay_reset, min_membrane, method)
+    neuron = _lif_neuron(
+        current, x.dtype, alpha, threshold, reset, reset_by, decay_reset, min_membrane, max_spikes, method
+    )
     u, s = _state(initial_membrane, current), _state(initial_spikes, current)
     membranes, spikes = [], []
     for x_t in current.unbind():  # not an index a step: the gradient of an index is a tensor of the whole size
@@ -191,7 +200,9 @@ def lif_on_trace(
     of the loop, in the compute dtype. dL/dx of any loss is then `torch.autograd.grad(loss, x)`.
     """
     trace = _time_first(membrane.detach(), time_dim)
-    neuron = _lif_neuron(trace, alpha, threshold, reset, reset_by, decay_reset, min_membrane, method)
+    neuron = _lif_neuron(
+        trace, membrane.dtype, alpha, threshold, reset, reset_by, decay_reset, min_membrane, max_spikes, method
+    )
     u, s = _state(initial_membrane, trace), _state(initial_spikes, trace)
     with torch.no_grad():
         fired = _spike(trace, neuron.threshold, surrogate, max_spikes)
@@ -232,6 +243,7 @@ def _srm_loop(
     method: str,
     dtype: torch.dtype,
 ) -> tuple[list[Tensor], list[Tensor]]:
+    check_method(method)
     nu = _taps(reset_kernel, psp, psp.shape[0])
     theta = _as_tensor(threshold, psp)
     membranes: list[Tensor] = []

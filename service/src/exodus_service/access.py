@@ -44,7 +44,10 @@ class Keys:
 
 
 def _read(path: Path) -> list[str]:
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"api_keys_file {path}: expected UTF-8 text, got {error}") from error
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise ValueError(f"api_keys_file {path}: expected one key a line, got none")

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from exodus_service.problems import Fault, Problem
 
@@ -13,19 +14,20 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 ALIGNMENT = 64
 
 
-def empty_buffer(nbytes: int) -> memoryview:
+def empty_buffer(nbytes: int, *, pinned: bool = False) -> memoryview:
     """An uninitialised writable buffer that starts at a multiple of 64 bytes, as tensor payloads do within a body.
 
     NumPy's allocator neither clears it nor, for large ones, pays a page fault for every 4 KiB: filling 32 MiB takes
-    2 ms, against 13 ms for a bytearray.
+    2 ms, against 13 ms for a bytearray. Pinned memory, from PyTorch's pool of it, is what a GPU copies from by itself.
     """
-    whole = np.empty(nbytes + ALIGNMENT, dtype=np.uint8)
+    size = nbytes + ALIGNMENT
+    whole = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy() if pinned else np.empty(size, dtype=np.uint8)
     start = -whole.ctypes.data % ALIGNMENT
     return whole[start : start + nbytes].data
 
 
 async def read_body(
-    receive: Receive, nbytes: int, *, stall_timeout: float, min_rate: int, seconds_left: float
+    receive: Receive, nbytes: int, *, stall_timeout: float, min_rate: int, seconds_left: float, pinned: bool = False
 ) -> memoryview:
     """Read a body of exactly `nbytes` bytes.
 
@@ -34,14 +36,15 @@ async def read_body(
         stall_timeout: seconds that the next piece may take.
         min_rate: bytes a second; the whole body may take `stall_timeout + nbytes / min_rate` seconds.
         seconds_left: until the deadline of the request; may be infinite.
+        pinned: read into memory that a GPU copies from by itself.
 
     Raises:
         Problem: body_timeout, deadline, malformed (another length than announced), client_disconnected.
             out_of_memory.
     """
     try:
-        body = empty_buffer(nbytes)
-    except MemoryError:
+        body = empty_buffer(nbytes, pinned=pinned)
+    except (MemoryError, torch.OutOfMemoryError):
         raise Problem("out_of_memory", f"no room for a body of {nbytes} bytes") from None
     clock = asyncio.get_running_loop().time
     deadline = clock() + seconds_left

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import logging
+import os
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,6 +16,13 @@ from exodus_service.logs import configure_logging
 from exodus_service.selftest import SelfTestError
 from exodus_service.server import Server
 from exodus_service.settings import Settings, settings_table
+
+logger = logging.getLogger(__name__)
+
+#: Exit status after Ctrl-C, as of shells.
+_INTERRUPTED = 130
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="HTTP server for gradients of spiking networks.")
 
@@ -61,7 +70,19 @@ def serve(
     except (OSError, ValueError) as error:
         _stop(str(error))
     configure_logging(settings.log_format, settings.log_level)
-    Server(service, settings).run()
+    if not settings.api_keys and settings.api_keys_file is None and settings.host not in _LOOPBACK:
+        logger.warning("no API keys: everyone who reaches %s may use the service", settings.host)
+    status = 0
+    try:
+        Server(service, settings).run()
+    except KeyboardInterrupt:
+        status = _INTERRUPTED
+    if service.state.engine.scheduler.requests:
+        # A computation cannot be stopped, and the interpreter would wait for its thread.
+        logger.warning("stopping in the middle of a computation")
+        logging.shutdown()
+        os._exit(status)
+    raise typer.Exit(status)
 
 
 @app.command()

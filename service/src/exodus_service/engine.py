@@ -69,7 +69,7 @@ class Engine:
         self.phase = Phase.READY
 
     def close(self) -> None:
-        """Stop the thread, after what it is computing."""
+        """Take no more work. A computation under way goes on to its end."""
         self.phase = Phase.STOPPING
         self.scheduler.close()
 
@@ -114,6 +114,7 @@ class Engine:
             torch.set_num_threads(self.settings.threads)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))
 
 
 def _device(name: str) -> torch.device:

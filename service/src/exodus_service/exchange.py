@@ -69,7 +69,7 @@ class Exchange:
                 raise
             attempt = _ATTEMPT.search(str(error))
             wanted = f"could not allocate {attempt[1]}" if attempt else "an allocation failed"
-            problem = Problem("out_of_memory", f"{wanted} on {device}; send a smaller batch")
+            problem = Problem("out_of_memory", f"{wanted} on {device}{_free_memory(device)}; send a smaller batch")
         # Raised here, and not where the error is at hand: its traceback holds on to all that was computed.
         raise problem
 
@@ -90,7 +90,7 @@ class Exchange:
         dtype = computation.params.result_dtype
         converted = results if dtype is None else {name: t.to(getattr(torch, dtype)) for name, t in results.items()}
         params = {"method": self.method, "device": str(device), "grad_norms": norms}
-        answer = Message.of(params, (Tensor.of(name, tensor) for name, tensor in converted.items()))
+        answer = Message.of(params, (Tensor.of(name, tensor.cpu()) for name, tensor in converted.items()))
         encoded = encode(answer, message.form, limits=limits)
         spent.encode = clock() - computed
         return encoded
@@ -100,6 +100,15 @@ def norm(tensor: torch.Tensor) -> float:
     """The L2 norm, accumulated in float32 or better."""
     dtype = tensor.dtype if tensor.dtype in (torch.float32, torch.float64) else torch.float32
     return float(torch.linalg.vector_norm(tensor, dtype=dtype))
+
+
+def _free_memory(device: torch.device) -> str:
+    """What a GPU has left, once the cache that PyTorch keeps is given back; nothing to say of the CPU."""
+    if device.type != "cuda":
+        return ""
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return f", which has {free} of {total} bytes free"
 
 
 def problem_of(error: WireError) -> Problem:

@@ -4,6 +4,7 @@
 neurons is that of exodus_core. Equation numbers are those of arXiv 2205.10242.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -58,9 +59,10 @@ class Synapses:
 
     def gradients(self, grad_input: torch.Tensor) -> Results:
         """(14) and its counterpart: dL/dW = sum over batch and time of lam s^T, dL/ds = W^T lam."""
-        flat = grad_input.reshape(-1, self.weight.shape[0])
+        rows = math.prod(self.spikes.shape[:-1])  # said, since -1 is ambiguous where there are no neurons
+        flat = grad_input.reshape(rows, self.weight.shape[0])
         return {
-            "grad_weight": flat.T @ self.spikes.reshape(-1, self.weight.shape[1]),
+            "grad_weight": flat.T @ self.spikes.reshape(rows, self.weight.shape[1]),
             "grad_spikes": grad_input @ self.weight,
         }
 
@@ -123,7 +125,7 @@ class Computation:
 
 
 def prepare(method: Method, message: Message, *, device: torch.device, max_bytes: int) -> Computation:
-    """Check a request. `max_bytes` bounds the current that spikes and weights make.
+    """Check a request. `max_bytes` bounds the spikes in the dtype of the weights, and the current that they make.
 
     Raises:
         Problem: `invalid`, naming what does not fit.
@@ -142,6 +144,8 @@ def prepare(method: Method, message: Message, *, device: torch.device, max_bytes
             "a tensor 'grad_output' or 'grad_membrane', or `return` and an input for a forward pass alone",
             "neither",
         )
+    if params.wrt and not computation.loss.given:
+        raise invalid("/params/wrt", "nothing for a forward pass alone", str(params.wrt))
     return computation
 
 
@@ -220,7 +224,12 @@ def _synapses(params: Params, operands: Operands, max_bytes: int) -> Synapses:
         raise operands.fault("spikes", "shape", expected, str(list(spikes.shape)))
     if params.time_dim in (-1, spikes.ndim - 1):
         raise invalid("/params/time_dim", "another axis than the last, which holds the features", str(params.time_dim))
-    nbytes = spikes.numel() // max(n_in, 1) * n_out * weight.element_size()
+    # Bits and events grow twice: to the dtype of the weights, and to the current.
+    widened = spikes.numel() * weight.element_size()
+    if widened > max_bytes:
+        expected = f"at most {max_bytes} bytes in the dtype of 'weight'"
+        raise operands.fault("spikes", "shape", expected, f"{list(spikes.shape)}, which makes {widened}")
+    nbytes = math.prod(spikes.shape[:-1]) * n_out * weight.element_size()
     if nbytes > max_bytes:
         expected = f"a product with spikes of at most {max_bytes} bytes"
         raise operands.fault("weight", "shape", expected, f"{[n_out, n_in]}, which makes {nbytes}")

@@ -34,6 +34,11 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
+def new_request_id() -> str:
+    """A name for a request that has none."""
+    return uuid.uuid4().hex
+
+
 def response_headers(context: Context) -> list[tuple[bytes, bytes]]:
     """The headers that every response carries."""
     return [
@@ -54,7 +59,7 @@ class Envelope:
             return
         given = header(scope, b"x-request-id")
         valid = given is not None and _REQUEST_ID.fullmatch(given)
-        context = Context(given.decode() if given and valid else uuid.uuid4().hex, scope["path"])
+        context = Context(given.decode() if given and valid else new_request_id(), scope["path"])
         scope[CONTEXT] = context
         current_request_id.set(context.request_id)
         unread = header(scope, b"expect") is not None

@@ -1,9 +1,9 @@
 """The OpenAPI document: what FastAPI cannot derive from code that reads bodies by itself."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from exodus_client.wire import DTYPES, JSON_TYPE
 from exodus_service.examples import EXAMPLES
@@ -41,9 +41,11 @@ class ProblemDocument(BaseModel):
 class JsonTensor(BaseModel):
     """A tensor in the JSON form."""
 
-    name: str
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")
     dtype: str = Field(json_schema_extra={"enum": list(DTYPES)})
-    shape: list[int]
+    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=8)
     encoding: str = Field(default="raw", json_schema_extra={"enum": ["raw", "events"]})
     data: Any = Field(description='Nested lists. NaN and infinities are the strings "NaN", "Infinity", "-Infinity".')
 
@@ -51,9 +53,11 @@ class JsonTensor(BaseModel):
 class JsonRequest(BaseModel):
     """A gradient request in the JSON form; the msgpack forms have the same members."""
 
+    model_config = ConfigDict(extra="forbid")
+
     v: int = Field(json_schema_extra={"const": 1})
     params: Params
-    tensors: list[JsonTensor]
+    tensors: list[JsonTensor] = Field(max_length=64)
 
 
 class GradientInfo(BaseModel):
@@ -128,7 +132,7 @@ GRADIENT_REQUEST: Document = {
             "name": "X-Deadline-Ms",
             "in": "header",
             "description": "Milliseconds after which the answer is of no use; then 504.",
-            "schema": {"type": "integer", "minimum": 0},
+            "schema": {"type": "integer", "minimum": 0, "maximum": 10**12 - 1},
         },
         {
             "name": "Content-Encoding",

@@ -29,7 +29,7 @@ class Operands:
         if name not in self._tensors:
             raise invalid("/tensors", f"a tensor {name!r}", self._names())
         self._taken.add(name)
-        return self._tensors[name].torch().to(self._device)
+        return self._tensors[name].torch().to(self._device, non_blocking=True)
 
     def take_optional(self, name: str) -> torch.Tensor | None:
         """A tensor, or None where the request has none of this name."""

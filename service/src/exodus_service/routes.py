@@ -3,9 +3,9 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
@@ -21,7 +21,7 @@ from exodus_service.middleware import CONTEXT
 from exodus_service.params import Method
 from exodus_service.problems import Fault, Problem
 from exodus_service.responses import TensorResponse
-from exodus_service.scheduler import DeadlineError, QueueFullError, Ticket
+from exodus_service.scheduler import DeadlineError, QueueFullError
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -52,21 +52,28 @@ async def gradients(method: MethodInPath, request: Request) -> Response:
     headers = request.headers
     content_type, content_encoding = _content_type(headers), headers.get("content-encoding")
     _require_known_encoding(content_encoding)
+    _require_no_upgrade(headers)
     nbytes = _content_length(headers, _body_limit(engine, content_type))
     deadline = context.arrived + _deadline_seconds(headers)
-    with ExitStack() as held:
-        ticket = held.enter_context(_admit(engine, nbytes))
+    with _refusals(engine), ExitStack() as held:
+        ticket = held.enter_context(engine.scheduler.admit(nbytes))
         body = await read_body(
             request.receive,
             nbytes,
             stall_timeout=engine.settings.stall_timeout_s,
             min_rate=engine.settings.min_upload_rate,
             seconds_left=deadline - time.monotonic(),
+            pinned=engine.device.type == "cuda",
         )
         context.bytes_in = nbytes
         exchange = Exchange(method, body, content_type, content_encoding, context.timings, time.perf_counter())
-        future = ticket.submit(lambda: exchange.run(engine.device, engine.limits), deadline)
-        encoded = await _outcome(future, request.receive, deadline)
+
+        def compute() -> Encoded:
+            encoded = exchange.run(engine.device, engine.limits)
+            ticket.resize(encoded.nbytes)
+            return encoded
+
+        encoded = await _outcome(ticket.submit(compute, deadline), request.receive, deadline)
         return TensorResponse(encoded, engine.settings.stall_timeout_s, held.pop_all().close)
 
 
@@ -105,6 +112,15 @@ def _require_known_encoding(given: str | None) -> None:
         raise _header_problem("unsupported", "content-encoding", " or ".join(CONTENT_ENCODINGS), given)
 
 
+def _require_no_upgrade(headers: Mapping[str, str]) -> None:
+    """The parser takes what follows an upgrade for another protocol, and with it the body."""
+    given = headers.get("upgrade", "")
+    if given and "upgrade" in headers.get("connection", "").lower():
+        problem = _header_problem("malformed", "upgrade", "none, as HTTP/1.1 is all that is spoken here", given)
+        problem.headers["Connection"] = "close"
+        raise problem
+
+
 def _body_limit(engine: Engine, content_type: str) -> int:
     limit = engine.settings.max_body_bytes
     return min(limit, engine.limits.max_json_bytes) if content_type == JSON_TYPE else limit
@@ -137,11 +153,16 @@ def _header_problem(code: str, name: str, expected: str, got: str) -> Problem:
     return Problem(code, detail, (Fault(f"/headers/{name}", expected, got or "nothing"),))
 
 
-def _admit(engine: Engine, nbytes: int) -> Ticket:
+@contextmanager
+def _refusals(engine: Engine) -> Iterator[None]:
+    """What the scheduler and the end of the process have to say to a request, as problems."""
     try:
-        return engine.scheduler.admit(nbytes)
+        yield
     except QueueFullError as error:
         raise Problem("queue_full", str(error), headers=engine.retry_after) from error
+    except asyncio.CancelledError:  # by the server, when EXODUS_SHUTDOWN_TIMEOUT_S is over
+        headers = {**engine.retry_after, "Connection": "close"}
+        raise Problem("draining", "the service stopped before the result was there", headers=headers) from None
 
 
 async def _outcome(future: Future[Encoded], receive: Receive, deadline: float) -> Encoded:

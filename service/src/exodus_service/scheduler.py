@@ -6,7 +6,8 @@ A request is admitted before its body is read, so that a full queue costs no upl
         result = await asyncio.wrap_future(ticket.submit(work, deadline))
 
 Leaving the block withdraws work that still waits. Work that is running cannot be stopped: it stays in the accounts
-until it ends.
+until it ends. The work itself says what its result occupies (`Ticket.resize`); where results that nobody takes have
+filled the queue, the work behind them is refused in its turn.
 """
 
 import threading
@@ -60,19 +61,27 @@ class Scheduler:
             self.bytes += nbytes
         return Ticket(self, nbytes)
 
-    def release(self, nbytes: int) -> None:
-        """Give back what `admit` reserved; called by the ticket."""
+    def account(self, requests: int, nbytes: int) -> None:
+        """Add to what is admitted, or take away from it; called by the ticket."""
         with self._lock:
-            self.requests -= 1
-            self.bytes -= nbytes
+            self.requests += requests
+            self.bytes += nbytes
+
+    def require_room(self) -> None:
+        """Raise QueueFullError where the results of other requests have outgrown the bound on bytes."""
+        with self._lock:
+            if self.requests > 1 and self.bytes > self._max_bytes:
+                raise QueueFullError(
+                    f"requests and results of {self.bytes} bytes wait to be taken, the limit is {self._max_bytes}"
+                )
 
     def execute(self, run: Callable[[], T]) -> "Future[T]":
         """Run on the thread, after what waits already, outside the accounts."""
         return self._executor.submit(run)
 
     def close(self) -> None:
-        """Withdraw what waits, and wait for what is running."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Withdraw what waits. What is running goes on to its end."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 class Ticket:
@@ -87,7 +96,8 @@ class Ticket:
     def submit(self, work: Callable[[], T], deadline: float | None = None) -> "Future[T]":
         """Queue the work; a ticket takes one. `deadline` is a time.monotonic() value.
 
-        The future ends with the result of `work`, with its exception, with DeadlineError, or cancelled.
+        The future ends with the result of `work`, with its exception, with DeadlineError or QueueFullError where it was
+        not done, or cancelled.
         """
         # The queue refers to the ticket, not to the work: work that is withdrawn frees the body it holds at once.
         self._waiting.append(work)
@@ -96,10 +106,16 @@ class Ticket:
             turn = self._waiting.pop()
             if deadline is not None and time.monotonic() >= deadline:
                 raise DeadlineError
+            self._scheduler.require_room()
             return turn()
 
         self._future = self._scheduler.execute(run)
         return self._future
+
+    def resize(self, nbytes: int) -> None:
+        """Count another size from now on: that of the result in place of that of the request."""
+        self._scheduler.account(0, nbytes - self._nbytes)
+        self._nbytes = nbytes
 
     def __enter__(self) -> Self:
         return self
@@ -108,8 +124,11 @@ class Ticket:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._future is None:
-            self._scheduler.release(self._nbytes)
+            self._release()
             return
         if self._future.cancel():
             self._waiting.clear()
-        self._future.add_done_callback(lambda _: self._scheduler.release(self._nbytes))
+        self._future.add_done_callback(lambda _: self._release())
+
+    def _release(self) -> None:
+        self._scheduler.account(-1, -self._nbytes)

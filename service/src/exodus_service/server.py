@@ -8,6 +8,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from exodus_service.engine import Phase
+from exodus_service.protocol import Protocol
 from exodus_service.settings import Settings
 
 
@@ -24,7 +25,7 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
-                http="httptools",
+                http=Protocol,
                 ws="none",
                 lifespan="on",
                 log_config=None,

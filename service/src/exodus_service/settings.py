@@ -24,13 +24,15 @@ class Settings(BaseSettings):
     )
 
     max_body_bytes: int = Field(
-        default=256 * MIB, ge=1, description="Largest request body in bytes, as sent and decoded, and largest result."
+        default=256 * MIB,
+        ge=1,
+        description="Largest request body in bytes, as sent and decoded, and largest tensor made of spikes and weight.",
     )
     max_queue: int = Field(
         default=256, ge=1, description="Requests admitted at a time: uploading, waiting or computing."
     )
     max_queue_bytes: int = Field(
-        default=1024 * MIB, ge=1, description="Sum of the body sizes of the requests admitted."
+        default=1024 * MIB, ge=1, description="Sum of the sizes in bytes of the requests admitted and of their results."
     )
     retry_after_s: int = Field(default=1, ge=0, description="Retry-After of 429 and 503 answers, in seconds.")
 
@@ -40,7 +42,9 @@ class Settings(BaseSettings):
         description="Longest wait for a client to send or take the next piece of a body, in seconds.",
     )
     min_upload_rate: int = Field(default=16384, ge=1, description="Slowest upload accepted, in bytes a second.")
-    keep_alive_s: int = Field(default=75, ge=1, description="How long an idle connection is kept open, in seconds.")
+    keep_alive_s: int = Field(
+        default=75, ge=1, description="How long a connection may idle, and the head of a request may take, in seconds."
+    )
     drain_delay_s: float = Field(
         default=0.0,
         ge=0,

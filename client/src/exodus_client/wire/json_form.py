@@ -16,11 +16,25 @@ from .tensor import DTYPES, AnyArray, Tensor, widen
 #: JSON has no such numbers: they travel as these strings, in tensors and in parameters.
 NON_FINITE = ("NaN", "Infinity", "-Infinity")
 
+#: Of a number in JSON: a digit and a comma.
+_SHORTEST_BYTES = 2
+
 _FLOATS = frozenset({"float32", "float64", "float16", "bfloat16"})
 
 
-def write_json(params: dict[str, Any], tensors: list[Tensor]) -> bytes:
+def write_json(params: dict[str, Any], tensors: list[Tensor], limits: Limits) -> bytes:
     """The whole body as UTF-8; boolean tensors are written as lists of true and false, whatever their encoding."""
+    # Writing JSON holds up all other threads, so that it is bounded as reading is: a body has no more numbers than fit
+    # into one that readers take.
+    count, most = sum(tensor.size for tensor in tensors), limits.max_json_bytes // _SHORTEST_BYTES
+    if count > most:
+        raise WireError(
+            f"a JSON body is for at most {most} numbers, this one has {count}; use msgpack instead",
+            code="too_large",
+            pointer="/tensors",
+            expected=f"at most {most} numbers in JSON",
+            got=f"{count} numbers",
+        )
     described = [
         {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "data": _nested(tensor)}
         for tensor in tensors

@@ -62,7 +62,7 @@ def encode(message: Message, form: Form = "stream", *, limits: Limits = DEFAULT_
 
     Raises:
         WireError: no reader would accept the message: too many tensors, a header that is too long, a payload over
-            4 GiB - 1, a name that is not one.
+            4 GiB - 1, a name that is not one; or it has more numbers than a JSON body is for.
         TypeError: a parameter is not a plain value.
         ValueError: the form is unknown.
     """
@@ -75,7 +75,7 @@ def encode(message: Message, form: Form = "stream", *, limits: Limits = DEFAULT_
         chunks = inline_chunks(message.params, tensors, limits)
     elif form == "json":
         content_type = JSON_TYPE
-        chunks = [write_json(message.params, tensors)]
+        chunks = [write_json(message.params, tensors, limits)]
     else:
         raise ValueError(f"form: got {form!r}, want stream, inline or json")
     return Encoded(content_type, sum(map(len, chunks)), chunks)

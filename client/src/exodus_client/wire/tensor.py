@@ -181,7 +181,10 @@ def _as_stored(name: str, array: Any) -> tuple[str, AnyArray]:
     """Wire name of the dtype, and the elements as a little-endian numpy array (bfloat16 as uint16)."""
     if is_torch(array):
         return _torch_as_stored(name, array)
-    given = np.asarray(array)
+    try:
+        given = np.asarray(array)
+    except ValueError as error:
+        raise ValueError(f"tensor {name!r}: {error}") from error
     dtype = given.dtype.name
     if dtype not in DTYPES:
         raise TypeError(f"tensor {name!r}: dtype {dtype} cannot travel; want one of {', '.join(DTYPES)}")
