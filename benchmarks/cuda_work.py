@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from kernel_work import StepInstructions, Traffic, is_emulated, step_instructions, traffic
+from machine_code import MissingToolError
 from torch import Tensor
 
 import exodus_core
@@ -37,7 +38,7 @@ class Gpu:
     """Published figures: memory in GB/s; tera-instructions a second, of any kind and of float32 arithmetic.
 
     A published peak counts a fused multiply-add as two operations, so half of it are instructions. Four warps of 32
-    start an instruction in every cycle of a multiprocessor; an A100 has float32 units for two of them, the others for all.
+    start an instruction in every cycle of a multiprocessor; an A100 has float32 units for two of them, others for all.
     """
 
     name: str
@@ -228,9 +229,9 @@ Bytes of the plain LIF, forward and backward together, at 64 neurons: exactly li
 ## Instructions, a neuron-step
 
 Of the plain float32 LIF with four lanes a thread, in the loop through time as nvcc compiles it, addresses and memory
-included; in brackets those that add or multiply floats. Reset, method and surrogate are fixed here, so that the loop has
-one path; the kernels choose at run time, which costs about thirty instructions more. Where a surrogate divides, the rare
-slow path of a division is counted too.
+included; in brackets those that add or multiply floats. Reset, method and surrogate are fixed here, so that the loop
+has one path; the kernels choose at run time, which costs about thirty instructions more. Where a surrogate divides, the
+rare slow path of a division is counted too.
 
 {instruction_table(steps)}
 
@@ -255,7 +256,11 @@ def main() -> int:
         print("exodus_core is not the emulation: PYTHONPATH must name its build (make cuda-work)", file=sys.stderr)
         return 1
     violations: list[str] = []
-    page = report(violations)
+    try:
+        page = report(violations)
+    except MissingToolError as error:
+        print(error, file=sys.stderr)
+        return 1
     print(page)
     for line in violations:
         print(line, file=sys.stderr)

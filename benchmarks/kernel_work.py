@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine_code import Instruction, disassemble, readable_names
+from machine_code import Instruction, MissingToolError, disassemble, readable_names
 
 CORE = Path(__file__).absolute().parent.parent / "exodus_core"
 PLAIN_KERNELS = Path(__file__).with_name("plain_lif.cu")
@@ -76,6 +77,19 @@ def _nvcc_flags() -> list[str]:
     raise LookupError("setup.py has no list NVCC")
 
 
+def find_nvcc() -> str:
+    """The path of nvcc.
+
+    Raises:
+        MissingToolError: it is neither under CUDA_HOME nor on PATH.
+    """
+    home = os.environ.get("CUDA_HOME")
+    found = shutil.which("nvcc", path=f"{home}/bin" if home else None)
+    if found is None:
+        raise MissingToolError("nvcc is not installed, or not on PATH")
+    return found
+
+
 def _loop(code: list[Instruction]) -> list[Instruction]:
     """The longest loop: what lies between a branch backwards and its target."""
     begin = end = 0
@@ -89,11 +103,11 @@ def _loop(code: list[Instruction]) -> list[Instruction]:
 
 
 def step_instructions(architecture: str) -> dict[str, StepInstructions]:
-    """Of the plain float32 LIF, for "sm_90", say: by name, "plain_forward" and "plain_backward<code of the surrogate>"."""
+    """Of the plain float32 LIF on "sm_90", say: "plain_forward", and "plain_backward<code>" by the code of the surrogate."""
     include = ["-isystem", str(Path(torch.__file__).parent / "include"), f"-I{CORE / 'csrc'}"]
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder) / "plain_lif.cubin"
-        command = ["nvcc", *_nvcc_flags(), f"-arch={architecture}", *include, "-cubin", "-o", str(compiled)]
+        command = [find_nvcc(), *_nvcc_flags(), f"-arch={architecture}", *include, "-cubin", "-o", str(compiled)]
         subprocess.run([*command, str(PLAIN_KERNELS)], check=True)
         listings = disassemble(compiled, architecture)
     found = {}

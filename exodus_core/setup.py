@@ -1,8 +1,8 @@
 """Builds the operators against PyTorch's stable ABI: one binary for every torch from 2.10 on.
 
-`_C` has the schemas and the CPU kernels; a plain C++ compiler builds it. `_C_cuda` has the CUDA kernels; it is built where
-there is nvcc and either a torch with CUDA or EXODUS_FORCE_CUDA=1, for the architectures of TORCH_CUDA_ARCH_LIST. No torch
-build helper is used: it would add libtorch_python and Python's own ABI, which the libraries do not touch.
+`_C` has the schemas and the CPU kernels; a plain C++ compiler builds it. `_C_cuda` has the CUDA kernels; it is built
+where there is nvcc and either a torch with CUDA or EXODUS_FORCE_CUDA=1, for the architectures of TORCH_CUDA_ARCH_LIST.
+No torch build helper is used: it would add libtorch_python and Python's own ABI, which the libraries do not touch.
 
 For tests: EXODUS_SANITIZE=address,undefined builds with sanitizers; EXODUS_EMULATE=1 builds a `_C` that runs the CUDA
 kernels on the CPU (tests/cuda).

@@ -128,5 +128,5 @@ def test_the_operators_have_a_net_of_their_own():
 def test_a_tensor_on_a_gpu_without_cuda_kernels_is_told_why():
     with torch._subclasses.FakeTensorMode():
         x = torch.empty(2, 5, 3, device="cuda")
-    with pytest.raises(RuntimeError, match="x is on cuda:0, and there are no CUDA kernels: .+"):
+    with pytest.raises(RuntimeError, match=r"x is on cuda:0, and there are no CUDA kernels: .+"):
         exodus_core.lif(x, 0.9)

@@ -1,7 +1,8 @@
 """Loads the compiled operators.
 
-They are built against PyTorch's stable ABI, so one build serves every torch from 2.10 on. The CUDA kernels are a library of
-their own, loaded only into a torch with CUDA; where it cannot be, `CUDA` says why, and the CPU works all the same.
+They are built against PyTorch's stable ABI, so one build serves every torch from 2.10 on. The CUDA kernels are a
+library of their own, loaded only into a torch with CUDA; where it cannot be, `CUDA` says why, and the CPU works all the
+same.
 """
 
 from __future__ import annotations
