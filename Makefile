@@ -16,7 +16,8 @@ QUICK ?=
 DATA ?=
 TARGET ?= cpu
 
-.PHONY: help setup serve demo test lint format bench exactness sanitize peers lock clean image-lock image-check
+.PHONY: help setup serve demo test lint format bench exactness sanitize peers lock clean
+.PHONY: cuda-emulate cuda-check gpu-check image-lock image-check
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -59,6 +60,11 @@ bench: setup ## time the neurons on the CPU; QUICK=1 for a short run
 exactness: setup ## kernels against autograd in float64, every setting; writes docs/exactness.md; QUICK=1 for a short run
 	$(BIN)/python benchmarks/exactness.py $(if $(QUICK),--quick,--markdown docs/exactness.md)
 
+# --capture=sys: what a sanitizer says as it ends the program must reach the terminal.
+UNDER_SANITIZERS = ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)"
+SANITIZED_TESTS := -q --capture=sys tests/core -m "not slow and not peers"
+
 SANITIZED := build/sanitize/lib/exodus_core/_C.abi3.so
 
 $(SANITIZED): $(VENV)/.installed
@@ -67,9 +73,37 @@ $(SANITIZED): $(VENV)/.installed
 
 # Leaks are not looked for: Python and torch keep memory to the end on purpose. torch.compile starts compilers of its own.
 sanitize: $(SANITIZED) ## the kernels under AddressSanitizer and UndefinedBehaviorSanitizer; QUICK=1 for a part
-	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-		PYTHONPATH=build/sanitize/lib $(BIN)/pytest -q tests/core -m "not slow and not peers" \
+	$(UNDER_SANITIZERS) PYTHONPATH=build/sanitize/lib $(BIN)/pytest $(SANITIZED_TESTS) \
 		-k "not compiles $(if $(QUICK),and (time_may_be_any_axis or empty or opcheck))"
+
+EMULATED := build/emulate/lib/exodus_core/_C.abi3.so
+
+$(EMULATED): $(VENV)/.installed $(shell find tests/cuda -name '*.cpp' -o -name '*.h')
+	cd exodus_core && EXODUS_EMULATE=1 EXODUS_SANITIZE=address,undefined ../$(BIN)/python setup.py --quiet build --force \
+		--build-base ../build/emulate --build-lib ../build/emulate/lib
+
+# Orders of blocks and threads, each with a way of computing the LIF backward pass.
+ORDERS := $(if $(QUICK),reverse:chunks,forward:auto reverse:chunks 1:serial)
+
+cuda-emulate: $(EMULATED) ## the CUDA kernels on the CPU, under sanitizers, in several orders; QUICK=1 for a part
+	for run in $(ORDERS); do \
+		echo "order of blocks and threads: $${run%:*}; LIF backward: $${run#*:}"; \
+		EXODUS_EMULATE_ORDER=$${run%:*} EXODUS_CUDA_BACKWARD=$${run#*:} $(UNDER_SANITIZERS) \
+			PYTHONPATH=build/emulate/lib $(BIN)/pytest $(SANITIZED_TESTS) \
+			-k "not compiles $(if $(QUICK),and (any_axis or empty or edge or overflows) and not all)" || exit 1; \
+	done
+	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python benchmarks/exactness.py --quick | tail -7
+
+# The tools that read machine code are packages of their own.
+$(VENV)/.cuda-tools: requirements-cuda.txt $(VENV)/.installed
+	$(PIP) install --quiet --no-deps --requirement requirements-cuda.txt
+	@touch $@
+
+cuda-check: $(VENV)/.cuda-tools ## compile the kernels for every architecture, check their budgets; writes docs/cuda-kernels.md
+	$(BIN)/python benchmarks/cuda_check.py $(if $(QUICK),--quick,--markdown docs/cuda-kernels.md)
+
+gpu-check: setup ## on a machine with a GPU: the tests on the device, compute-sanitizer, times; writes gpu-report.md
+	$(BIN)/python benchmarks/gpu_check.py $(if $(QUICK),--quick)
 
 peers: setup ## install the libraries that the tests compare with
 	$(PIP) install --quiet --no-deps --requirement requirements-peers.txt

@@ -25,7 +25,8 @@ container=
 service=
 
 clean_up() {
-    [[ -z $service ]] || { kill -KILL "$service"; wait "$service"; } 2> /dev/null || true
+    # Not unshare but its child, process 1 of the namespace: all of it ends with that.
+    [[ -z $service ]] || { pkill -KILL --parent "$service"; wait "$service"; } 2> /dev/null || true
     [[ -z $container ]] || "${engine[@]}" rm "$container" > /dev/null || true
     umount --recursive "$work/storage/overlay" 2> /dev/null || true
     rm -rf --one-file-system "$work/storage" "$work/storage-run" "$work/pip.conf" "$work/service.log" "$work/debian"
@@ -87,7 +88,7 @@ url=http://127.0.0.1:$port
 inside=(env --ignore-environment "${environment[@]}" EXODUS_DEVICE=cpu "EXODUS_PORT=$port" chroot "--userspec=$user" "$root")
 
 # shellcheck disable=SC2016 # expanded by the inner shell
-unshare --mount --pid --fork --kill-child bash -c '
+unshare --mount --pid --fork bash -c '
     set -e
     mount --bind "$1" "$1"
     mount -o remount,bind,ro "$1"

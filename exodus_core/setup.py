@@ -1,46 +1,142 @@
-"""Builds the extension against PyTorch's stable ABI: one binary for every torch from 2.10 on.
+"""Builds the operators against PyTorch's stable ABI: one binary for every torch from 2.10 on.
 
-Only headers of torch and libtorch_cpu are needed, so a plain C++ compiler is enough. No torch build helper is used: it
-would add libtorch_python and Python's own ABI, which the library does not touch.
+`_C` has the schemas and the CPU kernels; a plain C++ compiler builds it. `_C_cuda` has the CUDA kernels; it is built
+where there is nvcc and either a torch with CUDA or EXODUS_FORCE_CUDA=1, for the architectures of TORCH_CUDA_ARCH_LIST.
+No torch build helper is used: it would add libtorch_python and Python's own ABI, which the libraries do not touch.
+
+For tests: EXODUS_SANITIZE=address,undefined builds with sanitizers; EXODUS_EMULATE=1 builds a `_C` that runs the CUDA
+kernels on the CPU (tests/cuda).
 """
 
+import json
 import os
-import pathlib
+import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import torch
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
-HERE = pathlib.Path(__file__).parent
-TORCH = pathlib.Path(torch.__file__).parent
-TORCH_2_10 = "0x020a000000000000"
+HERE = Path(__file__).parent
+TORCH = Path(torch.__file__).parent
+EMULATOR = HERE.parent / "tests" / "cuda"
+
+STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(TORCH / "include")]
 
 # -ffp-contract=off: the same bits on every instruction set, and those of a plain PyTorch loop. NaN and infinity keep
 # their meaning; only the flags of the floating-point unit (errno, traps) are given up, so that loops vectorise.
 # -g0: Python's own flags ask for debugging symbols, which are five sixths of the library.
 COMPILE = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 COMPILE += ["-fvisibility=hidden", "-Wall", "-Wextra"]
-SANITIZE = os.environ.get("EXODUS_SANITIZE", "")  # such as "address,undefined"
-SANITIZER = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-g"] if SANITIZE else []
+SANITIZE = os.environ.get("EXODUS_SANITIZE", "")
 # Warnings are errors in the checked build only: those that a new compiler invents must not stop an installation.
-STRICT = ["-Werror"] if SANITIZE else []
+SANITIZER = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-g", "-Werror"] if SANITIZE else []
 
-extension = Extension(
-    "exodus_core._C",
-    sources=sorted(str(path.relative_to(HERE)) for path in (HERE / "csrc").glob("**/*.cpp")),
-    depends=sorted(str(path.relative_to(HERE)) for path in (HERE / "csrc").glob("**/*.h")),
-    extra_compile_args=[
-        *COMPILE,
-        *SANITIZER,
-        *STRICT,
-        f"-DTORCH_TARGET_VERSION={TORCH_2_10}",
-        "-isystem",
-        str(TORCH / "include"),
-    ],
-    extra_link_args=SANITIZER,
-    library_dirs=[str(TORCH / "lib")],
-    libraries=["torch_cpu"],
-    language="c++",
-    py_limited_api=True,
+# -fmad=false: the bits of the CPU kernels. --expt-relaxed-constexpr is not used: what runs on the device says so.
+NVCC = ["-std=c++17", "-O3", "-fmad=false", "-lineinfo", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+
+
+def sources(*folders: str) -> list[str]:
+    """The C++ and CUDA files directly in these folders of csrc."""
+    return sorted(
+        str(path.relative_to(HERE))
+        for folder in folders
+        for path in (HERE / "csrc" / folder).iterdir()
+        if path.suffix in (".cpp", ".cu")
+    )
+
+
+def architecture_flags(listed: str) -> list[str]:
+    """-gencode flags for a list such as "8.0;9.0+PTX".
+
+    Raises:
+        ValueError: an entry is not a compute capability.
+    """
+    flags = []
+    for entry in listed.replace(" ", ";").split(";"):
+        match = re.fullmatch(r"(\d+)\.(\d+)(a?)(\+PTX)?", entry)
+        if match is None:
+            raise ValueError(
+                f"TORCH_CUDA_ARCH_LIST must list compute capabilities such as 9.0 or 9.0+PTX, got {entry!r}"
+            )
+        number = "".join(match.group(1, 2, 3))
+        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        if match[4]:
+            flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+    return flags
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=f"{home}/bin" if home else None)
+
+
+class BuildOperators(build_ext):
+    """Compiles .cu files: with nvcc for the CUDA library, as C++ for the emulation."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name.endswith("_C_cuda"):
+            self.build_with_nvcc(ext)
+        else:
+            # "-x c++" must stand in front of the source, so it goes to the compiler and not to its options.
+            self.compiler.src_extensions = [*self.compiler.src_extensions, ".cu"]
+            self.compiler.compiler_so = [*self.compiler.compiler_so, "-x", "c++"]
+            self.compiler.compiler_so_cxx = [*self.compiler.compiler_so_cxx, "-x", "c++"]
+            super().build_extension(ext)
+
+    def build_with_nvcc(self, ext: Extension) -> None:
+        nvcc = find_nvcc()
+        assert nvcc is not None
+        listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
+        flags = [*NVCC, *architecture_flags(listed), *STABLE_ABI]
+        objects = []
+        for source in ext.sources:
+            target = Path(self.build_temp) / f"{Path(source).stem}.cuda.o"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run([nvcc, *flags, "-c", source, "-o", target], check=True)
+            objects.append(target)
+        library = Path(self.get_ext_fullpath(ext.name))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        torch_cuda = ["-ltorch_cuda"] if (TORCH / "lib" / "libtorch_cuda.so").exists() else []
+        link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", *torch_cuda, "-cudart", "shared"]
+        subprocess.run([nvcc, "-shared", *objects, "-o", library, *link], check=True)
+        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        facts = {
+            "cuda": re.findall(r"release ([\d.]+)", version)[0],
+            "architectures": listed,
+            "torch": torch.__version__,
+        }
+        library.with_name("_C_cuda.json").write_text(json.dumps(facts) + "\n")
+
+
+def extension(name: str, listed: list[str], flags: list[str]) -> Extension:
+    return Extension(
+        f"exodus_core.{name}",
+        sources=listed,
+        depends=[str(path.relative_to(HERE)) for path in (HERE / "csrc").glob("**/*.*h")],
+        extra_compile_args=[*COMPILE, *SANITIZER, *flags, *STABLE_ABI],
+        extra_link_args=SANITIZER[:1],
+        library_dirs=[str(TORCH / "lib")],
+        libraries=["torch_cpu"],
+        language="c++",
+        py_limited_api=True,
+    )
+
+
+if os.environ.get("EXODUS_EMULATE"):
+    emulator = sorted(os.path.relpath(path, HERE) for path in EMULATOR.glob("*.cpp"))
+    as_cpp = ["-O1", "-DEXODUS_EMULATE", f"-I{EMULATOR}", f"-I{HERE / 'csrc'}", "-Wno-unknown-pragmas"]
+    extensions = [extension("_C", [*sources("", "cuda"), *emulator], as_cpp)]
+else:
+    extensions = [extension("_C", sources("", "cpu"), [])]
+    if find_nvcc() and (torch.version.cuda or os.environ.get("EXODUS_FORCE_CUDA")):
+        extensions.append(extension("_C_cuda", sources("cuda"), []))
+
+setup(
+    ext_modules=extensions,
+    cmdclass={"build_ext": BuildOperators},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )
-
-setup(ext_modules=[extension], options={"bdist_wheel": {"py_limited_api": "cp311"}})

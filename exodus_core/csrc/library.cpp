@@ -4,16 +4,6 @@
 // A kernel is either `taps` or modes (constant + linear k) decay^k.
 #include <torch/csrc/stable/library.h>
 
-#include <string>
-
-#include "cpu/rows.h"
-
-namespace {
-
-std::string instruction_set() { return exodus::cpu::instruction_set().name; }
-
-}  // namespace
-
 STABLE_TORCH_LIBRARY(exodus, m) {
   m.def(
       "lif_forward(Tensor input, float alpha, float threshold, float reset_by, float min_membrane, float max_spikes, "
@@ -36,8 +26,4 @@ STABLE_TORCH_LIBRARY(exodus, m) {
       "-> Tensor");
   m.def("taps_gradient(Tensor grad, Tensor source, int length, int delay, int time_dim) -> Tensor");
   m.def("instruction_set() -> str");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(exodus, CompositeExplicitAutograd, m) {
-  m.impl("instruction_set", TORCH_BOX(&instruction_set));
 }

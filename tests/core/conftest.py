@@ -1,9 +1,19 @@
-"""For the tests of exodus_core: memory that an operator leaves unwritten reads as NaN."""
+"""For the tests of exodus_core: memory that an operator leaves unwritten reads as NaN, and the device they run on."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+# The device on which tensors are made, "cpu" or "cuda".
+DEVICE = os.environ.get("EXODUS_TEST_DEVICE", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _on_device() -> Iterator[None]:
+    with torch.device(DEVICE):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -122,3 +122,11 @@ def test_the_operators_have_a_net_of_their_own():
         torch.ops.exodus.lif_forward(X, 0.9, 1.0, 1.0, -1.0, 1.0, torch.ones(2), None, None, None, None, None, 1, 1)
     with pytest.raises(RuntimeError, match="either taps or modes"):
         torch.ops.exodus.filter(X, torch.ones(2), [0.9], [1.0], [0.0], False, 1)
+
+
+@pytest.mark.skipif(exodus_core.capabilities()["cuda_library"]["loaded"], reason="the CUDA library is loaded here")
+def test_a_tensor_on_a_gpu_without_cuda_kernels_is_told_why():
+    with torch._subclasses.FakeTensorMode():
+        x = torch.empty(2, 5, 3, device="cuda")
+    with pytest.raises(RuntimeError, match=r"x is on cuda:0, and there are no CUDA kernels: .+"):
+        exodus_core.lif(x, 0.9)

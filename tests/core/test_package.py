@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import exodus_core
@@ -23,7 +24,7 @@ def test_capabilities_tell_versions_devices_and_why_there_is_no_cuda():
     assert told["version"] == exodus_core.__version__
     assert told["torch"] == torch.__version__
     assert told["devices"][0] == "cpu"
-    assert told["instruction_set"] in ("portable", "avx2", "avx512")
+    assert told["instruction_set"] in ("portable", "avx2", "avx512", "emulated CUDA")
     assert told["cuda_library"]["loaded"] or told["cuda_library"]["reason"]
     assert set(told["surrogates"]) == set(exodus_core.surrogate.KINDS)
 
@@ -55,3 +56,38 @@ def test_the_shared_arithmetic_includes_neither_torch_nor_cuda():
     own = {f'"{path.name}"' for path in headers}
     assert headers
     assert included - own <= {"<cmath>", "<cstdint>", "<cstring>"}
+
+
+CUDA_REPORT = """
+import torch
+torch.version.cuda = "12.8"
+import exodus_core
+print(exodus_core.capabilities()["cuda_library"]["reason"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("built", "reason"),
+    [
+        (None, "exodus_core was built without CUDA: there was no nvcc, or no torch with CUDA"),
+        ("13.0", "exodus_core was built for CUDA 13.0, and torch {torch} uses CUDA 12.8"),
+        ("12.4", "_C_cuda.abi3.so, built for CUDA 12.4, does not load: "),
+    ],
+    ids=["not built", "another CUDA", "damaged"],
+)
+def test_a_missing_or_mismatched_cuda_library_is_said_once_and_the_cpu_works(tmp_path, built, reason):
+    copy = tmp_path / "exodus_core"
+    copy.mkdir()
+    for source in Path(exodus_core.__file__).parent.iterdir():
+        if source.suffix in (".py", ".so"):
+            (copy / source.name).symlink_to(source)
+    if built is not None:
+        (copy / "_C_cuda.json").write_text(f'{{"cuda": "{built}", "architectures": "9.0"}}')
+        (copy / "_C_cuda.abi3.so").write_bytes(b"no library")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", CUDA_REPORT], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    told = run.stdout.strip()
+    assert told.startswith(reason.format(torch=torch.__version__))
+    assert run.stderr.count("no CUDA kernels: ") == 1

@@ -4,7 +4,6 @@
 //     dL/ds[t] = g[t] + c lam[t+1]
 //     lam[t]   = f'[t] dL/ds[t] + h[t] + b lam[t+1]
 // which is lam[t] = f'[t] g[t] + h[t] + a[t] lam[t+1] with a = b + c f'. Keeping dL/ds apart gives dL/dtheta for nothing.
-// `propagate` computes what comes from step t+1, `step_back` the rest.
 #pragma once
 
 #include "macros.h"
@@ -12,76 +11,105 @@
 
 namespace exodus {
 
-// EXODUS follows the spikes through the reset; SLAYER drops the reset: b = alpha, c = 0 whatever it is.
+// EXODUS follows the spikes through the reset; SLAYER drops the reset: b = alpha, c = 0 whatever it is. The numbers are
+// those of _METHOD_NUMBERS in arguments.py.
 enum class Method : std::int64_t { exodus = 0, slayer = 1 };
 
 // c = d u[t+1] / d s[t]
-template <Method method, Reset reset, class Real>
-EXODUS_HOST_DEVICE Real through_spikes(Real alpha, Real reset_by, Real membrane) {
-  if constexpr (method == Method::slayer || reset == Reset::none) {
-    return Real(0);
-  } else if constexpr (reset == Reset::subtract) {
-    return -reset_by;
-  } else if constexpr (reset == Reset::subtract_decayed) {
-    return -alpha * reset_by;
-  } else {
-    return -alpha * membrane;
+template <class Real>
+EXODUS_HOST_DEVICE Real through_spikes(Method method, Reset reset, const LifNeuron<Real>& neuron, Real membrane) {
+  if (method == Method::slayer) return Real(0);
+  switch (reset) {
+    case Reset::subtract:
+      return -neuron.reset_by;
+    case Reset::subtract_decayed:
+      return -neuron.alpha * neuron.reset_by;
+    case Reset::zero:
+      return -neuron.alpha * membrane;
+    default:
+      return Real(0);
   }
 }
 
 // b = d u[t+1] / d u[t] at fixed s[t]
-template <Method method, Reset reset, class Real>
-EXODUS_HOST_DEVICE Real direct(Real alpha, Real spikes) {
-  if constexpr (method == Method::exodus && reset == Reset::zero) {
-    return alpha * (Real(1) - spikes);
-  } else {
-    return alpha;
-  }
+template <class Real>
+EXODUS_HOST_DEVICE Real direct(Method method, Reset reset, Real alpha, Real spikes) {
+  return method == Method::exodus && reset == Reset::zero ? alpha * (Real(1) - spikes) : alpha;
 }
 
 // d u[t+1] / d rho
-template <Reset reset, class Real>
-EXODUS_HOST_DEVICE Real by_reset(Real alpha, Real spikes) {
-  if constexpr (reset == Reset::subtract) {
-    return -spikes;
-  } else if constexpr (reset == Reset::subtract_decayed) {
-    return -alpha * spikes;
-  } else {
-    return Real(0);
+template <class Real>
+EXODUS_HOST_DEVICE Real by_reset(Reset reset, Real alpha, Real spikes) {
+  switch (reset) {
+    case Reset::subtract:
+      return -spikes;
+    case Reset::subtract_decayed:
+      return -alpha * spikes;
+    default:
+      return Real(0);
   }
 }
 
-// dL/du[t+1] = lam[t+1] sent to everything that u[t+1] is computed from: what step t and the parameters get of it.
+// What is known of a step before the backward pass comes to it.
 template <class Real>
-struct Propagated {
+struct LifStep {
   Real membrane;
-  Real spikes;
-  Real alpha;
-  Real reset_by;
+  Real spikes;         // read where the reset is to zero, and for the sums
+  Real surrogate;      // f'[t]
+  Real grad_spikes;    // g[t]
+  Real grad_membrane;  // h[t]
 };
 
-template <Method method, Reset reset, class Real>
-EXODUS_HOST_DEVICE Propagated<Real> propagate(Real later, Real membrane, Real spikes, Real alpha, Real reset_by) {
-  return {direct<method, reset>(alpha, spikes) * later, through_spikes<method, reset>(alpha, reset_by, membrane) * later,
-          retained<reset>(membrane, spikes, reset_by) * later, by_reset<reset>(alpha, spikes) * later};
-}
-
-// lam[t], and what step t adds to dL/dtheta and to the gradient of the lower bound.
+// Sums over time of the parameter gradients of one neuron.
 template <class Real>
-struct StepBack {
-  Real adjoint;
+struct LifSums {
+  Real alpha;
   Real threshold;
+  Real reset_by;
   Real min_membrane;
 };
 
-// `by_membrane` and `by_spikes` are what the later steps send back to u[t] and s[t]. An SRM neuron's membrane reaches
-// them through its spikes alone: by_membrane = 0, and adjoint is delta[t].
+// lam[t] from lam[t+1], which is `later`. With sums, adds what the step from t to t+1 contributes.
 template <class Real>
-EXODUS_HOST_DEVICE StepBack<Real> step_back(Real surrogate, Real grad_spikes, Real grad_membrane, Real by_membrane,
-                                            Real by_spikes, bool clipped) {
-  const Real by_surrogate = surrogate * (grad_spikes + by_spikes);
-  const Real unclipped = by_surrogate + grad_membrane + by_membrane;
-  return {clipped ? Real(0) : unclipped, -by_surrogate, clipped ? unclipped : Real(0)};
+EXODUS_HOST_DEVICE Real lif_adjoint_step(Method method, Reset reset, bool with_sums, const LifNeuron<Real>& neuron,
+                                         const LifStep<Real>& step, Real later, LifSums<Real>& sums) {
+  const Real grad_spikes = step.grad_spikes + through_spikes(method, reset, neuron, step.membrane) * later;
+  const Real unclipped = step.surrogate * grad_spikes + step.grad_membrane +
+                         direct(method, reset, neuron.alpha, step.spikes) * later;
+  const Real now = is_clipped(step.membrane, neuron.min_membrane) ? Real(0) : unclipped;
+  if (with_sums) {
+    sums.alpha += later * retained(reset, step.membrane, step.spikes, neuron.reset_by);
+    sums.threshold -= step.surrogate * grad_spikes;
+    sums.reset_by += later * by_reset(reset, neuron.alpha, step.spikes);
+    sums.min_membrane += unclipped - now;
+  }
+  return now;
+}
+
+template <class Real>
+struct LifInitialGradient {
+  Real membrane;  // dL/du[-1]
+  Real spikes;    // dL/ds[-1]
+};
+
+// The step from t = -1, whose membrane and spikes are given, to t = 0, where lam is `first`: closes the sums.
+template <class Real>
+EXODUS_HOST_DEVICE LifInitialGradient<Real> lif_adjoint_initial(Method method, Reset reset,
+                                                                const LifNeuron<Real>& neuron, Real membrane,
+                                                                Real spikes, Real first, LifSums<Real>& sums) {
+  sums.alpha += first * retained(reset, membrane, spikes, neuron.reset_by);
+  sums.reset_by += first * by_reset(reset, neuron.alpha, spikes);
+  return {direct(method, reset, neuron.alpha, spikes) * first,
+          through_spikes(method, reset, neuron, membrane) * first};
+}
+
+// delta[n] of an SRM neuron (the transpose of 22) from `reset`, the sum over j of nu[j] delta[n+1+j].
+template <class Real>
+EXODUS_HOST_DEVICE Real srm_adjoint_step(Real surrogate, Real grad_spikes, Real grad_membrane, Real reset,
+                                         Real& threshold_sum) {
+  const Real through = surrogate * (grad_spikes + reset);
+  threshold_sum -= through;
+  return grad_membrane + through;
 }
 
 }  // namespace exodus

@@ -1,10 +1,13 @@
-// One step of one neuron, forward (docs/equations.md, section 2; equations 3, 4 and 26 of arXiv 2205.10242).
+// One step of one neuron, forward (docs/equations.md, section 2; equations 3, 4, 6 and 26 of arXiv 2205.10242).
+//
+// What kind of neuron it is comes as an argument. Where the caller knows it at compile time, inlining leaves one case.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
 #include "macros.h"
+#include "storage.h"
 
 namespace exodus {
 
@@ -16,29 +19,33 @@ enum class Reset : std::int64_t {
   zero = 3,              // u[t] = alpha u[t-1] (1 - s[t-1]) + x[t]
 };
 
+template <class Real>
+struct LifNeuron {
+  Real alpha;
+  Real threshold;
+  Real reset_by;
+  Real min_membrane;
+  Real max_spikes;
+};
+
 // What alpha multiplies: d u[t+1] / d alpha.
-template <Reset reset, class Real>
-EXODUS_HOST_DEVICE Real retained(Real membrane, Real spikes, Real reset_by) {
-  if constexpr (reset == Reset::subtract_decayed) {
-    return membrane - reset_by * spikes;
-  } else if constexpr (reset == Reset::zero) {
-    return membrane * (Real(1) - spikes);
-  } else {
-    return membrane;
+template <class Real>
+EXODUS_HOST_DEVICE Real retained(Reset reset, Real membrane, Real spikes, Real reset_by) {
+  switch (reset) {
+    case Reset::subtract_decayed:
+      return membrane - reset_by * spikes;
+    case Reset::zero:
+      return membrane * (Real(1) - spikes);
+    default:
+      return membrane;
   }
 }
 
 // u[t] from u[t-1], s[t-1] and x[t], before the lower bound.
-template <Reset reset, class Real>
-EXODUS_HOST_DEVICE Real integrate(Real membrane, Real spikes, Real input, Real alpha, Real reset_by) {
-  const Real decayed = alpha * retained<reset>(membrane, spikes, reset_by) + input;
-  return reset == Reset::subtract ? decayed - reset_by * spikes : decayed;
-}
-
-// u[n] of an SRM neuron from z[n] and the response of the reset kernel to its earlier spikes (7).
 template <class Real>
-EXODUS_HOST_DEVICE Real reset_by_kernel(Real psp, Real response) {
-  return psp + response;
+EXODUS_HOST_DEVICE Real integrate(Reset reset, const LifNeuron<Real>& neuron, Real membrane, Real spikes, Real input) {
+  const Real decayed = neuron.alpha * retained(reset, membrane, spikes, neuron.reset_by) + input;
+  return reset == Reset::subtract ? decayed - neuron.reset_by * spikes : decayed;
 }
 
 // The lower bound. A membrane on the bound counts as clipped; NaN is not a bound's business and stays NaN.
@@ -52,18 +59,32 @@ EXODUS_HOST_DEVICE bool is_clipped(Real membrane, Real min_membrane) {
   return membrane <= min_membrane;
 }
 
-// s[t] = 1 where u[t] >= theta (4).
+// s[t] = 1 where u[t] >= theta (4); or floor(u[t] / theta), between 0 and max_spikes.
 template <class Real>
-EXODUS_HOST_DEVICE Real fire_once(Real membrane, Real threshold) {
-  return membrane >= threshold ? Real(1) : Real(0);
-}
-
-// s[t] = floor(u[t] / theta), between 0 and max_spikes.
-template <class Real>
-EXODUS_HOST_DEVICE Real fire_many(Real membrane, Real threshold, Real max_spikes) {
+EXODUS_HOST_DEVICE Real fire(bool many_spikes, Real membrane, Real threshold, Real max_spikes) {
+  if (!many_spikes) return membrane >= threshold ? Real(1) : Real(0);
   const Real count = std::floor(membrane / threshold);
   const Real positive = count > 0 ? count : Real(0);
   return positive < max_spikes ? positive : max_spikes;
+}
+
+// One step: `membrane` and `spikes` are those of t-1 in, of t out. Returns the membrane as it is stored. The spike
+// decision is taken on that, because the backward pass, which has nothing else, must see the same spikes.
+template <class Storage, class Real = compute_t<Storage>>
+EXODUS_HOST_DEVICE Storage lif_step(Reset reset, bool many_spikes, const LifNeuron<Real>& neuron, Real input,
+                                    Real& membrane, Real& spikes) {
+  membrane = clip(integrate(reset, neuron, membrane, spikes, input), neuron.min_membrane);
+  const Storage stored = store<Storage>(membrane);
+  spikes = fire(many_spikes, load(stored), neuron.threshold, neuron.max_spikes);
+  return stored;
+}
+
+// The same for an SRM neuron: u[n] = z[n] + (nu * s)[n-1] (6).
+template <class Storage, class Real = compute_t<Storage>>
+EXODUS_HOST_DEVICE Storage srm_step(Real psp, Real reset, Real threshold, Real& spikes) {
+  const Storage stored = store<Storage>(psp + reset);
+  spikes = fire(false, load(stored), threshold, Real(1));
+  return stored;
 }
 
 }  // namespace exodus

@@ -68,40 +68,41 @@ EXODUS_HOST_DEVICE double exp_nonpositive(double x) {
 }
 
 // The derivative without the `scale` that multiplies it.
-template <SurrogateKind kind, class Real>
-EXODUS_HOST_DEVICE Real surrogate_derivative(Real x, Real slope) {
+template <class Real>
+EXODUS_HOST_DEVICE Real surrogate_derivative(SurrogateKind kind, Real x, Real slope) {
   const Real signed_a = slope * x;
   const Real a = signed_a < 0 ? -signed_a : signed_a;
-  if constexpr (kind == SurrogateKind::exponential) {
-    return exp_nonpositive(-a);
-  } else if constexpr (kind == SurrogateKind::boxcar) {
-    return a <= Real(0.5) ? slope : Real(0);
-  } else if constexpr (kind == SurrogateKind::triangle) {
-    const Real height = Real(1) - a;
-    return height < 0 ? Real(0) : height;
-  } else if constexpr (kind == SurrogateKind::fast_sigmoid) {
-    const Real q = Real(1) / (Real(1) + a);
-    return q * q;
-  } else if constexpr (kind == SurrogateKind::sigmoid) {
-    const Real e = exp_nonpositive(-a);  // q (1 - q) is even, so abs(x) keeps the exponential small
-    const Real q = Real(1) / (Real(1) + e);
-    return slope * (e * q) * q;
-  } else if constexpr (kind == SurrogateKind::arctan) {
-    const Real y = Real(1.5707963267948966) * a;
-    return Real(0.5) * slope / (Real(1) + y * y);
-  } else if constexpr (kind == SurrogateKind::tanh) {
-    const Real e = exp_nonpositive(Real(-2) * a);  // 1 - tanh^2 = 4 e / (1 + e)^2, without cancellation
-    const Real q = Real(1) / (Real(1) + e);
-    return Real(4) * (e * q) * q;
-  } else {
-    return slope * Real(0.3989422804014327) * exp_nonpositive(Real(-0.5) * a * a);
+  switch (kind) {
+    case SurrogateKind::exponential:
+      return exp_nonpositive(-a);
+    case SurrogateKind::boxcar:
+      return a <= Real(0.5) ? slope : Real(0);
+    case SurrogateKind::triangle: {
+      const Real height = Real(1) - a;
+      return height < 0 ? Real(0) : height;
+    }
+    case SurrogateKind::fast_sigmoid: {
+      const Real q = Real(1) / (Real(1) + a);
+      return q * q;
+    }
+    case SurrogateKind::sigmoid: {
+      const Real e = exp_nonpositive(-a);  // q (1 - q) is even, so abs(x) keeps the exponential small
+      const Real q = Real(1) / (Real(1) + e);
+      return slope * (e * q) * q;
+    }
+    case SurrogateKind::arctan: {
+      const Real y = Real(1.5707963267948966) * a;
+      return Real(0.5) * slope / (Real(1) + y * y);
+    }
+    case SurrogateKind::tanh: {
+      const Real e = exp_nonpositive(Real(-2) * a);  // 1 - tanh^2 = 4 e / (1 + e)^2, without cancellation
+      const Real q = Real(1) / (Real(1) + e);
+      return Real(4) * (e * q) * q;
+    }
+    case SurrogateKind::gaussian:
+      return slope * Real(0.3989422804014327) * exp_nonpositive(Real(-0.5) * a * a);
   }
-}
-
-// f'(u).
-template <SurrogateKind kind, class Real>
-EXODUS_HOST_DEVICE Real surrogate(Real membrane, Real threshold, Real slope, Real scale) {
-  return scale * surrogate_derivative<kind>(membrane - threshold, slope);
+  return Real(0);
 }
 
 }  // namespace exodus

@@ -5,14 +5,16 @@ namespace exodus::cpu {
 namespace {
 
 template <class Storage>
-void filter_rows(const Tensor& input, const CausalKernel& kernel, Direction direction, const Layout& layout, Tensor& output) {
+void filter_rows(const FilterCall& call) {
   using Real = compute_t<Storage>;
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
-  const Tiling tiling(layout, threads_for(input.numel()), kernel.max_width(sizeof(Real)));
+  const Layout& layout = call.layout;
+  const Direction direction = call.reverse ? Direction::backward : Direction::forward;
+  const Tiling tiling(layout, threads_for(call.input.numel()), max_width(call.kernel, sizeof(Real)));
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
-    TileRows<const Storage> input_rows(elements<Storage>(input), layout, tiling);
-    TileRows<Storage> output_rows(mutable_elements<Storage>(output), layout, tiling);
-    KernelState<Storage> state(kernel, tiling.width());
+    TileRows<const Storage> input_rows(elements<Storage>(call.input), layout, tiling);
+    TileRows<Storage> output_rows(mutable_elements<Storage>(call.output), layout, tiling);
+    KernelState<Storage> state(call.kernel, tiling.width());
     RowBuffer<Real> loaded(1, tiling.width());
     for (std::int64_t index = first; index < last; ++index) {
       const Tile tile = tiling[index];
@@ -34,55 +36,35 @@ void filter_rows(const Tensor& input, const CausalKernel& kernel, Direction dire
   });
 }
 
-// y[n] = sum over k of kernel[k] x[n - k]; reverse: the transpose, y[m] = sum over k of kernel[k] x[m + k].
-Tensor filter(const Tensor& input, std::optional<Tensor> taps, std::vector<double> decay, std::vector<double> constant,
-              std::vector<double> linear, bool reverse, std::int64_t time_dim) {
-  const Layout layout = layout_of(input, time_dim);
-  const CausalKernel kernel = kernel_of(taps, decay, constant, linear, input, layout);
-  Tensor output = torch::stable::empty_like(input);
-  if (input.numel() > 0) {
-    dispatch(input, [&](auto element) {
-      filter_rows<decltype(element)>(input, kernel, reverse ? Direction::backward : Direction::forward, layout, output);
-    });
-  }
-  return output;
-}
-
-// dL/dkernel[k] = sum over n and lanes of grad[n] source[n - k - delay]. For one outer index both factors are contiguous.
+// For one outer index both factors are one run of memory.
 template <class Storage>
-void taps_gradient_sums(const Tensor& grad, const Tensor& source, std::int64_t delay, const Layout& layout, Tensor& gradient) {
+void taps_gradient_sums(const TapsGradientCall& call) {
   using Real = compute_t<Storage>;
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
-  torch::stable::parallel_for(0, gradient.numel(), 1, [&](std::int64_t first, std::int64_t last) {
+  const Layout& layout = call.layout;
+  torch::stable::parallel_for(0, call.gradient.numel(), 1, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t k = first; k < last; ++k) {
+      const std::int64_t shift = k + call.delay;
+      const std::int64_t run = (layout.time - shift) * layout.inner;
       double sum = 0;
-      const std::int64_t steps = layout.time - k - delay;
-      for (std::int64_t b = 0; b < layout.outer && steps > 0; ++b) {
+      for (std::int64_t b = 0; b < layout.outer && run > 0; ++b) {
         const std::int64_t start = b * layout.time * layout.inner;
-        sum += kernels.dot(steps * layout.inner, elements<Storage>(grad) + start + (k + delay) * layout.inner,
-                           elements<Storage>(source) + start);
+        sum += kernels.dot(run, elements<Storage>(call.grad) + start + shift * layout.inner,
+                           elements<Storage>(call.source) + start);
       }
-      mutable_elements<Real>(gradient)[k] = static_cast<Real>(sum);
+      mutable_elements<Real>(call.gradient)[k] = static_cast<Real>(sum);
     }
   });
 }
 
-Tensor taps_gradient(const Tensor& grad, const Tensor& source, std::int64_t length, std::int64_t delay, std::int64_t time_dim) {
-  const Layout layout = layout_of(grad, time_dim);
-  STD_TORCH_CHECK(length > 0 && delay >= 0, "length must be positive and delay not negative");
-  elements_like<void>(source, grad);
-  Tensor gradient = torch::stable::new_zeros(grad, {length}, compute_dtype(grad));
-  if (grad.numel() > 0) {
-    dispatch(grad, [&](auto element) { taps_gradient_sums<decltype(element)>(grad, source, delay, layout, gradient); });
-  }
-  return gradient;
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(exodus, CPU, m) {
-  m.impl("filter", TORCH_BOX(&filter));
-  m.impl("taps_gradient", TORCH_BOX(&taps_gradient));
+void Cpu::run(const FilterCall& call) {
+  dispatch(call.input, [&](auto element) { filter_rows<decltype(element)>(call); });
+}
+
+void Cpu::run(const TapsGradientCall& call) {
+  dispatch(call.grad, [&](auto element) { taps_gradient_sums<decltype(element)>(call); });
 }
 
 }  // namespace exodus::cpu

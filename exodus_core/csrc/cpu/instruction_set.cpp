@@ -3,6 +3,8 @@
 #include <stdexcept>
 #include <string>
 
+#include <torch/csrc/stable/library.h>
+
 #include "rows.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -49,6 +51,16 @@ const InstructionSet& choose() {
 const InstructionSet& instruction_set() {
   static const InstructionSet& chosen = choose();
   return chosen;
+}
+
+namespace {
+
+std::string instruction_set_name() { return instruction_set().name; }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(exodus, CompositeExplicitAutograd, m) {
+  m.impl("instruction_set", TORCH_BOX(&instruction_set_name));
 }
 
 template <>

@@ -6,38 +6,15 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
-#include "tensors.h"
+#include "backend.h"
 
 namespace exodus::cpu {
 
-struct CausalKernel {
-  const std::optional<Tensor>& taps;
-  std::vector<Mode> modes;
-  std::int64_t length;  // of the taps, without those that no step is late enough to see
-
-  // Lanes of a tile for which the rows that the kernel remembers stay in the second-level cache.
-  std::int64_t max_width(std::int64_t element_size) const {
-    constexpr std::int64_t kRemembered = 512 * 1024;
-    return kRemembered / (element_size * std::max<std::int64_t>(1, length));
-  }
-};
-
-inline CausalKernel kernel_of(const std::optional<Tensor>& taps, const std::vector<double>& decay,
-                              const std::vector<double>& constant, const std::vector<double>& linear, const Tensor& like,
-                              const Layout& layout) {
-  STD_TORCH_CHECK(decay.size() == constant.size() && decay.size() == linear.size(),
-                  "decay, constant and linear must have one length");
-  STD_TORCH_CHECK(taps.has_value() == decay.empty(), "a kernel is either taps or modes");
-  if (taps.has_value()) {
-    STD_TORCH_CHECK(taps->is_cpu() && taps->is_contiguous() && taps->dim() == 1 && taps->numel() > 0 &&
-                        taps->scalar_type() == compute_dtype(like),
-                    "taps must be a contiguous 1-d CPU tensor of the compute dtype with at least one element");
-  }
-  CausalKernel kernel{taps, {}, taps.has_value() ? std::min(taps->numel(), layout.time) : 0};
-  for (std::size_t i = 0; i < decay.size(); ++i) kernel.modes.push_back({decay[i], constant[i], linear[i]});
-  return kernel;
+// Lanes of a tile for which the rows that the kernel remembers stay in the second-level cache.
+inline std::int64_t max_width(const CausalKernel& kernel, std::int64_t element_size) {
+  constexpr std::int64_t kRemembered = 512 * 1024;
+  return kRemembered / (element_size * std::max<std::int64_t>(1, kernel.length));
 }
 
 template <class Storage>
@@ -48,7 +25,7 @@ class KernelState {
   KernelState(const CausalKernel& kernel, std::int64_t width)
       : kernel_(kernel),
         kernels_(row_kernels<Storage>()),
-        taps_(kernel.taps.has_value() ? elements<Real>(*kernel.taps) : nullptr),
+        taps_(elements<Real>(kernel.taps)),
         history_(taps_ != nullptr ? kernel.length : 2 * static_cast<std::int64_t>(kernel.modes.size()), width),
         response_(1, width) {}
 

@@ -1,15 +1,15 @@
 // Row kernels: one step in time of up to kMaxWidth lanes (neurons) that lie next to each other.
 //
 // They are the only loops over neurons. A table of them is compiled for each instruction set (rows_*.cpp from
-// rows_impl.h) and chosen once, when the library is loaded; lif.cpp, srm.cpp and filter.cpp sweep the rows through time.
+// rows_impl.h) and chosen once at load time; lif.cpp, srm.cpp and filter.cpp sweep the rows through time.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
 #include "../core/adjoint.h"
+#include "../core/kernel.h"
 #include "../core/neuron.h"
-#include "../core/response.h"
 #include "../core/storage.h"
 #include "../core/surrogate.h"
 
@@ -99,7 +99,7 @@ struct SrmBackwardRow {
   const Real* reset;  // sum over j of nu[j] delta[t+1+j]
   Storage* grad_psp;
   Real* adjoint;        // delta[t] out
-  Real* threshold_sum;  // null where not wanted
+  Real* threshold_sum;
 };
 
 template <class Storage>
@@ -115,7 +115,7 @@ struct RowKernels {
   void (*srm_backward)(const SrmBackwardRow<Storage>&);
   // accumulator += coefficient * row
   void (*add_scaled)(std::int64_t width, Real coefficient, const Real* row, Real* accumulator);
-  // One step of a mode: output += its response to input; p and q are its state.
+  // One step of a mode: p <- decay p + input, q <- decay (q + old p), output += constant p + linear q.
   void (*mode_step)(std::int64_t width, const Mode&, const Real* input, Real* p, Real* q, Real* output);
   void (*load)(std::int64_t width, const Storage* stored, Real* row);
   void (*store)(std::int64_t width, const Real* row, Storage* stored);

@@ -1,6 +1,5 @@
 // The row kernels, compiled once for each instruction set: rows_*.cpp defines EXODUS_INSTRUCTION_SET_NAME, sets the
-// compiler's target and includes this file. It loops, loads, stores and adds up; what a neuron does is in csrc/core.
-//
+// compiler's target and includes this file. It holds no arithmetic of its own: that is in csrc/core.
 // Rows never overlap unless both are only read; without being told, the compiler gives up on so many pointers.
 #if defined(__clang__)
 #define EXODUS_INDEPENDENT_LANES _Pragma("clang loop vectorize(assume_safety)")
@@ -11,71 +10,54 @@
 namespace exodus::cpu::EXODUS_INSTRUCTION_SET_NAME {
 namespace {
 
+template <class Real>
+LifNeuron<Real> neuron_of(const NeuronRows<Real>& rows, std::int64_t i) {
+  return {rows.alpha[i], rows.threshold[i], rows.reset_by[i], rows.min_membrane[i], rows.max_spikes};
+}
+
+template <class Real>
+void add(const ParameterSums<Real>& rows, std::int64_t i, const LifSums<Real>& sums) {
+  rows.alpha[i] += sums.alpha;
+  rows.threshold[i] += sums.threshold;
+  rows.reset_by[i] += sums.reset_by;
+  rows.min_membrane[i] += sums.min_membrane;
+}
+
 template <Reset reset, bool many_spikes, class Storage>
 void lif_forward_lanes(const LifForwardRow<Storage>& row) {
-  using Real = compute_t<Storage>;
-  const Storage* input = row.input;
-  Storage* spikes_out = row.spikes;
-  Storage* membrane_out = row.membrane;
-  Real* membrane_state = row.membrane_state;
-  Real* spikes_state = row.spikes_state;
-  const NeuronRows<Real> neuron = row.neuron;
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < row.width; ++i) {
-    const Real integrated = integrate<reset>(membrane_state[i], spikes_state[i], load(input[i]), neuron.alpha[i],
-                                             neuron.reset_by[i]);
-    const Real membrane = clip(integrated, neuron.min_membrane[i]);
-    const Storage stored = store<Storage>(membrane);
-    const Real spikes = many_spikes ? fire_many(load(stored), neuron.threshold[i], neuron.max_spikes)
-                                    : fire_once(load(stored), neuron.threshold[i]);
-    membrane_state[i] = membrane;
-    spikes_state[i] = spikes;
-    membrane_out[i] = stored;
-    spikes_out[i] = store<Storage>(spikes);
+    row.membrane[i] = lif_step<Storage>(reset, many_spikes, neuron_of(row.neuron, i), load(row.input[i]),
+                                        row.membrane_state[i], row.spikes_state[i]);
+    row.spikes[i] = store<Storage>(row.spikes_state[i]);
   }
 }
 
-template <Method method, Reset reset, bool with_parameters, class Storage>
+template <Method method, Reset reset, bool with_sums, class Storage>
 void lif_backward_lanes(const LifBackwardRow<Storage>& row) {
   using Real = compute_t<Storage>;
-  const Storage* membrane_row = row.membrane;
-  const Storage* grad_spikes_row = row.grad_spikes;
-  const Storage* grad_membrane_row = row.grad_membrane;
-  Storage* grad_input_row = row.grad_input;
-  Real* adjoint = row.adjoint;
-  const NeuronRows<Real> neuron = row.neuron;
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < row.width; ++i) {
-    const Real membrane = load(membrane_row[i]);
-    const bool needs_spikes = with_parameters || reset == Reset::zero;
-    const Real spikes = needs_spikes ? row.spikes[i] : Real(0);
-    const Propagated<Real> from_later =
-        propagate<method, reset>(adjoint[i], membrane, spikes, neuron.alpha[i], neuron.reset_by[i]);
-    const StepBack<Real> step =
-        step_back(row.surrogate[i], load(grad_spikes_row[i]), load(grad_membrane_row[i]), from_later.membrane,
-                  from_later.spikes, is_clipped(membrane, neuron.min_membrane[i]));
-    if constexpr (with_parameters) {
-      row.sums.alpha[i] += from_later.alpha;
-      row.sums.threshold[i] += step.threshold;
-      row.sums.reset_by[i] += from_later.reset_by;
-      row.sums.min_membrane[i] += step.min_membrane;
-    }
-    adjoint[i] = step.adjoint;
-    grad_input_row[i] = store<Storage>(step.adjoint);
+    const LifStep<Real> step{load(row.membrane[i]), with_sums || reset == Reset::zero ? row.spikes[i] : Real(0),
+                             row.surrogate[i], load(row.grad_spikes[i]), load(row.grad_membrane[i])};
+    LifSums<Real> sums{};
+    row.adjoint[i] =
+        lif_adjoint_step(method, reset, with_sums, neuron_of(row.neuron, i), step, row.adjoint[i], sums);
+    row.grad_input[i] = store<Storage>(row.adjoint[i]);
+    if constexpr (with_sums) add(row.sums, i, sums);
   }
 }
 
 template <Method method, Reset reset, class Real>
 void lif_initial_lanes(const LifInitialRow<Real>& row) {
-  const NeuronRows<Real> neuron = row.neuron;
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < row.width; ++i) {
-    const Propagated<Real> from_later = propagate<method, reset>(row.adjoint[i], row.membrane[i], row.spikes[i],
-                                                                 neuron.alpha[i], neuron.reset_by[i]);
-    row.grad_membrane[i] = from_later.membrane;
-    row.grad_spikes[i] = from_later.spikes;
-    row.sums.alpha[i] += from_later.alpha;
-    row.sums.reset_by[i] += from_later.reset_by;
+    LifSums<Real> sums{};
+    const LifInitialGradient<Real> gradient = lif_adjoint_initial(
+        method, reset, neuron_of(row.neuron, i), row.membrane[i], row.spikes[i], row.adjoint[i], sums);
+    row.grad_membrane[i] = gradient.membrane;
+    row.grad_spikes[i] = gradient.spikes;
+    add(row.sums, i, sums);
   }
 }
 
@@ -140,7 +122,7 @@ void surrogate_lanes(std::int64_t width, const Storage* membrane, const Real* th
                      Real slope, Real scale, Real* derivative) {
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < width; ++i) {
-    derivative[i] = exodus::surrogate<kind>(load(membrane[i]), threshold[i], slope, scale);
+    derivative[i] = scale * surrogate_derivative(kind, load(membrane[i]) - threshold[i], slope);
   }
 }
 
@@ -168,48 +150,32 @@ void surrogate(SurrogateKind kind, std::int64_t width, const Storage* membrane, 
 }
 
 template <class Storage, class Real = compute_t<Storage>>
-void fire(std::int64_t width, const Storage* membrane, const Real* threshold, Real max_spikes,
-          Real* spikes) {
+void fire_row(std::int64_t width, const Storage* membrane, const Real* threshold, Real max_spikes, Real* spikes) {
   if (max_spikes == Real(1)) {
     EXODUS_INDEPENDENT_LANES
-    for (std::int64_t i = 0; i < width; ++i) spikes[i] = fire_once(load(membrane[i]), threshold[i]);
+    for (std::int64_t i = 0; i < width; ++i) spikes[i] = fire(false, load(membrane[i]), threshold[i], max_spikes);
   } else {
     EXODUS_INDEPENDENT_LANES
-    for (std::int64_t i = 0; i < width; ++i) spikes[i] = fire_many(load(membrane[i]), threshold[i], max_spikes);
+    for (std::int64_t i = 0; i < width; ++i) spikes[i] = fire(true, load(membrane[i]), threshold[i], max_spikes);
   }
 }
 
 template <class Storage>
 void srm_forward(const SrmForwardRow<Storage>& row) {
-  using Real = compute_t<Storage>;
-  const Storage* psp = row.psp;
-  Storage* spikes_out = row.spikes;
-  Storage* membrane_out = row.membrane;
-  Real* spikes_state = row.spikes_state;
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < row.width; ++i) {
-    const Storage stored = store<Storage>(reset_by_kernel(load(psp[i]), row.reset[i]));
-    const Real spikes = fire_once(load(stored), row.threshold[i]);
-    membrane_out[i] = stored;
-    spikes_state[i] = spikes;
-    spikes_out[i] = store<Storage>(spikes);
+    row.membrane[i] = srm_step<Storage>(load(row.psp[i]), row.reset[i], row.threshold[i], row.spikes_state[i]);
+    row.spikes[i] = store<Storage>(row.spikes_state[i]);
   }
 }
 
 template <class Storage>
 void srm_backward(const SrmBackwardRow<Storage>& row) {
-  using Real = compute_t<Storage>;
-  const Storage* grad_spikes_row = row.grad_spikes;
-  const Storage* grad_membrane_row = row.grad_membrane;
-  Storage* grad_psp = row.grad_psp;
-  Real* adjoint = row.adjoint;
   EXODUS_INDEPENDENT_LANES
   for (std::int64_t i = 0; i < row.width; ++i) {
-    const StepBack<Real> step = step_back(row.surrogate[i], load(grad_spikes_row[i]), load(grad_membrane_row[i]),
-                                          Real(0), row.reset[i], false);
-    adjoint[i] = step.adjoint;
-    grad_psp[i] = store<Storage>(step.adjoint);
-    if (row.threshold_sum != nullptr) row.threshold_sum[i] += step.threshold;
+    row.adjoint[i] = srm_adjoint_step(row.surrogate[i], load(row.grad_spikes[i]), load(row.grad_membrane[i]),
+                                      row.reset[i], row.threshold_sum[i]);
+    row.grad_psp[i] = store<Storage>(row.adjoint[i]);
   }
 }
 
@@ -228,12 +194,15 @@ void mode_step(std::int64_t width, const Mode& mode, const Real* input, Real* p,
   if (mode.linear == 0) {
     EXODUS_INDEPENDENT_LANES
     for (std::int64_t i = 0; i < width; ++i) {
-      output[i] += respond(decay, constant, input[i], p[i]);
+      p[i] = exponential_step(decay, p[i], input[i]);
+      output[i] += constant * p[i];
     }
   } else {
     EXODUS_INDEPENDENT_LANES
     for (std::int64_t i = 0; i < width; ++i) {
-      output[i] += respond(decay, constant, linear, input[i], p[i], q[i]);
+      q[i] = linear_step(decay, q[i], p[i]);
+      p[i] = exponential_step(decay, p[i], input[i]);
+      output[i] += constant * p[i] + linear * q[i];
     }
   }
 }
@@ -273,7 +242,7 @@ template <class Storage>
 constexpr RowKernels<Storage> kernels() {
   using Real = compute_t<Storage>;
   return {lif_forward<Storage>, lif_backward<Storage>, lif_initial<Real>,  surrogate<Storage>,
-          fire<Storage>,        srm_forward<Storage>,  srm_backward<Storage>, add_scaled<Real>,
+          fire_row<Storage>,     srm_forward<Storage>,  srm_backward<Storage>, add_scaled<Real>,
           mode_step<Real>,      load_row<Storage>,     store_row<Storage>,    dot<Storage>};
 }
 

@@ -1,7 +1,6 @@
 // How the CPU walks a tensor: lanes are cut into tiles, a tile is swept through time row by row.
 //
-// A tensor is read as (outer, time, inner); a lane is one (outer, inner) pair, and element (b, t, n) lies at
-// (b * time + t) * inner + n, computed in 64 bits. Where inner is long, a row of a tile is a piece of the tensor and
+// Where inner is long, a row of a tile is a piece of the tensor and
 // is used in place. Where it is short (time last: inner = 1), blocks of time are copied to and from a small buffer in
 // which the lanes lie next to each other.
 #pragma once
@@ -13,20 +12,10 @@
 #include <new>
 #include <type_traits>
 
+#include "../core/layout.h"
 #include "rows.h"
 
 namespace exodus::cpu {
-
-struct Layout {
-  std::int64_t outer;
-  std::int64_t time;
-  std::int64_t inner;
-
-  std::int64_t lanes() const { return outer * inner; }
-  std::int64_t offset(std::int64_t lane, std::int64_t t) const {
-    return (lane / inner * time + t) * inner + lane % inner;
-  }
-};
 
 struct Tile {
   std::int64_t first_lane;

@@ -1,26 +1,37 @@
 """Loads the compiled operators.
 
-The library is built against PyTorch's stable ABI, so one build serves every torch from 2.10 on.
+They are built against PyTorch's stable ABI, so one build serves every torch from 2.10 on. The CUDA kernels are a
+library of their own, loaded only into a torch with CUDA; where it cannot be, `CUDA` says why, and the CPU works all the
+same.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-LIBRARY = Path(__file__).parent / "_C.abi3.so"
+HERE = Path(__file__).parent
+LIBRARY = HERE / "_C.abi3.so"
+CUDA_LIBRARY = HERE / "_C_cuda.abi3.so"
 _INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 
 
-def load() -> None:
-    """Registers torch.ops.exodus.
+@dataclass(frozen=True)
+class CudaLibrary:
+    """What became of the CUDA library: `reason` is empty where it is loaded."""
 
-    Raises:
-        ImportError: the library was not built, or this torch cannot load it.
-        ValueError: EXODUS_INSTRUCTION_SET is not one of portable, avx2, avx512.
-    """
+    loaded: bool
+    reason: str
+    built_for: str
+    architectures: str
+
+
+def _load_cpu() -> None:
     asked = os.environ.get("EXODUS_INSTRUCTION_SET", "")
     if asked and asked not in _INSTRUCTION_SETS:
         raise ValueError(f"EXODUS_INSTRUCTION_SET must be one of {', '.join(_INSTRUCTION_SETS)}, got {asked!r}")
@@ -37,4 +48,28 @@ def load() -> None:
     torch.ops.exodus.instruction_set()  # chooses now, so that what the environment says later does not matter
 
 
-load()
+def _load_cuda() -> CudaLibrary:
+    facts = CUDA_LIBRARY.with_name("_C_cuda.json")
+    built = json.loads(facts.read_text()) if facts.exists() else {}
+    built_for, architectures = built.get("cuda", ""), built.get("architectures", "")
+    reason = ""
+    if torch.version.cuda is None:
+        reason = f"this torch ({torch.__version__}) was built without CUDA"
+    elif not CUDA_LIBRARY.exists():
+        reason = "exodus_core was built without CUDA: there was no nvcc, or no torch with CUDA"
+    elif built_for.partition(".")[0] != torch.version.cuda.partition(".")[0]:
+        reason = (
+            f"exodus_core was built for CUDA {built_for}, and torch {torch.__version__} uses CUDA {torch.version.cuda}"
+        )
+    else:
+        try:
+            torch.ops.load_library(str(CUDA_LIBRARY))
+        except OSError as error:
+            reason = f"{CUDA_LIBRARY.name}, built for CUDA {built_for}, does not load: {error}"
+    if reason and torch.version.cuda is not None:
+        logging.getLogger("exodus_core").warning("no CUDA kernels: %s", reason)
+    return CudaLibrary(not reason, reason, built_for, architectures)
+
+
+_load_cpu()
+CUDA = _load_cuda()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from exodus_core._library import CUDA
 from exodus_core.kernels import AlphaKernel, ExponentialKernel, Kernel
 from exodus_core.ops import compute_dtype
 from exodus_core.surrogate import KINDS, Surrogate
@@ -30,6 +31,8 @@ def check_signal(name: str, x: Tensor, time_dim: int) -> int:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
+    if x.is_cuda and not CUDA.loaded:
+        raise RuntimeError(f"{name} is on {x.device}, and there are no CUDA kernels: {CUDA.reason}")
     ndim = x.dim()
     if not isinstance(time_dim, int) or isinstance(time_dim, bool):
         raise TypeError(f"time_dim must be an int, got {type(time_dim).__name__}")

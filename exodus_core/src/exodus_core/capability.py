@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from exodus_core import ops
+from exodus_core._library import CUDA
 from exodus_core._version import __version__
 from exodus_core.arguments import FLOATS, METHODS
 from exodus_core.surrogate import KINDS
 
 STABLE_ABI_TARGET = "2.10"
-
-
-def _cuda_library() -> dict[str, Any]:
-    if torch.version.cuda is None:
-        reason = f"this torch ({torch.__version__}) was built without CUDA"
-    else:
-        reason = "this version of exodus_core has no CUDA kernels"
-    return {"loaded": False, "reason": reason}
 
 
 def capabilities() -> dict[str, Any]:
@@ -40,8 +34,8 @@ def capabilities() -> dict[str, Any]:
         "surrogates": sorted(KINDS),
         "kernels": ["taps", "exponential", "alpha"],
         "dtypes": [str(dtype).removeprefix("torch.") for dtype in FLOATS],
-        "devices": ["cpu"],
+        "devices": ["cpu", "cuda"] if CUDA.loaded else ["cpu"],
         "instruction_set": ops.instruction_set(),
         "threads": torch.get_num_threads(),
-        "cuda_library": _cuda_library(),
+        "cuda_library": asdict(CUDA),
     }

@@ -1,0 +1,32 @@
+// The backward pass as a chain of affine maps, for computing pieces of time side by side (docs/equations.md, section 7).
+#pragma once
+
+#include "adjoint.h"
+#include "macros.h"
+
+namespace exodus {
+
+// lam -> slope lam + offset. The identity, (1, 0), is what a piece without steps contributes.
+template <class Real>
+struct AffineMap {
+  Real slope;
+  Real offset;
+
+  EXODUS_HOST_DEVICE Real operator()(Real later) const { return slope * later + offset; }
+
+  // Whether the product of slopes stayed finite; an infinite one times lam = 0 would be NaN where the steps give 0.
+  EXODUS_HOST_DEVICE bool is_bounded() const { return slope - slope == Real(0); }
+};
+
+// The map of a step after `behind`, that of the steps behind it in time: lam[t] = a lam[t+1] + b, a = m (b + c f').
+template <class Real>
+EXODUS_HOST_DEVICE AffineMap<Real> before(Method method, Reset reset, const LifNeuron<Real>& neuron,
+                                          const LifStep<Real>& step, const AffineMap<Real>& behind) {
+  if (is_clipped(step.membrane, neuron.min_membrane)) return {Real(0), Real(0)};
+  const Real a = direct(method, reset, neuron.alpha, step.spikes) +
+                 through_spikes(method, reset, neuron, step.membrane) * step.surrogate;
+  const Real b = step.surrogate * step.grad_spikes + step.grad_membrane;
+  return {a * behind.slope, a * behind.offset + b};
+}
+
+}  // namespace exodus

@@ -1,0 +1,21 @@
+// The CUDA backend: what operators.h asks of a device.
+#pragma once
+
+#include "../operators.h"
+#include "platform.cuh"
+
+namespace exodus::cuda {
+
+struct Cuda {
+  static constexpr const char* kDevice = kDeviceName;
+  static bool is_on_device(const Tensor& tensor) { return exodus::cuda::is_on_device(tensor); }
+
+  static void run(const LifForwardCall& call);
+  static void run(const LifBackwardCall& call);
+  static void run(const SrmForwardCall& call);
+  static void run(const SrmBackwardCall& call);
+  static void run(const FilterCall& call);
+  static void run(const TapsGradientCall& call);
+};
+
+}  // namespace exodus::cuda

@@ -1,0 +1,113 @@
+// Causal filters on the GPU: one thread a lane, through time; and the gradient of taps, one block a tap.
+#include "backend.cuh"
+#include "kernel_state.cuh"
+
+namespace exodus::cuda {
+namespace {
+
+template <class Storage>
+struct FilterArgs {
+  Sweep<Storage, 1, 1> sweep;
+  DeviceKernel<compute_t<Storage>> kernel;
+};
+
+template <class Storage>
+__global__ void __launch_bounds__(kThreads) filter_in_place(FilterArgs<Storage> args) {
+  using Real = compute_t<Storage>;
+  EXODUS_SHARED_MEMORY(shared);
+  const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (mine >= args.sweep.layout.lanes()) return;
+  KernelState<Real> state(args.kernel, reinterpret_cast<Real*>(shared), mine, args.sweep.layout.lanes());
+  sweep_in_place<1>(args.sweep, mine, [&](int, const Storage(&from)[1], Storage(&to)[1]) {
+    state.push(load(from[0]));
+    to[0] = store<Storage>(state.response());
+  });
+}
+
+template <class Storage>
+__global__ void __launch_bounds__(kStagedLanes) filter_staged(FilterArgs<Storage> args) {
+  using Real = compute_t<Storage>;
+  EXODUS_SHARED_MEMORY(shared);
+  const StagedBlock block = StagedBlock::of(args.sweep.layout);
+  KernelState<Real> state(args.kernel, reinterpret_cast<Real*>(shared + staged_bytes<Storage>(1)), block.lane(),
+                          args.sweep.layout.lanes());
+  sweep_staged(args.sweep, block, reinterpret_cast<Storage*>(shared), [&](int, const Storage(&from)[1], Storage(&to)[1]) {
+    state.push(load(from[0]));
+    to[0] = store<Storage>(state.response());
+  });
+}
+
+constexpr int kTapThreads = 256;
+
+template <class Storage>
+struct TapsArgs {
+  Layout layout;
+  const Storage* grad;
+  const Storage* source;
+  std::int64_t delay;
+  compute_t<Storage>* gradient;
+};
+
+// One block a tap. For one outer index both factors are one run of memory; the threads' sums are added in a fixed tree.
+template <class Storage>
+__global__ void __launch_bounds__(kTapThreads) taps_gradient_sums(TapsArgs<Storage> args) {
+  using Real = compute_t<Storage>;
+  EXODUS_SHARED_MEMORY(shared);
+  Real* sums = reinterpret_cast<Real*>(shared);
+  const std::int64_t shift = static_cast<std::int64_t>(blockIdx.x) + args.delay;
+  const std::int64_t run = (args.layout.time - shift) * args.layout.inner;
+  Real sum = 0;
+  for (std::int64_t b = 0; b < args.layout.outer; ++b) {
+    const std::int64_t start = b * args.layout.time * args.layout.inner;
+    Real block = 0;
+    for (std::int64_t i = threadIdx.x; i < run; i += kTapThreads) {
+      block += load(load_global(args.grad + start + shift * args.layout.inner + i)) *
+               load(load_global(args.source + start + i));
+    }
+    sum += block;
+  }
+  sums[threadIdx.x] = sum;
+  for (int half = kTapThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+  }
+  if (threadIdx.x == 0) store_global(args.gradient + blockIdx.x, sums[0]);
+}
+
+}  // namespace
+
+void Cuda::run(const FilterCall& call) {
+  const OnDeviceOf device(call.input);
+  dispatch(call.input, [&](auto element) {
+    using Storage = decltype(element);
+    const Layout& layout = call.layout;
+    const bool staged = layout.inner < kMinInPlace;
+    const int tiles = staged ? staged_bytes<Storage>(1) : 0;
+    const KernelMemory<compute_t<Storage>> memory(call.kernel, call.input, layout.lanes(),
+                                                  staged ? kStagedLanes : kThreads, tiles);
+    const FilterArgs<Storage> args{
+        {layout, call.reverse, {elements<Storage>(call.input)}, {mutable_elements<Storage>(call.output)}},
+        memory.device()};
+    if (staged) {
+      EXODUS_LAUNCH((filter_staged<Storage>), staged_blocks(layout), kStagedLanes, tiles + memory.shared_bytes(),
+                    device.stream(), args);
+    } else {
+      EXODUS_LAUNCH((filter_in_place<Storage>), blocks_for(layout.lanes(), kThreads), kThreads, memory.shared_bytes(),
+                    device.stream(), args);
+    }
+  });
+}
+
+void Cuda::run(const TapsGradientCall& call) {
+  const OnDeviceOf device(call.grad);
+  dispatch(call.grad, [&](auto element) {
+    using Storage = decltype(element);
+    using Real = compute_t<Storage>;
+    const TapsArgs<Storage> args{call.layout, elements<Storage>(call.grad), elements<Storage>(call.source), call.delay,
+                                 mutable_elements<Real>(call.gradient)};
+    EXODUS_LAUNCH((taps_gradient_sums<Storage>), static_cast<unsigned int>(call.gradient.numel()), kTapThreads,
+                  kTapThreads * static_cast<int>(sizeof(Real)), device.stream(), args);
+  });
+}
+
+}  // namespace exodus::cuda

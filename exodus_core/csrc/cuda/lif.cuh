@@ -1,0 +1,103 @@
+// What the LIF kernels share: the parameters of a call on the device.
+#pragma once
+
+#include "parameters.cuh"
+#include "tiles.cuh"
+
+namespace exodus::cuda {
+
+template <class Storage>
+struct DeviceNeurons {
+  using Real = compute_t<Storage>;
+  DeviceParameter<Real> alpha;
+  DeviceParameter<Real> threshold;
+  DeviceParameter<Real> reset_by;
+  DeviceParameter<Real> min_membrane;
+  Real max_spikes;
+
+  explicit DeviceNeurons(const LifParameters& parameters)
+      : alpha(on_device<Real>(parameters.alpha)),
+        threshold(on_device<Real>(parameters.threshold)),
+        reset_by(on_device<Real>(parameters.reset_by)),
+        min_membrane(on_device<Real>(parameters.min_membrane)),
+        max_spikes(static_cast<Real>(parameters.max_spikes)) {}
+
+  __device__ __forceinline__ LifNeuron<Real> of(std::int64_t lane, std::int64_t inner) const {
+    // The bound is rounded as the membrane will be: one that was raised to it must be seen to lie on it.
+    return {alpha.of(lane, inner), threshold.of(lane, inner), reset_by.of(lane, inner),
+            as_stored<Storage>(min_membrane.of(lane, inner)), max_spikes};
+  }
+};
+
+template <class Storage>
+struct LifForwardArgs {
+  using Real = compute_t<Storage>;
+  Sweep<Storage, 1, 2> sweep;  // input -> membrane, spikes
+  DeviceNeurons<Storage> neurons;
+  Reset reset;
+  const Real* initial_membrane;
+  const Real* initial_spikes;
+};
+
+template <class Storage>
+struct LifBackwardArgs {
+  using Real = compute_t<Storage>;
+  Sweep<Storage, 3, 1> sweep;  // membrane, grad_spikes, grad_membrane -> grad_input
+  DeviceNeurons<Storage> neurons;
+  Reset reset;
+  DeviceSurrogate<Real> surrogate;
+  Method method;
+  const Real* initial_membrane;
+  const Real* initial_spikes;
+  Real* lane_gradients;  // the kLaneGradients rows, or null
+
+  // What is known of a step from its three elements.
+  template <bool with_sums>
+  __device__ __forceinline__ LifStep<Real> step(const LifNeuron<Real>& neuron, const Storage (&from)[3]) const {
+    const Real membrane = load(from[0]);
+    const Real spikes = with_sums || reset == Reset::zero
+                            ? fire(neuron.max_spikes > 1, membrane, neuron.threshold, neuron.max_spikes)
+                            : Real(0);
+    return {membrane, spikes, surrogate(membrane, neuron.threshold), load(from[1]), load(from[2])};
+  }
+
+  // Closes the pass of one lane at t = -1 and writes its gradients.
+  __device__ __forceinline__ void close(const LifNeuron<Real>& neuron, std::int64_t lane, Real first,
+                                        LifSums<Real> sums) const {
+    const LifInitialGradient<Real> initial =
+        lif_adjoint_initial(method, reset, neuron, lane_value(initial_membrane, lane),
+                            lane_value(initial_spikes, lane), first, sums);
+    const Real values[kLaneGradients] = {initial.membrane, initial.spikes, sums.alpha,
+                                         sums.threshold,   sums.reset_by,  sums.min_membrane};
+#pragma unroll
+    for (int k = 0; k < kLaneGradients; ++k) store_global(lane_gradients + k * sweep.layout.lanes() + lane, values[k]);
+  }
+};
+
+// Sums a block of steps before it adds to the total, as on the CPU: the rounding error grows with the number of blocks.
+template <class Real>
+struct BlockSums {
+  static constexpr int kBlock = 64;
+
+  LifSums<Real> block{};
+  LifSums<Real> total{};
+  int steps = 0;
+
+  __device__ __forceinline__ void count_step() {
+    if (++steps == kBlock) add_block();
+  }
+  __device__ __forceinline__ void add_block() {
+    total.alpha += block.alpha;
+    total.threshold += block.threshold;
+    total.reset_by += block.reset_by;
+    total.min_membrane += block.min_membrane;
+    block = {};
+    steps = 0;
+  }
+};
+
+// lif_scan.cu
+template <class Storage, bool with_sums>
+void lif_backward_by_chunks(const LifBackwardArgs<Storage>& args, cudaStream_t stream);
+
+}  // namespace exodus::cuda

@@ -1,0 +1,48 @@
+// Parameters of a call as the kernels take them: numbers, and pointers to what differs between lanes.
+#pragma once
+
+#include "../operators.h"
+#include "memory.cuh"
+
+namespace exodus::cuda {
+
+// A parameter of the neurons: one number, or a tensor with one element or one for each inner index.
+template <class Real>
+struct DeviceParameter {
+  Real value;
+  const Real* values;  // null: the number
+  bool shared;         // the tensor has one element
+
+  __device__ __forceinline__ Real of(std::int64_t lane, std::int64_t inner) const {
+    return values == nullptr ? value : load_global(values + (shared ? 0 : lane % inner));
+  }
+};
+
+// A value a lane; zero where it is not given.
+template <class Real>
+__device__ __forceinline__ Real lane_value(const Real* values, std::int64_t lane) {
+  return values == nullptr ? Real(0) : load_global(values + lane);
+}
+
+template <class Real>
+DeviceParameter<Real> on_device(const Parameter& parameter) {
+  const bool given = parameter.tensor.has_value();
+  return {static_cast<Real>(parameter.value), elements<Real>(parameter.tensor),
+          given && parameter.tensor->numel() == 1};
+}
+
+template <class Real>
+struct DeviceSurrogate {
+  SurrogateKind kind;
+  Real slope;
+  Real scale;
+
+  explicit DeviceSurrogate(const SurrogateCall& call)
+      : kind(call.kind), slope(static_cast<Real>(call.slope)), scale(static_cast<Real>(call.scale)) {}
+
+  __device__ __forceinline__ Real operator()(Real membrane, Real threshold) const {
+    return scale * surrogate_derivative(kind, membrane - threshold, slope);
+  }
+};
+
+}  // namespace exodus::cuda

@@ -1,0 +1,70 @@
+// The one file that knows what the kernels run on: a GPU, or the emulation on the CPU with which they are tested
+// (EXODUS_EMULATE; tests/cuda/emulator.h provides the same names).
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+
+#if defined(EXODUS_EMULATE)
+
+#include "emulator.h"
+
+#define EXODUS_DISPATCH_KEY CPU
+
+namespace exodus::cuda {
+
+class OnDeviceOf {
+ public:
+  explicit OnDeviceOf(const torch::stable::Tensor&) {}
+  cudaStream_t stream() const { return {}; }
+};
+
+inline bool is_on_device(const torch::stable::Tensor& tensor) { return tensor.is_cpu(); }
+inline constexpr const char* kDeviceName = "CPU (emulated CUDA)";
+
+}  // namespace exodus::cuda
+
+#else
+
+#include <cuda_runtime.h>
+
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+
+#define EXODUS_DISPATCH_KEY CUDA
+
+#define EXODUS_SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
+
+#define EXODUS_UNWRAP(...) __VA_ARGS__
+#define EXODUS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)          \
+  do {                                                                         \
+    EXODUS_UNWRAP kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);  \
+    STD_CUDA_KERNEL_LAUNCH_CHECK();                                            \
+  } while (0)
+
+namespace exodus::cuda {
+
+// Makes the device of a tensor current while it lives, and knows torch's stream there.
+class OnDeviceOf {
+ public:
+  explicit OnDeviceOf(const torch::stable::Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {}
+
+  cudaStream_t stream() const {
+    void* stream = nullptr;
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream) == 0, "no current CUDA stream");
+    return static_cast<cudaStream_t>(stream);
+  }
+
+ private:
+  torch::stable::accelerator::DeviceIndex index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+
+inline bool is_on_device(const torch::stable::Tensor& tensor) { return tensor.is_cuda(); }
+inline constexpr const char* kDeviceName = "CUDA";
+
+}  // namespace exodus::cuda
+
+#endif

@@ -1,0 +1,363 @@
+// The operators as every device has them: they check the tensors, allocate what is returned, and hand a call to the
+// device's backend, which has is_on_device, kDevice and a run() for each kind of call.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "core/adjoint.h"
+#include "core/kernel.h"
+#include "core/layout.h"
+#include "core/neuron.h"
+#include "core/surrogate.h"
+
+namespace exodus {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Doubles = std::vector<double>;
+
+// A neuron parameter: one number for all lanes, or a tensor with one element or one for each inner index.
+struct Parameter {
+  double value;
+  const OptionalTensor& tensor;
+};
+
+struct LifParameters {
+  Parameter alpha;
+  Parameter threshold;
+  Parameter reset_by;
+  Parameter min_membrane;
+  double max_spikes;
+};
+
+// u[-1] and s[-1], one element a lane; zero where not given.
+struct InitialState {
+  const OptionalTensor& membrane;
+  const OptionalTensor& spikes;
+};
+
+struct SurrogateCall {
+  SurrogateKind kind;
+  double slope;
+  double scale;
+};
+
+struct LifForwardCall {
+  const Layout& layout;
+  const Tensor& input;
+  LifParameters parameters;
+  InitialState initial;
+  Reset reset;
+  const Tensor& spikes;
+  const Tensor& membrane;
+};
+
+// The rows of lane_gradients, one element a lane: initial membrane, initial spikes, alpha, threshold, reset_by,
+// min_membrane. Without elements where they are not wanted.
+constexpr std::int64_t kLaneGradients = 6;
+
+struct LifBackwardCall {
+  const Layout& layout;
+  const Tensor& membrane;
+  const OptionalTensor& grad_spikes;
+  const OptionalTensor& grad_membrane;
+  LifParameters parameters;
+  InitialState initial;
+  Reset reset;
+  SurrogateCall surrogate;
+  Method method;
+  const Tensor& grad_input;
+  const Tensor& lane_gradients;
+};
+
+// Taps, or modes.
+struct CausalKernel {
+  const OptionalTensor& taps;
+  std::vector<Mode> modes;
+  std::int64_t length;  // of the taps, without those that no step is late enough to see
+};
+
+struct SrmForwardCall {
+  const Layout& layout;
+  const Tensor& psp;
+  const CausalKernel& kernel;
+  Parameter threshold;
+  const Tensor& spikes;
+  const Tensor& membrane;
+};
+
+struct SrmBackwardCall {
+  const Layout& layout;
+  const Tensor& membrane;
+  const OptionalTensor& grad_spikes;
+  const OptionalTensor& grad_membrane;
+  const CausalKernel& kernel;
+  Parameter threshold;
+  SurrogateCall surrogate;
+  Method method;
+  const Tensor& grad_psp;
+  const Tensor& grad_threshold;  // one element a lane, or none
+};
+
+struct FilterCall {
+  const Layout& layout;
+  const Tensor& input;
+  const CausalKernel& kernel;
+  bool reverse;
+  const Tensor& output;
+};
+
+// gradient[k] = sum over n and lanes of grad[n] source[n - k - delay]
+struct TapsGradientCall {
+  const Layout& layout;
+  const Tensor& grad;
+  const Tensor& source;
+  std::int64_t delay;
+  const Tensor& gradient;
+};
+
+inline ScalarType compute_dtype(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+template <class T>
+const T* elements(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+const T* elements(const OptionalTensor& tensor) {
+  return tensor.has_value() ? elements<T>(*tensor) : nullptr;
+}
+
+template <class T>
+T* mutable_elements(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Calls f with a value of the element type of `tensor`.
+template <class F>
+void dispatch(const Tensor& tensor, F f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::Half:
+      return f(Half{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    default:
+      STD_TORCH_CHECK(false, "expected float32, float64, float16 or bfloat16");
+  }
+}
+
+template <class Backend>
+class Operators {
+ public:
+  static std::tuple<Tensor, Tensor> lif_forward(const Tensor& input, double alpha, double threshold, double reset_by,
+                                                double min_membrane, double max_spikes, OptionalTensor alphas,
+                                                OptionalTensor thresholds, OptionalTensor resets_by,
+                                                OptionalTensor min_membranes, OptionalTensor initial_membrane,
+                                                OptionalTensor initial_spikes, std::int64_t reset,
+                                                std::int64_t time_dim) {
+    const Layout layout = layout_of(input, time_dim);
+    const LifParameters parameters{
+        {alpha, alphas}, {threshold, thresholds}, {reset_by, resets_by}, {min_membrane, min_membranes}, max_spikes};
+    check_lif(parameters, {initial_membrane, initial_spikes}, input, layout);
+    const Reset kind = reset_of(reset, max_spikes);
+    Tensor spikes = torch::stable::empty_like(input);
+    Tensor membrane = torch::stable::empty_like(input);
+    if (input.numel() > 0) {
+      Backend::run(LifForwardCall{layout, input, parameters, {initial_membrane, initial_spikes}, kind, spikes, membrane});
+    }
+    return {spikes, membrane};
+  }
+
+  static std::tuple<Tensor, Tensor> lif_backward(
+      const Tensor& membrane, OptionalTensor grad_spikes, OptionalTensor grad_membrane, double alpha, double threshold,
+      double reset_by, double min_membrane, double max_spikes, OptionalTensor alphas, OptionalTensor thresholds,
+      OptionalTensor resets_by, OptionalTensor min_membranes, OptionalTensor initial_membrane,
+      OptionalTensor initial_spikes, std::int64_t reset, std::int64_t surrogate, double slope, double scale,
+      std::int64_t method, bool with_lanes, std::int64_t time_dim) {
+    const Layout layout = layout_of(membrane, time_dim);
+    check_like(grad_spikes, membrane);
+    check_like(grad_membrane, membrane);
+    const LifParameters parameters{
+        {alpha, alphas}, {threshold, thresholds}, {reset_by, resets_by}, {min_membrane, min_membranes}, max_spikes};
+    check_lif(parameters, {initial_membrane, initial_spikes}, membrane, layout);
+    const Reset kind = reset_of(reset, max_spikes);
+    const SurrogateCall derivative = surrogate_of(surrogate, slope, scale);
+    const Method how = method_of(method);
+    Tensor grad_input = torch::stable::empty_like(membrane);
+    Tensor lane_gradients = lanes_like(membrane, {with_lanes ? kLaneGradients : 0, layout.outer, layout.inner}, layout);
+    if (membrane.numel() > 0) {
+      Backend::run(LifBackwardCall{layout, membrane, grad_spikes, grad_membrane, parameters,
+                                   {initial_membrane, initial_spikes}, kind, derivative, how, grad_input,
+                                   lane_gradients});
+    }
+    return {grad_input, lane_gradients};
+  }
+
+  static std::tuple<Tensor, Tensor> srm_forward(const Tensor& psp, OptionalTensor taps, Doubles decay, Doubles constant,
+                                                Doubles linear, double threshold, OptionalTensor thresholds,
+                                                std::int64_t time_dim) {
+    const Layout layout = layout_of(psp, time_dim);
+    const CausalKernel kernel = kernel_of(taps, decay, constant, linear, psp, layout);
+    const Parameter parameter{threshold, thresholds};
+    check_parameter(parameter, psp, layout);
+    Tensor spikes = torch::stable::empty_like(psp);
+    Tensor membrane = torch::stable::empty_like(psp);
+    if (psp.numel() > 0) Backend::run(SrmForwardCall{layout, psp, kernel, parameter, spikes, membrane});
+    return {spikes, membrane};
+  }
+
+  static std::tuple<Tensor, Tensor> srm_backward(const Tensor& membrane, OptionalTensor grad_spikes,
+                                                 OptionalTensor grad_membrane, OptionalTensor taps, Doubles decay,
+                                                 Doubles constant, Doubles linear, double threshold,
+                                                 OptionalTensor thresholds, std::int64_t surrogate, double slope,
+                                                 double scale, std::int64_t method, bool with_threshold,
+                                                 std::int64_t time_dim) {
+    const Layout layout = layout_of(membrane, time_dim);
+    check_like(grad_spikes, membrane);
+    check_like(grad_membrane, membrane);
+    const CausalKernel kernel = kernel_of(taps, decay, constant, linear, membrane, layout);
+    const Parameter parameter{threshold, thresholds};
+    check_parameter(parameter, membrane, layout);
+    const SurrogateCall derivative = surrogate_of(surrogate, slope, scale);
+    const Method how = method_of(method);
+    Tensor grad_psp = torch::stable::empty_like(membrane);
+    Tensor grad_threshold = lanes_like(membrane, {with_threshold ? layout.outer : 0, layout.inner}, layout);
+    if (membrane.numel() > 0) {
+      Backend::run(SrmBackwardCall{layout, membrane, grad_spikes, grad_membrane, kernel, parameter, derivative, how,
+                                   grad_psp, grad_threshold});
+    }
+    return {grad_psp, grad_threshold};
+  }
+
+  // y[n] = sum over k of kernel[k] x[n - k]; reverse: the transpose, y[m] = sum over k of kernel[k] x[m + k].
+  static Tensor filter(const Tensor& input, OptionalTensor taps, Doubles decay, Doubles constant, Doubles linear,
+                       bool reverse, std::int64_t time_dim) {
+    const Layout layout = layout_of(input, time_dim);
+    const CausalKernel kernel = kernel_of(taps, decay, constant, linear, input, layout);
+    Tensor output = torch::stable::empty_like(input);
+    if (input.numel() > 0) Backend::run(FilterCall{layout, input, kernel, reverse, output});
+    return output;
+  }
+
+  static Tensor taps_gradient(const Tensor& grad, const Tensor& source, std::int64_t length, std::int64_t delay,
+                              std::int64_t time_dim) {
+    const Layout layout = layout_of(grad, time_dim);
+    STD_TORCH_CHECK(length > 0 && delay >= 0, "length must be positive and delay not negative");
+    check_like(source, grad);
+    Tensor gradient = torch::stable::new_zeros(grad, {length}, compute_dtype(grad));
+    if (grad.numel() > 0) Backend::run(TapsGradientCall{layout, grad, source, delay, gradient});
+    return gradient;
+  }
+
+ private:
+  static void check_dense(const Tensor& tensor) {
+    STD_TORCH_CHECK(Backend::is_on_device(tensor) && tensor.is_contiguous(), "expected a contiguous ", Backend::kDevice,
+                    " tensor");
+  }
+
+  static Layout layout_of(const Tensor& tensor, std::int64_t time_dim) {
+    STD_TORCH_CHECK(time_dim >= 0 && time_dim < tensor.dim(), "time_dim must be in [0, ", tensor.dim(), "), got ",
+                    time_dim);
+    check_dense(tensor);
+    Layout layout{1, tensor.size(time_dim), 1};
+    for (std::int64_t d = 0; d < time_dim; ++d) layout.outer *= tensor.size(d);
+    for (std::int64_t d = time_dim + 1; d < tensor.dim(); ++d) layout.inner *= tensor.size(d);
+    return layout;
+  }
+
+  static void check_like(const OptionalTensor& tensor, const Tensor& like) {
+    if (!tensor.has_value()) return;
+    check_dense(*tensor);
+    STD_TORCH_CHECK(tensor->scalar_type() == like.scalar_type() && tensor->numel() == like.numel(),
+                    "expected tensors of one dtype and size");
+  }
+
+  static void check_parameter(const Parameter& parameter, const Tensor& like, const Layout& layout) {
+    if (!parameter.tensor.has_value()) return;
+    check_dense(*parameter.tensor);
+    const std::int64_t count = parameter.tensor->numel();
+    STD_TORCH_CHECK(parameter.tensor->scalar_type() == compute_dtype(like) && (count == 1 || count == layout.inner),
+                    "a parameter must be a tensor of the compute dtype with 1 or ", layout.inner, " elements");
+  }
+
+  static void check_lif(const LifParameters& parameters, const InitialState& initial, const Tensor& like,
+                        const Layout& layout) {
+    for (const Parameter* parameter :
+         {&parameters.alpha, &parameters.threshold, &parameters.reset_by, &parameters.min_membrane}) {
+      check_parameter(*parameter, like, layout);
+    }
+    for (const OptionalTensor* lanes : {&initial.membrane, &initial.spikes}) {
+      if (!lanes->has_value()) continue;
+      check_dense(**lanes);
+      STD_TORCH_CHECK((*lanes)->scalar_type() == compute_dtype(like) && (*lanes)->numel() == layout.lanes(),
+                      "an initial state must be a tensor of the compute dtype with ", layout.lanes(), " elements");
+    }
+  }
+
+  static Reset reset_of(std::int64_t code, double max_spikes) {
+    STD_TORCH_CHECK(code >= 0 && code <= 3, "reset must be in [0, 3], got ", code);
+    const Reset reset = static_cast<Reset>(code);
+    STD_TORCH_CHECK(max_spikes >= 1 && (max_spikes == 1 || reset != Reset::zero), "reset to zero goes with max_spikes 1");
+    return reset;
+  }
+
+  static SurrogateCall surrogate_of(std::int64_t code, double slope, double scale) {
+    STD_TORCH_CHECK(code >= 0 && code <= 7, "surrogate must be in [0, 7], got ", code);
+    return {static_cast<SurrogateKind>(code), slope, scale};
+  }
+
+  static Method method_of(std::int64_t code) {
+    STD_TORCH_CHECK(code == 0 || code == 1, "method must be 0 or 1, got ", code);
+    return static_cast<Method>(code);
+  }
+
+  static CausalKernel kernel_of(const OptionalTensor& taps, const Doubles& decay, const Doubles& constant,
+                                const Doubles& linear, const Tensor& like, const Layout& layout) {
+    STD_TORCH_CHECK(decay.size() == constant.size() && decay.size() == linear.size(),
+                    "decay, constant and linear must have one length");
+    STD_TORCH_CHECK(taps.has_value() == decay.empty(), "a kernel is either taps or modes");
+    if (taps.has_value()) {
+      check_dense(*taps);
+      STD_TORCH_CHECK(taps->dim() == 1 && taps->numel() > 0 && taps->scalar_type() == compute_dtype(like),
+                      "taps must be a 1-d tensor of the compute dtype with at least one element");
+    }
+    CausalKernel kernel{taps, {}, taps.has_value() ? std::min(taps->numel(), layout.time) : 0};
+    for (std::size_t i = 0; i < decay.size(); ++i) kernel.modes.push_back({decay[i], constant[i], linear[i]});
+    return kernel;
+  }
+
+  // One element a lane; zeros where there is no step that would write them.
+  static Tensor lanes_like(const Tensor& tensor, const std::vector<std::int64_t>& shape, const Layout& layout) {
+    return layout.time > 0 ? torch::stable::new_empty(tensor, shape, compute_dtype(tensor))
+                           : torch::stable::new_zeros(tensor, shape, compute_dtype(tensor));
+  }
+};
+
+// Registers every operator of a backend; `library` is that of STABLE_TORCH_LIBRARY_IMPL.
+template <class Backend, class Library>
+void register_operators(Library& library) {
+  using Ops = Operators<Backend>;
+  library.impl("lif_forward", TORCH_BOX(&Ops::lif_forward));
+  library.impl("lif_backward", TORCH_BOX(&Ops::lif_backward));
+  library.impl("srm_forward", TORCH_BOX(&Ops::srm_forward));
+  library.impl("srm_backward", TORCH_BOX(&Ops::srm_backward));
+  library.impl("filter", TORCH_BOX(&Ops::filter));
+  library.impl("taps_gradient", TORCH_BOX(&Ops::taps_gradient));
+}
+
+}  // namespace exodus
