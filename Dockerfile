@@ -21,8 +21,9 @@ RUN --mount=type=bind,source=requirements.lock,target=/mnt/requirements.lock \
 
 FROM cpu-torch AS cpu-build
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
-COPY . /source
-RUN cd /source && /opt/exodus/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels \
+WORKDIR /source
+COPY . .
+RUN /opt/exodus/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels \
         ./exodus_core ./client ./service
 
 
@@ -63,14 +64,16 @@ RUN --mount=type=bind,source=requirements.lock,target=/mnt/requirements.lock \
 
 FROM ${CUDA_DEVEL} AS gpu-build
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ python3 python3-venv && rm -rf /var/lib/apt/lists/*
-COPY . /source
+WORKDIR /source
+COPY . .
 # From Turing to Blackwell; +PTX lets the driver compile for what comes after.
 ARG TORCH_CUDA_ARCH_LIST="7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
-# No GPU is visible here: EXODUS_FORCE_CUDA builds the CUDA library all the same, and fails where it cannot.
+# No GPU is visible here; the CUDA library is built all the same, and the image is of no use without it.
 RUN --mount=type=bind,from=gpu-torch,source=/opt/exodus,target=/opt/exodus \
-    cd /source && CUDA_HOME=/usr/local/cuda EXODUS_FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$TORCH_CUDA_ARCH_LIST" \
+    CUDA_HOME=/usr/local/cuda EXODUS_FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$TORCH_CUDA_ARCH_LIST" \
         /opt/exodus/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels \
-        ./exodus_core ./client ./service
+        ./exodus_core ./client ./service \
+    && python3 -m zipfile --list /wheels/exodus_core-*.whl | grep _C_cuda
 
 
 FROM gpu-torch AS gpu

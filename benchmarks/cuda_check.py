@@ -35,6 +35,7 @@ from machine_code import (
 ROOT = Path(__file__).absolute().parent.parent
 BUILD = ROOT / "build" / "cuda-check"
 LIBRARY = BUILD / "lib" / "exodus_core" / "_C_cuda.abi3.so"
+FACTS = LIBRARY.with_name("_C_cuda.json")
 QUICK = "8.0;9.0"
 NO_VIOLATION = """\
 No kernel spills registers, has a stack frame or uses local memory on any of them; all shared memory is asked for at
@@ -100,6 +101,7 @@ def build(architectures: str | None) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EXODUS_")}
     environment |= {"EXODUS_FORCE_CUDA": "1", "NVCC_APPEND_FLAGS": "-Xptxas -v --threads 2"}
     environment.pop("TORCH_CUDA_ARCH_LIST", None)
+    LIBRARY.unlink(missing_ok=True)  # without nvcc none is built
     if architectures is not None:
         environment["TORCH_CUDA_ARCH_LIST"] = architectures
     command = [
@@ -115,7 +117,7 @@ def build(architectures: str | None) -> str:
     done = subprocess.run(
         command, cwd=ROOT / "exodus_core", env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    if done.returncode != 0:
+    if done.returncode != 0 or not LIBRARY.exists():
         sys.exit(f"the build failed:\n{done.stdout}")
     return done.stdout
 
@@ -136,9 +138,19 @@ def parse_resources(log: str) -> dict[str, dict[str, Resources]]:
     return found
 
 
+def built_architectures() -> str:
+    """What the library is for, as in TORCH_CUDA_ARCH_LIST."""
+    listed: str = json.loads(FACTS.read_text())["architectures"]
+    return listed
+
+
 def read_kernels(log: str) -> list[Kernel]:
     kernels = []
-    for architecture, resources in parse_resources(log).items():
+    by_architecture = parse_resources(log)
+    expected = {f"sm_{entry.removesuffix('+PTX').replace('.', '')}" for entry in built_architectures().split(";")}
+    if by_architecture.keys() != expected:
+        sys.exit(f"the assembler told of {sorted(by_architecture)}, and not of {sorted(expected)}: is nvcc on PATH?")
+    for architecture, resources in by_architecture.items():
         listings = disassemble(LIBRARY, architecture)
         threads = threads_of_a_block(LIBRARY, architecture)
         if not resources.keys() == listings.keys() == threads.keys():
@@ -182,14 +194,14 @@ def memory_table(kernels: list[Kernel], architecture: str) -> str:
 
 
 def report(kernels: list[Kernel], violations: list[str]) -> str:
-    facts = json.loads(LIBRARY.with_name("_C_cuda.json").read_text())
+    compiler = json.loads(FACTS.read_text())["cuda"]
     architectures = list(dict.fromkeys(kernel.architecture for kernel in kernels))
     shown = "sm_90" if "sm_90" in architectures else architectures[-1]
     verdict = "\n".join(f"- {line}" for line in violations) or NO_VIOLATION
     return f"""# What the CUDA kernels need
 
-Made by `make cuda-check` on {datetime.date.today()}: nvcc {facts["cuda"]}, {len(kernels) // len(architectures)} kernels
-for {facts["architectures"].replace(";", ", ")}. Compiled and read, not run.
+Made by `make cuda-check` on {datetime.date.today()}: nvcc {compiler}, {len(kernels) // len(architectures)} kernels
+for {built_architectures().replace(";", ", ")}. Compiled and read, not run.
 
 {verdict}
 
@@ -221,9 +233,6 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     kernels = read_kernels(build(QUICK if options.quick else None))
-    if not kernels:
-        print("no kernel was compiled: is nvcc on PATH?", file=sys.stderr)
-        return 1
     violations = [line for kernel in kernels for line in kernel.violations()]
     page = report(kernels, violations)
     print(page)

@@ -103,7 +103,7 @@ def _loop(code: list[Instruction]) -> list[Instruction]:
 
 
 def step_instructions(architecture: str) -> dict[str, StepInstructions]:
-    """Of the plain float32 LIF on "sm_90", say: "plain_forward", and "plain_backward<code>" by the code of the surrogate."""
+    """Of the plain float32 LIF on "sm_90", say: "plain_forward", and "plain_backward<code>" by the surrogate's code."""
     include = ["-isystem", str(Path(torch.__file__).parent / "include"), f"-I{CORE / 'csrc'}"]
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder) / "plain_lif.cubin"

@@ -122,7 +122,7 @@ say "its root file system is read-only"
 "${inside[@]}" "${probe[@]}" || die "the health check of the image failed"
 say "the health check of the image passes"
 
-"$check" - "$url" << 'END'
+"$check" - "$url" "$target" << 'END'
 import sys
 
 import torch
@@ -130,9 +130,10 @@ import torch
 import exodus_core
 from exodus_client import LIF, Client, Exponential
 
+url, target = sys.argv[1:]
 torch.manual_seed(0)
 membrane, grad_output = torch.randn(2, 8, 100, 64).unbind()
-with Client(sys.argv[1]) as client:
+with Client(url) as client:
     for method in ("exodus", "slayer", "bptt"):
         served = client.gradients(
             method=method, neuron=LIF(alpha=0.95), surrogate=Exponential(), membrane=membrane, grad_output=grad_output
@@ -143,7 +144,10 @@ with Client(sys.argv[1]) as client:
         if not torch.equal(served, local):
             raise SystemExit(f"image-check: {method}: the gradient is off by {float((served - local).abs().max())}")
         print(f"image-check: the gradient of {method}, {tuple(served.shape)}, is the local one, bit for bit")
-    print(f"image-check: CUDA library: {client.capabilities()['core']['cuda_library']}")
+    library = client.capabilities()["core"]["cuda_library"]
+    print(f"image-check: CUDA library: {library}")
+    if target == "gpu" and not library["loaded"]:
+        raise SystemExit("image-check: the image for a GPU cannot load its CUDA library")
 END
 
 for compiler in cc c++ gcc g++ clang nvcc; do

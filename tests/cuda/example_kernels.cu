@@ -98,14 +98,14 @@ __global__ void neuron_steps(const Storage* in, Storage* spikes, Storage* gradie
   using Real = exodus::compute_t<Storage>;
   using exodus::load;
   constexpr auto reset = exodus::Reset::subtract;
-  const Real alpha = Real(0.5), threshold = Real(1);
+  const exodus::LifNeuron<Real> neuron{Real(0.5), Real(1), Real(1), Real(-1000), Real(1)};
   Real membrane = Real(0), fired = Real(0);
   for (int t = 0; t < steps; ++t) {
-    membrane = exodus::integrate<reset>(membrane, fired, Real(load(in[t])), alpha, threshold);
-    fired = exodus::fire_once(membrane, threshold);
+    membrane = exodus::integrate(reset, neuron, membrane, fired, Real(load(in[t])));
+    fired = exodus::fire(false, membrane, neuron.threshold, neuron.max_spikes);
     spikes[t] = exodus::store<Storage>(fired);
     gradients[t] = exodus::store<Storage>(
-        exodus::surrogate_derivative<exodus::SurrogateKind::exponential>(membrane - threshold, Real(2)));
+        exodus::surrogate_derivative(exodus::SurrogateKind::exponential, membrane - neuron.threshold, Real(2)));
   }
 }
 

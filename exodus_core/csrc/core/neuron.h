@@ -63,7 +63,8 @@ EXODUS_HOST_DEVICE bool is_clipped(Real membrane, Real min_membrane) {
 template <class Real>
 EXODUS_HOST_DEVICE Real fire(bool many_spikes, Real membrane, Real threshold, Real max_spikes) {
   if (!many_spikes) return membrane >= threshold ? Real(1) : Real(0);
-  const Real count = std::floor(membrane / threshold);
+  using std::floor;  // or that of a Real of its own
+  const Real count = floor(membrane / threshold);
   const Real positive = count > 0 ? count : Real(0);
   return positive < max_spikes ? positive : max_spikes;
 }
