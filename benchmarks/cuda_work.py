@@ -13,7 +13,7 @@ import argparse
 import datetime
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from exodus_core.surrogate import KINDS
 WORKLOADS = [(32, 100, 1024), (128, 250, 128), (8, 1000, 1024), (16, 500, 4096), (1, 4000, 512), (16, 500, 16384)]
 TIMES = (250, 500, 1000, 2000, 4000)
 FORWARD, BACKWARD, IN_CHUNKS = 12.0, 12.0, 20.0  # bytes a neuron-step of the plain float32 LIF
+CHOICES = 30.0  # instructions, estimated: along the exponential's path in the code of lif_backward_in_place for sm_80
 GB_MS, TERA_MS = 1e6, 1e9  # of one GB/s and of one tera-instruction a second, in a millisecond
 
 Kernel = Tensor | ExponentialKernel | AlphaKernel
@@ -185,6 +186,7 @@ def roofline_table(steps: dict[str, dict[str, StepInstructions]]) -> str:
     for gpu in GPUS:
         step = steps[gpu.architecture]
         exponential = step[f"plain_backward<{KINDS['exponential'].code}>"]
+        exponential = replace(exponential, all=exponential.all + CHOICES)
         for shape in WORKLOADS:
             neuron_steps = shape[0] * shape[1] * shape[2]
             forward, of_forward = least_time(gpu, neuron_steps, FORWARD, step["plain_forward"])
@@ -230,17 +232,17 @@ Bytes of the plain LIF, forward and backward together, at 64 neurons: exactly li
 
 Of the plain float32 LIF with four lanes a thread, in the loop through time as nvcc compiles it, addresses and memory
 included; in brackets those that add or multiply floats. Reset, method and surrogate are fixed here, so that the loop
-has one path; the kernels choose at run time, which costs about thirty instructions more. Where a surrogate divides, the
-rare slow path of a division is counted too.
+has one path; the kernels choose at run time, which costs the backward pass about {CHOICES:.0f} more, an estimate.
+Where a surrogate divides, the rare slow path of a division is counted too.
 
 {instruction_table(steps)}
 
 ## Roofline
 
 The least time that a launch can take: what memory and instructions need, whichever is longer, for the exponential
-surrogate. "Instructions" is the share of the GPU's instruction rate that the backward pass takes at that time. "In
-chunks" is the memory time of the backward pass by chunks. Launches, and too few neurons to fill the GPU, come on top;
-arrays that stay in a cache may be faster.
+surrogate, its choices at run time included. "Instructions" is the share of the GPU's instruction rate that the backward
+pass takes at that time. "In chunks" is the memory time of the backward pass by chunks. Launches, and too few neurons to
+fill the GPU, come on top; arrays that stay in a cache may be faster.
 
 {figures}
 

@@ -35,7 +35,7 @@ SANITIZE = os.environ.get("EXODUS_SANITIZE", "")
 SANITIZER = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-g", "-Werror"] if SANITIZE else []
 
 # -fmad=false: the bits of the CPU kernels. --expt-relaxed-constexpr is not used: what runs on the device says so.
-NVCC = ["-std=c++17", "-O3", "-fmad=false", "-lineinfo", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+NVCC = ["-std=c++17", "-O3", "-fmad=false", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 

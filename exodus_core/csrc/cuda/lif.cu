@@ -13,9 +13,9 @@ struct ForwardLane {
   Real spikes;
 
   template <class Storage>
-  __device__ __forceinline__ static ForwardLane of(const LifForwardArgs<Storage>& args, std::int64_t lane) {
-    return {args.neurons.of(lane, args.sweep.layout.inner), lane_value(args.initial_membrane, lane),
-            lane_value(args.initial_spikes, lane)};
+  __device__ __forceinline__ static ForwardLane of(const LifForwardArgs<Storage>& args, std::int64_t lane,
+                                                   std::int64_t column) {
+    return {args.neurons.of(column), lane_value(args.initial_membrane, lane), lane_value(args.initial_spikes, lane)};
   }
   template <class Storage>
   __device__ __forceinline__ void step(Reset reset, const Storage (&from)[1], Storage (&to)[2]) {
@@ -28,9 +28,10 @@ template <class Storage, int width>
 __global__ void __launch_bounds__(kThreads) lif_forward_in_place(LifForwardArgs<Storage> args) {
   const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * width;
   if (first >= args.sweep.layout.lanes()) return;
+  const std::int64_t column = first % args.sweep.layout.inner;
   ForwardLane<compute_t<Storage>> lanes[width];
 #pragma unroll
-  for (int i = 0; i < width; ++i) lanes[i] = lanes[i].of(args, first + i);
+  for (int i = 0; i < width; ++i) lanes[i] = lanes[i].of(args, first + i, column + i);
   sweep_in_place<width>(args.sweep, first, [&](int i, const Storage(&from)[1], Storage(&to)[2]) {
     lanes[i].step(args.reset, from, to);
   });
@@ -40,7 +41,7 @@ template <class Storage>
 __global__ void __launch_bounds__(kStagedLanes) lif_forward_staged(LifForwardArgs<Storage> args) {
   EXODUS_SHARED_MEMORY(shared);
   const StagedBlock block = StagedBlock::of(args.sweep.layout);
-  auto lane = ForwardLane<compute_t<Storage>>::of(args, block.lane());
+  auto lane = ForwardLane<compute_t<Storage>>::of(args, block.lane(), block.lane() % args.sweep.layout.inner);
   sweep_staged(args.sweep, block, reinterpret_cast<Storage*>(shared),
                [&](int, const Storage(&from)[1], Storage(&to)[2]) { lane.step(args.reset, from, to); });
 }
@@ -67,12 +68,14 @@ struct BackwardLane {
 };
 
 template <class Storage, int width, bool with_sums>
-__global__ void __launch_bounds__(kThreads) lif_backward_in_place(LifBackwardArgs<Storage> args) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks<Storage>)
+    lif_backward_in_place(LifBackwardArgs<Storage> args) {
   const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * width;
   if (first >= args.sweep.layout.lanes()) return;
+  const std::int64_t column = first % args.sweep.layout.inner;
   BackwardLane<compute_t<Storage>, with_sums> lanes[width];
 #pragma unroll
-  for (int i = 0; i < width; ++i) lanes[i].neuron = args.neurons.of(first + i, args.sweep.layout.inner);
+  for (int i = 0; i < width; ++i) lanes[i].neuron = args.neurons.of(column + i);
   sweep_in_place<width>(args.sweep, first, [&](int i, const Storage(&from)[3], Storage(&to)[1]) {
     lanes[i].step(args, from, to);
   });
@@ -83,11 +86,12 @@ __global__ void __launch_bounds__(kThreads) lif_backward_in_place(LifBackwardArg
 }
 
 template <class Storage, bool with_sums>
-__global__ void __launch_bounds__(kStagedLanes) lif_backward_staged(LifBackwardArgs<Storage> args) {
+__global__ void __launch_bounds__(kStagedLanes, kMinBlocks<Storage>)
+    lif_backward_staged(LifBackwardArgs<Storage> args) {
   EXODUS_SHARED_MEMORY(shared);
   const StagedBlock block = StagedBlock::of(args.sweep.layout);
   BackwardLane<compute_t<Storage>, with_sums> lane;
-  lane.neuron = args.neurons.of(block.lane(), args.sweep.layout.inner);
+  lane.neuron = args.neurons.of(block.lane() % args.sweep.layout.inner);
   sweep_staged(args.sweep, block, reinterpret_cast<Storage*>(shared),
                [&](int, const Storage(&from)[3], Storage(&to)[1]) { lane.step(args, from, to); });
   if (with_sums && block.has_thread()) lane.close(args, block.lane());

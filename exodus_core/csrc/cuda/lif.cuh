@@ -22,10 +22,10 @@ struct DeviceNeurons {
         min_membrane(on_device<Real>(parameters.min_membrane)),
         max_spikes(static_cast<Real>(parameters.max_spikes)) {}
 
-  __device__ __forceinline__ LifNeuron<Real> of(std::int64_t lane, std::int64_t inner) const {
+  __device__ __forceinline__ LifNeuron<Real> of(std::int64_t column) const {
     // The bound is rounded as the membrane will be: one that was raised to it must be seen to lie on it.
-    return {alpha.of(lane, inner), threshold.of(lane, inner), reset_by.of(lane, inner),
-            as_stored<Storage>(min_membrane.of(lane, inner)), max_spikes};
+    return {alpha.of(column), threshold.of(column), reset_by.of(column), as_stored<Storage>(min_membrane.of(column)),
+            max_spikes};
   }
 };
 

@@ -51,7 +51,8 @@ struct Chunk {
 };
 
 template <class Storage, bool with_sums>
-__global__ void __launch_bounds__(kLanes * kChunks) lif_backward_in_chunks(LifBackwardArgs<Storage> args) {
+__global__ void __launch_bounds__(kLanes * kChunks, kMinBlocks<Storage>)
+    lif_backward_in_chunks(LifBackwardArgs<Storage> args) {
   using Real = compute_t<Storage>;
   const Layout& layout = args.sweep.layout;
   EXODUS_SHARED_MEMORY(shared);
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(kLanes * kChunks) lif_backward_in_chunks(LifBa
   const std::int64_t lane = static_cast<std::int64_t>(blockIdx.x) * kLanes + column;
   const bool active = lane < layout.lanes();
   const std::int64_t mine = active ? lane : 0;
-  const LifNeuron<Real> neuron = args.neurons.of(mine, layout.inner);
+  const LifNeuron<Real> neuron = args.neurons.of(mine % layout.inner);
   const Chunk<Storage, with_sums> piece{args, neuron, layout.offset(mine, 0)};
   BlockSums<Real> sums;
   Real carry = 0;  // lam at the end of the pass; every thread of a column has it

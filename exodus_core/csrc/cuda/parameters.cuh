@@ -13,8 +13,9 @@ struct DeviceParameter {
   const Real* values;  // null: the number
   bool shared;         // the tensor has one element
 
-  __device__ __forceinline__ Real of(std::int64_t lane, std::int64_t inner) const {
-    return values == nullptr ? value : load_global(values + (shared ? 0 : lane % inner));
+  // `column` is the inner index of a lane.
+  __device__ __forceinline__ Real of(std::int64_t column) const {
+    return values == nullptr ? value : load_global(values + (shared ? 0 : column));
   }
 };
 

@@ -33,7 +33,7 @@ struct ForwardLane {
 
   __device__ __forceinline__ ForwardLane(const SrmForwardArgs<Storage>& args, Real* memory, std::int64_t lane)
       : reset(args.kernel, memory, lane, args.sweep.layout.lanes()),
-        threshold(args.threshold.of(lane, args.sweep.layout.inner)) {}
+        threshold(args.threshold.of(lane % args.sweep.layout.inner)) {}
 
   __device__ __forceinline__ void step(const Storage (&from)[1], Storage (&to)[2]) {
     Real spikes;
@@ -56,7 +56,7 @@ struct BackwardLane {
   __device__ __forceinline__ BackwardLane(const SrmBackwardArgs<Storage>& args, Real* memory, std::int64_t lane)
       : args(args),
         reset(args.kernel, memory, lane, args.sweep.layout.lanes()),
-        threshold(args.threshold.of(lane, args.sweep.layout.inner)) {}
+        threshold(args.threshold.of(lane % args.sweep.layout.inner)) {}
 
   __device__ __forceinline__ void step(const Storage (&from)[3], Storage (&to)[1]) {
     const Real derivative = args.surrogate(load(from[0]), threshold);
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kStagedLanes) srm_forward_staged(SrmForwardArg
 }
 
 template <class Storage>
-__global__ void __launch_bounds__(kThreads) srm_backward_in_place(SrmBackwardArgs<Storage> args) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks<Storage>) srm_backward_in_place(SrmBackwardArgs<Storage> args) {
   EXODUS_SHARED_MEMORY(shared);
   const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (mine >= args.sweep.layout.lanes()) return;
@@ -105,7 +105,8 @@ __global__ void __launch_bounds__(kThreads) srm_backward_in_place(SrmBackwardArg
 }
 
 template <class Storage>
-__global__ void __launch_bounds__(kStagedLanes) srm_backward_staged(SrmBackwardArgs<Storage> args) {
+__global__ void __launch_bounds__(kStagedLanes, kMinBlocks<Storage>)
+    srm_backward_staged(SrmBackwardArgs<Storage> args) {
   EXODUS_SHARED_MEMORY(shared);
   const StagedBlock block = StagedBlock::of(args.sweep.layout);
   BackwardLane<Storage> lane(args, reinterpret_cast<compute_t<Storage>*>(shared + staged_bytes<Storage>(3)), block.lane());

@@ -16,6 +16,11 @@ namespace exodus::cuda {
 
 constexpr int kThreads = 128;
 
+// For __launch_bounds__ of the largest kernels, blocks that a multiprocessor must hold at once; 0 leaves it to the compiler.
+// What it chooses is more than the registers of double precision allow, and ends in spills.
+template <class Storage>
+constexpr int kMinBlocks = sizeof(Storage) == 8 ? 1 : 0;
+
 // Lanes of a thread where alignment allows: up to four, in loads of up to 16 bytes.
 template <class Storage>
 __host__ __device__ constexpr int vector_width() {

@@ -54,11 +54,13 @@ def check_like(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
 
 
 def check_method(method: str) -> None:
+    """Checks that a method is one of METHODS."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
 
 
 def check_surrogate(surrogate: Surrogate) -> None:
+    """Checks that a surrogate is one of exodus_core.surrogate."""
     if not isinstance(surrogate, _SURROGATES):
         raise TypeError(f"surrogate must be one of exodus_core.surrogate, got {type(surrogate).__name__}")
 
@@ -119,6 +121,7 @@ def decay(alpha: float | Tensor, x: Tensor, time_dim: int) -> tuple[float, Tenso
 
 
 def check_threshold(threshold: float | Tensor, max_spikes: int) -> None:
+    """Checks that a threshold which spikes are counted by is positive. A tensor is not read."""
     if max_spikes > 1 and not isinstance(threshold, Tensor) and not threshold > 0:
         raise ValueError(f"threshold must be positive where max_spikes > 1, got {threshold}")
 
