@@ -114,6 +114,7 @@ peers: setup ## install the libraries that the tests compare with
 lock: ## pin requirements.in in requirements.lock, on a machine of the kind that it is for
 	$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \
 		--output-file requirements.lock requirements.in
+	sed -i -E 's/^(torch==[^+]*)\+.*/\1/' requirements.lock # which build of it, CPU or CUDA, is for pip to find
 
 clean: ## remove everything that was built or installed
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage demo-output

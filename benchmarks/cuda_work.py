@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -258,6 +259,7 @@ def main() -> int:
         print("exodus_core is not the emulation: PYTHONPATH must name its build (make cuda-work)", file=sys.stderr)
         return 1
     violations: list[str] = []
+    os.environ.pop("LD_PRELOAD", None)  # the sanitizers of the emulation must not enter nvcc
     try:
         page = report(violations)
     except MissingToolError as error:

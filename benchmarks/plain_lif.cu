@@ -11,9 +11,10 @@ __global__ void __launch_bounds__(kThreads) plain_forward(LifForwardArgs<float> 
   args.neurons.max_spikes = 1;
   const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kPlainWidth;
   if (first >= args.sweep.layout.lanes()) return;
+  const std::int64_t column = first % args.sweep.layout.inner;
   ForwardLane<float> lanes[kPlainWidth];
 #pragma unroll
-  for (int i = 0; i < kPlainWidth; ++i) lanes[i] = lanes[i].of(args, first + i);
+  for (int i = 0; i < kPlainWidth; ++i) lanes[i] = lanes[i].of(args, first + i, column + i);
   sweep_in_place<kPlainWidth>(args.sweep, first, [&](int i, const float(&from)[1], float(&to)[2]) {
     lanes[i].step(args.reset, from, to);
   });
@@ -28,9 +29,10 @@ __global__ void __launch_bounds__(kThreads) plain_backward(LifBackwardArgs<float
   args.sweep.in[2] = nullptr;  // the loss reads the spikes
   const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kPlainWidth;
   if (first >= args.sweep.layout.lanes()) return;
+  const std::int64_t column = first % args.sweep.layout.inner;
   BackwardLane<float, false> lanes[kPlainWidth];
 #pragma unroll
-  for (int i = 0; i < kPlainWidth; ++i) lanes[i].neuron = args.neurons.of(first + i, args.sweep.layout.inner);
+  for (int i = 0; i < kPlainWidth; ++i) lanes[i].neuron = args.neurons.of(column + i);
   sweep_in_place<kPlainWidth>(args.sweep, first, [&](int i, const float(&from)[3], float(&to)[1]) {
     lanes[i].step(args, from, to);
   });

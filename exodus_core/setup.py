@@ -132,7 +132,10 @@ if os.environ.get("EXODUS_EMULATE"):
     extensions = [extension("_C", [*sources("", "cuda"), *emulator], as_cpp)]
 else:
     extensions = [extension("_C", sources("", "cpu"), [])]
-    if find_nvcc() and (torch.version.cuda or os.environ.get("EXODUS_FORCE_CUDA")):
+    force = bool(os.environ.get("EXODUS_FORCE_CUDA"))
+    if force and find_nvcc() is None:
+        raise SystemExit("EXODUS_FORCE_CUDA=1 needs nvcc, in CUDA_HOME/bin or in the PATH")
+    if find_nvcc() and (torch.version.cuda or force):
         extensions.append(extension("_C_cuda", sources("cuda"), []))
 
 setup(
