@@ -1,5 +1,6 @@
 // The row kernels, compiled once for each instruction set: rows_*.cpp defines EXODUS_INSTRUCTION_SET_NAME, sets the
 // compiler's target and includes this file. It holds no arithmetic of its own: that is in csrc/core.
+
 // Rows never overlap unless both are only read; without being told, the compiler gives up on so many pointers.
 #if defined(__clang__)
 #define EXODUS_INDEPENDENT_LANES _Pragma("clang loop vectorize(assume_safety)")
