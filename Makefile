@@ -14,6 +14,7 @@ PROJECTS := exodus_core/pyproject.toml service/pyproject.toml client/pyproject.t
 export EXODUS_DATA ?= $(wildcard $(CURDIR)/../shared/data)
 QUICK ?=
 DATA ?=
+SEED ?=
 TARGET ?= cpu
 
 .PHONY: help setup serve demo test lint format bench exactness sanitize peers lock clean
@@ -57,8 +58,8 @@ format: setup ## let ruff format the code
 bench: setup ## time the neurons on the CPU; QUICK=1 for a short run
 	$(BIN)/python benchmarks/neurons.py $(if $(QUICK),--quick)
 
-exactness: setup ## kernels against autograd in float64, every setting; writes docs/exactness.md; QUICK=1 for a short run
-	$(BIN)/python benchmarks/exactness.py $(if $(QUICK),--quick,--markdown docs/exactness.md)
+exactness: setup ## kernels against autograd in float64, every setting; writes docs/exactness.md; QUICK=1 for a short run, SEED=N to repeat one
+	$(BIN)/python benchmarks/exactness.py $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--markdown docs/exactness.md)
 
 # --capture=sys: what a sanitizer says as it ends the program must reach the terminal.
 UNDER_SANITIZERS = ASAN_OPTIONS=detect_leaks=0 \
@@ -92,7 +93,7 @@ cuda-emulate: $(EMULATED) ## the CUDA kernels on the CPU, under sanitizers, in s
 			PYTHONPATH=build/emulate/lib $(BIN)/pytest $(SANITIZED_TESTS) \
 			-k "not compiles and not instruction_set $(if $(QUICK),and (any_axis or empty or edge or overflows))" || exit 1; \
 	done
-	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python benchmarks/exactness.py --quick | tail -7
+	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python benchmarks/exactness.py --quick --seed 0 | tail -7
 
 # The tools that read machine code are packages of their own.
 $(VENV)/.cuda-tools: requirements-cuda.txt $(VENV)/.installed
