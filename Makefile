@@ -93,7 +93,9 @@ cuda-emulate: $(EMULATED) ## the CUDA kernels on the CPU, under sanitizers, in s
 			PYTHONPATH=build/emulate/lib $(BIN)/pytest $(SANITIZED_TESTS) \
 			-k "not compiles and not instruction_set $(if $(QUICK),and (any_axis or empty or edge or overflows))" || exit 1; \
 	done
-	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python benchmarks/exactness.py --quick --seed 0 | tail -7
+	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python benchmarks/exactness.py --quick --seed 0 \
+		> build/emulate/exactness.txt || (cat build/emulate/exactness.txt; exit 1)
+	tail -7 build/emulate/exactness.txt
 
 # The tools that read machine code are packages of their own.
 $(VENV)/.cuda-tools: requirements-cuda.txt $(VENV)/.installed

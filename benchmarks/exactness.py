@@ -5,8 +5,8 @@
 For each neuron, method, reset, surrogate and dtype, over odd shapes and fresh random inputs, the table shows the
 largest difference of each gradient, relative to the largest value of that gradient. The loop is pinned to the membrane
 that the neuron really had (docs/equations.md, section 6), so that no spike is decided differently. Beside float32
-stands the error of the same loop in float32: no gradient of the kernel may have more than twice the loop's largest of
-that line, or four roundings where the loop happens to be exact. Exits with 1 if a limit is passed.
+stands the error of the same loop in float32: the mean error of a gradient over the draws may be twice the loop's, or
+one unit in the last place where the loop happens to be exact. Exits with 1 if a limit is passed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import datetime
 import platform
 import secrets
+import statistics
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -62,23 +63,31 @@ class Case:
 
 @dataclass
 class Result:
-    """The largest relative error of each gradient, and for float32 of the plain loop's."""
+    """The relative errors of each gradient, one a draw and shape, and those of the plain loop in float32."""
 
     case: Case
-    errors: dict[str, float]
-    plain: dict[str, float]
+    errors: dict[str, list[float]]
+    plain: dict[str, list[float]]
+
+    def is_rounded(self, name: str) -> bool:
+        """Whether a gradient is kept in a half type: computed in float32, and rounded once."""
+        return self.case.dtype in (torch.float16, torch.bfloat16) and name in SIGNALS
+
+    def judged(self, name: str) -> float:
+        """The error that has the limit: the largest; in float32 the mean, the largest being a matter of luck there."""
+        errors = self.errors[name]
+        return max(errors) if self.case.dtype == torch.float64 or self.is_rounded(name) else statistics.mean(errors)
 
     def limit(self, name: str) -> float:
         if self.case.dtype == torch.float64:
             return EXACT
-        if self.case.dtype == torch.float32 or name not in SIGNALS:
-            # The loop's worst gradient of the line, not the same gradient alone: an error is a random number.
-            return max(2 * max(self.plain.values()), 4 * torch.finfo(torch.float32).eps)
-        return torch.finfo(self.case.dtype).eps  # half types are computed in float32 and rounded once
+        if self.is_rounded(name):
+            return torch.finfo(self.case.dtype).eps
+        return max(2 * statistics.mean(self.plain[name]), torch.finfo(torch.float32).eps)
 
     @property
     def passed(self) -> bool:
-        return all(error <= self.limit(name) for name, error in self.errors.items())
+        return all(self.judged(name) <= self.limit(name) for name in self.errors)
 
 
 def cases(quick: bool) -> Iterable[Case]:
@@ -144,17 +153,20 @@ def gradients(outputs: tuple[Tensor, ...], weights: tuple[Tensor, ...], given: d
     return {"input" if name in ("x", "z") else name: gradient for name, gradient in zip(names, found, strict=True)}
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """The largest difference relative to the largest value, or to the smallest normal number where all are below it.
+def relative_errors(actual: Tensor, expected: Tensor) -> list[float]:
+    """The largest difference of each draw (the first axis), relative to the largest value of all of them.
 
-    What lies beyond the range of the dtype must have become infinite, and is left out otherwise.
+    Relative to the smallest normal number where all are below it. What lies beyond the range of the dtype must have
+    become infinite, and is left out otherwise.
     """
     limits = torch.finfo(actual.dtype)
     within = expected.abs() <= limits.max
     if not actual[~within].isinf().all():
-        return float("inf")
-    difference = (actual.double() - expected)[within].abs().max().item()
-    return difference / max(expected[within].abs().max().item(), limits.tiny)
+        return [float("inf")]
+    scale = max(expected[within].abs().max().item(), limits.tiny)
+    difference = torch.where(within, actual.double() - expected, 0.0)
+    errors: list[float] = (difference.abs().flatten(1).amax(1) / scale).tolist()
+    return errors
 
 
 def one_draw(name: str, value: Any, draw: int) -> Any:
@@ -164,7 +176,7 @@ def one_draw(name: str, value: Any, draw: int) -> Any:
     return value[draw, 0] if name in PARAMETERS else value[draw]
 
 
-def measure(case: Case, shape: tuple[int, ...]) -> tuple[dict[str, float], dict[str, float]]:
+def measure(case: Case, shape: tuple[int, ...]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """The errors of the kernel, and of the plain loop in float32, at one shape.
 
     The kernel is called once a draw, at exactly this shape; the loops, whose lanes do not see each other, take all
@@ -195,8 +207,13 @@ def measure(case: Case, shape: tuple[int, ...]) -> tuple[dict[str, float], dict[
         leaf, *pinned = loop(trace.to(dtype), **theirs, **options, time_dim=2)
         return gradients((pinned[0], pinned[1]), weights, {signal: leaf, **theirs})
 
-    def errors(results: dict[str, Tensor]) -> dict[str, float]:
-        return {name: relative_error(results[name].reshape(exact.shape), exact) for name, exact in expected.items()}
+    def errors(results: dict[str, Tensor]) -> dict[str, list[float]]:
+        # The draws share the taps: of those there is one gradient, the sum.
+        one = {"reset_kernel": (1, -1)}
+        return {
+            name: relative_errors(*(t.reshape(one.get(name, exact.shape)) for t in (results[name], exact)))
+            for name, exact in expected.items()
+        }
 
     expected = by_loop(torch.float64)
     stacked = {name: torch.stack([f[name] for f in found]) for name in expected}
@@ -211,8 +228,8 @@ def run(case: Case, seed: int, quick: bool) -> Result:
     result = Result(case, {}, {})
     for shape in SHAPES[: 3 if quick else 4]:
         for total, part in zip((result.errors, result.plain), measure(case, shape), strict=True):
-            for name, error in part.items():
-                total[name] = max(total.get(name, 0.0), error)
+            for name, errors in part.items():
+                total.setdefault(name, []).extend(errors)
     return result
 
 
@@ -238,9 +255,9 @@ def table(results: list[Result]) -> str:
         case = result.case
         cells = []
         for name in COLUMNS:
-            cell = f"{result.errors[name]:.1e}" if name in result.errors else ""
+            cell = f"{max(result.errors[name]):.1e}" if name in result.errors else ""
             if cell and case.dtype == torch.float32:
-                cell += f" ({result.plain[name]:.1e})"
+                cell += f" ({max(result.plain[name]):.1e})"
             cells.append(cell)
         dtype = str(case.dtype).removeprefix("torch.")
         head = [dtype, case.neuron, case.method, case.reset, case.surrogate]
@@ -253,7 +270,7 @@ def summary(results: list[Result]) -> str:
     lines = ["| dtype | cases | largest error | limit | largest share of the limit |", "|---|---|---|---|---|"]
     limits = {
         torch.float64: f"{EXACT:.0e}",
-        torch.float32: "twice the largest of the float32 loop, at least 4 roundings",
+        torch.float32: "mean error twice that of the float32 loop, at least 1 unit in the last place",
         torch.float16: "signals 1 rounding, parameters as float32",
         torch.bfloat16: "signals 1 rounding, parameters as float32",
     }
@@ -261,8 +278,8 @@ def summary(results: list[Result]) -> str:
         own = [r for r in results if r.case.dtype == dtype]
         if not own:
             continue
-        largest = max(error for r in own for error in r.errors.values())
-        share = max(error / r.limit(name) for r in own for name, error in r.errors.items())
+        largest = max(max(errors) for r in own for errors in r.errors.values())
+        share = max(r.judged(name) / r.limit(name) for r in own for name in r.errors)
         lines.append(f"| {str(dtype).removeprefix('torch.')} | {len(own)} | {largest:.1e} | {limit} | {share:.2f} |")
     return "\n".join(lines)
 
