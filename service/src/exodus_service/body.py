@@ -17,7 +17,8 @@ ALIGNMENT = 64
 def empty_buffer(nbytes: int, *, pinned: bool = False) -> memoryview:
     """An uninitialised writable buffer that starts at a multiple of 64 bytes, as tensor payloads do within a body.
 
-    NumPy's allocator neither clears it nor, for large ones, pays a page fault for every 4 KiB. Pinned memory, from PyTorch's pool of it, is what a GPU copies from by itself.
+    NumPy's allocator neither clears it nor, for large ones, pays a page fault for every 4 KiB.
+    Pinned memory, from PyTorch's pool of it, is what a GPU copies from by itself.
     """
     size = nbytes + ALIGNMENT
     whole = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy() if pinned else np.empty(size, dtype=np.uint8)
