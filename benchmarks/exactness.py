@@ -289,7 +289,7 @@ def by_the_largest(results: list[Result]) -> str:
     pairs = [(max(r.errors[name]), max(r.plain[name])) for r in results for name in r.plain if r.errors[name]]
     kernel, loop = sum(ours > 2 * plain for ours, plain in pairs), sum(plain > 2 * ours for ours, plain in pairs)
     return (
-        f"Of {len(pairs)} float32 gradients, the largest error of the kernel is more than twice the loop's in {kernel}, and "
+        f"Of {len(pairs)} float32 gradients the kernel's largest error is more than twice the loop's in {kernel}, "
         f"the loop's more than twice the kernel's in {loop}."
     )
 
