@@ -10,10 +10,10 @@ from pydantic import BaseModel, Field
 import exodus_core
 from exodus_client.wire import DTYPES, ENCODINGS, VERSION, Limits
 from exodus_service import __version__
-from exodus_service.exchange import CONTENT_ENCODINGS, CONTENT_TYPES
+from exodus_service.exchange import CONTENT_ENCODINGS, CONTENT_TYPES, compute_ahead
 from exodus_service.params import Method
 from exodus_service.problems import Problem
-from exodus_service.scheduler import Scheduler
+from exodus_service.scheduler import Batching, Scheduler
 from exodus_service.selftest import self_test
 from exodus_service.settings import Settings
 
@@ -61,6 +61,12 @@ class Engine:
             max_requests=settings.max_queue,
             max_bytes=settings.max_queue_bytes,
             initializer=self._prepare_thread,
+            batching=Batching(
+                compute_ahead,
+                max_requests=settings.max_batch,
+                max_bytes=settings.max_batch_bytes,
+                delay=settings.batch_delay_ms / 1e3,
+            ),
         )
 
     async def start(self) -> None:

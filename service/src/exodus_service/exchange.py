@@ -1,8 +1,15 @@
-"""One gradient request from body to body: decode, compute, encode. Runs on the thread of the device."""
+"""One gradient request from body to body: decode, compute, encode. Runs on the thread of the device.
 
+What the neurons of several requests do may be computed ahead for all of them, by `compute_ahead`; each goes on from
+there.
+"""
+
+import logging
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -18,10 +25,14 @@ from exodus_client.wire import (
     decompress,
     encode,
 )
+from exodus_service.batching import compute_together, likeness
 from exodus_service.context import Timings
-from exodus_service.gradients import prepare
+from exodus_service.gradients import Computation, Results, prepare
 from exodus_service.params import Method
 from exodus_service.problems import Fault, Problem
+from exodus_service.waiting import Likeness
+
+logger = logging.getLogger(__name__)
 
 #: What a body may be sent as. The msgpack forms are told apart by their content.
 CONTENT_TYPES = (MSGPACK_TYPE, "application/msgpack", "application/x-msgpack", JSON_TYPE)
@@ -36,13 +47,15 @@ _OUT_OF_MEMORY = re.compile(
 _ATTEMPT = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Exchange:
     """A request whose body has been read.
 
     Attributes:
         method: how gradients are computed.
         body, content_type, content_encoding: as they came.
+        device: computes it.
+        limits: of its body and of the answer.
         timings: filled in while it runs.
         queued_at: a time.perf_counter() value.
     """
@@ -51,17 +64,42 @@ class Exchange:
     body: memoryview
     content_type: str
     content_encoding: str | None
+    device: torch.device
+    limits: Limits
     timings: Timings
     queued_at: float
+    _message: Message | None = field(default=None, init=False)
+    _computation: Computation | None = field(default=None, init=False)
+    _swept: Results | None = field(default=None, init=False)
 
-    def run(self, device: torch.device, limits: Limits) -> Encoded:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensors in the body, at least: what is left without the longest header."""
+        return len(self.body) - self.limits.max_header_bytes
+
+    @cached_property
+    def likeness(self) -> Likeness | None:
+        """What it has in common with requests that it may be computed with.
+
+        None where only unpacking or parsing the whole body would tell: it is compressed, or JSON. None, too, where the
+        body is wrong, which is said when its turn comes.
+        """
+        if self.content_type == JSON_TYPE or self.content_encoding not in (None, "identity"):
+            return None
+        try:
+            message = self._decode()
+        except WireError:
+            return None
+        return likeness(self.method, message, self.device)
+
+    def run(self) -> Encoded:
         """The body of the response, in the form of the request.
 
         Raises:
             Problem: whatever is wrong with the request, or `out_of_memory`.
         """
         try:
-            return self._run(device, limits)
+            return self._run()
         except WireError as error:
             problem = problem_of(error)
         except (RuntimeError, MemoryError) as error:
@@ -69,31 +107,84 @@ class Exchange:
                 raise
             attempt = _ATTEMPT.search(str(error))
             wanted = f"could not allocate {attempt[1]}" if attempt else "an allocation failed"
-            problem = Problem("out_of_memory", f"{wanted} on {device}{_free_memory(device)}; send a smaller batch")
+            free = _free_memory(self.device)
+            problem = Problem("out_of_memory", f"{wanted} on {self.device}{free}; send a smaller batch")
+        finally:
+            self._message = self._computation = self._swept = None
         # Raised here, and not where the error is at hand: its traceback holds on to all that was computed.
         raise problem
 
-    def _run(self, device: torch.device, limits: Limits) -> Encoded:
+    def _run(self) -> Encoded:
         clock, spent = time.perf_counter, self.timings
-        started = clock()
-        spent.queue = started - self.queued_at
-        plain = decompress(self.body, self.content_encoding, limits=limits)
-        message = decode(plain, self.content_type, limits=limits)
-        computation = prepare(self.method, message, device=device, max_bytes=limits.max_bytes)
-        decoded = clock()
-        spent.decode = decoded - started
+        computation, message = self._prepare(), self._decode()
+        prepared = clock()
         with torch.no_grad():
-            results = computation.run()
+            results = computation.run() if self._swept is None else computation.finish(self._swept)
             norms = {name: norm(result) for name, result in results.items() if name.startswith("grad_")}
         computed = clock()
-        spent.kernel = computed - decoded
+        spent.kernel += computed - prepared
         dtype = computation.params.result_dtype
         converted = results if dtype is None else {name: t.to(getattr(torch, dtype)) for name, t in results.items()}
-        params = {"method": self.method, "device": str(device), "grad_norms": norms}
+        params = {"method": self.method, "device": str(self.device), "grad_norms": norms}
         answer = Message.of(params, (Tensor.of(name, tensor.cpu()) for name, tensor in converted.items()))
-        encoded = encode(answer, message.form, limits=limits)
+        encoded = encode(answer, message.form, limits=self.limits)
         spent.encode = clock() - computed
         return encoded
+
+    def _decode(self) -> Message:
+        if self._message is None:
+            started = time.perf_counter()
+            plain = decompress(self.body, self.content_encoding, limits=self.limits)
+            self._message = decode(plain, self.content_type, limits=self.limits)
+            self.timings.decode += time.perf_counter() - started
+        return self._message
+
+    def _prepare(self) -> Computation:
+        if self._computation is None:
+            spent = self.timings
+            started = time.perf_counter()
+            before = spent.decode
+            spent.queue = started - self.queued_at - before
+            message = self._decode()
+            self._computation = prepare(self.method, message, device=self.device, max_bytes=self.limits.max_bytes)
+            spent.decode = before + time.perf_counter() - started
+        return self._computation
+
+
+def compute_ahead(exchanges: Sequence[Exchange]) -> None:
+    """Compute at once what the neurons of all of them do; the exchanges are alike. `run` of each does the rest.
+
+    A request that is refused is left out, and where the memory does not suffice for all every request is: `run` then
+    computes it alone, or says what is wrong with it.
+    """
+    ready: list[tuple[Exchange, Computation]] = []
+    for exchange in exchanges:
+        try:
+            ready.append((exchange, exchange._prepare()))
+        except (Problem, WireError):
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+    if len(ready) < 2:
+        return
+    started = time.perf_counter()
+    try:
+        with torch.no_grad():
+            swept = compute_together([computation for _, computation in ready])
+    except Problem:  # about parameters that all of them have
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        logger.warning("no memory for %d requests at once: %s; they are computed one by one", len(ready), error)
+        return
+    kernel = time.perf_counter() - started
+    for (exchange, _), results in zip(ready, swept, strict=True):
+        exchange._swept = results
+        spent = exchange.timings
+        # The decoding of the others was waiting, too.
+        spent.batch, spent.kernel, spent.queue = len(ready), kernel, started - exchange.queued_at - spent.decode
 
 
 def norm(tensor: torch.Tensor) -> float:

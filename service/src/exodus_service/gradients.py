@@ -1,7 +1,8 @@
 """A gradient request as a computation: which kind of input it brings, and what is computed from it.
 
-`prepare` checks a request and takes its tensors to the device; `run` of what it returns computes. All arithmetic of
-neurons is that of exodus_core. Equation numbers are those of arXiv 2205.10242.
+`prepare` checks a request and takes its tensors to the device; `run` of what it returns computes, in two steps that can
+be taken apart: what the neurons do, and what is left for the request as a whole. All arithmetic of neurons is that of
+exodus_core. Equation numbers are those of arXiv 2205.10242.
 """
 
 import math
@@ -75,6 +76,14 @@ class Source:
     drive: torch.Tensor | None = None
     synapses: Synapses | None = None
 
+    def trace(self) -> torch.Tensor:
+        """The membrane where it is given, else the current or psp."""
+        if self.synapses is not None:
+            return self.synapses.current()
+        trace = self.drive if self.membrane is None else self.membrane
+        assert trace is not None, "a source has one of its members"
+        return trace
+
 
 @dataclass(frozen=True)
 class Computation:
@@ -96,26 +105,30 @@ class Computation:
 
     def run(self) -> Results:
         """The response tensors by name."""
+        return self.finish(self.sweep(self.source.trace(), self.loss))
+
+    def sweep(self, trace: torch.Tensor, loss: Loss) -> Results:
+        """What the neurons compute, given the trace and the loss of this request, or those of several (`batching`)."""
         results: Results = {}
-        membrane, spikes, synapses = self.source.membrane, None, self.source.synapses
-        if membrane is None:
-            drive = synapses.current() if synapses else self.source.drive
-            spikes, membrane = _checked(self.forward, drive, **self.neuron)
-        if self.loss.given:
-            results |= self._gradients(membrane)
-        if synapses and self.loss.given:
-            results |= synapses.gradients(results["grad_input"])
+        membrane, spikes = trace, None
+        if self.source.membrane is None:
+            spikes, membrane = _checked(self.forward, trace, **self.neuron)
+        if loss.given:
+            results |= self._gradients(membrane, loss)
         if "spikes" in self.params.return_:
             results["spikes"] = self._fired(membrane) if spikes is None else spikes
         if "membrane" in self.params.return_:
             results["membrane"] = membrane
         return results
 
-    def _gradients(self, membrane: torch.Tensor) -> Results:
-        grad_spikes = self.loss.grad_spikes(membrane)
-        found = _checked(
-            self.backward, membrane, grad_spikes, grad_membrane=self.loss.membrane, **self.neuron, **self.wrt
-        )
+    def finish(self, swept: Results) -> Results:
+        """The response, given what the neurons of this request computed."""
+        synapses = self.source.synapses
+        return swept | synapses.gradients(swept["grad_input"]) if synapses and self.loss.given else swept
+
+    def _gradients(self, membrane: torch.Tensor, loss: Loss) -> Results:
+        grad_spikes = loss.grad_spikes(membrane)
+        found = _checked(self.backward, membrane, grad_spikes, grad_membrane=loss.membrane, **self.neuron, **self.wrt)
         return {f"grad_{name}": value for name, value in found._asdict().items() if value is not None}
 
     def _fired(self, membrane: torch.Tensor) -> torch.Tensor:

@@ -8,24 +8,26 @@ A request is admitted before its body is read, so that a full queue costs no upl
 Leaving the block withdraws work that still waits. Work that is running cannot be stopped: it stays in the accounts
 until it ends. The work itself says what its result occupies (`Ticket.resize`); where results that nobody takes have
 filled the queue, the work behind them is refused in its turn.
+
+Work that is submitted with a member may run together with its like (`waiting.Batching`). It keeps its own place, its
+own deadline and its own result.
 """
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
+
+from exodus_service.waiting import Batching, DeadlineError, Entry, Member, Waiting
+
+__all__ = ["Batching", "DeadlineError", "QueueFullError", "Scheduler", "Ticket"]
 
 T = TypeVar("T")
 
 
 class QueueFullError(Exception):
     """The bound on requests or on bytes is reached; nothing was admitted."""
-
-
-class DeadlineError(Exception):
-    """The turn of the work came after its deadline; it was not done."""
 
 
 class Scheduler:
@@ -36,17 +38,31 @@ class Scheduler:
         max_requests: requests admitted at a time.
         max_bytes: sum of their sizes; a request that is alone is admitted whatever its size.
         initializer: called on the thread before its first work.
+        batching: which work runs together; None: none does.
     """
 
     def __init__(
-        self, name: str, *, max_requests: int, max_bytes: int, initializer: Callable[[], object] | None = None
+        self,
+        name: str,
+        *,
+        max_requests: int,
+        max_bytes: int,
+        initializer: Callable[[], object] | None = None,
+        batching: Batching | None = None,
     ) -> None:
+        self._batching = batching
+        self._waiting = Waiting(batching)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=initializer)
         self._lock = threading.Lock()
         self._max_requests = max_requests
         self._max_bytes = max_bytes
         self.requests = 0
         self.bytes = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many of the requests that are admitted wait for the thread."""
+        return len(self._waiting)
 
     def admit(self, nbytes: int) -> "Ticket":
         """Reserve a place for a request of `nbytes`; raises QueueFullError."""
@@ -75,6 +91,15 @@ class Scheduler:
                     f"requests and results of {self.bytes} bytes wait to be taken, the limit is {self._max_bytes}"
                 )
 
+    def queue(self, entry: Entry) -> None:
+        """Have the entry done in its turn; called by the ticket."""
+        self._waiting.put(entry)
+        self._executor.submit(self._turn)
+
+    def withdraw(self, entry: Entry) -> None:
+        """Let go of an entry whose future was cancelled; called by the ticket."""
+        self._waiting.withdraw(entry)
+
     def execute(self, run: Callable[[], T]) -> "Future[T]":
         """Run on the thread, after what waits already, outside the accounts."""
         return self._executor.submit(run)
@@ -82,6 +107,20 @@ class Scheduler:
     def close(self) -> None:
         """Withdraw what waits. What is running goes on to its end."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._waiting.cancel()
+
+    def _turn(self) -> None:
+        """One turn for each entry that was queued; it finds nothing where entries left, or ran with others."""
+        batch = [entry for entry in self._waiting.take() if entry.begin()]
+        if len(batch) > 1 and self._batching is not None:
+            try:
+                self._batching.run([entry.member for entry in batch])
+            except Exception as error:  # noqa: BLE001  (what is not passed on leaves its clients waiting)
+                for entry in batch:
+                    entry.fail(error)
+                return
+        for entry in batch:
+            entry.finish(self.require_room)
 
 
 class Ticket:
@@ -90,27 +129,18 @@ class Ticket:
     def __init__(self, scheduler: Scheduler, nbytes: int) -> None:
         self._scheduler = scheduler
         self._nbytes = nbytes
-        self._waiting: list[Callable[[], Any]] = []
-        self._future: Future[Any] | None = None
+        self._entry: Entry | None = None
 
-    def submit(self, work: Callable[[], T], deadline: float | None = None) -> "Future[T]":
+    def submit(self, work: Callable[[], T], deadline: float | None = None, member: Member | None = None) -> "Future[T]":
         """Queue the work; a ticket takes one. `deadline` is a time.monotonic() value.
 
-        The future ends with the result of `work`, with its exception, with DeadlineError or QueueFullError where it was
-        not done, or cancelled.
+        With a member the work may run together with other work, else it runs alone. The future ends with the result of
+        `work`, with its exception, with DeadlineError or QueueFullError where it was not done, or cancelled.
         """
-        # The queue refers to the ticket, not to the work: work that is withdrawn frees the body it holds at once.
-        self._waiting.append(work)
-
-        def run() -> Any:
-            turn = self._waiting.pop()
-            if deadline is not None and time.monotonic() >= deadline:
-                raise DeadlineError
-            self._scheduler.require_room()
-            return turn()
-
-        self._future = self._scheduler.execute(run)
-        return self._future
+        entry = Entry(work, deadline, member)
+        self._scheduler.queue(entry)
+        self._entry = entry
+        return entry.future
 
     def resize(self, nbytes: int) -> None:
         """Count another size from now on: that of the result in place of that of the request."""
@@ -123,12 +153,12 @@ class Ticket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._future is None:
+        if self._entry is None:
             self._release()
             return
-        if self._future.cancel():
-            self._waiting.clear()
-        self._future.add_done_callback(lambda _: self._release())
+        if self._entry.future.cancel():
+            self._scheduler.withdraw(self._entry)
+        self._entry.future.add_done_callback(lambda _: self._release())
 
     def _release(self) -> None:
         self._scheduler.account(-1, -self._nbytes)
