@@ -17,7 +17,7 @@ DATA ?=
 SEED ?=
 TARGET ?= cpu
 
-.PHONY: help setup serve demo test lint format bench exactness sanitize peers lock clean
+.PHONY: help setup serve demo test lint format bench bench-service exactness sanitize peers lock clean
 .PHONY: cuda-emulate cuda-check cuda-work gpu-check image-lock image-check
 
 help: ## list the targets
@@ -55,8 +55,11 @@ format: setup ## let ruff format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: setup ## time the neurons on the CPU; QUICK=1 for a short run
-	$(BIN)/python benchmarks/neurons.py $(if $(QUICK),--quick)
+bench: setup ## how fast, against other libraries and the memory; writes benchmarks/results, the README's table; QUICK=1 prints a part
+	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
+
+bench-service: setup ## time the way over HTTP; writes benchmarks/results/service.md; QUICK=1 for a short run that writes nothing
+	$(BIN)/python -m benchmarks.service $(if $(QUICK),--quick)
 
 exactness: setup ## kernels against autograd in float64, every setting; writes docs/exactness.md; QUICK=1 for a short run, SEED=N to repeat one
 	$(BIN)/python benchmarks/exactness.py $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--markdown docs/exactness.md)

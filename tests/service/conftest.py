@@ -17,6 +17,7 @@ import torch
 from exodus_client.wire import Form, Message, Tensor, decode, encode
 from exodus_service.app import create_app
 from exodus_service.engine import Engine
+from exodus_service.segments import Segments
 from exodus_service.server import Server
 from exodus_service.settings import Settings
 
@@ -74,6 +75,7 @@ class Served:
     port: int
     engine: Engine
     caller: Caller
+    segments: Segments | None = None
 
     def new_caller(self) -> Caller:
         return Caller(self.port)
@@ -103,14 +105,15 @@ class Served:
 def served(**settings: Any) -> Iterator[Served]:
     """Serve in a thread of this process until the block is left."""
     app = create_app(Settings(port=0, **settings))
+    uds = app.state.engine.settings.uds
     server = Server(app, app.state.engine.settings)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started or not thread.is_alive())
-    port = server.servers[0].sockets[0].getsockname()[1]
+    port = 0 if uds else server.servers[0].sockets[0].getsockname()[1]
     caller = Caller(port)
     try:
-        yield Served(port, app.state.engine, caller)
+        yield Served(port, app.state.engine, caller, app.state.segments)
     finally:
         caller.connection.close()
         server.should_exit = True

@@ -117,7 +117,7 @@ def test_the_examples_of_the_page_work(running):
 
 
 def test_only_the_http_side_knows_the_framework():
-    inside = "body engine exchange gradients operands params scheduler selftest settings"
+    inside = "batching body engine exchange gradients operands params scheduler selftest settings waiting"
     for module in inside.split():
         source = Path(exodus_service.__file__).with_name(f"{module}.py").read_text()
         assert not re.search(r"^\s*(from|import) (fastapi|starlette|uvicorn)", source, re.MULTILINE), module

@@ -19,7 +19,8 @@ from ._future import Future
 from ._gradients import GradientArguments, Gradients
 from ._request import gradient_request
 from ._session import Answer, Session
-from .wire import Encoded, compress, encode
+from ._shared import SharedMemory
+from .wire import MSGPACK_TYPE, Encoded, compress, encode
 from .wire import Limits as WireLimits
 
 Result = TypeVar("Result")
@@ -54,6 +55,8 @@ class Client:
         limits: a `Limits`.
         compress: send requests of 16 KiB and more zstd-compressed. Pays for spikes on slow networks, never for
             membranes, which do not shrink. Needs the package zstandard.
+        shared_memory: exchange bodies of 64 KiB and more with a service on this machine through shared memory, where
+            the service has it on; otherwise bytes are sent, and the log says why. Linux only.
         transport: an httpx transport in place of real sockets, or one with its own TLS or proxy settings.
 
     Raises:
@@ -70,6 +73,7 @@ class Client:
         retries: Retries | int = Retries(),  # noqa: B008 - frozen
         limits: Limits = Limits(),  # noqa: B008 - frozen
         compress: bool = False,
+        shared_memory: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         if compress:
@@ -85,6 +89,11 @@ class Client:
             limits=limits,
             transport=transport,
             user_agent=f"exodus-client/{importlib.metadata.version('exodus-client')}",
+        )
+        self._shared = (
+            SharedMemory(self._session, max_idle=limits.max_in_flight, max_response_bytes=limits.max_response_bytes)
+            if shared_memory
+            else None
         )
         self._threads = ThreadPoolExecutor(limits.max_in_flight, thread_name_prefix="exodus-client")
 
@@ -132,7 +141,7 @@ class Client:
         encoded = encode(request.message, request.form)
 
         def run() -> Gradients:
-            answer = self._session.call("POST", f"/v1/gradients/{request.method}", self._compressed(encoded))
+            answer = self._post(f"/v1/gradients/{request.method}", encoded)
             return request.result(answer, self._wire_limits)
 
         return run() if wait else self._submit(run)
@@ -166,6 +175,8 @@ class Client:
     def close(self) -> None:
         """Wait for the requests under way, drop those not begun, and close all connections."""
         self._threads.shutdown(cancel_futures=True)
+        if self._shared is not None:
+            self._shared.close()
         self._session.close()
 
     def __enter__(self) -> Self:
@@ -190,6 +201,12 @@ class Client:
     def _submit(self, run: Callable[[], Result]) -> Future[Result]:
         self._session.check_process()
         return Future(self._threads.submit(run))
+
+    def _post(self, path: str, encoded: Encoded) -> Answer:
+        stream = encoded.content_type == MSGPACK_TYPE
+        if self._shared is not None and stream and encoded.nbytes >= defaults.SHARE_FROM_BYTES:
+            return self._shared.call(path, encoded, lambda: self._compressed(encoded))
+        return self._session.call("POST", path, self._compressed(encoded))
 
     def _compressed(self, encoded: Encoded) -> Encoded:
         worth_it = self._compress and encoded.nbytes >= defaults.COMPRESS_FROM_BYTES

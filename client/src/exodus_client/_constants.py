@@ -19,12 +19,22 @@ JITTER: Final = 0.25
 MAX_IN_FLIGHT: Final = 8
 MAX_RESPONSE_BYTES: Final = 4 * 2**30
 
-# httpx copies what is left of a chunk at every partial send, so one chunk of a whole body costs quadratic time on a
-# slow network. 256 KiB also gave the best throughput on a fast one; larger chunks gained nothing.
-CHUNK_BYTES: Final = 256 * 1024
+# How long an idle connection is kept. A server closes its end at some time, and a request sent into that is lost.
+KEEP_IDLE: Final = 5.0
+
+# What is sent or received in one go, between two looks at the clock. httpx, through which https:// goes, copies what is
+# left of a chunk at every partial send: one chunk of a whole body would cost quadratic time on a slow network.
+CHUNK_BYTES: Final = 1024 * 1024
+HTTPX_CHUNK_BYTES: Final = 256 * 1024
+
+# Up to here a copy costs less than a packet of its own for the header and each pad.
+JOINED_BYTES: Final = 64 * 1024
 
 # Below this a compressor saves no packet worth the name.
 COMPRESS_FROM_BYTES: Final = 16 * 1024
+
+# Below this a reference is no faster than the bytes themselves.
+SHARE_FROM_BYTES: Final = 64 * 1024
 
 # What is shown of an error body that is not a problem document.
 MAX_DETAIL_CHARACTERS: Final = 500

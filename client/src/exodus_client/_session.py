@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from . import _constants as defaults
 from ._config import Limits, Retries, Timeout
 from ._errors import APIConnectionError, APITimeoutError, ExodusError, InvalidResponseError, status_error
 from ._retry import delay, parse_retry_after
+from ._transport import SocketTransport, tcp, unix
 from .wire import Encoded
 
 _log = logging.getLogger("exodus_client")
@@ -43,24 +45,25 @@ class Answer:
 
 
 class Body:
-    """An encoded message as chunks of at most 256 KiB, from the front whenever a request is tried again.
+    """An encoded message in chunks, from the front whenever a request is tried again.
 
     `before_chunk` is called before each; what it raises ends the upload.
     """
 
-    def __init__(self, encoded: Encoded, before_chunk: Callable[[], None]) -> None:
+    def __init__(self, encoded: Encoded, chunk_bytes: int, before_chunk: Callable[[], None]) -> None:
         self._encoded = encoded
+        self._chunk_bytes = chunk_bytes
         self._before_chunk = before_chunk
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
-        if self._encoded.nbytes <= defaults.CHUNK_BYTES:
+        if self._encoded.nbytes <= defaults.JOINED_BYTES:
             yield b"".join(self._encoded.chunks)  # one packet rather than one for the header and each pad
             return
         for chunk in self._encoded.chunks:
             view = memoryview(chunk)
-            for start in range(0, len(view), defaults.CHUNK_BYTES):
+            for start in range(0, len(view), self._chunk_bytes):
                 self._before_chunk()
-                yield view[start : start + defaults.CHUNK_BYTES]
+                yield view[start : start + self._chunk_bytes]
 
 
 class Session:
@@ -77,7 +80,9 @@ class Session:
         transport: httpx.BaseTransport | None,
         user_agent: str,
     ) -> None:
-        url, transport = _address(base_url, transport)
+        url, transport = _address(base_url, transport, limits.max_in_flight)
+        ours = isinstance(transport, SocketTransport)
+        self._chunk_bytes = defaults.CHUNK_BYTES if ours else defaults.HTTPX_CHUNK_BYTES
         self.base_url = base_url.rstrip("/")
         self._process = os.getpid()
         self._authorization = _authorization(api_key)
@@ -92,8 +97,10 @@ class Session:
             headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
         )
 
-    def call(self, method: str, path: str, encoded: Encoded | None = None, *, retry: bool = True) -> Answer:
-        """Send a request until it is answered or not worth another attempt.
+    def call(
+        self, method: str, path: str, encoded: Encoded | Callable[[], Encoded] | None = None, *, retry: bool = True
+    ) -> Answer:
+        """Send a request until it is answered or not worth another attempt. A body may be made anew for each.
 
         Raises:
             APIStatusError, APIConnectionError, APITimeoutError, InvalidResponseError: as the last attempt failed.
@@ -107,7 +114,7 @@ class Session:
         attempt = 0
         while True:
             try:
-                return self._attempt(method, path, encoded, request_id, ends)
+                return self._attempt(method, path, encoded() if callable(encoded) else encoded, request_id, ends)
             except ExodusError as error:
                 wait = delay(attempt, error, retries)
                 if wait is None or (ends is not None and time.monotonic() + wait >= ends):
@@ -162,7 +169,7 @@ class Session:
             headers |= {"Content-Type": encoded.content_type, "Content-Length": str(encoded.nbytes)}
             if encoded.content_encoding is not None:
                 headers["Content-Encoding"] = encoded.content_encoding
-            content = Body(encoded, lambda: self._check_time(request_id, ends))
+            content = Body(encoded, self._chunk_bytes, lambda: self._check_time(request_id, ends))
         if left is not None:
             headers["X-Deadline-Ms"] = str(max(1, int(left * 1e3)))
         connect, write, read = (
@@ -181,13 +188,19 @@ class Session:
         # numpy leaves the pages untouched, where bytearray would write zeros to all of them first.
         body = memoryview(cast(Any, np.empty(size, np.uint8)))
         position = 0
-        for chunk in self._chunks(response, request_id, ends):
-            if position + len(chunk) > size:
-                raise InvalidResponseError(
-                    f"the answer is longer than its Content-Length of {size}", request_id=request_id
-                )
-            body[position : position + len(chunk)] = chunk
-            position += len(chunk)
+        if "read_into" in response.extensions:  # by our own transport, without a copy
+            read_into = response.extensions["read_into"]
+            while position < size and (came := read_into(body[position : position + defaults.CHUNK_BYTES])):
+                self._check_time(request_id, ends)
+                position += came
+        else:
+            for chunk in self._chunks(response, request_id, ends):
+                if position + len(chunk) > size:
+                    raise InvalidResponseError(
+                        f"the answer is longer than its Content-Length of {size}", request_id=request_id
+                    )
+                body[position : position + len(chunk)] = chunk
+                position += len(chunk)
         if position != size:
             raise APIConnectionError(f"the answer ended after {position} of {size} bytes", request_id=request_id)
         return body
@@ -217,18 +230,32 @@ class Session:
             )
 
 
-def _address(base_url: str, transport: httpx.BaseTransport | None) -> tuple[str, httpx.BaseTransport | None]:
-    """The URL to build on, and the transport for it: `unix:/path` is HTTP through a socket of the file system."""
+def _address(
+    base_url: str, transport: httpx.BaseTransport | None, max_connections: int
+) -> tuple[str, httpx.BaseTransport | None]:
+    """The URL to build on, and the transport for it: `unix:/path` is HTTP through a socket of the file system.
+
+    No transport leaves the choice to httpx, which knows TLS and the proxies of the environment.
+    """
     scheme, _, socket = base_url.partition(":")
     if scheme == "unix" and socket:
-        return "http://localhost", transport or httpx.HTTPTransport(uds=socket)
+        return "http://localhost", transport or SocketTransport(unix(socket), max_connections)
     parts = urlsplit(base_url)
     fits = parts.scheme in ("http", "https") and parts.hostname and not (parts.query or parts.fragment)
     if not fits or " " in base_url or not _has_port(parts):
         raise ValueError(f"base_url: got {base_url!r}, want http://HOST:PORT, https://HOST or unix:/PATH")
     if parts.username is not None or parts.password is not None:
         raise ValueError("base_url: want no user or password in it; keys go to api_key")
+    host = cast(str, parts.hostname)
+    if transport is None and parts.scheme == "http" and not _has_proxy(host):
+        transport = SocketTransport(tcp(host, parts.port or 80), max_connections)
     return base_url.rstrip("/"), transport
+
+
+def _has_proxy(host: str) -> bool:
+    """Whether the environment wants a proxy for plain HTTP to the host."""
+    proxies = urllib.request.getproxies()
+    return ("http" in proxies or "all" in proxies) and not urllib.request.proxy_bypass(host)
 
 
 def _has_port(parts: SplitResult) -> bool:

@@ -16,6 +16,7 @@ from exodus_service.middleware import CONTEXT, Authentication, Envelope, respons
 from exodus_service.problems import Problem
 from exodus_service.responses import problem_response
 from exodus_service.routes import router
+from exodus_service.segments import Segments
 from exodus_service.settings import Settings
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -33,11 +34,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = Settings() if settings is None else settings
     engine = Engine(settings)
+    segments = (
+        Segments(max_segments=settings.max_queue, max_bytes=settings.max_queue_bytes)
+        if settings.shared_memory
+        else None
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engine.start()
+        if segments is not None:
+            segments.open()
         yield
+        if segments is not None:
+            segments.close()
         engine.close()
 
     app = FastAPI(
@@ -49,6 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.engine = engine
+    app.state.segments = segments
     app.state.capabilities = engine.capabilities()
     app.include_router(router)
     # The last one added is the outermost.

@@ -1,13 +1,15 @@
 """Reads a request body, of a length known beforehand, into one writable buffer."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
 from exodus_service.problems import Fault, Problem
+from exodus_service.upload import Filling, place
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -27,7 +29,14 @@ def empty_buffer(nbytes: int, *, pinned: bool = False) -> memoryview:
 
 
 async def read_body(
-    receive: Receive, nbytes: int, *, stall_timeout: float, min_rate: int, seconds_left: float, pinned: bool = False
+    receive: Receive,
+    nbytes: int,
+    *,
+    stall_timeout: float,
+    min_rate: int,
+    seconds_left: float,
+    scope: Mapping[str, Any] = MappingProxyType({}),
+    pinned: bool = False,
 ) -> memoryview:
     """Read a body of exactly `nbytes` bytes.
 
@@ -36,10 +45,11 @@ async def read_body(
         stall_timeout: seconds that the next piece may take.
         min_rate: bytes a second; the whole body may take `stall_timeout + nbytes / min_rate` seconds.
         seconds_left: until the deadline of the request; may be infinite.
+        scope: of the request; where the server offers it there, the body comes without the detour through messages.
         pinned: read into memory that a GPU copies from by itself.
 
     Raises:
-        Problem: body_timeout, deadline, malformed (another length than announced), client_disconnected.
+        Problem: body_timeout, deadline, malformed (another length than announced), client_disconnected,
             out_of_memory.
     """
     try:
@@ -49,29 +59,37 @@ async def read_body(
     clock = asyncio.get_running_loop().time
     deadline = clock() + seconds_left
     latest = min(clock() + stall_timeout + nbytes / min_rate, deadline)
-    filled = 0
+    filling = place(scope, body) or Filling(body)
     try:
         async with asyncio.timeout_at(min(clock() + stall_timeout, latest)) as timeout:
+
+            def extend() -> None:
+                if not timeout.expired():
+                    timeout.reschedule(min(clock() + stall_timeout, latest))
+
+            filling.on_progress = extend
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise Problem("client_disconnected", f"{filled} of {nbytes} bytes of the body had arrived")
+                    raise Problem("client_disconnected", f"{filling.filled} of {nbytes} bytes of the body had arrived")
                 piece = message.get("body", b"")
-                if filled + len(piece) > nbytes:
-                    raise _wrong_length(nbytes, f"at least {filled + len(piece)} bytes")
-                body[filled : filled + len(piece)] = piece
-                filled += len(piece)
+                if len(piece) > filling.remaining:
+                    raise _wrong_length(nbytes, f"at least {filling.filled + len(piece)} bytes")
+                filling.put(piece)
                 if not message.get("more_body", False):
                     break
-                timeout.reschedule(min(clock() + stall_timeout, latest))
     except TimeoutError:
         if clock() >= deadline:
             raise Problem("deadline", "the deadline passed while the body was read") from None
         raise Problem(
-            "body_timeout", f"{filled} of {nbytes} bytes of the body had arrived", headers={"Connection": "close"}
+            "body_timeout",
+            f"{filling.filled} of {nbytes} bytes of the body had arrived",
+            headers={"Connection": "close"},
         ) from None
-    if filled != nbytes:
-        raise _wrong_length(nbytes, f"{filled} bytes")
+    finally:
+        filling.abandon()
+    if filling.remaining:
+        raise _wrong_length(nbytes, f"{filling.filled} bytes")
     return body
 
 

@@ -16,6 +16,7 @@ from exodus_service.logs import configure_logging
 from exodus_service.selftest import SelfTestError
 from exodus_service.server import Server
 from exodus_service.settings import Settings, settings_table
+from exodus_service.uds import SocketPathError
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +33,20 @@ def main() -> None:
     app()
 
 
+def _help(name: str) -> str | None:
+    return Settings.model_fields[name].description
+
+
 def _flag(name: str) -> Any:
-    return typer.Option(help=Settings.model_fields[name].description, show_default=False)
+    return typer.Option(help=_help(name), show_default=False)
 
 
 @app.command()
 def serve(
     host: Annotated[str | None, _flag("host")] = None,
     port: Annotated[int | None, _flag("port")] = None,
+    uds: Annotated[Path | None, _flag("uds")] = None,
+    shared_memory: Annotated[bool | None, typer.Option("--shared-memory", help=_help("shared_memory"))] = None,
     device: Annotated[str | None, _flag("device")] = None,
     threads: Annotated[int | None, _flag("threads")] = None,
     max_body_bytes: Annotated[int | None, _flag("max_body_bytes")] = None,
@@ -54,6 +61,8 @@ def serve(
     flags = {
         "host": host,
         "port": port,
+        "uds": uds,
+        "shared_memory": shared_memory,
         "device": device,
         "threads": threads,
         "max_body_bytes": max_body_bytes,
@@ -70,13 +79,16 @@ def serve(
     except (OSError, ValueError) as error:
         _stop(str(error))
     configure_logging(settings.log_format, settings.log_level)
-    if not settings.api_keys and settings.api_keys_file is None and settings.host not in _LOOPBACK:
+    open_to_all = settings.uds is None and settings.host not in _LOOPBACK
+    if not settings.api_keys and settings.api_keys_file is None and open_to_all:
         logger.warning("no API keys: everyone who reaches %s may use the service", settings.host)
     status = 0
     try:
         Server(service, settings).run()
     except KeyboardInterrupt:
         status = _INTERRUPTED
+    except SocketPathError as error:
+        _stop(str(error))
     if service.state.engine.scheduler.requests:
         # A computation cannot be stopped, and the interpreter would wait for its thread.
         logger.warning("stopping in the middle of a computation")

@@ -10,12 +10,17 @@ current_request_id: ContextVar[str] = ContextVar("current_request_id", default="
 
 @dataclass
 class Timings:
-    """Seconds spent in the phases of a request; a phase that was not reached took none."""
+    """Seconds spent in the phases of a request; a phase that was not reached took none.
 
+    `batch` is the number of requests that were computed together.
+    """
+
+    receive: float = 0.0
     queue: float = 0.0
     decode: float = 0.0
     kernel: float = 0.0
     encode: float = 0.0
+    batch: int = 1
 
 
 @dataclass
@@ -37,9 +42,10 @@ class Context:
 
     def server_timing(self) -> str:
         """The value of the Server-Timing header, in milliseconds."""
-        spent = self.timings
-        return (
-            f"queue;dur={spent.queue * 1e3:.3f}, decode;dur={spent.decode * 1e3:.3f}, "
-            f"kernel;dur={spent.kernel * 1e3:.3f}, encode;dur={spent.encode * 1e3:.3f}, "
-            f"total;dur={self.elapsed * 1e3:.3f}"
-        )
+        spent = dict(vars(self.timings))
+        batch = spent.pop("batch")
+        metrics = [f"{name};dur={seconds * 1e3:.3f}" for name, seconds in spent.items()]
+        metrics.append(f"total;dur={self.elapsed * 1e3:.3f}")
+        if batch > 1:
+            metrics.append(f'batch;desc="{batch}"')
+        return ", ".join(metrics)

@@ -121,5 +121,6 @@ def _fields(context: Context) -> dict[str, Any]:
         "decode_ms": round(spent.decode * 1e3, 3),
         "kernel_ms": round(spent.kernel * 1e3, 3),
         "encode_ms": round(spent.encode * 1e3, 3),
+        "batch": spent.batch,
     }
     return served | computed if spent.queue else served

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from exodus_client.wire import DTYPES, JSON_TYPE
+from exodus_client.wire import DTYPES, JSON_TYPE, SEGMENT_TYPE
 from exodus_service.examples import EXAMPLES
 from exodus_service.params import Params
 from exodus_service.problems import KINDS, MEDIA_TYPE, Category
@@ -115,6 +115,7 @@ _BINARY = {
 LIVE_RESPONSES = _responses()
 READY_RESPONSES = _responses("not_ready")
 CAPABILITIES_RESPONSES = _responses("unauthorized", "forbidden", "internal_error")
+SHARED_MEMORY_RESPONSES = _responses("unauthorized", "forbidden", "not_found", "internal_error")
 GRADIENT_RESPONSES = _responses(*(code for code, kind in KINDS.items() if kind.status not in (405, 499)))
 GRADIENT_RESPONSES[200]["content"] = {
     BINARY_TYPE: {"schema": _BINARY["schema"]},
@@ -146,6 +147,7 @@ GRADIENT_REQUEST: Document = {
         "content": {
             BINARY_TYPE: {"schema": _BINARY["schema"]},
             JSON_TYPE: {"schema": _reference(JsonRequest), "examples": EXAMPLES},
+            SEGMENT_TYPE: {"schema": {"type": "object", "description": "Where the body is in shared memory."}},
         },
     },
 }

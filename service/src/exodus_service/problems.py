@@ -26,6 +26,7 @@ KINDS: Mapping[str, Kind] = {
     "not_found": Kind(404, "There is no such resource", "user", False),
     "method_not_allowed": Kind(405, "The resource does not take this HTTP method", "user", False),
     "body_timeout": Kind(408, "The body arrived too slowly", "user", True),
+    "segment_gone": Kind(410, "The shared memory is not known here", "user", False),
     "length_required": Kind(411, "The request has no Content-Length", "user", False),
     "too_large": Kind(413, "The request is too large", "user", False),
     "unsupported": Kind(415, "The content type or encoding is not supported", "user", False),

@@ -1,16 +1,20 @@
 """HTTP/1.1 as uvicorn reads it, with the bounds that it lacks: on the size of a head, and on the time it takes to come.
 
 Without them anyone could fill the memory with header lines, or hold connections open without ever asking for anything.
+Large bodies go around the parser, straight to where they are wanted (`upload`).
 """
 
 import asyncio
+from functools import partial
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from exodus_service.context import Context
 from exodus_service.middleware import new_request_id, response_headers
 from exodus_service.problems import MEDIA_TYPE, Fault, Problem
+from exodus_service.upload import EXTENSION, Filling, Upload
 
 #: Bytes of a request line with its headers. What the connection brought together with their beginning is not counted.
 MAX_HEAD_BYTES = 64 * 1024
@@ -54,6 +58,26 @@ class Protocol(HttpToolsProtocol):
         self._in_head = False
         self._cancel_timer()
         super().on_headers_complete()
+        self.scope["extensions"] = {EXTENSION: {"place": partial(self._place, self.cycle)}}
+
+    def _place(self, cycle: RequestResponseCycle, buffer: memoryview) -> Filling | None:
+        """Read the rest of the body of `cycle` into the buffer, around the parser, whose place a new one takes."""
+        if cycle is not self.cycle or not cycle.more_body or self.transport.is_closing():
+            return None  # it is here already, or never will be
+        filling = Filling(buffer)
+        if len(cycle.body) >= len(buffer):
+            return None
+        filling.put(cycle.body)
+        cycle.body = bytearray()
+        self.transport.set_protocol(Upload(self, filling, partial(self._placed, cycle)))
+        return filling
+
+    def _placed(self, cycle: RequestResponseCycle) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
+        self.transport.set_protocol(self)
+        cycle.more_body = False
+        cycle.message_event.set()
 
     def send_400_response(self, msg: str) -> None:
         """What the parser cannot read is answered like everything else."""

@@ -11,17 +11,26 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from starlette.responses import JSONResponse, Response
 
-from exodus_client.wire import JSON_TYPE, Encoded
+from exodus_client.wire import (
+    JSON_TYPE,
+    MAX_REFERENCE_BYTES,
+    MSGPACK_TYPE,
+    SEGMENT_TYPE,
+    Encoded,
+    WireError,
+    read_reference,
+)
 from exodus_service import openapi
 from exodus_service.body import read_body
 from exodus_service.context import Context
 from exodus_service.engine import Capabilities, Engine, Phase
-from exodus_service.exchange import CONTENT_ENCODINGS, CONTENT_TYPES, Exchange
+from exodus_service.exchange import CONTENT_ENCODINGS, CONTENT_TYPES, Exchange, problem_of
 from exodus_service.middleware import CONTEXT
 from exodus_service.params import Method
 from exodus_service.problems import Fault, Problem
 from exodus_service.responses import TensorResponse
 from exodus_service.scheduler import DeadlineError, QueueFullError
+from exodus_service.segments import Segments, Shared, SharedMemory
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -55,25 +64,36 @@ async def gradients(method: MethodInPath, request: Request) -> Response:
     _require_no_upgrade(headers)
     nbytes = _content_length(headers, _body_limit(engine, content_type))
     deadline = context.arrived + _deadline_seconds(headers)
+    shared: Shared | None = None
+    if content_type == SEGMENT_TYPE:
+        shared = _find(request, await _read(request, nbytes, deadline))
+        content_type, nbytes = MSGPACK_TYPE, len(shared.body)
     with _refusals(engine), ExitStack() as held:
         ticket = held.enter_context(engine.scheduler.admit(nbytes))
-        body = await read_body(
-            request.receive,
-            nbytes,
-            stall_timeout=engine.settings.stall_timeout_s,
-            min_rate=engine.settings.min_upload_rate,
-            seconds_left=deadline - time.monotonic(),
-            pinned=engine.device.type == "cuda",
-        )
+        body = await _read(request, nbytes, deadline) if shared is None else shared.body
         context.bytes_in = nbytes
-        exchange = Exchange(method, body, content_type, content_encoding, context.timings, time.perf_counter())
+        context.timings.receive = context.elapsed
+        exchange = Exchange(
+            method,
+            body,
+            content_type,
+            content_encoding,
+            engine.device,
+            engine.limits,
+            context.timings,
+            time.perf_counter(),
+        )
 
         def compute() -> Encoded:
-            encoded = exchange.run(engine.device, engine.limits)
+            encoded = exchange.run()
             ticket.resize(encoded.nbytes)
             return encoded
 
-        encoded = await _outcome(ticket.submit(compute, deadline), request.receive, deadline)
+        encoded = await _outcome(ticket.submit(compute, deadline, exchange), request.receive, deadline)
+        if shared is not None:
+            began = time.perf_counter()
+            encoded = await shared.answer(encoded)
+            context.timings.encode += time.perf_counter() - began
         return TensorResponse(encoded, engine.settings.stall_timeout_s, held.pop_all().close)
 
 
@@ -82,6 +102,15 @@ async def capabilities(request: Request) -> Capabilities:
     """Methods, neurons, surrogates, dtypes, devices, limits and versions of the wire format."""
     known: Capabilities = request.app.state.capabilities
     return known
+
+
+@router.get("/v1/shared-memory", tags=["service"], responses=openapi.SHARED_MEMORY_RESPONSES)
+async def shared_memory(request: Request) -> SharedMemory:
+    """Where clients of the same user on this machine hand over memory; docs/wire-format.md has the exchange."""
+    segments: Segments | None = request.app.state.segments
+    if segments is None:
+        raise Problem("not_found", "shared memory is off on this service; EXODUS_SHARED_MEMORY=1 turns it on")
+    return SharedMemory(socket=segments.socket_name)
 
 
 @router.get("/livez", tags=["service"], responses=openapi.LIVE_RESPONSES)
@@ -100,8 +129,42 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse({"status": "ready"})
 
 
+async def _read(request: Request, nbytes: int, deadline: float) -> memoryview:
+    engine: Engine = request.app.state.engine
+    return await read_body(
+        request.receive,
+        nbytes,
+        stall_timeout=engine.settings.stall_timeout_s,
+        min_rate=engine.settings.min_upload_rate,
+        seconds_left=deadline - time.monotonic(),
+        scope=request.scope,
+        pinned=engine.device.type == "cuda",
+    )
+
+
+def _find(request: Request, body: memoryview) -> Shared:
+    """What is meant by a reference to shared memory, within the limit on bodies."""
+    segments: Segments | None = request.app.state.segments
+    try:
+        reference = read_reference(body)
+    except WireError as error:
+        raise problem_of(error) from error
+    limit = request.app.state.engine.settings.max_body_bytes
+    if reference.body.nbytes > limit:
+        expected, got = f"at most {limit} bytes", f"{reference.body.nbytes} bytes"
+        raise Problem("too_large", f"body: expected {expected}, got {got}", (Fault("/body/nbytes", expected, got),))
+    if segments is None:
+        raise Problem("segment_gone", "shared memory is off on this service; send the body itself")
+    return segments.find(reference)
+
+
 def _content_type(headers: Mapping[str, str]) -> str:
     given = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given == SEGMENT_TYPE:
+        if headers.get("content-encoding", "identity") != "identity":
+            given_encoding = headers["content-encoding"]
+            raise _header_problem("unsupported", "content-encoding", "none, of a reference", given_encoding)
+        return given
     if given not in CONTENT_TYPES:
         raise _header_problem("unsupported", "content-type", " or ".join(CONTENT_TYPES), given)
     return given
@@ -123,6 +186,8 @@ def _require_no_upgrade(headers: Mapping[str, str]) -> None:
 
 def _body_limit(engine: Engine, content_type: str) -> int:
     limit = engine.settings.max_body_bytes
+    if content_type == SEGMENT_TYPE:
+        return MAX_REFERENCE_BYTES
     return min(limit, engine.limits.max_json_bytes) if content_type == JSON_TYPE else limit
 
 

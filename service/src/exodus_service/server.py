@@ -1,6 +1,8 @@
 """Runs the application under uvicorn, and ends it the way a load balancer expects."""
 
+import logging
 import signal
+import socket
 import time
 from types import FrameType
 
@@ -10,6 +12,9 @@ from fastapi import FastAPI
 from exodus_service.engine import Phase
 from exodus_service.protocol import Protocol
 from exodus_service.settings import Settings
+from exodus_service.uds import unix_socket
+
+logger = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
@@ -36,8 +41,19 @@ class Server(uvicorn.Server):
             )
         )
         self._engine = app.state.engine
+        self._uds = settings.uds
+        self._uds_mode = int(settings.uds_mode, 8)
         self._drain_delay = settings.drain_delay_s
         self._exit_at: float | None = None
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to stop. Raises SocketPathError where the Unix socket of the settings cannot be had."""
+        if self._uds is None:
+            super().run(sockets)
+            return
+        with unix_socket(self._uds, self._uds_mode) as listener:
+            logger.info("running on unix socket %s", self._uds)
+            super().run([listener])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Signal handler: the first SIGTERM drains, everything else does what uvicorn does."""

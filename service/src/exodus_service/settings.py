@@ -16,6 +16,16 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    uds: Path | None = Field(
+        default=None,
+        description="Path of a Unix socket to listen on, in place of host and port; a dead server's is replaced.",
+    )
+    uds_mode: str = Field(
+        default="600", pattern="^[0-7]{3}$", description="Permissions of the Unix socket, in octal digits."
+    )
+    shared_memory: bool = Field(
+        default=False, description="Take bodies through shared memory from clients of the same user on this machine."
+    )
     device: str = Field(
         default="cpu", description="Device that computes: cpu, cuda or cuda:N. One process serves one device."
     )
@@ -33,6 +43,17 @@ class Settings(BaseSettings):
     )
     max_queue_bytes: int = Field(
         default=1024 * MIB, ge=1, description="Sum of the sizes in bytes of the requests admitted and of their results."
+    )
+    max_batch: int = Field(default=32, ge=1, description="Most requests computed together; 1 computes each alone.")
+    max_batch_bytes: int = Field(
+        default=MIB // 2,
+        ge=1,
+        description="Most bytes of traces and loss gradients computed together; a larger request is computed alone.",
+    )
+    batch_delay_ms: float = Field(
+        default=0.0,
+        ge=0,
+        description="Longest wait for requests to compute together with, in milliseconds; 0 takes those that wait.",
     )
     retry_after_s: int = Field(default=1, ge=0, description="Retry-After of 429 and 503 answers, in seconds.")
 

@@ -8,6 +8,15 @@ from .compression import compress, decompress
 from .header import VERSION
 from .json_form import NON_FINITE
 from .message import JSON_TYPE, MSGPACK_TYPE, Encoded, Form, Message, decode, encode
+from .segment import (
+    MAX_REFERENCE_BYTES,
+    SEGMENT_GREETING,
+    SEGMENT_SOCKET,
+    SEGMENT_TYPE,
+    Reference,
+    Span,
+    read_reference,
+)
 from .tensor import DTYPES, ENCODINGS, Encoding, Tensor, is_torch
 
 __all__ = [
@@ -15,8 +24,12 @@ __all__ = [
     "ENCODINGS",
     "JSON_TYPE",
     "MAX_PAYLOAD_BYTES",
+    "MAX_REFERENCE_BYTES",
     "MSGPACK_TYPE",
     "NON_FINITE",
+    "SEGMENT_GREETING",
+    "SEGMENT_SOCKET",
+    "SEGMENT_TYPE",
     "VERSION",
     "Encoded",
     "Encoding",
@@ -24,6 +37,8 @@ __all__ = [
     "Form",
     "Limits",
     "Message",
+    "Reference",
+    "Span",
     "Tensor",
     "WireError",
     "compress",
@@ -31,4 +46,5 @@ __all__ = [
     "decompress",
     "encode",
     "is_torch",
+    "read_reference",
 ]

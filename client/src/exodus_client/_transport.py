@@ -1,0 +1,191 @@
+"""HTTP/1.1 over plain sockets for httpx: arrays leave from where they are, and arrive where they stay.
+
+httpx's own transport copies every byte of a request once and every byte of an answer four times. This one hands the
+chunks of a body to the kernel as they are, and lets the reader of an answer name the memory (`read_into` among the
+extensions of the response). For http:// without a proxy, and for Unix sockets; TLS and proxies are httpx's business.
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import httpx
+
+from . import _constants as defaults
+
+#: Opens a connection; takes the timeout in seconds, None for none.
+Connect = Callable[[float | None], socket.socket]
+
+
+def tcp(host: str, port: int) -> Connect:
+    """Connections to a port."""
+
+    def connect(timeout: float | None) -> socket.socket:
+        opened = socket.create_connection((host, port), timeout)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return opened
+
+    return connect
+
+
+def unix(path: str) -> Connect:
+    """Connections to a socket of the file system."""
+
+    def connect(timeout: float | None) -> socket.socket:
+        opened = socket.socket(socket.AF_UNIX)
+        try:
+            opened.settimeout(timeout)
+            opened.connect(path)
+        except OSError:
+            opened.close()
+            raise
+        return opened
+
+    return connect
+
+
+class SocketTransport(httpx.BaseTransport):
+    """Connections to one server. At most `max_connections` are open; idle ones are kept for a while."""
+
+    def __init__(self, connect: Connect, max_connections: int) -> None:
+        self._connect = connect
+        self._slots = threading.Semaphore(max_connections)
+        self._lock = threading.Lock()
+        self._idle: list[tuple[float, socket.socket]] = []
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        waits = request.extensions.get("timeout", {})
+        if not self._slots.acquire(timeout=waits.get("pool")):
+            raise httpx.PoolTimeout("all connections are in use")
+        try:
+            connection = self._take() or self._open(waits)
+        except BaseException:
+            self._slots.release()
+            raise
+        try:
+            sent_all = _send(connection, request, waits)
+            answer = _head(connection, request, waits)
+        except BaseException:
+            self._give_back(connection, reusable=False)
+            raise
+        stream = _Stream(answer, lambda whole: self._give_back(connection, reusable=whole and sent_all))
+        return httpx.Response(
+            answer.status, headers=answer.getheaders(), stream=stream, extensions={"read_into": stream.read_into}
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for _, connection in idle:
+            connection.close()
+
+    def _take(self) -> socket.socket | None:
+        """An idle connection that the server has not closed in the meantime."""
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                since, connection = self._idle.pop()
+            if time.monotonic() - since < defaults.KEEP_IDLE and not _is_readable(connection):
+                return connection
+            connection.close()
+
+    def _open(self, waits: Mapping[str, float | None]) -> socket.socket:
+        with _translated(httpx.ConnectTimeout, httpx.ConnectError):
+            return self._connect(waits.get("connect"))
+
+    def _give_back(self, connection: socket.socket, *, reusable: bool) -> None:
+        if reusable:
+            with self._lock:
+                self._idle.append((time.monotonic(), connection))
+        else:
+            connection.close()
+        self._slots.release()
+
+
+class _Stream(httpx.SyncByteStream):
+    """The body of an answer. `done` is told whether all of it was read, and the connection may be used again."""
+
+    def __init__(self, answer: http.client.HTTPResponse, done: Callable[[bool], None]) -> None:
+        self._answer = answer
+        self._done = done
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Receive the next bytes into the buffer; how many, 0 at the end."""
+        with _translated(httpx.ReadTimeout, httpx.ReadError):
+            return self._answer.readinto(buffer)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            with _translated(httpx.ReadTimeout, httpx.ReadError):
+                piece = self._answer.read(defaults.CHUNK_BYTES)
+            if not piece:
+                return
+            yield piece
+
+    def close(self) -> None:
+        whole = (self._answer.isclosed() or self._answer.length == 0) and not self._answer.will_close
+        self._answer.close()
+        self._done(whole)
+
+
+def _send(connection: socket.socket, request: httpx.Request, waits: Mapping[str, float | None]) -> bool:
+    """Send a request; whether all of it was taken. A server that refuses may answer and close before."""
+    lines = [f"{request.method} ".encode(), request.url.raw_path, b" HTTP/1.1\r\n"]
+    for name, value in request.headers.raw:
+        lines += [name, b": ", value, b"\r\n"]
+    head = b"".join([*lines, b"\r\n"])
+    assert isinstance(request.stream, httpx.SyncByteStream)
+    chunks = iter(request.stream)
+    first = next(chunks, b"")
+    opening = [head + first] if len(first) <= defaults.JOINED_BYTES else [head, first]  # one packet rather than two
+    with _translated(httpx.WriteTimeout, httpx.WriteError):
+        connection.settimeout(waits.get("write"))
+        try:
+            for chunk in itertools.chain(opening, chunks):
+                connection.sendall(chunk)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+    return True
+
+
+def _head(
+    connection: socket.socket, request: httpx.Request, waits: Mapping[str, float | None]
+) -> http.client.HTTPResponse:
+    """The answer, read up to its body."""
+    answer = http.client.HTTPResponse(connection, method=request.method)
+    with _translated(httpx.ReadTimeout, httpx.ReadError):
+        connection.settimeout(waits.get("read"))
+        try:
+            answer.begin()
+        except BaseException:
+            answer.close()
+            raise
+    return answer
+
+
+def _is_readable(connection: socket.socket) -> bool:
+    """Whether a connection on which nothing is expected has something to say: that it is closed."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+@contextmanager
+def _translated(late: type[httpx.TimeoutException], broken: type[httpx.NetworkError]) -> Iterator[None]:
+    """Errors of sockets and of http.client as those of httpx."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise late(str(error)) from error
+    except OSError as error:
+        raise broken(str(error)) from error
+    except http.client.HTTPException as error:
+        raise httpx.RemoteProtocolError(f"{type(error).__name__}: {error}") from error
