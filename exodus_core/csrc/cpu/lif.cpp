@@ -41,7 +41,7 @@ void fill_state(Real* slots, const OptionalTensor& lanes, const Tile& tile, std:
   if (lanes.has_value()) {
     to_strips(elements<Real>(*lanes) + tile.first_lane, tile, strip, slots);
   } else {
-    std::fill_n(slots, tile.width + strip, Real(0));
+    std::fill_n(slots, tile.slots(), Real(0));
   }
 }
 

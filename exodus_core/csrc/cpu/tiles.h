@@ -21,8 +21,10 @@ struct Tile {
   std::int64_t width;
   bool in_place;  // all lanes belong to one outer index and its rows are long enough
 
+  // Elements of a row of state: whole strips.
+  std::int64_t slots() const { return (width + kMinWidth - 1) / kMinWidth * kMinWidth; }
   // Lanes that a kernel computes: rows of a buffer have room for whole strips.
-  std::int64_t padded() const { return in_place ? width : (width + kMinWidth - 1) / kMinWidth * kMinWidth; }
+  std::int64_t padded() const { return in_place ? width : slots(); }
 };
 
 // Steps that are staged together, and after which the short sums of parameter gradients are added to the long ones.
