@@ -1,5 +1,5 @@
 // The operators as every device has them: they check the tensors, allocate what is returned, and hand a call to the
-// device's backend, which has is_on_device, kDevice and a run() for each kind of call.
+// device's backend, which has is_on_device, kDevice, empty_like and a run() for each kind of call.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -175,8 +175,8 @@ class Operators {
         {alpha, alphas}, {threshold, thresholds}, {reset_by, resets_by}, {min_membrane, min_membranes}, max_spikes};
     check_lif(parameters, {initial_membrane, initial_spikes}, input, layout);
     const Reset kind = reset_of(reset, max_spikes);
-    Tensor spikes = torch::stable::empty_like(input);
-    Tensor membrane = torch::stable::empty_like(input);
+    Tensor spikes = Backend::empty_like(input);
+    Tensor membrane = Backend::empty_like(input);
     if (input.numel() > 0) {
       Backend::run(LifForwardCall{layout, input, parameters, {initial_membrane, initial_spikes}, kind, spikes, membrane});
     }
@@ -198,7 +198,7 @@ class Operators {
     const Reset kind = reset_of(reset, max_spikes);
     const SurrogateCall derivative = surrogate_of(surrogate, slope, scale);
     const Method how = method_of(method);
-    Tensor grad_input = torch::stable::empty_like(membrane);
+    Tensor grad_input = Backend::empty_like(membrane);
     Tensor lane_gradients = lanes_like(membrane, {with_lanes ? kLaneGradients : 0, layout.outer, layout.inner}, layout);
     if (membrane.numel() > 0) {
       Backend::run(LifBackwardCall{layout, membrane, grad_spikes, grad_membrane, parameters,
@@ -215,8 +215,8 @@ class Operators {
     const CausalKernel kernel = kernel_of(taps, decay, constant, linear, psp, layout);
     const Parameter parameter{threshold, thresholds};
     check_parameter(parameter, psp, layout);
-    Tensor spikes = torch::stable::empty_like(psp);
-    Tensor membrane = torch::stable::empty_like(psp);
+    Tensor spikes = Backend::empty_like(psp);
+    Tensor membrane = Backend::empty_like(psp);
     if (psp.numel() > 0) Backend::run(SrmForwardCall{layout, psp, kernel, parameter, spikes, membrane});
     return {spikes, membrane};
   }
@@ -235,7 +235,7 @@ class Operators {
     check_parameter(parameter, membrane, layout);
     const SurrogateCall derivative = surrogate_of(surrogate, slope, scale);
     const Method how = method_of(method);
-    Tensor grad_psp = torch::stable::empty_like(membrane);
+    Tensor grad_psp = Backend::empty_like(membrane);
     Tensor grad_threshold = lanes_like(membrane, {with_threshold ? layout.outer : 0, layout.inner}, layout);
     if (membrane.numel() > 0) {
       Backend::run(SrmBackwardCall{layout, membrane, grad_spikes, grad_membrane, kernel, parameter, derivative, how,
@@ -249,7 +249,7 @@ class Operators {
                        bool reverse, std::int64_t time_dim) {
     const Layout layout = layout_of(input, time_dim);
     const CausalKernel kernel = kernel_of(taps, decay, constant, linear, input, layout);
-    Tensor output = torch::stable::empty_like(input);
+    Tensor output = Backend::empty_like(input);
     if (input.numel() > 0) Backend::run(FilterCall{layout, input, kernel, reverse, output});
     return output;
   }

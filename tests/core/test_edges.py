@@ -1,6 +1,7 @@
 """Sizes on both sides of every edge of the kernels: vector, row, tile, block, warp and chunk, in lanes and in time.
 
-On the CPU a tile has up to 1,024 lanes and time goes in blocks of 64. The CUDA kernels have vectors of 4 lanes, blocks
+On the CPU a strip has up to 16 lanes, a tile up to 4,096 (256 where they are copied to rows), and time goes in blocks of
+64 steps, 4 of them at a time. The CUDA kernels have vectors of 4 lanes, blocks
 of 32 to 128 lanes, stage 64 lanes of less than 32 neighbours for 32 steps, and cut long times into chunks of 64 and
 passes of 1,024 steps.
 """
@@ -9,12 +10,14 @@ import pytest
 import torch
 
 import exodus_core
-from agreement import assert_agrees, gradients, leaves, lif_parameters, name_of
+from agreement import DTYPES, assert_agrees, gradients, leaves, lif_parameters, name_of
 from exodus_core import AlphaKernel, reference
 from exodus_core.surrogate import Arctan, Tanh
 
 IN_LANES = [(1, 5, n) for n in (2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 516, 1023, 1024, 1025, 2064)]
+IN_LANES += [(1, 5, n) for n in (4095, 4096, 4097, 4111, 4113, 8200)]
 OUTER = [(b, 5, n) for b, n in ((65, 1), (64, 1), (63, 1), (33, 2), (22, 3), (9, 31), (5, 32), (4, 33))]
+OUTER += [(255, 5, 1), (257, 5, 1), (600, 5, 1), (100, 5, 5), (17, 66, 1), (40, 131, 1), (20, 70, 2)]
 IN_TIME = [(2, t, n) for t in (1, 31, 32, 33, 63, 64, 65, 128, 511, 512, 1023, 1024, 1025, 2050) for n in (1, 33)]
 
 
@@ -52,6 +55,38 @@ def test_srm_and_filter_are_exact_at_every_edge(shape, taps):
     for name, expected in gradients(tuple(pinned), weights, {**exact, "z": z}).items():
         assert_agrees(name, found[name], expected)
     assert_agrees("filter", exodus_core.filter(arguments["z"], kernel), reference.filter(arguments["z"], kernel))
+
+
+def everything_of(x, weight, **settings):
+    """Outputs and gradients, one element a lane and step."""
+    leaf = x.detach().requires_grad_()
+    spikes, membrane = exodus_core.lif(leaf, 0.9, decay_reset=True, min_membrane=-1.0, **settings)
+    (gradient,) = torch.autograd.grad(spikes, leaf, weight)
+    return spikes.detach(), membrane.detach(), gradient
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("shape", [(37, 70, 1), (9, 70, 5), (2, 70, 16), (3, 70, 33), (2, 70, 4100)], ids=name_of)
+def test_a_lane_has_the_same_bits_whatever_its_neighbours(shape, dtype):
+    x, weight = torch.randn(2, *shape).to(dtype)
+    together = everything_of(x, weight)
+    batch, _, width = shape
+    for lanes in (slice(0, 1), slice(width // 2, width // 2 + 1), slice(max(0, width - 18), width)):
+        for outer in (slice(0, 1), slice(batch - 1, batch)):
+            alone = everything_of(x[outer, :, lanes], weight[outer, :, lanes])
+            for all_lanes, lane in zip(together, alone, strict=True):
+                assert torch.equal(all_lanes[outer, :, lanes], lane)
+
+
+@pytest.mark.parametrize("width", [4096, 4099])
+def test_outputs_beyond_the_caches_have_the_same_bits(width):
+    # 150 MB for three arrays: more than the last cache of all but the largest processors. A width of 4,096 may be
+    # written past the caches, rows of 4,099 are not aligned and may not.
+    x, weight = torch.randn(2, 1, 3000, width)
+    together = everything_of(x, weight)
+    lanes = slice(width - 40, width)
+    for all_lanes, some in zip(together, everything_of(x[..., lanes], weight[..., lanes]), strict=True):
+        assert torch.equal(all_lanes[..., lanes], some)
 
 
 def test_a_product_that_overflows_does_not_become_nan():

@@ -37,14 +37,14 @@ EXODUS_HOST_DEVICE Real direct(Method method, Reset reset, Real alpha, Real spik
   return method == Method::exodus && reset == Reset::zero ? alpha * (Real(1) - spikes) : alpha;
 }
 
-// d u[t+1] / d rho
+// dL/drho from the sum of lam[t+1] s[t].
 template <class Real>
-EXODUS_HOST_DEVICE Real by_reset(Reset reset, Real alpha, Real spikes) {
+EXODUS_HOST_DEVICE Real by_reset(Reset reset, Real alpha, Real sum) {
   switch (reset) {
     case Reset::subtract:
-      return -spikes;
+      return -sum;
     case Reset::subtract_decayed:
-      return -alpha * spikes;
+      return -alpha * sum;
     default:
       return Real(0);
   }
@@ -65,23 +65,25 @@ template <class Real>
 struct LifSums {
   Real alpha;
   Real threshold;
-  Real reset_by;
+  Real reset_by;  // of lam[t+1] s[t], for by_reset
   Real min_membrane;
 };
 
-// lam[t] from lam[t+1], which is `later`. With sums, adds what the step from t to t+1 contributes.
+// lam[t] from lam[t+1], which is `later`. With sums, adds what the step from t to t+1 contributes. Not bounded: there is
+// no lower bound of the membrane that it could lie on.
 template <class Real>
-EXODUS_HOST_DEVICE Real lif_adjoint_step(Method method, Reset reset, bool with_sums, const LifNeuron<Real>& neuron,
+EXODUS_HOST_DEVICE Real lif_adjoint_step(Method method, Reset reset, bool with_sums, bool bounded, const LifNeuron<Real>& neuron,
                                          const LifStep<Real>& step, Real later, LifSums<Real>& sums) {
   const Real grad_spikes = step.grad_spikes + through_spikes(method, reset, neuron, step.membrane) * later;
   const Real unclipped = step.surrogate * grad_spikes + step.grad_membrane +
                          direct(method, reset, neuron.alpha, step.spikes) * later;
-  const Real now = is_clipped(step.membrane, neuron.min_membrane) ? Real(0) : unclipped;
+  const Real now =
+      bounded ? select(is_clipped(step.membrane, neuron.min_membrane), Real(0), unclipped) : unclipped;
   if (with_sums) {
     sums.alpha += later * retained(reset, step.membrane, step.spikes, neuron.reset_by);
     sums.threshold -= step.surrogate * grad_spikes;
-    sums.reset_by += later * by_reset(reset, neuron.alpha, step.spikes);
-    sums.min_membrane += unclipped - now;
+    sums.reset_by += later * step.spikes;
+    if (bounded) sums.min_membrane += unclipped - now;
   }
   return now;
 }
@@ -98,7 +100,7 @@ EXODUS_HOST_DEVICE LifInitialGradient<Real> lif_adjoint_initial(Method method, R
                                                                 const LifNeuron<Real>& neuron, Real membrane,
                                                                 Real spikes, Real first, LifSums<Real>& sums) {
   sums.alpha += first * retained(reset, membrane, spikes, neuron.reset_by);
-  sums.reset_by += first * by_reset(reset, neuron.alpha, spikes);
+  sums.reset_by += first * spikes;
   return {direct(method, reset, neuron.alpha, spikes) * first,
           through_spikes(method, reset, neuron, membrane) * first};
 }

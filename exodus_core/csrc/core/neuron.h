@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "macros.h"
+#include "select.h"
 #include "storage.h"
 
 namespace exodus {
@@ -51,40 +52,40 @@ EXODUS_HOST_DEVICE Real integrate(Reset reset, const LifNeuron<Real>& neuron, Re
 // The lower bound. A membrane on the bound counts as clipped; NaN is not a bound's business and stays NaN.
 template <class Real>
 EXODUS_HOST_DEVICE Real clip(Real membrane, Real min_membrane) {
-  return membrane < min_membrane ? min_membrane : membrane;
+  return select(membrane < min_membrane, min_membrane, membrane);
 }
 
 template <class Real>
-EXODUS_HOST_DEVICE bool is_clipped(Real membrane, Real min_membrane) {
+EXODUS_HOST_DEVICE auto is_clipped(Real membrane, Real min_membrane) {
   return membrane <= min_membrane;
 }
 
 // s[t] = 1 where u[t] >= theta (4); or floor(u[t] / theta), between 0 and max_spikes.
 template <class Real>
 EXODUS_HOST_DEVICE Real fire(bool many_spikes, Real membrane, Real threshold, Real max_spikes) {
-  if (!many_spikes) return membrane >= threshold ? Real(1) : Real(0);
+  if (!many_spikes) return select(membrane >= threshold, Real(1), Real(0));
   using std::floor;  // or that of a Real of its own
   const Real count = floor(membrane / threshold);
-  const Real positive = count > 0 ? count : Real(0);
-  return positive < max_spikes ? positive : max_spikes;
+  const Real positive = select(count > Real(0), count, Real(0));
+  return select(positive < max_spikes, positive, max_spikes);
 }
 
-// One step: `membrane` and `spikes` are those of t-1 in, of t out. Returns the membrane as it is stored. The spike
+// One step: `membrane` and `spikes` are those of t-1 in, of t out. Returns the membrane as Storage holds it. The spike
 // decision is taken on that, because the backward pass, which has nothing else, must see the same spikes.
-template <class Storage, class Real = compute_t<Storage>>
-EXODUS_HOST_DEVICE Storage lif_step(Reset reset, bool many_spikes, const LifNeuron<Real>& neuron, Real input,
+template <class Storage, class Real>
+EXODUS_HOST_DEVICE Real lif_step(Reset reset, bool many_spikes, const LifNeuron<Real>& neuron, Real input,
                                     Real& membrane, Real& spikes) {
   membrane = clip(integrate(reset, neuron, membrane, spikes, input), neuron.min_membrane);
-  const Storage stored = store<Storage>(membrane);
-  spikes = fire(many_spikes, load(stored), neuron.threshold, neuron.max_spikes);
+  const Real stored = as_stored<Storage>(membrane);
+  spikes = fire(many_spikes, stored, neuron.threshold, neuron.max_spikes);
   return stored;
 }
 
 // The same for an SRM neuron: u[n] = z[n] + (nu * s)[n-1] (6).
-template <class Storage, class Real = compute_t<Storage>>
-EXODUS_HOST_DEVICE Storage srm_step(Real psp, Real reset, Real threshold, Real& spikes) {
-  const Storage stored = store<Storage>(psp + reset);
-  spikes = fire(false, load(stored), threshold, Real(1));
+template <class Storage, class Real>
+EXODUS_HOST_DEVICE Real srm_step(Real psp, Real reset, Real threshold, Real& spikes) {
+  const Real stored = as_stored<Storage>(psp + reset);
+  spikes = fire(false, stored, threshold, Real(1));
   return stored;
 }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "macros.h"
+#include "select.h"
 #include "storage.h"
 
 namespace exodus {
@@ -25,61 +26,71 @@ enum class SurrogateKind : std::int64_t {
 
 // exp(x) for x <= 0: x = n ln 2 + r with abs(r) <= ln 2 / 2, a Taylor polynomial in r, and 2^n by its bits.
 // The clamp is where 2^n stops being a normal number; the result stays there, at about 1e-38 (1e-308).
-EXODUS_HOST_DEVICE float exp_nonpositive(float x) {
+// Real is a float, or several side by side.
+template <class Real>
+EXODUS_HOST_DEVICE Real exp_nonpositive_float(Real x) {
+  using Integer = bits_t<Real>;
   constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23: adding it leaves n in the low bits
-  const float clamped = x < -87.0f ? -87.0f : x;
-  const float shifted = clamped * 1.44269504f + round_to_integer;
-  const float n = shifted - round_to_integer;
-  const float r = (clamped - n * 0.693145752f) - n * 1.42860677e-6f;
-  float p = 1.0f / 5040.0f;
-  p = p * r + 1.0f / 720.0f;
-  p = p * r + 1.0f / 120.0f;
-  p = p * r + 1.0f / 24.0f;
-  p = p * r + 1.0f / 6.0f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const std::uint32_t exponent = bit_cast<std::uint32_t>(shifted) - bit_cast<std::uint32_t>(round_to_integer) + 127u;
-  return p * bit_cast<float>(exponent << 23);
+  constexpr std::uint32_t its_bits = 0x4b400000u;
+  const Real clamped = select(x < Real(-87.0f), Real(-87.0f), x);
+  const Real shifted = clamped * Real(1.44269504f) + Real(round_to_integer);
+  const Real n = shifted - Real(round_to_integer);
+  const Real r = (clamped - n * Real(0.693145752f)) - n * Real(1.42860677e-6f);
+  Real p = Real(1.0f / 5040.0f);
+  p = p * r + Real(1.0f / 720.0f);
+  p = p * r + Real(1.0f / 120.0f);
+  p = p * r + Real(1.0f / 24.0f);
+  p = p * r + Real(1.0f / 6.0f);
+  p = p * r + Real(0.5f);
+  p = p * r + Real(1.0f);
+  p = p * r + Real(1.0f);
+  const Integer exponent = bit_cast<Integer>(shifted) + Integer(127u - its_bits);
+  return p * bit_cast<Real>(exponent << 23);
 }
 
-EXODUS_HOST_DEVICE double exp_nonpositive(double x) {
+// The same for double.
+template <class Real>
+EXODUS_HOST_DEVICE Real exp_nonpositive_double(Real x) {
+  using Integer = bits_t<Real>;
   constexpr double round_to_integer = 6755399441055744.0;  // 1.5 * 2^52
-  const double clamped = x < -708.0 ? -708.0 : x;
-  const double shifted = clamped * 1.4426950408889634 + round_to_integer;
-  const double n = shifted - round_to_integer;
-  const double r = (clamped - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;
-  double p = 1.0 / 6227020800.0;
-  p = p * r + 1.0 / 479001600.0;
-  p = p * r + 1.0 / 39916800.0;
-  p = p * r + 1.0 / 3628800.0;
-  p = p * r + 1.0 / 362880.0;
-  p = p * r + 1.0 / 40320.0;
-  p = p * r + 1.0 / 5040.0;
-  p = p * r + 1.0 / 720.0;
-  p = p * r + 1.0 / 120.0;
-  p = p * r + 1.0 / 24.0;
-  p = p * r + 1.0 / 6.0;
-  p = p * r + 0.5;
-  p = p * r + 1.0;
-  p = p * r + 1.0;
-  const std::uint64_t exponent = bit_cast<std::uint64_t>(shifted) - bit_cast<std::uint64_t>(round_to_integer) + 1023u;
-  return p * bit_cast<double>(exponent << 52);
+  constexpr std::uint64_t its_bits = 0x4338000000000000u;
+  const Real clamped = select(x < Real(-708.0), Real(-708.0), x);
+  const Real shifted = clamped * Real(1.4426950408889634) + Real(round_to_integer);
+  const Real n = shifted - Real(round_to_integer);
+  const Real r = (clamped - n * Real(0.693147180369123816490)) - n * Real(1.90821492927058770002e-10);
+  Real p = Real(1.0 / 6227020800.0);
+  p = p * r + Real(1.0 / 479001600.0);
+  p = p * r + Real(1.0 / 39916800.0);
+  p = p * r + Real(1.0 / 3628800.0);
+  p = p * r + Real(1.0 / 362880.0);
+  p = p * r + Real(1.0 / 40320.0);
+  p = p * r + Real(1.0 / 5040.0);
+  p = p * r + Real(1.0 / 720.0);
+  p = p * r + Real(1.0 / 120.0);
+  p = p * r + Real(1.0 / 24.0);
+  p = p * r + Real(1.0 / 6.0);
+  p = p * r + Real(0.5);
+  p = p * r + Real(1.0);
+  p = p * r + Real(1.0);
+  const Integer exponent = bit_cast<Integer>(shifted) + Integer(1023u - its_bits);
+  return p * bit_cast<Real>(exponent << 52);
 }
+
+EXODUS_HOST_DEVICE float exp_nonpositive(float x) { return exp_nonpositive_float(x); }
+EXODUS_HOST_DEVICE double exp_nonpositive(double x) { return exp_nonpositive_double(x); }
 
 // The derivative without the `scale` that multiplies it.
 template <class Real>
 EXODUS_HOST_DEVICE Real surrogate_derivative(SurrogateKind kind, Real x, Real slope) {
-  const Real signed_a = slope * x;
-  const Real a = signed_a < 0 ? -signed_a : signed_a;
+  const Real a = magnitude(slope * x);
   switch (kind) {
     case SurrogateKind::exponential:
       return exp_nonpositive(-a);
     case SurrogateKind::boxcar:
-      return a <= Real(0.5) ? slope : Real(0);
+      return select(a <= Real(0.5), slope, Real(0));
     case SurrogateKind::triangle: {
       const Real height = Real(1) - a;
-      return height < 0 ? Real(0) : height;
+      return select(height < Real(0), Real(0), height);
     }
     case SurrogateKind::fast_sigmoid: {
       const Real q = Real(1) / (Real(1) + a);

@@ -3,8 +3,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #include "../operators.h"
+#include "caches.h"
 #include "tiles.h"
 
 namespace exodus::cpu {
@@ -12,6 +16,11 @@ namespace exodus::cpu {
 struct Cpu {
   static constexpr const char* kDevice = "CPU";
   static bool is_on_device(const Tensor& tensor) { return tensor.is_cpu(); }
+  static Tensor empty_like(const Tensor& tensor) {
+    Tensor empty = torch::stable::empty_like(tensor);
+    use_huge_pages(empty.mutable_data_ptr(), empty.numel() * static_cast<std::int64_t>(empty.element_size()));
+    return empty;
+  }
 
   static void run(const LifForwardCall& call);
   static void run(const LifBackwardCall& call);
@@ -37,15 +46,24 @@ void fill_parameter(Real* row, const Parameter& parameter, const Layout& layout,
   }
 }
 
-// A value per lane, as the initial membrane has it; zeros where it is not given.
-template <class Real>
-void fill_lanes(Real* row, const OptionalTensor& lanes, const Tile& tile) {
-  if (lanes.has_value()) {
-    std::copy_n(elements<Real>(*lanes) + tile.first_lane, tile.width, row);
-  } else {
-    std::fill_n(row, tile.width, Real(0));
+// While it lives, numbers too small for their exponent count as zero on this thread. Processors compute with them many
+// times slower, and a state that fades away passes through them. Not for what has no state that fades.
+class FlushSubnormals {
+ public:
+#if defined(__SSE2__)
+  explicit FlushSubnormals(bool wanted = true) : before_(_mm_getcsr()) {
+    if (wanted) _mm_setcsr(before_ | 0x8040);  // results and operands
   }
-}
+  ~FlushSubnormals() { _mm_setcsr(before_); }
+  FlushSubnormals(const FlushSubnormals&) = delete;
+
+ private:
+  unsigned int before_;
+#else
+  explicit FlushSubnormals(bool = true) {}
+  ~FlushSubnormals() {}
+#endif
+};
 
 // Runs body(first, last) over the tiles on torch's own threads; alone where there is one.
 template <class Body>

@@ -12,6 +12,7 @@ void filter_rows(const FilterCall& call) {
   const Direction direction = call.reverse ? Direction::backward : Direction::forward;
   const Tiling tiling(layout, threads_for(call.input.numel()), max_width(call.kernel, sizeof(Real)));
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
+    const FlushSubnormals flush(!call.kernel.modes.empty());
     TileRows<const Storage> input_rows(elements<Storage>(call.input), layout, tiling);
     TileRows<Storage> output_rows(mutable_elements<Storage>(call.output), layout, tiling);
     KernelState<Storage> state(call.kernel, tiling.width());

@@ -13,8 +13,8 @@ namespace exodus::cpu {
 
 // Lanes of a tile for which the rows that the kernel remembers stay in the second-level cache.
 inline std::int64_t max_width(const CausalKernel& kernel, std::int64_t element_size) {
-  constexpr std::int64_t kRemembered = 512 * 1024;
-  return kRemembered / (element_size * std::max<std::int64_t>(1, kernel.length));
+  constexpr std::int64_t kRemembered = 512 * 1024, kWidest = 1024;
+  return std::min(kWidest, kRemembered / (element_size * std::max<std::int64_t>(1, kernel.length)));
 }
 
 template <class Storage>

@@ -1,4 +1,4 @@
-// Row kernels: one step in time of up to kMaxWidth lanes (neurons) that lie next to each other.
+// Row kernels: steps in time of up to kMaxWidth lanes (neurons) that lie next to each other.
 //
 // They are the only loops over neurons. A table of them is compiled for each instruction set (rows_*.cpp from
 // rows_impl.h) and chosen once at load time; lif.cpp, srm.cpp and filter.cpp sweep the rows through time.
@@ -15,29 +15,52 @@
 
 namespace exodus::cpu {
 
-// Rows of parameters and state have this many lanes at most: a dozen float rows stay in a 48 KiB L1 cache.
-constexpr std::int64_t kMaxWidth = 1024;
+// Rows of state have this many lanes at most: 16 KiB of floats, which stay in a first-level cache.
+constexpr std::int64_t kMaxWidth = 4096;
 
-// Parameters of the neurons in a tile, one value a lane.
+// The lanes of the widest strip. Narrower tensors are copied to rows of their own.
+constexpr std::int64_t kMinWidth = 16;
+
+// A parameter of the neurons in a tile: one value for all lanes, or one a lane.
+template <class Real>
+struct ParameterRow {
+  const Real* values;
+  bool per_lane;
+};
+
 template <class Real>
 struct NeuronRows {
-  const Real* alpha;
-  const Real* threshold;
-  const Real* reset_by;
-  const Real* min_membrane;
+  ParameterRow<Real> alpha;
+  ParameterRow<Real> threshold;
+  ParameterRow<Real> reset_by;
+  ParameterRow<Real> min_membrane;
   Real max_spikes;
 };
 
+// Successive rows of a tile, from one step to the next; `stride` elements lie between two. Null reads as zeros.
+template <class T>
+struct RowBlock {
+  T* first;
+  std::int64_t stride;
+  bool streamed;  // written past the caches
+
+  T* operator[](std::int64_t step) const { return first + step * stride; }
+};
+
+// LIF kernels sweep a block of steps over strips: as many lanes as a vector register holds. The last strip of a row ends
+// where the row ends, and so computes some lanes a second time, with the same result. State and sums are kept strip
+// after strip (tiles.h has the way to and from lanes).
 template <class Storage>
-struct LifForwardRow {
+struct LifForwardBlock {
   using Real = compute_t<Storage>;
   std::int64_t width;
+  std::int64_t steps;
   NeuronRows<Real> neuron;
-  const Storage* input;
-  Storage* spikes;
-  Storage* membrane;
-  Real* membrane_state;  // u[t-1] in, u[t] out
-  Real* spikes_state;    // s[t-1] in, s[t] out
+  RowBlock<const Storage> input;
+  RowBlock<Storage> spikes;
+  RowBlock<Storage> membrane;
+  Real* membrane_state;  // u before the block in, after it out
+  Real* spikes_state;    // s likewise
 };
 
 // Sums over time, per lane, of the parameter gradients. Null where they are not wanted (all of them or none).
@@ -49,18 +72,25 @@ struct ParameterSums {
   Real* min_membrane;
 };
 
+template <class Real>
+struct SurrogateRow {
+  SurrogateKind kind;
+  Real slope;
+  Real scale;
+};
+
 template <class Storage>
-struct LifBackwardRow {
+struct LifBackwardBlock {
   using Real = compute_t<Storage>;
   std::int64_t width;
+  std::int64_t steps;
   NeuronRows<Real> neuron;
-  const Storage* membrane;
-  const Storage* grad_spikes;
-  const Storage* grad_membrane;
-  Storage* grad_input;
-  const Real* spikes;     // s[t]
-  const Real* surrogate;  // f'[t]
-  Real* adjoint;          // lam[t+1] in, lam[t] out
+  SurrogateRow<Real> surrogate;
+  RowBlock<const Storage> membrane;
+  RowBlock<const Storage> grad_spikes;
+  RowBlock<const Storage> grad_membrane;
+  RowBlock<Storage> grad_input;
+  Real* adjoint;  // lam after the block in time in, at its first step out
   ParameterSums<Real> sums;
 };
 
@@ -105,12 +135,12 @@ struct SrmBackwardRow {
 template <class Storage>
 struct RowKernels {
   using Real = compute_t<Storage>;
-  void (*lif_forward)(Reset, bool many_spikes, const LifForwardRow<Storage>&);
-  void (*lif_backward)(Method, Reset, const LifBackwardRow<Storage>&);
+  std::int64_t strip;  // lanes
+  void (*lif_forward)(Reset, bool many_spikes, const LifForwardBlock<Storage>&);
+  void (*lif_backward)(Method, Reset, const LifBackwardBlock<Storage>&);
   void (*lif_initial)(Method, Reset, const LifInitialRow<Real>&);
   void (*surrogate)(SurrogateKind, std::int64_t width, const Storage* membrane, const Real* threshold, Real slope,
                     Real scale, Real* derivative);
-  void (*fire)(std::int64_t width, const Storage* membrane, const Real* threshold, Real max_spikes, Real* spikes);
   void (*srm_forward)(const SrmForwardRow<Storage>&);
   void (*srm_backward)(const SrmBackwardRow<Storage>&);
   // accumulator += coefficient * row
@@ -119,6 +149,9 @@ struct RowKernels {
   void (*mode_step)(std::int64_t width, const Mode&, const Real* input, Real* p, Real* q, Real* output);
   void (*load)(std::int64_t width, const Storage* stored, Real* row);
   void (*store)(std::int64_t width, const Real* row, Storage* stored);
+  // to[b][a] = from[a][b] for a < rows and b < columns: to and from a tensor whose last axis is time.
+  void (*transpose)(std::int64_t rows, std::int64_t columns, const Storage* from, std::int64_t from_stride, Storage* to,
+                    std::int64_t to_stride);
   // sum of a[i] b[i]
   double (*dot)(std::int64_t count, const Storage* a, const Storage* b);
 };

@@ -1,4 +1,16 @@
 // Row kernels for any processor that the compiler targets by default.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define EXODUS_VECTOR_BYTES 16
+#include "lanes.h"
 #include "rows.h"
 
 #define EXODUS_INSTRUCTION_SET_NAME portable

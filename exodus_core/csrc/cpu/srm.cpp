@@ -11,6 +11,7 @@ void forward(const SrmForwardCall& call) {
   const Layout& layout = call.layout;
   const Tiling tiling(layout, threads_for(call.psp.numel()), max_width(call.kernel, sizeof(Real)));
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
+    const FlushSubnormals flush;
     TileRows<const Storage> psp_rows(elements<Storage>(call.psp), layout, tiling);
     TileRows<Storage> spikes_rows(mutable_elements<Storage>(call.spikes), layout, tiling);
     TileRows<Storage> membrane_rows(mutable_elements<Storage>(call.membrane), layout, tiling);
@@ -47,6 +48,7 @@ void backward(const SrmBackwardCall& call) {
   const bool with_threshold = call.grad_threshold.numel() > 0;
   const Tiling tiling(layout, threads_for(call.membrane.numel()), max_width(call.kernel, sizeof(Real)));
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
+    const FlushSubnormals flush;
     TileRows<const Storage> membrane_rows(elements<Storage>(call.membrane), layout, tiling);
     TileRows<const Storage> grad_spikes_rows(elements<Storage>(call.grad_spikes), layout, tiling);
     TileRows<const Storage> grad_membrane_rows(elements<Storage>(call.grad_membrane), layout, tiling);

@@ -1,8 +1,7 @@
 // How the CPU walks a tensor: lanes are cut into tiles, a tile is swept through time row by row.
 //
-// Where inner is long, a row of a tile is a piece of the tensor and
-// is used in place. Where it is short (time last: inner = 1), blocks of time are copied to and from a small buffer in
-// which the lanes lie next to each other.
+// Where inner is long, a row of a tile is a piece of the tensor and is used in place. Where it is short (time last:
+// inner = 1), blocks of time are copied to and from a small buffer in which the lanes lie next to each other.
 #pragma once
 
 #include <algorithm>
@@ -21,40 +20,51 @@ struct Tile {
   std::int64_t first_lane;
   std::int64_t width;
   bool in_place;  // all lanes belong to one outer index and its rows are long enough
+
+  // Elements of a row of state: whole strips.
+  std::int64_t slots() const { return (width + kMinWidth - 1) / kMinWidth * kMinWidth; }
+  // Lanes that a kernel computes: rows of a buffer have room for whole strips.
+  std::int64_t padded() const { return in_place ? width : slots(); }
 };
 
 // Steps that are staged together, and after which the short sums of parameter gradients are added to the long ones.
 constexpr std::int64_t kBlock = 64;
 
+// Lanes that are staged together: three buffers of kBlock rows stay in a second-level cache.
+constexpr std::int64_t kStagedWidth = 256;
+
 class Tiling {
  public:
   // `max_width` limits the lanes of a tile; enough tiles for `threads` are made where there are lanes for them.
-  Tiling(const Layout& layout, std::int64_t threads, std::int64_t max_width = kMaxWidth) : layout_(layout) {
-    const std::int64_t widest = std::clamp<std::int64_t>(max_width, kVector, kMaxWidth);
+  Tiling(const Layout& layout, std::int64_t threads, std::int64_t max_width) : layout_(layout) {
+    in_place_ = layout.inner >= kMinWidth;
+    const std::int64_t limit = std::min(max_width, in_place_ ? kMaxWidth : kStagedWidth);
+    const std::int64_t widest = std::max(limit / kMinWidth * kMinWidth, kMinWidth);
     const std::int64_t share = round_up(std::max<std::int64_t>(1, ceil_div(layout.lanes(), threads)));
-    const std::int64_t width = std::min(widest, share);
-    in_place_ = layout.inner >= kVector;
     const std::int64_t span = in_place_ ? layout.inner : layout.lanes();
-    per_span_ = ceil_div(span, width);
+    per_span_ = ceil_div(span, std::min(widest, share));
     width_ = std::min(widest, round_up(ceil_div(span, std::max<std::int64_t>(1, per_span_))));
+    // What is left over for the last tile may be less than a strip: the tile before takes it.
+    if (per_span_ > 1 && span - (per_span_ - 1) * width_ < kMinWidth) --per_span_;
     count_ = (in_place_ ? layout.outer : 1) * per_span_;
   }
 
   std::int64_t count() const { return count_; }
-  std::int64_t width() const { return width_; }
+  // Lanes of the widest tile, in whole strips.
+  std::int64_t width() const { return width_ + kMinWidth; }
   bool in_place() const { return in_place_; }
 
   Tile operator[](std::int64_t index) const {
     const std::int64_t span = in_place_ ? layout_.inner : layout_.lanes();
-    const std::int64_t start = index % per_span_ * width_;
-    const std::int64_t width = std::max<std::int64_t>(0, std::min(width_, span - start));
+    const std::int64_t within = index % per_span_;
+    const std::int64_t start = within * width_;
+    const std::int64_t width = within == per_span_ - 1 ? span - start : width_;
     return {index / per_span_ * span + start, width, in_place_};
   }
 
  private:
-  static constexpr std::int64_t kVector = 16;  // float lanes of the widest vector register
   static std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-  static std::int64_t round_up(std::int64_t n) { return ceil_div(n, kVector) * kVector; }
+  static std::int64_t round_up(std::int64_t n) { return ceil_div(n, kMinWidth) * kMinWidth; }
 
   Layout layout_;
   bool in_place_;
@@ -76,6 +86,7 @@ class RowBuffer {
   }
 
   T* operator[](std::int64_t row) const { return rows_.get() + row * stride_; }
+  std::int64_t stride() const { return stride_; }
   void clear() { std::memset(static_cast<void*>(rows_.get()), 0, bytes_); }
 
  private:
@@ -109,16 +120,28 @@ class TileRows {
   // Makes the rows [begin, end) readable; at most kBlock of them.
   void read(std::int64_t begin, std::int64_t end) {
     begin_ = begin;
-    if (tensor_ != nullptr && !tile_.in_place) {
-      transfer(begin, end, [](Stored& staged, const Stored& element) { staged = element; });
+    if (tensor_ == nullptr || tile_.in_place) return;
+    if (layout_.inner == 1) {
+      row_kernels<Stored>().transpose(tile_.width, end - begin, tensor_ + layout_.offset(tile_.first_lane, begin),
+                                      layout_.time, staging_[0], staging_.stride());
+    } else {
+      for_each_run(begin, end, [](const Stored* elements, Stored* staged, std::int64_t run) {
+        for (std::int64_t i = 0; i < run; ++i) staged[i] = elements[i];
+      });
     }
   }
 
   // Announces that rows from `begin` on will be written; `put` takes the rows [begin, end) to their place.
   void prepare(std::int64_t begin) { begin_ = begin; }
   void put(std::int64_t begin, std::int64_t end) {
-    if (!tile_.in_place) {
-      transfer(begin, end, [](const Stored& staged, Stored& element) { element = staged; });
+    if (tile_.in_place) return;
+    if (layout_.inner == 1) {
+      row_kernels<Stored>().transpose(end - begin, tile_.width, staging_[0], staging_.stride(),
+                                      tensor_ + layout_.offset(tile_.first_lane, begin), layout_.time);
+    } else {
+      for_each_run(begin, end, [](Stored* elements, const Stored* staged, std::int64_t run) {
+        for (std::int64_t i = 0; i < run; ++i) elements[i] = staged[i];
+      });
     }
   }
 
@@ -127,17 +150,22 @@ class TileRows {
     return tile_.in_place ? first_row_ + t * layout_.inner : staging_[t - begin_];
   }
 
+  // The rows from `begin` on. Rows in place may be written past the caches.
+  RowBlock<T> block(std::int64_t begin, bool streamed = false) const {
+    const std::int64_t stride = tile_.in_place ? layout_.inner : staging_.stride();
+    return {(*this)[begin], tensor_ == nullptr ? 0 : stride, streamed && tile_.in_place};
+  }
+
  private:
+  // Calls move(elements, staged, run) for stretches of lanes with the same outer index, step by step.
   template <class Move>
-  void transfer(std::int64_t begin, std::int64_t end, Move move) {
+  void for_each_run(std::int64_t begin, std::int64_t end, Move move) {
     std::int64_t lane = tile_.first_lane;
     std::int64_t column = 0;
-    while (column < tile_.width) {  // one stretch of lanes with the same outer index at a time
+    while (column < tile_.width) {
       const std::int64_t run = std::min(layout_.inner - lane % layout_.inner, tile_.width - column);
       for (std::int64_t t = begin; t < end; ++t) {
-        T* elements = tensor_ + layout_.offset(lane, t);
-        Stored* staged = staging_[t - begin] + column;
-        for (std::int64_t i = 0; i < run; ++i) move(staged[i], elements[i]);
+        move(tensor_ + layout_.offset(lane, t), staging_[t - begin] + column, run);
       }
       lane += run;
       column += run;
@@ -151,6 +179,24 @@ class TileRows {
   T* first_row_ = nullptr;
   std::int64_t begin_ = 0;
 };
+
+// State of a tile is kept strip after strip. That is lane after lane, but for a last strip that ends with the row and so
+// begins before the one in front of it has ended.
+template <class T>
+void to_strips(const T* lanes, const Tile& tile, std::int64_t strip, T* slots) {
+  std::copy_n(lanes, tile.width, slots);
+  if (tile.in_place && tile.width % strip != 0) {
+    std::copy_n(lanes + tile.width - strip, strip, slots + tile.width / strip * strip);
+  }
+}
+
+template <class T>
+void from_strips(const T* slots, const Tile& tile, std::int64_t strip, T* lanes) {
+  std::copy_n(slots, tile.width, lanes);
+  if (tile.in_place && tile.width % strip != 0) {
+    std::copy_n(slots + tile.width / strip * strip, strip, lanes + tile.width - strip);
+  }
+}
 
 // Sums over time, one value a lane: a block of steps is summed before it is added to the total, so that the rounding
 // error grows with the number of blocks and not with that of steps.

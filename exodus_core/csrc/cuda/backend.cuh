@@ -9,6 +9,7 @@ namespace exodus::cuda {
 struct Cuda {
   static constexpr const char* kDevice = kDeviceName;
   static bool is_on_device(const Tensor& tensor) { return exodus::cuda::is_on_device(tensor); }
+  static Tensor empty_like(const Tensor& tensor) { return torch::stable::empty_like(tensor); }
 
   static void run(const LifForwardCall& call);
   static void run(const LifBackwardCall& call);

@@ -19,7 +19,8 @@ struct ForwardLane {
   }
   template <class Storage>
   __device__ __forceinline__ void step(Reset reset, const Storage (&from)[1], Storage (&to)[2]) {
-    to[0] = lif_step<Storage>(reset, neuron.max_spikes > 1, neuron, load(from[0]), membrane, spikes);
+    to[0] = store<Storage>(
+        lif_step<Storage>(reset, neuron.max_spikes > 1, neuron, load(from[0]), membrane, spikes));
     to[1] = store<Storage>(spikes);
   }
 };
@@ -56,7 +57,7 @@ struct BackwardLane {
   template <class Storage>
   __device__ __forceinline__ void step(const LifBackwardArgs<Storage>& args, const Storage (&from)[3], Storage (&to)[1]) {
     const LifStep<Real> known = args.template step<with_sums>(neuron, from);
-    adjoint = lif_adjoint_step(args.method, args.reset, with_sums, neuron, known, adjoint, sums.block);
+    adjoint = lif_adjoint_step(args.method, args.reset, with_sums, true, neuron, known, adjoint, sums.block);
     to[0] = store<Storage>(adjoint);
     if (with_sums) sums.count_step();
   }

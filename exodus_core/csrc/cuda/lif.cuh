@@ -67,8 +67,9 @@ struct LifBackwardArgs {
     const LifInitialGradient<Real> initial =
         lif_adjoint_initial(method, reset, neuron, lane_value(initial_membrane, lane),
                             lane_value(initial_spikes, lane), first, sums);
-    const Real values[kLaneGradients] = {initial.membrane, initial.spikes, sums.alpha,
-                                         sums.threshold,   sums.reset_by,  sums.min_membrane};
+    const Real values[kLaneGradients] = {initial.membrane, initial.spikes,
+                                         sums.alpha,       sums.threshold,
+                                         by_reset(reset, neuron.alpha, sums.reset_by), sums.min_membrane};
 #pragma unroll
     for (int k = 0; k < kLaneGradients; ++k) store_global(lane_gradients + k * sweep.layout.lanes() + lane, values[k]);
   }

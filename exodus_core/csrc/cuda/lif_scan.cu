@@ -43,7 +43,7 @@ struct Chunk {
 
   __device__ __forceinline__ Real replay(std::int64_t begin, std::int64_t end, Real later, LifSums<Real>& sums) const {
     for (std::int64_t t = end - 1; t >= begin; --t) {
-      later = lif_adjoint_step(args.method, args.reset, with_sums, neuron, step(t), later, sums);
+      later = lif_adjoint_step(args.method, args.reset, with_sums, true, neuron, step(t), later, sums);
       store_global(args.sweep.out[0] + at(t), store<Storage>(later));
     }
     return later;

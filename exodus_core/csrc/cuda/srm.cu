@@ -37,7 +37,7 @@ struct ForwardLane {
 
   __device__ __forceinline__ void step(const Storage (&from)[1], Storage (&to)[2]) {
     Real spikes;
-    to[0] = srm_step<Storage>(load(from[0]), reset.response(), threshold, spikes);
+    to[0] = store<Storage>(srm_step<Storage>(load(from[0]), reset.response(), threshold, spikes));
     to[1] = store<Storage>(spikes);
     reset.push(spikes);
   }

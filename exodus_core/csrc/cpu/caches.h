@@ -1,0 +1,39 @@
+// What the machine's memory asks of large arrays.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace exodus::cpu {
+
+// Whether so many bytes are more than the last cache holds. Writing past the caches then saves reading first what is
+// overwritten, and the next reader would not have found it there anyway.
+inline bool exceeds_caches(std::int64_t bytes) {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  static const std::int64_t told = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#else
+  static const std::int64_t told = 0;
+#endif
+  constexpr std::int64_t kUsual = 32 << 20;
+  return bytes > (told > 0 ? told : kUsual);
+}
+
+// Asks for pages of 2 MiB where memory of this size is first written to: one fault in place of 512.
+inline void use_huge_pages(void* memory, std::int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t kHuge = 2 << 20;
+  if (bytes < static_cast<std::int64_t>(2 * kHuge)) return;
+  const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(memory) + kHuge - 1) / kHuge * kHuge;
+  const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / kHuge * kHuge;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: nothing to check
+#else
+  static_cast<void>(memory);
+  static_cast<void>(bytes);
+#endif
+}
+
+}  // namespace exodus::cpu

@@ -1,0 +1,178 @@
+// Several neurons in one vector register. The arithmetic of csrc/core runs on Lanes as it does on one number, and gives
+// each lane the bits that one number would get. EXODUS_VECTOR_BYTES is the width of a register.
+//
+// Built on the vector extensions of GCC and Clang, so it compiles for any processor; the width comes from the file that
+// is compiled for an instruction set. Only what the extensions lack is spelled out for x86: stores around the caches and
+// the conversions of float16.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../core/macros.h"
+#include "../core/select.h"
+#include "../core/storage.h"
+#include "../core/surrogate.h"
+
+namespace exodus::cpu {
+
+template <class Scalar, std::size_t bytes>
+struct VectorOf {
+  using type [[gnu::vector_size(bytes)]] = Scalar;
+};
+template <class Scalar, std::size_t bytes>
+using vector_t = typename VectorOf<Scalar, bytes>::type;
+
+template <class Scalar, int count>
+struct Lanes {
+  using Vector = vector_t<Scalar, count * sizeof(Scalar)>;
+  // What a comparison gives: all bits of a lane, or none.
+  struct Mask {
+    using Signed = std::conditional_t<sizeof(Scalar) == 8, std::int64_t, std::int32_t>;
+    using Vector = vector_t<Signed, count * sizeof(Scalar)>;
+    Vector lanes;
+  };
+
+  Vector lanes;
+
+  Lanes() = default;
+  EXODUS_HOST_DEVICE Lanes(Vector vector) : lanes(vector) {}
+  // The same number in every lane. It is subtracted from since -0 + 0 is not -0.
+  EXODUS_HOST_DEVICE Lanes(Scalar number) : lanes(number - Vector{}) {}
+
+  EXODUS_HOST_DEVICE static Lanes read(const Scalar* from) {
+    Lanes read;
+    std::memcpy(&read.lanes, from, sizeof(Vector));
+    return read;
+  }
+  EXODUS_HOST_DEVICE void write(Scalar* to) const { std::memcpy(to, &lanes, sizeof(Vector)); }
+
+  EXODUS_HOST_DEVICE friend Lanes operator+(Lanes a, Lanes b) { return a.lanes + b.lanes; }
+  EXODUS_HOST_DEVICE friend Lanes operator-(Lanes a, Lanes b) { return a.lanes - b.lanes; }
+  EXODUS_HOST_DEVICE friend Lanes operator*(Lanes a, Lanes b) { return a.lanes * b.lanes; }
+  EXODUS_HOST_DEVICE friend Lanes operator/(Lanes a, Lanes b) { return a.lanes / b.lanes; }
+  EXODUS_HOST_DEVICE friend Lanes operator-(Lanes a) { return -a.lanes; }
+  EXODUS_HOST_DEVICE friend Lanes operator<<(Lanes a, int bits) { return a.lanes << bits; }
+  EXODUS_HOST_DEVICE Lanes& operator+=(Lanes b) { return *this = *this + b; }
+  EXODUS_HOST_DEVICE Lanes& operator-=(Lanes b) { return *this = *this - b; }
+
+  EXODUS_HOST_DEVICE friend Mask operator<(Lanes a, Lanes b) { return {a.lanes < b.lanes}; }
+  EXODUS_HOST_DEVICE friend Mask operator>(Lanes a, Lanes b) { return {a.lanes > b.lanes}; }
+  EXODUS_HOST_DEVICE friend Mask operator<=(Lanes a, Lanes b) { return {a.lanes <= b.lanes}; }
+  EXODUS_HOST_DEVICE friend Mask operator>=(Lanes a, Lanes b) { return {a.lanes >= b.lanes}; }
+  EXODUS_HOST_DEVICE friend Lanes select(Mask mask, Lanes a, Lanes b) { return mask.lanes ? a.lanes : b.lanes; }
+
+  EXODUS_HOST_DEVICE friend Lanes magnitude(Lanes a) {
+    using Signed = typename Mask::Signed;
+    return Vector(typename Mask::Vector(a.lanes) & (Signed(-1) ^ (Signed(1) << (8 * sizeof(Scalar) - 1))));
+  }
+  EXODUS_HOST_DEVICE friend Lanes floor(Lanes a) {
+    for (int i = 0; i < count; ++i) a.lanes[i] = std::floor(a.lanes[i]);
+    return a;
+  }
+  EXODUS_HOST_DEVICE friend Lanes exp_nonpositive(Lanes a) {
+    if constexpr (std::is_same_v<Scalar, float>) {
+      return exp_nonpositive_float(a);
+    } else {
+      return exp_nonpositive_double(a);
+    }
+  }
+};
+
+// Elements as they lie in memory, to and from the type that they are computed in.
+template <class Real, class Storage>
+EXODUS_HOST_DEVICE Real load_lanes(const Storage* from) {
+  if constexpr (std::is_same_v<Storage, BFloat16>) {
+    constexpr int count = sizeof(Real) / sizeof(float);
+    using Long = vector_t<std::uint32_t, 4 * count>;
+    vector_t<std::uint16_t, 2 * count> stored;
+    std::memcpy(&stored, from, sizeof stored);
+    return Real(typename Real::Vector(__builtin_convertvector(stored, Long) << 16));
+  } else if constexpr (std::is_same_v<Storage, Half>) {
+#if EXODUS_VECTOR_BYTES >= 64
+    return Real(typename Real::Vector(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))));
+#elif EXODUS_VECTOR_BYTES >= 32
+    return Real(typename Real::Vector(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))));
+#else
+    Real loaded;
+    for (std::size_t i = 0; i < sizeof(Real) / sizeof(float); ++i) loaded.lanes[i] = load(from[i]);
+    return loaded;
+#endif
+  } else {
+    return Real::read(from);
+  }
+}
+
+template <class Storage, class Real>
+EXODUS_HOST_DEVICE void store_lanes(Storage* to, Real values) {
+  if constexpr (std::is_same_v<Storage, compute_t<Storage>>) {
+    values.write(to);
+  } else {
+#if EXODUS_VECTOR_BYTES >= 64
+    if constexpr (std::is_same_v<Storage, Half>) {
+      const __m256i stored = _mm512_maskz_cvtps_ph(0xffff, __m512(values.lanes), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), stored);
+      return;
+    }
+#elif EXODUS_VECTOR_BYTES >= 32
+    if constexpr (std::is_same_v<Storage, Half>) {
+      const __m128i stored = _mm256_cvtps_ph(__m256(values.lanes), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), stored);
+      return;
+    }
+#endif
+    for (std::size_t i = 0; i < sizeof(Real) / sizeof(float); ++i) to[i] = store<Storage>(float(values.lanes[i]));
+  }
+}
+
+// A value after one round trip through memory.
+template <class Storage, class Scalar, int count>
+EXODUS_HOST_DEVICE Lanes<Scalar, count> as_stored(Lanes<Scalar, count> values) {
+  if constexpr (std::is_same_v<Storage, Scalar>) {
+    return values;
+  } else {
+    Storage stored[count];
+    store_lanes(stored, values);
+    return load_lanes<Lanes<Scalar, count>>(stored);
+  }
+}
+
+// Stores a full vector past the caches, at an address that is a multiple of its size. Memory that is written once and is
+// larger than the caches is not fetched first that way.
+template <class Storage, class Real>
+EXODUS_HOST_DEVICE void stream_lanes(Storage* to, Real values) {
+#if defined(__SSE2__)
+  if constexpr (std::is_same_v<Storage, compute_t<Storage>>) {
+#if EXODUS_VECTOR_BYTES >= 64
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), __m512i(values.lanes));
+#elif EXODUS_VECTOR_BYTES >= 32
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), __m256i(values.lanes));
+#else
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), __m128i(values.lanes));
+#endif
+    return;
+  }
+#endif
+  store_lanes(to, values);
+}
+
+// Streamed stores wait for nobody: called before another thread may read them.
+EXODUS_HOST_DEVICE void finish_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace exodus::cpu
+
+namespace exodus {
+
+template <class Scalar, int count>
+struct Bits<cpu::Lanes<Scalar, count>> {
+  using type = cpu::Lanes<bits_t<Scalar>, count>;
+};
+
+}  // namespace exodus

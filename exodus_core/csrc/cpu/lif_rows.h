@@ -1,0 +1,226 @@
+// The LIF row kernels, included by rows_impl.h for each instruction set.
+//
+// A strip keeps its state in registers for kSteps steps, so that the state's own traffic with the cache does not count;
+// then the next strip follows, so that rows are read and written as they lie in memory. Several rows at once, and
+// backward in time, are more than the processor foresees: the rows that come next are asked for by hand.
+
+namespace exodus::cpu::EXODUS_INSTRUCTION_SET_NAME {
+namespace {
+
+constexpr std::int64_t kSteps = 4;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// One vector register of what Storage is computed in.
+template <class Storage>
+using Strip = Lanes<compute_t<Storage>, EXODUS_VECTOR_BYTES / sizeof(compute_t<Storage>)>;
+
+template <class Storage>
+constexpr std::int64_t kStrip = EXODUS_VECTOR_BYTES / sizeof(compute_t<Storage>);
+
+template <class Real, class Scalar>
+EXODUS_HOST_DEVICE Real at(const ParameterRow<Scalar>& row, std::int64_t lane) {
+  return row.per_lane ? Real::read(row.values + lane) : Real(*row.values);
+}
+
+template <class Storage, class Scalar>
+EXODUS_HOST_DEVICE LifNeuron<Strip<Storage>> neuron_at(const NeuronRows<Scalar>& rows, std::int64_t lane) {
+  using Real = Strip<Storage>;
+  // The bound is rounded as the membrane will be: one that was raised to it must be seen to lie on it.
+  return {at<Real>(rows.alpha, lane), at<Real>(rows.threshold, lane), at<Real>(rows.reset_by, lane),
+          as_stored<Storage>(at<Real>(rows.min_membrane, lane)), Real(rows.max_spikes)};
+}
+
+template <class Scalar, class Real>
+EXODUS_HOST_DEVICE void add(const ParameterSums<Scalar>& rows, std::int64_t slot, Reset reset, Real alpha,
+                            const LifSums<Real>& sums) {
+  const Real reset_by = by_reset(reset, alpha, sums.reset_by);
+  (Real::read(rows.alpha + slot) + sums.alpha).write(rows.alpha + slot);
+  (Real::read(rows.threshold + slot) + sums.threshold).write(rows.threshold + slot);
+  (Real::read(rows.reset_by + slot) + reset_by).write(rows.reset_by + slot);
+  (Real::read(rows.min_membrane + slot) + sums.min_membrane).write(rows.min_membrane + slot);
+}
+
+// Calls strip(lane, slot) for every strip of a row: its first lane, and where its state is kept.
+template <class Storage, class Body>
+EXODUS_HOST_DEVICE void for_each_strip(std::int64_t width, Body strip) {
+  for (std::int64_t slot = 0; slot < width; slot += kStrip<Storage>) {
+    strip(std::min(slot, width - kStrip<Storage>), slot);
+  }
+}
+
+// The store that a strip of a block takes: past the caches where that is asked for and the address allows it.
+template <class Storage>
+struct StripStore {
+  Storage* to;
+  std::int64_t stride;
+  bool streamed;
+
+  EXODUS_HOST_DEVICE StripStore(const RowBlock<Storage>& rows, std::int64_t lane)
+      : to(rows.first + lane), stride(rows.stride) {
+    constexpr std::uintptr_t bytes = EXODUS_VECTOR_BYTES;
+    streamed = rows.streamed && reinterpret_cast<std::uintptr_t>(to) % bytes == 0 &&
+               stride * sizeof(Storage) % bytes == 0;
+  }
+  EXODUS_HOST_DEVICE void operator()(std::int64_t step, Strip<Storage> values) const {
+    if (streamed) {
+      stream_lanes(to + step * stride, values);
+    } else {
+      store_lanes(to + step * stride, values);
+    }
+  }
+};
+
+template <Reset reset, bool many_spikes, class Storage>
+void lif_forward_block(const LifForwardBlock<Storage>& block) {
+  using Real = Strip<Storage>;
+  const RowBlock<const Storage> input_rows = block.input;
+  for (std::int64_t begin = 0; begin < block.steps; begin += kSteps) {
+    const std::int64_t end = std::min(block.steps, begin + kSteps);
+    for_each_strip<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
+      const LifNeuron<Real> neuron = neuron_at<Storage>(block.neuron, lane);
+      const StripStore<Storage> spikes_out(block.spikes, lane), membrane_out(block.membrane, lane);
+      Real membrane = Real::read(block.membrane_state + slot);
+      Real spikes = Real::read(block.spikes_state + slot);
+      for (std::int64_t t = begin; t < end; ++t) {
+        __builtin_prefetch(input_rows[t + kSteps] + lane);
+        const Real input = load_lanes<Real>(input_rows[t] + lane);
+        membrane_out(t, lif_step<Storage>(reset, many_spikes, neuron, input, membrane, spikes));
+        spikes_out(t, spikes);
+      }
+      membrane.write(block.membrane_state + slot);
+      spikes.write(block.spikes_state + slot);
+    });
+  }
+  finish_streams();
+}
+
+// Method and reset are the enumerations, or constants of them that leave one case.
+template <bool with_sums, SurrogateKind kind, class MethodType, class ResetType, class Storage>
+void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlock<Storage>& block) {
+  using Real = Strip<Storage>;
+  const RowBlock<const Storage> membrane_rows = block.membrane, grad_spikes_rows = block.grad_spikes,
+                                grad_membrane_rows = block.grad_membrane;
+  const Real slope(block.surrogate.slope), scale(block.surrogate.scale);
+  const bool many_spikes = block.neuron.max_spikes > 1;
+  const bool bounded = block.neuron.min_membrane.per_lane || *block.neuron.min_membrane.values > -kInfinity;
+  for (std::int64_t end = block.steps; end > 0; end -= kSteps) {
+    const std::int64_t begin = std::max<std::int64_t>(0, end - kSteps);
+    for_each_strip<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
+      const LifNeuron<Real> neuron = neuron_at<Storage>(block.neuron, lane);
+      const StripStore<Storage> grad_input_out(block.grad_input, lane);
+      Real adjoint = Real::read(block.adjoint + slot);
+      LifSums<Real> sums{Real(0), Real(0), Real(0), Real(0)};
+      for (std::int64_t t = end - 1; t >= begin; --t) {
+        __builtin_prefetch(membrane_rows[t - kSteps] + lane);
+        __builtin_prefetch(grad_spikes_rows[t - kSteps] + lane);
+        const Real membrane = load_lanes<Real>(membrane_rows[t] + lane);
+        Real spikes(0);
+        if (with_sums || reset == Reset::zero) {
+          spikes = many_spikes ? fire(true, membrane, neuron.threshold, neuron.max_spikes)
+                               : fire(false, membrane, neuron.threshold, neuron.max_spikes);
+        }
+        const Real surrogate = scale * surrogate_derivative(kind, membrane - neuron.threshold, slope);
+        const LifStep<Real> step{membrane, spikes, surrogate, load_lanes<Real>(grad_spikes_rows[t] + lane),
+                                 load_lanes<Real>(grad_membrane_rows[t] + lane)};
+        adjoint = lif_adjoint_step(method, reset, with_sums, bounded, neuron, step, adjoint, sums);
+        grad_input_out(t, adjoint);
+      }
+      adjoint.write(block.adjoint + slot);
+      if constexpr (with_sums) add(block.sums, slot, reset, neuron.alpha, sums);
+    });
+  }
+  finish_streams();
+}
+
+template <class Scalar>
+void lif_initial(Method method, Reset reset, const LifInitialRow<Scalar>& row) {
+  using Real = Strip<Scalar>;
+  for_each_strip<Scalar>(row.width, [&](std::int64_t lane, std::int64_t slot) {
+    LifSums<Real> sums{Real(0), Real(0), Real(0), Real(0)};
+    const LifNeuron<Real> neuron = neuron_at<Scalar>(row.neuron, lane);
+    const LifInitialGradient<Real> gradient =
+        lif_adjoint_initial(method, reset, neuron, Real::read(row.membrane + slot), Real::read(row.spikes + slot),
+                            Real::read(row.adjoint + slot), sums);
+    gradient.membrane.write(row.grad_membrane + slot);
+    gradient.spikes.write(row.grad_spikes + slot);
+    add(row.sums, slot, reset, neuron.alpha, sums);
+  });
+}
+
+template <auto value>
+using Is = std::integral_constant<decltype(value), value>;
+
+template <class Body>
+void with_reset(Reset reset, Body body) {
+  switch (reset) {
+    case Reset::none:
+      return body(Is<Reset::none>{});
+    case Reset::subtract:
+      return body(Is<Reset::subtract>{});
+    case Reset::subtract_decayed:
+      return body(Is<Reset::subtract_decayed>{});
+    case Reset::zero:
+      return body(Is<Reset::zero>{});
+  }
+}
+
+template <class Body>
+void with_surrogate(SurrogateKind kind, Body body) {
+  switch (kind) {
+    case SurrogateKind::exponential:
+      return body(Is<SurrogateKind::exponential>{});
+    case SurrogateKind::boxcar:
+      return body(Is<SurrogateKind::boxcar>{});
+    case SurrogateKind::triangle:
+      return body(Is<SurrogateKind::triangle>{});
+    case SurrogateKind::fast_sigmoid:
+      return body(Is<SurrogateKind::fast_sigmoid>{});
+    case SurrogateKind::sigmoid:
+      return body(Is<SurrogateKind::sigmoid>{});
+    case SurrogateKind::arctan:
+      return body(Is<SurrogateKind::arctan>{});
+    case SurrogateKind::tanh:
+      return body(Is<SurrogateKind::tanh>{});
+    case SurrogateKind::gaussian:
+      return body(Is<SurrogateKind::gaussian>{});
+  }
+}
+
+template <class Storage>
+void lif_forward(Reset reset, bool many_spikes, const LifForwardBlock<Storage>& block) {
+  with_reset(reset, [&](auto r) {
+    if (many_spikes) {
+      lif_forward_block<r.value, true>(block);
+    } else {
+      lif_forward_block<r.value, false>(block);
+    }
+  });
+}
+
+// float32 has a loop of its own for every reset; other element types look at the reset in each step, which costs them
+// little and halves the size of the library.
+template <class Storage>
+void lif_backward(Method method, Reset reset, const LifBackwardBlock<Storage>& block) {
+  const bool with_sums = block.sums.alpha != nullptr;
+  with_surrogate(block.surrogate.kind, [&](auto kind) {
+    if (!std::is_same_v<Storage, float> || (with_sums && method == Method::slayer)) {
+      if (with_sums) {
+        lif_backward_block<true, kind.value>(method, reset, block);
+      } else {
+        lif_backward_block<false, kind.value>(method, reset, block);
+      }
+    } else if constexpr (std::is_same_v<Storage, float>) {
+      if (with_sums) {
+        with_reset(reset, [&](auto r) { lif_backward_block<true, kind.value>(Is<Method::exodus>{}, r, block); });
+      } else {
+        // Without sums, to drop the reset is to have none.
+        with_reset(method == Method::slayer ? Reset::none : reset,
+                   [&](auto r) { lif_backward_block<false, kind.value>(Is<Method::exodus>{}, r, block); });
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace exodus::cpu::EXODUS_INSTRUCTION_SET_NAME
