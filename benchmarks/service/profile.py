@@ -5,6 +5,7 @@ from __future__ import annotations
 import cProfile
 import pstats
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -61,5 +62,5 @@ def client_functions(service: Running, repeats: int, top: int = 8) -> Iterator[L
         profile.disable()
     rows = sorted(pstats.Stats(profile).stats.items(), key=lambda row: -row[1][2])[:top]  # type: ignore[attr-defined]
     for (file, line, name), (_, calls, own, _, _) in rows:
-        where = name if file == "~" else f"{file.rpartition('site-packages/')[2].rpartition('/src/')[2]}:{line} {name}"
+        where = name if file == "~" else f"{'/'.join(Path(file).parts[-2:])}:{line} {name}"
         yield Line(f"client, own time of `{where}`", "", f"{own / repeats * 1e3:.2f} ms in {calls / repeats:.0f} calls")
