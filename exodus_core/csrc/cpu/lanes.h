@@ -124,6 +124,17 @@ EXODUS_HOST_DEVICE void store_lanes(Storage* to, Real values) {
       return;
     }
 #endif
+    if constexpr (std::is_same_v<Storage, BFloat16>) {
+      constexpr int count = sizeof(Real) / sizeof(float);
+      using Long = vector_t<std::uint32_t, 4 * count>;
+      const Long bits = Long(values.lanes);
+      const Long rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+      const Long kept = (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x00400000u : rounded;  // NaN stays NaN
+      using Short = vector_t<std::uint16_t, 2 * count>;
+      const Short stored = __builtin_convertvector(kept >> 16, Short);
+      std::memcpy(to, &stored, sizeof stored);
+      return;
+    }
     for (std::size_t i = 0; i < sizeof(Real) / sizeof(float); ++i) to[i] = store<Storage>(float(values.lanes[i]));
   }
 }

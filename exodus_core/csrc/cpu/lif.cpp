@@ -94,7 +94,8 @@ void backward(const LifBackwardCall& call) {
   const Layout& layout = call.layout;
   const bool with_lanes = call.lane_gradients.numel() > 0;
   const bool streamed = exceeds_caches(3 * call.membrane.numel() * sizeof(Storage));
-  const Tiling tiling(layout, threads_for(call.membrane.numel()), kMaxWidth);
+  // The sums are four rows of state more.
+  const Tiling tiling(layout, threads_for(call.membrane.numel()), with_lanes ? kMaxWidth / 4 : kMaxWidth);
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     const FlushSubnormals flush;
     TileRows<const Storage> membrane_rows(elements<Storage>(call.membrane), layout, tiling);

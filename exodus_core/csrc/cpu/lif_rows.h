@@ -104,16 +104,17 @@ void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlo
   const Real slope(block.surrogate.slope), scale(block.surrogate.scale);
   const bool many_spikes = block.neuron.max_spikes > 1;
   const bool bounded = block.neuron.min_membrane.per_lane || *block.neuron.min_membrane.values > -kInfinity;
-  for (std::int64_t end = block.steps; end > 0; end -= kSteps) {
-    const std::int64_t begin = std::max<std::int64_t>(0, end - kSteps);
+  constexpr std::int64_t steps = with_sums ? 2 * kSteps : kSteps;  // the sums' traffic with the cache counts too
+  for (std::int64_t end = block.steps; end > 0; end -= steps) {
+    const std::int64_t begin = std::max<std::int64_t>(0, end - steps);
     for_each_strip<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
       const LifNeuron<Real> neuron = neuron_at<Storage>(block.neuron, lane);
       const StripStore<Storage> grad_input_out(block.grad_input, lane);
       Real adjoint = Real::read(block.adjoint + slot);
       LifSums<Real> sums{Real(0), Real(0), Real(0), Real(0)};
       for (std::int64_t t = end - 1; t >= begin; --t) {
-        __builtin_prefetch(membrane_rows[t - kSteps] + lane);
-        __builtin_prefetch(grad_spikes_rows[t - kSteps] + lane);
+        __builtin_prefetch(membrane_rows[t - steps] + lane);
+        __builtin_prefetch(grad_spikes_rows[t - steps] + lane);
         const Real membrane = load_lanes<Real>(membrane_rows[t] + lane);
         Real spikes(0);
         if (with_sums || reset == Reset::zero) {
