@@ -71,7 +71,7 @@ def draw(comparison: Comparison, path: Path) -> None:
     )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}×")
     axes.set_xlabel("time of forward + backward, in times of exodus (log scale; right is slower)")
-    axes.legend(title="batch × time × neurons", fontsize=8, title_fontsize=8, loc="lower right", frameon=True)
+    axes.legend(title="batch × time × neurons", fontsize=8, title_fontsize=8, loc="upper left", frameon=True)
     axes.grid(axis="x", color="#e5e5e5", zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
