@@ -55,8 +55,8 @@ def test_a_slow_call_is_not_repeated_and_others_fill_their_share():
 
     turns = {name: turn(name, seconds) for name, seconds in (("slow", 60.0), ("long", 2.0), ("fast", 0.125))}
     timings = interleaved(turns, most=10, share=4.0)
-    # A warm-up, then what is timed; before each of the short ones a call to settle.
-    assert calls == {"slow": 1, "long": 1 + 2, "fast": 1 + 2 * 10}
+    # Two calls to warm up, then what is timed; before each of the short ones a call to settle.
+    assert calls == {"slow": 1, "long": 2 + 2, "fast": 2 + 2 * 10}
     assert {name: len(timing.repeats) for name, timing in timings.items()} == {"slow": 1, "long": 2, "fast": 10}
 
 
