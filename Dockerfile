@@ -31,7 +31,8 @@ FROM cpu-torch AS cpu
 RUN --mount=type=bind,from=cpu-build,source=/wheels,target=/mnt/wheels \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     /opt/exodus/bin/pip install --no-cache-dir --constraint /opt/exodus/constraints.txt /mnt/wheels/*.whl \
-    && useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin exodus
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin exodus \
+    && install --directory --owner exodus --group exodus --mode 700 /var/lib/exodus
 COPY LICENSE /opt/exodus/LICENSE
 ENV PATH=/opt/exodus/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     EXODUS_HOST=0.0.0.0 EXODUS_PORT=8000 EXODUS_DEVICE=cpu
@@ -80,7 +81,8 @@ FROM gpu-torch AS gpu
 RUN --mount=type=bind,from=gpu-build,source=/wheels,target=/mnt/wheels \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     /opt/exodus/bin/pip install --no-cache-dir --constraint /opt/exodus/constraints.txt /mnt/wheels/*.whl \
-    && useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin exodus
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin exodus \
+    && install --directory --owner exodus --group exodus --mode 700 /var/lib/exodus
 COPY LICENSE /opt/exodus/LICENSE
 ENV PATH=/opt/exodus/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \

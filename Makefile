@@ -3,6 +3,7 @@
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
+STATE ?= exodus-state
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
@@ -35,8 +36,8 @@ $(VENV)/.installed: $(VENV)/.requirements $(EXTENSION) $(PROJECTS)
 		--editable ./exodus_core --editable ./client --editable ./service
 	@touch $@
 
-serve: setup ## start the service on HOST:PORT
-	$(BIN)/exodus-service serve --host $(HOST) --port $(PORT)
+serve: setup ## start the service on HOST:PORT; models are kept in STATE
+	EXODUS_STATE_DIR=$(STATE) $(BIN)/exodus-service serve --host $(HOST) --port $(PORT)
 
 demo: setup ## start the service and train over HTTP; DATA=DIR for the Oxford raster in that folder
 	$(BIN)/python -m examples.demo $(if $(DATA),--data $(DATA))

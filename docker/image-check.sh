@@ -85,7 +85,8 @@ container=$("${engine[@]}" from "$image")
 root=$("${engine[@]}" mount "$container")
 port=$("$check" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 url=http://127.0.0.1:$port
-inside=(env --ignore-environment "${environment[@]}" EXODUS_DEVICE=cpu "EXODUS_PORT=$port" chroot "--userspec=$user" "$root")
+inside=(env --ignore-environment "${environment[@]}" EXODUS_DEVICE=cpu "EXODUS_PORT=$port" EXODUS_STATE_DIR=/var/lib/exodus)
+inside+=(chroot "--userspec=$user" "$root")
 
 # shellcheck disable=SC2016 # expanded by the inner shell
 unshare --mount --pid --fork bash -c '
@@ -94,10 +95,11 @@ unshare --mount --pid --fork bash -c '
     mount -o remount,bind,ro "$1"
     mount --types proc proc "$1/proc"
     mount --types tmpfs tmpfs "$1/tmp"
+    mount --types tmpfs --options "uid=$2,mode=700" tmpfs "$1/var/lib/exodus"
     mount --rbind /dev "$1/dev"
-    shift
+    shift 2
     exec setpriv --no-new-privs "$@"
-' - "$root" "${inside[@]}" "${command[@]}" 2> "$work/service.log" &
+' - "$root" "${user%%:*}" "${inside[@]}" "${command[@]}" 2> "$work/service.log" &
 service=$!
 
 ready() { "$check" -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=2)' "$url/readyz" 2> /dev/null; }
@@ -144,6 +146,12 @@ with Client(url) as client:
         if not torch.equal(served, local):
             raise SystemExit(f"image-check: {method}: the gradient is off by {float((served - local).abs().max())}")
         print(f"image-check: the gradient of {method}, {tuple(served.shape)}, is the local one, bit for bit")
+    layers = [{"kind": "linear", "in_features": 8, "out_features": 3}, {"kind": "lif", "alpha": 0.9}]
+    model = client.create_model(layers=layers, optimizer={"kind": "adam"}, seed=0)
+    spikes, targets = torch.rand(4, 20, 8) < 0.3, torch.arange(4) % 3
+    for _ in range(10):
+        step = model.step(spikes, targets, loss="sum_over_time_ce").result()
+    print(f"image-check: a model took {step.sequence} steps, kept in the volume: {model.info().durable is not None}")
     library = client.capabilities()["core"]["cuda_library"]
     print(f"image-check: CUDA library: {library}")
     if target == "gpu" and not library["loaded"]:

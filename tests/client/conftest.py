@@ -36,13 +36,15 @@ class FakeService:
         answers: what comes back, one a request; an exception is raised in the transport. Then the handler takes over.
         requests: what came, bodies read.
         waits: seconds that the client slept between attempts.
+        contexts: what forward passes of layers left behind, by handle.
     """
 
     def __init__(self) -> None:
         self.answers: list[httpx.Response | Exception] = []
         self.requests: list[httpx.Request] = []
         self.waits: list[float] = []
-        self.handler: Handler = gradients
+        self.handler: Handler = self.compute
+        self.contexts: dict[str, httpx.Request] = {}
         self.clients: list[Client] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -61,6 +63,10 @@ class FakeService:
         client = Client("http://node:8000", **arguments)
         self.clients.append(client)
         return client
+
+    def compute(self, request: httpx.Request) -> httpx.Response:
+        """Gradients in one request, and layers in two."""
+        return layers(request, self.contexts) if request.url.path.startswith("/v1/layers/") else gradients(request)
 
     @property
     def messages(self) -> list[Message]:
@@ -122,6 +128,33 @@ def gradients(request: httpx.Request) -> httpx.Response:
     answer = Message.of({"device": "fake", "method": "exodus", "grad_norms": norms}, tensors)
     timing = {"Server-Timing": 'queue;dur=0.5, decode;dur=1, kernel;desc="a, b";dur=2.25, encode;dur=0'}
     return response(encode(answer, message.form), **timing)
+
+
+def layers(request: httpx.Request, contexts: dict[str, httpx.Request]) -> httpx.Response:
+    """`POST /v1/layers/forward` and `backward`, as one gradient request each; the context is the forward request."""
+    message = message_of(request)
+    if request.url.path.endswith("forward"):
+        handle = f"context-{len(contexts)}"
+        contexts[handle] = request
+        shared = {name: message.params[name] for name in ("neuron", "surrogate", "time_dim", "return")}
+        found = message_of_answer(gradients(as_request(shared | {"wrt": []}, message)))
+        return response(encode(Message({"context": handle, "expires_in_s": 300.0, "nbytes": 1}, found.tensors)))
+    kept = contexts.pop(message.params["context"], None)
+    if kept is None:
+        return httpx.Response(410, json={"code": "context_expired", "detail": "the context is not kept"})
+    first = message_of(kept)
+    params = first.params | {"wrt": message.params["wrt"], "return": []}
+    return gradients(as_request(params, Message({}, first.tensors | message.tensors)))
+
+
+def as_request(params: dict[str, Any], message: Message) -> httpx.Request:
+    encoded = encode(Message(params, message.tensors))
+    headers = {"Content-Type": encoded.content_type}
+    return httpx.Request("POST", "http://node", content=b"".join(encoded.chunks), headers=headers)
+
+
+def message_of_answer(answer: httpx.Response) -> Message:
+    return decode(answer.content, answer.headers["Content-Type"])
 
 
 def forward(x: Any, neuron: dict[str, Any]) -> Any:

@@ -1,14 +1,18 @@
 """The remote layer against the same neuron in a local loop, differentiated by autograd."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from torch import Tensor
 
-from exodus_client import Tanh
+from exodus_client import Client, InvalidResponseError, Tanh
 from exodus_client.torch import RemoteLIF, remote_lif
+from exodus_client.wire import Message, encode
+from exodus_client.wire import Tensor as WireTensor
 
 
 def local_lif(
@@ -60,8 +64,9 @@ def test_a_remote_neuron_has_the_gradients_of_the_local_one(
         torch.testing.assert_close(remote, local)
     forward, backward = service.messages
     assert set(forward.tensors) == {"input", *leaves}
-    assert "grad_output" in backward.tensors
-    assert "input" not in backward.tensors
+    assert set(backward.tensors) == {"grad_output", "grad_membrane"}
+    assert [request.url.path for request in service.requests] == ["/v1/layers/forward", "/v1/layers/backward"]
+    assert not service.contexts
 
 
 def test_the_server_is_asked_for_what_is_needed_and_nothing_else(service: Any, x: Tensor) -> None:
@@ -70,19 +75,20 @@ def test_the_server_is_asked_for_what_is_needed_and_nothing_else(service: Any, x
         remote_lif(client, x, 0.9)
     remote_lif(client, x.detach(), 0.9)
     assert len(service.requests) == 2
+    assert not service.contexts
 
     spikes, _ = remote_lif(client, x, leaf(3).detach())
     spikes.sum().backward()
     *_, backward = service.messages
     assert backward.params["wrt"] == []
-    assert set(backward.tensors) == {"membrane", "grad_output", "alpha"}
+    assert set(backward.tensors) == {"grad_output"}
 
     alpha = leaf(3)
     _, membrane = remote_lif(client, x.detach(), alpha)
     membrane.sum().backward()
     *_, backward = service.messages
     assert backward.params["wrt"] == ["alpha"]
-    assert set(backward.tensors) == {"membrane", "grad_membrane", "alpha"}
+    assert set(backward.tensors) == {"grad_membrane"}
     assert alpha.grad is not None
 
 
@@ -110,6 +116,96 @@ def test_outputs_and_gradients_keep_the_dtype(service: Any, x: Tensor, dtype: to
     assert low.grad.dtype == dtype
 
 
+def problem(status: int, code: str) -> httpx.Response:
+    return httpx.Response(status, json={"code": code, "detail": f"{code}; go on", "retryable": False})
+
+
+class TestWithoutContext:
+    """The way through gradient requests, which needs nothing of the server between two of them."""
+
+    @pytest.fixture
+    def wanted(self, service: Any, x: Tensor) -> list[Tensor]:
+        """Gradients of x and alpha by the way through contexts."""
+        found = self.gradients_of(service.client(), x)
+        service.requests.clear()
+        return found
+
+    @staticmethod
+    def gradients_of(client: Client, x: Tensor) -> list[Tensor]:
+        alpha = torch.full((3,), 0.9, dtype=torch.float64, requires_grad=True)
+        spikes, membrane = remote_lif(client, x, alpha)
+        return list(torch.autograd.grad(spikes.sum() + membrane.square().sum(), (x, alpha)))
+
+    def paths(self, service: Any) -> list[str]:
+        return [request.url.path.removeprefix("/v1/") for request in service.requests]
+
+    def answer(self, service: Any, path: str, answer: Callable[[], httpx.Response]) -> None:
+        service.handler = lambda request: answer() if request.url.path == path else service.compute(request)
+
+    @pytest.mark.parametrize("refusal", [(410, "context_expired"), (404, "not_found")])
+    def test_an_expired_context_sends_the_inputs_again(
+        self, service: Any, x: Tensor, wanted: list[Tensor], refusal: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.answer(service, "/v1/layers/backward", lambda: problem(*refusal))
+        client = service.client()
+        for _ in range(2):
+            for found, expected in zip(self.gradients_of(client, x), wanted, strict=True):
+                assert torch.equal(found, expected)
+        assert self.paths(service) == ["layers/forward", "layers/backward", "gradients/exodus"] * 2
+        assert service.messages[2].tensors.keys() == {"input", "alpha", "grad_output", "grad_membrane"}
+        (said,) = caplog.messages  # once, not every time
+        assert "send their inputs again" in said
+        assert refusal[1] in said
+
+    def test_a_server_without_layers_is_asked_once(
+        self, service: Any, x: Tensor, wanted: list[Tensor], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.answer(service, "/v1/layers/forward", lambda: problem(404, "not_found"))
+        client = service.client()
+        for _ in range(2):
+            for found, expected in zip(self.gradients_of(client, x), wanted, strict=True):
+                assert torch.equal(found, expected)
+        assert self.paths(service) == ["layers/forward", *["gradients/exodus"] * 4]
+        assert len(caplog.messages) == 1
+
+    def test_what_is_too_large_to_be_kept_is_sent_again_and_smaller_layers_are_kept(
+        self, service: Any, x: Tensor, wanted: list[Tensor]
+    ) -> None:
+        self.answer(service, "/v1/layers/forward", lambda: problem(413, "too_large"))
+        client = service.client()
+        for found, expected in zip(self.gradients_of(client, x), wanted, strict=True):
+            assert torch.equal(found, expected)
+        service.handler = service.compute
+        self.gradients_of(client, x)
+        self.gradients_of(client, x[:1])
+        assert self.paths(service) == [
+            *("layers/forward", "gradients/exodus", "gradients/exodus"),
+            *("gradients/exodus", "gradients/exodus"),
+            *("layers/forward", "layers/backward"),
+        ]
+
+    def test_a_second_backward_pass_goes_without_the_context_of_the_first(self, service: Any, x: Tensor) -> None:
+        spikes, _ = remote_lif(service.client(), x, 0.9)
+        first, second = (torch.autograd.grad(spikes.sum(), x, retain_graph=True)[0] for _ in range(2))
+        assert torch.equal(first, second)
+        assert self.paths(service) == ["layers/forward", "layers/backward", "gradients/exodus"]
+
+    def test_an_input_that_was_changed_in_between_is_noticed(self, service: Any, x: Tensor) -> None:
+        inner = x * 1
+        spikes, _ = remote_lif(service.client(), inner, 0.9)
+        inner.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            spikes.sum().backward()
+
+    @pytest.mark.parametrize(("params", "names"), [({}, ("spikes", "membrane")), ({"context": "c"}, ("spikes",))])
+    def test_an_answer_that_lacks_something_is_refused(self, service: Any, x: Tensor, params: Any, names: Any) -> None:
+        body = encode(Message.of(params, [WireTensor.of(name, x.detach()) for name in names]))
+        headers = {"Content-Type": body.content_type}
+        service.answers = [httpx.Response(200, content=b"".join(body.chunks), headers=headers)]
+        with pytest.raises(InvalidResponseError, match="the answer lacks (a context|membrane)"):
+            remote_lif(service.client(), x, 0.9)
+
+
 class TestModule:
     def test_it_trains_in_a_model(self, service: Any) -> None:
         layer = RemoteLIF(service.client(), 0.9, threshold=torch.tensor(0.5), trainable=("alpha", "threshold"))
@@ -120,8 +216,20 @@ class TestModule:
         model(torch.randn(2, 8, 4)).sum().backward()
         optimiser.step()
         assert all(not torch.equal(before[name], after) for name, after in model.state_dict().items())
-        assert layer.membrane is not None
-        assert layer.membrane.shape == (2, 8, 3)
+
+    def test_the_membrane_comes_only_where_it_is_asked_for(self, service: Any, x: Tensor) -> None:
+        layer = RemoteLIF(service.client(), 0.9)
+        layer(x)
+        with pytest.raises(RuntimeError, match="set return_membrane=True before the call"):
+            layer.membrane  # noqa: B018
+        asking = RemoteLIF(service.client(), 0.9, return_membrane=True)
+        assert asking.membrane is None
+        asking(x)
+        assert [message.params["return"] for message in service.messages] == [["spikes"], ["spikes", "membrane"]]
+        assert asking.membrane is not None
+        asking.membrane.square().sum().backward()
+        assert x.grad is not None
+        assert service.messages[-1].tensors.keys() == {"grad_membrane"}
 
     def test_tensors_move_with_the_module_and_numbers_stay(self, service: Any) -> None:
         layer = RemoteLIF(service.client(), torch.full((3,), 0.9), reset_by=0.5, min_membrane=torch.tensor(-1.0))
@@ -143,8 +251,12 @@ class TestModule:
             time_dim=-2,
         )
         layer(torch.randn(2, 8, 3))
+        layer(torch.randn(2, 8, 3).requires_grad_())
         params = service.messages[0].params
         assert service.requests[0].url.path == "/v1/gradients/slayer"
+        assert service.messages[1].params == {name: params[name] for name in params if name != "wrt"} | {
+            "method": "slayer"
+        }
         assert params["surrogate"] == {"kind": "tanh", "slope": 2.0, "scale": 1.0}
         assert params["time_dim"] == -2
         assert params["neuron"] == {
@@ -196,7 +308,7 @@ class TestModule:
 
     @pytest.mark.parametrize("stateful", [False, True])
     def test_it_can_be_copied_after_a_call(self, service: Any, x: Tensor, stateful: bool) -> None:
-        layer = RemoteLIF(service.client(), 0.9, trainable="alpha", stateful=stateful)
+        layer = RemoteLIF(service.client(), 0.9, trainable="alpha", stateful=stateful, return_membrane=True)
         layer(x)
         copied = copy.deepcopy(layer)
         assert copied.client is layer.client

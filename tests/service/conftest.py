@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from remote_models import Remote
 
 from exodus_client.wire import Form, Message, Tensor, decode, encode
 from exodus_service.app import create_app
@@ -149,6 +150,20 @@ def serve() -> Iterator[Callable[..., Served]]:
     """Starts services with settings of the test's own."""
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(served(**settings))
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., Remote]]:
+    """Makes connections to a port, to make calls on models; they are closed after the test."""
+    made: list[Remote] = []
+
+    def to(port: int, key: str = "") -> Remote:
+        made.append(Remote(port, key))
+        return made[-1]
+
+    yield to
+    for remote in made:
+        remote.connection.close()
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from ._errors import (
     InternalServerError,
     InvalidResponseError,
     LengthRequiredError,
+    ModelClosedError,
     NotFoundError,
     PayloadTooLargeError,
     PermissionDeniedError,
@@ -35,11 +36,14 @@ from ._errors import (
     RequestTimeoutError,
     ServerOutOfMemoryError,
     ServiceUnavailableError,
+    StateLostError,
     UnprocessableError,
     UnsupportedMediaTypeError,
 )
 from ._future import Future
 from ._gradients import Gradients
+from ._model import Model
+from ._training import ModelInfo, Outputs, StepResult
 from .neuron import IF, LIF, SRM, AlphaKernel, ExponentialKernel
 from .surrogate import Arctan, Boxcar, Exponential, FastSigmoid, Gaussian, Sigmoid, Surrogate, Tanh, Triangle
 from .wire import WireError
@@ -72,7 +76,11 @@ __all__ = [
     "InvalidResponseError",
     "LengthRequiredError",
     "Limits",
+    "Model",
+    "ModelClosedError",
+    "ModelInfo",
     "NotFoundError",
+    "Outputs",
     "PayloadTooLargeError",
     "PermissionDeniedError",
     "Ping",
@@ -82,6 +90,8 @@ __all__ = [
     "ServerOutOfMemoryError",
     "ServiceUnavailableError",
     "Sigmoid",
+    "StateLostError",
+    "StepResult",
     "Surrogate",
     "Tanh",
     "Timeout",

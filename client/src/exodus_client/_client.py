@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
-from collections.abc import Callable
+import uuid
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Self, TypeVar, Unpack, overload
+from urllib.parse import quote
 
 import httpx
 
@@ -17,10 +19,13 @@ from ._config import Limits, Retries, Timeout
 from ._errors import InvalidResponseError, ServiceUnavailableError
 from ._future import Future
 from ._gradients import GradientArguments, Gradients
+from ._model import Model
 from ._request import gradient_request
-from ._session import Answer, Session
+from ._session import Answer, Session, read_json
 from ._shared import SharedMemory
-from .wire import MSGPACK_TYPE, Encoded, compress, encode
+from ._training import ModelInfo, read_info, training_body
+from .neuron import Array
+from .wire import MSGPACK_TYPE, Encoded, Tensor, compress, encode
 from .wire import Limits as WireLimits
 
 Result = TypeVar("Result")
@@ -81,11 +86,12 @@ class Client:
         self._compress = compress
         self._limits = limits
         self._wire_limits = WireLimits(max_bytes=limits.max_response_bytes, max_json_bytes=limits.max_response_bytes)
+        self._retries = retries if isinstance(retries, Retries) else Retries(count=retries)
         self._session = Session(
             base_url,
             api_key=os.environ.get(defaults.API_KEY_VARIABLE) if api_key is None else api_key,
             timeout=timeout if isinstance(timeout, Timeout) else Timeout(total=timeout),
-            retries=retries if isinstance(retries, Retries) else Retries(count=retries),
+            retries=self._retries,
             limits=limits,
             transport=transport,
             user_agent=f"exodus-client/{importlib.metadata.version('exodus-client')}",
@@ -96,6 +102,7 @@ class Client:
             else None
         )
         self._threads = ThreadPoolExecutor(limits.max_in_flight, thread_name_prefix="exodus-client")
+        self._models: weakref.WeakSet[Model] = weakref.WeakSet()
 
     @overload
     def gradients(self, *, wait: Literal[True] = True, **arguments: Unpack[GradientArguments]) -> Gradients: ...
@@ -146,6 +153,85 @@ class Client:
 
         return run() if wait else self._submit(run)
 
+    def create_model(
+        self,
+        layers: Sequence[Mapping[str, Any]] | Mapping[str, Any],
+        *,
+        input_shape: Sequence[int] | None = None,
+        dtype: Literal["float32", "float64"] = "float32",
+        optimizer: str | Mapping[str, Any] = "adam",
+        seed: int = 0,
+        weights: Array | Mapping[str, Array] | None = None,
+        durable_every: int = 10,
+        name: str = "",
+        id: str | None = None,
+        ahead: int = defaults.AHEAD,
+        patience: float = defaults.PATIENCE,
+    ) -> Model:
+        """Make a model on the server, which is trained there.
+
+        Args:
+            layers: the network as data: a dict for each layer, or the whole description; see docs/networks.md.
+            input_shape: of the input without batch and time; not needed where the first layer is linear and says it.
+            dtype: of the weights.
+            optimizer: "sgd", "adam" or "adamw", or a dict of its `kind` and torch's options.
+            seed: of weights and dropout. Equal seeds give equal weights, here and in `exodus_core`.
+            weights: to start from: flat, all parameters in order, or by name as `Model.state_dict` gives them.
+            durable_every: training calls from one save on the server to the next.
+            name: a label for people.
+            id: of the model, at most 64 letters, digits, "-" and "_"; made here where it is None.
+            ahead: training calls submitted and not yet answered, beyond which the next call waits.
+            patience: seconds that training waits for a server that does not answer.
+
+        Raises:
+            UnprocessableError: the description does not fit; `errors` has the places.
+            ConflictError: there is another model of this id.
+            ExodusError: see its tree.
+        """
+        if isinstance(layers, Mapping):
+            network = dict(layers)
+        else:
+            shape = None if input_shape is None else list(input_shape)
+            network = {"input_shape": shape, "dtype": dtype, "layers": [dict(layer) for layer in layers]}
+        params = {
+            "id": uuid.uuid4().hex if id is None else id,
+            "network": network,
+            "optimizer": {"kind": optimizer} if isinstance(optimizer, str) else dict(optimizer),
+            "seed": seed,
+            "durable_every": durable_every,
+            "name": name,
+        }
+        by_name = weights if isinstance(weights, Mapping) else None
+        tensors = () if weights is None or by_name is not None else (Tensor.of("weights", weights),)
+        answer = self._session.call("POST", "/v1/models", training_body(params, tensors))
+        model = self._model(read_info(answer, self._wire_limits), ahead, patience)
+        if by_name is not None:
+            model.load_state_dict(by_name)
+        return model
+
+    def model(self, id: str, *, ahead: int = defaults.AHEAD, patience: float = defaults.PATIENCE) -> Model:
+        """A model that is on the server, to go on training it. Arguments as of `create_model`.
+
+        Raises:
+            NotFoundError: there is none of this id.
+            ExodusError: see its tree.
+        """
+        answer = self._session.call("GET", f"/v1/models/{quote(id, safe='')}")
+        return self._model(ModelInfo.of(read_json(answer), answer.request_id), ahead, patience)
+
+    def models(self) -> list[ModelInfo]:
+        """All models of this key, the oldest first. Raises ExodusError."""
+        answer = self._session.call("GET", "/v1/models")
+        listed = read_json(answer)
+        models = listed.get("models") if isinstance(listed, dict) else None
+        if not isinstance(models, list):
+            raise InvalidResponseError("models: want a JSON object with a list", request_id=answer.request_id)
+        return [ModelInfo.of(model, answer.request_id) for model in models]
+
+    def delete_model(self, id: str) -> None:
+        """Delete a model, with all that was saved of it. Raises NotFoundError, ExodusError."""
+        self._session.call("DELETE", f"/v1/models/{quote(id, safe='')}")
+
     def capabilities(self) -> dict[str, Any]:
         """What the server can do: methods, neurons, surrogates, dtypes, devices, limits, versions.
 
@@ -153,7 +239,7 @@ class Client:
             ExodusError: see its tree.
         """
         answer = self._session.call("GET", "/v1/capabilities")
-        capabilities = _json(answer)
+        capabilities = read_json(answer)
         if not isinstance(capabilities, dict):
             raise InvalidResponseError("capabilities: want a JSON object", request_id=answer.request_id)
         return capabilities
@@ -174,6 +260,8 @@ class Client:
 
     def close(self) -> None:
         """Wait for the requests under way, drop those not begun, and close all connections."""
+        for model in tuple(self._models):
+            model.close()
         self._threads.shutdown(cancel_futures=True)
         if self._shared is not None:
             self._shared.close()
@@ -202,6 +290,15 @@ class Client:
         self._session.check_process()
         return Future(self._threads.submit(run))
 
+    def _model(self, info: ModelInfo, ahead: int, patience: float) -> Model:
+        if type(ahead) is not int or ahead < 1:
+            raise ValueError(f"ahead: got {ahead!r}, want an integer >= 1")
+        if isinstance(patience, bool) or not isinstance(patience, int | float) or not patience >= 0:
+            raise ValueError(f"patience: got {patience!r}, want a number of seconds >= 0")
+        model = Model(_Link(self), info, ahead=ahead, patience=patience)
+        self._models.add(model)
+        return model
+
     def _post(self, path: str, encoded: Encoded) -> Answer:
         stream = encoded.content_type == MSGPACK_TYPE
         if self._shared is not None and stream and encoded.nbytes >= defaults.SHARE_FROM_BYTES:
@@ -213,11 +310,36 @@ class Client:
         return compress(encoded) if worth_it else encoded
 
 
-def _json(answer: Answer) -> Any:
-    try:
-        return json.loads(bytes(answer.body))
-    except (ValueError, RecursionError) as error:
-        raise InvalidResponseError(f"the answer is not JSON: {error}", request_id=answer.request_id) from error
+class _Link:
+    """The client as a model sees it."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @property
+    def retries(self) -> Retries:
+        return self._client._retries
+
+    @property
+    def wire_limits(self) -> WireLimits:
+        return self._client._wire_limits
+
+    def check_process(self) -> None:
+        self._client._session.check_process()
+
+    def submit(self, run: Callable[[], Result]) -> Future[Result]:
+        return self._client._submit(run)
+
+    def call(self, method: str, path: str, encoded: Encoded | None = None) -> Answer:
+        body = None if encoded is None else self._client._compressed(encoded)
+        return self._client._session.call(method, path, body)
+
+    def post(self, path: str, encoded: Encoded | None, headers: Mapping[str, str]) -> Answer:
+        body = None if encoded is None else self._client._compressed(encoded)
+        return self._client._session.call("POST", path, body, retry=False, headers=headers)
+
+    def get(self, path: str, headers: Mapping[str, str]) -> Answer:
+        return self._client._session.call("GET", path, retry=False, headers=headers)
 
 
 def _require_zstandard() -> None:

@@ -38,3 +38,16 @@ SHARE_FROM_BYTES: Final = 64 * 1024
 
 # What is shown of an error body that is not a problem document.
 MAX_DETAIL_CHARACTERS: Final = 500
+
+# Training calls submitted and not yet answered, and how many of them are under way: one computes, the next are there.
+AHEAD: Final = 8
+CALLS_UNDER_WAY: Final = 4
+
+# How long a model waits for a server that does not answer before its calls fail.
+PATIENCE: Final = 300.0
+
+# The server answers a training call that takes longer with 202, and is asked again: proxies cut idle connections.
+PREFER_WAIT: Final = 30
+
+# Calls kept for a server that loses its latest state; beyond, it is asked to save.
+MAX_KEPT_BYTES: Final = 256 * 2**20

@@ -4,6 +4,8 @@
     ├── APIConnectionError                no answer: refused, reset, unreachable
     │   └── APITimeoutError               no answer in time
     ├── InvalidResponseError              an answer that cannot be read
+    ├── StateLostError                    the server's model is older than what can be sent again
+    ├── ModelClosedError                  closed before the call was answered
     └── APIStatusError                    an answer that says no; one class a status
         ├── BadRequestError               400  malformed
         ├── AuthenticationError           401  no key, or an unknown one
@@ -57,6 +59,14 @@ class APITimeoutError(APIConnectionError):
 
 class InvalidResponseError(ExodusError):
     """The answer cannot be read: it is not what the API promises, or larger than `Limits.max_response_bytes`."""
+
+
+class StateLostError(ExodusError):
+    """The server's model is older than what this handle has kept: steps are missing that cannot be sent again."""
+
+
+class ModelClosedError(ExodusError):
+    """The model, or its client, was closed before the call was answered."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,22 +113,35 @@ class GradientRequest:
         Raises:
             InvalidResponseError: the answer is not what the API promises.
         """
-        headers = answer.headers
-        try:
-            body = decompress(answer.body, headers.get("Content-Encoding"), limits=limits)
-            message = decode(body, headers.get("Content-Type", ""), limits=limits)
-            arrays = {name: self.kind.array(tensor) for name, tensor in message.tensors.items()}
-        except WireError as error:
-            raise InvalidResponseError(f"the answer cannot be read: {error}", request_id=answer.request_id) from error
+        message, arrays = read_answer(answer, self.kind, limits)
         device, method = message.params.get("device"), message.params.get("method")
-        norms = _norms(message.params.get("grad_norms"))
+        norms = read_numbers(message.params.get("grad_norms"))
         if not isinstance(device, str) or not isinstance(method, str) or norms is None:
             raise InvalidResponseError(
                 f"the answer lacks device, method or grad_norms: got {message.params!r:.200}",
                 request_id=answer.request_id,
             )
-        timing = read_timing(headers.get("Server-Timing", "")) | {"round_trip": answer.round_trip}
-        return Gradients(arrays, norms, device, method, timing, answer.request_id)
+        return Gradients(arrays, norms, device, method, timing_of(answer), answer.request_id)
+
+
+def read_answer(answer: Answer, kind: Kind, limits: Limits) -> tuple[Message, dict[str, Array]]:
+    """The message in an answer, and its tensors as arrays of a kind.
+
+    Raises:
+        InvalidResponseError: it cannot be read.
+    """
+    headers = answer.headers
+    try:
+        body = decompress(answer.body, headers.get("Content-Encoding"), limits=limits)
+        message = decode(body, headers.get("Content-Type", ""), limits=limits)
+        return message, {name: kind.array(tensor) for name, tensor in message.tensors.items()}
+    except WireError as error:
+        raise InvalidResponseError(f"the answer cannot be read: {error}", request_id=answer.request_id) from error
+
+
+def timing_of(answer: Answer) -> dict[str, float]:
+    """Milliseconds by name: what the server says of itself, and the client's `round_trip`."""
+    return read_timing(answer.headers.get("Server-Timing", "")) | {"round_trip": answer.round_trip}
 
 
 def read_timing(header: str) -> dict[str, float]:
@@ -137,10 +150,10 @@ def read_timing(header: str) -> dict[str, float]:
     return {name: float(duration) for name, duration in _TIMING.findall(unquoted)}
 
 
-def _norms(given: Any) -> dict[str, float] | None:
-    """Norms as numbers: JSON writes those that are not finite as strings."""
+def read_numbers(given: Any) -> dict[str, float] | None:
+    """Numbers by name: JSON writes those that are not finite as strings."""
     if not isinstance(given, dict):
         return None
-    if not all(isinstance(norm, int | float) or norm in NON_FINITE for norm in given.values()):
+    if not all(isinstance(number, int | float) or number in NON_FINITE for number in given.values()):
         return None
-    return {name: float(norm) for name, norm in given.items()}
+    return {name: float(number) for name, number in given.items()}

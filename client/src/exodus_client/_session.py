@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
 
@@ -32,12 +34,14 @@ class Answer:
     """A successful response, its body whole and writable.
 
     Attributes:
+        status: of the response, 200 to 299.
         headers: of the response.
         body: as it came, still compressed if `Content-Encoding` says so.
         request_id: under which the server logged the request.
         round_trip: milliseconds from sending to the last byte, of the attempt that was answered.
     """
 
+    status: int
     headers: httpx.Headers
     body: memoryview
     request_id: str
@@ -98,9 +102,17 @@ class Session:
         )
 
     def call(
-        self, method: str, path: str, encoded: Encoded | Callable[[], Encoded] | None = None, *, retry: bool = True
+        self,
+        method: str,
+        path: str,
+        encoded: Encoded | Callable[[], Encoded] | None = None,
+        *,
+        retry: bool = True,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Answer:
         """Send a request until it is answered or not worth another attempt. A body may be made anew for each.
+
+        `headers` are sent beside those of every request.
 
         Raises:
             APIStatusError, APIConnectionError, APITimeoutError, InvalidResponseError: as the last attempt failed.
@@ -114,7 +126,8 @@ class Session:
         attempt = 0
         while True:
             try:
-                return self._attempt(method, path, encoded() if callable(encoded) else encoded, request_id, ends)
+                body = encoded() if callable(encoded) else encoded
+                return self._attempt(method, path, body, request_id, ends, headers)
             except ExodusError as error:
                 wait = delay(attempt, error, retries)
                 if wait is None or (ends is not None and time.monotonic() + wait >= ends):
@@ -132,9 +145,17 @@ class Session:
         """Close all connections."""
         self._http.close()
 
-    def _attempt(self, method: str, path: str, encoded: Encoded | None, request_id: str, ends: float | None) -> Answer:
+    def _attempt(
+        self,
+        method: str,
+        path: str,
+        encoded: Encoded | None,
+        request_id: str,
+        ends: float | None,
+        more_headers: Mapping[str, str],
+    ) -> Answer:
         self._check_time(request_id, ends)
-        request = self._request(method, path, encoded, request_id, ends)
+        request = self._request(method, path, encoded, request_id, ends, more_headers)
         began = time.perf_counter()
         try:
             response = self._http.send(request, stream=True)
@@ -157,13 +178,19 @@ class Session:
         if not response.is_success:
             retry_after = parse_retry_after(response.headers.get("Retry-After"))
             raise status_error(response.status_code, bytes(body), request_id=request_id, retry_after=retry_after)
-        return Answer(response.headers, body, request_id, round_trip)
+        return Answer(response.status_code, response.headers, body, request_id, round_trip)
 
     def _request(
-        self, method: str, path: str, encoded: Encoded | None, request_id: str, ends: float | None
+        self,
+        method: str,
+        path: str,
+        encoded: Encoded | None,
+        request_id: str,
+        ends: float | None,
+        more_headers: Mapping[str, str],
     ) -> httpx.Request:
         left = None if ends is None else ends - time.monotonic()
-        headers = {"X-Request-ID": request_id} | self._authorization
+        headers = {"X-Request-ID": request_id, **more_headers} | self._authorization
         content: Any = None
         if encoded is not None:
             headers |= {"Content-Type": encoded.content_type, "Content-Length": str(encoded.nbytes)}
@@ -228,6 +255,23 @@ class Session:
                 f"the answer has {size} bytes or more, Limits.max_response_bytes is {self._limits.max_response_bytes}",
                 request_id=request_id,
             )
+
+
+def read_json(answer: Answer) -> Any:
+    """The value in an answer. Raises InvalidResponseError."""
+    try:
+        return json.loads(bytes(answer.body))
+    except (ValueError, RecursionError) as error:
+        raise InvalidResponseError(f"the answer is not JSON: {error}", request_id=answer.request_id) from error
+
+
+def read_number(answer: Answer, name: str) -> int:
+    """A whole number of the object in an answer. Raises InvalidResponseError."""
+    value = read_json(answer)
+    number = value.get(name) if isinstance(value, dict) else None
+    if type(number) is not int:
+        raise InvalidResponseError(f"want a number {name!r}, got {value!r:.200}", request_id=answer.request_id)
+    return number
 
 
 def _address(

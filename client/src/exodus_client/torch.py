@@ -1,12 +1,16 @@
 """Layers for PyTorch whose forward and backward run on the server, one request each.
 
 A remote layer takes the place of the local one in a model: gradients flow to its input and to those of its parameters
-that are tensors. Nothing is kept on the server between the two requests.
+that are tensors. The input goes to the server and the spikes come back; then dL/dspikes goes and dL/dinput comes back.
+
+In between the server keeps the membrane and the parameters of the call, and nothing else, where autograd is going to
+need them: until the backward pass, or until they are too old or too many for the server (`_layers`). Without them,
+in a second backward pass too, the input is sent again. Nothing is kept for a call without gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,7 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._client import Client
-from ._gradients import Gradients, Method, Parameter
+from ._gradients import GradientArguments, Gradients, Method, Parameter, Trace
+from ._layers import Context, layer_backward, layer_forward
 from .neuron import LIF, Reset
 from .surrogate import Exponential, Surrogate
 
@@ -52,7 +57,8 @@ def remote_lif(
 
     Args:
         client: connected to the server.
-        x: input current with a dimension of time, (B, T, N) by default; float32, float64, float16 or bfloat16.
+        x: input current with a dimension of time, (B, T, N) by default; float32, float64, float16 or bfloat16. It is
+            kept for the backward pass.
         initial_membrane, initial_spikes: state before the first step; the shape of x without time, or broadcast to it.
 
     The other arguments are those of `LIF` and `Client.gradients`.
@@ -65,17 +71,17 @@ def remote_lif(
             which the server does not compute.
         ExodusError: see its tree.
     """
-    for name, value in (("initial_spikes", initial_spikes), ("min_membrane", min_membrane)):
-        if isinstance(value, Tensor) and value.requires_grad:
-            raise ValueError(f"{name}: requires a gradient, which the server does not compute; pass {name}.detach()")
-    call = _Call(client, reset, decay_reset, surrogate, method, initial_spikes, min_membrane, max_spikes, time_dim)
-    outputs = _RemoteLif.apply(call, x, alpha, threshold, reset_by, initial_membrane)  # type: ignore[no-untyped-call]
-    return cast("tuple[Tensor, Tensor]", outputs)
+    call = _Call(
+        client, reset, decay_reset, surrogate, method, initial_spikes, min_membrane, max_spikes, time_dim, True
+    )
+    spikes, membrane = call.run(x, alpha, threshold, reset_by, initial_membrane)
+    assert membrane is not None
+    return spikes, membrane
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What the forward and the backward request of one call have in common."""
+    """What the requests of one call have in common."""
 
     client: Client
     reset: Reset
@@ -86,9 +92,27 @@ class _Call:
     min_membrane: _Value
     max_spikes: int
     time_dim: int
+    return_membrane: bool
 
-    def request(self, parameters: dict[Parameter, _Value], **arguments: Any) -> Gradients:
-        """Ask the server about the neurons with these parameters."""
+    def run(self, x: Tensor, *values: _Value) -> tuple[Tensor, Tensor | None]:
+        """Spikes, and the membrane if it is returned; the values are those of `_PARAMETERS`."""
+        for name, value in (("initial_spikes", self.initial_spikes), ("min_membrane", self.min_membrane)):
+            if isinstance(value, Tensor) and value.requires_grad:
+                raise ValueError(
+                    f"{name}: requires a gradient, which the server does not compute; pass {name}.detach()"
+                )
+        # Known here alone: within the function autograd is off.
+        needed = torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in (x, *values))
+        outputs = _RemoteLif.apply(self, needed, x, *values)  # type: ignore[no-untyped-call]
+        return cast("tuple[Tensor, Tensor | None]", outputs)
+
+    @property
+    def traces(self) -> tuple[Trace, ...]:
+        """What the forward pass returns."""
+        return ("spikes", "membrane") if self.return_membrane else ("spikes",)
+
+    def arguments(self, x: Tensor, parameters: dict[Parameter, _Value], **more: Any) -> GradientArguments:
+        """Those of a request about the neurons with these parameters."""
         neuron = LIF(
             alpha=parameters["alpha"],
             threshold=parameters["threshold"],
@@ -98,44 +122,53 @@ class _Call:
             min_membrane=self.min_membrane,
             max_spikes=self.max_spikes,
         )
-        result: Gradients = self.client.gradients(
-            method=self.method,
-            neuron=neuron,
-            surrogate=self.surrogate,
-            initial_membrane=parameters["initial_membrane"],
-            initial_spikes=self.initial_spikes,
-            time_dim=self.time_dim,
-            **arguments,
-        )
-        return result
+        common: dict[str, Any] = {
+            "input": x,
+            "method": self.method,
+            "neuron": neuron,
+            "surrogate": self.surrogate,
+            "initial_membrane": parameters["initial_membrane"],
+            "initial_spikes": self.initial_spikes,
+            "time_dim": self.time_dim,
+        }
+        return cast(GradientArguments, common | more)
 
 
 class _RemoteLif(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: _Call, x: Tensor, *values: _Value) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, call: _Call, differentiable: bool, x: Tensor, *values: _Value) -> tuple[Tensor | None, ...]:
         parameters = dict(zip(_PARAMETERS, values, strict=True))
-        result = call.request(parameters, input=x, return_=("spikes", "membrane"))
-        spikes, membrane = result.spikes.to(x.dtype), result.membrane
+        arguments = call.arguments(x, parameters, return_=call.traces)
+        traces: Mapping[str, Tensor]
+        if differentiable:
+            traces, ctx.context = layer_forward(call.client, arguments)
+        else:
+            traces = call.client.gradients(**arguments).arrays
         tensors = {name: value for name, value in parameters.items() if isinstance(value, Tensor)}
         ctx.call = call
         ctx.numbers = {name: value for name, value in parameters.items() if name not in tensors}
         ctx.names = tuple(tensors)
-        ctx.save_for_backward(membrane, *tensors.values())
+        ctx.save_for_backward(x, *tensors.values())
         ctx.set_materialize_grads(False)  # what nobody needs is not sent
-        return spikes, membrane
+        return traces["spikes"].to(x.dtype), traces["membrane"] if call.return_membrane else None
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | None) -> tuple[Tensor | None, ...]:
-        membrane, *tensors = ctx.saved_tensors
-        parameters = ctx.numbers | dict(zip(ctx.names, tensors, strict=True))
-        _, needs_input, *needed = ctx.needs_input_grad
+        x, *tensors = ctx.saved_tensors
+        _, _, needs_input, *needed = ctx.needs_input_grad
         wrt = [name for name, is_needed in zip(_PARAMETERS, needed, strict=True) if is_needed]
-        result = ctx.call.request(
-            parameters, membrane=membrane, grad_output=grad_spikes, grad_membrane=grad_membrane, wrt=wrt
-        )
+        asked: dict[str, Any] = {"grad_output": grad_spikes, "grad_membrane": grad_membrane, "wrt": wrt}
+        context: Context | None
+        context, ctx.context = ctx.context, None  # it is used up; a second backward pass goes without
+        result: Gradients | None = None
+        if context is not None:
+            result = layer_backward(ctx.call.client, context, **asked)
+        if result is None:
+            parameters = ctx.numbers | dict(zip(ctx.names, tensors, strict=True))
+            result = ctx.call.client.gradients(**ctx.call.arguments(x, parameters, **asked))
         by_parameter = (getattr(result, f"grad_{name}") if name in wrt else None for name in _PARAMETERS)
-        return None, result.grad_input if needs_input else None, *by_parameter
+        return None, None, result.grad_input if needs_input else None, *by_parameter
 
 
 class RemoteLIF(torch.nn.Module):
@@ -146,12 +179,13 @@ class RemoteLIF(torch.nn.Module):
         trainable: names of "alpha", "threshold", "reset_by" that become `torch.nn.Parameter`.
         stateful: start each call from the state that the last one ended with. The state carries values and no
             gradients: backpropagation through time ends at the border between two calls, as it does for a local layer
-            whose `detach_state` is called after each.
+            whose `detach_state` is called after each. The membrane of each call comes from the server for it.
+        return_membrane: fetch the membrane of each call too, for `membrane`; as much again as the spikes.
 
     The other arguments are those of `remote_lif`.
 
     Attributes:
-        membrane: of the last call, with its gradient; None before the first.
+        membrane: of the last call, with its gradient, if `return_membrane`; None before the first.
         state: membrane and spikes of the last step, if stateful; None at rest.
 
     Raises:
@@ -179,6 +213,7 @@ class RemoteLIF(torch.nn.Module):
         time_dim: int = 1,
         trainable: Collection[str] = (),
         stateful: bool = False,
+        return_membrane: bool = False,
     ) -> None:
         super().__init__()
         values = {"alpha": alpha, "threshold": threshold, "reset_by": reset_by}
@@ -200,32 +235,30 @@ class RemoteLIF(torch.nn.Module):
         self.max_spikes = max_spikes
         self.time_dim = time_dim
         self.stateful = stateful
-        self.membrane: Tensor | None = None
+        self.return_membrane = return_membrane
+        self._membrane: Tensor | None = None
         self.state: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of the input current x, with its shape and dtype; raises as `remote_lif`."""
         initial_membrane, initial_spikes = self._initial(x)
-        spikes, self.membrane = remote_lif(
-            self.client,
-            x,
-            self.alpha,
-            threshold=self.threshold,
-            reset=self.reset,
-            reset_by=self.reset_by,
-            decay_reset=self.decay_reset,
-            surrogate=self.surrogate,
-            method=self.method,
-            initial_membrane=initial_membrane,
-            initial_spikes=initial_spikes,
-            min_membrane=self.min_membrane,
-            max_spikes=self.max_spikes,
-            time_dim=self.time_dim,
-        )
-        if self.stateful and x.shape[self.time_dim] > 0:
-            last = (trace.detach().select(self.time_dim, -1) for trace in (self.membrane, spikes))
-            self.state = (next(last), next(last))
+        call = _Call(
+            self.client, self.reset, self.decay_reset, self.surrogate, self.method, initial_spikes,
+            self.min_membrane, self.max_spikes, self.time_dim, self.return_membrane or self.stateful,
+        )  # fmt: skip
+        spikes, membrane = call.run(x, self.alpha, self.threshold, self.reset_by, initial_membrane)
+        self._membrane = membrane if self.return_membrane else None
+        if self.stateful and membrane is not None and x.shape[self.time_dim] > 0:
+            self.state = (_last(membrane, self.time_dim), _last(spikes, self.time_dim))
         return spikes
+
+    @property
+    def membrane(self) -> Tensor | None:
+        """Membrane of the last call. Raises RuntimeError where membranes are not asked for."""
+        if not self.return_membrane:
+            # Not AttributeError, which a module would take for a missing attribute and word anew.
+            raise RuntimeError("membrane: is not fetched from the server; set return_membrane=True before the call")
+        return self._membrane
 
     def reset_state(self) -> None:
         """Forget the last call: the next one starts from rest."""
@@ -236,7 +269,7 @@ class RemoteLIF(torch.nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies, which are of the layer and not of its last call: a tensor within a graph cannot be copied."""
-        return self.__dict__ | {"membrane": None}
+        return self.__dict__ | {"_membrane": None}
 
     def extra_repr(self) -> str:
         """What repr() shows: the server and the neuron, and no key."""
@@ -263,3 +296,8 @@ class RemoteLIF(torch.nn.Module):
             self.register_buffer(name, value)
         else:
             setattr(self, name, value)
+
+
+def _last(trace: Tensor, time_dim: int) -> Tensor:
+    """The last step of a trace, without its graph."""
+    return trace.detach().select(time_dim, -1)

@@ -1,10 +1,11 @@
 """Exact gradients of spiking neural networks: EXODUS, SLAYER and BPTT for LIF, IF and any SRM neuron.
 
 `lif`, `srm` and `filter` are differentiable functions, `lif_gradient` and `srm_gradient` compute gradients from a
-membrane trace, `nn` has modules, `surrogate` the surrogate derivatives, `reference` the definitions as plain loops.
+membrane trace, `nn` has modules, `surrogate` the surrogate derivatives, `reference` the definitions as plain loops;
+`network` builds networks from plain data, `losses` has losses by name, `training` trains.
 """
 
-from exodus_core import nn, reference, surrogate
+from exodus_core import losses, network, nn, reference, surrogate, training
 from exodus_core._version import __version__
 from exodus_core.capability import capabilities
 from exodus_core.functional import filter, lif, srm
@@ -21,9 +22,12 @@ __all__ = [
     "filter",
     "lif",
     "lif_gradient",
+    "losses",
+    "network",
     "nn",
     "reference",
     "srm",
     "srm_gradient",
     "surrogate",
+    "training",
 ]

@@ -23,10 +23,14 @@ class Keys:
             keys += _read(settings.api_keys_file)
         return cls(keys)
 
-    def check(self, authorization: bytes | None) -> None:
-        """Raise a Problem unless the value of the Authorization header carries one of the keys."""
+    def check(self, authorization: bytes | None) -> str:
+        """Who calls: the digest of their key in hexadecimal digits, "" where there are no keys.
+
+        Raises:
+            Problem: the value of the Authorization header does not carry one of the keys.
+        """
         if not self._digests:
-            return
+            return ""
         scheme, _, key = (authorization or b"").partition(b" ")
         if scheme.lower() != b"bearer" or not key.strip():
             raise Problem(
@@ -41,6 +45,7 @@ class Keys:
             accepted |= hmac.compare_digest(digest, known)
         if not accepted:
             raise Problem("forbidden", "the key in the Authorization header is not one of the service's")
+        return digest.hex()
 
 
 def _read(path: Path) -> list[str]:

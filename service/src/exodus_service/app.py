@@ -9,21 +9,28 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from exodus_service import __version__, openapi
+from exodus_service import __version__, layer_routes, model_routes, openapi, request_routes, routes
 from exodus_service.access import Keys
+from exodus_service.disk import StateDirError
 from exodus_service.engine import Engine
 from exodus_service.middleware import CONTEXT, Authentication, Envelope, response_headers
 from exodus_service.problems import Problem
+from exodus_service.requests import Requests
 from exodus_service.responses import problem_response
-from exodus_service.routes import router
 from exodus_service.segments import Segments
+from exodus_service.selftest import SelfTestError
 from exodus_service.settings import Settings
+
+#: Seconds that saving may take at the end, at least.
+_SAVE_S = 10
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The service as an ASGI application; `app.state.engine` is its Engine.
+
+    Where it cannot start, `app.state.start_error` says why.
 
     Args:
         settings: None takes them from the environment.
@@ -42,17 +49,24 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
+        try:
+            await engine.store.start()
+            await engine.start()
+        except (StateDirError, SelfTestError) as error:
+            app.state.start_error = str(error)
+            raise
         if segments is not None:
             segments.open()
         yield
         if segments is not None:
             segments.close()
+        app.state.requests.close()
+        await engine.store.close(max(_SAVE_S, settings.shutdown_timeout_s))
         engine.close()
 
     app = FastAPI(
         title="Exodus",
-        summary="Exact gradients of spiking neural networks.",
+        summary="Exact gradients of spiking neural networks, and their training.",
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
@@ -60,8 +74,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.engine = engine
     app.state.segments = segments
+    app.state.requests = Requests(settings.result_ttl_s)
+    app.state.start_error = None
     app.state.capabilities = engine.capabilities()
-    app.include_router(router)
+    for router in (routes.router, model_routes.router, layer_routes.router, request_routes.router):
+        app.include_router(router)
     # The last one added is the outermost.
     app.add_middleware(Authentication, keys=Keys.of(settings))
     app.add_middleware(Envelope)

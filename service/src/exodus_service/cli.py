@@ -89,6 +89,8 @@ def serve(
         status = _INTERRUPTED
     except SocketPathError as error:
         _stop(str(error))
+    if service.state.start_error is not None:
+        _stop(service.state.start_error, code=1)
     if service.state.engine.scheduler.requests:
         # A computation cannot be stopped, and the interpreter would wait for its thread.
         logger.warning("stopping in the middle of a computation")

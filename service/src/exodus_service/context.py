@@ -25,10 +25,14 @@ class Timings:
 
 @dataclass
 class Context:
-    """One request, from its first to its last byte. `arrived` is a time.monotonic() value."""
+    """One request, from its first to its last byte.
+
+    `arrived` is a time.monotonic() value; `owner` tells callers with different API keys apart.
+    """
 
     request_id: str
     path: str
+    owner: str = ""
     arrived: float = field(default_factory=time.monotonic)
     timings: Timings = field(default_factory=Timings)
     bytes_in: int = 0

@@ -1,4 +1,4 @@
-"""The service without HTTP: a device, the thread that computes on it, and whether requests may come."""
+"""The service without HTTP: a device, the thread that computes on it, its models, and whether requests may come."""
 
 import asyncio
 from enum import Enum
@@ -9,6 +9,8 @@ from pydantic import BaseModel, Field
 
 import exodus_core
 from exodus_client.wire import DTYPES, ENCODINGS, VERSION, Limits
+from exodus_core import losses, network
+from exodus_core.training import OPTIMIZERS
 from exodus_service import __version__
 from exodus_service.exchange import CONTENT_ENCODINGS, CONTENT_TYPES, compute_ahead
 from exodus_service.params import Method
@@ -16,6 +18,7 @@ from exodus_service.problems import Problem
 from exodus_service.scheduler import Batching, Scheduler
 from exodus_service.selftest import self_test
 from exodus_service.settings import Settings
+from exodus_service.store import Store
 
 
 class Phase(Enum):
@@ -35,6 +38,10 @@ class Capabilities(BaseModel):
     methods: list[str] = Field(description="Values of {method} in /v1/gradients/{method}.")
     neurons: list[str] = Field(description="Values of params.neuron.model.")
     surrogates: list[str] = Field(description="Values of params.surrogate.kind.")
+    layers: list[str] = Field(description="Kinds of layers of a network.")
+    losses: list[str] = Field(description="Values of params.loss, or of its kind.")
+    optimizers: list[str] = Field(description="Values of params.optimizer.kind.")
+    durable: bool = Field(description="Whether models are saved, and outlive the process.")
     dtypes: list[str] = Field(description="Element types of tensors.")
     encodings: list[str] = Field(description="Encodings of tensors.")
     content_types: list[str] = Field(description="Content types of bodies.")
@@ -45,7 +52,10 @@ class Capabilities(BaseModel):
 
 
 class Engine:
-    """One device and its scheduler.
+    """One device, its scheduler and its models.
+
+    Attributes:
+        store: the models; whoever serves them starts and closes it.
 
     Raises:
         ValueError: the device of the settings does not exist.
@@ -68,6 +78,7 @@ class Engine:
                 delay=settings.batch_delay_ms / 1e3,
             ),
         )
+        self.store = Store(settings, self.device, self.scheduler.execute)
 
     async def start(self) -> None:
         """Run the self-test; the engine is ready afterwards. Raises SelfTestError."""
@@ -98,6 +109,10 @@ class Engine:
             methods=list(get_args(Method)),
             neurons=["lif", "if", "srm"],
             surrogates=list(exodus_core.surrogate.KINDS),
+            layers=list(network.KINDS),
+            losses=list(losses.KINDS),
+            optimizers=list(OPTIMIZERS),
+            durable=settings.state_dir is not None,
             dtypes=list(DTYPES),
             encodings=list(ENCODINGS),
             content_types=list(CONTENT_TYPES),
@@ -111,6 +126,12 @@ class Engine:
                 "max_ndim": limits.max_ndim,
                 "max_queue": settings.max_queue,
                 "max_queue_bytes": settings.max_queue_bytes,
+                "max_model_bytes": settings.max_model_bytes,
+                "max_activation_bytes": settings.max_activation_bytes,
+                "models_memory_bytes": settings.models_memory_bytes,
+                "models_disk_bytes": settings.models_disk_bytes,
+                "context_bytes": settings.context_bytes,
+                "answer_bytes": settings.answer_bytes,
             },
             core=exodus_core.capabilities(),
         )

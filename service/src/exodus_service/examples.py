@@ -6,36 +6,38 @@ _MEMBRANE = [[[0.2, 0.9], [1.1, 1.6], [0.4, 1.2]]]
 _GRAD = [[[0.5, -1.0], [1.0, 0.25], [-0.5, 1.0]]]
 
 
-def _float(name: str, shape: list[int], data: Any) -> dict[str, Any]:
+def floats(name: str, shape: list[int], data: Any) -> dict[str, Any]:
+    """A float32 tensor."""
     return {"name": name, "dtype": "float32", "shape": shape, "data": data}
 
 
-def _example(summary: str, params: dict[str, Any], *tensors: dict[str, Any]) -> dict[str, Any]:
+def example(summary: str, params: dict[str, Any], *tensors: dict[str, Any]) -> dict[str, Any]:
+    """An example of a body, with a summary."""
     return {"summary": summary, "value": {"v": 1, "params": params, "tensors": list(tensors)}}
 
 
 EXAMPLES: dict[str, Any] = {
-    "membrane": _example(
+    "membrane": example(
         "Gradient on a given membrane trace of LIF neurons",
         {
             "neuron": {"model": "lif", "alpha": 0.95, "threshold": 1.0, "reset": "subtract"},
             "surrogate": {"kind": "exponential", "slope": 2.0},
         },
-        _float("membrane", [1, 3, 2], _MEMBRANE),
-        _float("grad_output", [1, 3, 2], _GRAD),
+        floats("membrane", [1, 3, 2], _MEMBRANE),
+        floats("grad_output", [1, 3, 2], _GRAD),
     ),
-    "input": _example(
+    "input": example(
         "Forward and gradient from an input current, with the gradient of a decay per neuron and the traces",
         {
             "neuron": {"model": "lif", "alpha": {"tensor": "decays"}},
             "wrt": ["alpha"],
             "return": ["spikes", "membrane"],
         },
-        _float("input", [1, 3, 2], [[[0.7, 0.2], [0.6, 0.9], [0.1, 0.4]]]),
-        _float("decays", [2], [0.9, 0.8]),
-        _float("grad_output", [1, 3, 2], _GRAD),
+        floats("input", [1, 3, 2], [[[0.7, 0.2], [0.6, 0.9], [0.1, 0.4]]]),
+        floats("decays", [2], [0.9, 0.8]),
+        floats("grad_output", [1, 3, 2], _GRAD),
     ),
-    "spikes_and_weight": _example(
+    "spikes_and_weight": example(
         "A layer: gradients of weights and input spikes, with a filter between the spikes and the loss",
         {"neuron": {"model": "if"}, "output_filter": {"alpha": 0.9}},
         {
@@ -45,22 +47,22 @@ EXAMPLES: dict[str, Any] = {
             "encoding": "events",
             "data": [[0, 0, 1], [0, 1, 0], [0, 1, 2], [0, 2, 1]],
         },
-        _float("weight", [2, 3], [[0.5, 1.2, 0.3], [0.9, 0.1, 0.8]]),
-        _float("grad_output", [1, 3, 2], _GRAD),
+        floats("weight", [2, 3], [[0.5, 1.2, 0.3], [0.9, 0.1, 0.8]]),
+        floats("grad_output", [1, 3, 2], _GRAD),
     ),
-    "srm": _example(
+    "srm": example(
         "Spike response model with any reset kernel",
         {"neuron": {"model": "srm", "threshold": 1.0}},
-        _float("psp", [1, 3, 2], [[[0.7, 1.3], [1.6, 0.9], [0.4, 1.7]]]),
-        _float("reset_kernel", [3], [-1.0, -0.5, -0.25]),
-        _float("grad_output", [1, 3, 2], _GRAD),
+        floats("psp", [1, 3, 2], [[[0.7, 1.3], [1.6, 0.9], [0.4, 1.7]]]),
+        floats("reset_kernel", [3], [-1.0, -0.5, -0.25]),
+        floats("grad_output", [1, 3, 2], _GRAD),
     ),
-    "forward": _example(
+    "forward": example(
         "Only the forward pass",
         {
             "neuron": {"model": "srm", "reset_kernel": {"kind": "alpha", "tau": 2.0, "amplitude": -1.0}},
             "return": ["spikes"],
         },
-        _float("psp", [1, 3, 2], [[[0.7, 1.3], [1.6, 0.9], [0.4, 1.7]]]),
+        floats("psp", [1, 3, 2], [[[0.7, 1.3], [1.6, 0.9], [0.4, 1.7]]]),
     ),
 }

@@ -5,7 +5,6 @@ there.
 """
 
 import logging
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,9 +26,10 @@ from exodus_client.wire import (
 )
 from exodus_service.batching import compute_together, likeness
 from exodus_service.context import Timings
+from exodus_service.failures import is_out_of_memory, translated
 from exodus_service.gradients import Computation, Results, prepare
 from exodus_service.params import Method
-from exodus_service.problems import Fault, Problem
+from exodus_service.problems import Problem
 from exodus_service.waiting import Likeness
 
 logger = logging.getLogger(__name__)
@@ -37,14 +37,6 @@ logger = logging.getLogger(__name__)
 #: What a body may be sent as. The msgpack forms are told apart by their content.
 CONTENT_TYPES = (MSGPACK_TYPE, "application/msgpack", "application/x-msgpack", JSON_TYPE)
 CONTENT_ENCODINGS = ("identity", "zstd")
-
-_CODES = {"malformed": "malformed", "too_large": "too_large", "unsupported": "unsupported", "mismatch": "invalid"}
-#: How PyTorch words it on the CPU. The last is an allocation inside a kernel: the stable ABI passes on that it failed,
-#: not why, and a lack of memory is the only reason there is.
-_OUT_OF_MEMORY = re.compile(
-    r"not enough memory|can't allocate memory|\"aten::(new_)?(empty|zeros)\w*\".*API call failed", re.DOTALL
-)
-_ATTEMPT = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
 
 
 @dataclass
@@ -99,20 +91,9 @@ class Exchange:
             Problem: whatever is wrong with the request, or `out_of_memory`.
         """
         try:
-            return self._run()
-        except WireError as error:
-            problem = problem_of(error)
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            attempt = _ATTEMPT.search(str(error))
-            wanted = f"could not allocate {attempt[1]}" if attempt else "an allocation failed"
-            free = _free_memory(self.device)
-            problem = Problem("out_of_memory", f"{wanted} on {self.device}{free}; send a smaller batch")
+            return translated(self._run, self.device)
         finally:
             self._message = self._computation = self._swept = None
-        # Raised here, and not where the error is at hand: its traceback holds on to all that was computed.
-        raise problem
 
     def _run(self) -> Encoded:
         clock, spent = time.perf_counter, self.timings
@@ -164,7 +145,7 @@ def compute_ahead(exchanges: Sequence[Exchange]) -> None:
         except (Problem, WireError):
             continue
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
     if len(ready) < 2:
         return
@@ -175,7 +156,7 @@ def compute_ahead(exchanges: Sequence[Exchange]) -> None:
     except Problem:  # about parameters that all of them have
         return
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         logger.warning("no memory for %d requests at once: %s; they are computed one by one", len(ready), error)
         return
@@ -191,21 +172,3 @@ def norm(tensor: torch.Tensor) -> float:
     """The L2 norm, accumulated in float32 or better."""
     dtype = tensor.dtype if tensor.dtype in (torch.float32, torch.float64) else torch.float32
     return float(torch.linalg.vector_norm(tensor, dtype=dtype))
-
-
-def _free_memory(device: torch.device) -> str:
-    """What a GPU has left, once the cache that PyTorch keeps is given back; nothing to say of the CPU."""
-    if device.type != "cuda":
-        return ""
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
-    return f", which has {free} of {total} bytes free"
-
-
-def problem_of(error: WireError) -> Problem:
-    """The answer to a body that the wire format refuses."""
-    return Problem(_CODES[error.code], str(error), (Fault(error.pointer, error.expected, error.got),))
-
-
-def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))

@@ -112,7 +112,7 @@ class Computation:
         results: Results = {}
         membrane, spikes = trace, None
         if self.source.membrane is None:
-            spikes, membrane = _checked(self.forward, trace, **self.neuron)
+            spikes, membrane = self.fire(trace)
         if loss.given:
             results |= self._gradients(membrane, loss)
         if "spikes" in self.params.return_:
@@ -120,6 +120,10 @@ class Computation:
         if "membrane" in self.params.return_:
             results["membrane"] = membrane
         return results
+
+    def fire(self, drive: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Spikes and membrane of the forward pass."""
+        return _checked(self.forward, drive, **self.neuron)
 
     def finish(self, swept: Results) -> Results:
         """The response, given what the neurons of this request computed."""
@@ -145,12 +149,7 @@ def prepare(method: Method, message: Message, *, device: torch.device, max_bytes
         WireError: a tensor whose payload contradicts its description.
     """
     params = parse_params(message.params)
-    operands = Operands(message, device)
-    if isinstance(params.neuron, SrmNeuron):
-        computation = _prepare_srm(method, params, params.neuron, operands)
-    else:
-        computation = _prepare_lif(method, params, operands, max_bytes)
-    operands.finish()
+    computation = prepare_neurons(method, params, Operands(message, device), max_bytes)
     if not computation.loss.given and (computation.source.membrane is not None or not params.return_):
         raise invalid(
             "/tensors",
@@ -159,6 +158,16 @@ def prepare(method: Method, message: Message, *, device: torch.device, max_bytes
         )
     if params.wrt and not computation.loss.given:
         raise invalid("/params/wrt", "nothing for a forward pass alone", str(params.wrt))
+    return computation
+
+
+def prepare_neurons(method: Method, params: Params, operands: Operands, max_bytes: int) -> Computation:
+    """Check the neurons and tensors of a request, whatever is asked of them; raises as `prepare` does."""
+    if isinstance(params.neuron, SrmNeuron):
+        computation = _prepare_srm(method, params, params.neuron, operands)
+    else:
+        computation = _prepare_lif(method, params, operands, max_bytes)
+    operands.finish()
     return computation
 
 

@@ -100,7 +100,7 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in _OPEN:
             try:
-                self._keys.check(header(scope, b"authorization"))
+                scope[CONTEXT].owner = self._keys.check(header(scope, b"authorization"))
             except Problem as problem:
                 response = problem_response(problem, quote(scope["path"]), scope[CONTEXT].request_id)
                 await response(scope, receive, send)

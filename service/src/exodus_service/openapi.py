@@ -76,9 +76,10 @@ class JsonAnswer(BaseModel):
     tensors: list[JsonTensor]
 
 
-_MODELS = (ProblemDocument, JsonRequest, JsonAnswer)
+#: What the document has schemas of, beside what FastAPI finds.
+SCHEMAS: list[type[BaseModel]] = [ProblemDocument, JsonRequest, JsonAnswer]
 
-_HEADERS: Document = {
+HEADERS: Document = {
     "X-Request-ID": {"description": "The name of the request, as sent or made up.", "schema": {"type": "string"}},
     "Server-Timing": {
         "description": "Milliseconds in queue, decode, kernel, encode, and in total.",
@@ -92,65 +93,77 @@ _EXTRA_HEADERS: dict[int, Document] = {
 }
 
 
-def _reference(model: type[BaseModel]) -> Document:
+def reference(model: type[BaseModel]) -> Document:
+    """Where the document has the schema of a model."""
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
-def _responses(*codes: str) -> dict[int | str, Document]:
-    responses: dict[int | str, Document] = {200: {"headers": _HEADERS}}
+def responses_of(*codes: str, status: int = 200) -> dict[int | str, Document]:
+    """The responses of a route: success, and what can go wrong."""
+    responses: dict[int | str, Document] = {status: {"headers": HEADERS}}
     for code in codes:
         kind = KINDS[code]
+        described = responses.get(kind.status, {}).get("description", "")
         responses[kind.status] = {
-            "description": f"{kind.title}.",
-            "headers": _HEADERS | _EXTRA_HEADERS.get(kind.status, {}),
-            "content": {MEDIA_TYPE: {"schema": _reference(ProblemDocument)}},
+            "description": f"{described} {kind.title}.".strip(),
+            "headers": HEADERS | _EXTRA_HEADERS.get(kind.status, {}),
+            "content": {MEDIA_TYPE: {"schema": reference(ProblemDocument)}},
         }
     return responses
 
 
-_BINARY = {
-    "schema": {"type": "string", "format": "binary"},
-    "description": "The stream or inline form of the wire format.",
-}
-LIVE_RESPONSES = _responses()
-READY_RESPONSES = _responses("not_ready")
-CAPABILITIES_RESPONSES = _responses("unauthorized", "forbidden", "internal_error")
-SHARED_MEMORY_RESPONSES = _responses("unauthorized", "forbidden", "not_found", "internal_error")
-GRADIENT_RESPONSES = _responses(*(code for code, kind in KINDS.items() if kind.status not in (405, 499)))
-GRADIENT_RESPONSES[200]["content"] = {
-    BINARY_TYPE: {"schema": _BINARY["schema"]},
-    JSON_TYPE: {"schema": _reference(JsonAnswer)},
-}
-GRADIENT_REQUEST: Document = {
-    "parameters": [
-        {
-            "name": "X-Request-ID",
-            "in": "header",
-            "description": "Name for the request, echoed in the response and written to the log.",
-            "schema": {"type": "string", "maxLength": 128},
-        },
-        {
-            "name": "X-Deadline-Ms",
-            "in": "header",
-            "description": "Milliseconds after which the answer is of no use; then 504.",
-            "schema": {"type": "integer", "minimum": 0, "maximum": 10**12 - 1},
-        },
-        {
-            "name": "Content-Encoding",
-            "in": "header",
-            "description": "Compression of the body.",
-            "schema": {"type": "string", "enum": ["identity", "zstd"]},
-        },
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            BINARY_TYPE: {"schema": _BINARY["schema"]},
-            JSON_TYPE: {"schema": _reference(JsonRequest), "examples": EXAMPLES},
-            SEGMENT_TYPE: {"schema": {"type": "object", "description": "Where the body is in shared memory."}},
-        },
+BINARY: Document = {"schema": {"type": "string", "format": "binary"}}
+
+_PARAMETERS: list[Document] = [
+    {
+        "name": "X-Request-ID",
+        "in": "header",
+        "description": "Name for the request, echoed in the response and written to the log.",
+        "schema": {"type": "string", "maxLength": 128},
     },
-}
+    {
+        "name": "X-Deadline-Ms",
+        "in": "header",
+        "description": "Milliseconds after which the answer is of no use; then 504.",
+        "schema": {"type": "integer", "minimum": 0, "maximum": 10**12 - 1},
+    },
+    {
+        "name": "Content-Encoding",
+        "in": "header",
+        "description": "Compression of the body.",
+        "schema": {"type": "string", "enum": ["identity", "zstd"]},
+    },
+]
+
+
+def request_of(model: type[BaseModel], examples: Document, *parameters: Document) -> Document:
+    """The body of a request that is a message, and its headers."""
+    content = {
+        BINARY_TYPE: BINARY,
+        JSON_TYPE: {"schema": reference(model), "examples": examples},
+        SEGMENT_TYPE: {"schema": {"type": "object", "description": "Where the body is in shared memory."}},
+    }
+    return {"parameters": [*_PARAMETERS, *parameters], "requestBody": {"required": True, "content": content}}
+
+
+def answer_of(model: type[BaseModel]) -> Document:
+    """The content of a response that is a message."""
+    return {BINARY_TYPE: BINARY, JSON_TYPE: {"schema": reference(model)}}
+
+
+#: What any request with a body may meet.
+BODY_CODES = (
+    "malformed", "unauthorized", "forbidden", "body_timeout", "segment_gone", "length_required", "too_large",
+    "unsupported", "invalid", "queue_full", "internal_error", "not_ready", "draining", "deadline", "out_of_memory",
+)  # fmt: skip
+
+LIVE_RESPONSES = responses_of()
+READY_RESPONSES = responses_of("not_ready", "draining")
+CAPABILITIES_RESPONSES = responses_of("unauthorized", "forbidden", "internal_error")
+SHARED_MEMORY_RESPONSES = responses_of("unauthorized", "forbidden", "not_found", "internal_error")
+GRADIENT_RESPONSES = responses_of(*BODY_CODES, "not_found")
+GRADIENT_RESPONSES[200]["content"] = answer_of(JsonAnswer)
+GRADIENT_REQUEST = request_of(JsonRequest, EXAMPLES)
 
 
 def install(app: FastAPI) -> None:
@@ -162,7 +175,7 @@ def install(app: FastAPI) -> None:
             document = derive()
             components = document.setdefault("components", {})
             schemas = components.setdefault("schemas", {})
-            for model in _MODELS:
+            for model in SCHEMAS:
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas |= schema.pop("$defs", {})
                 schemas[model.__name__] = schema

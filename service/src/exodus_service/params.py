@@ -1,7 +1,7 @@
 """The `params` of a gradient request: every field, its meaning, and what is refused (all of it with a JSON pointer)."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails
@@ -16,12 +16,16 @@ Trace = Literal["spikes", "membrane"]
 
 _SHOWN = 80
 
+Model = TypeVar("Model", bound=BaseModel)
 
-class _Strict(BaseModel):
+
+class Strict(BaseModel):
+    """Takes no other fields and no other types than those that are declared."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class TensorName(_Strict):
+class TensorName(Strict):
     """A value that travels as a tensor of the request."""
 
     tensor: str = Field(min_length=1, description="Name of the tensor.")
@@ -37,7 +41,7 @@ Number = Annotated[
 ]
 
 
-class _Leaky(_Strict):
+class _Leaky(Strict):
     """What LIF and IF share."""
 
     threshold: Number = Field(default=1.0, description="Membrane potential from which the neuron fires.")
@@ -66,7 +70,7 @@ class IfNeuron(_Leaky):
     alpha: float = Field(default=1.0, ge=1.0, le=1.0, description="1, or absent.")
 
 
-class ExponentialTaps(_Strict):
+class ExponentialTaps(Strict):
     """amplitude * alpha**k for k = 0, 1, ..."""
 
     kind: Literal["exponential"]
@@ -74,7 +78,7 @@ class ExponentialTaps(_Strict):
     amplitude: float = Field(default=1.0, description="Value at k = 0; negative for a reset that inhibits.")
 
 
-class AlphaTaps(_Strict):
+class AlphaTaps(Strict):
     """amplitude * (k / tau) * exp(1 - k / tau) for k = 0, 1, ..."""
 
     kind: Literal["alpha"]
@@ -100,7 +104,7 @@ ResetKernel = Annotated[
 ]
 
 
-class SrmNeuron(_Strict):
+class SrmNeuron(Strict):
     """Spike response model with any causal reset kernel."""
 
     model: Literal["srm"]
@@ -126,7 +130,7 @@ Neuron = Annotated[
 ]
 
 
-class SurrogateParams(_Strict):
+class SurrogateParams(Strict):
     """Stands in for the derivative of the spike with respect to the membrane."""
 
     kind: SurrogateKind = "exponential"
@@ -134,13 +138,13 @@ class SurrogateParams(_Strict):
     scale: float = Field(default=1.0, description="Factor on the derivative.")
 
 
-class OutputFilter(_Strict):
+class OutputFilter(Strict):
     """The loss reads eps * s with eps_k = alpha**k, and `grad_output` is dL/d(eps * s)."""
 
     alpha: float = Field(ge=0, le=1, description="Decay of the filter in one step.")
 
 
-class Params(_Strict):
+class Params(Strict):
     """Parameters of one gradient request."""
 
     neuron: Neuron
@@ -157,9 +161,14 @@ class Params(_Strict):
 
 
 def parse_params(params: Mapping[str, Any]) -> Params:
+    """The parameters of a gradient request, checked; see `parse`."""
+    return parse(Params, params)
+
+
+def parse(model: type[Model], params: Mapping[str, Any]) -> Model:
     """The parameters, checked; raises a Problem (422) that points at each value that does not fit."""
     try:
-        return Params.model_validate(params)
+        return model.model_validate(params)
     except ValidationError as error:
         faults = tuple(_fault(entry) for entry in error.errors(include_url=False))
         first = faults[0]

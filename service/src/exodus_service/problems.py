@@ -26,11 +26,20 @@ KINDS: Mapping[str, Kind] = {
     "not_found": Kind(404, "There is no such resource", "user", False),
     "method_not_allowed": Kind(405, "The resource does not take this HTTP method", "user", False),
     "body_timeout": Kind(408, "The body arrived too slowly", "user", True),
+    "model_exists": Kind(409, "There is another model of this id", "user", False),
+    "sequence_conflict": Kind(409, "Another call has this sequence number", "user", False),
+    "sequence_gap": Kind(409, "Calls with smaller sequence numbers are missing", "user", False),
+    "state_mismatch": Kind(409, "The state is not one of this model", "user", False),
+    "context_stale": Kind(409, "The weights have changed since the forward pass", "user", False),
+    "running": Kind(409, "The call is running and cannot be stopped", "user", False),
+    "context_expired": Kind(410, "The context is not kept any more", "user", False),
+    "answer_expired": Kind(410, "The answer is not kept any more", "user", False),
     "segment_gone": Kind(410, "The shared memory is not known here", "user", False),
     "length_required": Kind(411, "The request has no Content-Length", "user", False),
     "too_large": Kind(413, "The request is too large", "user", False),
     "unsupported": Kind(415, "The content type or encoding is not supported", "user", False),
     "invalid": Kind(422, "A tensor or parameter does not fit", "user", False),
+    "non_finite": Kind(422, "The loss or a gradient is not finite", "user", False),
     "queue_full": Kind(429, "The queue is full", "server", True),
     "client_disconnected": Kind(499, "The client closed the connection", "user", True),
     "internal_error": Kind(500, "The service failed", "server", False),
@@ -38,6 +47,7 @@ KINDS: Mapping[str, Kind] = {
     "draining": Kind(503, "The service is stopping", "server", True),
     "deadline": Kind(504, "The deadline passed", "server", True),
     "out_of_memory": Kind(507, "The device has too little memory for this request", "server", False),
+    "storage_full": Kind(507, "There is too little room to save a model", "server", False),
 }
 
 

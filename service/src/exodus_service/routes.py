@@ -1,36 +1,26 @@
-"""The endpoints: they read the HTTP side of a request, have the engine compute, and answer."""
+"""The endpoints of gradients and of the service itself: they read a request, have it computed, and answer."""
 
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from starlette.responses import JSONResponse, Response
 
-from exodus_client.wire import (
-    JSON_TYPE,
-    MAX_REFERENCE_BYTES,
-    MSGPACK_TYPE,
-    SEGMENT_TYPE,
-    Encoded,
-    WireError,
-    read_reference,
-)
+from exodus_client.wire import Encoded
 from exodus_service import openapi
-from exodus_service.body import read_body
-from exodus_service.context import Context
+from exodus_service.answering import disconnected
 from exodus_service.engine import Capabilities, Engine, Phase
-from exodus_service.exchange import CONTENT_ENCODINGS, CONTENT_TYPES, Exchange, problem_of
-from exodus_service.middleware import CONTEXT
+from exodus_service.exchange import Exchange
 from exodus_service.params import Method
-from exodus_service.problems import Fault, Problem
+from exodus_service.problems import Problem
+from exodus_service.receiving import admission, receive
 from exodus_service.responses import TensorResponse
-from exodus_service.scheduler import DeadlineError, QueueFullError
-from exodus_service.segments import Segments, Shared, SharedMemory
+from exodus_service.scheduler import DeadlineError
+from exodus_service.segments import Segments, SharedMemory
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -56,32 +46,18 @@ async def gradients(method: MethodInPath, request: Request) -> Response:
     them only the forward pass is run.
     """
     engine: Engine = request.app.state.engine
-    context: Context = request.scope[CONTEXT]
-    engine.require_ready()
-    headers = request.headers
-    content_type, content_encoding = _content_type(headers), headers.get("content-encoding")
-    _require_known_encoding(content_encoding)
-    _require_no_upgrade(headers)
-    nbytes = _content_length(headers, _body_limit(engine, content_type))
-    deadline = context.arrived + _deadline_seconds(headers)
-    shared: Shared | None = None
-    if content_type == SEGMENT_TYPE:
-        shared = _find(request, await _read(request, nbytes, deadline))
-        content_type, nbytes = MSGPACK_TYPE, len(shared.body)
-    with _refusals(engine), ExitStack() as held:
-        ticket = held.enter_context(engine.scheduler.admit(nbytes))
-        body = await _read(request, nbytes, deadline) if shared is None else shared.body
-        context.bytes_in = nbytes
-        context.timings.receive = context.elapsed
+    with admission(request) as held:
+        received = await receive(request, held)
+        ticket, deadline, timings = received.ticket, received.deadline, received.timings
         exchange = Exchange(
             method,
-            body,
-            content_type,
-            content_encoding,
+            received.body,
+            received.content_type,
+            received.content_encoding,
             engine.device,
             engine.limits,
-            context.timings,
-            time.perf_counter(),
+            timings,
+            received.queued_at,
         )
 
         def compute() -> Encoded:
@@ -90,10 +66,10 @@ async def gradients(method: MethodInPath, request: Request) -> Response:
             return encoded
 
         encoded = await _outcome(ticket.submit(compute, deadline, exchange), request.receive, deadline)
-        if shared is not None:
+        if received.shared is not None:
             began = time.perf_counter()
-            encoded = await shared.answer(encoded)
-            context.timings.encode += time.perf_counter() - began
+            encoded = await received.shared.answer(encoded)
+            timings.encode += time.perf_counter() - began
         return TensorResponse(encoded, engine.settings.stall_timeout_s, held.pop_all().close)
 
 
@@ -129,111 +105,10 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse({"status": "ready"})
 
 
-async def _read(request: Request, nbytes: int, deadline: float) -> memoryview:
-    engine: Engine = request.app.state.engine
-    return await read_body(
-        request.receive,
-        nbytes,
-        stall_timeout=engine.settings.stall_timeout_s,
-        min_rate=engine.settings.min_upload_rate,
-        seconds_left=deadline - time.monotonic(),
-        scope=request.scope,
-        pinned=engine.device.type == "cuda",
-    )
-
-
-def _find(request: Request, body: memoryview) -> Shared:
-    """What is meant by a reference to shared memory, within the limit on bodies."""
-    segments: Segments | None = request.app.state.segments
-    try:
-        reference = read_reference(body)
-    except WireError as error:
-        raise problem_of(error) from error
-    limit = request.app.state.engine.settings.max_body_bytes
-    if reference.body.nbytes > limit:
-        expected, got = f"at most {limit} bytes", f"{reference.body.nbytes} bytes"
-        raise Problem("too_large", f"body: expected {expected}, got {got}", (Fault("/body/nbytes", expected, got),))
-    if segments is None:
-        raise Problem("segment_gone", "shared memory is off on this service; send the body itself")
-    return segments.find(reference)
-
-
-def _content_type(headers: Mapping[str, str]) -> str:
-    given = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given == SEGMENT_TYPE:
-        if headers.get("content-encoding", "identity") != "identity":
-            given_encoding = headers["content-encoding"]
-            raise _header_problem("unsupported", "content-encoding", "none, of a reference", given_encoding)
-        return given
-    if given not in CONTENT_TYPES:
-        raise _header_problem("unsupported", "content-type", " or ".join(CONTENT_TYPES), given)
-    return given
-
-
-def _require_known_encoding(given: str | None) -> None:
-    if given is not None and given.strip().lower() not in CONTENT_ENCODINGS:
-        raise _header_problem("unsupported", "content-encoding", " or ".join(CONTENT_ENCODINGS), given)
-
-
-def _require_no_upgrade(headers: Mapping[str, str]) -> None:
-    """The parser takes what follows an upgrade for another protocol, and with it the body."""
-    given = headers.get("upgrade", "")
-    if given and "upgrade" in headers.get("connection", "").lower():
-        problem = _header_problem("malformed", "upgrade", "none, as HTTP/1.1 is all that is spoken here", given)
-        problem.headers["Connection"] = "close"
-        raise problem
-
-
-def _body_limit(engine: Engine, content_type: str) -> int:
-    limit = engine.settings.max_body_bytes
-    if content_type == SEGMENT_TYPE:
-        return MAX_REFERENCE_BYTES
-    return min(limit, engine.limits.max_json_bytes) if content_type == JSON_TYPE else limit
-
-
-def _content_length(headers: Mapping[str, str], limit: int) -> int:
-    given = headers.get("content-length")
-    if given is None:
-        raise _header_problem("length_required", "content-length", "the number of bytes of the body", "")
-    if not given.isdecimal():
-        raise _header_problem("malformed", "content-length", "a number of bytes", given)
-    nbytes = int(given)
-    if nbytes > limit:
-        raise _header_problem("too_large", "content-length", f"at most {limit} bytes", f"{nbytes} bytes")
-    return nbytes
-
-
-def _deadline_seconds(headers: Mapping[str, str]) -> float:
-    """The value of X-Deadline-Ms in seconds; infinite where there is none."""
-    given = headers.get("x-deadline-ms")
-    if given is None:
-        return math.inf
-    if not given.isdecimal() or len(given) > 12:
-        raise _header_problem("malformed", "x-deadline-ms", "a whole number of milliseconds", given)
-    return int(given) / 1e3
-
-
-def _header_problem(code: str, name: str, expected: str, got: str) -> Problem:
-    detail = f"header {name}: expected {expected}, got {got or 'nothing'}"
-    return Problem(code, detail, (Fault(f"/headers/{name}", expected, got or "nothing"),))
-
-
-@contextmanager
-def _refusals(engine: Engine) -> Iterator[None]:
-    """What the scheduler and the end of the process have to say to a request, as problems."""
-    try:
-        yield
-    except QueueFullError as error:
-        raise Problem("queue_full", str(error), headers=engine.retry_after) from error
-    except asyncio.CancelledError:  # by the server, when EXODUS_SHUTDOWN_TIMEOUT_S is over
-        headers = {**engine.retry_after, "Connection": "close"}
-        raise Problem("draining", "the service stopped before the result was there", headers=headers) from None
-
-
 async def _outcome(future: Future[Encoded], receive: Receive, deadline: float) -> Encoded:
     """The result of the work, unless the deadline passes or the client leaves before."""
     computed = asyncio.wrap_future(future)
-    left = asyncio.ensure_future(_disconnected(receive))
+    left = asyncio.ensure_future(disconnected(receive))
     timeout = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
     try:
         done, _ = await asyncio.wait((computed, left), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -247,8 +122,3 @@ async def _outcome(future: Future[Encoded], receive: Receive, deadline: float) -
     if left in done:
         raise Problem("client_disconnected", "the client left before the result was there")
     raise Problem("deadline", "the deadline passed before the result was there")
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

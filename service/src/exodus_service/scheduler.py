@@ -128,7 +128,10 @@ class Ticket:
 
     def __init__(self, scheduler: Scheduler, nbytes: int) -> None:
         self._scheduler = scheduler
+        self._places = 1
         self._nbytes = nbytes
+        self._lock = threading.Lock()
+        self._released = False
         self._entry: Entry | None = None
 
     def submit(self, work: Callable[[], T], deadline: float | None = None, member: Member | None = None) -> "Future[T]":
@@ -143,9 +146,23 @@ class Ticket:
         return entry.future
 
     def resize(self, nbytes: int) -> None:
-        """Count another size from now on: that of the result in place of that of the request."""
-        self._scheduler.account(0, nbytes - self._nbytes)
-        self._nbytes = nbytes
+        """Count another size from now on, such as that of the result in place of that of the request. On any thread."""
+        with self._lock:
+            if self._released:
+                return
+            self._scheduler.account(0, nbytes - self._nbytes)
+            self._nbytes = nbytes
+
+    def stop(self) -> bool:
+        """Withdraw the work, where some was submitted; false where it has begun."""
+        return self._entry is None or self._entry.future.cancel()
+
+    def step_aside(self) -> None:
+        """Leave the place to another request; the bytes are counted on."""
+        with self._lock:
+            if not self._released:
+                self._scheduler.account(-self._places, 0)
+                self._places = 0
 
     def __enter__(self) -> Self:
         return self
@@ -161,4 +178,6 @@ class Ticket:
         self._entry.future.add_done_callback(lambda _: self._release())
 
     def _release(self) -> None:
-        self._scheduler.account(-1, -self._nbytes)
+        with self._lock:
+            self._released = True
+            self._scheduler.account(-self._places, -self._nbytes)

@@ -57,6 +57,40 @@ class Settings(BaseSettings):
     )
     retry_after_s: int = Field(default=1, ge=0, description="Retry-After of 429 and 503 answers, in seconds.")
 
+    state_dir: Path | None = Field(
+        default=None,
+        description="Folder that models are saved in and come back from; unset: they live in memory alone.",
+    )
+    models_memory_bytes: int = Field(
+        default=4096 * MIB,
+        ge=1,
+        description="Bytes of models in memory, their kept answers included; beyond, the least recently used leave it.",
+    )
+    models_disk_bytes: int = Field(
+        default=16384 * MIB, ge=1, description="Bytes of saved models in state_dir, all owners together."
+    )
+    max_model_bytes: int = Field(default=1024 * MIB, ge=1, description="Largest model, in bytes of its weights.")
+    max_activation_bytes: int = Field(
+        default=8192 * MIB,
+        ge=1,
+        description="Most bytes that the activations of one call on a model may take, by estimate.",
+    )
+    context_bytes: int = Field(
+        default=256 * MIB,
+        ge=1,
+        description="Bytes of contexts kept between forward and backward, an owner; the least recently used go first.",
+    )
+    context_ttl_s: float = Field(default=300.0, gt=0, description="How long an unused context is kept, in seconds.")
+    answer_bytes: int = Field(
+        default=64 * MIB, ge=0, description="Bytes of answers kept for each model, for calls that are sent again."
+    )
+    sequence_wait_s: float = Field(
+        default=10.0, ge=0, description="How long a call waits for those numbered before it, in seconds."
+    )
+    result_ttl_s: float = Field(
+        default=300.0, gt=0, description="How long the result of a call answered with 202 is kept, in seconds."
+    )
+
     stall_timeout_s: float = Field(
         default=30.0,
         gt=0,

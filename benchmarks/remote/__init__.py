@@ -1,0 +1,1 @@
+"""What training on the server costs beyond training in the process."""

@@ -1,0 +1,63 @@
+"""Measures what training on the server costs beyond training in the process.
+
+    python -m benchmarks.remote [--quick]
+
+Server and client share the machine. Every way is checked first: its weights have to be those of the training in this
+process, to the bit, before and after it is timed. Contenders take turns. Writes benchmarks/results/remote.json and
+remote.md; --quick measures less, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.service import servers
+from benchmarks.service.__main__ import table
+from benchmarks.service.lines import Line
+from benchmarks.speed.machine import Others, describe, sentence
+
+from . import lines
+from .tasks import LARGE, SMALL
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def measured(quick: bool) -> Iterator[Line]:
+    with tempfile.TemporaryDirectory() as folder, servers.service(state_dir=folder) as server:
+        yield from lines.steps(server, LARGE, 2 if quick else 20)
+        yield from lines.bytes_on_the_wire(server, LARGE)
+        yield from lines.overhead(server, SMALL, 50 if quick else 1000)
+        yield from lines.custom(server, LARGE, 3 if quick else 50)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer repeats; nothing is written")
+    quick = parser.parse_args().quick
+    machine, others, found = describe(), Others(), []
+    for line in measured(quick):
+        found.append(line)
+        verdict = {True: "yes", False: "NO", None: ""}[line.passed]
+        print(f"{line.what} | {line.must} | {line.reached} | {verdict}", flush=True)
+    machine["others"] = others.share()
+    if not quick:
+        document = {"machine": machine, "lines": [asdict(line) for line in found]}
+        (RESULTS / "remote.json").write_text(json.dumps(document, indent=2) + "\n")
+        (RESULTS / "remote.md").write_text(
+            "# Training on the server\n\n"
+            f"By `make bench-remote` ({sentence(machine)}). Server and client share the machine; the model is saved "
+            "every 10 steps, in the background. Adam, `max_over_time_ce`, one spike in twenty. Before and after it was "
+            "timed every way had the weights of the training in this process, to the bit. Contenders took turns, ten "
+            f"steps each; best and median of the turns.\n\n{table(found)}\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

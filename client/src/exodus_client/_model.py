@@ -1,0 +1,391 @@
+"""A model that lives on the server, and is trained from here."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future as Running
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from . import _constants as defaults
+from ._calls import Call, Calls
+from ._config import Retries
+from ._errors import ExodusError
+from ._future import Future
+from ._gradients import Kind
+from ._sending import Link, Sender
+from ._session import Answer, read_json, read_number
+from ._training import (
+    Batch,
+    Loss,
+    ModelInfo,
+    Outputs,
+    StepResult,
+    differentiate,
+    join,
+    packed,
+    read_outputs,
+    read_step,
+    step_params,
+    training_body,
+)
+from .neuron import Array
+from .wire import Encoded, Limits
+
+if TYPE_CHECKING:
+    from ._state import State
+
+Result = TypeVar("Result")
+
+#: Called with each result, in the order of the calls.
+Callback = Callable[[StepResult], None]
+
+
+class ModelLink(Link, Protocol):
+    """What a model needs of its client."""
+
+    @property
+    def retries(self) -> Retries: ...
+    @property
+    def wire_limits(self) -> Limits: ...
+    def check_process(self) -> None: ...
+    def submit(self, run: Callable[[], Result]) -> Future[Result]: ...
+    def call(self, method: str, path: str, encoded: Encoded | None = None) -> Answer: ...
+
+
+class Model:
+    """A model on the server; `Client.create_model` and `Client.model` make it. Threads may share it.
+
+    Training calls return a `Future` at once: `model.step(...).result()`, or `await model.step(...)`. They are done in
+    the order in which they are made, each exactly once, whatever happens to connections and to the server: what is not
+    yet durable there is kept here, and sent again. Arrays may be written to as soon as a call returns.
+
+    A call that fails raises at its future, and nothing else is harmed: the next ones go on from the state before it.
+    Where another handle trains the same model, the calls of this one fail with `ConflictError`; then, and after any
+    other error that ends the training, `resync()` goes on from where the model is.
+
+    Attributes:
+        id: of the model, for `Client.model`.
+        callbacks: called with each `StepResult`, in order, on a thread of the model. What they raise is logged.
+    """
+
+    def __init__(self, link: ModelLink, info: ModelInfo, *, ahead: int, patience: float) -> None:
+        self._link = link
+        self._info = info
+        self._ahead = ahead
+        self._patience = patience
+        self.id = info.id
+        self.callbacks: list[Callback] = []
+        self._path = f"/v1/models/{info.id}"
+        self._begin(info)
+
+    @property
+    def sequence(self) -> int:
+        """Number of training calls so far, those that are under way included."""
+        return self._calls.last
+
+    @property
+    def durable(self) -> int | None:
+        """How many of them would survive a crash of the server; None where it keeps models in memory alone."""
+        return self._calls.durable
+
+    def step(
+        self,
+        spikes: Array,
+        targets: Array | None = None,
+        *,
+        loss: Loss,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        gradients: bool = False,
+        allow_non_finite: bool = False,
+    ) -> Future[StepResult]:
+        """Forward, backward and a step of the optimiser in one round trip. Waits while too many calls are unanswered.
+
+        Args:
+            spikes: input, (B, T, *input_shape); zeros and ones travel as bits.
+            targets: as the loss wants them: class numbers (B,), spike trains (B, T, *out), counts (B, *out).
+            loss: by name, with options as a dict, or any function of the outputs (B, T, *out), a torch tensor, and of
+                the targets where they are given, to a scalar tensor. A function costs a second round trip.
+            lr, weight_decay: in place of the optimiser's, for this call.
+            clip_norm, clip_value: bounds on the norm of all gradients together, and on each element.
+            gradients: whether to return them.
+            allow_non_finite: apply gradients that are infinite or not a number, where they are refused otherwise.
+
+        Returns:
+            A future of `StepResult`.
+
+        Raises:
+            TypeError, ValueError: an argument cannot travel.
+            ExodusError: the model takes no calls any more; the error that ended it.
+        """
+        options = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
+        return self._train("step", spikes, targets, loss, gradients, allow_non_finite, options)
+
+    def forward_backward(
+        self,
+        spikes: Array,
+        targets: Array | None = None,
+        *,
+        loss: Loss,
+        gradients: bool = False,
+        allow_non_finite: bool = False,
+    ) -> Future[StepResult]:
+        """Forward and backward; gradients add up on the server until `optim_step`. Arguments as of `step`."""
+        return self._train("forward_backward", spikes, targets, loss, gradients, allow_non_finite, {})
+
+    def optim_step(
+        self,
+        *,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        gradients: Array | Mapping[str, Array] | None = None,
+        allow_non_finite: bool = False,
+    ) -> Future[StepResult]:
+        """A step of the optimiser by the gradients that have added up, or by others.
+
+        Args:
+            gradients: in place of those on the server, by parameter or flat, all parameters in order.
+
+        The other arguments are those of `step`.
+        """
+        params = step_params(
+            lr=lr,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            allow_non_finite=allow_non_finite,
+        )
+        tensors = () if gradients is None else (packed("gradients", join(gradients, self._info, "gradients")),)
+        read = partial(read_step, kind=Kind(), limits=self._link.wire_limits, info=self._info)
+
+        def make(sequence: int) -> Call:
+            body = training_body(params, tensors, sequence=sequence, writer=self._writer)
+            return Call(sequence, f"{self._path}/optim_step", body, read=read)
+
+        return self._submit(make)
+
+    def forward(
+        self,
+        spikes: Array,
+        targets: Array | None = None,
+        *,
+        loss: str | Mapping[str, Any] | None = None,
+        train: bool = False,
+        outputs: bool = True,
+    ) -> Future[Outputs]:
+        """The outputs, and the metrics of a loss where one is given, after all calls made so far. Changes nothing.
+
+        Args:
+            spikes, targets: as of `step`.
+            loss: by name or as a dict; needs targets.
+            train: with dropout, and the statistics of the batch.
+            outputs: whether to return the outputs, (B, T, *out).
+        """
+        if (loss is None) != (targets is None):
+            raise TypeError("loss and targets: want both, or neither")
+        batch = Batch.of(spikes, targets)
+        params = step_params(loss=loss) | {
+            "mode": "train" if train else "eval",
+            "return": ["outputs"] if outputs else [],
+        }
+        return self._after_all(lambda after: self._forward(params, batch, batch.tensors, after))
+
+    def info(self) -> ModelInfo:
+        """What the server says of the model now. Raises ExodusError."""
+        answer = self._link.call("GET", self._path)
+        return ModelInfo.of(read_json(answer), answer.request_id)
+
+    def make_durable(self) -> Future[int | None]:
+        """Have the server save the state after all calls made so far; the future has the number of calls saved."""
+
+        def run(after: int) -> int | None:
+            answer = self._link.call("POST", f"{self._path}/save")
+            self._require(after, read_number(answer, "sequence"))
+            durable = None if self._calls.durable is None else read_number(answer, "durable")
+            self._calls.kept(durable)
+            return durable
+
+        return self._after_all(run)
+
+    def state_dict(self, kind: Literal["numpy", "torch"] = "numpy") -> dict[str, Array]:
+        """The weights after all calls made so far, by the names that the network has in `exodus_core`.
+
+        Raises:
+            ValueError: `kind` is another.
+            ModuleNotFoundError: safetensors is not installed.
+            ExodusError: see its tree.
+        """
+        return self._state().weights(kind)
+
+    def load_state_dict(self, weights: Mapping[str, Array]) -> None:
+        """Replace weights on the server; the optimiser and everything else stay as they are.
+
+        Raises:
+            ValueError: a name is unknown, or a shape is another.
+        """
+        self._replace(self._state().with_weights(weights).body)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole state to a file: weights, optimiser, random state, number of calls (safetensors)."""
+        target = Path(path)
+        part = target.with_name(f"{target.name}.part")
+        part.write_bytes(self._state().body)
+        part.replace(target)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a file that `save` wrote for a model of the same network. Waits for all calls made so far.
+
+        Raises:
+            OSError: the file cannot be read.
+            ConflictError: it is of another network or optimiser.
+        """
+        self._replace(Path(path).read_bytes())
+
+    def resync(self) -> None:
+        """Go on from the state in which the model is on the server; calls that are not answered fail."""
+        self._sender.close()
+        self._begin(self.info())
+
+    def close(self) -> None:
+        """Fail the calls that were not sent yet, and wait for those under way. The model stays on the server."""
+        self._sender.close()
+
+    def __repr__(self) -> str:
+        return f"Model({self.id!r}, sequence={self.sequence}, durable={self.durable})"
+
+    def _begin(self, info: ModelInfo) -> None:
+        # A handle of its own each time, so that the server can tell its calls from those of others.
+        self._writer = uuid.uuid4().hex
+        calls = Calls(info.sequence, info.durable, ahead=self._ahead, width=defaults.CALLS_UNDER_WAY)
+        self._sender = Sender(
+            self._link,
+            self._path,
+            calls,
+            writer=self._writer,
+            retries=self._link.retries,
+            patience=self._patience,
+            report=self._report,
+        )
+        self._calls = calls
+
+    def _report(self, result: StepResult) -> None:
+        for callback in tuple(self.callbacks):
+            callback(result)
+
+    def _submit(self, make: Callable[[int], Call]) -> Future[StepResult]:
+        self._link.check_process()
+        running: Running[StepResult] = self._calls.append(make).future
+        self._sender.pump()
+        return Future(running)
+
+    def _train(
+        self,
+        what: Literal["step", "forward_backward"],
+        spikes: Array,
+        targets: Array | None,
+        loss: Loss,
+        gradients: bool,
+        allow_non_finite: bool,
+        options: dict[str, float | None],
+    ) -> Future[StepResult]:
+        kind_of_loss = None if callable(loss) else loss
+        params = step_params(
+            loss=kind_of_loss,
+            gradients=gradients,
+            allow_non_finite=allow_non_finite,
+            **options,
+        )
+        batch = Batch.of(spikes, targets)
+        path = f"{self._path}/{what}"
+        read = partial(read_step, kind=batch.kind, limits=self._link.wire_limits, info=self._info)
+
+        def make(sequence: int) -> Call:
+            if callable(loss):
+                differentiated = partial(self._differentiated, params, batch, loss, targets)
+                return Call(sequence, path, make=differentiated, read=read, in_turn=True)
+            return Call(sequence, path, self._body(params, batch.tensors, sequence), read=read)
+
+        return self._submit(make)
+
+    def _body(self, params: dict[str, Any], tensors: Any, sequence: int) -> Encoded:
+        return training_body(params, tensors, sequence=sequence, writer=self._writer)
+
+    def _differentiated(
+        self, params: dict[str, Any], batch: Batch, loss: Callable[..., Any], targets: Array | None, call: Call
+    ) -> None:
+        """Run forward, differentiate the loss here, and give the call what is to be sent."""
+        import torch
+
+        as_torch = Batch(batch.tensors, Kind(torch.device("cpu")))
+        forward = {"mode": "train", "context": True, "return": ["outputs"]}
+        outputs = self._forward(forward, as_torch, batch.input, call.sequence - 1)
+        value, gradient = differentiate(loss, outputs.outputs, targets)
+        grad_output = packed("grad_output", gradient)
+        # Without the context the same comes of the inputs, which are sent where the server has forgotten it.
+        call.fallback = self._body(params, (*batch.input, grad_output), call.sequence)
+        call.body = self._body(params | {"context": outputs.context}, (grad_output,), call.sequence)
+        assert call.read is not None
+        call.read = partial(call.read, metrics={"loss:mean": value})
+        call.make = None
+
+    def _forward(self, params: dict[str, Any], batch: Batch, tensors: Any, after: int) -> Outputs:
+        body = training_body(params | {"after": after}, tensors)
+        answer = self._link.call("POST", f"{self._path}/forward", body)
+        return read_outputs(answer, batch.kind, self._link.wire_limits)
+
+    def _after_all(self, run: Callable[[int], Result]) -> Future[Result]:
+        """Run on another thread when all calls made so far are done, and again where the server has lost some."""
+        after = self._calls.last
+        return self._link.submit(lambda: self._when_done(after, run))
+
+    def _when_done(self, after: int, run: Callable[[int], Result]) -> Result:
+        patience = self._sender.patient()
+        while True:
+            self._calls.wait_done(after)
+            try:
+                return run(after)
+            except _Behind as behind:
+                self._sender.rewind(behind.done)
+                self._sender.pump()
+            except ExodusError as error:
+                if not self._sender.lost(error) and not patience(error):
+                    raise
+
+    def _require(self, after: int, done: int) -> None:
+        if done < after:
+            raise _Behind(done)
+
+    def _state(self) -> State:
+        from ._state import State
+
+        def run(after: int) -> State:
+            answer = self._link.call("GET", f"{self._path}/state")
+            state = State.of(answer)
+            self._require(after, state.sequence)
+            return state
+
+        return self._when_done(self._calls.last, run)
+
+    def _replace(self, body: bytes) -> None:
+        self._calls.wait_done(self._calls.last)
+        encoded = Encoded("application/vnd.safetensors", len(body), [body])
+        answer = self._link.call("PUT", f"{self._path}/state", encoded)
+        info = ModelInfo.of(read_json(answer), answer.request_id)
+        self._sender.close()
+        self._begin(info)
+
+
+class _Behind(Exception):  # noqa: N818 (no failure: the reason to go round again)
+    """The server has done fewer calls than it had."""
+
+    def __init__(self, done: int) -> None:
+        super().__init__(done)
+        self.done = done

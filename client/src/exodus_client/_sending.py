@@ -1,0 +1,282 @@
+"""Sends the training calls of one model, and sends them again until the server has done them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from . import _constants as defaults
+from ._calls import Call, Calls, answer, fail
+from ._config import Retries
+from ._errors import (
+    APIConnectionError,
+    APIStatusError,
+    AuthenticationError,
+    ExodusError,
+    InvalidResponseError,
+    ModelClosedError,
+    NotFoundError,
+    PermissionDeniedError,
+    StateLostError,
+)
+from ._retry import delay, is_retryable
+from ._session import Answer, read_number
+from ._training import StepResult, training_body
+from .wire import Encoded
+
+_log = logging.getLogger("exodus_client")
+
+_PREFER = {"Prefer": f"wait={defaults.PREFER_WAIT}"}
+_UNBOUNDED = 2**31
+
+
+class Link(Protocol):
+    """How requests reach the server: one attempt each."""
+
+    def post(self, path: str, encoded: Encoded | None, headers: Mapping[str, str]) -> Answer: ...
+    def get(self, path: str, headers: Mapping[str, str]) -> Answer: ...
+
+
+class _Patience:
+    """The waits after failures in a row, for some time in all."""
+
+    def __init__(self, retries: Retries, seconds: float, closing: threading.Event, path: str) -> None:
+        self._retries = retries
+        self._seconds = seconds
+        self._closing = closing
+        self._path = path
+        self._since: float | None = None
+        self._failures = 0
+
+    def left(self, error: ExodusError) -> bool:
+        """Wait after a failure; whether there is to be another attempt."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        wait = delay(self._failures, error, self._retries)
+        self._failures += 1
+        if wait is None or now - self._since > self._seconds:
+            return False
+        _log.info("%s: next attempt in %.2f s: %s", self._path, wait, error)
+        return not self._closing.wait(wait)
+
+
+class Sender:
+    """The threads that work off a log.
+
+    Args:
+        link: to the server.
+        path: of the model.
+        calls: the log.
+        writer: names the handle.
+        retries: the waits between attempts; their number is bounded by `patience`.
+        patience: seconds without any answer after which the calls fail.
+        report: called with each result, in order.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        path: str,
+        calls: Calls,
+        *,
+        writer: str,
+        retries: Retries,
+        patience: float,
+        report: Callable[[StepResult], None],
+    ) -> None:
+        self._link = link
+        self._path = path
+        self._calls = calls
+        self._writer = writer
+        self._retries = dataclasses.replace(retries, count=_UNBOUNDED)
+        self._patience = patience
+        self._report = report
+        self._reporting = threading.Lock()
+        self._closing = threading.Event()
+        self._waiting = self._new_patience()
+        self._threads = ThreadPoolExecutor(defaults.CALLS_UNDER_WAY, thread_name_prefix="exodus-model")
+
+    def pump(self) -> None:
+        """Start what can be sent now."""
+        while (call := self._calls.next()) is not None:
+            try:
+                self._threads.submit(self._run, call)
+            except RuntimeError:  # closed meanwhile
+                self._calls.requeue(call)
+                return
+
+    def close(self) -> None:
+        """Fail what was not sent yet, and wait for what is under way, which is not sent again."""
+        self._closing.set()
+        self._calls.end(ModelClosedError("the model was closed before the call was answered"), under_way=False)
+        self._threads.shutdown()
+
+    def lost(self, error: ExodusError) -> bool:
+        """Whether an answer says that the server has fewer calls than it had; they are sent again then.
+
+        Raises:
+            StateLostError: they are not kept any more.
+        """
+        expected = expected_number(error)
+        if expected is None:
+            return False
+        self.rewind(expected - 1)
+        self.pump()
+        return True
+
+    def rewind(self, done: int) -> None:
+        """Send again what the server has lost. Raises StateLostError."""
+        try:
+            again = self._calls.rewind(done)
+        except StateLostError as error:
+            self._calls.end(error)
+            raise
+        if again:
+            _log.info("%s: the server came back with %d calls done, %d are sent again", self._path, done, again)
+
+    def patient(self) -> Callable[[ExodusError], bool]:
+        """A question to be asked after each failure of something that may be done again: whether to do so now."""
+        return self._new_patience().left
+
+    def _new_patience(self) -> _Patience:
+        return _Patience(self._retries, self._patience, self._closing, self._path)
+
+    def _run(self, call: Call) -> None:
+        if call.cancelled:
+            self._make_empty(call)
+        try:
+            self._attempt(call)
+        except Exception as error:  # noqa: BLE001  (of the caller's loss; what is not passed on leaves it waiting)
+            self._give_up(call, error)
+        if self._calls.error is not None:
+            fail(call, self._calls.error)
+        self.pump()
+
+    def _attempt(self, call: Call) -> None:
+        try:
+            if call.body is None:
+                assert call.make is not None, "a call without a body makes one"
+                call.make(call)
+            assert call.body is not None
+            answered = self._exchange(call.path, call.body)
+        except InvalidResponseError as error:  # the server has answered: the call was done, or others will tell
+            self._done(call, self._calls.durable, error)
+        except ExodusError as error:
+            self._failed(call, error)
+        else:
+            self._waiting = self._new_patience()
+            self._answered(call, answered)
+
+    def _answered(self, call: Call, answered: Answer) -> None:
+        if call.read is None:
+            self._done(call, self._calls.durable, None)
+            return
+        try:
+            result = call.read(answered)
+        except InvalidResponseError as error:
+            self._done(call, self._calls.durable, error)
+        else:
+            self._done(call, result.durable, result)
+
+    def _done(self, call: Call, durable: int | None, came: StepResult | ExodusError | None) -> None:
+        """The number is consumed; the caller gets what came."""
+        result = None if isinstance(came, ExodusError) else came
+        self._calls.done(call, durable, result)
+        if isinstance(came, ExodusError):
+            fail(call, came)
+        elif came is not None:
+            answer(call, came)
+        self._tell()
+        self._keep_bounded()
+
+    def _exchange(self, path: str, body: Encoded) -> Answer:
+        """Send a call and wait for its end, which a server that takes long is asked for."""
+        answered = self._link.post(path, body, _PREFER)
+        while answered.status == 202:
+            where = answered.headers.get("Location", "")
+            if not where.startswith("/v1/requests/"):
+                raise InvalidResponseError(f"202 without a Location, got {where!r:.80}", request_id=answered.request_id)
+            try:
+                answered = self._link.get(where, _PREFER)
+            except NotFoundError as error:
+                # The call itself is sent again: it was done, or it was not.
+                raise APIConnectionError(f"{where} is not known any more", request_id=error.request_id) from error
+        return answered
+
+    def _failed(self, call: Call, error: ExodusError) -> None:
+        code = error.code if isinstance(error, APIStatusError) else ""
+        try:
+            if expected_number(error) is not None:
+                self._calls.requeue(call, in_turn=True)
+                self.lost(error)
+            elif code == "context_expired" and call.fallback is not None:
+                call.body, call.fallback = call.fallback, None
+                self._calls.requeue(call)
+            elif code == "answer_expired":
+                self._done(call, self._calls.durable, error)
+            elif is_retryable(error):
+                self._recover(call, error)
+            elif code == "sequence_conflict" or isinstance(
+                error, NotFoundError | AuthenticationError | PermissionDeniedError
+            ):
+                self._calls.end(error)
+            else:
+                self._give_up(call, error)
+        except StateLostError:
+            pass  # every call has been told
+
+    def _recover(self, call: Call, error: ExodusError) -> None:
+        """Wait for the server, ask how far it is, and queue the call again."""
+        while True:
+            if not self._waiting.left(error):
+                self._calls.end(error)
+                return
+            try:
+                done = read_number(self._link.get(self._path, {}), "sequence")
+            except ExodusError as still:
+                error = still
+                continue
+            self._calls.requeue(call)
+            self.rewind(done)
+            return
+
+    def _give_up(self, call: Call, error: Exception) -> None:
+        """The call fails for good; an empty one takes its number."""
+        fail(call, error)
+        self._make_empty(call)
+        self._calls.requeue(call)
+
+    def _make_empty(self, call: Call) -> None:
+        call.path = f"{self._path}/optim_step"
+        call.body = training_body({"skip": True}, (), sequence=call.sequence, writer=self._writer)
+        call.make = call.fallback = call.read = None
+
+    def _tell(self) -> None:
+        with self._reporting:
+            for result in self._calls.reports():
+                try:
+                    self._report(result)
+                except Exception:  # noqa: BLE001  (a callback must not harm the training)
+                    _log.exception("%s: a callback failed at call %d", self._path, result.sequence)
+
+    def _keep_bounded(self) -> None:
+        if self._calls.durable is None or self._calls.nbytes <= defaults.MAX_KEPT_BYTES:
+            return
+        try:
+            self._calls.kept(read_number(self._link.post(f"{self._path}/save", None, {}), "durable"))
+        except ExodusError as error:
+            kept = self._calls.nbytes
+            _log.warning("%s: calls of %d bytes are kept until the server saves: %s", self._path, kept, error)
+
+
+def expected_number(error: ExodusError) -> int | None:
+    """The number that the server waits for, where it says that one is missing."""
+    if not isinstance(error, APIStatusError) or error.code != "sequence_gap":
+        return None
+    return next((int(fault.expected) for fault in error.errors if fault.expected.isdecimal()), None)

@@ -1,0 +1,86 @@
+"""The file that a model's whole state travels in: safetensors, with what it belongs to in its metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+
+from ._errors import InvalidResponseError
+from ._session import Answer
+from .neuron import Array
+from .wire import is_torch
+
+_WEIGHTS = "weights."
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of a model at one time.
+
+    Attributes:
+        body: the file.
+        sequence: number of training calls that led to it.
+    """
+
+    body: bytes
+    sequence: int
+
+    @classmethod
+    def of(cls, answer: Answer) -> State:
+        """Read an answer of the server. Raises InvalidResponseError."""
+        body = bytes(answer.body)
+        try:
+            sequence = json.loads(_metadata(body)["exodus"])["sequence"]
+            return cls(body, int(sequence))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidResponseError(f"no state of a model: {error}", request_id=answer.request_id) from error
+
+    def weights(self, kind: Literal["numpy", "torch"]) -> dict[str, Array]:
+        """Parameters and running statistics by name. Raises ValueError, ModuleNotFoundError."""
+        if kind not in ("numpy", "torch"):
+            raise ValueError(f"kind: got {kind!r}, want numpy or torch")
+        arrays = {
+            name.removeprefix(_WEIGHTS): array
+            for name, array in _safetensors().load(self.body).items()
+            if name.startswith(_WEIGHTS)
+        }
+        if kind == "numpy":
+            return arrays
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def with_weights(self, weights: Mapping[str, Array]) -> State:
+        """The same with other weights. Raises ValueError where one does not fit."""
+        library = _safetensors()
+        tensors = library.load(self.body)
+        known = [name.removeprefix(_WEIGHTS) for name in tensors if name.startswith(_WEIGHTS)]
+        for name, given in weights.items():
+            if name not in known:
+                raise ValueError(f"weights: got {name!r}, want names among {', '.join(known)}")
+            old = tensors[_WEIGHTS + name]
+            array = np.asarray(given.detach().cpu() if is_torch(given) else given)
+            if array.shape != old.shape:
+                raise ValueError(f"weights: got shape {list(array.shape)} for {name}, want {list(old.shape)}")
+            tensors[_WEIGHTS + name] = np.ascontiguousarray(array, old.dtype)
+        return State(library.save(tensors, metadata=_metadata(self.body)), self.sequence)
+
+
+def _metadata(body: bytes) -> dict[str, str]:
+    size = int.from_bytes(body[:8], "little")
+    metadata: dict[str, str] = json.loads(body[8 : 8 + size])["__metadata__"]
+    return metadata
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.numpy
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("weights are read with safetensors: pip install 'exodus-client[state]'") from error
+    module: Any = safetensors.numpy
+    return module  # type: ignore[no-any-return]

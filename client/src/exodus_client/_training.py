@@ -1,0 +1,283 @@
+"""Training calls as messages, and their answers as results: everything of `/v1/models` that is not HTTP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ._errors import InvalidResponseError
+from ._gradients import Kind, read_answer, read_numbers, timing_of
+from ._session import Answer
+from .neuron import Array
+from .wire import Encoded, Limits, Message, Tensor, encode
+
+#: A loss by name, such as "max_over_time_ce"; with options, such as {"kind": "van_rossum", "alpha": 0.9}; or any
+#: function of the outputs, and of the targets where they are given, to a scalar, which is differentiated here by torch.
+Loss: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is and how far.
+
+    Attributes:
+        id, name: of the model.
+        sequence: number of training calls that were done.
+        durable: number of those that would survive a crash; None where the server keeps models in memory alone.
+        durable_every: training calls from one save to the next.
+        network, optimizer, seed: what it was made from, with all defaults.
+        parameters: name and shape of each, in the order in which flat gradients and weights have them.
+        dtype, nbytes: of the parameters.
+        in_memory: whether it is loaded.
+        created: date and time.
+        writer: the handle whose call was the last.
+        durable_error: why the last save failed; None where it did not.
+    """
+
+    id: str
+    name: str
+    sequence: int
+    durable: int | None
+    durable_every: int
+    network: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    seed: int
+    parameters: tuple[tuple[str, tuple[int, ...]], ...]
+    dtype: str
+    nbytes: int
+    in_memory: bool
+    created: str
+    writer: str | None
+    durable_error: str | None
+
+    @classmethod
+    def of(cls, given: Any, request_id: str) -> ModelInfo:
+        """Read what the server says. Raises InvalidResponseError."""
+        try:
+            names = cls.__dataclass_fields__.keys() - {"parameters"}
+            parameters = tuple((entry["name"], tuple(entry["shape"])) for entry in given["parameters"])
+            return cls(parameters=parameters, **{name: given[name] for name in names})
+        except (KeyError, TypeError) as error:
+            raise InvalidResponseError(f"no model information: got {given!r:.200}", request_id=request_id) from error
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of one training call.
+
+    Attributes:
+        sequence: number of the call, the first is 1.
+        durable: calls up to this number would survive a crash of the server; None where models live in memory alone.
+        metrics: by name, which ends in how they combine: "loss:mean", "accuracy:mean", "samples:sum".
+        grad_norms: L2 norm of the gradient of each parameter, and of all together, "total".
+        gradients: by parameter, where they were asked for; arrays of the kind that went in.
+        device: where the server computed.
+        durable_error: why the last save failed; None where it did not.
+        timing: milliseconds: the server's `queue`, `decode`, `kernel` and `encode`, and the client's `round_trip`.
+        request_id: under which the server logged the request.
+    """
+
+    sequence: int
+    durable: int | None
+    metrics: Mapping[str, float]
+    grad_norms: Mapping[str, float]
+    gradients: Mapping[str, Array] | None
+    device: str
+    durable_error: str | None
+    timing: Mapping[str, float]
+    request_id: str
+
+    @property
+    def loss(self) -> float:
+        """The loss, averaged over the batch; NaN where the call had none."""
+        return self.metrics.get("loss:mean", math.nan)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What came of a forward pass.
+
+    Attributes:
+        outputs: of the last layer, (B, T, *out); None where only metrics were wanted.
+        metrics: of the loss, where there was one.
+        sequence: number of training calls that had been done.
+        context: names what the server kept for a backward pass; None where it was not asked to.
+        timing, request_id: as in `StepResult`.
+    """
+
+    outputs: Array | None
+    metrics: Mapping[str, float]
+    sequence: int
+    context: str | None
+    timing: Mapping[str, float]
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tensors of a training call, copied: the caller may write to the arrays at once."""
+
+    tensors: tuple[Tensor, ...]
+    kind: Kind = field(default_factory=Kind)
+
+    @classmethod
+    def of(cls, spikes: Array, targets: Array | None) -> Batch:
+        """Raises TypeError where an element type cannot travel."""
+        given = [spikes] if targets is None else [spikes, targets]
+        tensors = [packed("input", spikes)]
+        if targets is not None:
+            tensors.append(packed("targets", targets))
+        return cls(tuple(tensors), Kind.of(given))
+
+    @property
+    def input(self) -> tuple[Tensor, ...]:
+        """The tensors without targets."""
+        return self.tensors[:1]
+
+
+def packed(name: str, array: Array) -> Tensor:
+    """A tensor as small as it can be: zeros and ones as bits."""
+    if not _is_integral(array):  # class numbers and counts are no spikes, though they may happen to be 0 and 1
+        try:
+            return Tensor.of(name, array, "bits")
+        except ValueError:
+            pass
+    return Tensor.of(name, array)
+
+
+def training_body(
+    params: Mapping[str, Any], tensors: Sequence[Tensor], *, sequence: int | None = None, writer: str | None = None
+) -> Encoded:
+    """A body in one piece, which nothing else refers to. Raises WireError, TypeError."""
+    numbered = dict(params) if sequence is None else {"sequence": sequence, "writer": writer, **params}
+    encoded = encode(Message.of(numbered, tensors))
+    return Encoded(encoded.content_type, encoded.nbytes, [b"".join(encoded.chunks)])
+
+
+def step_params(
+    *,
+    loss: str | Mapping[str, Any] | None = None,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    gradients: bool = False,
+    allow_non_finite: bool = False,
+) -> dict[str, Any]:
+    """The parameters of a training call, without those that are not given."""
+    given: dict[str, Any] = {
+        "loss": loss if loss is None or isinstance(loss, str) else dict(loss),
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "clip_norm": clip_norm,
+        "clip_value": clip_value,
+    }
+    params = {name: value for name, value in given.items() if value is not None}
+    if gradients:
+        params["gradients"] = True
+    if allow_non_finite:
+        params["non_finite"] = "apply"
+    return params
+
+
+def read_info(answer: Answer, limits: Limits) -> ModelInfo:
+    """The information that a new model is answered with. Raises InvalidResponseError."""
+    message, _ = read_answer(answer, Kind(), limits)
+    return ModelInfo.of(message.params, answer.request_id)
+
+
+def read_step(
+    answer: Answer, kind: Kind, limits: Limits, info: ModelInfo, metrics: Mapping[str, float] = MappingProxyType({})
+) -> StepResult:
+    """The result in an answer; `metrics` are added to those of the server. Raises InvalidResponseError."""
+    message, arrays = read_answer(answer, kind, limits)
+    params = message.params
+    theirs, norms = read_numbers(params.get("metrics")), read_numbers(params.get("grad_norms"))
+    sequence, device = params.get("sequence"), params.get("device")
+    if theirs is None or norms is None or not isinstance(sequence, int) or not isinstance(device, str):
+        raise InvalidResponseError(
+            f"the answer lacks sequence, metrics, grad_norms or device: got {params!r:.200}",
+            request_id=answer.request_id,
+        )
+    flat = arrays.get("gradients")
+    return StepResult(
+        sequence,
+        params.get("durable"),
+        theirs | dict(metrics),
+        norms,
+        None if flat is None else split(flat, info, answer.request_id),
+        device,
+        params.get("durable_error"),
+        timing_of(answer),
+        answer.request_id,
+    )
+
+
+def read_outputs(answer: Answer, kind: Kind, limits: Limits) -> Outputs:
+    """The result of a forward pass in an answer. Raises InvalidResponseError."""
+    message, arrays = read_answer(answer, kind, limits)
+    params = message.params
+    metrics, sequence = read_numbers(params.get("metrics") or {}), params.get("sequence")
+    if metrics is None or not isinstance(sequence, int):
+        raise InvalidResponseError(f"the answer lacks sequence: got {params!r:.200}", request_id=answer.request_id)
+    context = params.get("context")
+    return Outputs(arrays.get("outputs"), metrics, sequence, context, timing_of(answer), answer.request_id)
+
+
+def split(flat: Array, info: ModelInfo, request_id: str = "") -> dict[str, Array]:
+    """Views of a flat array by parameter. Raises InvalidResponseError where it has another size."""
+    ends = np.cumsum([math.prod(shape) for _, shape in info.parameters], dtype=np.int64).tolist()
+    if tuple(flat.shape) != (ends[-1],):
+        raise InvalidResponseError(
+            f"gradients: got shape {list(flat.shape)}, want [{ends[-1]}], all parameters in order",
+            request_id=request_id,
+        )
+    starts = [0, *ends[:-1]]
+    return {
+        name: flat[start:end].reshape(shape)
+        for (name, shape), start, end in zip(info.parameters, starts, ends, strict=True)
+    }
+
+
+def join(arrays: Array | Mapping[str, Array], info: ModelInfo, name: str) -> Array:
+    """A flat array of arrays by parameter; a flat array as it is.
+
+    Raises:
+        ValueError: a parameter is missing, too many, or of another shape.
+    """
+    if not isinstance(arrays, Mapping):
+        return arrays
+    wanted = dict(info.parameters)
+    if arrays.keys() != wanted.keys():
+        raise ValueError(f"{name}: got {', '.join(arrays)}, want {', '.join(wanted)}")
+    for key, shape in wanted.items():
+        if tuple(np.shape(arrays[key])) != shape:
+            raise ValueError(f"{name}: got shape {list(np.shape(arrays[key]))} for {key}, want {list(shape)}")
+    return np.concatenate([np.asarray(arrays[key]).reshape(-1) for key in wanted])
+
+
+def differentiate(loss: Callable[..., Any], outputs: Any, targets: Any | None) -> tuple[float, Any]:
+    """The value of a loss and its gradient with respect to the outputs, by torch.
+
+    Raises:
+        TypeError: the loss is no function of the outputs to a scalar tensor.
+    """
+    import torch
+
+    leaf = outputs.detach().requires_grad_()
+    value = loss(leaf) if targets is None else loss(leaf, targets)
+    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        raise TypeError(f"loss: want a function that returns a scalar tensor, got {value!r:.80}")
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return float(value.detach()), gradient
+
+
+def _is_integral(array: Array) -> bool:
+    dtype = getattr(array, "dtype", None)
+    text = str(np.asarray(array).dtype if dtype is None else dtype).removeprefix("torch.")
+    return text.startswith(("int", "uint"))

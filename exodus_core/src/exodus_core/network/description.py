@@ -1,0 +1,181 @@
+"""A network as plain data: checked as a whole, with all shapes and sizes known before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from dataclasses import replace as dataclass_replace
+from typing import Any
+
+from exodus_core.fields import DescriptionError, Place, choice, plain, read_record, shown
+from exodus_core.network import layers as plain_layers
+from exodus_core.network import neurons
+from exodus_core.network.layers import SHAPE, Layer, Shape
+
+KINDS: dict[str, type[Layer]] = {
+    cls.kind: cls
+    for cls in (
+        plain_layers.Linear,
+        plain_layers.Conv1d,
+        plain_layers.Conv2d,
+        plain_layers.SumPool,
+        plain_layers.AvgPool,
+        plain_layers.Flatten,
+        plain_layers.Dropout,
+        plain_layers.BatchNorm,
+        plain_layers.Add,
+        neurons.Lif,
+        neurons.If,
+        neurons.Srm,
+        neurons.ExpLeak,
+    )
+}
+ITEMSIZES = {"float32": 4, "float64": 8}
+INPUT = "input"
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
+_NAMED = "a name of 1 to 32 letters, digits, - and _, other than input"
+_DTYPE = choice(*ITEMSIZES)
+
+
+class NetworkError(DescriptionError):
+    """A network description that does not fit; see `pointer`, `expected` and `got`."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A checked network.
+
+    Args:
+        input_shape: shape of one sample in one step.
+        dtype: "float32" or "float64".
+        layers: the layers, in order, with every field filled in.
+        shapes: the shape that each layer gives.
+    """
+
+    input_shape: Shape
+    dtype: str
+    layers: tuple[Layer, ...]
+    shapes: tuple[Shape, ...] = field(compare=False)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The description as plain data, with all defaults: `parse(d.data) == d`."""
+        listed = [plain(layer) for layer in self.layers]
+        return {"input_shape": list(self.input_shape), "dtype": self.dtype, "layers": listed}
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of one sample's output in one step."""
+        return self.shapes[-1]
+
+    def shape_of(self, name: str) -> Shape:
+        """The shape that a layer, or "input", gives."""
+        by_name = {layer.name: shape for layer, shape in zip(self.layers, self.shapes, strict=True)}
+        return self.input_shape if name == INPUT else by_name[name]
+
+    @property
+    def parameters(self) -> tuple[tuple[str, Shape], ...]:
+        """(name, shape) of every parameter, in the order of `Network.named_parameters()`."""
+        by_name = {INPUT: self.input_shape}
+        found = []
+        for layer, shape in zip(self.layers, self.shapes, strict=True):
+            found += [(f"{layer.name}.{own}", size) for own, size in layer.parameters(by_name[layer.inputs[0]])]
+            by_name[layer.name] = shape
+        return tuple(found)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters."""
+        return sum(math.prod(shape) for _, shape in self.parameters) * ITEMSIZES[self.dtype]
+
+    @property
+    def activations(self) -> int:
+        """Elements that all layers give for one sample in one step."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+
+def _input_shape(data: Mapping[str, Any], place: Place) -> Shape:
+    shape: Shape | None = SHAPE.read(data.get("input_shape"), place.at("input_shape"))
+    if shape is not None:
+        return shape
+    first = data["layers"][0]
+    features = first.get("in_features") if isinstance(first, Mapping) and first.get("kind") == "linear" else None
+    if isinstance(features, bool) or not isinstance(features, int) or features < 1:
+        raise place.at("input_shape").refuse(
+            "a list of sizes, or null where the first layer is linear with in_features", None
+        )
+    return (features,)
+
+
+def _read_layer(value: object, index: int, shapes: Mapping[str, Shape], place: Place) -> Layer:
+    """One layer with its name and inputs; `shapes` has those of the layers before, in order."""
+    if not isinstance(value, Mapping):
+        raise place.refuse("an object", value)
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        got = shown(kind) if "kind" in value else "nothing"
+        raise place.at("kind").refuse_as("one of " + ", ".join(KINDS), got)
+    name = value.get("name", str(index))
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == INPUT:
+        raise place.at("name").refuse(_NAMED, name)
+    if name in shapes:
+        raise place.at("name").refuse("a name that no layer before has", name)
+    layer = read_record(KINDS[kind], value, place, ("kind", "name", "inputs"))
+    inputs = value.get("inputs", [list(shapes)[-1]])
+    wanted = "a list of two names or more" if layer.several else "a list of one name"
+    fits = isinstance(inputs, list | tuple) and (len(inputs) >= 2 if layer.several else len(inputs) == 1)
+    if not fits:
+        raise place.at("inputs").refuse(wanted, inputs)
+    for i, source in enumerate(inputs):
+        if not isinstance(source, str) or source not in shapes:
+            raise place.at("inputs").at(i).refuse("input, or the name of a layer before this one", source)
+    return dataclass_replace(layer, name=name, inputs=tuple(inputs))
+
+
+def parse(data: Mapping[str, Any]) -> Description:
+    """Checks a network description and infers every shape.
+
+    Args:
+        data: {"input_shape", "dtype", "layers"}; docs/networks.md has all kinds and fields.
+
+    Raises:
+        NetworkError: it does not fit; the error has a JSON pointer to the value, what was expected and what is there.
+    """
+    place = Place("", NetworkError)
+    if not isinstance(data, Mapping):
+        raise place.refuse("an object", data)
+    for key in data:
+        if key not in ("input_shape", "dtype", "layers"):
+            raise place.at(key).refuse("no such field; there are input_shape, dtype, layers", data[key])
+    listed = data.get("layers")
+    if not isinstance(listed, list | tuple) or not listed:
+        raise place.at("layers").refuse("a list of one layer or more", listed)
+    dtype = _DTYPE.read(data.get("dtype", "float32"), place.at("dtype"))
+    shapes: dict[str, Shape] = {INPUT: _input_shape(data, place)}
+    found: list[Layer] = []
+    for index, value in enumerate(listed):
+        here = place.at("layers").at(index)
+        layer = _read_layer(value, index, shapes, here)
+        before = tuple(shapes[name] for name in layer.inputs)
+        shape = layer.output_shape(before, here)
+        found.append(layer.filled(before[0]))
+        shapes[layer.name] = shape
+    _check_used(found, place)
+    input_shape, *given = shapes.values()
+    return Description(input_shape, dtype, tuple(found), tuple(given))
+
+
+def _check_used(found: list[Layer], place: Place) -> None:
+    """Every layer must lead to the last: one that does not would be computed, and never learn."""
+    used = {found[-1].name}
+    for index in reversed(range(len(found))):
+        if found[index].name not in used:
+            raise (
+                place.at("layers")
+                .at(index)
+                .refuse_as("a layer that leads to the last one", f"{found[index].name}, which no layer takes as input")
+            )
+        used.update(found[index].inputs)

@@ -1,0 +1,166 @@
+"""The layers as modules: (batch, time, *shape) in, (batch, time, *shape) out; parameters drawn from one generator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from exodus_core.network import layers
+from exodus_core.network.layers import Layer, Shape, per_dimension
+
+
+class Drawing:
+    """Makes the initial values of parameters, in order, from one generator on the CPU: equal seeds, equal bits."""
+
+    def __init__(self, generator: torch.Generator, dtype: torch.dtype) -> None:
+        self.generator = generator
+        self.dtype = dtype
+
+    def uniform(self, shape: Shape, fan_in: int, gain: float = 1.0) -> torch.nn.Parameter:
+        """gain U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what torch.nn.Linear and Conv start from, times gain."""
+        bound = 1 / math.sqrt(fan_in)
+        values = torch.empty(shape, dtype=self.dtype, device="cpu").uniform_(-bound, bound, generator=self.generator)
+        return torch.nn.Parameter(values.mul_(gain))
+
+    def constant(self, values: Any) -> Tensor:
+        """Numbers of the description as a tensor."""
+        return torch.tensor(values, dtype=self.dtype, device="cpu")
+
+
+class Weights(torch.nn.Module):
+    """A weight and perhaps a bias: the base of linear, convolution and recurrent connections."""
+
+    weight: torch.nn.Parameter
+    bias: torch.nn.Parameter | None
+
+    def __init__(self, shape: Shape, bias: bool, gain: float, draw: Drawing) -> None:
+        super().__init__()
+        fan_in = math.prod(shape[1:])
+        self.weight = draw.uniform(shape, fan_in, gain)
+        self.bias = draw.uniform(shape[:1], fan_in) if bias else None
+
+
+class Linear(Weights):
+    """As torch.nn.Linear."""
+
+    def __init__(self, layer: layers.Linear, shape: Shape, draw: Drawing) -> None:
+        super().__init__((layer.out_features, *shape), layer.bias, layer.gain, draw)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Conv(Weights):
+    """As torch.nn.Conv1d and Conv2d, on every step."""
+
+    def __init__(self, layer: layers.Conv1d | layers.Conv2d, shape: Shape, draw: Drawing) -> None:
+        super().__init__(dict(layer.parameters(shape))["weight"], layer.bias, layer.gain, draw)
+        n = layer.dimensions
+        self.options = [per_dimension(v, n) for v in (layer.stride, layer.padding, layer.dilation)]
+        self.groups = layer.groups
+        self.function: Callable[..., Tensor] = F.conv1d if n == 1 else F.conv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.function(x.flatten(0, 1), self.weight, self.bias, *self.options, self.groups)
+        return y.view(*x.shape[:2], *y.shape[1:])
+
+
+class Pool(torch.nn.Module):
+    """Sums or means over windows; sums have no division, so that they are exact."""
+
+    def __init__(self, layer: layers.SumPool | layers.AvgPool, shape: Shape, draw: Drawing) -> None:
+        super().__init__()
+        n = len(shape) - 1
+        lead = (1,) * (2 - n)  # one dimension is two of which the first has length 1
+        self.kernel = (*lead, *per_dimension(layer.kernel_size, n))
+        self.stride = (*lead, *per_dimension(layer.stride, n))
+        self.divisor = 1 if isinstance(layer, layers.SumPool) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = x.flatten(0, 1)
+        image = image.unsqueeze(2) if x.dim() == 4 else image
+        y = F.avg_pool2d(image, self.kernel, self.stride, divisor_override=self.divisor)
+        y = y.squeeze(2) if x.dim() == 4 else y
+        return y.view(*x.shape[:2], *y.shape[1:])
+
+
+class Flatten(torch.nn.Module):
+    """All dimensions but batch and time in one."""
+
+    def __init__(self, layer: Layer, shape: Shape, draw: Drawing) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2)
+
+
+class Dropout(torch.nn.Module):
+    """One mask for all steps of a sample, drawn from the network's generator."""
+
+    generator: torch.Generator  # given by the network
+
+    def __init__(self, layer: layers.Dropout, shape: Shape, draw: Drawing) -> None:
+        super().__init__()
+        self.p = layer.p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        kept = 1 - self.p
+        mask = torch.empty((x.shape[0], 1, *x.shape[2:]), dtype=x.dtype, device=self.generator.device)
+        mask.bernoulli_(kept, generator=self.generator)
+        return x * (mask.div_(kept) if kept else mask).to(x.device)
+
+
+class BatchNorm(torch.nn.Module):
+    """Normalises over batch, time and space."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    weight: torch.nn.Parameter | None
+    bias: torch.nn.Parameter | None
+
+    def __init__(self, layer: layers.BatchNorm, shape: Shape, draw: Drawing) -> None:
+        super().__init__()
+        self.momentum, self.eps = layer.momentum, layer.eps
+        ones = draw.constant([1.0] * shape[0])
+        self.weight = torch.nn.Parameter(ones.clone()) if layer.affine else None
+        self.bias = torch.nn.Parameter(torch.zeros_like(ones)) if layer.affine else None
+        self.register_buffer("running_mean", torch.zeros_like(ones))
+        self.register_buffer("running_var", ones)
+
+    def forward(self, x: Tensor) -> Tensor:
+        merged = x.flatten(0, 1)
+        if self.training and merged.numel() == merged.shape[1]:
+            raise ValueError(
+                f"batch_norm needs more than one value of each channel in training, got {tuple(x.shape)}: one sample, "
+                f"one step and no space"
+            )
+        y = F.batch_norm(
+            merged,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
+        )
+        return y.view(*x.shape[:2], *y.shape[1:])
+
+
+class Add(torch.nn.Module):
+    """The sum of its inputs."""
+
+    def __init__(self, layer: Layer, shape: Shape, draw: Drawing) -> None:
+        super().__init__()
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        for other in others:
+            first = first + other
+        return first

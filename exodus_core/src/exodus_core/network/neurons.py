@@ -1,0 +1,215 @@
+"""The kinds of layers with neurons: lif, if, srm and exp_leak, and what they are made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from exodus_core import surrogate
+from exodus_core.arguments import METHODS
+from exodus_core.fields import (
+    Check,
+    Place,
+    array,
+    boolean,
+    choice,
+    extent,
+    integer,
+    nested,
+    number,
+    optional,
+    read_record,
+    record,
+    some_of,
+)
+from exodus_core.kernels import AlphaKernel, ExponentialKernel
+from exodus_core.network.layers import Layer, Parameters, Shape, text
+
+_ALPHA = nested(number(0, 1))
+_POSITIVE = nested(number(0, above=True))
+_ANY = nested(number())
+
+
+@dataclass(frozen=True)
+class SurrogateData:
+    """Stands in for the derivative of the spikes with respect to the membrane; see `exodus_core.surrogate`."""
+
+    kind: Annotated[str, choice(*surrogate.KINDS), "which function"] = "exponential"
+    slope: Annotated[float | None, optional(number(0, above=True)), "steepness; null: the default of the kind"] = None
+    scale: Annotated[float, number(), "factor on the derivative"] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.slope is None:
+            object.__setattr__(self, "slope", surrogate.KINDS[self.kind]().slope)
+
+    def made(self) -> surrogate.Surrogate:
+        """The surrogate that it describes."""
+        assert self.slope is not None
+        return surrogate.KINDS[self.kind](self.slope, self.scale)
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """Recurrent connections around a neuron layer: x[t] + W s[t-1] + b in place of x[t]."""
+
+    bias: Annotated[bool, boolean, "add b"] = False
+    gain: Annotated[float, number(), "factor on the initial weights"] = 1.0
+
+
+@dataclass(frozen=True)
+class ExponentialTaps:
+    """amplitude alpha^k, k = 0, 1, ..."""
+
+    kind: ClassVar[str] = "exponential"
+
+    alpha: Annotated[float, number(0, 1), "decay in one step"]
+    amplitude: Annotated[float, number(), "value at k = 0; negative for a reset that inhibits"] = 1.0
+
+    def made(self) -> ExponentialKernel:
+        """The kernel that it describes."""
+        return ExponentialKernel(self.alpha, self.amplitude)
+
+
+@dataclass(frozen=True)
+class AlphaTaps:
+    """amplitude (k/tau) exp(1 - k/tau), k = 0, 1, ..."""
+
+    kind: ClassVar[str] = "alpha"
+
+    tau: Annotated[float, number(0, above=True), "time of the largest value, in steps"]
+    amplitude: Annotated[float, number(), "the largest value; negative for a reset that inhibits"] = 1.0
+
+    def made(self) -> AlphaKernel:
+        """The kernel that it describes."""
+        return AlphaKernel(self.tau, self.amplitude)
+
+
+_KERNELS: dict[str, type[Any]] = {cls.kind: cls for cls in (ExponentialTaps, AlphaTaps)}
+_TAPS = array(number())
+_KERNEL_WANTED = "a list of taps, or an object whose kind is exponential or alpha"
+
+
+def _read_kernel(value: Any, place: Place) -> Any:
+    if isinstance(value, list | tuple):
+        return _TAPS.read(value, place)
+    if not isinstance(value, Mapping):
+        raise place.refuse(_KERNEL_WANTED, value)
+    kind = choice(*_KERNELS).read(value.get("kind"), place.at("kind"))
+    return read_record(_KERNELS[kind], value, place, ("kind",))
+
+
+_KERNEL = Check(_KERNEL_WANTED, _read_kernel)
+
+
+class _Neurons(Layer):
+    def _check_broadcast(self, shape: Shape, place: Place, *names: str) -> None:
+        for name in names:
+            values = extent(getattr(self, name))
+            tail = shape[len(shape) - len(values) :]
+            fits = len(values) <= len(shape) and all(v in (1, s) for v, s in zip(values, tail, strict=True))
+            if not fits:
+                raise place.at(name).refuse_as(
+                    f"values that broadcast to the neurons, {text(shape)}", f"values of shape {text(values)}"
+                )
+
+
+def _read_recurrent(value: Any, place: Place) -> Recurrent | None:
+    return None if value is None else read_record(Recurrent, value, place)
+
+
+_RECURRENT = Check("an object, or null", _read_recurrent)
+_RESET = choice("subtract", "zero", "none")
+_METHOD = choice(*METHODS)
+_SURROGATE = record(SurrogateData)
+_DEFAULT_SURROGATE = SurrogateData()
+
+
+@dataclass(frozen=True, kw_only=True)
+class If(_Neurons):
+    """Integrate-and-fire neurons: lif with alpha = 1."""
+
+    kind: ClassVar[str] = "if"
+
+    threshold: Annotated[Any, _POSITIVE, "membrane from which a neuron fires"] = 1.0
+    reset: Annotated[str, _RESET, "what a spike does to the membrane"] = "subtract"
+    reset_by: Annotated[Any, optional(_ANY), "what a spike subtracts; null: the threshold"] = None
+    decay_reset: Annotated[bool, boolean, "apply the reset before the decay"] = False
+    min_membrane: Annotated[Any, optional(_ANY), "lower bound of the membrane; null: none"] = None
+    max_spikes: Annotated[int, integer(1), "most spikes of a neuron in one step"] = 1
+    surrogate: Annotated[SurrogateData, _SURROGATE, "f', the surrogate derivative"] = _DEFAULT_SURROGATE
+    method: Annotated[str, _METHOD, "how gradients are computed"] = "exodus"
+    trainable: Annotated[
+        tuple[str, ...], some_of("threshold", "reset_by"), "which of threshold, reset_by are learned"
+    ] = ()
+    recurrent: Annotated[Recurrent | None, _RECURRENT, "recurrent connections; null: none"] = None
+
+    def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
+        (shape,) = shapes
+        self._check_broadcast(shape, place, "threshold", "reset_by", "min_membrane")
+        if self.reset == "zero" and self.max_spikes > 1:
+            raise place.at("max_spikes").refuse("1 with reset zero", self.max_spikes)
+        if "reset_by" in self.trainable and (self.reset_by is None or self.reset != "subtract"):
+            raise place.at("trainable").refuse_as(
+                "reset_by only where it has a value and reset is subtract", "reset_by"
+            )
+        return shape
+
+    def parameters(self, shape: Shape) -> Parameters:
+        own = tuple((name, extent(getattr(self, name))) for name in self.trainable)
+        if self.recurrent is None:
+            return own
+        n = math.prod(shape)
+        weight = ("recurrent.weight", (n, n))
+        return (*own, weight, ("recurrent.bias", (n,))) if self.recurrent.bias else (*own, weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lif(If):
+    """Leaky integrate-and-fire neurons, as `exodus_core.lif`."""
+
+    kind: ClassVar[str] = "lif"
+
+    alpha: Annotated[Any, _ALPHA, "decay of the membrane in one step, exp(-dt/tau)"]
+    trainable: Annotated[
+        tuple[str, ...], some_of("alpha", "threshold", "reset_by"), "which of alpha, threshold, reset_by are learned"
+    ] = ()
+
+    def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
+        self._check_broadcast(shapes[0], place, "alpha")
+        return super().output_shape(shapes, place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Srm(_Neurons):
+    """Spike-response neurons, as `exodus_core.srm`: the input is filtered by response_kernel, spikes reset."""
+
+    kind: ClassVar[str] = "srm"
+
+    reset_kernel: Annotated[Any, _KERNEL, "effect of a spike on the membrane, from the next step on"]
+    response_kernel: Annotated[Any, optional(_KERNEL), "filter of the input; null: none"] = None
+    threshold: Annotated[Any, _POSITIVE, "membrane from which a neuron fires"] = 1.0
+    surrogate: Annotated[SurrogateData, _SURROGATE, "f', the surrogate derivative"] = _DEFAULT_SURROGATE
+    method: Annotated[str, _METHOD, "how gradients are computed"] = "exodus"
+
+    def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
+        self._check_broadcast(shapes[0], place, "threshold")
+        return shapes[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpLeak(_Neurons):
+    """A leaky integrator without spikes, u[t] = alpha u[t-1] + x[t]: the usual readout."""
+
+    kind: ClassVar[str] = "exp_leak"
+
+    alpha: Annotated[Any, _ALPHA, "decay in one step, exp(-dt/tau)"]
+    trainable: Annotated[tuple[str, ...], some_of("alpha"), '["alpha"] where alpha is learned'] = ()
+
+    def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
+        self._check_broadcast(shapes[0], place, "alpha")
+        return shapes[0]
+
+    def parameters(self, shape: Shape) -> Parameters:
+        return tuple((name, extent(getattr(self, name))) for name in self.trainable)

@@ -1,0 +1,173 @@
+"""LIF and IF neurons with recurrent connections: x[t] + W s[t-1] in place of x[t], exact through time.
+
+Forward and backward call the operators of one step in a loop, with W between: autograd through such a loop costs
+several times as much in bookkeeping. The plain loop, which method "bptt" is, is the definition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from exodus_core import arguments, functional, ops
+from exodus_core.arguments import LifSettings
+from exodus_core.autograd import (
+    ALPHA,
+    INITIAL_MEMBRANE,
+    INITIAL_SPIKES,
+    MIN_MEMBRANE,
+    RESET_BY,
+    THRESHOLD,
+    per_parameter,
+)
+from exodus_core.surrogate import Surrogate
+
+
+class _RecurrentLif(torch.autograd.Function):
+    """Spikes, shape (time, batch, neurons), of x, shape (time, batch, neurons), strided as it comes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        alphas: Tensor | None,
+        thresholds: Tensor | None,
+        resets_by: Tensor | None,
+        min_membranes: Tensor | None,
+        settings: LifSettings,
+    ) -> Tensor:
+        resets_by = thresholds if settings.tied else resets_by
+        parameters = (alphas, thresholds, resets_by, min_membranes)
+        transposed = weight.t()
+        # Written step by step, so that the memory of a step serves the next while the cache still has it.
+        fired, membranes = x.new_empty(x.shape), x.new_empty(x.shape)
+        s = u = None
+        for x_t, fired_t, membrane_t in zip(x.unbind(), fired.unbind(), membranes.unbind(), strict=True):
+            current = x_t.contiguous() if s is None else torch.addmm(x_t, s, transposed)
+            # The operators' time is a dimension of length 1.
+            s, u = ops.lif_forward(current[:, None], *settings.neuron, *parameters, u, s, settings.reset, 1)
+            s, u = s[:, 0], u[:, 0]
+            fired_t.copy_(s)
+            membrane_t.copy_(u)
+        ctx.save_for_backward(fired, membranes, weight, *parameters)
+        ctx.settings = settings
+        return fired
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
+        settings: LifSettings = ctx.settings
+        spikes, membranes, weight, *parameters = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[2:6]
+        grad_x = torch.empty_like(spikes)
+        total: Tensor | None = None
+        delta: Tensor | None = None
+        lanes: Tensor | None = None
+        for t in reversed(range(spikes.shape[0])):
+            grad_s, grad_u = grad_spikes[t], None
+            if delta is not None and lanes is not None:
+                # What step t + 1 saw of this one: its spikes through W and the reset, its membrane through the decay.
+                grad_s = torch.addmm(grad_s + lanes[INITIAL_SPIKES], delta, weight)
+                grad_u = lanes[INITIAL_MEMBRANE][:, None]
+            before = (membranes[t - 1], spikes[t - 1]) if t else (None, None)
+            found, lanes = ops.lif_backward(
+                membranes[t][:, None],
+                grad_s.contiguous()[:, None],
+                grad_u,
+                *settings.neuron,
+                *parameters,
+                *before,
+                settings.reset,
+                settings.surrogate,
+                settings.slope,
+                settings.scale,
+                settings.method,
+                True,
+                1,
+            )
+            delta = found[:, 0]
+            grad_x[t].copy_(delta)
+            if any(wanted):
+                total = lanes.clone() if total is None else total.add_(lanes)
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            n = weight.shape[0]
+            grad_weight = grad_x[1:].reshape(-1, n).t() @ spikes[:-1].reshape(-1, n)
+        gradients: list[Tensor | None] = [None] * 4
+        for i, row in enumerate((ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE)):
+            if wanted[i]:
+                assert total is not None
+                tied = row == THRESHOLD and settings.tied
+                gradients[i] = per_parameter(total[row] + total[RESET_BY] if tied else total[row], parameters[i])
+        return grad_x, grad_weight, *gradients, None
+
+
+def _plain_loop(x: Tensor, weight: Tensor, alpha: float | Tensor, **options: Any) -> Tensor:
+    """The definition: steps of `exodus_core.lif` that pass spikes and membrane on, differentiated by autograd."""
+    spikes: list[Tensor] = []
+    s = u = None
+    for x_t in x.unbind(1):
+        current = x_t if s is None else x_t + (s.flatten(1) @ weight.t()).view_as(x_t)
+        found, membrane = functional.lif(
+            current[:, None], alpha, initial_membrane=u, initial_spikes=s, time_dim=1, **options
+        )
+        s, u = found[:, 0], membrane[:, 0]
+        spikes.append(s)
+    return torch.stack(spikes, 1)
+
+
+def recurrent_lif(
+    x: Tensor,
+    weight: Tensor,
+    alpha: float | Tensor,
+    *,
+    threshold: float | Tensor = 1.0,
+    reset: str = "subtract",
+    reset_by: float | Tensor | None = None,
+    decay_reset: bool = False,
+    surrogate: Surrogate = functional.DEFAULT_SURROGATE,
+    method: str = "exodus",
+    min_membrane: float | Tensor | None = None,
+    max_spikes: int = 1,
+) -> Tensor:
+    """Spikes of LIF neurons whose input is x[t] + W s[t-1], differentiable in every float tensor argument.
+
+    Args:
+        x: input current, shape (batch, time, *neurons), float32 or float64.
+        weight: W, shape (n, n), n the number of neurons; row i is what neuron i receives.
+
+    The other arguments are those of `exodus_core.lif`; "slayer" drops the reset, not W, from the gradient.
+
+    Returns:
+        spikes, with the shape and dtype of x.
+    """
+    options: dict[str, Any] = {
+        "threshold": threshold,
+        "reset": reset,
+        "reset_by": reset_by,
+        "decay_reset": decay_reset,
+        "surrogate": surrogate,
+        "method": method,
+        "min_membrane": min_membrane,
+        "max_spikes": max_spikes,
+    }
+    if method == "bptt":
+        return _plain_loop(x, weight, alpha, **options)
+    settings, tensors = arguments.lif_arguments(
+        x, alpha, initial_membrane=None, initial_spikes=None, time_dim=1, **options
+    )
+    alphas, thresholds, resets_by, min_membranes, _, _ = tensors
+    spikes: Tensor = _RecurrentLif.apply(  # type: ignore[no-untyped-call]
+        x.flatten(2).transpose(0, 1),
+        weight,
+        alphas,
+        thresholds,
+        None if settings.tied else resets_by,
+        min_membranes,
+        settings,
+    )
+    return spikes.transpose(0, 1).reshape(x.shape)

@@ -1,0 +1,124 @@
+"""The neuron layers as modules, on the differentiable functions of exodus_core."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exodus_core import functional
+from exodus_core.kernels import Kernel
+from exodus_core.network import neurons
+from exodus_core.network.layers import Shape
+from exodus_core.network.modules import Drawing, Weights
+from exodus_core.network.recurrent import recurrent_lif
+
+# What a trainable threshold is kept above: at zero a neuron would fire without input.
+MIN_THRESHOLD = 1e-3
+
+
+class _Neurons(torch.nn.Module):
+    """Keeps parameters of neurons: a Parameter where trainable, a tensor where a list, else a number."""
+
+    def _keep(self, layer: Any, trainable: tuple[str, ...], draw: Drawing, *names: str) -> None:
+        for name in names:
+            value = getattr(layer, name)
+            if name in trainable:
+                self.register_parameter(name, torch.nn.Parameter(draw.constant(value)))
+            elif isinstance(value, tuple):
+                # Not persistent: they are part of the description and never change.
+                self.register_buffer(name, draw.constant(value), persistent=False)
+            else:
+                setattr(self, name, value)
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Brings trained parameters back to where the neuron is defined."""
+        for name, low, high in (("alpha", 0.0, 1.0), ("threshold", MIN_THRESHOLD, None)):
+            value = self._parameters.get(name)
+            if value is not None:
+                value.clamp_(low, high)
+
+
+class Lif(_Neurons):
+    """LIF and IF, with or without recurrent connections."""
+
+    alpha: float | Tensor
+    threshold: float | Tensor
+    reset_by: float | Tensor | None
+    min_membrane: float | Tensor | None
+
+    def __init__(self, layer: neurons.If, shape: Shape, draw: Drawing) -> None:
+        super().__init__()
+        if isinstance(layer, neurons.Lif):
+            self._keep(layer, layer.trainable, draw, "alpha")
+        else:
+            self.alpha = 1.0
+        self._keep(layer, layer.trainable, draw, "threshold", "reset_by", "min_membrane")
+        self.options = {
+            "reset": layer.reset,
+            "decay_reset": layer.decay_reset,
+            "max_spikes": layer.max_spikes,
+            "surrogate": layer.surrogate.made(),
+            "method": layer.method,
+        }
+        self.recurrent: Weights | None = None
+        if layer.recurrent is not None:
+            n = math.prod(shape)
+            self.recurrent = Weights((n, n), layer.recurrent.bias, layer.recurrent.gain, draw)
+
+    def forward(self, x: Tensor) -> Tensor:
+        arguments = {
+            "threshold": self.threshold,
+            "reset_by": self.reset_by,
+            "min_membrane": self.min_membrane,
+            **self.options,
+        }
+        if self.recurrent is None:
+            return functional.lif(x, self.alpha, **arguments)[0]  # type: ignore[arg-type]
+        if self.recurrent.bias is not None:
+            x = x + self.recurrent.bias.view(x.shape[2:])
+        return recurrent_lif(x, self.recurrent.weight, self.alpha, **arguments)  # type: ignore[arg-type]
+
+
+class ExpLeak(_Neurons):
+    """A leaky integrator without spikes."""
+
+    alpha: float | Tensor
+
+    def __init__(self, layer: neurons.ExpLeak, shape: Shape, draw: Drawing) -> None:
+        super().__init__()
+        self._keep(layer, layer.trainable, draw, "alpha")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.lif(x, self.alpha, threshold=math.inf, reset="none")[1]
+
+
+class Srm(_Neurons):
+    """Spike-response neurons."""
+
+    threshold: float | Tensor
+
+    def __init__(self, layer: neurons.Srm, shape: Shape, draw: Drawing) -> None:
+        super().__init__()
+        self._keep(layer, (), draw, "threshold")
+        self.surrogate, self.method = layer.surrogate.made(), layer.method
+        self._keep_kernel("reset_kernel", layer.reset_kernel, draw)
+        self._keep_kernel("response_kernel", layer.response_kernel, draw)
+
+    def _keep_kernel(self, name: str, data: Any, draw: Drawing) -> None:
+        if isinstance(data, tuple):
+            self.register_buffer(name, draw.constant(data), persistent=False)
+        else:
+            setattr(self, name, None if data is None else data.made())
+
+    reset_kernel: Kernel
+    response_kernel: Kernel | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        psp = x if self.response_kernel is None else functional.filter(x, self.response_kernel)
+        return functional.srm(
+            psp, self.reset_kernel, threshold=self.threshold, surrogate=self.surrogate, method=self.method
+        )[0]

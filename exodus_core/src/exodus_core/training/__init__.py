@@ -1,0 +1,22 @@
+"""Training one network: forward, backward, optimiser step and the whole state, where a call that fails changes nothing.
+
+`Trainer` gives the same bits as the plain torch loop with the same loss and optimiser. See docs/networks.md.
+"""
+
+from exodus_core.training.errors import ContextStaleError, NonFiniteError, StateError
+from exodus_core.training.optimizer import OPTIMIZERS, Optimizer, OptimizerError, parse_optimizer
+from exodus_core.training.passes import Forward
+from exodus_core.training.trainer import StepResult, Trainer
+
+__all__ = [
+    "OPTIMIZERS",
+    "ContextStaleError",
+    "Forward",
+    "NonFiniteError",
+    "Optimizer",
+    "OptimizerError",
+    "StateError",
+    "StepResult",
+    "Trainer",
+    "parse_optimizer",
+]

@@ -1,0 +1,29 @@
+"""What training refuses beside descriptions and losses."""
+
+from __future__ import annotations
+
+
+class ContextStaleError(ValueError):
+    """The weights have changed since the forward pass whose backward pass is asked for."""
+
+
+class NonFiniteError(ValueError):
+    """A loss, gradient or running statistic is infinite or not a number.
+
+    Args:
+        name: "loss", or the first parameter or buffer.
+        value: its value, or its norm.
+    """
+
+    def __init__(self, name: str, value: float) -> None:
+        super().__init__(name, value)
+        self.name = name
+        self.value = value
+
+    def __str__(self) -> str:
+        what = self.name if self.name == "loss" else f"the norm of {self.name}"
+        return f"{what} must be finite, got {self.value}"
+
+
+class StateError(ValueError):
+    """A state that does not belong to this network and optimiser; says the first tensor that does not fit."""

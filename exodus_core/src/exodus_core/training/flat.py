@@ -1,0 +1,50 @@
+"""Parameters and gradients as one flat tensor, all in order, and scalars read together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """Checks that a tensor is of floats and has a shape."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a float tensor, got {got}")
+    if tensor.shape != tuple(shape):
+        raise ValueError(f"{name} must have the shape {tuple(shape)}, got {tuple(tensor.shape)}")
+
+
+def join(tensors: Sequence[Tensor]) -> Tensor:
+    """A flat copy of tensors."""
+    with torch.no_grad():
+        return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def split(name: str, tensor: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Parts of a flat tensor with the shapes of others, in their dtype and on their device; views where they can be.
+
+    Raises:
+        TypeError: it is not of their dtype.
+        ValueError: it has another shape.
+    """
+    check(name, tensor, (sum(t.numel() for t in like),))
+    if tensor.dtype != like[0].dtype:
+        raise TypeError(f"{name} must be {like[0].dtype}, got {tensor.dtype}")
+    parts = tensor.detach().to(like[0].device).split([t.numel() for t in like])
+    return [part.view_as(t) for part, t in zip(parts, like, strict=True)]
+
+
+def read(scalars: Sequence[Tensor]) -> list[float]:
+    """The values of scalars, with one wait for each device that they are on."""
+    found = [0.0] * len(scalars)
+    groups: dict[torch.device, list[int]] = {}
+    for i, scalar in enumerate(scalars):
+        groups.setdefault(scalar.device, []).append(i)
+    for indices in groups.values():
+        together = torch.stack([scalars[i].detach().to(torch.float64) for i in indices])
+        for i, value in zip(indices, together.tolist(), strict=True):
+            found[i] = value
+    return found

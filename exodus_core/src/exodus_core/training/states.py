@@ -1,0 +1,107 @@
+"""The state of a training as named tensors: taken as clones, loaded only where every tensor fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from exodus_core.network import Network
+from exodus_core.training.errors import StateError
+
+WEIGHTS, OPTIMIZER, GRADIENTS, RANDOM = "weights", "optimizer", "gradients", "random"
+_STEP = "step"
+
+
+def _optimizer_tensors(net: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    found = {}
+    for name, parameter in net.named_parameters():
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):  # plain SGD keeps a None
+                found[f"{OPTIMIZER}.{name}.{slot}"] = value
+    return found
+
+
+def _gradients(net: Network) -> dict[str, Tensor]:
+    named = net.named_parameters()
+    return {f"{GRADIENTS}.{name}": p.grad for name, p in named if p.grad is not None}
+
+
+def _tensors(net: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    weights = {f"{WEIGHTS}.{name}": value for name, value in net.state_dict().items()}
+    return weights | _optimizer_tensors(net, optimizer) | _gradients(net)
+
+
+def collect(net: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Clones of all tensors of the state."""
+    cloned = {name: value.detach().clone() for name, value in _tensors(net, optimizer).items()}
+    return cloned | {RANDOM: net.generator.get_state()}
+
+
+def nbytes(net: Network, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the state beside the generator's."""
+    return sum(value.nbytes for value in _tensors(net, optimizer).values())
+
+
+def _check(name: str, value: object, like: Tensor, dtypes: tuple[torch.dtype, ...] | None = None) -> None:
+    if not isinstance(value, Tensor):
+        raise StateError(f"{name} must be a tensor, got {type(value).__name__}")
+    wanted = dtypes or (like.dtype,)
+    if value.dtype not in wanted:
+        raise StateError(f"{name} must be {wanted[0]}, got {value.dtype}")
+    if value.shape != like.shape:
+        raise StateError(f"{name} must have the shape {tuple(like.shape)}, got {tuple(value.shape)}")
+
+
+def load(state: Mapping[str, Tensor], net: Network, optimizer: torch.optim.Optimizer, slots: Sequence[str]) -> None:
+    """Replaces weights, running statistics, optimiser state, accumulated gradients and generator.
+
+    Optimiser state and gradients are there for all parameters or, before the first step or where none are
+    accumulated, for none.
+
+    Raises:
+        StateError: the first tensor that is missing, too many or of another shape or dtype. Nothing has changed.
+    """
+    parameters = dict(net.named_parameters())
+    own = {f"{WEIGHTS}.{name}": value for name, value in net.state_dict().items()}
+    expected = dict(own)
+    step = torch.zeros((), dtype=torch.float32, device="cpu")
+    has = {part: any(name.startswith(f"{part}.") for name in state) for part in (OPTIMIZER, GRADIENTS)}
+    if has[OPTIMIZER]:
+        for name, parameter in parameters.items():
+            expected |= {f"{OPTIMIZER}.{name}.{slot}": step if slot == _STEP else parameter for slot in slots}
+    if has[GRADIENTS]:
+        expected |= {f"{GRADIENTS}.{name}": parameter for name, parameter in parameters.items()}
+    expected[RANDOM] = net.generator.get_state()
+    for name, like in expected.items():
+        if name not in state:
+            raise StateError(f"{name} must be in the state, got none")
+        # torch counts steps in the default dtype.
+        dtypes = (torch.float32, torch.float64) if like is step else None
+        _check(name, state[name], like, dtypes)
+    for name in state:
+        if name not in expected:
+            raise StateError(f"{name} must not be in a state of this network and optimiser, got it")
+    random = state[RANDOM].detach().to("cpu", copy=True)
+    try:
+        torch.Generator(net.generator.device).set_state(random)
+    except RuntimeError as error:
+        raise StateError(f"{RANDOM} must be the state of a generator: {error}") from None
+    # All that can fail for want of memory is done before the first change.
+    device = net.generator.device
+    moved = {
+        name: state[name].detach().to(device if like is not step else "cpu", copy=True)
+        for name, like in expected.items()
+        if not name.startswith(f"{WEIGHTS}.") and name != RANDOM
+    }
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(state[name])
+    for name, parameter in parameters.items():
+        parameter.grad = moved[f"{GRADIENTS}.{name}"] if has[GRADIENTS] else None
+        if has[OPTIMIZER]:
+            optimizer.state[parameter] = {slot: moved[f"{OPTIMIZER}.{name}.{slot}"] for slot in slots}
+        else:
+            optimizer.state.pop(parameter, None)
+    net.generator.set_state(random)

@@ -1,0 +1,298 @@
+"""Trains one network: gradients accumulate until an optimiser step, and a call that fails changes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from exodus_core.losses import LossValue
+from exodus_core.network import Network
+from exodus_core.training import flat, states
+from exodus_core.training.errors import ContextStaleError, NonFiniteError
+from exodus_core.training.optimizer import parse_optimizer
+from exodus_core.training.passes import Changes, Forward, Passes
+from exodus_core.training.update import Update
+
+LossFunction = Callable[[Tensor, Tensor], LossValue]
+
+
+class StepResult(NamedTuple):
+    """Metrics of the loss, and the norm of each parameter's gradient and of all together ("total")."""
+
+    metrics: dict[str, float]
+    grad_norms: dict[str, float]
+
+
+@dataclass
+class _Found:
+    """Gradients of one call, before they count."""
+
+    gradients: Sequence[Tensor]
+    changes: Changes
+    result: StepResult
+
+
+class Trainer:
+    """A network, its optimiser and its accumulated gradients.
+
+    With the same data, seed and calls the bits are those of the plain torch loop (forward, `loss.backward()`,
+    `optimizer.step()`, `zero_grad()`, `net.constrain()`). A call that raises has changed nothing: weights, running
+    statistics, generator and accumulated gradients are as before. The one exception is an optimiser of torch that
+    itself fails within its step, as for want of memory.
+
+    Args:
+        net: the network; its parameters' `.grad` are the accumulated gradients.
+        optimizer: {"kind": "sgd" | "adam" | "adamw", "lr", ...}, the options by torch's names.
+
+    Attributes:
+        net: the network.
+        optimizer: the torch optimiser.
+        optimizer_data: the description of the optimiser with all defaults.
+
+    Raises:
+        OptimizerError: the optimiser's description does not fit.
+        ValueError: the network has no parameters.
+    """
+
+    def __init__(self, net: Network, optimizer: Mapping[str, Any]) -> None:
+        self._kind = parse_optimizer(optimizer)
+        self.net = net
+        self.optimizer_data = self._kind.data
+        self._named = dict(net.named_parameters())
+        self._parameters = list(self._named.values())
+        if not self._parameters:
+            raise ValueError("net must have at least one parameter, got none")
+        self._passes = Passes(net)
+        self.optimizer = self._kind.made(self._parameters)
+        net.train()
+
+    @property
+    def weights_version(self) -> int:
+        """A number that grows with every change of the weights."""
+        return sum(p._version for p in self._parameters)
+
+    def forward(self, x: Tensor, *, train: bool = False) -> Tensor:
+        """The outputs, shape (batch, time, *output_shape), without a graph; `train`: as in training.
+
+        Nothing changes: batch norms keep their statistics, and the masks drawn are drawn again by the next call.
+
+        Raises:
+            TypeError, ValueError: x does not fit the network.
+        """
+        return self._passes.evaluate(x, train)
+
+    def begin(self, x: Tensor) -> Forward:
+        """A forward pass in training that keeps its graph for `backward` and changes nothing yet.
+
+        Raises:
+            TypeError, ValueError: x does not fit the network.
+        """
+        version = self.weights_version
+        outputs, changes, nbytes = self._passes.run_counted(x)
+        return Forward(outputs.detach().requires_grad_(), nbytes, version, outputs, changes)
+
+    def backward(self, forward: Forward, grad_outputs: Tensor, *, allow_non_finite: bool = False) -> dict[str, float]:
+        """Adds the gradients of a forward pass, given dL/doutputs; its batch statistics and masks then count.
+
+        A call that raises leaves `forward` as it was; one that succeeds releases it.
+
+        Returns:
+            The norms of the gradients added, and "total".
+
+        Raises:
+            ContextStaleError: the weights have changed since.
+            NonFiniteError: a gradient is not finite.
+            TypeError, ValueError: grad_outputs does not fit, or the forward pass has been used.
+        """
+        outputs = forward._graph
+        if outputs is None:
+            raise ValueError("forward must not have been used by a backward pass, got one that has")
+        if forward.weights_version != self.weights_version:
+            raise ContextStaleError(
+                f"forward must be of the present weights, version {self.weights_version}, got one of version "
+                f"{forward.weights_version}"
+            )
+        flat.check("grad_outputs", grad_outputs, outputs.shape)
+        given = grad_outputs.detach().to(outputs.device, outputs.dtype)
+        gradients = self._differentiate(outputs, given, keep=True)
+        found = self._found(gradients, forward._changes, {}, allow_non_finite)
+        self._accumulate(found)
+        forward._graph = None
+        return found.result.grad_norms
+
+    def forward_backward(
+        self, x: Tensor, targets: Tensor, loss: LossFunction, *, allow_non_finite: bool = False
+    ) -> StepResult:
+        """Adds the gradients of a loss to those accumulated.
+
+        Args:
+            x: shape (batch, time, *input_shape).
+            targets: what the loss takes.
+            loss: of `exodus_core.losses`, or any function of outputs and targets that returns a `LossValue`.
+            allow_non_finite: add gradients that are infinite or not numbers too.
+
+        Raises:
+            LossError: outputs or targets do not fit the loss.
+            NonFiniteError: the loss or a gradient is not finite.
+            TypeError, ValueError: x does not fit the network.
+        """
+        found = self._compute(x, targets, loss, allow_non_finite)
+        self._accumulate(found)
+        return found.result
+
+    def optim_step(
+        self,
+        *,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        gradients: Tensor | None = None,
+        allow_non_finite: bool = False,
+    ) -> dict[str, float]:
+        """Changes the weights by the accumulated gradients and clears these; where there are none, changes nothing.
+
+        Args:
+            lr, weight_decay: in place of the optimiser's, for this step.
+            clip_norm: largest norm of all gradients together; then
+            clip_value: largest magnitude of each element.
+            gradients: all parameters' gradients, flat and in order, in place of those accumulated.
+            allow_non_finite: go on where a gradient is infinite or not a number.
+
+        Returns:
+            The norms of the gradients before clipping, and "total".
+
+        Raises:
+            NonFiniteError: a gradient is not finite.
+            OptimizerError, TypeError, ValueError: an argument does not fit.
+        """
+        update = Update(lr, weight_decay, clip_norm, clip_value)
+        if gradients is not None:
+            used: Sequence[Tensor] = flat.split("gradients", gradients, self._parameters)
+        elif self._accumulated:
+            used = self._sums([torch.zeros_like(p) for p in self._parameters])
+        else:
+            return dict.fromkeys([*self._named, "total"], 0.0)
+        found = self._found(used, Changes(), {}, allow_non_finite)
+        update.apply(self.optimizer, self.net, self._parameters, used, found.result.grad_norms["total"])
+        return found.result.grad_norms
+
+    def step(
+        self,
+        x: Tensor,
+        targets: Tensor,
+        loss: LossFunction,
+        *,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        allow_non_finite: bool = False,
+    ) -> StepResult:
+        """`forward_backward` and `optim_step` in one; the norms are those of this call's gradients.
+
+        Raises:
+            What the two raise; then neither has happened.
+        """
+        update = Update(lr, weight_decay, clip_norm, clip_value)
+        found = self._compute(x, targets, loss, allow_non_finite)
+        used, total = found.gradients, found.result.grad_norms["total"]
+        if self._accumulated:
+            used = self._sums(found.gradients)
+            total = self._found(used, found.changes, {}, allow_non_finite).result.grad_norms["total"]
+        update.apply(self.optimizer, self.net, self._parameters, used, total)
+        self._passes.commit(found.changes)
+        return found.result
+
+    def gradients(self) -> Tensor:
+        """A flat copy of the accumulated gradients, all parameters in order; zeros where there are none."""
+        return flat.join([torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters])
+
+    def weights(self) -> Tensor:
+        """A flat copy of all parameters in order."""
+        return flat.join(self._parameters)
+
+    def set_weights(self, weights: Tensor) -> None:
+        """Replaces all parameters by a flat tensor, as `weights` returns it.
+
+        Raises:
+            TypeError, ValueError: it does not fit.
+        """
+        parts = flat.split("weights", weights, self._parameters)
+        with torch.no_grad():
+            for parameter, part in zip(self._parameters, parts, strict=True):
+                parameter.copy_(part)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next call depends on, as clones.
+
+        Named "weights.NAME" (parameters and running statistics), "optimizer.NAME.SLOT", "gradients.NAME" where
+        accumulated, and "random", the generator's state, uint8.
+        """
+        return states.collect(self.net, self.optimizer)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a state that `state` returned.
+
+        Raises:
+            StateError: it is not of this network and optimiser; says the first tensor that does not fit. Nothing has
+                changed.
+        """
+        states.load(state, self.net, self.optimizer, self._kind.slots)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights, running statistics, the optimiser's state and accumulated gradients."""
+        return states.nbytes(self.net, self.optimizer)
+
+    def _differentiate(self, outputs: Tensor, grad_outputs: Tensor | None, keep: bool) -> Sequence[Tensor]:
+        found = torch.autograd.grad(
+            outputs, self._parameters, grad_outputs, retain_graph=keep, allow_unused=True, materialize_grads=True
+        )
+        # Their norms must not depend on how autograd laid them out: a state on disk does not keep that.
+        return [gradient.contiguous() for gradient in found]
+
+    def _compute(self, x: Tensor, targets: Tensor, loss: LossFunction, allow_non_finite: bool) -> _Found:
+        outputs, changes = self._passes.run(x)
+        with torch.enable_grad():
+            value, metrics = loss(outputs, targets)
+        gradients = self._differentiate(value, None, keep=False)
+        return self._found(gradients, changes, {"loss": value.detach(), **metrics}, allow_non_finite)
+
+    def _found(
+        self, gradients: Sequence[Tensor], changes: Changes, values: Mapping[str, Tensor], allow_non_finite: bool
+    ) -> _Found:
+        """Norms and metrics, read from the device together, and checked."""
+        norms = list(torch._foreach_norm([*gradients, *changes.buffers]))
+        total_norm = torch.linalg.vector_norm(torch.stack(norms[: len(gradients)]))
+        total, *read = flat.read([total_norm, *norms, *values.values()])
+        names = [*self._named, *(self._passes.buffer_names if changes.buffers else ())]
+        by_name = dict(zip(names, read, strict=False))
+        metrics = dict(zip(values, read[len(norms) :], strict=True))
+        if not allow_non_finite:
+            suspects = ({"loss": metrics["loss"]} if "loss" in metrics else {}) | by_name | {"total": total}
+            for name, value in suspects.items():
+                if not math.isfinite(value):
+                    raise NonFiniteError(name, value)
+        metrics.pop("loss", None)
+        grad_norms = {name: by_name[name] for name in self._named} | {"total": total}
+        return _Found(gradients, changes, StepResult(metrics, grad_norms))
+
+    @property
+    def _accumulated(self) -> bool:
+        return any(p.grad is not None for p in self._parameters)
+
+    def _sums(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        pairs = zip(self._parameters, gradients, strict=True)
+        return [g if p.grad is None else p.grad + g for p, g in pairs]
+
+    def _accumulate(self, found: _Found) -> None:
+        sums = self._sums(found.gradients)
+        for parameter, total in zip(self._parameters, sums, strict=True):
+            parameter.grad = total
+        self._passes.commit(found.changes)

@@ -1,0 +1,132 @@
+"""The endpoints of models."""
+
+import asyncio
+import json
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from starlette.responses import Response
+
+from exodus_client.wire import JSON_TYPE
+from exodus_service import forwarding, models, openapi_models, training
+from exodus_service.answering import conduct
+from exodus_service.engine import Engine
+from exodus_service.middleware import CONTEXT
+from exodus_service.receiving import admission, admit, receive, receive_file
+from exodus_service.state_file import MEDIA_TYPE
+
+ModelId = Annotated[str, Path(description="Id of the model.")]
+
+router = APIRouter(tags=["models"])
+
+
+@router.post("/v1/models", **openapi_models.CREATE)
+async def create(request: Request) -> Response:
+    """Make a model from a network, an optimiser and a seed, or from `weights`: all parameters in order, flat.
+
+    Durable when it is answered, where the service has a folder to save in. The same call again, with the same `id`, is
+    answered with 200 and the model as it is by then.
+    """
+    with admission(request) as held:
+        received = await receive(request, held)
+        work = partial(models.create, request.app.state.engine)
+        return await conduct(request, held, received, work, stoppable=False)
+
+
+@router.get("/v1/models", **openapi_models.LIST)
+async def find_all(request: Request) -> Response:
+    """All models of the caller, the oldest first."""
+    engine: Engine = request.app.state.engine
+    engine.require_ready()
+    infos = await engine.store.list(request.scope[CONTEXT].owner)
+    body = await asyncio.to_thread(json.dumps, {"models": infos})
+    return Response(body, media_type=JSON_TYPE)
+
+
+@router.get("/v1/models/{id}", **openapi_models.INFO)
+async def info(id: ModelId, request: Request) -> Response:
+    """What a model is and how far it was trained."""
+    engine: Engine = request.app.state.engine
+    engine.require_ready()
+    return Response(json.dumps(await engine.store.info(request.scope[CONTEXT].owner, id)), media_type=JSON_TYPE)
+
+
+@router.delete("/v1/models/{id}", **openapi_models.DELETE)
+async def delete(id: ModelId, request: Request) -> Response:
+    """Delete a model and all that was saved of it. A call that runs ends and is answered; those that wait get 404."""
+    engine: Engine = request.app.state.engine
+    engine.require_ready()
+    await engine.store.delete(request.scope[CONTEXT].owner, id)
+    return Response(status_code=204)
+
+
+@router.post("/v1/models/{id}/forward", **openapi_models.FORWARD)
+async def forward(id: ModelId, request: Request) -> Response:
+    """Outputs of the network on `input`, and the metrics of a loss where `targets` and `loss` are there.
+
+    Changes nothing. With `context`, what a backward pass needs is kept for a while: send `grad_output` and the context
+    to `forward_backward` or `step`.
+    """
+    with admission(request) as held:
+        received = await receive(request, held)
+        return await conduct(request, held, received, partial(forwarding.forward, request.app.state.engine, id))
+
+
+@router.post("/v1/models/{id}/forward_backward", **openapi_models.FORWARD_BACKWARD)
+async def forward_backward(id: ModelId, request: Request) -> Response:
+    """Add gradients to those accumulated.
+
+    The tensors are `input` and `targets`, with a loss; or `input` and `grad_output`, the gradient of any loss with
+    respect to the outputs; or `grad_output` alone, with the context of a forward pass.
+    """
+    return await _train(request, id, training.FORWARD_BACKWARD)
+
+
+@router.post("/v1/models/{id}/optim_step", **openapi_models.OPTIM_STEP)
+async def optim_step(id: ModelId, request: Request) -> Response:
+    """Change the weights by the accumulated gradients, or by `gradients`, flat, in their place; then clear them."""
+    return await _train(request, id, training.OPTIM_STEP)
+
+
+@router.post("/v1/models/{id}/step", **openapi_models.STEP)
+async def step(id: ModelId, request: Request) -> Response:
+    """`forward_backward` and `optim_step` in one round trip."""
+    return await _train(request, id, training.STEP)
+
+
+@router.post("/v1/models/{id}/save", **openapi_models.SAVE)
+async def save(id: ModelId, request: Request) -> Response:
+    """Make the present state durable before answering. Has no body."""
+    with admission(request) as held:
+        received = admit(request, held)
+        work = partial(models.save, request.app.state.engine, id)
+        return await conduct(request, held, received, work, stoppable=False)
+
+
+@router.get("/v1/models/{id}/state", **openapi_models.GET_STATE)
+async def download(id: ModelId, request: Request) -> Response:
+    """Weights, optimiser, accumulated gradients, random state and sequence number, as a safetensors file."""
+    with admission(request) as held:
+        received = admit(request, held)
+        work = partial(models.download, request.app.state.engine, id)
+        return await conduct(request, held, received, work, stoppable=False)
+
+
+@router.put("/v1/models/{id}/state", **openapi_models.PUT_STATE)
+async def upload(id: ModelId, request: Request) -> Response:
+    """Go on from a state that was downloaded from a model of the same network and kind of optimiser.
+
+    It replaces weights, optimiser, random state and sequence number, and forgets answers and contexts. Durable when it
+    is answered.
+    """
+    engine: Engine = request.app.state.engine
+    with admission(request) as held:
+        received = await receive_file(request, held, MEDIA_TYPE, models.largest_state(engine))
+        return await conduct(request, held, received, partial(models.upload, engine, id), stoppable=False)
+
+
+async def _train(request: Request, id: str, operation: training.Operation) -> Response:
+    with admission(request) as held:
+        received = await receive(request, held)
+        return await conduct(request, held, received, partial(training.train, request.app.state.engine, operation, id))

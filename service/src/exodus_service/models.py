@@ -1,0 +1,109 @@
+"""What is done to models as a whole: made, saved, downloaded, replaced by an uploaded state. Knows nothing of HTTP."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+import torch
+
+from exodus_client.wire import Encoded, Limits, Message, decompress, encode
+from exodus_core import network as networks
+from exodus_core.fields import DescriptionError
+from exodus_core.network import Description
+from exodus_service.calls import Received, Reply
+from exodus_service.engine import Engine
+from exodus_service.failures import pointed, translated
+from exodus_service.model_inputs import Opened
+from exodus_service.problems import Fault, Problem, invalid
+from exodus_service.state_file import MEDIA_TYPE
+from exodus_service.training_params import CreateParams
+
+#: Room for the rest of what is said of a model.
+_BESIDE = 8 * 1024
+
+
+async def create(engine: Engine, received: Received) -> Reply:
+    """Make a model, or find the one that the same call has made. Raises Problem."""
+    prepare = partial(_prepare, engine, received)
+    opened, params, weights = await received.within(asyncio.to_thread(translated, prepare, engine.device))
+    made = engine.store.create(
+        received.owner,
+        id=params.id,
+        network=params.network,
+        optimizer=params.optimizer,
+        seed=params.seed,
+        durable_every=params.durable_every,
+        name=params.name,
+        weights=weights,
+    )
+    try:
+        created = await received.within(made)
+    except Problem as problem:
+        if problem.code != "model_exists":
+            raise
+        expected = "the id of no model, or what that model was made from"
+        raise pointed(problem, "/params/id", expected, repr(params.id)) from None
+    encoded = encode(Message.of(created.info, []), opened.message.form, limits=engine.limits)
+    return Reply(encoded, 201 if created.fresh else 200)
+
+
+async def save(engine: Engine, id: str, received: Received) -> Reply:
+    """Make the present state durable. Raises Problem."""
+    async with AsyncExitStack() as stack:
+        model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
+        durable = await received.within(engine.store.save(model))
+        return Reply.json({"sequence": model.sequence, "durable": durable})
+
+
+async def download(engine: Engine, id: str, received: Received) -> Reply:
+    """The present state as a file. Raises Problem."""
+    async with AsyncExitStack() as stack:
+        model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
+        file = await received.within(engine.store.export(model))
+    received.ticket.resize(file.nbytes)
+    chunks = [chunk if isinstance(chunk, bytes) else memoryview(chunk) for chunk in file.chunks]
+    return Reply(Encoded(MEDIA_TYPE, file.nbytes, chunks))
+
+
+async def upload(engine: Engine, id: str, received: Received) -> Reply:
+    """Go on from a state that was downloaded. Raises Problem."""
+    async with AsyncExitStack() as stack:
+        model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
+        unpack = partial(
+            decompress, received.body, received.content_encoding, limits=Limits(max_bytes=largest_state(engine))
+        )
+        body = await received.within(asyncio.to_thread(translated, unpack, engine.device))
+        received.ticket.resize(max(len(body), len(received.body)))
+        return Reply.json(await received.within(engine.store.replace_state(model, body)))
+
+
+def largest_state(engine: Engine) -> int:
+    """Bytes of the largest state that is taken: weights, gradients, and what an optimiser keeps for each."""
+    return 5 * engine.settings.max_model_bytes + engine.limits.max_json_bytes
+
+
+def _prepare(engine: Engine, received: Received) -> tuple[Opened, CreateParams, torch.Tensor | None]:
+    """Unpack and check a call, as far as the store does not. Raises Problem, WireError."""
+    opened = Opened(received, engine.limits)
+    params = opened.params(CreateParams)
+    try:
+        network = networks.parse(params.network)
+    except DescriptionError as error:
+        raise invalid(f"/params/network{error.pointer}", error.expected, error.got) from error
+    _require_room_for_answers(network, engine.limits)
+    weights = opened.flat("weights", network) if "weights" in opened.operands else None
+    opened.operands.finish()
+    return opened, params, weights
+
+
+def _require_room_for_answers(network: Description, limits: Limits) -> None:
+    """What is said of a model, and the norm of each parameter, have to fit into the head of a message."""
+    parameters: list[Any] = [{"name": name, "shape": list(shape)} for name, shape in network.parameters]
+    nbytes = len(msgpack.packb([network.data, parameters])) + _BESIDE
+    if nbytes > limits.max_header_bytes:
+        expected = f"a description of at most {limits.max_header_bytes - _BESIDE} bytes with all its defaults"
+        got = f"one of {nbytes - _BESIDE} bytes"
+        fault = Fault("/params/network/layers", expected, got)
+        raise Problem("too_large", f"/params/network/layers: expected {expected}, got {got}", (fault,))

@@ -1,0 +1,119 @@
+"""Saved models, read: what is known of them, and what they go on from. On threads that may wait for the disk."""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from exodus_core import network as networks
+from exodus_core.network import Description
+from exodus_core.training import Trainer
+from exodus_service.about import description, footprint
+from exodus_service.answers import Progress
+from exodus_service.checkpoint import CheckpointError, Header, Manifest
+from exodus_service.disk import StateDir
+from exodus_service.plans import is_id, new_trainer, settle
+from exodus_service.problems import Problem
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A saved model, without its tensors."""
+
+    manifest: Manifest
+    network: Description
+
+    @property
+    def header(self) -> Header:
+        return self.manifest.header
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in memory."""
+        return max(footprint(self.network, dict(self.header.optimizer)), self.manifest.nbytes)
+
+    def info(self) -> dict[str, Any]:
+        """What callers are told of it."""
+        sequence = self.manifest.sequence
+        return description(
+            self.header,
+            self.network,
+            sequence=sequence,
+            durable=sequence,
+            in_memory=False,
+            writer=self.manifest.writer,
+        )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A saved model, with everything that training depends on."""
+
+    header: Header
+    trainer: Trainer
+    progress: Progress
+
+
+class Saved:
+    """The models of a folder.
+
+    Args:
+        disk: the folder; None: there are none.
+        device: where they are loaded to.
+    """
+
+    def __init__(self, disk: StateDir | None, device: torch.device) -> None:
+        self._disk = disk
+        self._device = device
+
+    def has(self, owner: str, id: str) -> bool:
+        """Whether there is something of a model, readable or not."""
+        return self._disk is not None and is_id(id) and self._disk.has(owner, id)
+
+    def find(self, owner: str, id: str) -> Found:
+        """Look a model up. Raises Problem: not_found, internal_error."""
+        try:
+            manifest = self._disk.newest(owner, id) if self._disk is not None and is_id(id) else None
+        except CheckpointError as error:
+            raise _unreadable(id, error) from error
+        if manifest is None:
+            raise unknown(id)
+        return Found(manifest, networks.parse(manifest.header.network))
+
+    def list(self, owner: str) -> list[Found]:
+        """All models of an owner; what cannot be read is left out and named in the log."""
+        found = []
+        for entry in self._disk.catalogue.list(owner) if self._disk is not None else ():
+            try:
+                found.append(self.find(owner, entry.id))
+            except Problem as problem:
+                logger.error("model %s is not listed: %s", entry.id, problem.detail)
+        return found
+
+    def load(self, found: Found) -> Loaded:
+        """Read the newest state that is sound. Raises Problem: internal_error where none is."""
+        assert self._disk is not None
+        owner, id = found.header.owner, found.header.id
+        try:
+            checkpoint = self._disk.folder(owner, id).read()
+        except CheckpointError as error:
+            raise _unreadable(id, error) from error
+        header = checkpoint.manifest.header
+        trainer = new_trainer(found.network, header.optimizer, header.seed, self._device)
+        trainer.load_state(checkpoint.tensors)
+        settle(self._device)
+        self._disk.catalogue.touch(owner, id, time.time())
+        return Loaded(header, trainer, Progress.unpack(checkpoint.manifest.sequence, checkpoint.answers))
+
+
+def unknown(id: str) -> Problem:
+    """The answer to who asks for a model that is not there, or not theirs."""
+    return Problem("not_found", f"there is no model {str(id)[:64]!r}")
+
+
+def _unreadable(id: str, error: CheckpointError) -> Problem:
+    return Problem("internal_error", f"no saved state of the model {id!r} can be read: {error}")

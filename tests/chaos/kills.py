@@ -1,0 +1,65 @@
+"""The deaths that the training has to survive."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Sequence
+
+from .orders import ANSWERING, COMPUTING, KERNELS, STARTING, Order
+
+COMPUTATION, SAVE, POWER, ANSWER, START = (
+    "in the computation",
+    "in a save",
+    "power loss in a save",
+    "in the answer",
+    "in the start",
+)
+REQUEST, ANY, EARLY, GRACEFUL = "in the request", "at random, training", "at random, from the start on", "SIGTERM"
+
+
+def all_kinds(events: Sequence[str], seed: int, quick: bool) -> list[Order]:
+    """Each place at least once, and moments that nobody chose, shuffled.
+
+    Args:
+        events: what happens in a save, in order.
+        seed: of the order and the moments.
+        quick: a part, with every kind in it.
+    """
+    chance = random.Random(seed)
+    times = 1 if quick else 2
+
+    def nth() -> int:
+        return chance.randint(1, 3)
+
+    saves = _spread(events, 3) if quick else list(events)
+    lost = _spread(events[1:-1], 2) if quick else list(events)
+    computing = [chance.choice(COMPUTING)] if quick else COMPUTING
+    answering = ANSWERING[1:2] if quick else ANSWERING
+    orders = [Order(COMPUTATION, point, nth()) for point in computing for _ in range(times)]
+    orders += [Order(COMPUTATION, point, 2 * nth() - 1) for point in KERNELS for _ in range(times)]
+    orders += [Order(ANSWER, point, nth()) for point in answering for _ in range(times)]
+    orders += [Order(START, point) for point in (STARTING[1:2] if quick else STARTING)]
+    orders += [Order(SAVE, f"save: {event}") for event in saves]
+    orders += [Order(POWER, f"save: {event}", power_loss=True) for event in lost]
+    orders += [Order(REQUEST, signal=signal.SIGKILL) for _ in range(times)]
+    orders += [Order(ANY, after=chance.uniform(0, 0.3), signal=signal.SIGKILL) for _ in range(2 if quick else 10)]
+    early = [Order(EARLY, after=chance.uniform(0, 0.6), from_fork=True, signal=signal.SIGKILL) for _ in range(4)]
+    orders += early[: 1 if quick else 4]
+    chance.shuffle(orders)
+    # A model has to be there before it can be loaded: the first to die has answered a call.
+    first = next(order for order in orders if order.kind == ANSWER)
+    return [first, *(order for order in orders if order is not first)]
+
+
+def graceful(seed: int, count: int) -> list[Order]:
+    """SIGTERM at moments that nobody chose."""
+    chance = random.Random(seed)
+    return [Order(GRACEFUL, after=chance.uniform(0.05, 0.4), signal=signal.SIGTERM) for _ in range(count)]
+
+
+def _spread(events: Sequence[str], count: int) -> list[str]:
+    """So many of them, from the first to the last."""
+    if len(events) <= count:
+        return list(events)
+    return [events[place * (len(events) - 1) // (count - 1)] for place in range(count)]

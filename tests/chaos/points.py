@@ -1,0 +1,321 @@
+"""Changes the product from outside so that a server kills itself at a chosen place. Runs in the server's process.
+
+Everything is found by name, and a name that is not there is an error: the harness must follow the product.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .orders import KERNELS, Order
+
+#: What the first byte of the shared page says to the process that watches.
+OUTSIDE, SOON, INSIDE = 0, 1, 2
+
+
+class Points:
+    """The places in one server, and what is to happen there.
+
+    Args:
+        order: where to die.
+        report: where a line of JSON goes for each thing that happens.
+        page: shared with the process that kills inside of kernels.
+        trace: report each event of each save.
+        full: while there is a file of this name, the disk is full.
+    """
+
+    def __init__(self, order: Order, report: int, page: mmap.mmap, trace: bool, full: Path) -> None:
+        self._order = order
+        self._report = report
+        self._page = page
+        self._trace = trace
+        self._full = full
+        self._came: Counter[str] = Counter()
+        self._disk = Disk()
+
+    def install(self) -> None:
+        """Patch the product."""
+        self._computing()
+        self._answering()
+        self._starting()
+        self._saving()
+
+    def tell(self, **what: Any) -> None:
+        os.write(self._report, json.dumps(what).encode() + b"\n")
+
+    def at(self, point: str) -> bool:
+        """Whether this is where to die; counts."""
+        if point != self._order.point:
+            return False
+        self._came[point] += 1
+        return self._came[point] == self._order.nth
+
+    def reach(self, point: str) -> None:
+        """Die if this is where."""
+        if self.at(point):
+            self.die(point)
+
+    def die(self, point: str) -> NoReturn:
+        if self._order.power_loss:
+            self._disk.lose()
+        self.tell(died=point)
+        os.kill(os.getpid(), signal.SIGKILL)
+        while True:
+            time.sleep(1)
+
+    def _computing(self) -> None:
+        from exodus_core import ops
+        from exodus_core.network import Network
+        from exodus_core.training import Trainer
+        from exodus_core.training.passes import Passes
+        from exodus_service.model import Turn
+
+        before(Trainer, "step", lambda: self.reach("before the forward pass"))
+        after(Passes, "run", lambda: self.reach("between forward and backward pass"))
+        before(Network, "constrain", lambda: self.reach("weights changed, call not recorded"))
+        record = Turn.record
+
+        def recording(turn: Any, *arguments: Any) -> None:
+            record(turn, *arguments)
+            self.tell(recorded=[turn.model.id, turn.sequence])
+            self.reach("call recorded, answer not sent")
+
+        Turn.record = recording  # type: ignore[method-assign]
+        if self._order.point in KERNELS:
+            before(Trainer, "step", lambda: self._page.__setitem__(0, SOON))
+            name = {"forward": "lif_forward", "backward": "lif_backward"}[self._order.point.split()[-1]]
+            kernel = getattr(ops, name)
+
+            def watched(*arguments: Any) -> Any:
+                inside = self.at(self._order.point)
+                if inside:
+                    self._page[0] = INSIDE
+                result = kernel(*arguments)
+                if inside:
+                    self._page[0] = OUTSIDE
+                return result
+
+            setattr(ops, name, watched)
+
+    def _answering(self) -> None:
+        import asyncio
+
+        from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+        send = RequestResponseCycle.send
+
+        async def sending(cycle: Any, message: Any) -> None:
+            if cycle.scope["method"] != "POST" or not cycle.scope["path"].endswith("/step"):
+                return await send(cycle, message)
+            if message["type"] == "http.response.start":
+                self.reach("before the answer's head")
+            body = message.get("body", b"")
+            if body and self.at("half of the answer's body sent"):
+                half = {**message, "body": bytes(body)[: len(body) // 2], "more_body": True}
+                await send(cycle, half)
+                await asyncio.sleep(0.01)  # until it has left
+                self.die("half of the answer's body sent")
+            await send(cycle, message)
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if last and self.at("after the answer's last byte"):
+                await asyncio.sleep(0.01)
+                self.die("after the answer's last byte")
+
+        RequestResponseCycle.send = sending  # type: ignore[method-assign]
+
+    def _starting(self) -> None:
+        from exodus_service.disk import StateDir
+        from exodus_service.saved import Saved
+
+        before(StateDir, "_tidy", lambda: self.reach("folder being tidied"))
+        before(Saved, "load", lambda: self.reach("model being loaded"))
+        after(Saved, "load", lambda: self.reach("model loaded, call not begun"))
+
+    def _saving(self) -> None:
+        from exodus_service import checkpoint
+        from exodus_service.catalogue import Catalogue
+        from exodus_service.disk import StateDir
+
+        disk, local = self._disk, threading.local()
+        write = StateDir.write
+
+        def writing(state_dir: Any, snapshot: Any) -> Any:
+            local.saving, local.seen = True, set()
+            try:
+                return write(state_dir, snapshot)
+            finally:
+                local.saving = False
+                if self._trace:
+                    self.tell(saved=snapshot.progress.sequence)
+
+        def event(label: str) -> bool:
+            """Something of a save is about to be done; whether to die in the midst of it."""
+            if not getattr(local, "saving", False):
+                return False
+            if self._trace and label not in local.seen:
+                local.seen.add(label)
+                self.tell(event=label)
+            return self.at(f"save: {label}")
+
+        def reach(label: str) -> None:
+            if event(label):
+                self.die(f"save: {label}")
+
+        class File:
+            """A file that is written; half of a write is on its way to the disk when the server dies in it."""
+
+            def __init__(self, stream: Any, path: Path) -> None:
+                self._stream, self._path = stream, path
+
+            def write(inner, content: Any) -> int:  # noqa: N805
+                if self._full.exists():
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(inner._path))
+                if event(f"write to {kind(inner._path)}"):
+                    inner._stream.write(memoryview(content).cast("B")[: memoryview(content).nbytes // 2])
+                    inner._stream.flush()
+                    self.die(f"save: write to {kind(inner._path)}")
+                return int(inner._stream.write(content))
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._stream, name)
+
+            def __enter__(self) -> Any:
+                return self
+
+            def __exit__(self, *exception: object) -> None:
+                self._stream.close()
+
+        class Os:
+            """The module os, as the checkpoint sees it."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(os, name)
+
+            def open(self, path: Any, flags: int, *mode: int) -> int:
+                if flags & os.O_DIRECTORY:
+                    handle = os.open(path, flags, *mode)
+                    disk.folders[handle] = Path(path)
+                    return handle
+                reach(f"open {kind(path)}")
+                handle = os.open(path, flags, *mode)
+                disk.opened(handle, Path(path))
+                return handle
+
+            def fsync(self, handle: int) -> None:
+                folder = disk.folders.get(handle)
+                reach(f"fsync of {'the folder' if folder else kind(disk.files[handle])}{disk.stage}")
+                os.fsync(handle)
+                disk.synced(handle)
+
+            def close(self, handle: int) -> None:
+                disk.folders.pop(handle, None)
+                os.close(handle)
+
+            def rename(self, source: Any, target: Any) -> None:
+                reach(f"rename of {kind(source)}")
+                os.rename(source, target)
+                disk.renamed(Path(source), Path(target))
+
+        def opening(file: Any, mode: str = "r", *more: Any, **options: Any) -> Any:
+            stream = open(file, mode, *more, **options)  # noqa: SIM115
+            return File(stream, disk.files[file]) if isinstance(file, int) and file in disk.files else stream
+
+        def removing(path: Path) -> None:
+            if path.exists():
+                reach(f"removal of the old {kind(path)}")
+                disk.removed(path)
+            remove(path)
+
+        remove = checkpoint._remove_quietly
+        checkpoint.os = Os()  # type: ignore[assignment]
+        checkpoint.open = opening  # type: ignore[attr-defined]
+        checkpoint._remove_quietly = removing  # type: ignore[assignment]
+        StateDir.write = writing  # type: ignore[method-assign]
+        before(Catalogue, "put", lambda: reach("the index, before"))
+        after(Catalogue, "put", lambda: reach("the index, after"))
+
+
+def kind(path: Any) -> str:
+    return "manifest" if ".json" in Path(path).name else "tensors"
+
+
+class Disk:
+    """What a save has done and not synced, so that it can be lost as when the power fails.
+
+    Lost is half of each file that was not synced, and each change of the folder since its last sync: files that were
+    made, renamed or removed.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[int, Path] = {}
+        self.folders: dict[int, Path] = {}
+        self.stage = ""
+        self._unsynced: set[Path] = set()
+        self._undo: list[Callable[[], None]] = []
+
+    def opened(self, handle: int, path: Path) -> None:
+        self.files[handle] = path
+        self.stage = f", {kind(path)} being written"
+        self._unsynced.add(path)
+        self._undo.append(lambda: path.unlink(missing_ok=True))
+
+    def synced(self, handle: int) -> None:
+        folder = self.folders.get(handle)
+        if folder is None:
+            self._unsynced.discard(self.files[handle])
+            return
+        self._undo.clear()
+
+    def renamed(self, source: Path, target: Path) -> None:
+        if source in self._unsynced:
+            self._unsynced.discard(source)
+            self._unsynced.add(target)
+        self._undo.append(lambda: os.rename(target, source))
+
+    def removed(self, path: Path) -> None:
+        """Keep what is about to be removed, beside the folders of models."""
+        kept = path.parent.parent.parent / f"chaos-kept-{path.name}"
+        kept.unlink(missing_ok=True)
+        os.link(path, kept)
+        self._undo.append(lambda: os.link(kept, path))
+
+    def lose(self) -> None:
+        """Lose it all."""
+        for path in self._unsynced:
+            if path.exists():
+                os.truncate(path, path.stat().st_size // 2)
+        for undo in reversed(self._undo):
+            undo()
+
+
+def before(owner: Any, name: str, hook: Callable[[], None]) -> None:
+    """Have something done before each call of a method."""
+    wrapped = getattr(owner, name)
+
+    def replacement(*arguments: Any, **options: Any) -> Any:
+        hook()
+        return wrapped(*arguments, **options)
+
+    setattr(owner, name, replacement)
+
+
+def after(owner: Any, name: str, hook: Callable[[], None]) -> None:
+    """Have something done after each call of a method that succeeds."""
+    wrapped = getattr(owner, name)
+
+    def replacement(*arguments: Any, **options: Any) -> Any:
+        result = wrapped(*arguments, **options)
+        hook()
+        return result
+
+    setattr(owner, name, replacement)

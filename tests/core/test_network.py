@@ -1,0 +1,250 @@
+"""Networks built from descriptions: what they compute, their gradients, and where their random numbers come from."""
+
+import copy
+import pickle
+
+import network_cases as cases
+import pytest
+import torch
+
+from agreement import assert_agrees
+from exodus_core import losses, network
+
+# (batch, time), odd, of one, and beyond a vector register
+SIZES = [(1, 1), (3, 7), (2, 65)]
+
+
+def build(case, dtype="float64", **more):
+    net = network.build(cases.describe(case, dtype), **more)
+    return net.eval() if case == "dropout" else net
+
+
+def signal(net, batch, time, dtype=torch.float64):
+    """Strong enough that neurons fire, on a view: every second element of a larger tensor, time in front."""
+    shape = net.description.input_shape
+    larger = torch.randn(time, 2 * batch, *shape, 2, dtype=dtype) * 1.5 + 0.3
+    return larger[:, ::2, ..., 0].transpose(0, 1)
+
+
+def gradients(function, x, parameters):
+    leaf = x.detach().requires_grad_()
+    y = function(leaf)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape).sin()
+    return y, torch.autograd.grad((y * weights).sum(), [leaf, *parameters], materialize_grads=True, allow_unused=True)
+
+
+@pytest.mark.parametrize(("batch", "time"), SIZES)
+@pytest.mark.parametrize("case", cases.CASES)
+def test_every_kind_has_the_outputs_and_gradients_of_a_plain_loop(case, batch, time):
+    net = build(case)
+    if "batch_norm of" not in case and "batch_norm" in case and batch * time * (5 if "not affine" in case else 1) == 1:
+        pytest.skip("one value has no variance")
+    x = signal(net, batch, time)
+    assert not x.is_contiguous() or x.numel() == 1 or batch * time == 1
+    parameters = dict(net.named_parameters())
+    y, found = gradients(net, x, parameters.values())
+    plain = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
+    expected_y, expected = gradients(lambda leaf: cases.plain_forward(net.description, plain, leaf), x, plain.values())
+    assert y.shape == (batch, time, *net.description.output_shape)
+    assert_agrees("output", y, expected_y)
+    for name, ours, theirs in zip(["x", *parameters], found, expected, strict=True):
+        assert_agrees(name, ours, theirs)
+
+
+@pytest.mark.parametrize("case", [c for c in cases.CASES if "lif" in c or "if" in c or "srm" in c])
+def test_the_neurons_of_the_cases_fire_and_rest(case):
+    net = build(case)
+    y = net(signal(net, 3, 65))
+    assert 0.02 < (y > 0).double().mean() < 0.98
+
+
+def test_the_mixed_network_has_the_gradients_of_a_plain_loop():
+    layers = [layer for layer in cases.MIXED["layers"] if layer["kind"] != "dropout"]
+    layers = [{**layer, "inputs": ["first", "3"]} if layer["kind"] == "add" else layer for layer in layers]
+    net = network.build({**cases.MIXED, "dtype": "float64", "layers": layers})
+    x = signal(net, 4, 9)
+    parameters = dict(net.named_parameters())
+    y, found = gradients(net, x, parameters.values())
+    plain = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
+    expected_y, expected = gradients(lambda leaf: cases.plain_forward(net.description, plain, leaf), x, plain.values())
+    assert_agrees("output", y, expected_y)
+    for name, ours, theirs in zip(["x", *parameters], found, expected, strict=True):
+        error = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)
+        # The biases before a batch norm have no gradient but rounding.
+        assert error < 1e-10 or theirs.abs().max() < 1e-10, name
+
+
+@pytest.mark.parametrize("case", cases.CASES)
+def test_parameters_have_the_names_and_shapes_that_the_description_says(case):
+    net = build(case, "float32")
+    assert [(name, tuple(p.shape)) for name, p in net.named_parameters()] == list(net.description.parameters)
+    assert sum(p.nbytes for p in net.parameters()) == net.description.nbytes
+    assert all(p.dtype == torch.float32 and p.is_contiguous() for p in net.parameters())
+    assert net(signal(net, 2, 3, torch.float32)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("case", ["linear", "conv2d", "recurrent lif every parameter"])
+def test_equal_seeds_give_equal_bits_and_leave_the_global_random_numbers_alone(case):
+    before = torch.get_rng_state()
+    first, again, other = (build(case, seed=seed) for seed in (7, 7, 8))
+    assert torch.equal(torch.get_rng_state(), before)
+    pairs = list(zip(first.parameters(), again.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b, _ in pairs)
+    assert not all(torch.equal(a, c) for a, _, c in pairs)
+
+
+def test_the_bits_of_a_seed_stay_what_they_are():
+    net = network.build({"layers": [{"kind": "linear", "in_features": 4, "out_features": 2}]}, seed=5)
+    again = torch.Generator("cpu").manual_seed(5)
+    torch.randint(2**62, (), generator=again, device="cpu")
+    expected = [torch.empty(size, device="cpu").uniform_(-0.5, 0.5, generator=again) for size in ((2, 4), (2,))]
+    assert all(torch.equal(p.cpu(), e) for p, e in zip(net.parameters(), expected, strict=True))
+
+
+def test_initial_values_are_those_of_torch_times_the_gain():
+    plain, gained = (
+        network.build({"input_shape": [64], "layers": [{"kind": "linear", "out_features": 4096, "gain": gain}]}, seed=1)
+        for gain in (1.0, 3.0)
+    )
+    weight, bias = plain.parameters()
+    assert 0.124 < weight.abs().max() <= 0.125
+    assert 0.12 < bias.abs().max() <= 0.125
+    assert weight.std().item() == pytest.approx(0.125 / 3**0.5, rel=0.01)
+    assert torch.equal(gained._modules["0"].weight, weight * 3)
+    assert torch.equal(gained._modules["0"].bias, bias)
+
+
+def test_dropout_draws_one_mask_for_all_steps_from_the_generator_of_the_network():
+    net = network.build({"input_shape": [50, 4], "layers": [{"kind": "dropout", "p": 0.3}]}, seed=3)
+    x = torch.rand(6, 5, 50, 4) + 1
+    before, state = torch.get_rng_state(), net.generator.get_state()
+    y = net(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    kept = y != 0
+    assert torch.equal(kept, kept[:, :1].expand_as(kept))
+    assert torch.allclose(y[kept], x[kept] / 0.7)
+    assert 0.65 < kept.double().mean() < 0.75
+    assert not torch.equal(kept[0], kept[1])
+    assert not torch.equal(net(x), y)
+    net.generator.set_state(state)
+    assert torch.equal(net(x), y)
+    assert torch.equal(net.eval()(x), x)
+
+
+@pytest.mark.parametrize(("p", "expected"), [(0.0, 1.0), (1.0, 0.0)])
+def test_dropout_at_its_ends(p, expected):
+    net = network.build({"input_shape": [3], "layers": [{"kind": "dropout", "p": p}]})
+    assert torch.equal(net(torch.ones(2, 2, 3)), torch.full((2, 2, 3), expected))
+
+
+@pytest.mark.parametrize("space", [(), (5,), (3, 2)])
+def test_batch_norm_is_torchs_in_training_and_after(space):
+    data = {"input_shape": [3, *space], "layers": [{"kind": "batch_norm", "momentum": 0.3}]}
+    net = network.build({**data, "dtype": "float64"})
+    theirs = [torch.nn.BatchNorm1d, torch.nn.BatchNorm1d, torch.nn.BatchNorm2d][len(space)](
+        3, momentum=0.3, dtype=torch.float64
+    )
+    for train in (True, True, False):
+        x = torch.randn(4, 6, 3, *space, dtype=torch.float64)
+        expected = theirs.train(train)(x.flatten(0, 1)).view(x.shape)
+        assert torch.equal(net.train(train)(x), expected)
+    assert torch.equal(net._modules["0"].running_var, theirs.running_var)
+
+
+def test_batch_norm_of_one_value_is_refused_in_training():
+    net = network.build({"input_shape": [3], "layers": [{"kind": "batch_norm"}]})
+    with pytest.raises(ValueError, match="batch_norm needs more than one value of each channel in training"):
+        net(torch.ones(1, 1, 3))
+    net.eval()(torch.ones(1, 1, 3))
+
+
+def test_sums_over_windows_are_exact():
+    net = network.build({"input_shape": [1, 3, 3], "layers": [{"kind": "sum_pool", "kernel_size": 3}]})
+    x = torch.randint(0, 1000, (5, 7, 1, 3, 3))
+    assert torch.equal(net(x).flatten(), x.sum((2, 3, 4)).float().flatten())
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64])
+def test_inputs_are_converted_to_the_dtype_of_the_network(dtype):
+    net = build("conv2d", "float32")
+    x = torch.randint(0, 2, (2, 3, 2, 5, 7))
+    assert torch.equal(net(x.to(dtype)), net(x.float()))
+
+
+def test_no_state_is_kept_between_calls():
+    for case in ("lif", "recurrent lif", "srm", "exp_leak"):
+        net = build(case)
+        x = signal(net, 2, 20)
+        assert torch.equal(net(x), net(x))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2, 5), (2, 3, 2, 7, 5), (0, 3, 2, 5, 7), (2, 0, 2, 5, 7), (2, 5, 7)])
+def test_inputs_of_another_shape_are_refused(shape):
+    net = build("conv2d")
+    with pytest.raises(ValueError, match=r"x must have the shape \(batch, time, 2, 5, 7\).*got \(") as caught:
+        net(torch.zeros(shape))
+    assert str(tuple(shape)) in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [[[1.0]], torch.zeros(1, 1, 5, dtype=torch.complex64)])
+def test_inputs_that_are_no_real_tensor_are_refused(wrong):
+    with pytest.raises(TypeError, match="x must be a tensor of floats, integers or bool, got"):
+        build("linear")(wrong)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "1"])
+def test_seeds_that_are_no_seeds_are_refused(seed):
+    with pytest.raises(ValueError, match=r"seed must be an integer from 0 to 2\*\*63 - 1, got"):
+        build("linear", seed=seed)
+
+
+def test_constrain_brings_neuron_parameters_back_and_leaves_the_others():
+    layers = [{"kind": "lif", **cases.EVERY_LIF}, {"kind": "exp_leak", "alpha": 0.5, "trainable": ["alpha"]}]
+    net = network.build({"input_shape": [3], "layers": layers})
+    neurons, leak = net._modules["0"], net._modules["1"]
+    with torch.no_grad():
+        neurons.alpha.copy_(torch.tensor([-0.1, 0.5, 1.1]))
+        neurons.threshold.copy_(torch.tensor([-2.0, 0.0, 3.0]))
+        neurons.reset_by.fill_(-1.0)
+        leak.alpha.fill_(1.5)
+    net.constrain()
+    assert neurons.alpha.tolist() == [0.0, 0.5, 1.0]
+    assert neurons.threshold[:2].min() > 0
+    assert neurons.threshold[2] == 3.0
+    assert neurons.reset_by.tolist() == [-1.0] * 3
+    assert leak.alpha == 1.0
+
+
+def test_names_of_layers_may_be_names_of_attributes():
+    layers = [{"kind": "linear", "out_features": 3, "name": name} for name in ("forward", "generator", "training")]
+    net = network.build({"input_shape": [3], "layers": layers})
+    assert [name for name, _ in net.named_parameters()][::2] == [
+        "forward.weight",
+        "generator.weight",
+        "training.weight",
+    ]
+    assert net(torch.ones(1, 1, 3)).shape == (1, 1, 3)
+
+
+def test_copies_draw_their_own_masks_and_have_their_own_weights():
+    net = network.build(cases.MIXED, seed=2)
+    x = torch.rand(2, 3, 2, 6, 7)
+    for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        state = net.generator.get_state()
+        expected = net(x)
+        assert torch.equal(copied(x), expected)
+        net.generator.set_state(state)
+        copied.generator.set_state(state)
+        assert copied._modules["6"].generator is copied.generator
+
+
+def test_a_deep_network_frees_what_no_later_layer_reads():
+    # Each layer's output is 4 MB; only the input, and one layer's input and output, may live together.
+    net = network.build({"input_shape": [1000], "layers": [{"kind": "exp_leak", "alpha": 0.5}] * 4})
+    assert [len(names) for names in net._done] == [1] * 4
+    assert losses.parse("spike_count_mse")(net(torch.ones(1, 2, 1000)), torch.ones(1, 1000)).loss > 0
+
+
+def test_a_state_has_what_changes_and_not_what_the_description_says():
+    data = {"input_shape": [3], "layers": [{"kind": "lif", "alpha": [0.9, 0.8, 0.7], "trainable": ["threshold"]}]}
+    assert list(network.build(data).state_dict()) == ["0.threshold"]

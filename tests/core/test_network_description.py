@@ -1,0 +1,215 @@
+"""Network descriptions: what is filled in, what is known before anything is allocated, and what is refused where."""
+
+import json
+
+import network_cases as cases
+import pytest
+
+from exodus_core import network
+from exodus_core.fields import described, plain
+from exodus_core.network.neurons import AlphaTaps, ExponentialTaps, Recurrent, SurrogateData
+
+LINEAR = {"kind": "linear", "out_features": 3}
+
+
+@pytest.mark.parametrize("case", cases.CASES)
+def test_a_description_and_its_data_are_each_others(case):
+    description = network.parse(cases.describe(case))
+    data = description.data
+    assert network.parse(data) == description
+    assert network.parse(json.loads(json.dumps(data))).data == data
+    assert description.dtype == "float64"
+
+
+def test_all_defaults_are_filled_in():
+    data = network.parse({"layers": [{**LINEAR, "in_features": 4}, {"kind": "lif", "alpha": 0.9}]}).data
+    assert data == {
+        "input_shape": [4],
+        "dtype": "float32",
+        "layers": [
+            {
+                "kind": "linear",
+                "name": "0",
+                "inputs": ["input"],
+                "out_features": 3,
+                "in_features": 4,
+                "bias": True,
+                "gain": 1.0,
+            },
+            {
+                "kind": "lif",
+                "name": "1",
+                "inputs": ["0"],
+                "alpha": 0.9,
+                "threshold": 1.0,
+                "reset": "subtract",
+                "reset_by": None,
+                "decay_reset": False,
+                "min_membrane": None,
+                "max_spikes": 1,
+                "surrogate": {"kind": "exponential", "slope": 1.0, "scale": 1.0},
+                "method": "exodus",
+                "trainable": [],
+                "recurrent": None,
+            },
+        ],
+    }
+
+
+def test_sizes_are_known_before_anything_is_allocated():
+    layers = [{"kind": "linear", "out_features": 2**30}, {"kind": "if", "recurrent": {}}]
+    description = network.parse({"input_shape": [2**30], "layers": layers})
+    assert description.nbytes == 4 * (2**60 + 2**30 + 2**60)
+    assert description.activations == 2**31
+    assert description.output_shape == (2**30,)
+
+
+def test_the_mixed_network_has_the_shapes_one_expects():
+    description = network.parse(cases.MIXED)
+    assert description.shapes[:2] == ((3, 6, 7), (3, 6, 7))
+    assert [description.shape_of(name) for name in ("input", "5", "7", "13")] == [(2, 6, 7), (3, 3, 3), (27,), (5,)]
+    assert description.activations == sum([126, 126, 126, 126, 126, 27, 27, 27, 8, 8, 8, 8, 5, 5])
+
+
+@pytest.mark.parametrize("kind", sorted(network.KINDS))
+def test_every_field_has_a_meaning_and_a_default_that_fits(kind):
+    for field in described(network.KINDS[kind]):
+        assert field.meaning
+        if kind == "flatten" or not isinstance(field.default, str | int | float | bool | tuple):
+            continue
+        assert field.default == () or field.check.read(field.default, None) == field.default
+
+
+def one(**layer):
+    """One layer in a network that it fits in, beside what is wrong with it."""
+    shapes = {"conv1d": [4, 6], "conv2d": [4, 6, 6], "sum_pool": [4, 6, 6], "avg_pool": [4, 6]}
+    return {"input_shape": shapes.get(layer["kind"], [3]), "layers": [layer]}
+
+
+LIF = {"kind": "lif", "alpha": 0.9}
+CONV = {"kind": "conv2d", "out_channels": 2, "kernel_size": 3}
+SRM = {"kind": "srm", "reset_kernel": [-1.0]}
+REFUSED = [
+    ([], "", "an object", "[]"),
+    ({"layers": [LINEAR], "extra": 1}, "/extra", "no such field", "1"),
+    ({"layers": []}, "/layers", "a list of one layer or more", "[]"),
+    ({}, "/layers", "a list of one layer or more", "None"),
+    ({"layers": [LINEAR]}, "/input_shape", "null where the first layer is linear with in_features", "None"),
+    ({"layers": [{**LINEAR, "in_features": 0}]}, "/input_shape", "a list of sizes", "None"),
+    ({"input_shape": [], "layers": [LINEAR]}, "/input_shape", "a list of one or more", "[]"),
+    ({"input_shape": [0], "layers": [LINEAR]}, "/input_shape/0", "an integer of at least 1", "0"),
+    ({"input_shape": [True], "layers": [LINEAR]}, "/input_shape/0", "an integer", "True"),
+    ({"input_shape": [2**31], "layers": [LINEAR]}, "/input_shape/0", "an integer", str(2**31)),
+    ({"input_shape": [3], "dtype": "float16", "layers": [LINEAR]}, "/dtype", "float32, float64", "'float16'"),
+    ({"input_shape": [3], "layers": [3]}, "/layers/0", "an object", "3"),
+    ({"input_shape": [3], "layers": [{}]}, "/layers/0/kind", "one of linear, conv1d", "nothing"),
+    (one(kind="lstm"), "/layers/0/kind", "one of linear, conv1d", "'lstm'"),
+    (one(**LINEAR, name="input"), "/layers/0/name", "other than input", "'input'"),
+    (one(**LINEAR, name="a.b"), "/layers/0/name", "a name of 1 to 32 letters", "'a.b'"),
+    (one(**LINEAR, name="a\n"), "/layers/0/name", "a name of 1 to 32 letters", r"'a\n'"),
+    (one(**LINEAR, name="a" * 33), "/layers/0/name", "a name of 1 to 32 letters", "'aaa"),
+    (one(**LINEAR, name=3), "/layers/0/name", "a name of 1 to 32 letters", "3"),
+    (
+        {"input_shape": [3], "layers": [{**LINEAR, "name": "1"}, LINEAR]},
+        "/layers/1/name",
+        "a name that no layer before has",
+        "'1'",
+    ),
+    (one(**LINEAR, inputs=["0"]), "/layers/0/inputs/0", "the name of a layer before this one", "'0'"),
+    (one(**LINEAR, inputs=["input", "input"]), "/layers/0/inputs", "a list of one name", "['input', 'input']"),
+    (one(**LINEAR, inputs="input"), "/layers/0/inputs", "a list of one name", "'input'"),
+    (one(**LINEAR, inputs=[]), "/layers/0/inputs", "a list of one name", "[]"),
+    (one(kind="add"), "/layers/0/inputs", "a list of two names or more", "['input']"),
+    (
+        {"input_shape": [4], "layers": [LINEAR, {"kind": "add", "inputs": ["0", "input"]}]},
+        "/layers/1/inputs/1",
+        "an input of shape [3]",
+        "[4]",
+    ),
+    (
+        {"input_shape": [3], "layers": [{**LINEAR, "name": "lost"}, {**LINEAR, "inputs": ["input"]}]},
+        "/layers/0",
+        "a layer that leads to the last one",
+        "lost, which no layer takes as input",
+    ),
+    (one(kind="linear"), "/layers/0/out_features", "an integer of at least 1", "nothing"),
+    (one(kind="linear", out_features=0), "/layers/0/out_features", "an integer of at least 1", "0"),
+    (one(kind="linear", out_features=2.0), "/layers/0/out_features", "an integer of at least 1", "2.0"),
+    (one(**LINEAR, in_features=4), "/layers/0/in_features", "3, as its input has", "4"),
+    (one(**LINEAR, bias=1), "/layers/0/bias", "true or false", "1"),
+    (one(**LINEAR, gain="1"), "/layers/0/gain", "a number", "'1'"),
+    (one(**LINEAR, gain=float("nan")), "/layers/0/gain", "a number", "nan"),
+    (one(**LINEAR, gain=10**400), "/layers/0/gain", "a number", "1000"),
+    (one(**LINEAR, **{"a/b~": 1}), "/layers/0/a~1b~0", "no such field; there are kind, name, inputs, out_", "1"),
+    ({"input_shape": [2, 3], "layers": [LINEAR]}, "/layers/0/inputs", "an input of shape [features]", "[2, 3]"),
+    ({"input_shape": [3], "layers": [CONV]}, "/layers/0/inputs", "[channels, height, width]", "[3]"),
+    (one(**CONV, in_channels=3), "/layers/0/in_channels", "4, as its input has", "3"),
+    (one(**CONV, groups=3), "/layers/0/groups", "a divisor of the 4 channels of input", "3"),
+    (one(**CONV, groups=4), "/layers/0/groups", "a divisor of the 2 channels of out_channels", "4"),
+    (one(**{**CONV, "kernel_size": 7}), "/layers/0/kernel_size", "that fits in an input of shape [4, 6, 6]", "larger"),
+    (one(**{**CONV, "kernel_size": [1, 2, 3]}), "/layers/0/kernel_size", "a list of 2", "[1, 2, 3]"),
+    (one(**CONV, stride=0), "/layers/0/stride", "an integer of at least 1", "0"),
+    (one(**CONV, padding=[0, -1]), "/layers/0/padding/1", "an integer of at least 0", "-1"),
+    (one(**CONV, padding="same"), "/layers/0/padding", "an integer of at least 0", "'same'"),
+    (one(kind="sum_pool", kernel_size=[2]), "/layers/0/kernel_size", "a list of 2", "[2]"),
+    (one(kind="avg_pool", kernel_size=2, stride=[1, 1]), "/layers/0/stride", "a list of 1", "[1, 1]"),
+    (one(kind="avg_pool", kernel_size=7), "/layers/0/kernel_size", "that fits", "larger"),
+    (one(kind="dropout", p=1.5), "/layers/0/p", "a number in [0, 1]", "1.5"),
+    (one(kind="batch_norm", eps=0), "/layers/0/eps", "a number above 0", "0"),
+    (one(kind="lif"), "/layers/0/alpha", "a number in [0, 1], or a list of such", "nothing"),
+    (one(kind="lif", alpha=1.1), "/layers/0/alpha", "a number in [0, 1]", "1.1"),
+    (one(kind="lif", alpha=[0.5, 0.5, -1]), "/layers/0/alpha/2", "a number in [0, 1]", "-1"),
+    (one(kind="lif", alpha=[0.5, 0.5]), "/layers/0/alpha", "broadcast to the neurons, [3]", "shape [2]"),
+    (one(kind="lif", alpha=[[0.5]]), "/layers/0/alpha", "broadcast to the neurons, [3]", "shape [1, 1]"),
+    (one(kind="lif", alpha=[[0.5], [0.5, 0.5]]), "/layers/0/alpha/1", "as many values as", "[0.5, 0.5]"),
+    (one(kind="lif", alpha=[]), "/layers/0/alpha", "a number in [0, 1]", "[]"),
+    (one(kind="if", alpha=0.9), "/layers/0/alpha", "no such field", "0.9"),
+    (one(**LIF, threshold=0), "/layers/0/threshold", "a number above 0", "0"),
+    (one(**LIF, threshold=[1, 1]), "/layers/0/threshold", "broadcast", "shape [2]"),
+    (one(**LIF, reset="half"), "/layers/0/reset", "one of subtract, zero, none", "'half'"),
+    (one(**LIF, reset=["zero"]), "/layers/0/reset", "one of subtract, zero, none", "['zero']"),
+    (one(**LIF, max_spikes=0), "/layers/0/max_spikes", "an integer of at least 1", "0"),
+    (one(**LIF, max_spikes=2, reset="zero"), "/layers/0/max_spikes", "1 with reset zero", "2"),
+    (one(**LIF, min_membrane="0"), "/layers/0/min_membrane", "a number", "'0'"),
+    (one(**LIF, surrogate="arctan"), "/layers/0/surrogate", "an object", "'arctan'"),
+    (one(**LIF, surrogate={"kind": "relu"}), "/layers/0/surrogate/kind", "one of exponential, boxcar", "'relu'"),
+    (one(**LIF, surrogate={"slope": 0}), "/layers/0/surrogate/slope", "a number above 0", "0"),
+    (one(**LIF, method="rtrl"), "/layers/0/method", "one of exodus, slayer, bptt", "'rtrl'"),
+    (one(**LIF, trainable=["beta"]), "/layers/0/trainable/0", "one of alpha, threshold, reset_by", "'beta'"),
+    (one(**LIF, trainable=["alpha", "alpha"]), "/layers/0/trainable/1", "each once", "'alpha'"),
+    (one(**LIF, trainable="alpha"), "/layers/0/trainable", "a list of names", "'alpha'"),
+    (one(kind="if", trainable=["alpha"]), "/layers/0/trainable/0", "one of threshold, reset_by", "'alpha'"),
+    (one(**LIF, trainable=["reset_by"]), "/layers/0/trainable", "reset_by only where it has a value", "reset_by"),
+    (one(**LIF, recurrent=True), "/layers/0/recurrent", "an object", "True"),
+    (one(**LIF, recurrent={"weight": 1}), "/layers/0/recurrent/weight", "no such field", "1"),
+    (one(kind="srm"), "/layers/0/reset_kernel", "a list of taps, or an object", "nothing"),
+    (one(kind="srm", reset_kernel=-1.0), "/layers/0/reset_kernel", "a list of taps, or an object", "-1.0"),
+    (one(kind="srm", reset_kernel=[]), "/layers/0/reset_kernel", "a list of one or more", "[]"),
+    (one(kind="srm", reset_kernel=[0.1, None]), "/layers/0/reset_kernel/1", "a number", "None"),
+    (one(kind="srm", reset_kernel={"kind": "x"}), "/layers/0/reset_kernel/kind", "exponential, alpha", "'x'"),
+    (one(kind="srm", reset_kernel={"kind": []}), "/layers/0/reset_kernel/kind", "exponential, alpha", "[]"),
+    (one(kind="srm", reset_kernel={"kind": "alpha"}), "/layers/0/reset_kernel/tau", "a number above 0", "nothing"),
+    (one(**SRM, response_kernel={"kind": "alpha", "tau": 0}), "/layers/0/response_kernel/tau", "above 0", "0"),
+    (one(**SRM, threshold=[1, 2]), "/layers/0/threshold", "broadcast", "shape [2]"),
+    (one(kind="exp_leak", alpha=0.9, trainable=["threshold"]), "/layers/0/trainable/0", "alpha", "'threshold'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("data", "pointer", "expected", "got"), REFUSED, ids=[f"{i}{r[1]}" for i, r in enumerate(REFUSED)]
+)
+def test_what_does_not_fit_is_refused_with_pointer_expected_and_got(data, pointer, expected, got):
+    with pytest.raises(network.NetworkError) as caught:
+        network.parse(data)
+    error = caught.value
+    assert error.pointer == pointer
+    assert expected in error.expected
+    assert got in error.got
+    assert len(error.got) < 100
+    assert all(part in str(error) for part in (error.pointer, error.expected, error.got))
+
+
+def test_every_object_within_a_description_has_meanings():
+    for cls in (SurrogateData, Recurrent, ExponentialTaps, AlphaTaps):
+        assert all(field.meaning for field in described(cls))
+    assert plain(AlphaTaps(3.0)) == {"kind": "alpha", "tau": 3.0, "amplitude": 1.0}

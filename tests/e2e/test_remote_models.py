@@ -1,0 +1,89 @@
+"""Training on the server, over HTTP, against the same training in this process: equal to the bit."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from exodus_client import Client
+from exodus_core import losses, network, training
+
+LIF = {"kind": "lif", "alpha": 0.9, "trainable": ["alpha", "threshold"]}
+READOUT = [{"kind": "linear", "out_features": 4}, {"kind": "exp_leak", "alpha": 0.9, "trainable": ["alpha"]}]
+KERNEL = {"kind": "exponential", "alpha": 0.8, "amplitude": -1.0}
+# Each kind of network: the shape of a sample in one step, and what is before the readout.
+NETWORKS: dict[str, tuple[list[int], list[dict[str, Any]]]] = {
+    "feed-forward": ([12], [{"kind": "linear", "out_features": 16, "gain": 2.0}, LIF]),
+    "convolutional": (
+        [2, 6, 6],
+        [
+            {"kind": "conv2d", "out_channels": 4, "kernel_size": 3, "padding": 1, "gain": 2.0},
+            LIF,
+            {"kind": "sum_pool", "kernel_size": 2},
+            {"kind": "flatten"},
+        ],
+    ),
+    "recurrent": (
+        [12],
+        [{"kind": "linear", "out_features": 10, "gain": 2.0}, LIF | {"recurrent": {"bias": True, "gain": 0.5}}],
+    ),
+    "batch norm and dropout": (
+        [12],
+        [
+            {"kind": "linear", "out_features": 16},
+            {"kind": "batch_norm"},
+            LIF,
+            {"kind": "dropout", "p": 0.3},
+        ],
+    ),
+    "srm": (
+        [12],
+        [
+            {"kind": "linear", "out_features": 16},
+            {"kind": "srm", "reset_kernel": KERNEL, "response_kernel": {"kind": "alpha", "tau": 2.0}, "threshold": 0.5},
+        ],
+    ),
+    "graph with add": (
+        [12],
+        [
+            {"kind": "linear", "out_features": 16, "gain": 2.0},
+            LIF | {"name": "first"},
+            {"kind": "linear", "out_features": 16, "gain": 2.0},
+            {"kind": "if"},
+            {"kind": "add", "inputs": ["first", "3"]},
+        ],
+    ),
+}
+OPTIMIZERS = {
+    "adam": {"kind": "adam", "lr": 3e-3},
+    "sgd": {"kind": "sgd", "lr": 0.003, "momentum": 0.9, "nesterov": True},
+}
+STEPS = 50
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_fifty_steps_over_http_give_the_bits_of_fifty_in_process(client: Client, kind: str, optimizer: str) -> None:
+    shape, layers = NETWORKS[kind]
+    description = {"input_shape": shape, "layers": layers + READOUT}
+    chance = torch.Generator().manual_seed(7)
+    spikes = (torch.rand(STEPS, 5, 20, *shape, generator=chance) < 0.2).bool()
+    targets = torch.randint(0, 4, (STEPS, 5), generator=chance)
+
+    model = client.create_model(description, optimizer=OPTIMIZERS[optimizer], seed=3)
+    futures = [model.step(x, y, loss="max_over_time_ce", clip_norm=2.0) for x, y in zip(spikes, targets, strict=True)]
+    remote = [future.result(timeout=60) for future in futures]
+
+    trainer = training.Trainer(network.build(description, seed=3), OPTIMIZERS[optimizer])
+    loss = losses.parse("max_over_time_ce")
+    before = trainer.weights()
+    local = [trainer.step(x, y, loss, clip_norm=2.0) for x, y in zip(spikes, targets, strict=True)]
+
+    assert not torch.equal(before, trainer.weights())  # it moves
+    assert [result.sequence for result in remote] == list(range(1, STEPS + 1))
+    assert [dict(result.metrics) for result in remote] == [metrics for metrics, _ in local]
+    assert [dict(result.grad_norms) for result in remote] == [norms for _, norms in local]
+    state, wanted = model.state_dict(kind="torch"), trainer.state()
+    assert state.keys() == wanted.keys()
+    assert [name for name in wanted if not torch.equal(state[name], wanted[name])] == []
+    client.delete_model(model.id)

@@ -1,0 +1,222 @@
+"""Models over HTTP: made, found, deleted; each belongs to whoever made it."""
+
+import json
+import threading
+
+import pytest
+import torch
+from remote_models import ADAM, NETWORK, batch, body_of, local, same_state, trained
+
+from exodus_core.network import parse
+
+
+@pytest.fixture
+def service(serve, tmp_path):
+    return serve(state_dir=tmp_path / "state")
+
+
+@pytest.fixture
+def remote(service, connect):
+    return connect(service.port)
+
+
+@pytest.mark.parametrize("form", ["stream", "inline", "json"])
+def test_a_model_is_made_and_described_in_the_form_of_the_request(remote, form):
+    answer = remote.post("/v1/models", {"network": NETWORK, "optimizer": ADAM, "name": "mine", "seed": 5}, form=form)
+    assert answer.status == 201
+    info = answer.message.params
+    assert (answer.message.form, info["name"], info["seed"], info["sequence"], info["durable"]) == (
+        form if form == "json" else "stream",  # a message without tensors is the same in both
+        "mine",
+        5,
+        0,
+        0,
+    )
+    assert info["network"] == parse(NETWORK).data
+    assert [(p["name"], tuple(p["shape"])) for p in info["parameters"]] == list(parse(NETWORK).parameters)
+    assert remote.info(info["id"]) == info
+    assert [found["id"] for found in remote.call("GET", "/v1/models").json["models"]] == [info["id"]]
+
+
+def test_equal_seeds_are_equal_weights_here_and_there(remote):
+    remote.create(seed=7)
+    trainer = local(seed=7)
+    for name, value in remote.state().items():
+        assert torch.equal(value, trainer.state()[name]), name
+
+
+def test_weights_may_be_given(remote):
+    weights = local(seed=3).weights()
+    assert remote.post("/v1/models", {"id": "m", "network": NETWORK, "optimizer": ADAM}, weights=weights).status == 201
+    state, names = remote.state(), [name for name, _ in parse(NETWORK).parameters]
+    assert torch.equal(torch.cat([state[f"weights.{name}"].flatten() for name in names]), weights)
+
+
+def test_the_same_call_again_finds_the_model_and_another_is_refused(remote):
+    assert remote.create().status == 201
+    assert remote.step(1).status == 200
+    again = remote.create()
+    assert (again.status, again.params["sequence"]) == (200, 1)
+    other = remote.create(seed=1)
+    assert (other.status, other.json["code"], other.json["retryable"]) == (409, "model_exists", False)
+    assert other.json["errors"][0].keys() == {"pointer", "expected", "got"}
+    assert other.json["errors"][0]["pointer"] == "/params/id"
+
+
+def test_a_deleted_model_is_gone(remote, service, tmp_path):
+    remote.create()
+    assert remote.call("DELETE", "/v1/models/m").status == 204
+    for answer in (remote.call("GET", "/v1/models/m"), remote.step(1), remote.call("DELETE", "/v1/models/m")):
+        assert (answer.status, answer.json["code"]) == (404, "not_found")
+    assert remote.call("GET", "/v1/models").json == {"models": []}
+    assert remote.create(seed=9).status == 201
+
+
+def test_another_owners_model_is_not_there(serve, connect):
+    service = serve(api_keys="one,two")
+    one, two = connect(service.port, "one"), connect(service.port, "two")
+    assert one.create().status == 201
+    layer = {"neuron": {"model": "lif", "alpha": 0.9}}
+    context = one.post("/v1/layers/forward", layer, input=torch.rand(1, 3, 2)).params["context"]
+    of_model = one.post("/v1/models/m/forward", {"mode": "train", "context": True}, input=batch(1)[0]).params["context"]
+    with service.busy():
+        pending = one.step(1, headers={"Prefer": "wait=0"})
+        assert two.call("GET", pending.headers["location"]).status == 404
+        assert two.call("DELETE", pending.headers["location"]).status == 404
+    for verb, path in [("GET", ""), ("DELETE", ""), ("GET", "/state"), ("POST", "/save")]:
+        assert two.call(verb, f"/v1/models/m{path}").status == 404
+    assert two.step(1).status == 404
+    assert two.call("GET", "/v1/models").json == {"models": []}
+    answer = two.post("/v1/layers/backward", {"context": context}, grad_output=torch.rand(1, 3, 2))
+    assert (answer.status, answer.json["code"]) == (410, "context_expired")
+    assert two.create(seed=4).status == 201  # the same id, a model of their own
+    grad = torch.ones(4, 10, 3)
+    answer = two.post("/v1/models/m/step", {"sequence": 1, "context": of_model}, grad_output=grad)
+    assert (answer.status, answer.json["code"]) == (410, "context_expired")
+    assert (one.info()["seed"], two.info()["seed"]) == (0, 4)
+    assert connect(service.port).create().status == 401
+
+
+WRONG = [
+    ({"optimizer": ADAM}, "/params/network"),
+    ({"network": NETWORK}, "/params/optimizer"),
+    ({"network": NETWORK, "optimizer": ADAM, "color": 1}, "/params/color"),
+    ({"network": NETWORK, "optimizer": ADAM, "id": "a/b"}, "/params/id"),
+    ({"network": NETWORK, "optimizer": ADAM, "id": "a\n"}, "/params/id"),
+    ({"network": NETWORK, "optimizer": ADAM, "id": ""}, "/params/id"),
+    ({"network": NETWORK, "optimizer": ADAM, "seed": -1}, "/params/seed"),
+    ({"network": NETWORK, "optimizer": ADAM, "seed": True}, "/params/seed"),
+    ({"network": NETWORK, "optimizer": ADAM, "durable_every": 0}, "/params/durable_every"),
+    ({"network": {"input_shape": [3], "layers": []}, "optimizer": ADAM}, "/params/network/layers"),
+    (
+        {
+            "network": {
+                "input_shape": [3],
+                "layers": [{"kind": "linear", "out_features": 2}, {"kind": "lif", "alpha": 2.0}],
+            },
+            "optimizer": ADAM,
+        },
+        "/params/network/layers/1/alpha",
+    ),
+    ({"network": NETWORK, "optimizer": {"kind": "adam", "lr": -1.0}}, "/params/optimizer/lr"),
+    ({"network": NETWORK, "optimizer": {"kind": "lion"}}, "/params/optimizer/kind"),
+    ({"network": {"input_shape": [3], "layers": [{"kind": "flatten"}]}, "optimizer": ADAM}, "/params/network"),
+]
+
+
+@pytest.mark.parametrize(("params", "pointer"), WRONG, ids=lambda value: value if isinstance(value, str) else None)
+def test_what_does_not_fit_is_pointed_at(remote, params, pointer):
+    answer = remote.post("/v1/models", params)
+    assert (answer.status, answer.json["code"]) == (422, "invalid"), answer.body
+    error = answer.json["errors"][0]
+    assert error["pointer"] == pointer
+    assert error["expected"]
+    assert error["got"]
+    assert remote.call("GET", "/v1/models").json == {"models": []}
+
+
+def test_weights_that_do_not_fit_are_pointed_at(remote):
+    params = {"network": NETWORK, "optimizer": ADAM}
+    for weights, pointer in [
+        (torch.zeros(5), "/tensors/0/shape"),
+        (local().weights().double(), "/tensors/0/dtype"),
+    ]:
+        answer = remote.post("/v1/models", params, weights=weights)
+        assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, pointer)
+    answer = remote.post("/v1/models", params, weight=torch.zeros(5))
+    assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, "/tensors/0")
+
+
+def test_a_model_that_is_too_large_is_refused_before_it_is_built(serve, connect):
+    remote = connect(serve(max_model_bytes=1000).port)
+    network = {"input_shape": [100_000], "layers": [{"kind": "linear", "out_features": 100_000}]}
+    answer = remote.post("/v1/models", {"network": network, "optimizer": ADAM})
+    assert (answer.status, answer.json["code"]) == (413, "too_large")
+    assert answer.json["errors"][0]["pointer"] == "/params/network"
+
+
+def test_a_description_that_no_answer_has_room_for_is_refused(remote):
+    layers = [{"kind": "linear", "out_features": 1} for _ in range(1200)]
+    answer = remote.post("/v1/models", {"network": {"input_shape": [1], "layers": layers}, "optimizer": ADAM})
+    assert (answer.status, answer.json["code"]) == (413, "too_large")
+    assert answer.json["errors"][0]["pointer"] == "/params/network/layers"
+    assert remote.call("GET", "/v1/models").json == {"models": []}
+
+
+def test_models_live_in_memory_where_there_is_no_folder(serve, connect):
+    remote = connect(serve().port)
+    assert remote.create().params["durable"] is None
+    answer = remote.step(1)
+    assert (answer.params["sequence"], answer.params["durable"]) == (1, None)
+    assert remote.call("POST", "/v1/models/m/save").json == {"sequence": 1, "durable": None}
+    assert json.loads(remote.call("GET", "/v1/capabilities").body)["durable"] is False
+
+
+def test_a_full_disk_is_said_and_harms_nothing(serve, tmp_path, connect):
+    remote = connect(serve(state_dir=tmp_path / "s", models_disk_bytes=2_000).port)
+    answer = remote.create()
+    assert (answer.status, answer.json["code"], answer.json["retryable"]) == (507, "storage_full", False)
+    assert remote.call("GET", "/v1/models").json == {"models": []}
+
+
+def test_models_that_left_memory_come_back_when_called(serve, tmp_path, connect):
+    remote = connect(serve(state_dir=tmp_path / "s", models_memory_bytes=80_000).port)
+    for id in ("a", "b", "c", "d"):
+        assert remote.create(id).status == 201
+        assert remote.step(1, id).status == 200
+    kept = {info["id"]: info["in_memory"] for info in remote.call("GET", "/v1/models").json["models"]}
+    assert kept.keys() == {"a", "b", "c", "d"}
+    assert not kept["a"]
+    assert remote.step(1, "a").replayed
+    assert remote.step(2, "a").params["sequence"] == 2
+
+
+def test_two_models_are_trained_at_once_and_do_not_mix(remote, service, connect):
+    def train(id, seed):
+        own = connect(service.port)
+        own.create(id, seed=seed)
+        for number in range(1, 21):
+            assert own.step(number, id).status == 200
+
+    threads = [threading.Thread(target=train, args=(id, seed)) for id, seed in (("a", 1), ("b", 2))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert same_state(remote.state("a"), trained(20, seed=1).state())
+    assert same_state(remote.state("b"), trained(20, seed=2).state())
+
+
+def test_the_requests_headers_work_here_too(remote):
+    remote.create()
+    body, content_type = body_of({"sequence": 1})
+    answer = remote.call(
+        "POST",
+        "/v1/models/m/optim_step",
+        body,
+        {"Content-Type": content_type, "X-Request-ID": "mine", "X-Deadline-Ms": "5000"},
+    )
+    assert answer.status == 200
+    assert answer.headers["x-request-id"] == "mine"
+    phases = {entry.partition(";")[0] for entry in answer.headers["server-timing"].split(", ")}
+    assert phases >= {"receive", "queue", "decode", "kernel", "encode", "total"}

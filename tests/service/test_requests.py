@@ -1,0 +1,248 @@
+"""Calls that are answered later: 202, found again, cancelled; and bodies in shared memory."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from remote_models import LOSS, batch, same_state, trained
+
+LATER = {"Prefer": "wait=0"}
+
+
+@pytest.fixture
+def service(serve, tmp_path):
+    return serve(state_dir=tmp_path / "state")
+
+
+@pytest.fixture
+def remote(service, connect):
+    remote = connect(service.port)
+    remote.create()
+    return remote
+
+
+def test_a_call_that_is_done_in_time_is_answered_as_ever(remote):
+    answer = remote.step(1, headers={"Prefer": "wait=30"})
+    assert (answer.status, answer.params["sequence"]) == (200, 1)
+
+
+def test_a_call_that_takes_longer_is_found_again(remote, service):
+    with service.busy():
+        began = time.monotonic()
+        answer = remote.step(1, gradients=True, headers={"Prefer": "respond-async, wait=1; x=y"})
+        assert 0.9 < time.monotonic() - began < 5
+        assert answer.status == 202
+        location = answer.headers["location"]
+        assert answer.json == {"id": location.rpartition("/")[2], "status": "running"}
+        assert answer.headers["retry-after"] == "1"
+        for headers in ({}, LATER):
+            again = remote.call("GET", location, headers=headers)
+            assert (again.status, again.headers["location"]) == (202, location)
+    found = remote.call("GET", location, headers={"Prefer": "wait=30"})
+    assert (found.status, found.params["sequence"]) == (200, 1)
+    assert "kernel" in found.headers["server-timing"]
+    assert remote.step(1, gradients=True).body == found.body
+    assert remote.call("GET", location).body == found.body  # it is kept
+    assert same_state(remote.state(), trained(1).state())
+
+
+def test_the_problem_of_a_call_is_found_too(remote, service):
+    spikes, targets = batch(1)
+    with service.busy():
+        gap = remote.step(1, headers=LATER)
+        answer = remote.post(
+            "/v1/models/m/forward",
+            {"loss": LOSS},
+            headers={**LATER, "X-Request-ID": "mine"},
+            input=spikes,
+            targets=targets + 7,
+        )
+        assert answer.status == 202
+    found = remote.call("GET", answer.headers["location"], headers={"Prefer": "wait=30"})
+    assert (found.status, found.json["code"]) == (422, "invalid")
+    assert found.json["instance"] == "/v1/models/m/forward"
+    assert found.json["request_id"] == "mine"
+    assert remote.call("GET", gap.headers["location"], headers={"Prefer": "wait=30"}).status == 200
+
+
+def test_what_waits_can_be_cancelled(remote, service, until):
+    with service.busy():
+        queued, gap = remote.step(1, headers=LATER), remote.step(5, headers=LATER)
+        for answer in (queued, gap):
+            assert remote.call("DELETE", answer.headers["location"]).status == 204
+            assert remote.call("GET", answer.headers["location"]).status == 404
+        until(lambda: service.engine.scheduler.requests == 0)
+    assert remote.info()["sequence"] == 0
+    assert not remote.step(1).replayed
+
+
+def test_what_runs_cannot_and_what_has_ended_is_let_go(remote, service, monkeypatch, until):
+    import threading
+
+    from exodus_core.training import Trainer
+
+    started, go, step = threading.Event(), threading.Event(), Trainer.step
+
+    def slow(*args, **more):
+        started.set()
+        go.wait(10)
+        return step(*args, **more)
+
+    monkeypatch.setattr(Trainer, "step", slow)
+    location = remote.step(1, headers=LATER).headers["location"]
+    assert started.wait(10)
+    answer = remote.call("DELETE", location)
+    assert (answer.status, answer.json["code"], answer.json["retryable"]) == (409, "running", False)
+    go.set()
+    assert remote.call("GET", location, headers={"Prefer": "wait=30"}).status == 200
+    assert service.engine.scheduler.bytes > 0
+    assert remote.call("DELETE", location).status == 204
+    assert remote.call("GET", location).status == 404
+    until(lambda: service.engine.scheduler.bytes == 0)
+
+
+def test_results_are_kept_for_a_time_and_counted_while_they_are(serve, connect, until):
+    service = serve(result_ttl_s=0.5)
+    remote = connect(service.port)
+    remote.create()
+    location = remote.step(1, gradients=True, headers=LATER).headers["location"]
+    assert remote.call("GET", location, headers={"Prefer": "wait=30"}).status == 200
+    assert service.engine.scheduler.requests == 0
+    assert service.engine.scheduler.bytes >= 4096
+    until(lambda: remote.call("GET", location).status == 404, 5)
+    until(lambda: service.engine.scheduler.bytes == 0)
+
+
+def test_a_deadline_holds_for_a_call_that_is_answered_later(remote, service):
+    with service.busy():
+        answer = remote.step(1, headers={**LATER, "X-Deadline-Ms": "100"})
+        found = remote.call("GET", answer.headers["location"], headers={"Prefer": "wait=10"})
+    assert (found.status, found.json["code"]) == (504, "deadline")
+    assert remote.info()["sequence"] == 0
+
+
+def test_a_client_that_leaves_after_202_has_its_call_done(remote, service, connect, until):
+    leaving = connect(service.port)
+    with service.busy():
+        assert leaving.step(1, headers=LATER).status == 202
+        leaving.connection.close()
+    until(lambda: remote.info()["sequence"] == 1)
+
+
+def test_every_post_takes_the_preference(remote, service):
+    layer = {"neuron": {"model": "lif", "alpha": 0.9}}
+    x = torch.rand(1, 3, 2)
+    context = remote.post("/v1/layers/forward", layer, input=x).params["context"]
+    spikes, targets = batch(1)
+    with service.busy():
+        answers = [
+            remote.create("other"),
+            remote.post("/v1/models/m/forward", {}, headers=LATER, input=spikes),
+            remote.post(
+                "/v1/models/m/forward_backward",
+                {"sequence": 1, "loss": LOSS},
+                headers=LATER,
+                input=spikes,
+                targets=targets,
+            ),
+            remote.post("/v1/models/m/optim_step", {"sequence": 2}, headers=LATER),
+            remote.call("POST", "/v1/models/m/save", headers=LATER),
+            remote.post("/v1/layers/forward", layer, headers=LATER, input=x),
+            remote.post("/v1/layers/backward", {"context": context}, headers=LATER, grad_output=x),
+        ]
+    assert [answer.status for answer in answers] == [201, 202, 202, 202, 202, 202, 202]
+    for answer in answers[1:]:
+        found = remote.call("GET", answer.headers["location"], headers={"Prefer": "wait=30"})
+        assert found.status == 200, found.body
+    assert remote.info()["sequence"] == 2
+
+
+@pytest.mark.parametrize("prefer", ["wait", "wait=x", "wait=-1", "return=minimal", "await=0"])
+def test_preferences_that_are_not_understood_are_ignored(remote, prefer):
+    assert remote.step(1, headers={"Prefer": prefer}).status == 200
+
+
+def test_unknown_requests_are_not_found(remote):
+    for verb in ("GET", "DELETE"):
+        answer = remote.call(verb, "/v1/requests/unknown")
+        assert (answer.status, answer.json["code"]) == (404, "not_found")
+
+
+@pytest.fixture
+def shared(serve, tmp_path, connect):
+    """Posts messages through shared memory, and returns status, headers and the decoded body, wherever that is."""
+    import fcntl
+    import mmap
+    import os
+    import socket
+
+    from exodus_client.wire import SEGMENT_GREETING, SEGMENT_TYPE, Message, Reference, Span, Tensor, decode, encode
+    from exodus_client.wire import read_reference as read
+
+    service = serve(state_dir=tmp_path / "shared", shared_memory=True)
+    remote = connect(service.port)
+    remote.create()
+    descriptor = os.memfd_create("test", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, 1 << 20)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    memory = mmap.mmap(descriptor, 1 << 20)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect(f"\0{service.segments.socket_name}")
+        socket.send_fds(connection, [SEGMENT_GREETING], [descriptor])
+        token = connection.recv(256).decode().partition(" ")[2]
+        os.close(descriptor)
+
+        def post(path, params, headers=None, /, **tensors):
+            body = b"".join(encode(Message.of(params, [Tensor.of(n, t) for n, t in tensors.items()])).chunks)
+            memory[: len(body)] = body
+            reference = Reference(token, Span(0, len(body)), Span(1 << 19, 1 << 19))
+            answer = remote.call("POST", path, reference.encode(), {"Content-Type": SEGMENT_TYPE, **(headers or {})})
+            if answer.status != 200:
+                return answer, None
+            assert answer.headers["content-type"] == SEGMENT_TYPE
+            span = read(answer.body).body
+            return answer, decode(bytearray(memory[span.offset : span.end]), "application/vnd.msgpack")
+
+        yield service, remote, post, memory
+
+
+def test_bodies_come_through_shared_memory(shared):
+    service, remote, post, memory = shared
+    spikes, targets = batch(1)
+    answer, message = post("/v1/models/m/step", {"sequence": 1, "loss": LOSS}, input=spikes, targets=targets)
+    assert message.params["sequence"] == 1
+    answer, again = post("/v1/models/m/step", {"sequence": 1, "loss": LOSS}, input=spikes, targets=targets)
+    assert answer.headers["x-exodus-replayed"] == "1"
+    assert again.params == message.params
+    assert same_state(remote.state(), trained(1).state())
+
+
+def test_contexts_do_not_change_when_the_segment_is_used_again(shared):
+    service, remote, post, memory = shared
+    spikes = batch(1)[0].float()
+    trainer = trained(0)
+    forward = trainer.begin(spikes)
+    grad = torch.sin(forward.outputs.detach())
+    trainer.backward(forward, grad)
+    _, message = post("/v1/models/m/forward", {"context": True}, input=spikes)
+    memory[:] = np.random.default_rng(0).bytes(len(memory))
+    answer = remote.post(
+        "/v1/models/m/forward_backward",
+        {"sequence": 1, "context": message.params["context"], "gradients": True},
+        grad_output=grad,
+    )
+    assert torch.equal(answer.tensor("gradients"), trainer.gradients())
+
+
+def test_a_call_that_is_answered_later_does_not_need_the_segment(shared):
+    service, remote, post, memory = shared
+    spikes, targets = batch(1)
+    params = {"sequence": 1, "loss": LOSS}
+    with service.busy():
+        answer, _ = post("/v1/models/m/step", params, LATER, input=spikes.float(), targets=targets)
+        assert answer.status == 202
+        memory[:] = bytes(len(memory))
+    found = remote.call("GET", answer.headers["location"], headers={"Prefer": "wait=30"})
+    assert found.params["sequence"] == 1
+    assert same_state(remote.state(), trained(1).state())

@@ -1,0 +1,487 @@
+"""Training over HTTP: the bits of the same training here, each call once, in order; what fails changes nothing."""
+
+import random
+import threading
+import time
+
+import pytest
+import torch
+from remote_models import ADAM, LOSS, NETWORK, batch, body_of, local, same_state, trained
+
+from exodus_client.wire import Message, Tensor, compress, encode
+from exodus_core import losses
+
+STEP = "/v1/models/m/step"
+
+
+@pytest.fixture
+def service(serve, tmp_path):
+    return serve(state_dir=tmp_path / "state")
+
+
+@pytest.fixture
+def remote(service, connect):
+    remote = connect(service.port)
+    remote.create()
+    return remote
+
+
+def test_steps_are_those_of_the_same_loop_here_to_the_bit(remote):
+    trainer, loss = local(), losses.parse(LOSS)
+    for number in range(1, 31):
+        answer = remote.step(number, clip_norm=1.0, lr=0.02)
+        here = trainer.step(*batch(number), loss, clip_norm=1.0, lr=0.02)
+        assert answer.params["metrics"] == here.metrics
+        assert answer.params["grad_norms"] == here.grad_norms
+        assert (answer.params["sequence"], answer.params["device"]) == (number, "cpu")
+    assert same_state(remote.state(), trainer.state())
+
+
+@pytest.mark.parametrize("form", ["stream", "inline", "json"])
+def test_every_form_of_a_body_trains_alike(remote, form):
+    spikes, targets = batch(1)
+    answer = remote.post(STEP, {"sequence": 1, "loss": LOSS}, form=form, input=spikes, targets=targets)
+    assert answer.message.params["sequence"] == 1
+    assert same_state(remote.state(), trained(1).state())
+
+
+def test_a_compressed_body_is_the_same_call(remote):
+    spikes, targets = batch(1)
+    encoded = encode(
+        Message.of({"sequence": 1, "loss": LOSS}, [Tensor.of("input", spikes, "bits"), Tensor.of("targets", targets)])
+    )
+    headers = {"Content-Type": encoded.content_type, "Content-Encoding": "zstd"}
+    packed = b"".join(compress(encoded).chunks)
+    assert remote.call("POST", STEP, packed, headers).params["sequence"] == 1
+    again = remote.step(1)  # not compressed
+    assert again.replayed
+    assert same_state(remote.state(), trained(1).state())
+
+
+def test_the_parts_of_a_step_may_be_called_one_by_one(remote):
+    trainer, loss = local(), losses.parse(LOSS)
+    spikes, targets = batch(1)
+    for number in (1, 2):
+        answer = remote.post(
+            "/v1/models/m/forward_backward",
+            {"sequence": number, "loss": {"kind": LOSS, "label_smoothing": 0.1}, "gradients": True},
+            input=spikes,
+            targets=targets,
+        )
+        trainer.forward_backward(spikes, targets, losses.parse({"kind": LOSS, "label_smoothing": 0.1}))
+        assert torch.equal(answer.tensor("gradients"), trainer.gradients())
+    answer = remote.post("/v1/models/m/optim_step", {"sequence": 3, "weight_decay": 0.1, "gradients": True})
+    assert torch.equal(answer.tensor("gradients"), trainer.gradients())
+    assert answer.params["grad_norms"] == trainer.optim_step(weight_decay=0.1)
+    assert same_state(remote.state(), trainer.state())
+    trainer.step(*batch(4), loss)
+    remote.step(4)
+    assert same_state(remote.state(), trainer.state())
+
+
+def test_a_step_that_returns_gradients_is_the_same_step(remote):
+    trainer = local()
+    trainer.forward_backward(*batch(1), losses.parse(LOSS))
+    answer = remote.step(1, gradients=True, clip_value=0.01)
+    assert torch.equal(answer.tensor("gradients"), trainer.gradients())  # before they are clipped
+    trainer.optim_step(clip_value=0.01)
+    assert same_state(remote.state(), trainer.state())
+
+
+def test_gradients_of_the_clients_own_are_applied(remote):
+    trainer = local()
+    flat = torch.randn(trainer.weights().shape, generator=torch.Generator().manual_seed(0))
+    trainer.forward_backward(*batch(1), losses.parse(LOSS))
+    spikes, targets = batch(1)
+    remote.post("/v1/models/m/forward_backward", {"sequence": 1, "loss": LOSS}, input=spikes, targets=targets)
+    answer = remote.post("/v1/models/m/optim_step", {"sequence": 2}, gradients=flat)
+    assert answer.params["grad_norms"] == trainer.optim_step(gradients=flat)
+    assert same_state(remote.state(), trainer.state())
+
+
+@pytest.mark.parametrize("call", ["forward_backward", "step"])
+@pytest.mark.parametrize("again", [False, True], ids=["context", "inputs"])
+def test_any_loss_may_be_computed_by_the_client(remote, call, again):
+    trainer = local()
+    spikes, _ = batch(1)
+    forward = trainer.begin(spikes)
+    answer = remote.post("/v1/models/m/forward", {"mode": "train", "context": True}, input=spikes)
+    assert answer.params["expires_in_s"] == 300
+    assert torch.equal(answer.tensor("outputs"), forward.outputs)
+    grad = torch.cos(forward.outputs.detach())
+    norms = trainer.backward(forward, grad)
+    if call == "step":
+        trainer.optim_step()
+    params = {"sequence": 1} if again else {"sequence": 1, "context": answer.params["context"]}
+    tensors = {"input": spikes, "grad_output": grad} if again else {"grad_output": grad}
+    answer = remote.post(f"/v1/models/m/{call}", params, **tensors)
+    assert answer.params["grad_norms"] == norms
+    assert answer.params["metrics"] == {"samples:sum": 4.0}
+    assert same_state(remote.state(), trainer.state())
+
+
+def test_a_context_serves_once_and_only_for_the_weights_that_it_is_of(remote):
+    spikes, _ = batch(1)
+    grad = torch.ones(4, 10, 3)
+
+    def context():
+        answer = remote.post("/v1/models/m/forward", {"context": True, "return": []}, input=spikes)
+        assert not answer.message.tensors
+        return answer.params["context"]
+
+    used, stale = context(), context()
+    assert remote.post(STEP, {"sequence": 1, "context": used}, grad_output=grad).status == 200
+    for handle, status, code in [
+        (used, 410, "context_expired"),
+        (stale, 409, "context_stale"),
+        ("unknown", 410, "context_expired"),
+    ]:
+        answer = remote.post(STEP, {"sequence": 2, "context": handle}, grad_output=grad)
+        assert (answer.status, answer.json["code"]) == (status, code)
+        assert answer.json["errors"][0]["pointer"] == "/params/context"
+    assert remote.step(2).status == 200
+
+
+def test_forward_changes_nothing_and_may_wait_for_a_call(remote, service, connect):
+    before = remote.state()
+    spikes, targets = batch(1)
+    answer = remote.post("/v1/models/m/forward", {"loss": LOSS}, input=spikes, targets=targets)
+    outputs = local().forward(spikes)
+    assert torch.equal(answer.tensor("outputs"), outputs)
+    value = losses.parse(LOSS)(outputs, targets)
+    assert answer.params["metrics"] == {name: float(v) for name, v in value.metrics.items()}
+    remote.post("/v1/models/m/forward", {"mode": "train"}, input=spikes)
+    assert same_state(remote.state(), before)
+
+    answers = []
+    waiting = connect(service.port)
+    thread = threading.Thread(
+        target=lambda: answers.append(waiting.post("/v1/models/m/forward", {"after": 1}, input=spikes))
+    )
+    thread.start()
+    time.sleep(0.05)
+    assert not answers
+    remote.step(1)
+    thread.join()
+    assert answers[0].params["sequence"] == 1
+    assert torch.equal(answers[0].tensor("outputs"), trained(1).forward(spikes))
+
+
+def test_a_call_that_is_sent_again_is_answered_again(remote):
+    first = remote.step(1, gradients=True)
+    state = remote.state()
+    again = remote.step(1, gradients=True)
+    assert not first.replayed
+    assert again.replayed
+    assert again.body == first.body
+    assert again.headers["content-type"] == first.headers["content-type"]
+    assert same_state(remote.state(), state)
+
+
+def test_calls_out_of_order_are_done_in_order(remote, service, connect):
+    numbers = list(range(1, 9))
+    answers = {}
+
+    def call(number):
+        answers[number] = connect(service.port).step(number)
+
+    order = [8, 3, 5, 1, 7, 2, 6, 4]
+    threads = [threading.Thread(target=call, args=(number,)) for number in order]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.005)
+    for thread in threads:
+        thread.join()
+    assert {number: answer.params["sequence"] for number, answer in answers.items()} == {n: n for n in numbers}
+    assert same_state(remote.state(), trained(8).state())
+
+
+def test_a_duplicate_in_flight_shares_the_answer(remote, service, connect):
+    answers = []
+    with service.busy():
+        threads = [threading.Thread(target=lambda: answers.append(connect(service.port).step(1))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join()
+    assert sorted(answer.replayed for answer in answers) == [False, True, True]
+    assert len({answer.body for answer in answers}) == 1
+    assert same_state(remote.state(), trained(1).state())
+
+
+def test_a_second_writer_is_told_so(remote, service, connect):
+    assert remote.step(1, writer="anna").status == 200
+    answer = connect(service.port).step(1, writer="ben")
+    problem = answer.json
+    assert (answer.status, problem["code"], problem["retryable"]) == (409, "sequence_conflict", False)
+    assert "another client trains this model" in problem["detail"]
+    assert "'anna'" in problem["detail"]
+    assert problem["errors"] == [{"pointer": "/params/sequence", "expected": "2", "got": "1"}]
+    assert remote.info()["writer"] == "anna"
+
+
+def test_the_same_bytes_for_another_operation_are_another_call(remote):
+    spikes, targets = batch(1)
+    assert remote.step(1).status == 200
+    answer = remote.post("/v1/models/m/forward_backward", {"sequence": 1, "loss": LOSS}, input=spikes, targets=targets)
+    assert (answer.status, answer.json["code"]) == (409, "sequence_conflict")
+
+
+def test_a_gap_is_named_after_a_while(serve, connect):
+    remote = connect(serve(sequence_wait_s=0.2).port)
+    remote.create()
+    remote.step(1)
+    began = time.monotonic()
+    answer = remote.step(4)
+    assert 0.2 <= time.monotonic() - began < 2
+    problem = answer.json
+    assert (answer.status, problem["code"], problem["retryable"]) == (409, "sequence_gap", False)
+    assert problem["errors"] == [{"pointer": "/params/sequence", "expected": "2", "got": "4"}]
+    assert remote.step(2).status == 200
+
+
+def test_a_deadline_ends_the_wait_in_a_gap(remote):
+    began = time.monotonic()
+    answer = remote.step(3, headers={"X-Deadline-Ms": "100"})
+    assert (answer.status, answer.json["code"]) == (409, "sequence_gap")
+    assert time.monotonic() - began < 3
+    assert remote.step(1).status == 200
+
+
+def test_a_deadline_in_the_queue_consumes_nothing_and_one_in_mid_step_loses_nothing(remote, service, slow_step):
+    with service.busy():
+        assert remote.step(1, headers={"X-Deadline-Ms": "50"}).json["code"] == "deadline"
+    assert remote.info()["sequence"] == 0
+    with slow_step():
+        assert remote.step(1, headers={"X-Deadline-Ms": "100"}).json["code"] == "deadline"
+    again = remote.step(1)
+    assert again.replayed
+    assert same_state(remote.state(), trained(1).state())
+
+
+@pytest.fixture
+def slow_step(monkeypatch):
+    """Steps take half a second while the context is; `started` is set when one begins."""
+    from contextlib import contextmanager
+
+    from exodus_core.training import Trainer
+
+    step = Trainer.step
+
+    @contextmanager
+    def slowly():
+        started = threading.Event()
+
+        def slow(*args, **more):
+            started.set()
+            time.sleep(0.5)
+            return step(*args, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "step", slow)
+            yield started
+
+    return slowly
+
+
+def raw_step(number):
+    spikes, targets = batch(number)
+    body, content_type = body_of({"sequence": number, "loss": LOSS}, input=spikes, targets=targets)
+    head = f"POST {STEP} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def test_a_client_that_leaves_in_mid_step_loses_nothing(remote, service, slow_step, until):
+    with slow_step() as started, service.raw() as leaving:
+        leaving.sendall(raw_step(1))
+        assert started.wait(10)
+    until(lambda: service.engine.scheduler.requests == 0)
+    again = remote.step(1)
+    assert (again.status, again.replayed) == (200, True)
+    assert same_state(remote.state(), trained(1).state())
+
+
+def test_a_client_that_leaves_before_its_turn_leaves_nothing(remote, service, until):
+    with service.busy():
+        with service.raw() as leaving:
+            leaving.sendall(raw_step(1))
+            until(lambda: service.engine.scheduler.waiting == 1)
+        until(lambda: service.engine.scheduler.requests == 0)
+    assert remote.info()["sequence"] == 0
+    assert not remote.step(1).replayed
+
+
+def test_a_client_that_leaves_in_a_gap_leaves_nothing(remote, service, until):
+    with service.raw() as leaving:
+        leaving.sendall(raw_step(3))
+        until(lambda: service.engine.scheduler.requests == 1)
+    until(lambda: service.engine.scheduler.requests == 0)
+    for number in (1, 2):
+        assert not remote.step(number).replayed
+    assert remote.info()["sequence"] == 2
+
+
+def test_deleting_in_mid_step_answers_the_step_and_refuses_the_next(remote, service, slow_step, connect):
+    answers = {}
+
+    def call(number):
+        answers[number] = connect(service.port).step(number)
+
+    with slow_step() as started:
+        threads = [threading.Thread(target=call, args=(number,)) for number in (1, 2)]
+        for thread in threads:
+            thread.start()
+        assert started.wait(10)
+        assert remote.call("DELETE", "/v1/models/m").status == 204
+        for thread in threads:
+            thread.join()
+    assert answers[1].status == 200
+    assert (answers[2].status, answers[2].json["code"]) == (404, "not_found")
+    assert remote.call("GET", "/v1/models/m").status == 404
+
+
+FORWARD_BACKWARD, OPTIM_STEP, FORWARD = (
+    f"/v1/models/m/{name}" for name in ("forward_backward", "optim_step", "forward")
+)
+SPIKES, TARGETS = batch(1)
+GRAD = torch.ones(4, 10, 3)
+WRONG = [
+    (STEP, {"loss": LOSS}, {"input": SPIKES, "targets": TARGETS}, "/params/sequence"),
+    (STEP, {"sequence": 0, "loss": LOSS}, {"input": SPIKES, "targets": TARGETS}, "/params/sequence"),
+    (STEP, {"sequence": 1.0, "loss": LOSS}, {"input": SPIKES, "targets": TARGETS}, "/params/sequence"),
+    (STEP, {"sequence": 1}, {"input": SPIKES, "targets": TARGETS}, "/params/loss"),
+    (STEP, {"sequence": 1, "loss": "mse"}, {"input": SPIKES, "targets": TARGETS}, "/params/loss/kind"),
+    (STEP, {"sequence": 1, "loss": 3}, {"input": SPIKES, "targets": TARGETS}, "/params/loss"),
+    (STEP, {"sequence": 1, "loss": LOSS}, {"input": SPIKES}, "/tensors"),
+    (STEP, {"sequence": 1, "loss": LOSS}, {"targets": TARGETS}, "/tensors"),
+    (STEP, {"sequence": 1, "loss": LOSS}, {"input": SPIKES[:, :, :5], "targets": TARGETS}, "/tensors/0/shape"),
+    (STEP, {"sequence": 1, "loss": LOSS}, {"input": SPIKES[0], "targets": TARGETS}, "/tensors/0/shape"),
+    (STEP, {"sequence": 1, "loss": LOSS}, {"input": SPIKES[:0], "targets": TARGETS[:0]}, "/tensors/0/shape"),
+    (STEP, {"sequence": 1, "loss": LOSS}, {"input": SPIKES, "targets": TARGETS[:3]}, "/tensors/1"),
+    (STEP, {"sequence": 1, "loss": LOSS}, {"input": SPIKES, "targets": TARGETS + 3}, "/tensors/1"),
+    (STEP, {"sequence": 1, "loss": LOSS}, {"input": SPIKES, "targets": TARGETS.float()}, "/tensors/1"),
+    (STEP, {"sequence": 1, "loss": LOSS}, {"input": SPIKES, "targets": TARGETS, "more": TARGETS}, "/tensors/2"),
+    (STEP, {"sequence": 1, "loss": LOSS}, {"input": SPIKES, "grad_output": GRAD}, "/params/loss"),
+    (STEP, {"sequence": 1, "loss": LOSS, "lr": -1.0}, {"input": SPIKES, "targets": TARGETS}, "/params/lr"),
+    (STEP, {"sequence": 1, "loss": LOSS, "clip_norm": 0.0}, {"input": SPIKES, "targets": TARGETS}, "/params/clip_norm"),
+    (STEP, {"sequence": 1, "loss": LOSS, "writer": "w" * 65}, {"input": SPIKES, "targets": TARGETS}, "/params/writer"),
+    (FORWARD_BACKWARD, {"sequence": 1, "loss": LOSS, "lr": 1.0}, {"input": SPIKES, "targets": TARGETS}, "/params/lr"),
+    (FORWARD_BACKWARD, {"sequence": 1}, {"input": SPIKES, "grad_output": GRAD[:, :, :2]}, "/tensors/1/shape"),
+    (FORWARD_BACKWARD, {"sequence": 1}, {"input": SPIKES, "grad_output": GRAD.int()}, "/tensors/1/dtype"),
+    (FORWARD_BACKWARD, {"sequence": 1}, {"grad_output": GRAD}, "/tensors"),
+    (OPTIM_STEP, {"sequence": 1}, {"gradients": torch.zeros(3)}, "/tensors/0/shape"),
+    (OPTIM_STEP, {"sequence": 1}, {"gradients": torch.zeros(83, dtype=torch.float64)}, "/tensors/0/dtype"),
+    (OPTIM_STEP, {"sequence": 1}, {"input": SPIKES}, "/tensors/0"),
+    (OPTIM_STEP, {"sequence": 1, "loss": LOSS}, {}, "/params/loss"),
+    (FORWARD, {"mode": "eval", "context": True}, {"input": SPIKES}, "/params/mode"),
+    (FORWARD, {"sequence": 1}, {"input": SPIKES}, "/params/sequence"),
+    (FORWARD, {"return": ["spikes"]}, {"input": SPIKES}, "/params/return/0"),
+    (FORWARD, {"loss": LOSS}, {"input": SPIKES}, "/tensors"),
+    (FORWARD, {}, {"input": SPIKES, "targets": TARGETS}, "/tensors/1"),
+]
+
+
+@pytest.mark.parametrize(("path", "params", "tensors", "pointer"), WRONG)
+def test_what_does_not_fit_is_pointed_at_and_consumes_nothing(remote, path, params, tensors, pointer):
+    before = remote.state()
+    answer = remote.post(path, params, **tensors)
+    assert (answer.status, answer.json["code"]) == (422, "invalid"), answer.body
+    error = answer.json["errors"][0]
+    assert error["pointer"] == pointer, error
+    assert error["expected"]
+    assert error["got"]
+    assert same_state(remote.state(), before)
+    assert not remote.step(1).replayed
+
+
+def test_what_is_not_finite_is_refused_or_applied_as_asked(remote):
+    spikes, targets = batch(1)
+    spoilt = spikes.float()
+    spoilt[0, 0, 0] = float("inf")
+    before = remote.state()
+    params = {"sequence": 1, "loss": LOSS}
+    answer = remote.post(STEP, params, input=spoilt, targets=targets)
+    assert (answer.status, answer.json["code"], answer.json["retryable"]) == (422, "non_finite", False)
+    assert answer.json["errors"][0]["got"]
+    assert same_state(remote.state(), before)
+    assert remote.step(1).status == 200
+    answer = remote.post(STEP, {**params, "sequence": 2, "non_finite": "apply"}, input=spoilt, targets=targets)
+    assert answer.status == 200
+
+
+def test_activations_beyond_the_limit_are_refused_before_anything_is_unpacked(serve, connect):
+    remote = connect(serve(max_activation_bytes=100_000).port)
+    remote.create()
+    spikes = Tensor.of("input", torch.zeros(64, 1000, 6, dtype=torch.bool), "bits")
+    for path, params in ((STEP, {"sequence": 1, "loss": LOSS}), (FORWARD, {})):
+        encoded = encode(Message.of(params, [spikes]))
+        answer = remote.call("POST", path, b"".join(encoded.chunks), {"Content-Type": encoded.content_type})
+        assert (answer.status, answer.json["code"]) == (413, "too_large")
+        error = answer.json["errors"][0]
+        assert error["pointer"] == "/tensors/0/shape"
+        assert "max_activation_bytes" in error["expected"]
+        assert "64, 1000, 6" in error["got"]
+    assert remote.step(1).status == 200
+
+
+def test_gradients_that_json_has_no_room_for_are_refused_before_the_step(remote):
+    network = {"input_shape": [1024], "layers": [{"kind": "linear", "out_features": 1024}]}
+    remote.post("/v1/models", {"id": "big", "network": network, "optimizer": {"kind": "sgd"}})
+    answer = remote.post("/v1/models/big/optim_step", {"sequence": 1, "gradients": True}, form="json")
+    assert (answer.status, answer.json["code"]) == (413, "too_large")
+    assert answer.json["errors"][0]["pointer"] == "/params/gradients"
+    assert remote.info("big")["sequence"] == 0
+    assert remote.post("/v1/models/big/optim_step", {"sequence": 1, "gradients": True}).status == 200
+
+
+def test_an_optimiser_that_fails_half_way_brings_the_durable_state_back(remote, monkeypatch):
+    for number in (1, 2, 3):
+        remote.step(number)
+    remote.call("POST", "/v1/models/m/save")
+    remote.step(4)
+
+    def half_way(self, *_args):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data.add_(1.0)
+            parameter.add_(0.0)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", half_way)
+        answer = remote.step(5)
+        assert (answer.status, answer.json["code"]) == (507, "out_of_memory")
+    answer = remote.step(5, headers={"X-Deadline-Ms": "300"})
+    assert answer.json["errors"] == [{"pointer": "/params/sequence", "expected": "4", "got": "5"}]
+    assert remote.step(4).status == 200
+    assert remote.step(5).status == 200
+    assert same_state(remote.state(), trained(5).state())
+
+
+def test_random_bodies_are_never_a_bug(remote, service):
+    rng = random.Random(0)
+    spikes, targets = batch(1)
+    valid, content_type = body_of({"sequence": 1, "loss": LOSS}, input=spikes, targets=targets)
+    made, _ = body_of({"id": "n", "network": NETWORK, "optimizer": ADAM})
+    paths = ["/v1/models", STEP, FORWARD_BACKWARD, OPTIM_STEP, FORWARD, "/v1/layers/forward", "/v1/layers/backward"]
+    for _ in range(200):
+        body = bytearray(rng.choice([valid, made]))
+        for _ in range(rng.randint(1, 6)):
+            body[rng.randrange(min(len(body), 260))] = rng.randrange(256)
+        if rng.random() < 0.2:
+            del body[rng.randrange(len(body)) :]
+        answer = remote.call("POST", rng.choice(paths), bytes(body), {"Content-Type": content_type})
+        assert answer.status < 500, answer.body
+        if answer.status >= 400 and answer.status not in (404, 409):
+            assert answer.json["errors"][0].keys() == {"pointer", "expected", "got"}
+    assert service.engine.scheduler.requests == 0
+    assert service.engine.scheduler.bytes == 0
+
+
+def test_the_accounts_are_even_after_all_of_it(remote, service, until):
+    for number in range(1, 6):
+        remote.step(number, gradients=True)
+    remote.step(9, headers={"X-Deadline-Ms": "20"})
+    remote.state()
+    until(lambda: service.engine.scheduler.requests == 0)
+    assert service.engine.scheduler.bytes == 0

@@ -1,0 +1,108 @@
+"""A small network, its training step, and a store to train it in; for the tests of models on the server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exodus_core import losses
+from exodus_core.network import build
+from exodus_core.training import Trainer
+from exodus_service.model import Answer, Turn
+from exodus_service.settings import Settings
+from exodus_service.store import Store
+
+NETWORK: dict[str, Any] = {
+    "input_shape": [5],
+    "layers": [
+        {"kind": "linear", "out_features": 7},
+        {"kind": "batch_norm"},
+        {"kind": "lif", "alpha": 0.9, "trainable": ["alpha"]},
+        {"kind": "dropout", "p": 0.3},
+        {"kind": "linear", "out_features": 3},
+        {"kind": "exp_leak", "alpha": 0.9},
+    ],
+}
+ADAM: dict[str, Any] = {"kind": "adam", "lr": 1e-2}
+LOSS = losses.parse("max_over_time_ce")
+
+
+def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input (4, 6, 5) and targets (4,) of a call."""
+    generator = torch.Generator().manual_seed(number)
+    return torch.rand(4, 6, 5, generator=generator), torch.randint(0, 3, (4,), generator=generator)
+
+
+def apply(trainer: Trainer, number: int) -> None:
+    """What training call `number` does: odd ones accumulate gradients, even ones use them."""
+    trainer.forward_backward(*batch(number), LOSS)
+    if number % 2 == 0:
+        trainer.optim_step()
+
+
+def undisturbed(calls: int, network: dict[str, Any] = NETWORK, optimizer: dict[str, Any] = ADAM) -> Trainer:
+    """The trainer after calls 1 to `calls`."""
+    trainer = Trainer(build(network, 0), optimizer)
+    for number in range(1, calls + 1):
+        apply(trainer, number)
+    return trainer
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two states are the same, to the bit."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
+
+
+@asynccontextmanager
+async def opened(path: Path | None = None, **settings: Any) -> AsyncIterator[Store]:
+    """A store that is closed at the end."""
+    store = Store(Settings(state_dir=path, **settings), torch.device("cpu"))
+    await store.start()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def create(store: Store, id: str = "m", owner: str = "", **options: Any) -> dict[str, Any]:
+    """Make the small model."""
+    return (await store.create(owner, id=id, **{"network": NETWORK, "optimizer": ADAM, **options})).info
+
+
+async def call(
+    store: Store,
+    number: int,
+    id: str = "m",
+    owner: str = "",
+    *,
+    digest: str | None = None,
+    deadline: float | None = None,
+    body: bytes | None = None,
+    work: Callable[[Turn], Any] | None = None,
+) -> bytes | None:
+    """Make a training call; returns its answer, which is `body`, or "answer NUMBER"."""
+    answer = f"answer {number}".encode() if body is None else body
+
+    def train(turn: Turn) -> None:
+        apply(turn.model.trainer, number)
+        turn.record(answer, "text/plain")
+
+    async with (
+        store.use(owner, id) as model,
+        model.turn(number, digest or f"digest {number}", deadline, writer="w") as turn,
+    ):
+        if isinstance(turn, Answer):
+            return turn.body
+        await asyncio.wrap_future(store._execute(turn.guard(lambda: (work or train)(turn))))
+        return answer
+
+
+async def state(store: Store, id: str = "m", owner: str = "") -> dict[str, torch.Tensor]:
+    """The state of a model, as it is in memory."""
+    async with store.use(owner, id) as model:
+        return dict((await asyncio.wrap_future(store._execute(model.snapshot))).tensors)
