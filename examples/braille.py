@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +18,55 @@ STEPS_PER_READING = 3
 QUANTA = (2.0, 4.0, 8.0, 16.0)
 #: Of the 50 repetitions of each letter: the last ten are the test, five of those before are the validation.
 TEST_FROM, VALIDATION_FROM = 40, 35
-HIDDEN = 256
 #: Of the fastest and of the slowest hidden neuron, in steps.
 TIME_CONSTANTS = (5.0, 100.0)
 LARGEST_SHIFT = 3
-RATE = 3e-3
+
+
+class Settings(NamedTuple):
+    """A network of one hidden layer, and how it is trained.
+
+    Attributes:
+        hidden: neurons of the hidden layer.
+        recurrent: of its recurrent connections (docs/networks.md), or None.
+        scale: of the surrogate derivative. Through recurrent connections a gradient passes once a step: with the full
+            derivative it grows until it overflows.
+        epochs, rate: as of `Task`.
+    """
+
+    hidden: int
+    recurrent: dict[str, Any] | None
+    scale: float
+    epochs: int
+    rate: float
+
+    def network(self, inputs: int, classes: int) -> dict[str, Any]:
+        """LIF neurons with many time constants, and a readout that weighs their spikes.
+
+        The loss sums the readout over time: it sees how often each neuron fired. What happened when is for the neurons
+        to tell apart, so each remembers for another time.
+        """
+        shortest, longest = TIME_CONSTANTS
+        shares = [neuron / (self.hidden - 1) for neuron in range(self.hidden)]
+        neurons = {
+            "kind": "lif",
+            "alpha": [math.exp(-1 / (shortest * (longest / shortest) ** share)) for share in shares],
+            "surrogate": {"kind": "exponential", "slope": 2.0, "scale": self.scale},
+            "recurrent": self.recurrent,
+        }
+        # The gain makes the neurons fire at two per cent of the steps before anything is learned.
+        return {
+            "input_shape": [inputs],
+            "layers": [
+                {"kind": "linear", "out_features": self.hidden, "bias": False, "gain": 3.0},
+                neurons,
+                {"kind": "linear", "out_features": classes, "bias": False, "gain": 0.3},
+            ],
+        }
+
+
+FEED_FORWARD = Settings(hidden=256, recurrent=None, scale=1.0, epochs=40, rate=3e-3)
+RECURRENT = Settings(hidden=128, recurrent={"gain": 0.3}, scale=0.3, epochs=20, rate=2e-3)
 
 
 def interpolate(readings: Tensor, times: int) -> Tensor:
@@ -90,33 +134,20 @@ def braille(folder: Path, *, recurrent: bool = False) -> Task:
     repetition = arrays["repetition"]
     rest, test = everything.split(repetition >= TEST_FROM)
     train, validation = rest.split(repetition[repetition < TEST_FROM] >= VALIDATION_FROM)
-    net = description(everything.spikes.shape[2], len(letters), recurrent=recurrent)
-    return Task("Braille letters", letters, train, validation, test, net, vary, epochs=40, batch=64, rate=RATE)
-
-
-def description(inputs: int, classes: int, *, recurrent: bool = False) -> dict[str, Any]:
-    """LIF neurons with many time constants, and a readout that weighs their spikes.
-
-    The loss sums the readout over time: it sees how often each neuron fired. What happened when is for the neurons to
-    tell apart, so each remembers for another time.
-    """
-    slow = TIME_CONSTANTS[1] / TIME_CONSTANTS[0]
-    constants = [TIME_CONSTANTS[0] * slow ** (neuron / (HIDDEN - 1)) for neuron in range(HIDDEN)]
-    neurons = {
-        "kind": "lif",
-        "alpha": [math.exp(-1 / constant) for constant in constants],
-        "surrogate": {"kind": "exponential", "slope": 2.0},
-        "recurrent": {"gain": 1.0} if recurrent else None,
-    }
-    # The gain makes the neurons fire at two per cent of the steps before anything is learned.
-    return {
-        "input_shape": [inputs],
-        "layers": [
-            {"kind": "linear", "out_features": HIDDEN, "bias": False, "gain": 3.0},
-            neurons,
-            {"kind": "linear", "out_features": classes, "bias": False, "gain": 0.3},
-        ],
-    }
+    settings = RECURRENT if recurrent else FEED_FORWARD
+    net = settings.network(everything.spikes.shape[2], len(letters))
+    return Task(
+        "Braille letters",
+        letters,
+        train,
+        validation,
+        test,
+        net,
+        vary,
+        epochs=settings.epochs,
+        batch=64,
+        rate=settings.rate,
+    )
 
 
 def vary(spikes: Tensor, generator: torch.Generator) -> Tensor:

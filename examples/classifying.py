@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from exodus_core.training import Trainer
 #: Cross-entropy of the outputs summed over time; the prediction is the class of the largest sum.
 LOSS = "sum_over_time_ce"
 OPTIMIZER = {"kind": "adam"}
-#: Largest norm of the gradient of one update. Recurrent spiking layers now and then have one that is far larger.
+#: Largest norm of the gradient of one update. Recurrent layers now and then have one that is far larger.
 CLIP_NORM = 1.0
 #: Samples in one forward pass when nothing is learned from them.
 EVALUATION_BATCH = 100
@@ -106,8 +106,7 @@ class RemoteLearner:
         return [step.result().metrics for step in steps]
 
     def outputs(self, spikes: Tensor) -> Tensor:
-        outputs: Tensor = self.model.forward(spikes).result().outputs
-        return outputs
+        return cast(Tensor, self.model.forward(spikes).result().outputs)
 
 
 class Epoch(NamedTuple):

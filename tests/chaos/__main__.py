@@ -52,12 +52,12 @@ def run(folder: Path, steps: int, few: int, seed: int, quick: bool, only: str) -
     """All scenarios; the long ones have `steps` steps, the others `few`."""
     verdicts = Verdicts()
     wanted, wanted_few = workload.in_process(steps, seed), workload.in_process(few, seed)
-    events: list[str] = []
+    events: tuple[list[str], list[str]] = ([], [])
     with verdicts.scenario("nothing: over HTTP as in this process") as found:
         events = scenarios.undisturbed(folder / "undisturbed", few, seed, wanted_few, found)
     planned = {
         "SIGKILL, faults of the network": lambda found: scenarios.disturbed(
-            folder / "kill", steps, seed, kills.all_kinds(events, seed, quick), wanted, found
+            folder / "kill", steps, seed, kills.all_kinds(*events, seed, quick), wanted, found
         ),
         "SIGTERM, faults of the network": lambda found: scenarios.terminated(
             folder / "term", steps, seed, kills.graceful(seed, 2 if quick else 8), wanted, found

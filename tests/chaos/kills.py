@@ -6,23 +6,23 @@ import random
 import signal
 from collections.abc import Sequence
 
-from .orders import ANSWERING, COMPUTING, KERNELS, STARTING, Order
+from .orders import ANSWERING, COMPUTING, HELD, KERNELS, STARTING, Order
 
-COMPUTATION, SAVE, POWER, ANSWER, START = (
-    "in the computation",
-    "in a save",
-    "power loss in a save",
-    "in the answer",
-    "in the start",
-)
+COMPUTATION, ANSWER, START = "in the computation", "in the answer", "in the start"
+SAVE, POWER, NEW = "in a save", "in a save, with the power", "in the save of a new model"
 REQUEST, ANY, EARLY, GRACEFUL = "in the request", "at random, training", "at random, from the start on", "SIGTERM"
 
 
-def all_kinds(events: Sequence[str], seed: int, quick: bool) -> list[Order]:
+#: The event that makes a state the newest.
+COMMIT = "rename of manifest"
+
+
+def all_kinds(events: Sequence[str], new: Sequence[str], seed: int, quick: bool) -> list[Order]:
     """Each place at least once, and moments that nobody chose, shuffled.
 
     Args:
         events: what happens in a save, in order.
+        new: what happens in the first save of a model, in order.
         seed: of the order and the moments.
         quick: a part, with every kind in it.
     """
@@ -35,10 +35,10 @@ def all_kinds(events: Sequence[str], seed: int, quick: bool) -> list[Order]:
     saves = _spread(events, 3) if quick else list(events)
     lost = _spread(events[1:-1], 2) if quick else list(events)
     computing = [chance.choice(COMPUTING)] if quick else COMPUTING
-    answering = ANSWERING[1:2] if quick else ANSWERING
+    answering = (HELD, ANSWERING[2]) if quick else ANSWERING
     orders = [Order(COMPUTATION, point, nth()) for point in computing for _ in range(times)]
     orders += [Order(COMPUTATION, point, 2 * nth() - 1) for point in KERNELS for _ in range(times)]
-    orders += [Order(ANSWER, point, nth()) for point in answering for _ in range(times)]
+    orders += [Order(ANSWER, point, 1 if point == HELD else nth()) for point in answering for _ in range(times)]
     orders += [Order(START, point) for point in (STARTING[1:2] if quick else STARTING)]
     orders += [Order(SAVE, f"save: {event}") for event in saves]
     orders += [Order(POWER, f"save: {event}", power_loss=True) for event in lost]
@@ -49,7 +49,15 @@ def all_kinds(events: Sequence[str], seed: int, quick: bool) -> list[Order]:
     chance.shuffle(orders)
     # A model has to be there before it can be loaded: the first to die has answered a call.
     first = next(order for order in orders if order.kind == ANSWER)
-    return [first, *(order for order in orders if order is not first)]
+    return [*_of_new_models(new, quick), first, *(order for order in orders if order is not first)]
+
+
+def _of_new_models(events: Sequence[str], quick: bool) -> list[Order]:
+    """Each event up to the one that makes the state valid: until then there is no model, and its save is the first."""
+    events = events[: events.index(COMMIT) + 1]
+    if quick:
+        return [Order(NEW, f"save: {events[len(events) // 2]}", power_loss=True)]
+    return [Order(NEW, f"save: {event}", power_loss=lost) for event in events for lost in (False, True)]
 
 
 def graceful(seed: int, count: int) -> list[Order]:

@@ -13,7 +13,11 @@ COMPUTING = (
     "call recorded, answer not sent",
 )
 KERNELS = ("inside the kernel, forward", "inside the kernel, backward")
-ANSWERING = ("before the answer's head", "half of the answer's body sent", "after the answer's last byte")
+#: Where a server was that should have died in a kernel, and had just left it; it is tried again.
+LATE = "just after the kernel"
+#: Every answer is held back until a state is durable that has them: they must come from disk then.
+HELD = "state saved, answers held back"
+ANSWERING = (HELD, "before the answer's head", "half of the answer's body sent", "after the answer's last byte")
 STARTING = ("folder being tidied", "model being loaded", "model loaded, call not begun")
 
 

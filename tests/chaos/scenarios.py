@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .orders import Order
 from .proxy import FAULTS, Proxy
 from .supervisor import Supervisor
 from .verdicts import Scenario
-from .workload import Outcome
+from .workload import Call, Outcome
 
 #: Patient, but not slow: the harness is nobody's guest.
 RETRIES = Retries(count=1000, first_delay=0.02, max_delay=0.2)
@@ -26,16 +27,17 @@ def client_of(url: str) -> Client:
     return Client(url, retries=RETRIES)
 
 
-def undisturbed(folder: Path, steps: int, seed: int, wanted: Outcome, found: Scenario) -> list[str]:
-    """Training over HTTP, with nothing in the way; returns what happens in a save."""
+def undisturbed(folder: Path, steps: int, seed: int, wanted: Outcome, found: Scenario) -> tuple[list[str], list[str]]:
+    """Training over HTTP, with nothing in the way; returns what happens in a save, and in the first of a model."""
     with Supervisor(folder, settings=SETTINGS, trace=True) as server, client_of(server.url) as client:
         model = workload.create(client, seed, durable_every=3)
         answers = workload.train(model, steps, seed)
         compare(found, server, model.id, answers, wanted)
         found.counts |= {"calls": len(answers), "calls computed": sum(server.recorded.values())}
         found.check("each call was computed once", set(server.recorded.values()) == {1}, server.recorded)
+        server.halt()  # which waits for saves
         found.check("no server failed", not server.failures, server.failures)
-        return server.events
+        return server.events, server.first_events
 
 
 def disturbed(
@@ -54,12 +56,34 @@ def disturbed(
         proxies.append(proxy)
         server.begin()
         model = workload.create(client, seed, durable_every=3, id="chaos")
-        answers = workload.train(model, steps, seed)
-        found.check("the server has ended each time", server.left == 0, f"{server.left} of {len(orders)} times not")
+        answers = paced(model, list(workload.calls(steps, seed)), server, len(orders))
+        found.check(
+            "the server has ended each time",
+            server.left == 0,
+            f"{server.left} of {len(orders)} times not, at {server.order}",
+        )
         compare(found, server, model.id, answers, wanted)
         note(found, server, proxy)
+        # A state on disk is whole at every moment: none may have to be set aside.
+        damaged = [line for line in server.events_of(0).splitlines() if "does not verify" in line or "corrupt" in line]
+        found.check("no end of the server has damaged a state", not damaged, damaged[:2])
         found.check("every fault has taken place", len(proxy.happened) == len(FAULTS), proxy.happened)
     return server
+
+
+def paced(model: Any, calls: list[Call], server: Supervisor, count: int) -> list[Any]:
+    """Have calls done so that the ends of the server are spread over them; returns the answers."""
+    futures: list[Any] = []
+    for place, call in enumerate(calls):
+        due = place * count // max(1, len(calls) - 10)
+        # Where nothing happens any more, it needs another call to come to where it is to die.
+        ends = time.monotonic() + 3.0
+        while not server.wait_for_deaths(due, 0.01) and time.monotonic() < ends:
+            if all(future.done() for future in futures):
+                server.wait_for_deaths(due, 0.5)
+                break
+        futures.append(workload.submit(model, call))
+    return [future.result(timeout=300) for future in futures]
 
 
 def terminated(folder: Path, steps: int, seed: int, orders: Iterable[Order], wanted: Outcome, found: Scenario) -> None:

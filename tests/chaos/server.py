@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .orders import KERNELS, Order
+from .orders import KERNELS, LATE, Order
 from .points import INSIDE, OUTSIDE, SOON, Points
 
 
@@ -70,7 +70,7 @@ class Life:
         """Where it is to die inside of a kernel: wait until it is there, and kill it."""
         if self._order.point not in KERNELS:
             return
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + 30
         while self._page[0] != INSIDE and time.monotonic() < ends:
             if self._page[0] != SOON:
                 time.sleep(1e-4)
@@ -78,7 +78,7 @@ class Life:
                     return
         os.kill(self.pid, signal.SIGKILL)
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        tell(pid=self.pid, died=self._order.point if self._page[0] == INSIDE else "computation, kernel just left")
+        tell(pid=self.pid, died=self._order.point if self._page[0] == INSIDE else LATE)
         self._page[0] = OUTSIDE
 
     def ended(self) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from .orders import Order
+from .orders import LATE, Order
 
 ROOT = Path(__file__).parents[2]
 #: Seconds that a server may take to come to the place where it is to die.
@@ -51,7 +51,7 @@ class Supervisor:
         full: while there is a file of this name, writing a state fails as on a disk that is full.
         deaths: the lives that have ended as they were ordered to.
         failures: what has ended otherwise.
-        events: labels of what happens in a save, in order.
+        events, first_events: labels of what happens in a save, in order; in the first save of a model.
         recorded: how often each training call, (model, sequence number), was computed and recorded.
     """
 
@@ -72,9 +72,11 @@ class Supervisor:
         self.deaths: list[Death] = []
         self.failures: list[str] = []
         self.events: list[str] = []
+        self.first_events: list[str] = []
         self.recorded: Counter[tuple[str, int]] = Counter()
         self.lives = 0
         self._on_start = on_start
+        self._tries = 5
         self._orders = deque(orders)
         self._order = Order()
         self._trace = trace
@@ -89,6 +91,11 @@ class Supervisor:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def order(self) -> Order:
+        """How the present life is to end."""
+        return self._order
 
     @property
     def left(self) -> int:
@@ -123,6 +130,15 @@ class Supervisor:
         assert self._forker.stdin is not None
         self._forker.stdin.close()
         self._forker.wait(timeout=30)
+
+    def events_of(self, since: int) -> str:
+        """What the log says from a place on, without its lines for each request."""
+        return "\n".join(line for line in self.log[since:].splitlines() if " status=" not in line)
+
+    def wait_for_deaths(self, count: int, seconds: float) -> bool:
+        """Wait until so many lives have ended as ordered, or the time is over; whether they have."""
+        with self._lock:
+            return self._lock.wait_for(lambda: len(self.deaths) >= count, timeout=seconds)
 
     def begin(self) -> None:
         """Start the first life; without orders that is done on entering."""
@@ -209,8 +225,9 @@ class Supervisor:
                 overdue.start()
             self._on_start(self._order)
         elif "event" in told:
-            if told["event"] not in self.events:
-                self.events.append(told["event"])
+            events = self.first_events if told["first"] else self.events
+            if told["event"] not in events:
+                events.append(told["event"])
         elif "recorded" in told:
             id, sequence = told["recorded"]
             self.recorded[id, sequence] += 1
@@ -246,6 +263,9 @@ class Supervisor:
         elif died_as_told:
             where = self._died + (", what was not synced is lost" if order.power_loss else "")
             self.deaths.append(Death(order, where, status, time.monotonic() - self._began))
+            if self._died == LATE and self._tries:
+                self._tries -= 1
+                self._orders.append(order)
         else:
             self.failures.append(f"a life that was to end by {order} ended with status {status}, at {self._died!r}")
         if not self._halted:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from exodus_client import Client, Retries, _commands, cli
+from exodus_client import Client, Retries, _command_line, _commands, cli
 
 U = np.linspace(-1, 2, 24, dtype=np.float32).reshape(2, 4, 3)
 
@@ -27,7 +27,7 @@ def exodus(service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
             url, transport=httpx.MockTransport(service), retries=Retries(sleep=service.waits.append), **arguments
         )
 
-    monkeypatch.setattr(_commands, "Client", client)
+    monkeypatch.setattr(_command_line, "Client", client)
 
     def run(*arguments: str, **environment: str) -> Result:
         result = CliRunner().invoke(_commands.app, list(arguments), env=environment)
@@ -85,6 +85,16 @@ class TestGradient:
             "wrt": ["threshold", "reset_by"],
             "return": ["spikes"],
         }
+
+    def test_shared_memory_is_used_where_it_is_wanted(
+        self, service: Any, exodus: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        np.save("u.npy", np.zeros((8, 100, 64), np.float32))
+        np.save("g.npy", np.ones((8, 100, 64), np.float32))
+        service.answers = [httpx.Response(404, json={"code": "not_found", "detail": "it is off here"})]
+        assert exodus(*FROM_MEMBRANE, "--shared-memory").exit_code == 0
+        assert [request.url.path for request in service.requests] == ["/v1/shared-memory", "/v1/gradients/exodus"]
+        assert "it is off here" in caplog.text
 
     def test_an_npz_file_takes_all_arrays(self, service: Any, exodus: Any) -> None:
         result = exodus(*FROM_MEMBRANE, "--out", "all.npz", "--wrt", "alpha")

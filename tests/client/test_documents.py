@@ -7,8 +7,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from client.training_server import TrainingServer
 
 import exodus_client
+from exodus_client import ShardedClient
 from exodus_client.wire import MSGPACK_TYPE, Message, Tensor, decode, encode
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -18,14 +20,21 @@ def blocks(document: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", (DOCS / document).read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def test_the_client_guide_runs_from_top_to_bottom(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_guide_runs_from_top_to_bottom(
+    service: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     lif = service.handler
 
+    training = TrainingServer()
+
     def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path.startswith(("/v1/models", "/v1/requests")):
+            return training(request)
         if request.method == "GET":
             return httpx.Response(200, json={"methods": ["exodus"]})
         message = decode(request.content, MSGPACK_TYPE)
-        if message.params["neuron"]["model"] == "srm":
+        if message.params.get("neuron", {}).get("model") == "srm":
             answer = Message.of({"device": "cpu", "method": "exodus", "grad_norms": {}}, [Tensor.of("grad_psp", [0.0])])
             body = b"".join(encode(answer).chunks)
             return httpx.Response(200, content=body, headers={"Content-Type": MSGPACK_TYPE})
@@ -35,11 +44,15 @@ def test_the_client_guide_runs_from_top_to_bottom(service: Any, monkeypatch: pyt
 
     service.handler = handler
     monkeypatch.setattr(exodus_client, "Client", lambda url, **arguments: service.client(**arguments))
+    monkeypatch.setattr(ShardedClient, "_client", lambda self, url, arguments: service.client(**arguments))
     namespace: dict[str, Any] = {}
     for block in blocks("client.md"):
         exec(compile(block, "client.md", "exec"), namespace)
-    assert namespace["result"].grad_weight.shape == (32, 64)
+    assert "(32, 64) (8, 100, 64)\n" in capsys.readouterr().out
     assert len(namespace["norms"]) == 3
+    assert len(namespace["losses"]) >= 20
+    assert namespace["outputs"].shape == (8, 100, 10)
+    assert not training.models
 
 
 def test_the_writer_and_reader_of_the_format_page_are_right() -> None:

@@ -6,21 +6,42 @@ is run twice, undisturbed and one call at a time, and with its fates and as far 
 
 from __future__ import annotations
 
+import functools
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
+from client.training_arithmetic import State
+from client.training_faults import FATES, Road, patient_client
+from client.training_server import TrainingServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.training_faults import FATES, Road, patient_client
-from client.training_server import TrainingServer
-from exodus_client import ExodusError, _constants
+from exodus_client import (
+    APIConnectionError,
+    Client,
+    ConflictError,
+    ExodusError,
+    GoneError,
+    InvalidResponseError,
+    Limits,
+    Model,
+    ModelClosedError,
+    NotFoundError,
+    PayloadTooLargeError,
+    Retries,
+    StateLostError,
+    UnprocessableError,
+    _constants,
+)
+from exodus_client._calls import Call, Calls
 
 LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
 #: Seconds after which something is taken to wait for ever.
@@ -69,7 +90,6 @@ def submit(model: Any, what: str, number: int) -> Any:
         "forward": lambda: model.forward(x),
         "make_durable": lambda: model.make_durable(),
         "state_dict": lambda: model.state_dict(),
-        "wait": lambda: None,
     }
     made = calls[what]()
     if "gradients" not in what and what in CALLS:  # they may be written to as soon as the call returns
@@ -115,12 +135,16 @@ def run(history: list[str], road: Road, *, one_at_a_time: bool, every: int = 10,
         )
         model.callbacks.append(lambda result: reported.append(result.sequence))
         road.fates = fates
-        made = []
+        made: list[Callable[[], Any]] = []
         for number, what in enumerate(history, 1):
-            made.append((what, submit(model, what, number)))
-            if one_at_a_time or what == "wait":
-                outcome(*made[-1 if one_at_a_time else max(0, len(made) - 2)])
-        outcomes = [outcome(*each) for each in made]
+            if what == "wait":
+                outcomes = [answered() for answered in made]
+                continue
+            answered = functools.cache(functools.partial(outcome, what, submit(model, what, number)))
+            made.append(answered)
+            if one_at_a_time or what == "forward":  # which sees what was done when its turn came, perhaps more
+                answered()
+        outcomes = [answered() for answered in made]
         road.fates = []
         road.down = 0
         model.forward(spikes(1), outputs=False).result(STUCK)  # all is done, also the empty calls
@@ -177,3 +201,407 @@ class TestAnyHistory:
         server = TrainingServer()
         server.sequence_wait, server.pending = 0.002, pending
         compare(history, Road(server, fates), every=every, ahead=ahead)
+
+
+@pytest.fixture
+def server() -> TrainingServer:
+    made = TrainingServer()
+    made.sequence_wait = 0.002
+    return made
+
+
+@pytest.fixture
+def road(server: TrainingServer) -> Road:
+    return Road(server)
+
+
+@pytest.fixture
+def client(road: Road) -> Iterator[Client]:
+    with patient_client(road) as made:
+        yield made
+
+
+def create(client: Client, **options: Any) -> Model:
+    return client.create_model(LAYERS, **({"optimizer": "sgd", "id": "m"} | options))
+
+
+def steps(model: Model, count: int) -> list[Any]:
+    """Results of so many steps, each awaited."""
+    return [submit(model, "step", number).result(STUCK) for number in range(count)]
+
+
+class TestEveryFate:
+    """Each failure alone, at each of the first requests, and all the time."""
+
+    @pytest.mark.parametrize("place", [0, 1, 3])
+    @pytest.mark.parametrize("fate", FATES)
+    def test_once(self, server: TrainingServer, fate: str, place: int) -> None:
+        history = ["step", "custom", "step_gradients", "not_finite", "optim_step", "state_dict"]
+        compare(history, Road(server, ["ok"] * place + [fate]), every=2)
+
+    @pytest.mark.parametrize("fate", sorted(set(FATES) - {"down"}))
+    def test_every_other_time(self, server: TrainingServer, fate: str) -> None:
+        compare(["step", "custom", "forward_backward", "optim_step"] * 2, Road(server, ["ok", fate] * 20), every=1)
+
+    @pytest.mark.parametrize("every", [1, 3, 100])
+    def test_in_a_long_training(self, server: TrainingServer, every: int) -> None:
+        fates = [fate for fate in FATES for _ in range(2)] * 2
+        compare(["step", "step_gradients", "custom"] * 20, Road(server, fates), every=every)
+
+
+class TestWhatIsKept:
+    def test_is_forgotten_when_two_saves_have_it(self, client: Client) -> None:
+        model = create(client, durable_every=4)
+        kept = []
+        for _ in range(40):
+            steps(model, 1)
+            kept.append(len(model._calls._calls))
+        assert max(kept) <= 8
+        assert model.durable == 40
+
+    def test_is_bounded_in_bytes_by_asking_for_saves(
+        self, client: Client, server: TrainingServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = create(client, durable_every=10_000)
+        steps(model, 1)
+        size = model._calls.nbytes
+        monkeypatch.setattr(_constants, "MAX_KEPT_BYTES", 10 * size)
+        most = 0
+        for _ in range(100):
+            steps(model, 1)
+            most = max(most, model._calls.nbytes)
+        assert 5 <= server.saves <= 80
+        assert most <= 20 * size  # the last save and the one before it, and as many calls as may be under way
+
+    def test_goes_on_where_the_server_cannot_save(
+        self,
+        client: Client,
+        server: TrainingServer,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        server.full = True
+        monkeypatch.setattr(_constants, "MAX_KEPT_BYTES", 0)
+        model = create(client, durable_every=1)
+        results = steps(model, 3)
+        assert results[-1].durable == 0
+        assert results[-1].durable_error == "No space left on device"
+        model.close()
+        assert "are kept until the server saves" in caplog.text
+        server.crash()
+        again = client.model("m")
+        assert again.sequence == 0
+
+    def test_is_sent_again_after_the_state_before_the_last(self, client: Client, server: TrainingServer) -> None:
+        model = create(client, durable_every=5)
+        wanted = steps(model, 23)[-1]
+        state = server.models["m"].state
+        server.crash(damaged=True)
+        assert server.models["m"].state.sequence == 15
+        assert model.forward(spikes(0)).result(STUCK).sequence == 23
+        assert server.models["m"].state.history == state.history
+        assert submit(model, "step", 1).result(STUCK).sequence == wanted.sequence + 1
+
+    def test_does_not_shrink_by_an_old_answer(self) -> None:
+        log = Calls(0, 0, ahead=99, width=99)
+        for number in range(1, 40):
+            log.append(lambda sequence: Call(sequence, ""))
+            call = log.next()
+            assert call is not None
+            log.done(call, number // 10 * 10, None)
+        assert log.kept_from == 20
+        log.kept(10)  # said long ago, and heard just now
+        log.kept(30)
+        assert log.kept_from == 20
+
+    def test_what_was_done_since_the_server_was_asked_is_not_lost(self) -> None:
+        log = Calls(0, 0, ahead=9, width=9)
+        before = log.kept_from
+        for number in (1, 2, 3):
+            log.append(lambda sequence: Call(sequence, ""))
+            call = log.next()
+            assert call is not None
+            log.done(call, number, None)
+        assert log.rewind(0, before) == 1  # the one that is kept; the answer is older than what is known
+        with pytest.raises(StateLostError):
+            log.rewind(0, log.kept_from)
+
+
+class TestLostForGood:
+    def test_a_server_that_lost_too_much_ends_the_training(self, client: Client, server: TrainingServer) -> None:
+        model = create(client, durable_every=2)
+        steps(model, 9)
+        stored = server.models["m"]
+        stored.state = stored.durable = State(0, stored.state.weights)
+        with pytest.raises(StateLostError, match=r"has done 0 calls, and this handle keeps those from 7 on") as caught:
+            submit(model, "step", 9).result(STUCK)
+        with pytest.raises(StateLostError) as again:
+            submit(model, "step", 9)
+        assert again.value.__cause__ is not None
+        assert str(again.value) == str(caught.value)
+        with pytest.raises(StateLostError):
+            model.state_dict()
+        model.resync()
+        assert [result.sequence for result in steps(model, 2)] == [1, 2]
+
+    @pytest.mark.parametrize("ask", ["forward", "make_durable", "state_dict"])
+    def test_it_is_found_out_by_any_question(self, client: Client, server: TrainingServer, ask: str) -> None:
+        model = create(client, durable_every=2)
+        steps(model, 9)
+        stored = server.models["m"]
+        stored.state = stored.durable = State(0, stored.state.weights)
+        with pytest.raises(StateLostError):
+            getattr(submit(model, ask, 1), "result", lambda seconds: None)(STUCK)
+
+    def test_a_handle_does_not_wait_for_what_another_has_done(self, client: Client, server: TrainingServer) -> None:
+        steps(create(client), 15)
+        model = client.model("m")
+        server.crash()  # back to 10
+        with pytest.raises(StateLostError, match=r"keeps those from 16 on"):
+            submit(model, "step", 1).result(STUCK)
+
+    def test_without_a_disk_a_crash_loses_the_model(self, client: Client, server: TrainingServer) -> None:
+        server.memory_only = True
+        model = create(client)
+        steps(model, 3)
+        server.crash()
+        with pytest.raises(NotFoundError):
+            submit(model, "step", 1).result(STUCK)
+
+    def test_a_call_that_was_done_and_is_refused_later_ends_the_training(self, server: TrainingServer) -> None:
+        refuse = False
+
+        def change(request: httpx.Request) -> httpx.Response:
+            if refuse and request.url.path.endswith("/step"):
+                return httpx.Response(413, json={"code": "too_large", "retryable": False})
+            return server(request)
+
+        with patient_client(httpx.MockTransport(change)) as client:
+            model = create(client)
+            steps(model, 2)
+            server.crash()
+            refuse = True
+            with pytest.raises(PayloadTooLargeError):
+                model.forward(spikes(0)).result(STUCK)
+            assert ("m", 1, "skip") not in server.done
+
+
+class TestQuestions:
+    """What is asked between calls sees all of them, though the server may have lost some meanwhile."""
+
+    @pytest.mark.parametrize("ask", ["forward", "make_durable", "state_dict", "save"])
+    def test_sends_again_what_was_lost(self, client: Client, server: TrainingServer, tmp_path: Path, ask: str) -> None:
+        model = create(client)
+        steps(model, 5)
+        wanted = server.models["m"].state
+        server.crash()
+        assert server.models["m"].state.sequence == 0
+        if ask == "save":
+            model.save(tmp_path / "state")
+        else:
+            made = submit(model, ask, 1)
+            result = made.result(STUCK) if hasattr(made, "result") else made
+            if ask == "make_durable":
+                assert result == 5
+        assert server.models["m"].state.history == wanted.history
+        assert (server.models["m"].durable.sequence == 5) == (ask == "make_durable")
+
+    def test_are_asked_again_while_there_is_patience(self, road: Road) -> None:
+        with patient_client(road, retries=Retries(count=0, first_delay=0.0)) as client:
+            model = create(client)
+            road.fates = ["refused"] * 5
+            assert model.forward(spikes(0)).result(STUCK).sequence == 0
+            model.close()
+            impatient = client.model("m", patience=0)
+            road.fates = ["refused"] * 10_000
+            with pytest.raises(APIConnectionError):
+                impatient.forward(spikes(0)).result(STUCK)
+            road.fates = []
+
+
+class TestPatience:
+    def test_it_ends(self, road: Road) -> None:
+        with patient_client(road, retries=Retries(first_delay=0.01, max_delay=0.01)) as client:
+            model = create(client, patience=0.3)
+            steps(model, 1)
+            road.down = 10**9
+            futures = [submit(model, "step", number) for number in range(6)]
+            for future in futures:
+                with pytest.raises(APIConnectionError):
+                    future.result(STUCK)
+            with pytest.raises(APIConnectionError):
+                submit(model, "step", 1)
+            road.down = 0
+            model.resync()
+            assert submit(model, "step", 1).result(STUCK).sequence == 2
+
+    def test_a_server_may_ask_for_more_time_than_a_request_would_give_it(self, server: TrainingServer) -> None:
+        busy = [httpx.Response(503, headers={"Retry-After": "1"})]
+
+        def change(request: httpx.Request) -> httpx.Response:
+            return busy.pop() if busy and request.url.path.endswith("/step") else server(request)
+
+        retries = Retries(first_delay=0.0, max_retry_after=0.5)
+        with patient_client(httpx.MockTransport(change), retries=retries) as client:
+            assert submit(create(client), "step", 1).result(STUCK).sequence == 1
+
+    def test_closing_does_not_wait_for_it(self, road: Road) -> None:
+        with patient_client(road, retries=Retries(first_delay=60.0, max_delay=60.0)) as client:
+            model = create(client)
+            road.down = 10**9
+            futures = [submit(model, "step", number) for number in range(3)]
+            while road.down == 10**9:
+                time.sleep(0.001)
+            in_time(model.close)
+            for future in futures:
+                with pytest.raises(ModelClosedError):
+                    future.result(0)
+
+    def test_a_model_that_cannot_be_asked_about_is_asked_again(self, server: TrainingServer) -> None:
+        answers = [httpx.ReadError("reset"), httpx.Response(503), httpx.Response(200, json={"sequence": 0})]
+
+        def change(request: httpx.Request) -> httpx.Response:
+            if request.url.path.endswith("/step") and len(answers) == 3:
+                raise answers.pop(0)
+            if request.method == "GET" and answers:
+                return answers.pop(0)
+            return server(request)
+
+        with patient_client(httpx.MockTransport(change)) as client:
+            model = create(client)
+            assert submit(model, "step", 1).result(STUCK).sequence == 1
+            assert not answers
+
+    def test_an_answer_about_the_model_that_is_none_ends_the_training(self, server: TrainingServer) -> None:
+        def change(request: httpx.Request) -> httpx.Response:
+            if request.url.path.endswith("/step"):
+                raise httpx.ReadError("reset")
+            return httpx.Response(200, json=[]) if request.method == "GET" else server(request)
+
+        with patient_client(httpx.MockTransport(change)) as client, pytest.raises(InvalidResponseError):
+            submit(create(client), "step", 1).result(STUCK)
+
+
+class TestOneCall:
+    def test_whose_answer_is_not_kept_fails_and_counts(self, server: TrainingServer) -> None:
+        lose = True
+
+        def change(request: httpx.Request) -> httpx.Response:
+            nonlocal lose
+            answer = server(request)
+            if lose and request.url.path.endswith("/step"):
+                lose = False
+                server.forget_answers()
+                raise httpx.ReadError("reset")
+            return answer
+
+        with patient_client(httpx.MockTransport(change)) as client:
+            model = create(client)
+            with pytest.raises(GoneError) as caught:
+                submit(model, "step", 1).result(STUCK)
+            assert caught.value.code == "answer_expired"
+            assert submit(model, "step", 1).result(STUCK).sequence == 2
+
+    def test_an_empty_call_that_is_refused_ends_the_training(self, server: TrainingServer) -> None:
+        def change(request: httpx.Request) -> httpx.Response:
+            if b"skip" in request.read():
+                return httpx.Response(422, json={"code": "invalid", "detail": "skip: not known here"})
+            return server(request)
+
+        with patient_client(httpx.MockTransport(change)) as client:
+            model = create(client)
+            with pytest.raises(UnprocessableError, match="no_such_loss"):
+                submit(model, "unknown_loss", 1).result(STUCK)
+            with pytest.raises(UnprocessableError, match="skip: not known here"):
+                model.forward(spikes(0)).result(STUCK)
+            assert len(server.requests) < 10
+
+    def test_that_fails_in_the_library_ends_alone(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = create(client)
+        real = model._sender._exchange
+        monkeypatch.setattr(model._sender, "_exchange", lambda path, body: 1 / 0)
+        future = submit(model, "step", 1)
+        with pytest.raises(ZeroDivisionError):
+            future.result(STUCK)
+        with pytest.raises(ExodusError, match="ZeroDivisionError"):  # so does the empty call in its place
+            model.forward(spikes(0)).result(STUCK)
+        monkeypatch.setattr(model._sender, "_exchange", real)
+
+    def test_made_when_no_thread_can_be_started_fails(self, client: Client) -> None:
+        model = create(client)
+        model._sender._threads.shutdown()
+        with pytest.raises(ModelClosedError):
+            submit(model, "step", 1).result(STUCK)
+
+    def test_gap_that_names_no_number_is_an_error(self, server: TrainingServer) -> None:
+        gap = {"code": "sequence_gap", "retryable": False, "errors": [{"pointer": "", "expected": "more", "got": ""}]}
+        answers = [httpx.Response(409, json=gap)]
+
+        def change(request: httpx.Request) -> httpx.Response:
+            return answers.pop() if answers and request.url.path.endswith("/step") else server(request)
+
+        with patient_client(httpx.MockTransport(change)) as client:
+            model = create(client)
+            with pytest.raises(ConflictError):
+                submit(model, "step", 1).result(STUCK)
+            assert submit(model, "step", 1).result(STUCK).sequence == 2
+
+
+class TestThreads:
+    def test_one_connection_is_enough(self, server: TrainingServer) -> None:
+        at_once, most = 0, 0
+        lock = threading.Lock()
+
+        def count(request: httpx.Request) -> httpx.Response:
+            nonlocal at_once, most
+            with lock:
+                at_once += 1
+                most = max(most, at_once)
+            try:
+                time.sleep(0.002)
+                return server(request)
+            finally:
+                with lock:
+                    at_once -= 1
+
+        with patient_client(httpx.MockTransport(count), limits=Limits(max_in_flight=1)) as client:
+            model = create(client)
+            assert [future.result(STUCK).sequence for future in [submit(model, "step", 1) for _ in range(8)]] == [
+                *range(1, 9)
+            ]
+        assert most == 1
+
+    def test_many_threads_submit(self, client: Client, server: TrainingServer) -> None:
+        model = create(client, ahead=3)
+        numbers: list[int] = []
+
+        def train() -> None:
+            numbers.extend(submit(model, "step", 1).result(STUCK).sequence for _ in range(20))
+
+        threads = [threading.Thread(target=train) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(STUCK)
+        assert sorted(numbers) == list(range(1, 121))
+
+    @pytest.mark.parametrize("what", ["close", "resync"])
+    def test_a_callback_may_end_the_training(self, client: Client, what: str) -> None:
+        model = create(client)
+        ended: list[int] = []
+
+        def end(result: Any) -> None:
+            if result.sequence == 2:
+                getattr(model, what)()
+                ended.append(result.sequence)
+
+        model.callbacks.append(end)
+        futures = [submit(model, "step", number) for number in range(2)]
+        assert [future.result(STUCK).sequence for future in futures] == [1, 2]
+        for _ in range(1000):
+            if ended:
+                break
+            time.sleep(0.005)
+        assert ended
+        if what == "resync":
+            assert submit(model, "step", 1).result(STUCK).sequence == 3

@@ -202,7 +202,7 @@ class TestWithoutContext:
         body = encode(Message.of(params, [WireTensor.of(name, x.detach()) for name in names]))
         headers = {"Content-Type": body.content_type}
         service.answers = [httpx.Response(200, content=b"".join(body.chunks), headers=headers)]
-        with pytest.raises(InvalidResponseError, match="the answer lacks (a context|membrane)"):
+        with pytest.raises(InvalidResponseError, match=r"the answer lacks (a context|membrane)"):
             remote_lif(service.client(), x, 0.9)
 
 

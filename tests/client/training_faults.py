@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 from client.training_server import TrainingServer
+
 from exodus_client import Client, Retries
 
 #: Fates of a request, by what becomes of it.
@@ -88,7 +89,7 @@ class Road(httpx.BaseTransport):
     def _cut(self, request: httpx.Request) -> httpx.Response:
         answer = self.server(request)
         half = answer.content[: len(answer.content) // 2]
-        headers = {**answer.headers, "Content-Length": str(len(answer.content))}
+        headers = {**answer.headers, "content-length": str(len(answer.content))}
         return httpx.Response(answer.status_code, stream=httpx.ByteStream(half), headers=headers)
 
     def _abandoned(self, request: httpx.Request) -> httpx.Response:
@@ -138,7 +139,7 @@ class Road(httpx.BaseTransport):
             return
 
 
-def patient_client(road: Road, **arguments: Any) -> Client:
+def patient_client(road: httpx.BaseTransport, **arguments: Any) -> Client:
     """A client that tries again at once, and nearly for ever."""
     arguments = {"retries": Retries(count=10_000, first_delay=0.0, jitter=0.0)} | arguments
     return Client("http://node:8000", transport=road, **arguments)

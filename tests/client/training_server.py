@@ -161,7 +161,7 @@ class TrainingServer:
             if id in self.models:
                 if self.models[id].digest != digest:
                     raise Refusal(409, "model_exists", f"there is another model {id!r}", "/params/id", "a new id", id)
-                return httpx.Response(200, json=self._info(id))
+                return reply(message, self._info(id), [])
             parameters = described(made["network"])
             count = sum(math.prod(shape) for _, shape in parameters)
             weights = np.arange(count, dtype=float) + made["seed"]

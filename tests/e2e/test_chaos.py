@@ -107,17 +107,19 @@ def test_states_that_differ_in_one_bit_differ() -> None:
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_run_has_every_kind_of_death(quick: bool) -> None:
-    orders = kills.all_kinds(["open", "write", "sync", "rename"], seed=0, quick=quick)
+    events = ["open", "write", "sync", kills.COMMIT, "remove"]
+    orders = kills.all_kinds(events, events, seed=0, quick=quick)
     wanted = {
         kills.COMPUTATION,
         kills.ANSWER,
         kills.START,
         kills.SAVE,
         kills.POWER,
+        kills.NEW,
         kills.REQUEST,
         kills.ANY,
         kills.EARLY,
     }
     assert {order.kind for order in orders} == wanted
     assert quick or len(orders) >= 20
-    assert orders == kills.all_kinds(["open", "write", "sync", "rename"], seed=0, quick=quick)
+    assert orders == kills.all_kinds(events, events, seed=0, quick=quick)

@@ -13,6 +13,9 @@ import pytest
 import exodus_core
 import exodus_service
 from exodus_client.wire import WireError, decode
+from exodus_core import losses, network
+from exodus_core.training import OPTIMIZERS
+from exodus_service import model_examples
 from exodus_service.exchange import CONTENT_TYPES
 from exodus_service.params import FloatName, Method, SurrogateKind
 from exodus_service.problems import KINDS, MEDIA_TYPE
@@ -47,6 +50,49 @@ def test_every_example_of_a_request_is_answered(caller, document):
             assert answer.message.tensors
 
 
+def test_every_example_of_models_and_layers_is_answered(serve):
+    caller = serve().caller
+
+    def post(path, name, examples, **changes):
+        body = examples[name]["value"]
+        assert (
+            examples
+            == document["paths"][path.replace("demo", "{id}")]["post"]["requestBody"]["content"]["application/json"][
+                "examples"
+            ]
+        )
+        body = {**body, "params": {**body["params"], **changes}}
+        answer = caller.call("POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        assert answer.status in (200, 201), answer.body
+        return json.loads(answer.body)["params"]
+
+    document = json.loads(caller.call("GET", "/openapi.json").body)
+    post("/v1/models", "model", model_examples.CREATE)
+    post("/v1/models/demo/forward", "evaluate", model_examples.FORWARD)
+    post("/v1/models/demo/step", "first", model_examples.STEP)
+    post("/v1/models/demo/forward_backward", "second", model_examples.FORWARD_BACKWARD)
+    post("/v1/models/demo/optim_step", "third", model_examples.OPTIM_STEP)
+    context = post("/v1/layers/forward", "input", model_examples.LAYER_FORWARD)["context"]
+    post("/v1/layers/backward", "gradient", model_examples.LAYER_BACKWARD, context=context)
+
+
+def test_the_schemas_of_answers_have_the_members_that_are_sent(serve):
+    caller = serve().caller
+    document = json.loads(caller.call("GET", "/openapi.json").body)
+    schemas = document["components"]["schemas"]
+    for path, examples, info in (
+        ("/v1/models", model_examples.CREATE, "ModelInfo"),
+        ("/v1/models/demo/forward", model_examples.FORWARD, "ForwardInfo"),
+        ("/v1/models/demo/step", model_examples.STEP, "TrainingInfo"),
+        ("/v1/layers/forward", model_examples.LAYER_FORWARD, "LayerForwardInfo"),
+    ):
+        (example,) = examples.values()
+        body = json.dumps(example["value"]).encode()
+        answer = caller.call("POST", path, body, {"Content-Type": "application/json"})
+        sent = json.loads(answer.body)["params"].keys()
+        assert set(schemas[info]["required"]) <= sent <= schemas[info]["properties"].keys(), path
+
+
 def test_all_references_of_the_document_lead_somewhere(document):
     def walk(node):
         if isinstance(node, dict):
@@ -73,6 +119,31 @@ def test_every_status_is_documented_with_the_form_of_its_body(document):
     assert responses["200"]["content"].keys() == {"application/vnd.msgpack", "application/json"}
 
 
+@pytest.mark.parametrize(
+    ("path", "verb", "statuses"),
+    [
+        ("/v1/models", "post", API_STATUSES - {404} | {200, 201, 202, 408, 409, 410, 500}),
+        ("/v1/models", "get", {200, 401, 403, 500, 503}),
+        ("/v1/models/{id}", "get", {200, 401, 403, 404, 500, 503}),
+        ("/v1/models/{id}", "delete", {204, 401, 403, 404, 500, 503, 507}),
+        ("/v1/models/{id}/step", "post", API_STATUSES | {200, 202, 408, 409, 410, 500}),
+        ("/v1/models/{id}/forward", "post", API_STATUSES | {200, 202, 408, 409, 410, 500}),
+        ("/v1/models/{id}/save", "post", {200, 202, 401, 403, 404, 429, 500, 503, 504, 507}),
+        ("/v1/models/{id}/state", "get", {200, 401, 403, 404, 429, 500, 503, 504, 507}),
+        ("/v1/models/{id}/state", "put", API_STATUSES | {200, 202, 408, 409, 410, 500}),
+        ("/v1/layers/backward", "post", API_STATUSES - {404} | {200, 202, 408, 410, 500}),
+        ("/v1/requests/{id}", "get", {200, 202, 401, 403, 404, 500, 503}),
+        ("/v1/requests/{id}", "delete", {204, 401, 403, 404, 409, 500, 503}),
+    ],
+)
+def test_every_status_of_models_layers_and_requests_is_documented(document, path, verb, statuses):
+    responses = document["paths"][path][verb]["responses"]
+    assert {int(status) for status in responses} == statuses
+    for response in responses.values():
+        assert "X-Request-ID" in response["headers"]
+        assert response["description"]
+
+
 def test_the_schema_of_problems_has_the_members_that_are_sent(caller, document):
     schema = document["components"]["schemas"]["ProblemDocument"]
     assert set(schema["required"]) == caller.call("GET", "/unknown").problem.keys()
@@ -96,6 +167,14 @@ def test_capabilities_are_those_of_the_core_and_the_wire(caller):
     assert known["wire_versions"] == [1]
     assert known["devices"] == ["cpu"]
     assert known["limits"]["max_body_bytes"] == 256 * 2**20
+    assert (known["layers"], known["losses"], known["optimizers"]) == (
+        list(network.KINDS),
+        list(losses.KINDS),
+        list(OPTIMIZERS),
+    )
+    assert known["limits"]["max_activation_bytes"] == 8 * 2**30
+    assert known["limits"]["max_model_bytes"] == 2**30
+    assert known["durable"] is False
 
 
 def test_the_content_types_are_those_of_the_wire():
@@ -117,7 +196,11 @@ def test_the_examples_of_the_page_work(running):
 
 
 def test_only_the_http_side_knows_the_framework():
-    inside = "batching body engine exchange gradients operands params scheduler selftest settings waiting"
+    inside = """
+        about answers batching body calls catalogue checkpoint contexts disk engine exchange failures forwarding
+        gradients layers model model_inputs models operands params plans requests residents saved saver scheduler
+        selftest settings state_file store training training_params turns waiting
+    """
     for module in inside.split():
         source = Path(exodus_service.__file__).with_name(f"{module}.py").read_text()
         assert not re.search(r"^\s*(from|import) (fastapi|starlette|uvicorn)", source, re.MULTILINE), module

@@ -204,11 +204,11 @@ def shared(serve, tmp_path, connect):
             span = read(answer.body).body
             return answer, decode(bytearray(memory[span.offset : span.end]), "application/vnd.msgpack")
 
-        yield service, remote, post, memory
+        yield remote, post, memory, service
 
 
 def test_bodies_come_through_shared_memory(shared):
-    service, remote, post, memory = shared
+    remote, post, *_ = shared
     spikes, targets = batch(1)
     answer, message = post("/v1/models/m/step", {"sequence": 1, "loss": LOSS}, input=spikes, targets=targets)
     assert message.params["sequence"] == 1
@@ -219,7 +219,7 @@ def test_bodies_come_through_shared_memory(shared):
 
 
 def test_contexts_do_not_change_when_the_segment_is_used_again(shared):
-    service, remote, post, memory = shared
+    remote, post, memory, _ = shared
     spikes = batch(1)[0].float()
     trainer = trained(0)
     forward = trainer.begin(spikes)
@@ -236,7 +236,7 @@ def test_contexts_do_not_change_when_the_segment_is_used_again(shared):
 
 
 def test_a_call_that_is_answered_later_does_not_need_the_segment(shared):
-    service, remote, post, memory = shared
+    remote, post, memory, service = shared
     spikes, targets = batch(1)
     params = {"sequence": 1, "loss": LOSS}
     with service.busy():

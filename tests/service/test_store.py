@@ -399,8 +399,12 @@ def test_a_damaged_state_is_named_and_the_one_before_returns(
         async with opened(tmp_path) as store:
             assert equal(await state(store), undisturbed(3).state())
             assert "000000000004" in caplog.text
+            assert "000000000004" in (await store.info("", "m"))["durable_error"]
             await call(store, 4)
             assert equal(await state(store), undisturbed(4).state())
+            async with store.use("", "m") as model:
+                await store.save(model)
+            assert (await store.info("", "m"))["durable_error"] is None
         for path in folder.path.glob("*.safetensors"):
             path.write_bytes(b"")
         async with opened(tmp_path) as store:

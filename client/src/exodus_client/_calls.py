@@ -44,7 +44,8 @@ class Call:
         read: reads the answer.
         future: takes the result, once.
         in_turn: whether it is sent only when all before it are done.
-        cancelled: whether nobody wanted it any more when its turn came.
+        begun: whether it was ever under way.
+        cancelled: whether nobody wanted it any more when it began.
     """
 
     sequence: int
@@ -56,6 +57,7 @@ class Call:
     future: Future[StepResult] = field(default_factory=Future)
     state: State = State.QUEUED
     in_turn: bool = False
+    begun: bool = False
     cancelled: bool = False
 
     @property
@@ -85,13 +87,18 @@ class Calls:
         self.last = done
         self.durable = durable
         # What is kept is what came after the save before the last: a damaged state makes the server go back to that.
-        self._kept_from = done if durable is None else durable
+        self._kept_from = done
 
     @property
     def nbytes(self) -> int:
         """Bytes kept."""
         with self._changed:
             return sum(call.nbytes for call in self._calls.values())
+
+    @property
+    def kept_from(self) -> int:
+        """The number after which all calls are kept."""
+        return self._kept_from
 
     @property
     def error(self) -> ExodusError | None:
@@ -124,7 +131,8 @@ class Calls:
                     continue
                 if call.state is State.QUEUED and under_way < self._width and (first or not call.in_turn):
                     call.state = State.UNDER_WAY
-                    if not (call.future.running() or call.future.done()):
+                    if not call.begun:
+                        call.begun = True
                         call.cancelled = not call.future.set_running_or_notify_cancel()
                     return call
                 if call.in_turn:
@@ -132,13 +140,18 @@ class Calls:
                 first = False
             return None
 
-    def done(self, call: Call, durable: int | None, result: StepResult | None) -> None:
-        """The server has done it. `result` is for the reports, None where there is nothing to report."""
+    def done(self, call: Call, durable: int | None, came: StepResult | ExodusError | None) -> None:
+        """The server has done it: its number is consumed. The caller gets what came; None where it has been told."""
         with self._changed:
             call.state = State.DONE
             if call.sequence > self._reported:
-                self._reports.setdefault(call.sequence, result)
+                self._reports.setdefault(call.sequence, came if isinstance(came, StepResult) else None)
             self._forget(durable)
+            # Before those are woken that wait for calls to be answered: nothing may wake them again.
+            if isinstance(came, ExodusError):
+                fail(call, came)
+            elif came is not None:
+                answer(call, came)
             self._changed.notify_all()
 
     def requeue(self, call: Call, *, in_turn: bool = False) -> None:
@@ -148,16 +161,19 @@ class Calls:
             call.in_turn = call.in_turn or in_turn
             self._changed.notify_all()
 
-    def rewind(self, done: int) -> int:
-        """The server says how many calls it has done: what it has lost is queued again; returns how many calls.
+    def rewind(self, done: int, kept_from: int) -> int:
+        """The server said how many calls it has done: what it has lost is queued again; returns how many calls.
+
+        `kept_from` is the value from before the server was asked. More may have been done and forgotten since then;
+        what was done already when it was asked, and is neither there nor here, is lost.
 
         Raises:
             StateLostError: it has lost what is not kept any more.
         """
         with self._changed:
-            if done < self._kept_from and self.last > done:
+            if done < kept_from and self.last > done:
                 raise StateLostError(
-                    f"the server has done {done} calls, and this handle keeps those from {self._kept_from + 1} on: its "
+                    f"the server has done {done} calls, and this handle keeps those from {kept_from + 1} on: its "
                     f"state is older than what it said to be durable. resync() goes on from {done}"
                 )
             again = [call for call in self._calls.values() if call.sequence > done and call.state is State.DONE]
@@ -181,6 +197,12 @@ class Calls:
             self._changed.wait_for(lambda: self._error is not None or self._all_done(sequence))
             self._require_sound()
 
+    @property
+    def to_report(self) -> bool:
+        """Whether `reports` has something."""
+        with self._changed:
+            return self._reported + 1 in self._reports
+
     def reports(self) -> Iterator[StepResult]:
         """Results in the order of their numbers, each once, as far as they are there."""
         while True:
@@ -202,7 +224,7 @@ class Calls:
             limit = self.last
         else:
             if self.durable is not None and durable > self.durable:
-                self._kept_from = self.durable
+                self._kept_from = max(self._kept_from, self.durable)
             self.durable = durable
             limit = self._kept_from
         for sequence, call in list(self._calls.items()):
@@ -230,6 +252,12 @@ def fail(call: Call, error: Exception) -> None:
             call.future.set_running_or_notify_cancel()
         if not call.future.done():
             call.future.set_exception(error)
+
+
+def has_result(call: Call) -> bool:
+    """Whether the caller was told that the call was done."""
+    future = call.future
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def answer(call: Call, result: StepResult) -> None:

@@ -205,7 +205,7 @@ class Client:
         tensors = () if weights is None or by_name is not None else (Tensor.of("weights", weights),)
         answer = self._session.call("POST", "/v1/models", training_body(params, tensors))
         model = self._model(read_info(answer, self._wire_limits), ahead, patience)
-        if by_name is not None:
+        if by_name is not None and model.sequence == 0:  # not where the model was there already, and was trained
             model.load_state_dict(by_name)
         return model
 
@@ -319,6 +319,10 @@ class _Link:
     @property
     def retries(self) -> Retries:
         return self._client._retries
+
+    @property
+    def max_in_flight(self) -> int:
+        return self._client._limits.max_in_flight
 
     @property
     def wire_limits(self) -> WireLimits:

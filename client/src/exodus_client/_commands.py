@@ -1,54 +1,38 @@
-"""The commands of `exodus`: ping, capabilities, gradient.
-
-Exit codes: 0 done, 1 the server refused or failed, 2 the arguments do not fit, 3 no server, or one that is not ready.
-"""
+"""The commands of `exodus`: ping, capabilities, gradient; and models, which are in `_model_commands`."""
 
 # No `from __future__ import annotations`: typer reads the annotations.
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import typer
 
-from . import _constants as defaults
-from ._client import Client
-from ._config import Timeout
-from ._errors import APIConnectionError, ExodusError
+from ._command_line import NO_SERVER, ApiKey, Seconds, Url, client_of, reported
 from ._gradients import GradientArguments, Gradients, Method
+from ._model_commands import models
 from .neuron import IF, LIF, SRM, Neuron, Reset
 from .surrogate import KINDS
 
-REFUSED, BAD_ARGUMENTS, NO_SERVER = 1, 2, 3
-
 app = typer.Typer(
     name="exodus",
-    help="Gradients of spiking neural networks, computed by an Exodus service.",
+    help="Gradients and training of spiking neural networks, computed by an Exodus service.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(models)
 
 NeuronModel = Literal["lif", "if", "srm"]
 SurrogateKind = Literal["exponential", "boxcar", "triangle", "fast_sigmoid", "sigmoid", "arctan", "tanh", "gaussian"]
 
-Url = Annotated[str, typer.Argument(metavar="URL", help="http://HOST:PORT, https://HOST or unix:/PATH.")]
-ApiKey = Annotated[
-    str | None,
-    typer.Option(envvar=defaults.API_KEY_VARIABLE, help="Better given in the environment.", show_default=False),
-]
-Seconds = Annotated[
-    float | None, typer.Option(metavar="SECONDS", min=0.001, help="Longest time for the whole command.")
-]
 NpyFile = Annotated[Path | None, typer.Option(metavar="FILE.npy", show_default=False)]
 
 
 @app.command()
 def ping(url: Url, api_key: ApiKey = None, timeout: Seconds = None) -> None:
     """Say whether a server takes requests, and how far away it is."""
-    with _reported(), _client(url, api_key, timeout) as client:
+    with reported(), client_of(url, api_key, timeout) as client:
         found = client.ping()
     if not found.ready:
         typer.echo(f"not ready: {found.reason} ({found.round_trip:.1f} ms)", err=True)
@@ -59,7 +43,7 @@ def ping(url: Url, api_key: ApiKey = None, timeout: Seconds = None) -> None:
 @app.command()
 def capabilities(url: Url, api_key: ApiKey = None, timeout: Seconds = None) -> None:
     """Print what a server can do, as JSON."""
-    with _reported(), _client(url, api_key, timeout) as client:
+    with reported(), client_of(url, api_key, timeout) as client:
         typer.echo(json.dumps(client.capabilities(), indent=2))
 
 
@@ -97,6 +81,9 @@ def gradient(
     ] = None,
     api_key: ApiKey = None,
     timeout: Seconds = None,
+    shared_memory: Annotated[
+        bool, typer.Option("--shared-memory", help="Exchange arrays with a service on this machine through memory.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print norms and timing as JSON.")] = False,
 ) -> None:
     """Compute gradients on a server, from arrays in .npy files.
@@ -113,7 +100,7 @@ def gradient(
         "grad_output": grad_output,
         "grad_membrane": grad_membrane,
     }
-    with _reported():
+    with reported():
         _check_out(out)
         arrays = {name: _load(name, file) for name, file in files.items() if file is not None}
         arguments: dict[str, Any] = {
@@ -127,31 +114,10 @@ def gradient(
             "wrt": wrt or (),
             "return_": return_ or (),
         }
-        with _client(url, api_key, timeout) as client:
+        with client_of(url, api_key, timeout, shared_memory=shared_memory) as client:
             result = client.gradients(**cast(GradientArguments, arrays | arguments))
         _save(out, result)
     _print(result, out, as_json)
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Turn what a person can act on into one message and an exit code."""
-    try:
-        yield
-    except APIConnectionError as error:
-        code, message = NO_SERVER, str(error)
-    except ExodusError as error:
-        code, message = REFUSED, str(error)
-    except (TypeError, ValueError, OSError) as error:
-        code, message = BAD_ARGUMENTS, str(error)
-    else:
-        return
-    typer.echo(f"exodus: {message}", err=True)
-    raise typer.Exit(code)
-
-
-def _client(url: str, api_key: str | None, timeout: float | None) -> Client:
-    return Client(url, api_key=api_key, timeout=Timeout(total=timeout))
 
 
 def _neuron(model: NeuronModel, alpha: float | None, **parameters: Any) -> Neuron:

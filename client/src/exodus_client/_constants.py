@@ -43,6 +43,9 @@ MAX_DETAIL_CHARACTERS: Final = 500
 AHEAD: Final = 8
 CALLS_UNDER_WAY: Final = 4
 
+# Steps on several servers submitted and not yet done: copies of whole batches, which wait for the one before them.
+STEPS_AHEAD: Final = 2
+
 # How long a model waits for a server that does not answer before its calls fail.
 PATIENCE: Final = 300.0
 

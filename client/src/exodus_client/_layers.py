@@ -55,13 +55,16 @@ class _Known:
 _known: WeakKeyDictionary[Client, _Known] = WeakKeyDictionary()
 
 
-def layer_forward(client: Client, arguments: GradientArguments) -> tuple[Mapping[str, Array], Context | None]:
+def layer_forward(
+    client: Client, arguments: GradientArguments, *, keep: bool
+) -> tuple[Mapping[str, Array], Context | None]:
     """The traces in `return_` of a forward pass, and the context for its backward pass.
 
     The context is None where the server keeps none: it does not know such requests, or this one is too large for it.
 
     Args:
         arguments: those of `Client.gradients` without a gradient.
+        keep: whether there is to be a context.
 
     Raises:
         TypeError, ValueError: an argument does not fit; nothing was sent.
@@ -71,7 +74,7 @@ def layer_forward(client: Client, arguments: GradientArguments) -> tuple[Mapping
     request = gradient_request(arguments)
     params = {name: request.message.params[name] for name in ("neuron", "surrogate", "time_dim", "return")}
     encoded = encode(Message(params | {"method": request.method}, request.message.tensors), request.form)
-    if encoded.nbytes < known.refused_from:
+    if keep and encoded.nbytes < known.refused_from:
         try:
             answer = client._post("/v1/layers/forward", encoded)
         except NotFoundError as error:

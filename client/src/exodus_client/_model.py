@@ -24,16 +24,16 @@ from ._training import (
     ModelInfo,
     Outputs,
     StepResult,
+    copied,
     differentiate,
     join,
-    packed,
     read_outputs,
     read_step,
     step_params,
     training_body,
 )
 from .neuron import Array
-from .wire import Encoded, Limits
+from .wire import Encoded, Limits, Tensor
 
 if TYPE_CHECKING:
     from ._state import State
@@ -49,6 +49,8 @@ class ModelLink(Link, Protocol):
 
     @property
     def retries(self) -> Retries: ...
+    @property
+    def max_in_flight(self) -> int: ...
     @property
     def wire_limits(self) -> Limits: ...
     def check_process(self) -> None: ...
@@ -163,7 +165,7 @@ class Model:
             clip_value=clip_value,
             allow_non_finite=allow_non_finite,
         )
-        tensors = () if gradients is None else (packed("gradients", join(gradients, self._info, "gradients")),)
+        tensors = () if gradients is None else (Tensor.of("gradients", join(gradients, self._info, "gradients")),)
         read = partial(read_step, kind=Kind(), limits=self._link.wire_limits, info=self._info)
 
         def make(sequence: int) -> Call:
@@ -192,11 +194,14 @@ class Model:
         if (loss is None) != (targets is None):
             raise TypeError("loss and targets: want both, or neither")
         batch = Batch.of(spikes, targets)
+        after = self._calls.last
         params = step_params(loss=loss) | {
             "mode": "train" if train else "eval",
             "return": ["outputs"] if outputs else [],
+            "after": after,
         }
-        return self._after_all(lambda after: self._forward(params, batch, batch.tensors, after))
+        body, kind = training_body(params, batch.tensors), batch.kind
+        return self._after_all(after, lambda: self._forward(body, kind))
 
     def info(self) -> ModelInfo:
         """What the server says of the model now. Raises ExodusError."""
@@ -205,15 +210,16 @@ class Model:
 
     def make_durable(self) -> Future[int | None]:
         """Have the server save the state after all calls made so far; the future has the number of calls saved."""
+        after = self._calls.last
 
-        def run(after: int) -> int | None:
+        def run() -> int | None:
             answer = self._link.call("POST", f"{self._path}/save")
             self._require(after, read_number(answer, "sequence"))
             durable = None if self._calls.durable is None else read_number(answer, "durable")
             self._calls.kept(durable)
             return durable
 
-        return self._after_all(run)
+        return self._after_all(after, run)
 
     def state_dict(self, kind: Literal["numpy", "torch"] = "numpy") -> dict[str, Array]:
         """The weights after all calls made so far, by the names that the network has in `exodus_core`.
@@ -223,7 +229,9 @@ class Model:
             ModuleNotFoundError: safetensors is not installed.
             ExodusError: see its tree.
         """
-        return self._state().weights(kind)
+        arrays = self._state().weights(kind)
+        order = [name for name, _ in self._info.parameters]
+        return {name: arrays[name] for name in [*order, *sorted(arrays.keys() - set(order))]}
 
     def load_state_dict(self, weights: Mapping[str, Array]) -> None:
         """Replace weights on the server; the optimiser and everything else stay as they are.
@@ -264,7 +272,9 @@ class Model:
     def _begin(self, info: ModelInfo) -> None:
         # A handle of its own each time, so that the server can tell its calls from those of others.
         self._writer = uuid.uuid4().hex
-        calls = Calls(info.sequence, info.durable, ahead=self._ahead, width=defaults.CALLS_UNDER_WAY)
+        # A call that has a connection and waits for one before it that has none would wait in vain.
+        width = min(defaults.CALLS_UNDER_WAY, self._link.max_in_flight)
+        calls = Calls(info.sequence, info.durable, ahead=self._ahead, width=width)
         self._sender = Sender(
             self._link,
             self._path,
@@ -303,13 +313,17 @@ class Model:
             allow_non_finite=allow_non_finite,
             **options,
         )
-        batch = Batch.of(spikes, targets)
         path = f"{self._path}/{what}"
+        if callable(loss):
+            # It is encoded when its turn comes, and the caller may write to the arrays before.
+            batch, kept = Batch.of(spikes).copied(), None if targets is None else copied(targets)
+            differentiated = partial(self._differentiated, params, batch, loss, kept)
+        else:
+            batch, differentiated = Batch.of(spikes, targets), None
         read = partial(read_step, kind=batch.kind, limits=self._link.wire_limits, info=self._info)
 
         def make(sequence: int) -> Call:
-            if callable(loss):
-                differentiated = partial(self._differentiated, params, batch, loss, targets)
+            if differentiated is not None:
                 return Call(sequence, path, make=differentiated, read=read, in_turn=True)
             return Call(sequence, path, self._body(params, batch.tensors, sequence), read=read)
 
@@ -324,39 +338,37 @@ class Model:
         """Run forward, differentiate the loss here, and give the call what is to be sent."""
         import torch
 
-        as_torch = Batch(batch.tensors, Kind(torch.device("cpu")))
-        forward = {"mode": "train", "context": True, "return": ["outputs"]}
-        outputs = self._forward(forward, as_torch, batch.input, call.sequence - 1)
+        forward = {"mode": "train", "context": True, "return": ["outputs"], "after": call.sequence - 1}
+        outputs = self._forward(training_body(forward, batch.tensors), Kind(torch.device("cpu")))
         value, gradient = differentiate(loss, outputs.outputs, targets)
-        grad_output = packed("grad_output", gradient)
+        grad_output = Tensor.of("grad_output", gradient)
         # Without the context the same comes of the inputs, which are sent where the server has forgotten it.
-        call.fallback = self._body(params, (*batch.input, grad_output), call.sequence)
+        call.fallback = self._body(params, (*batch.tensors, grad_output), call.sequence)
         call.body = self._body(params | {"context": outputs.context}, (grad_output,), call.sequence)
         assert call.read is not None
         call.read = partial(call.read, metrics={"loss:mean": value})
         call.make = None
 
-    def _forward(self, params: dict[str, Any], batch: Batch, tensors: Any, after: int) -> Outputs:
-        body = training_body(params | {"after": after}, tensors)
+    def _forward(self, body: Encoded, kind: Kind) -> Outputs:
         answer = self._link.call("POST", f"{self._path}/forward", body)
-        return read_outputs(answer, batch.kind, self._link.wire_limits)
+        return read_outputs(answer, kind, self._link.wire_limits)
 
-    def _after_all(self, run: Callable[[int], Result]) -> Future[Result]:
-        """Run on another thread when all calls made so far are done, and again where the server has lost some."""
-        after = self._calls.last
+    def _after_all(self, after: int, run: Callable[[], Result]) -> Future[Result]:
+        """Run on another thread when the calls up to this one are done, and again where the server has lost some."""
         return self._link.submit(lambda: self._when_done(after, run))
 
-    def _when_done(self, after: int, run: Callable[[int], Result]) -> Result:
+    def _when_done(self, after: int, run: Callable[[], Result]) -> Result:
         patience = self._sender.patient()
         while True:
             self._calls.wait_done(after)
+            kept_from = self._calls.kept_from
             try:
-                return run(after)
+                return run()
             except _Behind as behind:
-                self._sender.rewind(behind.done)
+                self._sender.rewind(behind.done, kept_from)
                 self._sender.pump()
             except ExodusError as error:
-                if not self._sender.lost(error) and not patience(error):
+                if not self._sender.lost(error, kept_from) and not patience(error):
                     raise
 
     def _require(self, after: int, done: int) -> None:
@@ -366,13 +378,15 @@ class Model:
     def _state(self) -> State:
         from ._state import State
 
-        def run(after: int) -> State:
+        after = self._calls.last
+
+        def run() -> State:
             answer = self._link.call("GET", f"{self._path}/state")
             state = State.of(answer)
             self._require(after, state.sequence)
             return state
 
-        return self._when_done(self._calls.last, run)
+        return self._when_done(after, run)
 
     def _replace(self, body: bytes) -> None:
         self._calls.wait_done(self._calls.last)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from . import _constants as defaults
-from ._calls import Call, Calls, answer, fail
+from ._calls import Call, Calls, fail, has_result
 from ._config import Retries
 from ._errors import (
     APIConnectionError,
@@ -94,12 +94,15 @@ class Sender:
         self._path = path
         self._calls = calls
         self._writer = writer
-        self._retries = dataclasses.replace(retries, count=_UNBOUNDED)
+        # It is for `patience` to say how long a server that asks for time is waited for.
+        longest = max(patience, retries.max_retry_after)
+        self._retries = dataclasses.replace(retries, count=_UNBOUNDED, max_retry_after=longest)
         self._patience = patience
         self._report = report
         self._reporting = threading.Lock()
         self._closing = threading.Event()
         self._waiting = self._new_patience()
+        self._here = threading.local()
         self._threads = ThreadPoolExecutor(defaults.CALLS_UNDER_WAY, thread_name_prefix="exodus-model")
 
     def pump(self) -> None:
@@ -107,18 +110,24 @@ class Sender:
         while (call := self._calls.next()) is not None:
             try:
                 self._threads.submit(self._run, call)
-            except RuntimeError:  # closed meanwhile
-                self._calls.requeue(call)
+            except RuntimeError:  # closed meanwhile, or the interpreter is about to end
+                self._calls.end(_closed())
+                fail(call, _closed())  # which was under way already, where the log was ended before
                 return
 
     def close(self) -> None:
-        """Fail what was not sent yet, and wait for what is under way, which is not sent again."""
-        self._closing.set()
-        self._calls.end(ModelClosedError("the model was closed before the call was answered"), under_way=False)
-        self._threads.shutdown()
+        """Fail what was not sent yet, and wait for what is under way, which is not sent again.
 
-    def lost(self, error: ExodusError) -> bool:
+        A callback does not wait: it may be what is waited for.
+        """
+        self._closing.set()
+        self._calls.end(_closed(), under_way=False)
+        self._threads.shutdown(wait=not getattr(self._here, "sending", False))
+
+    def lost(self, error: ExodusError, kept_from: int) -> bool:
         """Whether an answer says that the server has fewer calls than it had; they are sent again then.
+
+        `kept_from` is that of the log from before the request.
 
         Raises:
             StateLostError: they are not kept any more.
@@ -126,14 +135,14 @@ class Sender:
         expected = expected_number(error)
         if expected is None:
             return False
-        self.rewind(expected - 1)
+        self.rewind(expected - 1, kept_from)
         self.pump()
         return True
 
-    def rewind(self, done: int) -> None:
+    def rewind(self, done: int, kept_from: int) -> None:
         """Send again what the server has lost. Raises StateLostError."""
         try:
-            again = self._calls.rewind(done)
+            again = self._calls.rewind(done, kept_from)
         except StateLostError as error:
             self._calls.end(error)
             raise
@@ -148,6 +157,7 @@ class Sender:
         return _Patience(self._retries, self._patience, self._closing, self._path)
 
     def _run(self, call: Call) -> None:
+        self._here.sending = True
         if call.cancelled:
             self._make_empty(call)
         try:
@@ -159,6 +169,7 @@ class Sender:
         self.pump()
 
     def _attempt(self, call: Call) -> None:
+        kept_from = self._calls.kept_from
         try:
             if call.body is None:
                 assert call.make is not None, "a call without a body makes one"
@@ -168,7 +179,7 @@ class Sender:
         except InvalidResponseError as error:  # the server has answered: the call was done, or others will tell
             self._done(call, self._calls.durable, error)
         except ExodusError as error:
-            self._failed(call, error)
+            self._failed(call, error, kept_from)
         else:
             self._waiting = self._new_patience()
             self._answered(call, answered)
@@ -186,12 +197,7 @@ class Sender:
 
     def _done(self, call: Call, durable: int | None, came: StepResult | ExodusError | None) -> None:
         """The number is consumed; the caller gets what came."""
-        result = None if isinstance(came, ExodusError) else came
-        self._calls.done(call, durable, result)
-        if isinstance(came, ExodusError):
-            fail(call, came)
-        elif came is not None:
-            answer(call, came)
+        self._calls.done(call, durable, came)
         self._tell()
         self._keep_bounded()
 
@@ -209,12 +215,12 @@ class Sender:
                 raise APIConnectionError(f"{where} is not known any more", request_id=error.request_id) from error
         return answered
 
-    def _failed(self, call: Call, error: ExodusError) -> None:
+    def _failed(self, call: Call, error: ExodusError, kept_from: int) -> None:
         code = error.code if isinstance(error, APIStatusError) else ""
         try:
             if expected_number(error) is not None:
                 self._calls.requeue(call, in_turn=True)
-                self.lost(error)
+                self.lost(error, kept_from)
             elif code == "context_expired" and call.fallback is not None:
                 call.body, call.fallback = call.fallback, None
                 self._calls.requeue(call)
@@ -237,17 +243,24 @@ class Sender:
             if not self._waiting.left(error):
                 self._calls.end(error)
                 return
+            kept_from = self._calls.kept_from
             try:
                 done = read_number(self._link.get(self._path, {}), "sequence")
             except ExodusError as still:
                 error = still
                 continue
             self._calls.requeue(call)
-            self.rewind(done)
+            self.rewind(done, kept_from)
             return
 
     def _give_up(self, call: Call, error: Exception) -> None:
-        """The call fails for good; an empty one takes its number."""
+        """The call fails for good; an empty one takes its number.
+
+        Where that one fails, or a call of which the caller was told that it was done, nothing can be made of it.
+        """
+        if call.read is None or has_result(call):
+            self._calls.end(error if isinstance(error, ExodusError) else ExodusError(repr(error)))
+            return
         fail(call, error)
         self._make_empty(call)
         self._calls.requeue(call)
@@ -258,12 +271,20 @@ class Sender:
         call.make = call.fallback = call.read = None
 
     def _tell(self) -> None:
-        with self._reporting:
-            for result in self._calls.reports():
-                try:
-                    self._report(result)
-                except Exception:  # noqa: BLE001  (a callback must not harm the training)
-                    _log.exception("%s: a callback failed at call %d", self._path, result.sequence)
+        # A thread that is busy with this takes over what comes meanwhile: callbacks may wait for calls of their own,
+        # and must not keep all threads from sending them.
+        while self._calls.to_report and self._reporting.acquire(blocking=False):
+            try:
+                for result in self._calls.reports():
+                    self._tell_of(result)
+            finally:
+                self._reporting.release()
+
+    def _tell_of(self, result: StepResult) -> None:
+        try:
+            self._report(result)
+        except Exception:  # noqa: BLE001  (a callback must not harm the training)
+            _log.exception("%s: a callback failed at call %d", self._path, result.sequence)
 
     def _keep_bounded(self) -> None:
         if self._calls.durable is None or self._calls.nbytes <= defaults.MAX_KEPT_BYTES:
@@ -273,6 +294,10 @@ class Sender:
         except ExodusError as error:
             kept = self._calls.nbytes
             _log.warning("%s: calls of %d bytes are kept until the server saves: %s", self._path, kept, error)
+
+
+def _closed() -> ModelClosedError:
+    return ModelClosedError("the model was closed before the call was answered")
 
 
 def expected_number(error: ExodusError) -> int | None:

@@ -15,7 +15,7 @@ from ._session import Answer
 from .neuron import Array
 from .wire import is_torch
 
-_WEIGHTS = "weights."
+_WEIGHTS, _GRADIENTS, _RANDOM = "weights.", "gradients.", "random"
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,28 @@ class State:
             tensors[_WEIGHTS + name] = np.ascontiguousarray(array, old.dtype)
         return State(library.save(tensors, metadata=_metadata(self.body)), self.sequence)
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether gradients have been accumulated since the last step of the optimiser."""
+        return any(name.startswith(_GRADIENTS) for name in _header(self.body))
+
+    def without_gradients(self, random: State | None = None) -> State:
+        """The same without accumulated gradients, and with the random state of another where it is given."""
+        library = _safetensors()
+        tensors = {n: t for n, t in library.load(self.body).items() if not n.startswith(_GRADIENTS)}
+        if random is not None:
+            tensors[_RANDOM] = library.load(random.body)[_RANDOM]
+        return State(library.save(tensors, metadata=_metadata(self.body)), self.sequence)
+
+
+def _header(body: bytes) -> dict[str, Any]:
+    size = int.from_bytes(body[:8], "little")
+    header: dict[str, Any] = json.loads(body[8 : 8 + size])
+    return header
+
 
 def _metadata(body: bytes) -> dict[str, str]:
-    size = int.from_bytes(body[:8], "little")
-    metadata: dict[str, str] = json.loads(body[8 : 8 + size])["__metadata__"]
+    metadata: dict[str, str] = _header(body)["__metadata__"]
     return metadata
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ from ._errors import InvalidResponseError
 from ._gradients import Kind, read_answer, read_numbers, timing_of
 from ._session import Answer
 from .neuron import Array
-from .wire import Encoded, Limits, Message, Tensor, encode
+from .wire import Encoded, Limits, Message, Tensor, encode, is_torch
 
 #: A loss by name, such as "max_over_time_ce"; with options, such as {"kind": "van_rossum", "alpha": 0.9}; or any
 #: function of the outputs, and of the targets where they are given, to a scalar, which is differentiated here by torch.
@@ -120,13 +120,13 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Batch:
-    """The tensors of a training call, copied: the caller may write to the arrays at once."""
+    """The tensors of a training call, views of the caller's arrays where they travel as they are."""
 
     tensors: tuple[Tensor, ...]
     kind: Kind = field(default_factory=Kind)
 
     @classmethod
-    def of(cls, spikes: Array, targets: Array | None) -> Batch:
+    def of(cls, spikes: Array, targets: Array | None = None) -> Batch:
         """Raises TypeError where an element type cannot travel."""
         given = [spikes] if targets is None else [spikes, targets]
         tensors = [packed("input", spikes)]
@@ -134,10 +134,11 @@ class Batch:
             tensors.append(packed("targets", targets))
         return cls(tuple(tensors), Kind.of(given))
 
-    @property
-    def input(self) -> tuple[Tensor, ...]:
-        """The tensors without targets."""
-        return self.tensors[:1]
+    def copied(self) -> Batch:
+        """The same, independent of the caller's arrays."""
+        return Batch(
+            tuple(replace(tensor, payload=memoryview(bytes(tensor.payload))) for tensor in self.tensors), self.kind
+        )
 
 
 def packed(name: str, array: Array) -> Tensor:
@@ -232,9 +233,10 @@ def read_outputs(answer: Answer, kind: Kind, limits: Limits) -> Outputs:
 def split(flat: Array, info: ModelInfo, request_id: str = "") -> dict[str, Array]:
     """Views of a flat array by parameter. Raises InvalidResponseError where it has another size."""
     ends = np.cumsum([math.prod(shape) for _, shape in info.parameters], dtype=np.int64).tolist()
-    if tuple(flat.shape) != (ends[-1],):
+    total = ends[-1] if ends else 0
+    if tuple(flat.shape) != (total,):
         raise InvalidResponseError(
-            f"gradients: got shape {list(flat.shape)}, want [{ends[-1]}], all parameters in order",
+            f"gradients: got shape {list(flat.shape)}, want [{total}], all parameters in order",
             request_id=request_id,
         )
     starts = [0, *ends[:-1]]
@@ -258,7 +260,16 @@ def join(arrays: Array | Mapping[str, Array], info: ModelInfo, name: str) -> Arr
     for key, shape in wanted.items():
         if tuple(np.shape(arrays[key])) != shape:
             raise ValueError(f"{name}: got shape {list(np.shape(arrays[key]))} for {key}, want {list(shape)}")
-    return np.concatenate([np.asarray(arrays[key]).reshape(-1) for key in wanted])
+    ordered = [arrays[key] for key in wanted]
+    plain = [array.detach().cpu().numpy() if is_torch(array) else np.asarray(array) for array in ordered]
+    return np.concatenate([array.reshape(-1) for array in plain])
+
+
+def copied(targets: Array) -> Any:
+    """Targets as a torch tensor of their own on the CPU, for a loss that is computed here."""
+    import torch
+
+    return targets.detach().cpu().clone() if is_torch(targets) else torch.from_numpy(np.array(targets))
 
 
 def differentiate(loss: Callable[..., Any], outputs: Any, targets: Any | None) -> tuple[float, Any]:

@@ -10,7 +10,7 @@ in a second backward pass too, the input is sent again. Nothing is kept for a ca
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -139,11 +139,7 @@ class _RemoteLif(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, differentiable: bool, x: Tensor, *values: _Value) -> tuple[Tensor | None, ...]:
         parameters = dict(zip(_PARAMETERS, values, strict=True))
         arguments = call.arguments(x, parameters, return_=call.traces)
-        traces: Mapping[str, Tensor]
-        if differentiable:
-            traces, ctx.context = layer_forward(call.client, arguments)
-        else:
-            traces = call.client.gradients(**arguments).arrays
+        traces, ctx.context = layer_forward(call.client, arguments, keep=differentiable)
         tensors = {name: value for name, value in parameters.items() if isinstance(value, Tensor)}
         ctx.call = call
         ctx.numbers = {name: value for name, value in parameters.items() if name not in tensors}

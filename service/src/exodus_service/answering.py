@@ -61,10 +61,11 @@ async def look(request: Request, id: str) -> Response:
     requests: Requests = request.app.state.requests
     context: Context = request.scope[CONTEXT]
     pending = requests.find(context.owner, id)
-    ended = asyncio.create_task(_end_of(pending.task))
-    if not await settled(ended, request.receive, wait_seconds(request.headers) or 0.0):
-        ended.cancel()
-        return _running(request, id)
+    if not pending.task.done():
+        ended = asyncio.create_task(_end_of(pending.task))
+        if not await settled(ended, request.receive, wait_seconds(request.headers) or 0.0):
+            ended.cancel()
+            return _running(request, id)
     context.timings = pending.received.timings
     try:
         return _sent(pending.task.result(), request.app.state.engine, lambda: None)

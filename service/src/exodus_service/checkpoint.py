@@ -192,6 +192,11 @@ class Folder:
             self.path.rmdir()
         return manifests[0] if manifests else None
 
+    def set_aside(self, sequence: int) -> list[str]:
+        """Files that did not verify of states after this one."""
+        names = sorted(path.name for path in self.path.glob(f"*{_CORRUPT}"))
+        return [name for name in names if name[:12].isdecimal() and int(name[:12]) > sequence]
+
     def nbytes(self) -> int:
         """Bytes on disk of all files, those set aside included."""
         return sum(path.stat().st_size for path in self.path.iterdir()) if self.path.is_dir() else 0

@@ -52,6 +52,7 @@ def serve(
     max_body_bytes: Annotated[int | None, _flag("max_body_bytes")] = None,
     max_queue: Annotated[int | None, _flag("max_queue")] = None,
     max_queue_bytes: Annotated[int | None, _flag("max_queue_bytes")] = None,
+    state_dir: Annotated[Path | None, _flag("state_dir")] = None,
     drain_delay_s: Annotated[float | None, _flag("drain_delay_s")] = None,
     api_keys_file: Annotated[Path | None, _flag("api_keys_file")] = None,
     log_format: Annotated[str | None, _flag("log_format")] = None,
@@ -68,6 +69,7 @@ def serve(
         "max_body_bytes": max_body_bytes,
         "max_queue": max_queue,
         "max_queue_bytes": max_queue_bytes,
+        "state_dir": state_dir,
         "drain_delay_s": drain_delay_s,
         "api_keys_file": api_keys_file,
         "log_format": log_format,
@@ -89,6 +91,9 @@ def serve(
         status = _INTERRUPTED
     except SocketPathError as error:
         _stop(str(error))
+    except SystemExit:  # of the server that cannot start
+        if service.state.start_error is None:
+            raise
     if service.state.start_error is not None:
         _stop(service.state.start_error, code=1)
     if service.state.engine.scheduler.requests:

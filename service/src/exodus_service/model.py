@@ -67,7 +67,7 @@ class Model:
         bounds: of answers and waiting.
         keeper: takes its snapshots; None where it lives in memory alone.
         durable: sequence number of its newest state on disk; None where it lives in memory alone.
-        durable_error: why the last save failed, None where it did not.
+        durable_error: why the last save failed, or what had to be set aside when it was loaded; None after a save.
         progress: sequence number and kept answers.
         pins: calls that need it in memory.
         saving: sequence number of the newest snapshot that was given to be saved, and the future of that.

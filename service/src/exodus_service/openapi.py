@@ -166,6 +166,12 @@ GRADIENT_RESPONSES[200]["content"] = answer_of(JsonAnswer)
 GRADIENT_REQUEST = request_of(JsonRequest, EXAMPLES)
 
 
+def _drop_unknown(responses: Document) -> None:
+    """Take out the refusal that FastAPI writes down for every path with a parameter: ours have a form of their own."""
+    if JSON_TYPE in responses.get("422", {}).get("content", {}):
+        del responses["422"]
+
+
 def install(app: FastAPI) -> None:
     """Have the application's document contain the schemas that the routes refer to, and the API key."""
     derive = app.openapi
@@ -184,6 +190,9 @@ def install(app: FastAPI) -> None:
                 if path.startswith("/v1/"):
                     for operation in item.values():
                         operation["security"] = [{"key": []}, {}]
+                        _drop_unknown(operation["responses"])
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
         assert app.openapi_schema is not None
         return app.openapi_schema
 

@@ -45,7 +45,9 @@ class ModelInfo(BaseModel):
     in_memory: bool = Field(description="False: it comes back from disk with the next call.")
     created: str = Field(description="Time, ISO 8601.")
     writer: str | None = Field(description="Who made the last training call, as they call themselves.")
-    durable_error: str | None = Field(description="Why the last save failed.")
+    durable_error: str | None = Field(
+        description="Why the last save failed, or which saved state was damaged; null after a save."
+    )
 
 
 class ModelList(BaseModel):

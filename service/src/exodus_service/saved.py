@@ -51,11 +51,15 @@ class Found:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A saved model, with everything that training depends on."""
+    """A saved model, with everything that training depends on.
+
+    `damage` says which later states did not verify, None where all did.
+    """
 
     header: Header
     trainer: Trainer
     progress: Progress
+    damage: str | None
 
 
 class Saved:
@@ -99,7 +103,8 @@ class Saved:
         assert self._disk is not None
         owner, id = found.header.owner, found.header.id
         try:
-            checkpoint = self._disk.folder(owner, id).read()
+            folder = self._disk.folder(owner, id)
+            checkpoint = folder.read()
         except CheckpointError as error:
             raise _unreadable(id, error) from error
         header = checkpoint.manifest.header
@@ -107,7 +112,10 @@ class Saved:
         trainer.load_state(checkpoint.tensors)
         settle(self._device)
         self._disk.catalogue.touch(owner, id, time.time())
-        return Loaded(header, trainer, Progress.unpack(checkpoint.manifest.sequence, checkpoint.answers))
+        sequence = checkpoint.manifest.sequence
+        aside = ", ".join(folder.set_aside(sequence))
+        damage = f"a saved state did not verify and is set aside ({aside}); went on from state {sequence}"
+        return Loaded(header, trainer, Progress.unpack(sequence, checkpoint.answers), damage if aside else None)
 
 
 def unknown(id: str) -> Problem:

@@ -272,6 +272,7 @@ class Store:
         async with self._residents.room(found.nbytes):
             loaded = await self._off(partial(self._saved.load, found))
             model = self._model(loaded.header, found.network, loaded.trainer, loaded.progress)
+            model.durable_error = loaded.damage
             self._residents.add(model)
         self._restoring.discard((owner, id))
         logger.info("model %s is in memory at %d", id, model.sequence)

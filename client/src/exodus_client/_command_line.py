@@ -1,0 +1,49 @@
+"""What all commands of `exodus` have in common: options, the client they make, and how they end.
+
+Exit codes: 0 done, 1 the server refused or failed, 2 the arguments do not fit, 3 no server, or one that is not ready.
+"""
+
+# No `from __future__ import annotations`: typer reads the annotations.
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from . import _constants as defaults
+from ._client import Client
+from ._config import Timeout
+from ._errors import APIConnectionError, ExodusError
+
+REFUSED, BAD_ARGUMENTS, NO_SERVER = 1, 2, 3
+
+Url = Annotated[str, typer.Argument(metavar="URL", help="http://HOST:PORT, https://HOST or unix:/PATH.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar=defaults.API_KEY_VARIABLE, help="Better given in the environment.", show_default=False),
+]
+Seconds = Annotated[
+    float | None, typer.Option(metavar="SECONDS", min=0.001, help="Longest time for the whole command.")
+]
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn what a person can act on into one message and an exit code."""
+    try:
+        yield
+    except APIConnectionError as error:
+        code, message = NO_SERVER, str(error)
+    except ExodusError as error:
+        code, message = REFUSED, str(error)
+    except (TypeError, ValueError, OSError, ModuleNotFoundError) as error:
+        code, message = BAD_ARGUMENTS, str(error)
+    else:
+        return
+    typer.echo(f"exodus: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def client_of(url: str, api_key: str | None, timeout: float | None, *, shared_memory: bool = False) -> Client:
+    """A client of the server that a command names. Raises ValueError."""
+    return Client(url, api_key=api_key, timeout=Timeout(total=timeout), shared_memory=shared_memory)

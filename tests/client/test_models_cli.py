@@ -1,0 +1,160 @@
+"""`exodus models`, against a server that keeps models: what it prints, writes and exits with."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from client.training_server import TrainingServer
+from typer.testing import CliRunner, Result
+
+from exodus_client import Client, Retries, _command_line, _commands, _model_commands
+
+URL = "http://node:8000"
+LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
+X = np.zeros((2, 4, 3), np.float32)
+
+
+@pytest.fixture
+def server() -> TrainingServer:
+    return TrainingServer()
+
+
+@pytest.fixture
+def connect(server: TrainingServer) -> Callable[..., Client]:
+    def client(url: str, **arguments: Any) -> Client:
+        return Client(url, transport=httpx.MockTransport(server), retries=Retries(count=0), **arguments)
+
+    return client
+
+
+@pytest.fixture
+def exodus(connect: Callable[..., Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs `exodus models` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_command_line, "Client", connect)
+
+    def run(*arguments: str) -> Result:
+        result = CliRunner().invoke(_commands.app, ["models", *arguments])
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result
+
+    return run
+
+
+@pytest.fixture
+def trained(connect: Callable[..., Client]) -> str:
+    """The id of a model that was trained for two steps."""
+    with connect(URL) as client:
+        model = client.create_model(LAYERS, optimizer={"kind": "sgd", "lr": 0.5}, seed=3, name="braille", id="one")
+        for _ in range(2):
+            model.step(X, np.array([0, 1]), loss="max_over_time_ce").result()
+        model.make_durable().result()
+    return "one"
+
+
+class TestList:
+    def test_it_lists_the_models_of_the_key(self, exodus: Any, trained: str) -> None:
+        result = exodus("list", URL)
+        assert result.exit_code == 0, result.output
+        head, line = result.stdout.splitlines()
+        assert head.split() == ["ID", "NAME", "CALLS", "DURABLE", "PARAMETERS", "CREATED"]
+        assert line.split() == ["one", "braille", "2", "2", "32", "B", "2026-01-01T00:00:00+00:00"]
+
+    def test_a_server_without_a_disk_says_so(self, exodus: Any, server: TrainingServer, trained: str) -> None:
+        server.memory_only = True
+        assert "in memory only" in exodus("list", URL).stdout
+        assert "2 done, in memory only, saved every 10" in exodus("show", URL, "one").stdout
+
+    def test_it_prints_json_for_programs(self, exodus: Any, trained: str) -> None:
+        (shown,) = json.loads(exodus("list", URL, "--json").stdout)
+        assert shown["id"] == "one"
+        assert shown["parameters"] == [{"name": "0.weight", "shape": [2, 3]}, {"name": "0.bias", "shape": [2]}]
+
+    @pytest.mark.parametrize(
+        ("nbytes", "shown"), [(32, "32 B"), (1536, "1.5 KiB"), (3 * 2**20, "3 MiB"), (5 * 2**40, "5120 GiB")]
+    )
+    def test_sizes_are_readable(self, nbytes: int, shown: str) -> None:
+        assert _model_commands._size(nbytes) == shown
+
+
+class TestShow:
+    def test_it_shows_how_far_a_model_is(self, exodus: Any, trained: str) -> None:
+        shown = exodus("show", URL, "one").stdout
+        lines = [line.split(maxsplit=1) for line in shown.splitlines()]
+        assert ["calls", "2 done, 2 durable, saved every 10"] in lines
+        assert ["optimizer", '{"kind": "sgd", "lr": 0.5}'] in lines
+        assert ["weights", "32 B of float32, in memory"] in lines
+        assert ["0.weight", "2 x 3"] in lines
+        assert "last save" not in shown
+
+    def test_a_save_that_failed_is_shown(self, exodus: Any, server: TrainingServer, trained: str) -> None:
+        server.full = True
+        assert "failed: No space left on device" in exodus("show", URL, "one").stdout
+
+    def test_it_prints_json_for_programs(self, exodus: Any, trained: str) -> None:
+        shown = json.loads(exodus("show", URL, "one", "--json").stdout)
+        assert (shown["seed"], shown["network"]["layers"], shown["durable"]) == (3, LAYERS, 2)
+
+    def test_a_model_that_is_not_there_is_exit_code_1(self, exodus: Any) -> None:
+        result = exodus("show", URL, "none")
+        assert result.exit_code == 1
+        assert "there is no model 'none'" in result.stderr
+
+
+class TestFiles:
+    def test_a_state_goes_to_a_file_and_back(self, exodus: Any, server: TrainingServer, trained: str) -> None:
+        weights = server.models["one"].state.weights
+        assert exodus("save", URL, "one", "one.safetensors").stdout == "one -> one.safetensors, after 2 calls\n"
+        server.models["one"].state = server.models["one"].durable_before
+        assert exodus("load", URL, "one", "one.safetensors").stdout == "one.safetensors -> one, after 2 calls\n"
+        assert (server.models["one"].state.weights == weights).all()
+
+    def test_they_print_json_for_programs(self, exodus: Any, trained: str) -> None:
+        wanted = {"id": "one", "file": "one.safetensors", "sequence": 2, "durable": 2}
+        for command in ("save", "load"):
+            shown = json.loads(exodus(command, URL, "one", "one.safetensors", "--json").stdout)
+            assert shown == wanted | {"bytes": Path("one.safetensors").stat().st_size}
+
+    def test_a_model_is_made_from_a_file_only_where_that_is_wanted(
+        self, exodus: Any, server: TrainingServer, trained: str
+    ) -> None:
+        exodus("save", URL, "one", "one.safetensors")
+        result = exodus("load", URL, "two", "one.safetensors")
+        assert result.exit_code == 1
+        assert "there is no model 'two'" in result.stderr
+        assert exodus("load", URL, "two", "one.safetensors", "--create").exit_code == 0
+        one, two = server.models["one"], server.models["two"]
+        assert (two.state.weights == one.state.weights).all()
+        assert two.state.history == one.state.history
+        for name in ("network", "optimizer", "seed"):
+            assert two.made[name] == one.made[name]
+        assert exodus("load", URL, "two", "one.safetensors", "--create").exit_code == 0
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"text that is no state", b"\x02\0\0\0\0\0\0\0{}", b"\xff\xff\xff\xff\xff\xff\xff\x7f"]
+    )
+    def test_another_file_is_refused_before_anything_is_sent(
+        self, exodus: Any, server: TrainingServer, content: bytes
+    ) -> None:
+        Path("other").write_bytes(content)
+        result = exodus("load", URL, "one", "other", "--create")
+        assert result.exit_code == 2
+        assert "other is not the state of a model" in result.stderr
+        assert not server.requests
+
+    def test_a_file_that_is_not_there_is_exit_code_2(self, exodus: Any) -> None:
+        assert exodus("load", URL, "one", "none").exit_code == 2
+
+
+class TestDelete:
+    def test_it_deletes_the_model(self, exodus: Any, server: TrainingServer, trained: str) -> None:
+        assert exodus("delete", URL, "one").stdout == "one is deleted\n"
+        assert not server.models
+        assert exodus("delete", URL, "one").exit_code == 1
+
+    def test_it_prints_json_for_programs(self, exodus: Any, trained: str) -> None:
+        assert json.loads(exodus("delete", URL, "one", "--json").stdout) == {"id": "one", "deleted": True}

@@ -1,0 +1,191 @@
+"""Classifiers of the examples: trained on a real service and in this process, with equal bits."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from examples.classifying import LocalLearner, Part, RemoteLearner, Task, confusion, lose, outputs, score, train
+from exodus_client import Client
+
+ROOT = Path(__file__).parents[2]
+STEPS, CHANNELS = 20, 6
+
+
+def samples(count: int, seed: int) -> Part:
+    """Class 0: the first half of the channels fires; class 1: the other half; class 2: none."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    rate = torch.full((count, STEPS, CHANNELS), 0.02)
+    rate[labels == 0, :, :3] = 0.3
+    rate[labels == 1, :, 3:] = 0.3
+    return Part(torch.rand(rate.shape, generator=generator) < rate, labels)
+
+
+def small_task(*, recurrent: bool = False, epochs: int = 3) -> Task:
+    neurons = {"kind": "lif", "alpha": [0.6 + 0.02 * i for i in range(16)], "recurrent": {} if recurrent else None}
+    network = {
+        "input_shape": [CHANNELS],
+        "layers": [
+            {"kind": "linear", "out_features": 16, "gain": 2.0},
+            neurons,
+            {"kind": "dropout", "p": 0.2},
+            {"kind": "linear", "out_features": 3, "gain": 0.5},
+        ],
+    }
+    return Task(
+        "small",
+        ("first", "second", "none"),
+        samples(45, 1),
+        samples(12, 2),
+        samples(30, 3),
+        network,
+        lambda spikes, generator: lose(spikes, 0.05, generator),
+        epochs=epochs,
+        batch=20,
+        rate=0.02,
+    )
+
+
+@pytest.mark.parametrize("recurrent", [False, True], ids=["feed-forward", "recurrent"])
+def test_remote_and_local_training_are_the_same_to_the_bit(client: Client, recurrent: bool) -> None:
+    task = small_task(recurrent=recurrent)
+    learners = RemoteLearner(client, task, 5), LocalLearner(task, 5)
+    remote, local = (list(train(learner, task, 5, task.epochs)) for learner in learners)
+    assert remote == local
+    assert len({epoch.loss for epoch in local}) == task.epochs
+    found, wanted = (outputs(learner, task.test.spikes) for learner in learners)
+    assert found.equal(wanted)
+
+
+def test_the_seed_decides_the_training() -> None:
+    task = small_task()
+    first, same, other = (list(train(LocalLearner(task, seed), task, seed, 2)) for seed in (1, 1, 2))
+    assert first == same
+    assert first != other
+
+
+def test_a_classifier_learns() -> None:
+    task = small_task(epochs=15)
+    learner = LocalLearner(task, 0)
+    *_, last = train(learner, task, 0, task.epochs)
+    assert last.accuracy > 0.9
+    assert score(outputs(learner, task.test.spikes), task.test.labels)[1] > 0.9
+
+
+class Recorder:
+    """A learner that learns nothing, and remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[list[Part]] = []
+        self.rates: list[float] = []
+        self.asked: list[Tensor] = []
+
+    def learn(self, batches: Iterable[Part], rate: float) -> list[Mapping[str, float]]:
+        self.shown.append(list(batches))
+        self.rates.append(rate)
+        return [
+            {"loss:mean": float(number), "accuracy:mean": 0.5, "samples:sum": float(len(batch.labels))}
+            for number, batch in enumerate(self.shown[-1])
+        ]
+
+    def outputs(self, spikes: Tensor) -> Tensor:
+        self.asked.append(spikes)
+        return torch.zeros(*spikes.shape[:2], 3)
+
+
+def test_an_epoch_shows_every_training_sample_once_and_no_other() -> None:
+    task = small_task()
+    # Each sample is told apart by its own pattern; nothing is lost or moved.
+    patterns = torch.arange(45)[:, None, None] >> torch.arange(CHANNELS) & 1 == 1
+    task = Task(
+        **vars(task) | {"train": Part(patterns.expand(-1, STEPS, -1), torch.arange(45)), "vary": lambda s, _: s}
+    )
+    recorder = Recorder()
+    epochs = list(train(recorder, task, 0, 4))
+    for batches in recorder.shown:
+        assert [len(batch.labels) for batch in batches] == [20, 20, 5]
+        seen = torch.cat([batch.labels for batch in batches])
+        assert sorted(seen.tolist()) == list(range(45))
+        assert torch.cat([batch.spikes for batch in batches]).equal(task.train.spikes[seen])
+    orders = {tuple(torch.cat([batch.labels for batch in batches]).tolist()) for batches in recorder.shown}
+    assert len(orders) == 4
+    assert recorder.rates == [pytest.approx(0.02 * (1 + math.cos(math.pi * k / 4)) / 2) for k in range(4)]
+    assert all(asked.equal(task.validation.spikes) for asked in recorder.asked)
+    # The mean of the losses 0, 1, 2 of 20, 20 and 5 samples; a third of the silent outputs is right.
+    assert epochs[0][:2] == (pytest.approx(30 / 45), pytest.approx(0.5))
+    assert epochs[0].validation_accuracy == pytest.approx(1 / 3)
+
+
+def test_the_confusion_counts_classes_by_what_they_were_taken_for() -> None:
+    labels = torch.tensor([0, 0, 1, 2])
+    spikes = torch.zeros(4, 5, 3)
+    spikes[0, 2, 0] = spikes[1, 1, 0] = spikes[2, 0, 1] = spikes[3, 4, 2] = 1.0
+    spikes[1, :, 2] = 0.3  # less than 1 at every step, more in all: the sum over time decides
+    assert confusion(spikes, labels).tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 1]]
+
+
+def command(module: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"examples.{module}", *options], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def letters(folder: Path) -> Path:
+    """Two letters of 50 repetitions: one taxel rises early, or late."""
+    taxels = np.full((100, 12, 12), 100, np.uint8)
+    taxels[:50, 3:, 0] += 30
+    taxels[50:, 8:, 0] += 30
+    np.savez(
+        folder / "braille_letters.npz",
+        taxels=taxels.reshape(-1, 12),
+        offsets=np.arange(101) * 12,
+        labels=np.repeat([0, 1], 50),
+        repetition=np.tile(np.arange(50), 2),
+        letters=np.array(["A", "B"]),
+    )
+    return folder
+
+
+def test_the_command_trains_on_a_service_of_its_own_and_saves_figures(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder"
+    options = ("--data", str(letters(tmp_path)), "--epochs", "2", "--seed", "3", "--compare", "--out", str(out))
+    run = command("train_braille", *options)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "both trainings are the same to the bit" in run.stdout
+    assert (out / "braille-letters.png").read_bytes().startswith(b"\x89PNG")
+    figures = json.loads((out / "braille-letters.json").read_text())
+    assert figures["where"] == "remote"
+    assert figures["samples"] == {"train": 70, "validation": 10, "test": 20}
+    assert [len(curve) for curve in figures["curves"].values()] == [2] * 4
+    matrix = np.array(figures["confusion"])
+    assert matrix.sum(1).tolist() == [10, 10]
+    assert figures["test"]["accuracy"] == pytest.approx(np.trace(matrix) / 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--local", "--url", "http://x"), "--local goes neither with"),
+        (("--local", "--compare"), "--local goes neither"),
+    ],
+    ids=["url", "compare"],
+)
+def test_options_that_contradict_are_refused(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    run = command("train_braille", "--data", str(letters(tmp_path)), "--out", str(tmp_path), *options)
+    assert run.returncode == 2
+    assert message in run.stderr
+
+
+@pytest.mark.parametrize("module", ["train_braille", "train_nmnist"])
+def test_a_folder_without_recordings_is_refused(tmp_path: Path, module: str) -> None:
+    run = command(module, "--data", str(tmp_path), "--local")
+    assert run.returncode == 2
+    assert "No such file" in run.stderr

@@ -1,0 +1,256 @@
+"""Where a model is kept: states that are downloaded and uploaded, saved at the end, and found after a crash."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from remote_models import ADAM, NETWORK, batch, local, same_state, trained
+
+from exodus_core import losses
+
+COMMAND = str(Path(sys.executable).with_name("exodus-service"))
+STATE = "/v1/models/m/state"
+TYPE = {"Content-Type": "application/vnd.safetensors"}
+
+
+@pytest.fixture
+def service(serve, tmp_path):
+    return serve(state_dir=tmp_path / "state")
+
+
+@pytest.fixture
+def remote(service, connect):
+    remote = connect(service.port)
+    remote.create()
+    return remote
+
+
+@contextmanager
+def process(log, state, **environment):
+    """The service as a process of its own that keeps models in a folder; yields it and its port."""
+    settings = {"EXODUS_STATE_DIR": str(state), "EXODUS_SEQUENCE_WAIT_S": "0.2", **environment}
+    with open(log, "wb") as stderr:
+        service = subprocess.Popen([COMMAND, "serve", "--port", "0"], stderr=stderr, env=os.environ | settings)
+    try:
+        for _ in range(1500):
+            found = re.search(r"running on http://127\.0\.0\.1:(\d+)", log.read_text())
+            if found or service.poll() is not None:
+                break
+            time.sleep(0.02)
+        assert found, log.read_text()
+        yield service, int(found[1])
+    finally:
+        service.kill()
+        service.wait()
+
+
+def test_a_state_is_the_whole_training_as_one_file(remote):
+    for number in (1, 2):
+        remote.step(number)
+    answer = remote.call("GET", STATE)
+    assert answer.headers["content-type"] == "application/vnd.safetensors"
+    assert int(answer.headers["content-length"]) == len(answer.body)
+    assert same_state(safetensors.torch.load(answer.body), trained(2).state())
+    length = int.from_bytes(answer.body[:8], "little")
+    about = json.loads(json.loads(answer.body[8 : 8 + length])["__metadata__"]["exodus"])
+    assert about.keys() == {"network", "optimizer", "seed", "sequence", "version"}
+    assert (about["sequence"], about["seed"], about["optimizer"]["kind"]) == (2, 0, "adam")
+
+
+def test_a_state_that_is_put_back_goes_on_as_it_did(remote):
+    for number in (1, 2):
+        remote.step(number)
+    saved = remote.call("GET", STATE).body
+    for number in (3, 4, 5):
+        remote.step(number)
+    later = remote.state()
+    context = remote.post("/v1/models/m/forward", {"context": True}, input=batch(1)[0]).params["context"]
+    answer = remote.call("PUT", STATE, saved, TYPE)
+    assert (answer.status, answer.json["sequence"], answer.json["durable"]) == (200, 2, 2)
+    again = remote.step(2)
+    assert (again.status, again.json["code"]) == (410, "answer_expired")
+    gone = remote.post("/v1/models/m/step", {"sequence": 3, "context": context}, grad_output=torch.ones(4, 10, 3))
+    assert (gone.status, gone.json["code"]) == (410, "context_expired")
+    for number in (3, 4, 5):
+        assert not remote.step(number).replayed
+    assert same_state(remote.state(), later)
+
+
+def test_a_compressed_state_is_taken(remote):
+    import zstandard
+
+    remote.step(1)
+    saved = remote.call("GET", STATE).body
+    headers = {**TYPE, "Content-Encoding": "zstd"}
+    assert remote.call("PUT", STATE, zstandard.compress(saved), headers).json["sequence"] == 1
+
+
+def test_a_state_of_another_model_is_refused_and_named(remote):
+    remote.step(1)
+    before = remote.state()
+    wide = {**NETWORK, "layers": [{**NETWORK["layers"][0], "out_features": 9}, *NETWORK["layers"][1:]]}
+    remote.post("/v1/models", {"id": "wide", "network": wide, "optimizer": ADAM})
+    remote.post("/v1/models", {"id": "sgd", "network": NETWORK, "optimizer": {"kind": "sgd"}})
+    for id, pointer in (("wide", "/network/layers/0/out_features"), ("sgd", "/optimizer/kind")):
+        body = remote.call("GET", f"/v1/models/{id}/state").body
+        answer = remote.call("PUT", STATE, body, TYPE)
+        assert (answer.status, answer.json["code"], answer.json["retryable"]) == (409, "state_mismatch", False)
+        assert answer.json["errors"][0]["pointer"] == pointer
+    for body, headers, status, code in [
+        (b"", TYPE, 400, "malformed"),
+        (b"\xff" * 100, TYPE, 400, "malformed"),
+        (remote.call("GET", STATE).body[:-1], TYPE, 400, "malformed"),
+        (safetensors.torch.save({"a": torch.zeros(1)}), TYPE, 400, "malformed"),
+        (b"x", {"Content-Type": "application/json"}, 415, "unsupported"),
+    ]:
+        answer = remote.call("PUT", STATE, body, headers)
+        assert (answer.status, answer.json["code"]) == (status, code), answer.body
+    assert same_state(remote.state(), before)
+    assert remote.step(2).status == 200
+
+
+def test_the_answers_say_what_is_durable(remote, until):
+    remote.create("often", durable_every=1)
+    for number in range(1, 6):
+        answer = remote.step(number, "often")
+        assert answer.params["durable"] <= number
+        until(lambda number=number: remote.info("often")["durable"] == number)
+    assert remote.step(1).params["durable"] == 0
+    assert remote.call("POST", "/v1/models/m/save").json == {"sequence": 1, "durable": 1}
+    assert remote.step(2).params["durable"] == 1
+
+
+def test_a_save_waits_for_the_call_that_runs(remote, service):
+    with service.busy():
+        remote.step(1, headers={"Prefer": "wait=0"})
+        saving = remote.call("POST", "/v1/models/m/save", headers={"Prefer": "wait=0"})
+        assert remote.call("GET", saving.headers["location"]).status == 202
+    found = remote.call("GET", saving.headers["location"], headers={"Prefer": "wait=30"})
+    assert found.json == {"sequence": 1, "durable": 1}
+
+
+def test_a_disk_that_fills_up_is_said_and_training_goes_on(remote, monkeypatch):
+    def full(*_args, **_more):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        for number in range(1, 12):
+            answer = remote.step(number)
+            assert answer.status == 200
+        saving = remote.call("POST", "/v1/models/m/save")
+        assert (saving.status, saving.json["code"], saving.json["retryable"]) == (507, "storage_full", False)
+        answer = remote.step(12)
+        assert answer.params["durable"] == 0
+        assert "No space left" in answer.params["durable_error"]
+    assert remote.call("POST", "/v1/models/m/save").json == {"sequence": 12, "durable": 12}
+    assert remote.step(13).params["durable_error"] is None
+
+
+@pytest.mark.slow
+def test_sigterm_saves_what_was_trained_and_a_restart_goes_on(tmp_path, connect):
+    done, stop = [], threading.Event()
+    with process(tmp_path / "log1", tmp_path / "state") as (service, port):
+        remote = connect(port)
+        remote.create(durable_every=1000)
+
+        def train():
+            for number in range(1, 10_000):
+                try:
+                    if remote.step(number).status != 200 or stop.is_set():
+                        return
+                except OSError:
+                    return
+                done.append(number)
+
+        thread = threading.Thread(target=train)
+        thread.start()
+        while len(done) < 20:
+            time.sleep(0.005)
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(timeout=30) == 0
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+    with process(tmp_path / "log2", tmp_path / "state") as (_, port):
+        remote = connect(port)
+        info = remote.info()
+        # Every call that was answered, and at most the one whose answer did not arrive.
+        assert len(done) <= info["sequence"] <= len(done) + 1
+        assert info["durable"] == info["sequence"]
+        last = remote.step(info["sequence"])
+        assert (last.status, last.replayed) == (200, True)
+        for number in (info["sequence"] + 1, info["sequence"] + 2):
+            assert remote.step(number).status == 200
+        assert same_state(remote.state(), trained(info["sequence"] + 2).state())
+
+
+@pytest.mark.slow
+def test_after_a_kill_training_goes_on_from_what_was_durable(tmp_path, connect):
+    with process(tmp_path / "log1", tmp_path / "state") as (service, port):
+        remote = connect(port)
+        remote.create(durable_every=5)
+        for number in range(1, 14):
+            durable = remote.step(number).params["durable"]
+        service.kill()
+        service.wait()
+    with process(tmp_path / "log2", tmp_path / "state") as (_, port):
+        remote = connect(port)
+        info = remote.info()
+        assert info["sequence"] == info["durable"] >= durable >= 5
+        gap = remote.step(14)
+        assert (gap.status, gap.json["code"]) == (409, "sequence_gap")
+        first = int(gap.json["errors"][0]["expected"])
+        assert first == info["sequence"] + 1
+        for number in range(first, 16):
+            assert remote.step(number).status == 200
+        assert same_state(remote.state(), trained(15).state())
+
+
+@pytest.mark.slow
+def test_two_services_do_not_share_a_folder(tmp_path):
+    with process(tmp_path / "log", tmp_path / "state"):
+        second = subprocess.run(
+            [COMMAND, "serve", "--port", "0"],
+            env=os.environ | {"EXODUS_STATE_DIR": str(tmp_path / "state")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert second.returncode == 1
+    assert second.stderr.splitlines()[-1].startswith("exodus-service: ")
+    assert str(tmp_path / "state") in second.stderr.splitlines()[-1]
+
+
+def test_the_self_test_command_leaves_the_folder_alone(service, tmp_path):
+    checked = subprocess.run(
+        [COMMAND, "check"],
+        env=os.environ | {"EXODUS_STATE_DIR": str(tmp_path / "state")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_accumulated_gradients_are_part_of_the_state(remote):
+    spikes, targets = batch(1)
+    loss = {"sequence": 1, "loss": "max_over_time_ce"}
+    remote.post("/v1/models/m/forward_backward", loss, input=spikes, targets=targets)
+    saved = remote.call("GET", STATE).body
+    remote.post("/v1/models/m/optim_step", {"sequence": 2})
+    remote.call("PUT", STATE, saved, TYPE)
+    remote.post("/v1/models/m/optim_step", {"sequence": 2})
+    trainer = local()
+    trainer.forward_backward(spikes, targets, losses.parse("max_over_time_ce"))
+    trainer.optim_step()
+    assert same_state(remote.state(), trainer.state())
