@@ -42,13 +42,16 @@ def all_kinds(events: Sequence[str], new: Sequence[str], seed: int, quick: bool)
     orders += [Order(START, point) for point in (STARTING[1:2] if quick else STARTING)]
     orders += [Order(SAVE, f"save: {event}") for event in saves]
     orders += [Order(POWER, f"save: {event}", power_loss=True) for event in lost]
+    # So many calls after a life began that it has saved.
+    later = (Order(POWER, COMPUTING[0], 3 + nth() + nth(), power_loss=True) for _ in range(times))
+    orders += later
     orders += [Order(REQUEST, signal=signal.SIGKILL) for _ in range(times)]
     orders += [Order(ANY, after=chance.uniform(0, 0.3), signal=signal.SIGKILL) for _ in range(2 if quick else 10)]
     early = [Order(EARLY, after=chance.uniform(0, 0.6), from_fork=True, signal=signal.SIGKILL) for _ in range(4)]
     orders += early[: 1 if quick else 4]
     chance.shuffle(orders)
-    # A model has to be there before it can be loaded: the first to die has answered a call.
-    first = next(order for order in orders if order.kind == ANSWER)
+    # A model has to be there before it can be loaded, and no call may have been answered that is to come from disk.
+    first = next(order for order in orders if order.point == HELD)
     return [*_of_new_models(new, quick), first, *(order for order in orders if order is not first)]
 
 

@@ -146,8 +146,16 @@ class Points:
         from exodus_service.saved import Saved
 
         before(StateDir, "_tidy", lambda: self.reach("folder being tidied"))
-        before(Saved, "load", lambda: self.reach("model being loaded"))
-        after(Saved, "load", lambda: self.reach("model loaded, call not begun"))
+        load = Saved.load
+
+        def loading(saved: Any, found: Any) -> Any:
+            self.reach("model being loaded")
+            loaded = load(saved, found)
+            self.tell(loaded=[loaded.header.id, loaded.progress.sequence])
+            self.reach("model loaded, call not begun")
+            return loaded
+
+        Saved.load = loading  # type: ignore[method-assign]
 
     def _saving(self) -> None:
         from exodus_service import checkpoint
@@ -163,6 +171,7 @@ class Points:
                 written = write(state_dir, snapshot)
             finally:
                 local.saving = False
+            self.tell(saved=[snapshot.header.id, snapshot.progress.sequence])
             if snapshot.progress.sequence > 0:
                 self.reach(HELD)
             return written

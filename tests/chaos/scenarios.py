@@ -64,6 +64,7 @@ def disturbed(
         )
         compare(found, server, model.id, answers, wanted)
         note(found, server, proxy)
+        found.check("what was durable came back", not server.lost, server.lost[:2])
         # A state on disk is whole at every moment: none may have to be set aside.
         damaged = [line for line in server.events_of(0).splitlines() if "does not verify" in line or "corrupt" in line]
         found.check("no end of the server has damaged a state", not damaged, damaged[:2])

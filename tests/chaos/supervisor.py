@@ -52,6 +52,7 @@ class Supervisor:
         deaths: the lives that have ended as they were ordered to.
         failures: what has ended otherwise.
         events, first_events: labels of what happens in a save, in order; in the first save of a model.
+        lost: states that a save had made durable, and that did not come back.
         recorded: how often each training call, (model, sequence number), was computed and recorded.
     """
 
@@ -74,6 +75,8 @@ class Supervisor:
         self.events: list[str] = []
         self.first_events: list[str] = []
         self.recorded: Counter[tuple[str, int]] = Counter()
+        self.lost: list[str] = []
+        self._saved: dict[str, int] = {}
         self.lives = 0
         self._on_start = on_start
         self._tries = 5
@@ -231,6 +234,13 @@ class Supervisor:
         elif "recorded" in told:
             id, sequence = told["recorded"]
             self.recorded[id, sequence] += 1
+        elif "saved" in told:
+            id, sequence = told["saved"]
+            self._saved[id] = sequence
+        elif "loaded" in told:
+            id, sequence = told["loaded"]
+            if sequence < self._saved.get(id, 0):
+                self.lost.append(f"{id} was saved at {self._saved[id]} and came back at {sequence}")
         elif "died" in told:
             self._died = told["died"]
         elif "ended" in told:

@@ -221,6 +221,14 @@ def client(road: Road) -> Iterator[Client]:
         yield made
 
 
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    ends = time.monotonic() + STUCK
+    while not holds():
+        assert time.monotonic() < ends, "it did not come to that"
+        time.sleep(0.002)
+
+
 def create(client: Client, **options: Any) -> Model:
     return client.create_model(LAYERS, **({"optimizer": "sgd", "id": "m"} | options))
 
@@ -272,6 +280,14 @@ class TestWhatIsKept:
             most = max(most, model._calls.nbytes)
         assert 5 <= server.saves <= 80
         assert most <= 20 * size  # the last save and the one before it, and as many calls as may be under way
+
+    def test_is_known_to_be_durable_from_the_save(
+        self, client: Client, server: TrainingServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_constants, "MAX_KEPT_BYTES", 0)
+        model = create(client, durable_every=10_000)
+        assert steps(model, 3)[-1].durable is not None
+        until(lambda: model.durable == 3)
 
     def test_goes_on_where_the_server_cannot_save(
         self,
@@ -419,6 +435,44 @@ class TestQuestions:
             road.fates = []
 
 
+class TestOrder:
+    def test_after_a_crash_nothing_is_sent_only_to_wait(self, road: Road, client: Client) -> None:
+        model = create(client)
+        steps(model, 5)
+        road.server.sequence_wait = STUCK  # the server would wait for calls that it has lost
+        before = len(road.server.requests)
+        road.fates = ["crash"]
+        assert submit(model, "step", 9).result(STUCK).sequence == 6
+        assert [path for _, path in road.server.requests[before:]] == ["/v1/models/m"] + ["/v1/models/m/step"] * 6
+
+    def test_a_call_that_came_too_early_is_sent_in_turn(self) -> None:
+        log = Calls(0, 0, ahead=9, width=9)
+        first, second, third = (log.append(lambda sequence: Call(sequence, "")) for _ in range(3))
+        assert [log.next(), log.next(), log.next(), log.next()] == [first, second, third, None]
+        log.requeue(second, in_turn=True)
+        assert log.next() is None
+        log.requeue(third)
+        assert log.next() is None  # it would only wait for the second
+        log.done(first, 0, None)
+        assert [log.next(), log.next()] == [second, None]
+        log.requeue(second)
+        log.requeue(first)
+        assert [log.next(), log.next()] == [first, None]
+        log.done(first, 0, None)
+        log.done(second, 0, None)
+        assert log.next() is third
+
+    def test_a_report_is_made_once_and_forgotten(self) -> None:
+        log = Calls(0, 0, ahead=9, width=9)
+        call = log.append(lambda sequence: Call(sequence, ""))
+        log.next()
+        for _ in range(2):
+            log.done(call, 0, None)
+            assert list(log.reports()) == []
+            assert not log.to_report
+        assert log._reports == {}
+
+
 class TestPatience:
     def test_it_ends(self, road: Road) -> None:
         with patient_client(road, retries=Retries(first_delay=0.01, max_delay=0.01)) as client:
@@ -450,8 +504,7 @@ class TestPatience:
             model = create(client)
             road.down = 10**9
             futures = [submit(model, "step", number) for number in range(3)]
-            while road.down == 10**9:
-                time.sleep(0.001)
+            until(lambda: road.down < 10**9)
             in_time(model.close)
             for future in futures:
                 with pytest.raises(ModelClosedError):
@@ -500,6 +553,7 @@ class TestOneCall:
             with pytest.raises(GoneError) as caught:
                 submit(model, "step", 1).result(STUCK)
             assert caught.value.code == "answer_expired"
+            assert model.forward(spikes(0)).result(STUCK).sequence == 1
             assert submit(model, "step", 1).result(STUCK).sequence == 2
 
     def test_an_empty_call_that_is_refused_ends_the_training(self, server: TrainingServer) -> None:
@@ -526,6 +580,19 @@ class TestOneCall:
         with pytest.raises(ExodusError, match="ZeroDivisionError"):  # so does the empty call in its place
             model.forward(spikes(0)).result(STUCK)
         monkeypatch.setattr(model._sender, "_exchange", real)
+
+    def test_that_was_to_be_sent_while_the_model_is_closed_fails(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = create(client)
+
+        def submit_late(*arguments: Any) -> None:
+            model.close()
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+        monkeypatch.setattr(model._sender._threads, "submit", submit_late)
+        with pytest.raises(ModelClosedError):
+            submit(model, "step", 1).result(1)
 
     def test_made_when_no_thread_can_be_started_fails(self, client: Client) -> None:
         model = create(client)
@@ -598,10 +665,6 @@ class TestThreads:
         model.callbacks.append(end)
         futures = [submit(model, "step", number) for number in range(2)]
         assert [future.result(STUCK).sequence for future in futures] == [1, 2]
-        for _ in range(1000):
-            if ended:
-                break
-            time.sleep(0.005)
-        assert ended
+        until(lambda: bool(ended))
         if what == "resync":
             assert submit(model, "step", 1).result(STUCK).sequence == 3

@@ -93,7 +93,7 @@ def test_keys_are_read_from_a_file_too(serve, good, tmp_path):
     assert caller.gradients(good, headers={"Authorization": "bearer third"}).status == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/gradients", "/v1/gradients/adjoint", "/livez/", "/v1/models"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/gradients", "/v1/gradients/adjoint", "/livez/", "/v1/unknown"])
 def test_404_for_what_is_not_there(caller, path):
     assert_problem(caller.call("POST", path, b"{}"), 404, "not_found")
 

@@ -195,12 +195,14 @@ def test_sigterm_saves_what_was_trained_and_a_restart_goes_on(tmp_path, connect)
 
 
 @pytest.mark.slow
-def test_after_a_kill_training_goes_on_from_what_was_durable(tmp_path, connect):
+def test_after_a_kill_training_goes_on_from_what_was_durable(tmp_path, connect, until):
     with process(tmp_path / "log1", tmp_path / "state") as (service, port):
         remote = connect(port)
         remote.create(durable_every=5)
         for number in range(1, 14):
-            durable = remote.step(number).params["durable"]
+            remote.step(number)
+        until(lambda: remote.info()["durable"] >= 5)
+        durable = remote.info()["durable"]
         service.kill()
         service.wait()
     with process(tmp_path / "log2", tmp_path / "state") as (_, port):

@@ -294,3 +294,32 @@ def test_closing_cancels_what_waits(desk):
     assert (waiting.requests, waiting.bytes) == (0, 0)
     desk.tickets.clear()
     desk.scheduler = Scheduler("next", max_requests=1, max_bytes=1)
+
+
+def test_a_ticket_counts_what_it_takes_until_it_is_given_back_and_not_any_more():
+    scheduler = Scheduler("test", max_requests=1, max_bytes=100)
+    with scheduler.admit(5) as ticket:
+        ticket.resize(40)
+        assert (scheduler.requests, scheduler.bytes) == (1, 40)
+        ticket.step_aside()  # as a result that is kept
+        with scheduler.admit(10):
+            assert (scheduler.requests, scheduler.bytes) == (1, 50)
+    ticket.resize(70)  # by a thread that goes on after its request was left
+    ticket.step_aside()
+    assert (scheduler.requests, scheduler.bytes) == (0, 0)
+    scheduler.close()
+
+
+def test_a_ticket_says_whether_its_work_could_be_stopped():
+    scheduler = Scheduler("test", max_requests=3, max_bytes=100)
+    started, finish = threading.Event(), threading.Event()
+    with scheduler.admit(0) as idle, scheduler.admit(0) as running, scheduler.admit(0) as waiting:
+        assert idle.stop()
+        running.submit(lambda: (started.set(), finish.wait(10)))
+        assert started.wait(10)
+        future = waiting.submit(lambda: None)
+        assert not running.stop()
+        assert waiting.stop()
+        assert future.cancelled()
+        finish.set()
+    scheduler.close()
