@@ -2,6 +2,7 @@
 
 `lif`, `srm` and `filter` are differentiable functions, `lif_gradient` and `srm_gradient` compute gradients from a
 membrane trace, `nn` has modules, `surrogate` the surrogate derivatives, `reference` the definitions as plain loops.
+`keep_memory` limits the memory that freed outputs leave to the next ones.
 """
 
 from exodus_core import nn, reference, surrogate
@@ -10,6 +11,7 @@ from exodus_core.capability import capabilities
 from exodus_core.functional import filter, lif, srm
 from exodus_core.gradients import LifGradient, SrmGradient, lif_gradient, srm_gradient
 from exodus_core.kernels import AlphaKernel, ExponentialKernel
+from exodus_core.memory import keep_memory, kept_memory
 
 __all__ = [
     "AlphaKernel",
@@ -19,6 +21,8 @@ __all__ = [
     "__version__",
     "capabilities",
     "filter",
+    "keep_memory",
+    "kept_memory",
     "lif",
     "lif_gradient",
     "nn",
