@@ -26,4 +26,6 @@ STABLE_TORCH_LIBRARY(exodus, m) {
       "-> Tensor");
   m.def("taps_gradient(Tensor grad, Tensor source, int length, int delay, int time_dim) -> Tensor");
   m.def("instruction_set() -> str");
+  m.def("keep_memory(int limit) -> int");
+  m.def("kept_memory() -> (int bytes, int limit)");
 }

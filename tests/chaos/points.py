@@ -5,6 +5,7 @@ Everything is found by name, and a name that is not there is an error: the harne
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import mmap
@@ -302,8 +303,7 @@ class Disk:
 
     def removed(self, path: Path) -> None:
         """Keep what is about to be removed, beside the folders of models."""
-        kept = path.parent.parent.parent / f"chaos-kept-{path.name}"
-        kept.unlink(missing_ok=True)
+        kept = path.parent.parent.parent / f"chaos-kept-{os.getpid()}-{len(self._undo)}"
         os.link(path, kept)
         self._undo.append(lambda: os.link(kept, path))
 
@@ -313,7 +313,8 @@ class Disk:
             if path.exists():
                 os.truncate(path, path.stat().st_size // 2)
         for undo in reversed(self._undo):
-            undo()
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                undo()
 
 
 def before(owner: Any, name: str, hook: Callable[[], None]) -> None:

@@ -113,6 +113,13 @@ class TestMaking:
         model = create(client, id="other", weights=given)
         assert all((array == 2.0).all() for array in model.state_dict().values())
 
+    def test_weights_are_those_to_begin_with(self, client: Client) -> None:
+        given = {"in.bias": np.full(2, 2.0, np.float32)}
+        create(client, weights=given).step(X, Y, loss=LOSS).result(10)
+        again = create(client, weights=given)  # as after an answer that was lost
+        assert again.sequence == 1
+        assert again.state_dict()["in.bias"].tolist() != [2.0, 2.0]
+
     def test_what_does_not_fit_is_named(self, client: Client) -> None:
         with pytest.raises(UnprocessableError) as caught:
             client.create_model([{"kind": "lstm"}])
@@ -196,6 +203,10 @@ class TestStep:
         assert {name: array.shape for name, array in result.gradients.items()} == dict(model.info().parameters)
         flat = np.concatenate([array.ravel() for array in result.gradients.values()])
         assert np.linalg.norm(flat) == pytest.approx(result.grad_norms["total"])
+
+    def test_a_network_without_parameters_has_no_gradients(self, client: Client) -> None:
+        model = client.create_model([{"kind": "lif", "alpha": 0.5}], input_shape=[3])
+        assert model.step(X, Y, loss=LOSS, gradients=True).result(10).gradients == {}
 
     def test_torch_in_torch_out(self, model: Model) -> None:
         result = model.step(torch.from_numpy(X), torch.from_numpy(Y), loss=LOSS, gradients=True).result()

@@ -118,8 +118,8 @@ def described(network: dict[str, Any]) -> list[tuple[str, list[int]]]:
 
 
 def outputs_of(model: Stored) -> int:
-    """Features of the last layer."""
-    return next(shape[0] for _, shape in reversed(model.parameters))
+    """Features of the last layer; 1 where no layer has weights."""
+    return next((shape[0] for _, shape in reversed(model.parameters)), 1)
 
 
 def parts_of(model: Stored, flat: Array) -> list[tuple[str, Array]]:

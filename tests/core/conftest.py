@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import exodus_core
+
 # The device on which tensors are made, "cpu" or "cuda".
 DEVICE = os.environ.get("EXODUS_TEST_DEVICE", "cpu")
 
@@ -20,5 +22,7 @@ def _on_device() -> Iterator[None]:
 def _unwritten_memory_is_nan() -> Iterator[None]:
     # torch fills what torch.empty returns, in C++ as in Python, while deterministic algorithms are asked for.
     torch.use_deterministic_algorithms(True)
+    limit = exodus_core.keep_memory(0)
     yield
+    exodus_core.keep_memory(limit)
     torch.use_deterministic_algorithms(False)

@@ -9,6 +9,7 @@
 
 #include "../operators.h"
 #include "caches.h"
+#include "output_memory.h"
 #include "tiles.h"
 
 namespace exodus::cpu {
@@ -16,11 +17,7 @@ namespace exodus::cpu {
 struct Cpu {
   static constexpr const char* kDevice = "CPU";
   static bool is_on_device(const Tensor& tensor) { return tensor.is_cpu(); }
-  static Tensor empty_like(const Tensor& tensor) {
-    Tensor empty = torch::stable::empty_like(tensor);
-    use_huge_pages(empty.mutable_data_ptr(), empty.numel() * static_cast<std::int64_t>(empty.element_size()));
-    return empty;
-  }
+  static Tensor empty_like(const Tensor& tensor) { return output_like(tensor); }
 
   static void run(const LifForwardCall& call);
   static void run(const LifBackwardCall& call);

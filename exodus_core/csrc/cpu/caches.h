@@ -1,6 +1,7 @@
 // What the machine's memory asks of large arrays.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #if defined(__linux__)
@@ -22,13 +23,14 @@ inline bool exceeds_caches(std::int64_t bytes) {
   return bytes > (told > 0 ? told : kUsual);
 }
 
+constexpr std::size_t kHugePage = 2 << 20;
+
 // Asks for pages of 2 MiB where memory of this size is first written to: one fault in place of 512.
 inline void use_huge_pages(void* memory, std::int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t kHuge = 2 << 20;
-  if (bytes < static_cast<std::int64_t>(2 * kHuge)) return;
-  const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(memory) + kHuge - 1) / kHuge * kHuge;
-  const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / kHuge * kHuge;
+  if (bytes < static_cast<std::int64_t>(2 * kHugePage)) return;
+  const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
+  const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / kHugePage * kHugePage;
   if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: nothing to check
 #else
   static_cast<void>(memory);

@@ -149,9 +149,11 @@ struct RowKernels {
   void (*mode_step)(std::int64_t width, const Mode&, const Real* input, Real* p, Real* q, Real* output);
   void (*load)(std::int64_t width, const Storage* stored, Real* row);
   void (*store)(std::int64_t width, const Real* row, Storage* stored);
-  // to[b][a] = from[a][b] for a < rows and b < columns: to and from a tensor whose last axis is time.
-  void (*transpose)(std::int64_t rows, std::int64_t columns, const Storage* from, std::int64_t from_stride, Storage* to,
-                    std::int64_t to_stride);
+  // rows[t][lane] = tensor[lane][t] for a tensor whose last axis is time, and back.
+  void (*to_rows)(std::int64_t lanes, std::int64_t steps, const Storage* tensor, std::int64_t tensor_stride,
+                  Storage* rows, std::int64_t rows_stride);
+  void (*from_rows)(std::int64_t lanes, std::int64_t steps, const Storage* rows, std::int64_t rows_stride,
+                    Storage* tensor, std::int64_t tensor_stride);
   // sum of a[i] b[i]
   double (*dot)(std::int64_t count, const Storage* a, const Storage* b);
 };

@@ -117,20 +117,37 @@ EXODUS_HOST_DEVICE void transpose_square(const Element* from, std::int64_t from_
   for (int i = 0; i < n; ++i) std::memcpy(to + i * to_stride, &rows[i], sizeof(Vector));
 }
 
-// to[b][a] = from[a][b] for a < rows and b < columns.
-template <class Element>
-void transpose(std::int64_t rows, std::int64_t columns, const Element* from, std::int64_t from_stride, Element* to,
-               std::int64_t to_stride) {
+// Between a tensor whose last axis is time, a row a lane, and rows of lanes, a row a step. A lane is finished before the
+// next is begun, since only what lies in one piece of memory is fast to read and write. The last square of a row ends
+// where the row ends.
+template <bool to_lanes, class Element>
+void turn(std::int64_t lanes, std::int64_t steps, const Element* from, std::int64_t from_stride, Element* to,
+          std::int64_t to_stride) {
   constexpr std::int64_t n = kSquare<Element>;
-  const std::int64_t whole_rows = rows - rows % n, whole_columns = columns - columns % n;
-  for (std::int64_t a = 0; a < whole_rows; a += n) {
-    for (std::int64_t b = 0; b < whole_columns; b += n) {
-      transpose_square(from + a * from_stride + b, from_stride, to + b * to_stride + a, to_stride);
+  if (lanes < n || steps < n) {
+    for (std::int64_t lane = 0; lane < lanes; ++lane) {
+      for (std::int64_t t = 0; t < steps; ++t) {
+        if (to_lanes) {
+          to[t * to_stride + lane] = from[lane * from_stride + t];
+        } else {
+          to[lane * to_stride + t] = from[t * from_stride + lane];
+        }
+      }
     }
+    return;
   }
-  for (std::int64_t a = 0; a < rows; ++a) {
-    for (std::int64_t b = a < whole_rows ? whole_columns : 0; b < columns; ++b) {
-      to[b * to_stride + a] = from[a * from_stride + b];
+  for (std::int64_t first_lane = 0; first_lane < lanes; first_lane += n) {
+    const std::int64_t lane = std::min(first_lane, lanes - n);
+    for (std::int64_t first_step = 0; first_step < steps; first_step += n) {
+      const std::int64_t t = std::min(first_step, steps - n);
+      if (to_lanes) {
+        for (std::int64_t next = lane + n; next < std::min(lanes, lane + 2 * n); ++next) {
+          __builtin_prefetch(from + next * from_stride + t);
+        }
+        transpose_square(from + lane * from_stride + t, from_stride, to + t * to_stride + lane, to_stride);
+      } else {
+        transpose_square(from + t * from_stride + lane, from_stride, to + lane * to_stride + t, to_stride);
+      }
     }
   }
 }
@@ -159,8 +176,8 @@ constexpr RowKernels<Storage> kernels() {
   using Real = compute_t<Storage>;
   return {kStrip<Storage>,       lif_forward<Storage>, lif_backward<Storage>, lif_initial<Real>,
           surrogate<Storage>,    srm_forward<Storage>, srm_backward<Storage>, add_scaled<Real>,
-          mode_step<Real>,       load_row<Storage>,    store_row<Storage>,    transpose<Storage>,
-          dot<Storage>};
+          mode_step<Real>,       load_row<Storage>,    store_row<Storage>,    turn<true, Storage>,
+          turn<false, Storage>,  dot<Storage>};
 }
 
 }  // namespace

@@ -122,8 +122,8 @@ class TileRows {
     begin_ = begin;
     if (tensor_ == nullptr || tile_.in_place) return;
     if (layout_.inner == 1) {
-      row_kernels<Stored>().transpose(tile_.width, end - begin, tensor_ + layout_.offset(tile_.first_lane, begin),
-                                      layout_.time, staging_[0], staging_.stride());
+      row_kernels<Stored>().to_rows(tile_.width, end - begin, tensor_ + layout_.offset(tile_.first_lane, begin),
+                                    layout_.time, staging_[0], staging_.stride());
     } else {
       for_each_run(begin, end, [](const Stored* elements, Stored* staged, std::int64_t run) {
         for (std::int64_t i = 0; i < run; ++i) staged[i] = elements[i];
@@ -136,7 +136,7 @@ class TileRows {
   void put(std::int64_t begin, std::int64_t end) {
     if (tile_.in_place) return;
     if (layout_.inner == 1) {
-      row_kernels<Stored>().transpose(end - begin, tile_.width, staging_[0], staging_.stride(),
+      row_kernels<Stored>().from_rows(tile_.width, end - begin, staging_[0], staging_.stride(),
                                       tensor_ + layout_.offset(tile_.first_lane, begin), layout_.time);
     } else {
       for_each_run(begin, end, [](Stored* elements, const Stored* staged, std::int64_t run) {

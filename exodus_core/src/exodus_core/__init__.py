@@ -2,7 +2,8 @@
 
 `lif`, `srm` and `filter` are differentiable functions, `lif_gradient` and `srm_gradient` compute gradients from a
 membrane trace, `nn` has modules, `surrogate` the surrogate derivatives, `reference` the definitions as plain loops;
-`network` builds networks from plain data, `losses` has losses by name, `training` trains.
+`network` builds networks from plain data, `losses` has losses by name, `training` trains. `keep_memory` limits the
+memory that freed outputs leave to the next ones.
 """
 
 from exodus_core import losses, network, nn, reference, surrogate, training
@@ -11,6 +12,7 @@ from exodus_core.capability import capabilities
 from exodus_core.functional import filter, lif, srm
 from exodus_core.gradients import LifGradient, SrmGradient, lif_gradient, srm_gradient
 from exodus_core.kernels import AlphaKernel, ExponentialKernel
+from exodus_core.memory import keep_memory, kept_memory
 
 __all__ = [
     "AlphaKernel",
@@ -20,6 +22,8 @@ __all__ = [
     "__version__",
     "capabilities",
     "filter",
+    "keep_memory",
+    "kept_memory",
     "lif",
     "lif_gradient",
     "losses",

@@ -35,6 +35,9 @@ def _load_cpu() -> None:
     asked = os.environ.get("EXODUS_INSTRUCTION_SET", "")
     if asked and asked not in _INSTRUCTION_SETS:
         raise ValueError(f"EXODUS_INSTRUCTION_SET must be one of {', '.join(_INSTRUCTION_SETS)}, got {asked!r}")
+    limit = os.environ.get("EXODUS_KEEP_MEMORY", "")
+    if limit and not (limit.isascii() and limit.isdigit()):
+        raise ValueError(f"EXODUS_KEEP_MEMORY must be a number of bytes, got {limit!r}")
     if not LIBRARY.exists():
         raise ImportError(
             f"exodus_core is not built: {LIBRARY.name} is missing; run `pip install --no-build-isolation ./exodus_core`"
@@ -45,6 +48,8 @@ def _load_cpu() -> None:
         raise ImportError(
             f"{LIBRARY.name} needs torch >= 2.10 and does not load in torch {torch.__version__}: {error}"
         ) from error
+    if limit:
+        torch.ops.exodus.keep_memory(int(limit))
     torch.ops.exodus.instruction_set()  # chooses now, so that what the environment says later does not matter
 
 

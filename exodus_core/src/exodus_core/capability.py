@@ -20,6 +20,8 @@ STABLE_ABI_TARGET = "2.10"
 def capabilities() -> dict[str, Any]:
     """Versions, methods, neurons, surrogates, dtypes, devices, the CPU's instruction set, the CUDA library's state.
 
+    `keeps_memory` is the limit of `keep_memory` in bytes; 0 before torch 2.11, which lacks what that needs.
+
     `instruction_set` is the one in use; the environment variable EXODUS_INSTRUCTION_SET (portable, avx2, avx512), read
     when the package is imported, limits it.
     """
@@ -37,5 +39,6 @@ def capabilities() -> dict[str, Any]:
         "devices": ["cpu", "cuda"] if CUDA.loaded else ["cpu"],
         "instruction_set": ops.instruction_set(),
         "threads": torch.get_num_threads(),
+        "keeps_memory": ops.kept_memory()[1],
         "cuda_library": asdict(CUDA),
     }

@@ -21,6 +21,8 @@ srm_backward: _Pair = torch.ops.exodus.srm_backward.default
 filter: Callable[..., Tensor] = torch.ops.exodus.filter.default
 taps_gradient: Callable[..., Tensor] = torch.ops.exodus.taps_gradient.default
 instruction_set: Callable[[], str] = torch.ops.exodus.instruction_set.default
+keep_memory: Callable[[int], int] = torch.ops.exodus.keep_memory.default
+kept_memory: Callable[[], tuple[int, int]] = torch.ops.exodus.kept_memory.default
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
