@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 def measured(quick: bool) -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as folder, servers.service(state_dir=folder) as server:
         yield from lines.steps(server, LARGE, 2 if quick else 20)
-        yield from lines.bytes_on_the_wire(server, LARGE)
+        yield from lines.encodings(server, LARGE, 1 if quick else 10)
         yield from lines.overhead(server, SMALL, 50 if quick else 1000)
         yield from lines.custom(server, LARGE, 3 if quick else 50)
 

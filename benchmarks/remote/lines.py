@@ -46,16 +46,12 @@ class Remote:
             before = following
         before.result()
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        state = self.model.state_dict(kind="torch")
-        return {name: value for name, value in state.items() if name.startswith("weights.")}
-
 
 def equal(trainer: Any, remotes: Sequence[Remote]) -> None:
     """Raise unless all have the weights of the trainer, bit by bit."""
-    wanted = {name: value for name, value in trainer.state().items() if name.startswith("weights.")}
+    wanted = trainer.net.state_dict()
     for remote in remotes:
-        found = remote.weights()
+        found = remote.model.state_dict(kind="torch")
         unequal = [name for name in wanted if not torch.equal(wanted[name], found[name])]
         if unequal or found.keys() != wanted.keys():
             raise SystemExit(f"{remote.model.id}: {unequal or found.keys()} not as in this process; nothing is timed")
@@ -89,19 +85,33 @@ def steps(server: Running, task: Task, repeats: int) -> Iterator[Line]:
             )
 
 
-def bytes_on_the_wire(server: Running, task: Task) -> Iterator[Line]:
-    """What one step sends and receives, heads of HTTP included."""
-    for name, spikes, encoding in (("bits", task.spikes, None), ("raw float32", task.spikes.float(), "raw")):
-        with relay(server.port) as counted, Client(counted.url, api_key=KEY) as client:
-            remote = Remote(client, task, spikes=spikes)
-            options = {} if encoding is None else {"encoding": encoding}
-            remote.model.step(spikes, task.targets, loss=LOSS, **options).result()
+def encodings(server: Running, task: Task, repeats: int) -> Iterator[Line]:
+    """Spikes as bits, and as raw float32: what a step sends and receives, heads of HTTP included, and its time."""
+    bits, raw = task, task.unpackable()
+    trainers = [one.local() for one in (bits, raw)]
+    with relay(server.port) as counted, Client(counted.url, api_key=KEY) as client:
+        for name, one in (("bits", bits), ("raw float32", raw)):
+            remote = Remote(client, one)
+            remote.submit().result()
             up, down = counted.up, counted.down
-            count = 5
-            for _ in range(count):
-                remote.model.step(spikes, task.targets, loss=LOSS, **options).result()
-            up, down = (counted.up - up) / count, (counted.down - down) / count
-        yield Line(f"{task.name}, bytes of a step, spikes as {name}", "", f"{up:,.0f} up, {down:,.0f} down")
+            for _ in range(STEPS):
+                remote.submit().result()
+            up, down = (counted.up - up) // STEPS, (counted.down - down) // STEPS
+            yield Line(f"{task.name}, bytes of a step, spikes as {name}", "", f"{up:,} up, {down:,} down")
+    with Client(server.url, api_key=KEY) as client:
+        remotes = [Remote(client, one) for one in (bits, raw)]
+        times = take_turns({"bits": remotes[0].awaited, "raw": remotes[1].awaited}, repeats, warm_up=1)
+        for (trainer, step), remote in zip(trainers, remotes, strict=True):
+            for _ in range((repeats + 1) * STEPS):
+                step()
+            equal(trainer, [remote])
+    for kind in ("best", "p50"):
+        few, many = getattr(times["bits"], kind) / STEPS, getattr(times["raw"], kind) / STEPS
+        yield Line(
+            f"{task.name}, spikes as raw float32 in place of bits, {kind}",
+            "",
+            f"{many / few:.3f}x ({ms(many)} against {ms(few)})",
+        )
 
 
 def overhead(server: Running, task: Task, repeats: int) -> Iterator[Line]:
@@ -129,7 +139,7 @@ def custom(server: Running, task: Task, repeats: int) -> Iterator[Line]:
     """A loss of one's own: forward there, loss here, backward and the step there."""
     trainer, step = task.local_custom()
     with Client(server.url, api_key=KEY) as client:
-        remote = Remote(client, task, loss=lambda outputs: custom_loss(outputs, task.targets))
+        remote = Remote(client, task, loss=custom_loss)
         contenders: dict[str, Step] = {"in process": step, "remote": lambda: remote.submit().result()}
         for run in contenders.values():
             run()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,12 @@ class Task:
         spikes = torch.rand(batch, time, sizes[0], generator=chance) < 0.05
         targets = torch.randint(0, sizes[-1], (batch,), generator=chance)
         return cls(name, {"input_shape": sizes[:1], "layers": layers}, spikes, targets)
+
+    def unpackable(self) -> Task:
+        """The same, but for one spike that is not 1: then spikes cannot travel as bits."""
+        spikes = self.spikes.float()
+        spikes.view(-1)[spikes.view(-1).argmax()] = 0.5
+        return replace(self, spikes=spikes)
 
     def trainer(self) -> training.Trainer:
         return training.Trainer(network.build(self.description, seed=0), OPTIMIZER)

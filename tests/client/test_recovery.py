@@ -187,7 +187,7 @@ def compare(history: list[str], road: Road, **arguments: Any) -> Run:
 
 
 class TestAnyHistory:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=200, deadline=None)
     @given(
         history=histories,
         fates=fates,

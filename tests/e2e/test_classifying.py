@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from examples.classifying import LocalLearner, Part, RemoteLearner, Task, confusion, lose, outputs, score, train
+from examples.demo import running_service
 from exodus_client import Client
 
 ROOT = Path(__file__).parents[2]
@@ -168,6 +169,18 @@ def test_the_command_trains_on_a_service_of_its_own_and_saves_figures(tmp_path: 
     matrix = np.array(figures["confusion"])
     assert matrix.sum(1).tolist() == [10, 10]
     assert figures["test"]["accuracy"] == pytest.approx(np.trace(matrix) / 20)
+
+
+def test_the_command_leaves_its_model_on_a_given_service(tmp_path: Path) -> None:
+    with running_service(tmp_path / "service.log") as url, Client(url) as client:
+        options = ("--data", str(letters(tmp_path)), "--epochs", "1", "--out", str(tmp_path), "--url", url)
+        run = command("train_braille", *options, "--recurrent")
+        assert run.returncode == 0, run.stdout + run.stderr
+        (model,) = client.models()
+    assert model.id in run.stdout
+    assert model.name == "Braille letters"
+    assert model.sequence == 2  # 70 samples, 64 an update
+    assert model.network["layers"][1]["recurrent"] is not None
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Training on the server, over HTTP, against the same training in this process: equal to the bit."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from exodus_client import Client
@@ -61,9 +63,11 @@ OPTIMIZERS = {
 STEPS = 50
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_fifty_steps_over_http_give_the_bits_of_fifty_in_process(client: Client, kind: str, optimizer: str) -> None:
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_fifty_steps_over_http_give_the_bits_of_fifty_in_process(
+    client: Client, kind: str, optimizer: str, tmp_path: Path
+) -> None:
     shape, layers = NETWORKS[kind]
     description = {"input_shape": shape, "layers": layers + READOUT}
     chance = torch.Generator().manual_seed(7)
@@ -83,7 +87,8 @@ def test_fifty_steps_over_http_give_the_bits_of_fifty_in_process(client: Client,
     assert [result.sequence for result in remote] == list(range(1, STEPS + 1))
     assert [dict(result.metrics) for result in remote] == [metrics for metrics, _ in local]
     assert [dict(result.grad_norms) for result in remote] == [norms for _, norms in local]
-    state, wanted = model.state_dict(kind="torch"), trainer.state()
+    model.save(tmp_path / "state.safetensors")
+    state, wanted = safetensors.torch.load_file(tmp_path / "state.safetensors"), trainer.state()
     assert state.keys() == wanted.keys()
     assert [name for name in wanted if not torch.equal(state[name], wanted[name])] == []
     client.delete_model(model.id)

@@ -232,17 +232,15 @@ def read_outputs(answer: Answer, kind: Kind, limits: Limits) -> Outputs:
 
 def split(flat: Array, info: ModelInfo, request_id: str = "") -> dict[str, Array]:
     """Views of a flat array by parameter. Raises InvalidResponseError where it has another size."""
-    ends = np.cumsum([math.prod(shape) for _, shape in info.parameters], dtype=np.int64).tolist()
-    total = ends[-1] if ends else 0
-    if tuple(flat.shape) != (total,):
+    bounds = [0, *np.cumsum([math.prod(shape) for _, shape in info.parameters], dtype=np.int64).tolist()]
+    if tuple(flat.shape) != (bounds[-1],):
         raise InvalidResponseError(
-            f"gradients: got shape {list(flat.shape)}, want [{total}], all parameters in order",
+            f"gradients: got shape {list(flat.shape)}, want [{bounds[-1]}], all parameters in order",
             request_id=request_id,
         )
-    starts = [0, *ends[:-1]]
     return {
         name: flat[start:end].reshape(shape)
-        for (name, shape), start, end in zip(info.parameters, starts, ends, strict=True)
+        for (name, shape), start, end in zip(info.parameters, bounds[:-1], bounds[1:], strict=True)
     }
 
 
