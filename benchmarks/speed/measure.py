@@ -83,7 +83,7 @@ def seconds(step: Callable[[], object]) -> Phases:
 
 
 def forward_backward(spikes_of: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> Phases:
-    """A turn of two phases: a call on a fresh leaf, and its backward pass. Outputs and gradients are fresh memory."""
+    """A turn of two phases: a call on a fresh leaf, and its backward pass. Outputs and gradients are allocated."""
 
     def turn() -> tuple[float, ...]:
         leaf = x.detach().requires_grad_()

@@ -164,8 +164,8 @@ index a step, as sinabs has, makes the backward pass quadratic in T."""
 REQUIRED = """\
 Each figure is the worst of the workloads that it is about; "at the memory's limit" is what two triads of as many bytes
 would have reached in its place (where they fit into the cache, they run at its speed). The figures of the kernels are
-taken in reused memory: glibc is told to keep what is freed, so that outputs lie in pages that have been written before,
-as the arrays of the triad do. What fresh pages cost is in the tables below."""
+taken in reused memory: outputs lie in pages that have been written before, as the arrays of the triad do, and glibc is
+told to keep what is freed, too. What fresh pages cost, where nothing is kept, is in the tables below."""
 
 
 def full(
