@@ -18,7 +18,7 @@ DATA ?=
 SEED ?=
 TARGET ?= cpu
 
-.PHONY: help setup serve demo test lint format bench bench-service exactness sanitize peers lock clean
+.PHONY: help setup serve demo test lint format bench bench-service bench-remote chaos exactness sanitize peers lock clean
 .PHONY: cuda-emulate cuda-check cuda-work gpu-check image-lock image-check
 
 help: ## list the targets
@@ -50,7 +50,8 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy exodus_core/src client/src service/src
-	$(BIN)/mypy benchmarks examples
+	$(BIN)/mypy --exclude benchmarks/remote benchmarks examples
+	$(BIN)/mypy --explicit-package-bases -p benchmarks.remote
 
 format: setup ## let ruff format the code
 	$(BIN)/ruff check --fix
@@ -61,6 +62,12 @@ bench: setup ## how fast, against other libraries and the memory; writes benchma
 
 bench-service: setup ## time the way over HTTP; writes benchmarks/results/service.md; QUICK=1 for a short run that writes nothing
 	$(BIN)/python -m benchmarks.service $(if $(QUICK),--quick)
+
+bench-remote: setup ## a training step on the server against the step in process; writes benchmarks/results/remote.md; QUICK=1 prints a part
+	$(BIN)/python -m benchmarks.remote $(if $(QUICK),--quick)
+
+chaos: setup ## train while the server is killed and the network fails; writes docs/reliability.md; QUICK=1 for a part, SEED=N to repeat one
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--markdown docs/reliability.md)
 
 exactness: setup ## kernels against autograd in float64, every setting; writes docs/exactness.md; QUICK=1 for a short run, SEED=N to repeat one
 	$(BIN)/python benchmarks/exactness.py $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--markdown docs/exactness.md)

@@ -30,8 +30,8 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 def measured(quick: bool) -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as folder, servers.service(state_dir=folder) as server:
-        yield from lines.steps(server, LARGE, 2 if quick else 20)
-        yield from lines.encodings(server, LARGE, 1 if quick else 10)
+        yield from lines.steps(server, LARGE, 1 if quick else 12)
+        yield from lines.encodings(server, LARGE, 1 if quick else 4)
         yield from lines.overhead(server, SMALL, 50 if quick else 1000)
         yield from lines.custom(server, LARGE, 3 if quick else 50)
 
@@ -53,8 +53,8 @@ def main() -> int:
             "# Training on the server\n\n"
             f"By `make bench-remote` ({sentence(machine)}). Server and client share the machine; the model is saved "
             "every 10 steps, in the background. Adam, `max_over_time_ce`, one spike in twenty. Before and after it was "
-            "timed every way had the weights of the training in this process, to the bit. Contenders took turns, ten "
-            f"steps each; best and median of the turns.\n\n{table(found)}\n"
+            "timed every way had the weights of the training in this process, to the bit. Contenders took turns, "
+            f"{lines.STEPS} steps each; best and median of the turns.\n\n{table(found)}\n"
         )
     return 0
 

@@ -17,7 +17,7 @@ from .tasks import LOSS, OPTIMIZER, Task, custom_loss
 
 Step = Callable[[], object]
 #: Steps of one turn: the time of a turn is shared among them, so that a pipeline fills and drains within it.
-STEPS = 10
+STEPS = 25
 
 
 class Remote:

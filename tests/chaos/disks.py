@@ -42,11 +42,13 @@ def full_disk(folder: Path, steps: int, seed: int, wanted: Outcome, found: Scena
                 found.check("a save is answered with 507 storage_full", refused == (507, "storage_full"), refused)
                 server.restart(signal.SIGKILL)
                 state_now = client.model(model.id).info()
-                found.check("the durable state is back", state_now.sequence == info.durable, state_now)
+                found.check(
+                    "the durable state is back", state_now.sequence == info.durable, (state_now.sequence, info.durable)
+                )
                 answers += workload.train(model, steps, seed, first=2 * third, last=2 * third + 5)
             answers += workload.train(model, steps, seed, first=2 * third + 5)
             done = len(answers)
-            found.check("with room again it is saved", model.info().durable >= done - 3, model.info())
+            found.check("with room again it is saved", model.info().durable >= done - 3, (model.info().durable, done))
             compare(found, server, model.id, answers, wanted)
             found.counts |= {"calls": done, "durable before": before}
             found.check("no server failed", not server.failures, server.failures)
@@ -103,13 +105,14 @@ def rotten_files(folder: Path, steps: int, seed: int, wanted: Outcome, found: Sc
             damage(newest.with_suffix(suffix))
             logged = len(server.log)
             server.resume()
+            workload.saved_state(server.url, model.id)  # which loads it
+            said = model.info().durable_error
+            found.check(f"{name}: the server says so", newest.stem in str(said), f"durable_error is {said!r}")
             # The same handle goes on: it sends what the damaged state had.
             answers += workload.train(model, steps, seed, first=len(answers), last=len(answers) + 1)
             state, log = int(previous.stem[:12]), server.events_of(logged)
             found.check(f"{name}: the state before it is used", f"in memory at {state}" in log, log)
             found.check(f"{name}: the log names the file", newest.with_suffix(suffix).name in log, log)
-            said = answers[-1].durable_error
-            found.check(f"{name}: the answer names the file", newest.stem in str(said), f"durable_error is {said!r}")
             aside = newest.with_suffix(f"{suffix}.corrupt").exists()
             found.check(f"{name}: the file is set aside", aside, sorted(path.name for path in newest.parent.iterdir()))
             again = sum(server.recorded.values()) - len(server.recorded)

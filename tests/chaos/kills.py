@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from .orders import ANSWERING, COMPUTING, HELD, KERNELS, STARTING, Order
 
 COMPUTATION, ANSWER, START = "in the computation", "in the answer", "in the start"
-SAVE, POWER, NEW = "in a save", "in a save, with the power", "in the save of a new model"
+SAVE, POWER, NEW = "in a save", "in a save, with the power", "in the first save of a model"
+LATER = "after a save, with the power"
 REQUEST, ANY, EARLY, GRACEFUL = "in the request", "at random, training", "at random, from the start on", "SIGTERM"
 
 
@@ -43,7 +44,7 @@ def all_kinds(events: Sequence[str], new: Sequence[str], seed: int, quick: bool)
     orders += [Order(SAVE, f"save: {event}") for event in saves]
     orders += [Order(POWER, f"save: {event}", power_loss=True) for event in lost]
     # So many calls after a life began that it has saved.
-    later = (Order(POWER, COMPUTING[0], 3 + nth() + nth(), power_loss=True) for _ in range(times))
+    later = (Order(LATER, COMPUTING[0], 3 + nth() + nth(), power_loss=True) for _ in range(times))
     orders += later
     orders += [Order(REQUEST, signal=signal.SIGKILL) for _ in range(times)]
     orders += [Order(ANY, after=chance.uniform(0, 0.3), signal=signal.SIGKILL) for _ in range(2 if quick else 10)]
@@ -60,7 +61,8 @@ def _of_new_models(events: Sequence[str], quick: bool) -> list[Order]:
     events = events[: events.index(COMMIT) + 1]
     if quick:
         return [Order(NEW, f"save: {events[len(events) // 2]}", power_loss=True)]
-    return [Order(NEW, f"save: {event}", power_loss=lost) for event in events for lost in (False, True)]
+    kinds = ((NEW, False), (f"{NEW}, with the power", True))
+    return [Order(kind, f"save: {event}", power_loss=lost) for event in events for kind, lost in kinds]
 
 
 def graceful(seed: int, count: int) -> list[Order]:

@@ -43,9 +43,5 @@ class Order:
     from_fork: bool = False
     signal: int = 0
 
-    @property
-    def where(self) -> str:
-        return self.point + (", what was not synced is lost" if self.power_loss else "")
-
     def plain(self) -> dict[str, Any]:
         return asdict(self)

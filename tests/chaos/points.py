@@ -46,7 +46,7 @@ class Points:
         self._trace = trace
         self._full = full
         self._came: Counter[str] = Counter()
-        self._disk = Disk()
+        self._disk = Disk(order.power_loss)
 
     def install(self) -> None:
         """Patch the product."""
@@ -72,6 +72,8 @@ class Points:
 
     def die(self, point: str) -> NoReturn:
         if self._order.power_loss:
+            # For good: the power fails at once, while a save may be under way on another thread.
+            self._disk.lock.acquire()
             self._disk.lose()
         self.tell(died=point)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -172,7 +174,8 @@ class Points:
                 written = write(state_dir, snapshot)
             finally:
                 local.saving = False
-            self.tell(saved=[snapshot.header.id, snapshot.progress.sequence])
+            with disk.lock:
+                self.tell(saved=[snapshot.header.id, snapshot.progress.sequence])
             if snapshot.progress.sequence > 0:
                 self.reach(HELD)
             return written
@@ -199,11 +202,12 @@ class Points:
             def write(inner, content: Any) -> int:  # noqa: N805
                 if self._full.exists():
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(inner._path))
-                if event(f"write to {kind(inner._path)}"):
-                    inner._stream.write(memoryview(content).cast("B")[: memoryview(content).nbytes // 2])
-                    inner._stream.flush()
-                    self.die(f"save: write to {kind(inner._path)}")
-                return int(inner._stream.write(content))
+                with disk.lock:
+                    if event(f"write to {kind(inner._path)}"):
+                        inner._stream.write(memoryview(content).cast("B")[: memoryview(content).nbytes // 2])
+                        inner._stream.flush()
+                        self.die(f"save: write to {kind(inner._path)}")
+                    return int(inner._stream.write(content))
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(self._stream, name)
@@ -225,35 +229,39 @@ class Points:
                     handle = os.open(path, flags, *mode)
                     disk.folders[handle] = Path(path)
                     return handle
-                reach(f"open {kind(path)}")
-                handle = os.open(path, flags, *mode)
-                disk.opened(handle, Path(path))
-                return handle
+                with disk.lock:
+                    reach(f"open {kind(path)}")
+                    handle = os.open(path, flags, *mode)
+                    disk.opened(handle, Path(path))
+                    return handle
 
             def fsync(self, handle: int) -> None:
-                folder = disk.folders.get(handle)
-                reach(f"fsync of {'the folder' if folder else kind(disk.files[handle])}{disk.stage}")
-                os.fsync(handle)
-                disk.synced(handle)
+                with disk.lock:
+                    folder = disk.folders.get(handle)
+                    reach(f"fsync of the folder{disk.stage}" if folder else f"fsync of {kind(disk.files[handle])}")
+                    os.fsync(handle)
+                    disk.synced(handle)
 
             def close(self, handle: int) -> None:
                 disk.folders.pop(handle, None)
                 os.close(handle)
 
             def rename(self, source: Any, target: Any) -> None:
-                reach(f"rename of {kind(source)}")
-                os.rename(source, target)
-                disk.renamed(Path(source), Path(target))
+                with disk.lock:
+                    reach(f"rename of {kind(source)}")
+                    os.rename(source, target)
+                    disk.renamed(Path(source), Path(target))
 
         def opening(file: Any, mode: str = "r", *more: Any, **options: Any) -> Any:
             stream = open(file, mode, *more, **options)  # noqa: SIM115
             return File(stream, disk.files[file]) if isinstance(file, int) and file in disk.files else stream
 
         def removing(path: Path) -> None:
-            if path.exists():
-                reach(f"removal of the old {kind(path)}")
-                disk.removed(path)
-            remove(path)
+            with disk.lock:
+                if path.exists():
+                    reach(f"removal of the old {kind(path)}")
+                    disk.removed(path)
+                remove(path)
 
         remove = checkpoint._remove_quietly
         checkpoint.os = Os()  # type: ignore[assignment]
@@ -273,9 +281,16 @@ class Disk:
 
     Lost is half of each file that was not synced, and each change of the folder since its last sync: files that were
     made, renamed or removed.
+
+    Args:
+        loses: whether it will; only then is kept what a save removes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loses: bool) -> None:
+        #: Held while something is done and noted.
+        self.lock = threading.RLock()
+        self._loses = loses
+        self._kept = 0
         self.files: dict[int, Path] = {}
         self.folders: dict[int, Path] = {}
         self.stage = ", where a new one is"
@@ -284,7 +299,7 @@ class Disk:
 
     def opened(self, handle: int, path: Path) -> None:
         self.files[handle] = path
-        self.stage = f", {kind(path)} being written"
+        self.stage = f", {kind(path)} renamed"
         self._unsynced.add(path)
         self._undo.append(lambda: path.unlink(missing_ok=True))
 
@@ -303,7 +318,10 @@ class Disk:
 
     def removed(self, path: Path) -> None:
         """Keep what is about to be removed, beside the folders of models."""
-        kept = path.parent.parent.parent / f"chaos-kept-{os.getpid()}-{len(self._undo)}"
+        if not self._loses:
+            return
+        self._kept += 1
+        kept = path.parent.parent.parent / f"chaos-kept-{os.getpid()}-{self._kept}"
         os.link(path, kept)
         self._undo.append(lambda: os.link(kept, path))
 

@@ -110,6 +110,7 @@ def note(found: Scenario, server: Supervisor, *proxies: Proxy) -> None:
         "calls computed again after a kill": sum(server.recorded.values()) - len(server.recorded),
     }
     found.check("no server failed", not server.failures, server.failures)
+    found.check("no server has logged a traceback", not server.tracebacks, server.tracebacks[-300:])
 
 
 def compare(found: Scenario, server: Supervisor, id: str, answers: list[Any], wanted: Outcome) -> None:

@@ -133,6 +133,15 @@ class Supervisor:
         assert self._forker.stdin is not None
         self._forker.stdin.close()
         self._forker.wait(timeout=30)
+        if self.tracebacks:
+            print(self.tracebacks, file=sys.stderr)
+
+    @property
+    def tracebacks(self) -> str:
+        """What the log has of errors that nobody thought of; "" where there are none."""
+        lines = self.log.splitlines()
+        starts = [place for place, line in enumerate(lines) if line.startswith("Traceback")]
+        return "\n".join(line for start in starts[:3] for line in lines[max(0, start - 1) : start + 60])
 
     def events_of(self, since: int) -> str:
         """What the log says from a place on, without its lines for each request."""
@@ -271,7 +280,7 @@ class Supervisor:
         if died_as_told and order.kind == "none":
             pass
         elif died_as_told:
-            where = self._died + (", what was not synced is lost" if order.power_loss else "")
+            where = self._died.removeprefix("save: ")
             self.deaths.append(Death(order, where, status, time.monotonic() - self._began))
             if self._died == LATE and self._tries:
                 self._tries -= 1

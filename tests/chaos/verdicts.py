@@ -71,8 +71,11 @@ class Verdicts:
         kills: Counter[tuple[str, str]] = sum((s.kills for s in self.scenarios), Counter())
         faults: Counter[str] = sum((s.faults for s in self.scenarios), Counter())
         answers: Counter[str] = sum((s.answers for s in self.scenarios), Counter())
-        rows += ["", "| the server ended | where | times |", "|---|---|---|"]
-        rows += [f"| {kind} | {where} | {count} |" for (kind, where), count in sorted(kills.items())]
+        rows += ["", "| the server ended | times | where |", "|---|---|---|"]
+        for kind in sorted({kind for kind, _ in kills}):
+            places = sorted((where, count) for (one, where), count in kills.items() if one == kind)
+            told = "; ".join(where + (f" ({count})" if count > 1 else "") for where, count in places if where)
+            rows.append(f"| {kind} | {sum(count for _, count in places)} | {told} |")
         rows += ["", "| fault of the network | times |", "|---|---|"]
         rows += [f"| {fault} | {count} |" for fault, count in sorted(faults.items())]
         rows += ["", "| answers through the proxy | times |", "|---|---|"]

@@ -590,13 +590,13 @@ class TestOneCall:
             model.close()
             raise RuntimeError("cannot schedule new futures after shutdown")
 
-        monkeypatch.setattr(model._sender._threads, "submit", submit_late)
+        monkeypatch.setattr(model._sender._lanes, "submit", submit_late)
         with pytest.raises(ModelClosedError):
             submit(model, "step", 1).result(1)
 
     def test_made_when_no_thread_can_be_started_fails(self, client: Client) -> None:
         model = create(client)
-        model._sender._threads.shutdown()
+        model._sender._lanes.close()
         with pytest.raises(ModelClosedError):
             submit(model, "step", 1).result(STUCK)
 

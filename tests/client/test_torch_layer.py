@@ -30,7 +30,7 @@ def local_lif(
     for t in range(x.shape[1]):
         u = alpha * u + x[:, t] - rho * s
         linear = torch.exp(-(u - threshold).abs()).detach() * (u - threshold)
-        s = (u >= threshold).to(x.dtype) + linear - linear.detach()
+        s = (linear - linear.detach()) + (u >= threshold).to(x.dtype)  # in this order it is 0 or 1 to the bit
         spikes.append(s)
         membrane.append(u)
     return torch.stack(spikes, 1), torch.stack(membrane, 1)

@@ -69,7 +69,7 @@ def test_the_proxy_reads_the_number_of_a_training_call() -> None:
 def test_power_loss_takes_back_what_was_not_synced(tmp_path: Path) -> None:
     folder = tmp_path / "state" / "models" / "one"
     folder.mkdir(parents=True)
-    disk = Disk()
+    disk = Disk(loses=True)
 
     def write(path: Path, *, sync: bool) -> None:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT)
@@ -86,14 +86,19 @@ def test_power_loss_takes_back_what_was_not_synced(tmp_path: Path) -> None:
         del disk.folders[handle]
         os.close(handle)
 
+    write(folder / "old", sync=True)
     write(folder / "safe", sync=True)
     write(folder / "cut", sync=False)
     sync_folder()
     write(folder / "made", sync=True)
+    disk.removed(folder / "old")
+    (folder / "old").unlink()
     os.rename(folder / "safe", folder / "renamed")
     disk.renamed(folder / "safe", folder / "renamed")
     disk.lose()
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"safe": b"0123456789", "cut": b"01234"}
+    whole = b"0123456789"
+    left = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert left == {"old": whole, "safe": whole, "cut": b"01234"}
 
 
 def test_states_that_differ_in_one_bit_differ() -> None:
@@ -115,11 +120,12 @@ def test_a_run_has_every_kind_of_death(quick: bool) -> None:
         kills.START,
         kills.SAVE,
         kills.POWER,
+        kills.LATER,
         kills.NEW,
         kills.REQUEST,
         kills.ANY,
         kills.EARLY,
     }
-    assert {order.kind for order in orders} == wanted
+    assert {order.kind for order in orders} >= wanted
     assert quick or len(orders) >= 20
     assert orders == kills.all_kinds(events, events, seed=0, quick=quick)

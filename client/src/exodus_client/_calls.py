@@ -140,7 +140,7 @@ class Calls:
                 first = False
             return None
 
-    def done(self, call: Call, durable: int | None, came: StepResult | ExodusError | None) -> None:
+    def done(self, call: Call, durable: int | None, came: StepResult | Exception | None) -> None:
         """The server has done it: its number is consumed. The caller gets what came; None where it has been told."""
         with self._changed:
             call.state = State.DONE
@@ -148,7 +148,7 @@ class Calls:
                 self._reports.setdefault(call.sequence, came if isinstance(came, StepResult) else None)
             self._forget(durable)
             # Before those are woken that wait for calls to be answered: nothing may wake them again.
-            if isinstance(came, ExodusError):
+            if isinstance(came, Exception):
                 fail(call, came)
             elif came is not None:
                 answer(call, came)
@@ -173,8 +173,8 @@ class Calls:
         with self._changed:
             if done < kept_from and self.last > done:
                 raise StateLostError(
-                    f"the server has done {done} calls, and this handle keeps those from {kept_from + 1} on: its "
-                    f"state is older than what it said to be durable. resync() goes on from {done}"
+                    f"the server has done {done} calls, and this handle keeps those from {kept_from + 1} on: those "
+                    f"between are lost. resync() goes on from {done}"
                 )
             again = [call for call in self._calls.values() if call.sequence > done and call.state is State.DONE]
             for call in again:
@@ -218,6 +218,19 @@ class Calls:
         """The server says what is durable."""
         with self._changed:
             self._forget(durable)
+
+    def drop(self, most: int) -> int | None:
+        """Keep no more than so many bytes of calls that are done; the number of the first that was dropped for it."""
+        with self._changed:
+            kept, dropped = sum(call.nbytes for call in self._calls.values()), None
+            for sequence, call in list(self._calls.items()):
+                if kept <= most or call.state is not State.DONE:
+                    break
+                kept -= call.nbytes
+                del self._calls[sequence]
+                self._kept_from = sequence
+                dropped = dropped or sequence
+            return dropped
 
     def _forget(self, durable: int | None) -> None:
         if durable is None:

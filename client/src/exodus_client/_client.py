@@ -7,7 +7,6 @@ import os
 import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Self, TypeVar, Unpack, overload
 from urllib.parse import quote
@@ -19,6 +18,7 @@ from ._config import Limits, Retries, Timeout
 from ._errors import InvalidResponseError, ServiceUnavailableError
 from ._future import Future
 from ._gradients import GradientArguments, Gradients
+from ._lanes import Lanes
 from ._model import Model
 from ._request import gradient_request
 from ._session import Answer, Session, read_json
@@ -101,7 +101,7 @@ class Client:
             if shared_memory
             else None
         )
-        self._threads = ThreadPoolExecutor(limits.max_in_flight, thread_name_prefix="exodus-client")
+        self._lanes = Lanes(limits.max_in_flight, "exodus-client")
         self._models: weakref.WeakSet[Model] = weakref.WeakSet()
 
     @overload
@@ -260,9 +260,12 @@ class Client:
 
     def close(self) -> None:
         """Wait for the requests under way, drop those not begun, and close all connections."""
+        self._close(wait=True)
+
+    def _close(self, *, wait: bool) -> None:
         for model in tuple(self._models):
-            model.close()
-        self._threads.shutdown(cancel_futures=True)
+            model._close(wait=wait)
+        self._lanes.close(wait=wait)
         if self._shared is not None:
             self._shared.close()
         self._session.close()
@@ -270,8 +273,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exception: object) -> None:
+        # After an exception, Ctrl-C among them, nobody asks for what is under way.
+        self._close(wait=kind is None)
 
     def __repr__(self) -> str:
         return f"Client({self._session.base_url!r})"
@@ -288,7 +292,7 @@ class Client:
 
     def _submit(self, run: Callable[[], Result]) -> Future[Result]:
         self._session.check_process()
-        return Future(self._threads.submit(run))
+        return Future(self._lanes.submit(run))
 
     def _model(self, info: ModelInfo, ahead: int, patience: float) -> Model:
         if type(ahead) is not int or ahead < 1:

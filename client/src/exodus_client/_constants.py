@@ -54,3 +54,6 @@ PREFER_WAIT: Final = 30
 
 # Calls kept for a server that loses its latest state; beyond, it is asked to save.
 MAX_KEPT_BYTES: Final = 256 * 2**20
+
+# Until a server that could not save is asked again; it tries by itself, too.
+SAVE_AGAIN: Final = 30.0

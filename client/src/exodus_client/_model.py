@@ -264,10 +264,13 @@ class Model:
 
     def close(self) -> None:
         """Fail the calls that were not sent yet, and wait for those under way. The model stays on the server."""
-        self._sender.close()
+        self._close(wait=True)
 
     def __repr__(self) -> str:
         return f"Model({self.id!r}, sequence={self.sequence}, durable={self.durable})"
+
+    def _close(self, *, wait: bool) -> None:
+        self._sender.close(wait=wait)
 
     def _begin(self, info: ModelInfo) -> None:
         # A handle of its own each time, so that the server can tell its calls from those of others.

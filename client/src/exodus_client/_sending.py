@@ -7,7 +7,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future as Running
+from functools import partial
 from typing import Protocol
 
 from . import _constants as defaults
@@ -24,7 +25,9 @@ from ._errors import (
     PermissionDeniedError,
     StateLostError,
 )
-from ._retry import delay, is_retryable
+from ._lanes import Lanes
+from ._patience import Patience
+from ._retry import is_retryable
 from ._session import Answer, read_number
 from ._training import StepResult, training_body
 from .wire import Encoded
@@ -40,30 +43,6 @@ class Link(Protocol):
 
     def post(self, path: str, encoded: Encoded | None, headers: Mapping[str, str]) -> Answer: ...
     def get(self, path: str, headers: Mapping[str, str]) -> Answer: ...
-
-
-class _Patience:
-    """The waits after failures in a row, for some time in all."""
-
-    def __init__(self, retries: Retries, seconds: float, closing: threading.Event, path: str) -> None:
-        self._retries = retries
-        self._seconds = seconds
-        self._closing = closing
-        self._path = path
-        self._since: float | None = None
-        self._failures = 0
-
-    def left(self, error: ExodusError) -> bool:
-        """Wait after a failure; whether there is to be another attempt."""
-        now = time.monotonic()
-        if self._since is None:
-            self._since = now
-        wait = delay(self._failures, error, self._retries)
-        self._failures += 1
-        if wait is None or now - self._since > self._seconds:
-            return False
-        _log.info("%s: next attempt in %.2f s: %s", self._path, wait, error)
-        return not self._closing.wait(wait)
 
 
 class Sender:
@@ -102,27 +81,30 @@ class Sender:
         self._reporting = threading.Lock()
         self._closing = threading.Event()
         self._waiting = self._new_patience()
-        self._here = threading.local()
-        self._threads = ThreadPoolExecutor(defaults.CALLS_UNDER_WAY, thread_name_prefix="exodus-model")
+        self._saving = threading.Lock()
+        self._save_again = 0.0
+        self._has_dropped = False
+        self._lanes = Lanes(defaults.CALLS_UNDER_WAY, "exodus-model")
 
     def pump(self) -> None:
         """Start what can be sent now."""
         while (call := self._calls.next()) is not None:
             try:
-                self._threads.submit(self._run, call)
-            except RuntimeError:  # closed meanwhile, or the interpreter is about to end
+                running = self._lanes.submit(partial(self._run, call))
+            except RuntimeError:  # closed meanwhile
                 self._calls.end(_closed())
                 fail(call, _closed())  # which was under way already, where the log was ended before
                 return
+            running.add_done_callback(partial(_fail_dropped, call))
 
-    def close(self) -> None:
-        """Fail what was not sent yet, and wait for what is under way, which is not sent again.
+    def close(self, *, wait: bool = True) -> None:
+        """Fail what was not sent yet; wait for what is under way, which is not sent again, or fail that too.
 
-        A callback does not wait: it may be what is waited for.
+        A callback does not wait for itself.
         """
         self._closing.set()
-        self._calls.end(_closed(), under_way=False)
-        self._threads.shutdown(wait=not getattr(self._here, "sending", False))
+        self._calls.end(_closed(), under_way=not wait)
+        self._lanes.close(wait=wait)
 
     def lost(self, error: ExodusError, kept_from: int) -> bool:
         """Whether an answer says that the server has fewer calls than it had; they are sent again then.
@@ -153,11 +135,10 @@ class Sender:
         """A question to be asked after each failure of something that may be done again: whether to do so now."""
         return self._new_patience().left
 
-    def _new_patience(self) -> _Patience:
-        return _Patience(self._retries, self._patience, self._closing, self._path)
+    def _new_patience(self) -> Patience:
+        return Patience(self._retries, self._patience, self._closing, self._path)
 
     def _run(self, call: Call) -> None:
-        self._here.sending = True
         if call.cancelled:
             self._make_empty(call)
         try:
@@ -171,9 +152,8 @@ class Sender:
     def _attempt(self, call: Call) -> None:
         kept_from = self._calls.kept_from
         try:
-            if call.body is None:
-                assert call.make is not None, "a call without a body makes one"
-                call.make(call)
+            if call.body is None and not self._made(call):
+                return
             assert call.body is not None
             answered = self._exchange(call.path, call.body)
         except InvalidResponseError as error:  # the server has answered: the call was done, or others will tell
@@ -184,18 +164,28 @@ class Sender:
             self._waiting = self._new_patience()
             self._answered(call, answered)
 
+    def _made(self, call: Call) -> bool:
+        """Make the body of a call; whether there is one to be sent now. Raises ExodusError: the forward pass failed."""
+        assert call.make is not None, "a call without a body makes one"
+        try:
+            call.make(call)
+        except InvalidResponseError as error:  # of the forward pass: the call itself was not sent
+            self._give_up(call, error)
+            return False
+        return True
+
     def _answered(self, call: Call, answered: Answer) -> None:
         if call.read is None:
             self._done(call, self._calls.durable, None)
             return
         try:
             result = call.read(answered)
-        except InvalidResponseError as error:
+        except Exception as error:  # noqa: BLE001  (also of the device that arrays go to: the number is consumed)
             self._done(call, self._calls.durable, error)
         else:
             self._done(call, result.durable, result)
 
-    def _done(self, call: Call, durable: int | None, came: StepResult | ExodusError | None) -> None:
+    def _done(self, call: Call, durable: int | None, came: StepResult | Exception | None) -> None:
         """The number is consumed; the caller gets what came."""
         self._calls.done(call, durable, came)
         self._tell()
@@ -205,6 +195,8 @@ class Sender:
         """Send a call and wait for its end, which a server that takes long is asked for."""
         answered = self._link.post(path, body, _PREFER)
         while answered.status == 202:
+            if self._closing.is_set():
+                raise _closed()
             where = answered.headers.get("Location", "")
             if not where.startswith("/v1/requests/"):
                 raise InvalidResponseError(f"202 without a Location, got {where!r:.80}", request_id=answered.request_id)
@@ -287,17 +279,40 @@ class Sender:
             _log.exception("%s: a callback failed at call %d", self._path, result.sequence)
 
     def _keep_bounded(self) -> None:
-        if self._calls.durable is None or self._calls.nbytes <= defaults.MAX_KEPT_BYTES:
+        most = defaults.MAX_KEPT_BYTES
+        if self._calls.durable is None or self._calls.nbytes <= most:
             return
+        with self._saving:  # the others wait: calls must not come faster than they are saved
+            if self._calls.nbytes > most and time.monotonic() >= self._save_again:
+                self._have_saved()
+            # A full disk stops no training there, and must not fill the memory here.
+            dropped = self._calls.drop(2 * most)
+            if dropped and not self._has_dropped:
+                self._has_dropped = True
+                _log.warning(
+                    "%s: the server does not save, and %d bytes are as much as is kept here: calls from %d on would "
+                    "be lost in a crash",
+                    self._path,
+                    2 * most,
+                    dropped,
+                )
+
+    def _have_saved(self) -> None:
         try:
             self._calls.kept(read_number(self._link.post(f"{self._path}/save", None, {}), "durable"))
         except ExodusError as error:
+            self._save_again = time.monotonic() + defaults.SAVE_AGAIN
             kept = self._calls.nbytes
             _log.warning("%s: calls of %d bytes are kept until the server saves: %s", self._path, kept, error)
 
 
 def _closed() -> ModelClosedError:
     return ModelClosedError("the model was closed before the call was answered")
+
+
+def _fail_dropped(call: Call, running: Running[None]) -> None:
+    if running.cancelled():
+        fail(call, _closed())
 
 
 def expected_number(error: ExodusError) -> int | None:

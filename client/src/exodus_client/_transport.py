@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx
 
@@ -59,6 +59,7 @@ class SocketTransport(httpx.BaseTransport):
         self._slots = threading.Semaphore(max_connections)
         self._lock = threading.Lock()
         self._idle: list[tuple[float, socket.socket]] = []
+        self._busy: set[socket.socket] = set()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         waits = request.extensions.get("timeout", {})
@@ -69,6 +70,8 @@ class SocketTransport(httpx.BaseTransport):
         except BaseException:
             self._slots.release()
             raise
+        with self._lock:
+            self._busy.add(connection)
         try:
             sent_all = _send(connection, request, waits)
             answer = _head(connection, request, waits)
@@ -83,6 +86,10 @@ class SocketTransport(httpx.BaseTransport):
     def close(self) -> None:
         with self._lock:
             idle, self._idle = self._idle, []
+            # Who waits for an answer gets an error now, rather than wait for one that nobody takes.
+            for connection in self._busy:
+                with suppress(OSError):  # the other end was faster
+                    connection.shutdown(socket.SHUT_RDWR)
         for _, connection in idle:
             connection.close()
 
@@ -102,6 +109,8 @@ class SocketTransport(httpx.BaseTransport):
             return self._connect(waits.get("connect"))
 
     def _give_back(self, connection: socket.socket, *, reusable: bool) -> None:
+        with self._lock:
+            self._busy.discard(connection)
         if reusable:
             with self._lock:
                 self._idle.append((time.monotonic(), connection))

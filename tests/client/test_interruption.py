@@ -1,0 +1,301 @@
+"""What must not wait: programs that are interrupted, models that are closed, servers that do not save."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from client.training_faults import Road, patient_client
+from client.training_server import TrainingServer
+
+from exodus_client import Client, InvalidResponseError, Limits, Model, ModelClosedError, StateLostError, _constants
+from exodus_client._gradients import Kind
+from exodus_client._lanes import Lanes
+from exodus_client._transport import SocketTransport, tcp
+
+LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
+X = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+Y = np.array([0, 1])
+LOSS = "max_over_time_ce"
+
+
+class InterruptedLoopError(Exception):
+    """What ends a training loop."""
+
+
+@pytest.fixture
+def server() -> TrainingServer:
+    return TrainingServer()
+
+
+@pytest.fixture
+def client(server: TrainingServer) -> Iterator[Client]:
+    with patient_client(Road(server)) as made:
+        yield made
+
+
+@pytest.fixture
+def gate(server: TrainingServer) -> Iterator[threading.Event]:
+    """Until it is set, work on the server lasts."""
+    gate = threading.Event()
+    server.on_work = lambda id, sequence: wait(gate)
+    yield gate
+    gate.set()
+
+
+def wait(event: threading.Event) -> None:
+    assert event.wait(30), "waited in vain"
+
+
+def create(client: Client, **options: Any) -> Model:
+    return client.create_model(LAYERS, **({"optimizer": "sgd", "id": "m"} | options))
+
+
+class TestLeavingByAnException:
+    def test_fails_what_is_under_way_and_does_not_wait(self, server: TrainingServer, gate: threading.Event) -> None:
+        begun = threading.Event()
+        server.on_work = lambda id, sequence: (begun.set(), wait(gate))  # type: ignore[func-returns-value]
+        futures: list[Any] = []
+
+        def loop() -> None:
+            with patient_client(Road(server)) as client:
+                model = create(client)
+                futures.extend(model.step(X, Y, loss=LOSS) for _ in range(8))
+                wait(begun)
+                raise InterruptedLoopError
+
+        with pytest.raises(InterruptedLoopError):
+            loop()
+        assert not gate.is_set()
+        for future in futures:
+            with pytest.raises(ModelClosedError):
+                future.result(0)
+
+    def test_ends_requests_on_sockets(self) -> None:
+        reached = threading.Event()
+        with contextlib.closing(silent(reached)) as listener:
+            transport = SocketTransport(tcp("127.0.0.1", listener.getsockname()[1]), 2)
+            raised: Future[Exception] = Future()
+
+            def ask() -> None:
+                try:
+                    transport.handle_request(httpx.Request("GET", "http://node/"))
+                except httpx.TransportError as error:
+                    raised.set_result(error)
+
+            threading.Thread(target=ask, daemon=True).start()
+            wait(reached)
+            transport.close()
+            assert isinstance(raised.result(30), httpx.ReadError | httpx.RemoteProtocolError)
+
+    def test_a_program_does_not_stay_for_a_server_that_is_down(self) -> None:
+        program = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+import httpx
+from client.training_server import TrainingServer
+from exodus_client import Client
+
+server, down = TrainingServer(), []
+
+def answer(request):
+    if down:
+        raise httpx.ConnectError("refused")
+    return server(request)
+
+client = Client("http://node:8000", transport=httpx.MockTransport(answer))
+model = client.create_model({LAYERS!r}, optimizer="sgd", patience=3600)
+down.append(True)
+model.optim_step()
+raise SystemExit(7)
+"""
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+        assert ended.returncode == 7, ended.stderr.decode()
+
+
+class TestClosing:
+    def test_does_not_ask_on_for_a_call_that_lasts(self, client: Client, server: TrainingServer) -> None:
+        server.pending = 10**9
+        model = create(client)
+        future = model.step(X, Y, loss=LOSS)
+        closing = threading.Thread(target=model.close)
+        closing.start()
+        closing.join(30)
+        assert not closing.is_alive()
+        with pytest.raises(ModelClosedError):
+            future.result(0)
+
+    def test_fails_a_call_that_no_thread_has_taken(self, client: Client) -> None:
+        model = create(client)
+        gate, busy = threading.Event(), threading.Barrier(_constants.CALLS_UNDER_WAY + 1)
+        for _ in range(_constants.CALLS_UNDER_WAY):
+            model._sender._lanes.submit(lambda: (busy.wait(30), wait(gate)))  # type: ignore[func-returns-value]
+        busy.wait(30)
+        future = model.step(X, Y, loss=LOSS)
+        closing = threading.Thread(target=model.close)
+        closing.start()
+        with pytest.raises(ModelClosedError):
+            future.result(30)
+        gate.set()
+        closing.join(30)
+
+
+class TestAnswersThatCannotBeTaken:
+    def test_what_reading_raises_is_raised_and_the_call_counts(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = create(client)
+        with monkeypatch.context() as patched:
+            patched.setattr(Kind, "array", lambda kind, tensor: 1 / 0)  # as a device that is full does
+            with pytest.raises(ZeroDivisionError):
+                model.step(X, Y, loss=LOSS, gradients=True).result(30)
+        model.forward(X).result(30)  # all is done
+        assert model.step(X, Y, loss=LOSS).result(30).sequence == 2
+
+    def test_outputs_that_are_too_large_fail_that_call_alone(self, server: TrainingServer) -> None:
+        with patient_client(Road(server), limits=Limits(max_response_bytes=4000)) as client:
+            model = create(client)
+            future = model.step(np.ones((2, 1000, 3), np.float32), loss=lambda outputs: outputs.sum())
+            after = model.step(X, Y, loss=LOSS)
+            with pytest.raises(InvalidResponseError, match="max_response_bytes"):
+                future.result(30)
+            assert after.result(30).sequence == 2
+            assert len(server.done) == 2  # of which the first is empty
+
+
+class TestAServerThatDoesNotSave:
+    def test_fills_no_memory(
+        self,
+        client: Client,
+        server: TrainingServer,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        server.full = True
+        model = create(client)
+        model.step(X, Y, loss=LOSS).result(30)
+        size = model._calls.nbytes
+        most = 5 * size
+        monkeypatch.setattr(_constants, "MAX_KEPT_BYTES", most)
+        for _ in range(50):
+            model.step(X, Y, loss=LOSS).result(30)
+            assert model._calls.nbytes <= 2 * most + size
+        model.close()
+        assert server.saves == 1
+        assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+        assert "calls from 1 on would be lost" in caplog.text
+
+    def test_is_asked_again_after_a_while(
+        self, client: Client, server: TrainingServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server.full = True
+        monkeypatch.setattr(_constants, "MAX_KEPT_BYTES", 0)
+        monkeypatch.setattr(_constants, "SAVE_AGAIN", 0.0)
+        model = create(client)
+        for _ in range(30):
+            model.step(X, Y, loss=LOSS).result(30)
+        model.close()
+        assert server.saves > 3
+
+    def test_and_then_loses_its_state_cannot_be_helped(
+        self, client: Client, server: TrainingServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server.full = True
+        monkeypatch.setattr(_constants, "MAX_KEPT_BYTES", 0)
+        model = create(client)
+        for _ in range(3):
+            model.step(X, Y, loss=LOSS).result(30)
+        server.crash()
+        with pytest.raises(StateLostError, match="the server has done 0 calls, and this handle keeps those from"):
+            model.step(X, Y, loss=LOSS).result(30)
+
+
+class TestLanes:
+    @pytest.fixture
+    def lanes(self) -> Iterator[Lanes]:
+        lanes = Lanes(2, "test")
+        yield lanes
+        lanes.close()
+
+    def test_run_what_is_submitted(self, lanes: Lanes) -> None:
+        assert [lanes.submit(lambda n=n: n).result(30) for n in range(5)] == list(range(5))  # type: ignore[misc]
+
+    def test_run_as_much_at_a_time_as_there_are(self, lanes: Lanes) -> None:
+        together = threading.Barrier(2)
+        futures = [lanes.submit(lambda: together.wait(30)) for _ in range(2)]
+        assert {future.result(30) for future in futures} == {0, 1}
+        gate = threading.Event()
+        blocked = [lanes.submit(lambda: wait(gate)) for _ in range(2)]
+        third = lanes.submit(lambda: 3)
+        with pytest.raises(TimeoutError):
+            third.result(0.05)
+        gate.set()
+        assert third.result(30) == 3
+        assert [future.result(30) for future in blocked] == [None, None]
+
+    @pytest.mark.parametrize("error", [ValueError, SystemExit])
+    def test_pass_errors_on_and_stay(self, lanes: Lanes, error: type[BaseException]) -> None:
+        def fail() -> None:
+            raise error("no")
+
+        for _ in range(3):
+            with pytest.raises(error, match="no"):
+                lanes.submit(fail).result(30)
+
+    def test_do_not_run_what_was_cancelled(self, lanes: Lanes) -> None:
+        gate, ran = threading.Event(), threading.Event()
+        blocked = [lanes.submit(lambda: wait(gate)) for _ in range(2)]
+        future = lanes.submit(ran.set)
+        assert future.cancel()
+        gate.set()
+        for each in blocked:
+            each.result(30)
+        lanes.submit(lambda: None).result(30)
+        assert not ran.is_set()
+
+    def test_end_when_they_are_idle_and_start_again(self, lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_constants, "KEEP_IDLE", 0.0)
+        first = lanes.submit(threading.current_thread).result(30)
+        first.join(30)
+        assert not first.is_alive()
+        assert lanes.submit(lambda: 1).result(30) == 1
+
+    def test_drop_what_was_not_begun(self, lanes: Lanes) -> None:
+        gate = threading.Event()
+        blocked = [lanes.submit(lambda: wait(gate)) for _ in range(2)]
+        dropped = lanes.submit(lambda: None)
+        lanes.close(wait=False)
+        with pytest.raises(CancelledError):
+            dropped.result(0)
+        gate.set()
+        lanes.close()
+        assert all(future.done() for future in blocked)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            lanes.submit(lambda: None)
+
+    def test_can_be_closed_from_within(self, lanes: Lanes) -> None:
+        assert lanes.submit(lanes.close).result(30) is None
+
+
+def silent(reached: threading.Event) -> socket.socket:
+    """A server that takes a connection, reads, and says nothing."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            reached.set()
+            connection.recv(65536)  # until the client hangs up
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener
