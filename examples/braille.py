@@ -30,7 +30,7 @@ class Settings(NamedTuple):
         hidden: neurons of the hidden layer.
         recurrent: of its recurrent connections (docs/networks.md), or None.
         scale: of the surrogate derivative. Through recurrent connections a gradient passes once a step: with the full
-            derivative it grows until it overflows.
+            derivative it can grow until it overflows.
         epochs, rate: as of `Task`.
     """
 
