@@ -24,34 +24,36 @@ enum class SurrogateKind : std::int64_t {
   gaussian = 7,
 };
 
-// exp(x) for x <= 0: x = n ln 2 + r with abs(r) <= ln 2 / 2, a polynomial in r, and 2^n by its bits.
+// exp(x) for x <= 0: x = n ln 2 + r with abs(r) <= ln 2 / 2, a Taylor polynomial in r, and 2^n by its bits.
 // The clamp is where 2^n stops being a normal number; the result stays there, at about 1e-38 (1e-308).
 // Real is a float, or several side by side.
 template <class Real>
 EXODUS_HOST_DEVICE Real exp_nonpositive_float(Real x) {
   using Integer = bits_t<Real>;
-  // 1.5 * 2^23 + 127: adding it leaves n + 127, the exponent's bits of 2^n, in the low bits.
-  constexpr float round_to_integer = 12583039.0f;
+  constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23: adding it leaves n in the low bits
+  constexpr std::uint32_t its_bits = 0x4b400000u;
   const Real clamped = select(x < Real(-87.0f), Real(-87.0f), x);
   const Real shifted = clamped * Real(1.44269504f) + Real(round_to_integer);
   const Real n = shifted - Real(round_to_integer);
   const Real r = (clamped - n * Real(0.693145752f)) - n * Real(1.42860677e-6f);
-  // The smallest relative error with 1 + r: 3e-9, where that of a Taylor polynomial with as many terms is 1e-7.
-  Real p = Real(1.38145406e-3f);
-  p = p * r + Real(8.36874545e-3f);
-  p = p * r + Real(4.16683890e-2f);
-  p = p * r + Real(1.66665211e-1f);
-  p = p * r + Real(4.99999940e-1f);
+  Real p = Real(1.0f / 5040.0f);
+  p = p * r + Real(1.0f / 720.0f);
+  p = p * r + Real(1.0f / 120.0f);
+  p = p * r + Real(1.0f / 24.0f);
+  p = p * r + Real(1.0f / 6.0f);
+  p = p * r + Real(0.5f);
   p = p * r + Real(1.0f);
   p = p * r + Real(1.0f);
-  return p * bit_cast<Real>(bit_cast<Integer>(shifted) << 23);
+  const Integer exponent = bit_cast<Integer>(shifted) + Integer(127u - its_bits);
+  return p * bit_cast<Real>(exponent << 23);
 }
 
-// The same for double, with a Taylor polynomial.
+// The same for double.
 template <class Real>
 EXODUS_HOST_DEVICE Real exp_nonpositive_double(Real x) {
   using Integer = bits_t<Real>;
-  constexpr double round_to_integer = 6755399441056767.0;  // 1.5 * 2^52 + 1023
+  constexpr double round_to_integer = 6755399441055744.0;  // 1.5 * 2^52
+  constexpr std::uint64_t its_bits = 0x4338000000000000u;
   const Real clamped = select(x < Real(-708.0), Real(-708.0), x);
   const Real shifted = clamped * Real(1.4426950408889634) + Real(round_to_integer);
   const Real n = shifted - Real(round_to_integer);
@@ -70,7 +72,8 @@ EXODUS_HOST_DEVICE Real exp_nonpositive_double(Real x) {
   p = p * r + Real(0.5);
   p = p * r + Real(1.0);
   p = p * r + Real(1.0);
-  return p * bit_cast<Real>(bit_cast<Integer>(shifted) << 52);
+  const Integer exponent = bit_cast<Integer>(shifted) + Integer(1023u - its_bits);
+  return p * bit_cast<Real>(exponent << 52);
 }
 
 EXODUS_HOST_DEVICE float exp_nonpositive(float x) { return exp_nonpositive_float(x); }
