@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from exodus_service.app import create_app
 from exodus_service.engine import Engine
+from exodus_service.heap import keep_memory
 from exodus_service.logs import configure_logging
 from exodus_service.selftest import SelfTestError
 from exodus_service.server import Server
@@ -76,6 +77,7 @@ def serve(
         "log_level": log_level,
     }
     settings = _settings({name: value for name, value in flags.items() if value is not None})
+    keep_memory(settings.keep_memory)
     try:
         service = create_app(settings)
     except (OSError, ValueError) as error:

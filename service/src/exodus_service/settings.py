@@ -32,6 +32,11 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of a computation; unset: PyTorch's choice."
     )
+    keep_memory: int = Field(
+        default=512 * MIB,
+        ge=0,
+        description="Bytes of freed memory kept for later computations, of outputs and of all else each; 0 for none.",
+    )
 
     max_body_bytes: int = Field(
         default=256 * MIB,
