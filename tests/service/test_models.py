@@ -220,3 +220,25 @@ def test_the_requests_headers_work_here_too(remote):
     assert answer.headers["x-request-id"] == "mine"
     phases = {entry.partition(";")[0] for entry in answer.headers["server-timing"].split(", ")}
     assert phases >= {"receive", "queue", "decode", "kernel", "encode", "total"}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "pointer"),
+    [
+        ({"kind": "adam", "lr": 1e300}, "/params/optimizer/lr"),
+        ({"kind": "adam", "weight_decay": 1e300}, "/params/optimizer/weight_decay"),
+        ({"kind": "sgd", "momentum": 0.9, "dampening": -1e300}, "/params/optimizer/dampening"),
+    ],
+)
+def test_an_optimiser_whose_numbers_the_weights_dtype_has_no_room_for_is_refused(remote, optimizer, pointer):
+    answer = remote.post("/v1/models", {"id": "m", "network": NETWORK, "optimizer": optimizer})
+    assert (answer.status, answer.json["code"]) == (422, "invalid")
+    assert answer.json["errors"][0]["pointer"] == pointer
+
+
+def test_a_network_of_more_weights_than_64_bits_count_is_too_large(remote):
+    layers = [{"kind": "flatten"}, {"kind": "linear", "out_features": 2}]
+    network = {"input_shape": [2**31 - 1, 2**31 - 1, 2**31 - 1], "layers": layers}
+    answer = remote.post("/v1/models", {"id": "m", "network": network, "optimizer": ADAM})
+    assert (answer.status, answer.json["code"]) == (413, "too_large")
+    assert answer.json["errors"][0]["pointer"] == "/params/network"

@@ -411,6 +411,38 @@ def test_what_is_not_finite_is_refused_or_applied_as_asked(remote):
     assert answer.status == 200
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        ({"kind": "adam"}, {"lr": 1e300}),
+        ({"kind": "adam"}, {"lr": 2e38}),
+        ({"kind": "adamw"}, {"lr": 1e300}),
+        ({"kind": "sgd", "momentum": 0.9}, {"lr": 1e300}),
+        ({"kind": "adam"}, {"weight_decay": 1e300}),
+        ({"kind": "sgd"}, {"clip_value": 1e300}),
+    ],
+)
+def test_a_number_that_the_weights_dtype_has_no_room_for_is_refused_and_the_model_lives(
+    serve, connect, optimizer, options
+):
+    remote = connect(serve().port)  # in memory alone: a call that failed half-way would be the end of the model
+    remote.post("/v1/models", {"id": "m", "network": NETWORK, "optimizer": optimizer})
+    assert remote.step(1).status == 200
+    before = remote.state()
+    answer = remote.step(2, **options)
+    assert (answer.status, answer.json["code"]) == (422, "invalid")
+    assert answer.json["errors"][0]["pointer"] == f"/params/{next(iter(options))}"
+    assert same_state(remote.state(), before)
+    assert remote.step(2).status == 200
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_the_largest_numbers_that_are_taken_fail_no_step(serve, connect, kind):
+    remote = connect(serve().port)
+    remote.post("/v1/models", {"id": "m", "network": NETWORK, "optimizer": {"kind": kind}})
+    assert remote.step(1, lr=1e20, weight_decay=1e20, clip_value=3e38, clip_norm=1e300).status == 200
+
+
 def test_activations_beyond_the_limit_are_refused_before_anything_is_unpacked(serve, connect):
     remote = connect(serve(max_activation_bytes=100_000).port)
     remote.create()

@@ -16,6 +16,7 @@ from exodus_service.calls import Received, Reply
 from exodus_service.engine import Engine
 from exodus_service.failures import pointed, translated
 from exodus_service.model_inputs import Opened
+from exodus_service.plans import require_size
 from exodus_service.problems import Fault, Problem, invalid
 from exodus_service.state_file import MEDIA_TYPE
 from exodus_service.training_params import CreateParams
@@ -92,6 +93,7 @@ def _prepare(engine: Engine, received: Received) -> tuple[Opened, CreateParams, 
         network = networks.parse(params.network)
     except DescriptionError as error:
         raise invalid(f"/params/network{error.pointer}", error.expected, error.got) from error
+    require_size(network, engine.settings.max_model_bytes)
     _require_room_for_answers(network, engine.limits)
     weights = opened.flat("weights", network) if "weights" in opened.operands else None
     opened.operands.finish()

@@ -14,12 +14,13 @@ import torch
 from exodus_core import network as networks
 from exodus_core.fields import DescriptionError
 from exodus_core.network import Description
-from exodus_core.training import StateError, Trainer, parse_optimizer
+from exodus_core.training import OptimizerError, StateError, Trainer, parse_optimizer
 from exodus_service.about import renewed
 from exodus_service.checkpoint import Header
 from exodus_service.model import Model, Snapshot
 from exodus_service.problems import Fault, Problem, invalid
 from exodus_service.state_file import Buffer, StateFile, StateFileError, decode_state, encode_state
+from exodus_service.training_params import LARGEST_FACTOR
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MAX_NAME = 256
@@ -78,12 +79,10 @@ def plan(
 ) -> Plan:
     """Check what a caller wants. Raises Problem: invalid, too_large."""
     description = _described("/params/network", networks.parse, network)
-    options = _described("/params/optimizer", parse_optimizer, optimizer).data
+    options = _described("/params/optimizer", _parse_optimizer, optimizer)
     if not description.parameters:
         raise invalid("/params/network", "a network with parameters to train", "one without")
-    if description.nbytes > max_model_bytes:
-        limit, got = f"at most {max_model_bytes} bytes of parameters", f"{description.nbytes} bytes"
-        raise Problem("too_large", f"/params/network: expected {limit}, got {got}", _fault("network", limit, got))
+    require_size(description, max_model_bytes)
     if not _is_int(seed, 0, 2**63):
         raise invalid("/params/seed", "an integer from 0 to 2**63 - 1", _shown(seed))
     if not _is_int(durable_every, 1, 2**31):
@@ -100,6 +99,13 @@ def plan(
     created = datetime.now(UTC).isoformat(timespec="milliseconds")
     header = Header(id=id, owner=owner, created=created, origin=_origin(made_from, weights), **made_from)
     return Plan(header, description, weights)
+
+
+def require_size(network: Description, max_model_bytes: int) -> None:
+    """Refuse a network that is too large to be built. Raises Problem: too_large."""
+    if network.nbytes > max_model_bytes:
+        limit, got = f"at most {max_model_bytes} bytes of parameters", f"{network.nbytes} bytes"
+        raise Problem("too_large", f"/params/network: expected {limit}, got {got}", _fault("network", limit, got))
 
 
 def new_id() -> str:
@@ -146,7 +152,7 @@ def upload(model: Model, body: Buffer, device: torch.device) -> Upload:
     if difference is not None:
         raise _mismatch(*difference)
     try:
-        options = parse_optimizer(optimizer).data
+        options = _parse_optimizer(optimizer)
     except DescriptionError as error:
         raise _mismatch(f"/optimizer{error.pointer}", str(error.expected), str(error.got)) from error
     if options["kind"] != model.optimizer["kind"]:
@@ -165,6 +171,15 @@ def _described(pointer: str, parse: Any, value: object) -> Any:
         return parse(value)
     except DescriptionError as error:
         raise invalid(f"{pointer}{error.pointer}", str(error.expected), str(error.got)) from error
+
+
+def _parse_optimizer(value: Any) -> dict[str, Any]:
+    """The options of an optimiser. Raises OptimizerError, also where a step could fail of a number half-way."""
+    options = parse_optimizer(value).data
+    for name, number in options.items():
+        if isinstance(number, float) and abs(number) > LARGEST_FACTOR:
+            raise OptimizerError(f"/{name}", f"a number of a magnitude of at most {LARGEST_FACTOR:g}", _shown(number))
+    return options
 
 
 def _origin(made_from: Mapping[str, Any], weights: torch.Tensor | None) -> str:

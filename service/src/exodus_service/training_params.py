@@ -8,6 +8,11 @@ from exodus_service.params import Method, Neuron, Parameter, Strict, SurrogatePa
 
 _LARGEST = 2**63 - 1
 
+#: Of what an optimiser multiplies by. It computes with products and quotients of these, and a number that float32 has
+#: no room for would make it fail when it has changed half of the weights.
+LARGEST_FACTOR = 1e20
+_LARGEST_FLOAT32 = 3.4e38
+
 Sequence = Annotated[int, Field(ge=1, le=_LARGEST)]
 Loss = Annotated[
     Any,
@@ -70,10 +75,16 @@ class _Backward(Strict):
 
 
 class _Update(Strict):
-    lr: float | None = Field(default=None, ge=0, description="Learning rate of this step; null: the optimiser's.")
-    weight_decay: float | None = Field(default=None, ge=0, description="Of this step; null: the optimiser's.")
+    lr: float | None = Field(
+        default=None, ge=0, le=LARGEST_FACTOR, description="Learning rate of this step; null: the optimiser's."
+    )
+    weight_decay: float | None = Field(
+        default=None, ge=0, le=LARGEST_FACTOR, description="Of this step; null: the optimiser's."
+    )
     clip_norm: float | None = Field(default=None, gt=0, description="Largest norm of all gradients; null: any.")
-    clip_value: float | None = Field(default=None, gt=0, description="Largest magnitude of an element; null: any.")
+    clip_value: float | None = Field(
+        default=None, gt=0, le=_LARGEST_FLOAT32, description="Largest magnitude of an element; null: any."
+    )
 
 
 class ForwardBackwardParams(_Backward, _Numbered):
