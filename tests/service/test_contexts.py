@@ -123,3 +123,13 @@ def test_sweeping_frees_the_memory_of_owners_who_do_not_come_again() -> None:
     contexts.sweep()
     gc.collect()
     assert alive() is None
+
+
+def test_small_contexts_count_with_what_is_around_them() -> None:
+    contexts = Contexts(1000, 10, least=100)
+    handles = [contexts.put("a", number, 0) for number in range(11)]
+    assert contexts.nbytes("a") == 1000
+    assert expired(contexts, "a", handles[0])
+    assert contexts.get("a", handles[1]) == 1
+    assert contexts.get("b", contexts.put("b", "large", 1000)) == "large"
+    assert contexts.nbytes("b") == 1000

@@ -116,6 +116,16 @@ def test_contexts_make_room_for_later_ones_and_expire(serve, connect):
     assert answer.json["errors"][0]["got"] == "4000 bytes"
 
 
+def test_contexts_that_hold_next_to_nothing_make_room_too(serve, connect):
+    remote = connect(serve(context_bytes=100_000).port)
+    first = remote.post(FORWARD, {"neuron": LIF}, input=rand(0, 3, 4)).params["context"]
+    for _ in range(3):
+        last = remote.post(FORWARD, {"neuron": LIF}, input=rand(0, 3, 4)).params["context"]
+    assert remote.post(BACKWARD, {"context": last}, grad_output=rand(0, 3, 4)).status == 200
+    answer = remote.post(BACKWARD, {"context": first}, grad_output=rand(0, 3, 4))
+    assert (answer.status, answer.json["code"]) == (410, "context_expired")
+
+
 def test_the_context_does_not_hold_on_to_the_body(running, connect):
     """Neither its memory nor its contents: the tensors of a context are its own."""
     from exodus_service.layers import KeptLayer

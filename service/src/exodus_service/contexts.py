@@ -28,10 +28,14 @@ class Contexts:
         max_bytes: of one owner.
         ttl: seconds that an unused context is kept.
         clock: seconds; for tests.
+        least: bytes that a context counts at least.
     """
 
-    def __init__(self, max_bytes: int, ttl: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, max_bytes: int, ttl: float, clock: Callable[[], float] = time.monotonic, least: int = 0
+    ) -> None:
         self.max_bytes = max_bytes
+        self._least = min(least, max_bytes)
         self.ttl = ttl
         self._clock = clock
         self._lock = threading.Lock()
@@ -52,7 +56,7 @@ class Contexts:
         handle = secrets.token_urlsafe(24)
         with self._lock:
             kept = self._owners.setdefault(owner, self._live(owner))
-            kept[handle] = _Kept(value, nbytes, group, self._clock() + self.ttl)
+            kept[handle] = _Kept(value, max(nbytes, self._least), group, self._clock() + self.ttl)
             while self._nbytes(kept) > self.max_bytes:
                 kept.popitem(last=False)
         return handle

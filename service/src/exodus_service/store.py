@@ -42,6 +42,8 @@ T = TypeVar("T")
 Execute = Callable[[Callable[[], Any]], "Future[Any]"]
 
 _SWEEP_S = 5.0
+#: What a context of a small network takes beside its tensors: the objects of its graph.
+_AROUND_CONTEXT = 32 * 1024
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Store:
         self._threads = ThreadPoolExecutor(2, "exodus-store")
         self._retry_after = {"Retry-After": str(settings.retry_after_s)}
         self._bounds = Bounds(settings.answer_bytes, settings.sequence_wait_s)
-        self.contexts = Contexts(settings.context_bytes, settings.context_ttl_s)
+        self.contexts = Contexts(settings.context_bytes, settings.context_ttl_s, least=_AROUND_CONTEXT)
         self._disk: StateDir | None = None
         self._saver: Saver | None = None
         save = None if settings.state_dir is None else self._save
