@@ -77,6 +77,24 @@ def test_what_waits_can_be_cancelled(remote, service, until):
     assert not remote.step(1).replayed
 
 
+def test_who_waits_for_a_call_that_is_cancelled_is_told_that_it_is_gone(remote, service, connect, until):
+    import threading
+
+    answers = []
+    with service.busy():
+        location = remote.step(1, headers=LATER).headers["location"]
+        waiting = connect(service.port)
+        looking = threading.Thread(
+            target=lambda: answers.append(waiting.call("GET", location, headers={"Prefer": "wait=30"}))
+        )
+        looking.start()
+        time.sleep(0.2)
+        assert remote.call("DELETE", location).status == 204
+        looking.join(10)
+    assert (answers[0].status, answers[0].json["code"]) == (404, "not_found")
+    assert answers[0].json["instance"] == location
+
+
 def test_what_runs_cannot_and_what_has_ended_is_let_go(remote, service, monkeypatch, until):
     import threading
 

@@ -66,6 +66,7 @@ async def look(request: Request, id: str) -> Response:
         if not await settled(ended, request.receive, wait_seconds(request.headers) or 0.0):
             ended.cancel()
             return _running(request, id)
+        pending = requests.find(context.owner, id)  # it may have been cancelled meanwhile
     context.timings = pending.received.timings
     try:
         return _sent(pending.task.result(), request.app.state.engine, lambda: None)
