@@ -602,6 +602,37 @@ def test_a_call_that_comes_while_a_model_is_saved_to_leave_keeps_it(
     run(test())
 
 
+def test_a_model_that_is_deleted_while_it_is_saved_to_leave_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, may, began = os.fsync, threading.Event(), threading.Event()
+
+    def slow(handle: int) -> None:
+        began.set()
+        assert may.wait(10)
+        fsync(handle)
+
+    async def test() -> None:
+        async with opened(tmp_path, models_memory_bytes=2 * FOOTPRINT + 1000) as store:
+            await create(store, "a")
+            await create(store, "b")
+            await call(store, 1, "a")
+            await call(store, 1, "b")
+            monkeypatch.setattr(os, "fsync", slow)
+            async with store.use("", "b") as model:
+                saving = asyncio.create_task(store.save(model))  # occupies the disk
+                assert await asyncio.to_thread(began.wait, 10)
+                making = asyncio.create_task(create(store, "c", owner="another"))
+                await asyncio.sleep(0.05)
+                deleting = asyncio.create_task(store.delete("", "a"))
+                await asyncio.sleep(0.05)
+                may.set()
+                await asyncio.gather(saving, deleting)
+            assert (await making)["id"] == "c"
+
+    run(test())
+
+
 def test_a_model_that_many_calls_want_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
     read = Folder.read

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from exodus_service.model import Model
 from exodus_service.problems import Problem
+from exodus_service.saver import GoneError
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +136,8 @@ class Residents:
         if model.dirty:
             try:
                 await save(model)
+            except GoneError:  # it was deleted meanwhile
+                return
             except (OSError, Problem) as error:
                 logger.warning("model %s stays in memory, since it cannot be saved: %s", model.id, error)
                 return
