@@ -132,6 +132,24 @@ def test_results_are_kept_for_a_time_and_counted_while_they_are(serve, connect, 
     until(lambda: service.engine.scheduler.bytes == 0)
 
 
+def test_a_call_that_the_results_of_others_leave_no_room_for_is_found_as_refused(serve, connect, until, caplog):
+    service = serve(max_queue_bytes=110_000)
+    remote = connect(service.port)
+    remote.create()
+    spikes, _ = batch(1, 100, 50)
+    with service.busy():
+        places = []
+        for number in (1, 2, 3):
+            answer = remote.post("/v1/models/m/forward", {}, headers=LATER, input=spikes)
+            places.append(answer.headers["location"])
+            until(lambda number=number: service.engine.scheduler.waiting == number)
+    first, second = (remote.call("GET", place, headers={"Prefer": "wait=30"}) for place in places[:2])
+    assert first.status == 200
+    assert (second.status, second.json["code"], second.json["retryable"]) == (429, "queue_full", True)
+    assert second.headers["retry-after"] == "1"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_a_deadline_holds_for_a_call_that_is_answered_later(remote, service):
     with service.busy():
         answer = remote.step(1, headers={**LATER, "X-Deadline-Ms": "100"})

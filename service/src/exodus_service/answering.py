@@ -18,6 +18,7 @@ from exodus_service.problems import Problem
 from exodus_service.receiving import unshared
 from exodus_service.requests import Pending, Requests
 from exodus_service.responses import TensorResponse, problem_response
+from exodus_service.scheduler import QueueFullError
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ async def conduct(
     patience = wait_seconds(request.headers)
     if patience is not None:
         await unshared(received)
-    task = asyncio.create_task(work(received))
+    task = asyncio.create_task(_done(work, received, engine))
     if not await settled(task, request.receive, patience):
         return _later(request, Pending(received, task, stoppable, held.pop_all().close, *_name(request)))
     reply = task.result()
@@ -136,6 +137,14 @@ def _sent(reply: Reply, engine: Engine, release: Callable[[], object]) -> Respon
 
 def _name(request: Request) -> tuple[str, str]:
     return quote(request.scope["path"]), request.scope[CONTEXT].request_id
+
+
+async def _done(work: Callable[[Received], Coroutine[Any, Any, Reply]], received: Received, engine: Engine) -> Reply:
+    """Do the work. Its refusal for want of room is a problem like others, also where it is looked up later."""
+    try:
+        return await work(received)
+    except QueueFullError as error:
+        raise Problem("queue_full", str(error), headers=engine.retry_after) from error
 
 
 async def _end_of(task: "asyncio.Task[Any]") -> None:
