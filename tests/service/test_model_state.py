@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -256,3 +259,64 @@ def test_accumulated_gradients_are_part_of_the_state(remote):
     trainer.forward_backward(spikes, targets, losses.parse("max_over_time_ce"))
     trainer.optim_step()
     assert same_state(remote.state(), trainer.state())
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_a_state_whose_optimiser_could_make_no_step_is_refused(remote, value):
+    remote.step(1)
+    before = remote.call("GET", STATE).body
+    (length,) = struct.unpack_from("<Q", before)
+    about = json.loads(before[8 : 8 + length])["__metadata__"]
+    tensors = {
+        name: torch.full_like(tensor, value) if name.endswith(".step") else tensor
+        for name, tensor in safetensors.torch.load(before).items()
+    }
+    answer = remote.call("PUT", STATE, safetensors.torch.save(tensors, about), TYPE)
+    assert (answer.status, answer.json["code"]) == (409, "state_mismatch")
+    assert ".step: expected a number of steps" in answer.json["detail"]
+    assert remote.step(2).status == 200
+
+
+def test_a_saved_model_that_this_version_cannot_build_hides_no_other(serve, connect, tmp_path):
+    from exodus_service.checkpoint import Folder
+
+    state = tmp_path / "state"
+    service = serve(state_dir=state)
+    remote = connect(service.port)
+    remote.create("good")
+    remote.create("strange")
+    folder = Folder(state / "models" / "strange")
+    header = folder.manifests()[0].header
+    network = {**header.network, "layers": [{"kind": "of_another_version"}]}
+    folder.write(replace(header, network=network), 1, None, {}, b"")
+    other = connect(serve(state_dir=shutil.copytree(state, tmp_path / "copy")).port)
+    answer = other.call("GET", "/v1/models")
+    assert answer.status == 200, answer.body
+    assert [model["id"] for model in answer.json["models"]] == ["good"]
+    answer = other.call("GET", "/v1/models/strange")
+    assert (answer.status, answer.json["code"]) == (500, "internal_error")
+    assert "of_another_version" in answer.json["detail"]
+    assert other.call("DELETE", "/v1/models/strange").status == 204
+
+
+def test_downloads_beyond_the_bytes_of_the_queue_are_refused(serve, connect, until):
+    service = serve(max_queue_bytes=5_000_000)
+    remote = connect(service.port)
+    network = {"input_shape": [700], "layers": [{"kind": "linear", "out_features": 700}]}
+    assert remote.post("/v1/models", {"id": "m", "network": network, "optimizer": {"kind": "sgd"}}).status == 201
+    answers = []
+    with service.busy():
+        callers = [connect(service.port) for _ in range(4)]
+        threads = [
+            threading.Thread(target=lambda caller=caller: answers.append(caller.call("GET", STATE)))
+            for caller in callers
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(answers) >= 3 or service.engine.scheduler.requests == 4)
+        until(lambda: len(answers) >= 3, 3)
+    for thread in threads:
+        thread.join()
+    assert sorted(answer.status for answer in answers) == [200, 429, 429, 429]
+    until(lambda: service.engine.scheduler.requests == 0)
+    assert service.engine.scheduler.bytes == 0

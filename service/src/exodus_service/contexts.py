@@ -31,9 +31,7 @@ class Contexts:
         least: bytes that a context counts at least.
     """
 
-    def __init__(
-        self, max_bytes: int, ttl: float, clock: Callable[[], float] = time.monotonic, least: int = 0
-    ) -> None:
+    def __init__(self, max_bytes: int, ttl: float, clock: Callable[[], float] = time.monotonic, least: int = 0) -> None:
         self.max_bytes = max_bytes
         self._least = min(least, max_bytes)
         self.ttl = ttl

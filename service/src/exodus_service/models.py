@@ -62,6 +62,8 @@ async def download(engine: Engine, id: str, received: Received) -> Reply:
     """The present state as a file. Raises Problem."""
     async with AsyncExitStack() as stack:
         model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
+        received.ticket.resize(model.nbytes)
+        engine.scheduler.require_room()
         file = await received.within(engine.store.export(model))
     received.ticket.resize(file.nbytes)
     chunks = [chunk if isinstance(chunk, bytes) else memoryview(chunk) for chunk in file.chunks]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import secrets
 from collections.abc import Mapping
@@ -162,6 +163,9 @@ def upload(model: Model, body: Buffer, device: torch.device) -> Upload:
         trainer.load_state(tensors)
     except StateError as error:
         raise Problem("state_mismatch", f"the state is not of this model: {error}") from error
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer.") and name.endswith(".step") and not 0 <= float(tensor) < math.inf:
+            raise _mismatch(f"/{name}", "a number of steps", str(float(tensor)))
     settle(device)
     return Upload(renewed(model.header, options, seed), trainer, sequence)
 

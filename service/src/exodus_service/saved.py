@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from exodus_core import network as networks
+from exodus_core.fields import DescriptionError
 from exodus_core.network import Description
 from exodus_core.training import Trainer
 from exodus_service.about import description, footprint
@@ -86,7 +87,10 @@ class Saved:
             raise _unreadable(id, error) from error
         if manifest is None:
             raise unknown(id)
-        return Found(manifest, networks.parse(manifest.header.network))
+        try:
+            return Found(manifest, networks.parse(manifest.header.network))
+        except DescriptionError as error:  # saved by another version
+            raise _unreadable(id, error) from error
 
     def list(self, owner: str) -> list[Found]:
         """All models of an owner; what cannot be read is left out and named in the log."""
@@ -123,5 +127,5 @@ def unknown(id: str) -> Problem:
     return Problem("not_found", f"there is no model {str(id)[:64]!r}")
 
 
-def _unreadable(id: str, error: CheckpointError) -> Problem:
+def _unreadable(id: str, error: CheckpointError | DescriptionError) -> Problem:
     return Problem("internal_error", f"no saved state of the model {id!r} can be read: {error}")
