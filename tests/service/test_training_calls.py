@@ -491,6 +491,41 @@ def test_an_optimiser_that_fails_half_way_brings_the_durable_state_back(remote, 
     assert same_state(remote.state(), trained(5).state())
 
 
+def test_a_forward_pass_right_behind_a_call_that_failed_half_way_is_asked_to_come_again(
+    remote, service, connect, monkeypatch, until
+):
+    remote.step(1)
+    remote.call("POST", "/v1/models/m/save")
+    answers = {}
+
+    def half_way(self, *_args):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.add_(1.0)
+        raise MemoryError
+
+    def step():
+        answers["step"] = connect(service.port).step(2)
+
+    def forward():
+        answers["forward"] = connect(service.port).post(FORWARD, {}, input=batch(1)[0])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", half_way)
+        with service.busy():
+            threads = []
+            for waiting, call in enumerate((step, forward), 1):
+                threads.append(threading.Thread(target=call))
+                threads[-1].start()
+                until(lambda waiting=waiting: service.engine.scheduler.waiting == waiting)
+        for thread in threads:
+            thread.join()
+    assert answers["step"].json["code"] == "out_of_memory"
+    answer = answers["forward"]
+    assert (answer.status, answer.json["code"], answer.json["retryable"]) == (503, "not_ready", True)
+    again = remote.post(FORWARD, {}, input=batch(1)[0])
+    assert torch.equal(again.tensor("outputs"), trained(1).forward(batch(1)[0]))
+
+
 def test_random_bodies_are_never_a_bug(remote, service):
     rng = random.Random(0)
     spikes, targets = batch(1)

@@ -60,6 +60,8 @@ class ForwardCall:
         clock, spent = time.perf_counter, self._received.timings
         began = clock()
         spent.queue = began - self._received.queued_at - spent.decode
+        if self._model.broken:
+            raise Problem("not_ready", "a call before this one failed half-way", headers=self._engine.retry_after)
         trainer = self._model.trainer
         params: dict[str, Any] = {"sequence": self._model.sequence, "durable": self._model.durable}
         kept: Kept | None = None

@@ -140,6 +140,11 @@ class Model:
         return self.keeper is not None and self.durable != self.sequence
 
     @property
+    def broken(self) -> bool:
+        """Whether a call has failed half-way, so that the trainer is not to be used; on the computing thread."""
+        return self._broken
+
+    @property
     def being_saved(self) -> "Future[Any] | None":
         """The future of the present state's save, where it is under way."""
         number, future = self.saving or (None, None)
