@@ -277,7 +277,8 @@ def test_a_state_whose_optimiser_could_make_no_step_is_refused(remote, value):
     assert remote.step(2).status == 200
 
 
-def test_a_saved_model_that_this_version_cannot_build_hides_no_other(serve, connect, tmp_path):
+@pytest.mark.parametrize("part", ["network", "optimizer"])
+def test_a_saved_model_that_this_version_cannot_build_hides_no_other(serve, connect, tmp_path, part):
     from exodus_service.checkpoint import Folder
 
     state = tmp_path / "state"
@@ -287,15 +288,18 @@ def test_a_saved_model_that_this_version_cannot_build_hides_no_other(serve, conn
     remote.create("strange")
     folder = Folder(state / "models" / "strange")
     header = folder.manifests()[0].header
-    network = {**header.network, "layers": [{"kind": "of_another_version"}]}
-    folder.write(replace(header, network=network), 1, None, {}, b"")
+    strange = {
+        "network": {**header.network, "layers": [{"kind": "of_another_version"}]},
+        "optimizer": {"kind": "of_another_version"},
+    }
+    folder.write(replace(header, **{part: strange[part]}), 1, None, {}, b"")
     other = connect(serve(state_dir=shutil.copytree(state, tmp_path / "copy")).port)
     answer = other.call("GET", "/v1/models")
     assert answer.status == 200, answer.body
     assert [model["id"] for model in answer.json["models"]] == ["good"]
-    answer = other.call("GET", "/v1/models/strange")
-    assert (answer.status, answer.json["code"]) == (500, "internal_error")
-    assert "of_another_version" in answer.json["detail"]
+    for answer in (other.call("GET", "/v1/models/strange"), other.step(1, "strange")):
+        assert (answer.status, answer.json["code"]) == (500, "internal_error")
+        assert "of_another_version" in answer.json["detail"]
     assert other.call("DELETE", "/v1/models/strange").status == 204
 
 

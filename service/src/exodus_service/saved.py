@@ -10,7 +10,7 @@ import torch
 from exodus_core import network as networks
 from exodus_core.fields import DescriptionError
 from exodus_core.network import Description
-from exodus_core.training import Trainer
+from exodus_core.training import Trainer, parse_optimizer
 from exodus_service.about import description, footprint
 from exodus_service.answers import Progress
 from exodus_service.checkpoint import CheckpointError, Header, Manifest
@@ -88,6 +88,7 @@ class Saved:
         if manifest is None:
             raise unknown(id)
         try:
+            parse_optimizer(manifest.header.optimizer)
             return Found(manifest, networks.parse(manifest.header.network))
         except DescriptionError as error:  # saved by another version
             raise _unreadable(id, error) from error
