@@ -36,14 +36,10 @@ EXODUS_HOST_DEVICE Real exp_nonpositive_float(Real x) {
   const Real shifted = clamped * Real(1.44269504f) + Real(round_to_integer);
   const Real n = shifted - Real(round_to_integer);
   const Real r = (clamped - n * Real(0.693145752f)) - n * Real(1.42860677e-6f);
-  Real p = Real(1.0f / 5040.0f);
-  p = p * r + Real(1.0f / 720.0f);
-  p = p * r + Real(1.0f / 120.0f);
-  p = p * r + Real(1.0f / 24.0f);
-  p = p * r + Real(1.0f / 6.0f);
-  p = p * r + Real(0.5f);
-  p = p * r + Real(1.0f);
-  p = p * r + Real(1.0f);
+  const Real low = Real(1.0f) + r * (Real(1.0f) + r * (Real(0.5f) + r * Real(1.0f / 6.0f)));
+  const Real high = Real(1.0f / 24.0f) + r * (Real(1.0f / 120.0f) + r * (Real(1.0f / 720.0f) + r * Real(1.0f / 5040.0f)));
+  const Real r2 = r * r;
+  const Real p = low + (r2 * r2) * high;
   const Integer exponent = bit_cast<Integer>(shifted) + Integer(127u - its_bits);
   return p * bit_cast<Real>(exponent << 23);
 }

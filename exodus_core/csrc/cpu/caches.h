@@ -1,8 +1,11 @@
 // What the machine's memory asks of large arrays.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <fstream>
+#include <string>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -11,16 +14,27 @@
 
 namespace exodus::cpu {
 
+// Bytes of the last cache that a core of this machine has a share in. Linux tells; glibc adds up those of all cores on
+// some processors, of which a core reaches one alone.
+inline std::int64_t last_cache_bytes() {
+  std::int64_t largest = 0;
+  for (int index = 0; index < 8; ++index) {
+    std::ifstream size("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size");
+    std::int64_t kibibytes = 0;
+    if (size >> kibibytes) largest = std::max(largest, kibibytes << 10);
+  }
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  if (largest == 0) largest = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+  constexpr std::int64_t kUsual = 32 << 20;
+  return largest > 0 ? largest : kUsual;
+}
+
 // Whether so many bytes are more than the last cache holds. Writing past the caches then saves reading first what is
 // overwritten, and the next reader would not have found it there anyway.
 inline bool exceeds_caches(std::int64_t bytes) {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  static const std::int64_t told = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#else
-  static const std::int64_t told = 0;
-#endif
-  constexpr std::int64_t kUsual = 32 << 20;
-  return bytes > (told > 0 ? told : kUsual);
+  static const std::int64_t most = last_cache_bytes();
+  return bytes > most;
 }
 
 constexpr std::size_t kHugePage = 2 << 20;

@@ -62,6 +62,10 @@ struct StripStore {
     streamed = rows.streamed && reinterpret_cast<std::uintptr_t>(to) % bytes == 0 &&
                stride * sizeof(Storage) % bytes == 0;
   }
+  // Asks for the row of a step to come, unless it will be written past the caches.
+  EXODUS_HOST_DEVICE void prefetch(std::int64_t step) const {
+    if (!streamed) __builtin_prefetch(to + step * stride, 1);
+  }
   EXODUS_HOST_DEVICE void operator()(std::int64_t step, Strip<Storage> values) const {
     if (streamed) {
       stream_lanes(to + step * stride, values);
@@ -84,6 +88,8 @@ void lif_forward_block(const LifForwardBlock<Storage>& block) {
       Real spikes = Real::read(block.spikes_state + slot);
       for (std::int64_t t = begin; t < end; ++t) {
         __builtin_prefetch(input_rows[t + kSteps] + lane);
+        membrane_out.prefetch(t + kSteps);
+        spikes_out.prefetch(t + kSteps);
         const Real input = load_lanes<Real>(input_rows[t] + lane);
         membrane_out(t, lif_step<Storage>(reset, many_spikes, neuron, input, membrane, spikes));
         spikes_out(t, spikes);
@@ -115,6 +121,7 @@ void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlo
       for (std::int64_t t = end - 1; t >= begin; --t) {
         __builtin_prefetch(membrane_rows[t - steps] + lane);
         __builtin_prefetch(grad_spikes_rows[t - steps] + lane);
+        grad_input_out.prefetch(t - steps);
         const Real membrane = load_lanes<Real>(membrane_rows[t] + lane);
         Real spikes(0);
         if (with_sums || reset == Reset::zero) {

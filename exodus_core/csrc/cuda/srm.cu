@@ -94,8 +94,9 @@ __global__ void __launch_bounds__(kStagedLanes) srm_forward_staged(SrmForwardArg
                [&](int, const Storage(&from)[1], Storage(&to)[2]) { lane.step(from, to); });
 }
 
+// The one block asked for keeps the compiler from choosing registers so few that it spills.
 template <class Storage>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<Storage>) srm_backward_in_place(SrmBackwardArgs<Storage> args) {
+__global__ void __launch_bounds__(kThreads, 1) srm_backward_in_place(SrmBackwardArgs<Storage> args) {
   EXODUS_SHARED_MEMORY(shared);
   const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (mine >= args.sweep.layout.lanes()) return;
