@@ -5,6 +5,7 @@ import torch
 
 import exodus_core
 from agreement import DTYPES, KERNELS, RESETS, assert_agrees, leaves, lif_parameters, name_of, relative_error
+from exodus_core.kernels import AlphaKernel
 from exodus_core.surrogate import Arctan
 
 SHAPE = (2, 45, 9)
@@ -114,3 +115,14 @@ def test_wrt_is_checked():
         exodus_core.lif_gradient(membrane, g, 0.9, wrt=["beta"])
     with pytest.raises(ValueError, match="wrt names reset_by, which is None"):
         exodus_core.lif_gradient(membrane, g, 0.9, wrt="reset_by")
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)], ids=str)
+@pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
+def test_empty_traces_have_empty_gradients(shape, method):
+    membrane = torch.zeros(shape)
+    found = exodus_core.lif_gradient(membrane, membrane, 0.9, method=method, grad_membrane=membrane, wrt=["alpha"])
+    assert found.input.shape == shape
+    assert found.alpha == 0
+    found = exodus_core.srm_gradient(membrane, membrane, AlphaKernel(4.0, -1.0), method=method, grad_membrane=membrane)
+    assert found.psp.shape == shape

@@ -287,8 +287,33 @@ def test_nan_input_stays_visible():
     assert not membrane[0, :, 1].isnan().any()
 
 
-def test_second_derivative_is_refused():
-    x, weight = (torch.randn(1, 5, 2, requires_grad=True) for _ in range(2))
-    (gradient,) = torch.autograd.grad(exodus_core.lif(x, 0.9)[0], x, weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+@pytest.mark.parametrize("grad_requires_grad", [False, True])
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        lambda x, alpha: exodus_core.lif(x, alpha)[0],
+        lambda x, threshold: exodus_core.srm(x, torch.tensor([-0.5, -0.2]), threshold=threshold)[0],
+        lambda x, taps: exodus_core.srm(x, taps)[1],
+        lambda x, taps: exodus_core.filter(x, taps).square(),
+    ],
+    ids=["lif", "srm", "srm taps", "filter"],
+)
+def test_second_derivatives_are_refused(neuron, grad_requires_grad):
+    """Also of a sum, whose gradient is a constant: torch's own decorator lets that pass."""
+    x = torch.randn(1, 5, 2, requires_grad=True)
+    parameter = torch.tensor([0.9], requires_grad=True)
+    spikes = neuron(x, parameter)
+    weight = torch.randn_like(spikes).requires_grad_(grad_requires_grad)
+    for wanted in (x, parameter):
+        (gradient,) = torch.autograd.grad(spikes, wanted, weight, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivatives of a spiking neuron or filter are not computed"):
+            gradient.square().sum().backward()
+
+
+def test_a_graph_that_was_created_changes_no_gradient():
+    x = torch.randn(2, 7, 3, requires_grad=True)
+    spikes, _ = exodus_core.lif(x, 0.9)
+    (plain,) = torch.autograd.grad(spikes.sum(), x, retain_graph=True)
+    (kept,) = torch.autograd.grad(spikes.sum(), x, create_graph=True)
+    assert torch.equal(plain, kept)
+    assert kept.requires_grad

@@ -138,7 +138,7 @@ def _time_first(x: Tensor, time_dim: int) -> Tensor:
 
 def _stack(steps: list[Tensor], like: Tensor, time_dim: int) -> Tensor:
     if not steps:
-        return torch.empty_like(like)
+        return like.clone()  # empty, and part of the graph
     return torch.stack(steps).movedim(0, time_dim).to(like.dtype)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from exodus_core import arguments, functional, ops
 from exodus_core.arguments import LifSettings
@@ -23,6 +22,7 @@ from exodus_core.autograd import (
     THRESHOLD,
     per_parameter,
 )
+from exodus_core.once import once_differentiable
 from exodus_core.surrogate import Surrogate
 
 
