@@ -282,8 +282,35 @@ class TestLanes:
         with pytest.raises(RuntimeError, match="after shutdown"):
             lanes.submit(lambda: None)
 
+    @pytest.mark.parametrize("are_there", [True, False])
+    def test_do_without_threads_that_cannot_be_started(
+        self, lanes: Lanes, monkeypatch: pytest.MonkeyPatch, are_there: bool
+    ) -> None:
+        gate, begun = threading.Event(), threading.Event()
+        if are_there:
+            lanes.submit(lambda: (begun.set(), wait(gate)))  # type: ignore[func-returns-value]
+            wait(begun)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", fail_to_start)
+            if are_there:
+                late = lanes.submit(lambda: 1)
+                gate.set()
+                assert late.result(30) == 1
+            else:
+                with pytest.raises(RuntimeError, match="can't start new thread"):
+                    lanes.submit(lambda: 1)
+        assert lanes.submit(lambda: 2).result(30) == 2
+        closing = threading.Thread(target=lanes.close, daemon=True)
+        closing.start()
+        closing.join(30)
+        assert not closing.is_alive()
+
     def test_can_be_closed_from_within(self, lanes: Lanes) -> None:
         assert lanes.submit(lanes.close).result(30) is None
+
+
+def fail_to_start(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 def silent(reached: threading.Event) -> socket.socket:

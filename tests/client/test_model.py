@@ -20,9 +20,11 @@ from client.training_server import TrainingServer
 
 import exodus_client
 from exodus_client import (
+    APIConnectionError,
     Client,
     ConflictError,
     InvalidResponseError,
+    Limits,
     Model,
     ModelClosedError,
     NotFoundError,
@@ -330,6 +332,15 @@ class TestLossOfOnesOwn:
         assert futures[2].result(10).sequence == 3
         assert [payload for _, _, payload in server.done].count("skip") == 1
 
+    def test_may_end_the_program(self, model: Model) -> None:
+        def loss(outputs: Any) -> Any:
+            raise SystemExit(3)
+
+        futures = [model.step(X, loss=loss), model.step(X, Y, loss=LOSS)]
+        with pytest.raises(SystemExit):
+            futures[0].result(10)
+        assert futures[1].result(10).sequence == 2
+
 
 class TestAhead:
     def test_a_call_waits_while_too_many_are_unanswered(self, client: Client, server: TrainingServer) -> None:
@@ -471,6 +482,56 @@ class TestState:
         assert (again.sequence, again.metrics, again.grad_norms) == (2, after.metrics, after.grad_norms)
         assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
+    def test_a_forward_pass_before_an_older_state_is_loaded_is_answered(
+        self, client: Client, model: Model, tmp_path: Path
+    ) -> None:
+        model.save(tmp_path / "digits.safetensors")
+        model.step(X, Y, loss=LOSS).result(10)
+        gate, lanes = threading.Event(), client._lanes
+        busy = [lanes.submit(lambda: gate.wait(10)) for _ in range(8)]  # as other evaluations are
+        asked = model.forward(X)
+        threading.Timer(0.1, gate.set).start()
+        model.load(tmp_path / "digits.safetensors")
+        assert asked.result(10).sequence == 1
+        assert all(future.result(10) for future in busy)
+
+    def test_whether_a_state_was_loaded_is_asked_until_it_is_known(
+        self, server: TrainingServer, tmp_path: Path
+    ) -> None:
+        lost = [False]
+
+        def change(request: httpx.Request) -> httpx.Response | None:
+            if lost[0] and request.method == "PUT":
+                server(request)
+                raise httpx.ReadError("the answer is lost")
+            return None
+
+        with answered(server, change) as client:
+            model = client.create_model(LAYERS, optimizer="sgd", durable_every=1000, patience=0.01)
+            model.save(tmp_path / "digits.safetensors")
+            model.step(X, Y, loss=LOSS).result(10)
+            lost[0] = True
+            with pytest.raises(APIConnectionError, match="the answer is lost"):
+                model.load(tmp_path / "digits.safetensors")
+            with pytest.raises(APIConnectionError, match="the answer is lost"):  # not made beside the step before
+                model.step(X, Y, loss=LOSS)
+            model.resync()
+            assert model.step(X, Y, loss=LOSS).result(10).sequence == 1
+
+    def test_a_forward_pass_that_resync_overtakes_fails(
+        self, client: Client, model: Model, server: TrainingServer
+    ) -> None:
+        model.step(X, Y, loss=LOSS).result(10)
+        gate, lanes = threading.Event(), client._lanes
+        busy = [lanes.submit(lambda: gate.wait(10)) for _ in range(8)]
+        asked = model.forward(X)
+        server.crash()
+        model.resync()
+        gate.set()
+        with pytest.raises(ModelClosedError):
+            asked.result(10)
+        assert all(future.result(10) for future in busy)
+
     def test_a_file_of_another_network_is_refused(self, client: Client, model: Model, tmp_path: Path) -> None:
         other = client.create_model([{"kind": "linear", "in_features": 3, "out_features": 2}])
         other.save(tmp_path / "state")
@@ -532,8 +593,14 @@ class TestCallbacks:
         model.close()
         assert seen == [2, 3, 4, 6, 7, 8, 10, 11, 12]
 
-    def test_what_they_raise_is_logged(self, model: Model, caplog: pytest.LogCaptureFixture) -> None:
-        model.callbacks.append(lambda result: 1 / 0)
+    @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+    def test_what_they_raise_is_logged(
+        self, model: Model, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+    ) -> None:
+        def fail(result: Any) -> None:
+            raise error
+
+        model.callbacks.append(fail)
         model.step(X, Y, loss=LOSS).result(10)
         assert model.step(X, Y, loss=LOSS).result(10).sequence == 2
         model.close()
@@ -552,6 +619,26 @@ class TestCallbacks:
         assert first.result(10).sequence == 1
         until(lambda: len(made) == 20)
         assert made[-1].result(10).sequence == 21
+
+    @pytest.mark.parametrize("loss", [LOSS, lambda outputs, targets: outputs.sum()], ids=["by name", "of one's own"])
+    @pytest.mark.parametrize("max_in_flight", [1, 8])
+    def test_may_ask_for_the_state_after_all_calls(self, server: TrainingServer, max_in_flight: int, loss: Any) -> None:
+        with patient_client(Road(server), limits=Limits(max_in_flight=max_in_flight)) as client:
+            model = create(client)
+            asked: list[int] = []
+            made = threading.Event()
+
+            def ask(result: Any) -> None:
+                if result.sequence == 1:
+                    assert made.wait(10)
+                    model.state_dict()
+                    asked.append(server.models[model.id].state.sequence)
+
+            model.callbacks.append(ask)
+            futures = [model.step(X, Y, loss=loss) for _ in range(6)]
+            made.set()
+            assert [future.result(10).sequence for future in futures] == [1, 2, 3, 4, 5, 6]
+            until(lambda: asked == [6])
 
 
 class TestTwoHandles:

@@ -258,7 +258,7 @@ class Calls:
             raise _again(self._error)
 
 
-def fail(call: Call, error: Exception) -> None:
+def fail(call: Call, error: BaseException) -> None:
     """Answer a call with an error, unless it has been answered."""
     with suppress(InvalidStateError):  # another thread was faster
         if not (call.future.running() or call.future.done()):

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from . import _constants as defaults
 from ._calls import Call, Calls
 from ._config import Retries
-from ._errors import ExodusError
+from ._errors import ExodusError, InvalidResponseError
 from ._future import Future
 from ._gradients import Kind
+from ._questions import Line, Questions, require
+from ._retry import is_retryable
 from ._sending import Link, Sender
 from ._session import Answer, read_json, read_number
 from ._training import (
@@ -44,7 +46,7 @@ Result = TypeVar("Result")
 Callback = Callable[[StepResult], None]
 
 
-class ModelLink(Link, Protocol):
+class ModelLink(Link, Line, Protocol):
     """What a model needs of its client."""
 
     @property
@@ -53,8 +55,6 @@ class ModelLink(Link, Protocol):
     def max_in_flight(self) -> int: ...
     @property
     def wire_limits(self) -> Limits: ...
-    def check_process(self) -> None: ...
-    def submit(self, run: Callable[[], Result]) -> Future[Result]: ...
     def call(self, method: str, path: str, encoded: Encoded | None = None) -> Answer: ...
 
 
@@ -194,14 +194,15 @@ class Model:
         if (loss is None) != (targets is None):
             raise TypeError("loss and targets: want both, or neither")
         batch = Batch.of(spikes, targets)
-        after = self._calls.last
+        questions = self._questions
+        after = questions.after
         params = step_params(loss=loss) | {
             "mode": "train" if train else "eval",
             "return": ["outputs"] if outputs else [],
             "after": after,
         }
         body, kind = training_body(params, batch.tensors), batch.kind
-        return self._after_all(after, lambda: self._forward(body, kind))
+        return questions.submit(after, lambda: self._forward(body, kind))
 
     def info(self) -> ModelInfo:
         """What the server says of the model now. Raises ExodusError."""
@@ -210,16 +211,17 @@ class Model:
 
     def make_durable(self) -> Future[int | None]:
         """Have the server save the state after all calls made so far; the future has the number of calls saved."""
-        after = self._calls.last
+        questions = self._questions
+        after = questions.after
 
         def run() -> int | None:
             answer = self._link.call("POST", f"{self._path}/save")
-            self._require(after, read_number(answer, "sequence"))
+            require(after, read_number(answer, "sequence"))
             durable = None if self._calls.durable is None else read_number(answer, "durable")
             self._calls.kept(durable)
             return durable
 
-        return self._after_all(after, run)
+        return questions.submit(after, run)
 
     def state_dict(self, kind: Literal["numpy", "torch"] = "numpy") -> dict[str, Array]:
         """The weights after all calls made so far, by the names that the network has in `exodus_core`.
@@ -287,6 +289,7 @@ class Model:
             patience=self._patience,
             report=self._report,
         )
+        self._questions = Questions(self._link, calls, self._sender)
         self._calls = calls
 
     def _report(self, result: StepResult) -> None:
@@ -356,53 +359,33 @@ class Model:
         answer = self._link.call("POST", f"{self._path}/forward", body)
         return read_outputs(answer, kind, self._link.wire_limits)
 
-    def _after_all(self, after: int, run: Callable[[], Result]) -> Future[Result]:
-        """Run on another thread when the calls up to this one are done, and again where the server has lost some."""
-        return self._link.submit(lambda: self._when_done(after, run))
-
-    def _when_done(self, after: int, run: Callable[[], Result]) -> Result:
-        patience = self._sender.patient()
-        while True:
-            self._calls.wait_done(after)
-            kept_from = self._calls.kept_from
-            try:
-                return run()
-            except _Behind as behind:
-                self._sender.rewind(behind.done, kept_from)
-                self._sender.pump()
-            except ExodusError as error:
-                if not self._sender.lost(error, kept_from) and not patience(error):
-                    raise
-
-    def _require(self, after: int, done: int) -> None:
-        if done < after:
-            raise _Behind(done)
-
     def _state(self) -> State:
         from ._state import State
 
-        after = self._calls.last
+        questions = self._questions
+        after = questions.after
 
         def run() -> State:
-            answer = self._link.call("GET", f"{self._path}/state")
-            state = State.of(answer)
-            self._require(after, state.sequence)
+            state = State.of(self._link.call("GET", f"{self._path}/state"))
+            require(after, state.sequence)
             return state
 
-        return self._when_done(after, run)
+        return questions.ask(after, run)
 
     def _replace(self, body: bytes) -> None:
-        self._calls.wait_done(self._calls.last)
+        questions = self._questions
         encoded = Encoded("application/vnd.safetensors", len(body), [body])
-        answer = self._link.call("PUT", f"{self._path}/state", encoded)
-        info = ModelInfo.of(read_json(answer), answer.request_id)
+
+        def run() -> ModelInfo:
+            answer = self._link.call("PUT", f"{self._path}/state", encoded)
+            return ModelInfo.of(read_json(answer), answer.request_id)
+
+        questions.wait()
+        try:
+            info = questions.ask(questions.after, run)
+        except ExodusError as error:
+            if is_retryable(error) or isinstance(error, InvalidResponseError):
+                self._calls.end(error)  # it may have been replaced: calls that are kept here may not belong to it
+            raise
         self._sender.close()
         self._begin(info)
-
-
-class _Behind(Exception):  # noqa: N818 (no failure: the reason to go round again)
-    """The server has done fewer calls than it had."""
-
-    def __init__(self, done: int) -> None:
-        super().__init__(done)
-        self.done = done

@@ -91,9 +91,10 @@ class Sender:
         while (call := self._calls.next()) is not None:
             try:
                 running = self._lanes.submit(partial(self._run, call))
-            except RuntimeError:  # closed meanwhile
-                self._calls.end(_closed())
-                fail(call, _closed())  # which was under way already, where the log was ended before
+            except RuntimeError as error:  # closed meanwhile, or no thread can be started
+                ended = _closed() if self._closing.is_set() else ExodusError(f"{self._path}: {error}")
+                self._calls.end(ended)
+                fail(call, ended)  # which was under way already, where the log was ended before
                 return
             running.add_done_callback(partial(_fail_dropped, call))
 
@@ -143,7 +144,7 @@ class Sender:
             self._make_empty(call)
         try:
             self._attempt(call)
-        except Exception as error:  # noqa: BLE001  (of the caller's loss; what is not passed on leaves it waiting)
+        except BaseException as error:  # noqa: BLE001  (of the caller's loss; what is not passed on leaves it waiting)
             self._give_up(call, error)
         if self._calls.error is not None:
             fail(call, self._calls.error)
@@ -188,6 +189,7 @@ class Sender:
     def _done(self, call: Call, durable: int | None, came: StepResult | Exception | None) -> None:
         """The number is consumed; the caller gets what came."""
         self._calls.done(call, durable, came)
+        self.pump()  # before callbacks, which may wait for the calls behind this one
         self._tell()
         self._keep_bounded()
 
@@ -245,7 +247,7 @@ class Sender:
             self.rewind(done, kept_from)
             return
 
-    def _give_up(self, call: Call, error: Exception) -> None:
+    def _give_up(self, call: Call, error: BaseException) -> None:
         """The call fails for good; an empty one takes its number.
 
         Where that one fails, or a call of which the caller was told that it was done, nothing can be made of it.
@@ -275,7 +277,7 @@ class Sender:
     def _tell_of(self, result: StepResult) -> None:
         try:
             self._report(result)
-        except Exception:  # noqa: BLE001  (a callback must not harm the training)
+        except BaseException:  # noqa: BLE001  (a callback must not harm the training)
             _log.exception("%s: a callback failed at call %d", self._path, result.sequence)
 
     def _keep_bounded(self) -> None:
