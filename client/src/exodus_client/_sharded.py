@@ -6,8 +6,9 @@ import logging
 import os
 import threading
 import uuid
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future as Running
 from functools import partial
 from typing import Any, Literal, Self, TypeVar
 
@@ -17,6 +18,7 @@ from . import _constants as defaults
 from ._client import Client
 from ._errors import ExodusError
 from ._future import Future
+from ._lanes import Lanes
 from ._model import Callback, Model
 from ._replicas import Replicas
 from ._shards import parts_of
@@ -52,6 +54,7 @@ class ShardedClient:
         if not given:
             raise ValueError("servers: got none, want at least one")
         self._own: list[Client] = []
+        self._models: weakref.WeakSet[ShardedModel] = weakref.WeakSet()
         try:
             self.clients = tuple(self._client(server, arguments) for server in given)
         except BaseException:
@@ -87,7 +90,7 @@ class ShardedClient:
             for shard, client in enumerate(self.clients[1:], 1):
                 own: dict[str, Any] = {"seed": seed + shard, "weights": flat, "id": f"{base}-{shard}"}
                 replicas.append(client.create_model(layers, **own, **options))
-        return ShardedModel(base, replicas, steps_ahead=steps_ahead)
+        return self._model(base, replicas, steps_ahead)
 
     def model(self, id: str, *, steps_ahead: int = defaults.STEPS_AHEAD, **options: Any) -> ShardedModel:
         """A model that `create_model` made on the same servers, to go on training it.
@@ -100,7 +103,7 @@ class ShardedClient:
             ExodusError: see its tree.
         """
         replicas = [client.model(f"{id}-{shard}", **options) for shard, client in enumerate(self.clients)]
-        model = ShardedModel(id, replicas, steps_ahead=steps_ahead)
+        model = self._model(id, replicas, steps_ahead)
         model.resync()
         return model
 
@@ -116,9 +119,19 @@ class ShardedClient:
             raise errors[0]
 
     def close(self) -> None:
-        """Close the clients that were made here."""
+        """Close the models and the clients that were made here."""
+        self._close(wait=True)
+
+    def _close(self, *, wait: bool) -> None:
+        for model in tuple(self._models):
+            model._close(wait=wait)
         for client in self._own:
-            client.close()
+            client._close(wait=wait)
+
+    def _model(self, id: str, replicas: Sequence[Model], steps_ahead: int) -> ShardedModel:
+        model = ShardedModel(id, replicas, steps_ahead=steps_ahead)
+        self._models.add(model)
+        return model
 
     def _client(self, server: str | Client, arguments: dict[str, Any]) -> Client:
         if not isinstance(server, str):
@@ -129,8 +142,9 @@ class ShardedClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exception: object) -> None:
+        # After an exception, Ctrl-C among them, nobody asks for what is under way.
+        self._close(wait=kind is None)
 
     def __repr__(self) -> str:
         return f"ShardedClient({list(self.clients)!r})"
@@ -152,7 +166,8 @@ class ShardedModel:
     Attributes:
         id: of the model, for `ShardedClient.model`.
         replicas: the `Model` on each server; train them through this object alone.
-        callbacks: called with each `StepResult`, in order, on a thread of the model. What they raise is logged.
+        callbacks: called with each `StepResult`, in order, on the thread of the steps. What they raise is logged. They
+            may call everything; a step of theirs is made after they have returned.
     """
 
     def __init__(self, id: str, replicas: Sequence[Model], *, steps_ahead: int) -> None:
@@ -163,8 +178,7 @@ class ShardedModel:
         self.callbacks: list[Callback] = []
         self._replicas = Replicas(self.replicas)
         self._room = threading.BoundedSemaphore(steps_ahead)
-        self._worker = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="exodus-sharded", initializer=self._know_worker)
+        self._lane = Lanes(1, "exodus-sharded")
 
     def step(
         self,
@@ -199,9 +213,13 @@ class ShardedModel:
             raise TypeError("loss: a function of outputs alone does not know the part of the batch; give it targets")
         parts = parts_of(spikes, targets, len(self.replicas))
         options = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
+        run = partial(self._step, parts, loss, options, gradients, allow_non_finite)
+        self._check_process()
+        if self._lane.here:  # a callback would wait for the room that comes when it returns
+            return Future(self._lane.submit(run))
         self._room.acquire()
         try:
-            running = self._thread.submit(self._step, parts, loss, options, gradients, allow_non_finite)
+            running = self._lane.submit(run)
         except BaseException:
             self._room.release()
             raise
@@ -223,7 +241,7 @@ class ShardedModel:
         """
         parts = parts_of(spikes, targets, 1 if self._replicas.has_batch_norm else len(self.replicas))
         arguments = {"loss": loss, "train": train, "outputs": outputs}
-        return Future(self._thread.submit(self._replicas.forward, parts, arguments))
+        return self._submit(lambda: self._replicas.forward(parts, arguments))
 
     def info(self) -> ModelInfo:
         """What the first server says of its replica, after all steps submitted so far. Raises ExodusError."""
@@ -231,7 +249,7 @@ class ShardedModel:
 
     def make_durable(self) -> Future[None]:
         """Have every server save its state after all steps submitted so far."""
-        return Future(self._thread.submit(self._replicas.make_durable))
+        return self._submit(self._replicas.make_durable)
 
     def state_dict(self, kind: Literal["numpy", "torch"] = "numpy") -> dict[str, Array]:
         """The weights after all steps submitted so far; as `Model.state_dict`."""
@@ -258,22 +276,26 @@ class ShardedModel:
 
     def close(self) -> None:
         """Drop the steps that were not begun, and wait for the one that was. The model stays on the servers."""
-        self._thread.shutdown(cancel_futures=True)
-        for replica in self.replicas:
-            replica.close()
+        self._close(wait=True)
 
     def __repr__(self) -> str:
         return f"ShardedModel({self.id!r}, {len(self.replicas)} replicas, sequence={self.replicas[0].sequence})"
 
-    def _know_worker(self) -> None:
-        self._worker = threading.get_ident()
+    def _close(self, *, wait: bool) -> None:
+        self._lane.close(wait=wait)
+        for replica in self.replicas:
+            replica._close(wait=wait)
+
+    def _check_process(self) -> None:
+        for replica in self.replicas:
+            replica._link.check_process()
 
     def _step(self, *arguments: Any) -> StepResult:
         result = self._replicas.step(*arguments)
         for callback in tuple(self.callbacks):
             try:
                 callback(result)
-            except Exception:  # noqa: BLE001  (a callback must not harm the training)
+            except BaseException:  # noqa: BLE001  (a callback must not harm the training)
                 _log.exception("model %s: a callback failed at call %d", self.id, result.sequence)
         return result
 
@@ -285,7 +307,16 @@ class ShardedModel:
         return self._run(settled)
 
     def _run(self, run: Callable[[], Result]) -> Result:
+        return self._submit(run).result()
+
+    def _submit(self, run: Callable[[], Result]) -> Future[Result]:
         """Run on the thread of the steps, after those submitted so far; within a callback, at once."""
-        if threading.get_ident() == self._worker:
-            return run()
-        return self._thread.submit(run).result()
+        self._check_process()
+        if not self._lane.here:
+            return Future(self._lane.submit(run))
+        done: Running[Result] = Running()
+        try:
+            done.set_result(run())
+        except Exception as error:  # noqa: BLE001  (raised by the future)
+            done.set_exception(error)
+        return Future(done)
