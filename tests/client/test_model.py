@@ -461,6 +461,30 @@ class TestState:
         assert model.sequence == 1
         assert model.step(X, Y, loss=LOSS).result(10).sequence == 2
 
+    def test_a_step_of_another_thread_comes_before_or_after_weights_are_replaced(self, server: TrainingServer) -> None:
+        found: list[Any] = []
+        threads: list[threading.Thread] = []
+
+        def change(request: httpx.Request) -> httpx.Response | None:
+            if request.method == "PUT" and not threads:
+                for call in (lambda: model.step(X, Y, loss=LOSS).result(10).sequence, replace):
+                    threads.append(threading.Thread(target=lambda call=call: found.append(call())))
+                    threads[-1].start()
+                    threads[-1].join(0.1)
+            return None
+
+        def replace() -> None:
+            model.load_state_dict({"in.bias": np.zeros(2)})
+
+        with answered(server, change) as client:
+            model = create(client)
+            replace()
+            for thread in threads:
+                thread.join(10)
+            assert sorted(found, key=str) == [1, None]
+            assert server.models[model.id].state.sequence == 1
+            assert model.step(X, Y, loss=LOSS).result(10).sequence == 2
+
     def test_weights_that_do_not_fit_are_refused(self, model: Model) -> None:
         with pytest.raises(ValueError, match=r"weights: got 'nose', want names among "):
             model.load_state_dict({"nose": np.zeros(2)})
@@ -605,6 +629,17 @@ class TestCallbacks:
         assert model.step(X, Y, loss=LOSS).result(10).sequence == 2
         model.close()
         assert caplog.text.count("a callback failed at call") == 2
+
+    def test_may_replace_weights(self, model: Model, server: TrainingServer) -> None:
+        def replace(result: Any) -> None:
+            if result.sequence % 4 == 0:
+                model.load_state_dict({"in.bias": np.zeros(2)})
+
+        model.callbacks.append(replace)
+        futures = [model.step(X, Y, loss=LOSS) for _ in range(20)]
+        assert [future.result(10).sequence for future in futures] == list(range(1, 21))
+        model.forward(X).result(10)
+        assert [sequence for _, sequence, _ in server.done] == list(range(1, 21))
 
     def test_may_make_more_calls_than_go_ahead(self, client: Client) -> None:
         model = create(client, ahead=2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future as Running
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from . import _constants as defaults
 from ._calls import Call, Calls
 from ._config import Retries
-from ._errors import ExodusError, InvalidResponseError
+from ._errors import ExodusError, InvalidResponseError, ModelClosedError
 from ._future import Future
 from ._gradients import Kind
 from ._questions import Line, Questions, require
@@ -241,7 +240,7 @@ class Model:
         Raises:
             ValueError: a name is unknown, or a shape is another.
         """
-        self._replace(self._state().with_weights(weights).body)
+        self._replace(lambda: self._state().with_weights(weights).body)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state to a file: weights, optimiser, random state, number of calls (safetensors)."""
@@ -257,7 +256,8 @@ class Model:
             OSError: the file cannot be read.
             ConflictError: it is of another network or optimiser.
         """
-        self._replace(Path(path).read_bytes())
+        body = Path(path).read_bytes()
+        self._replace(lambda: body)
 
     def resync(self) -> None:
         """Go on from the state in which the model is on the server; calls that are not answered fail."""
@@ -298,9 +298,17 @@ class Model:
 
     def _submit(self, make: Callable[[int], Call]) -> Future[StepResult]:
         self._link.check_process()
-        running: Running[StepResult] = self._calls.append(make).future
-        self._sender.pump()
-        return Future(running)
+        return Future(self._with_sender(lambda sender: sender.submit(make)))
+
+    def _with_sender(self, run: Callable[[Sender], Result]) -> Result:
+        """Run with the sender of now, or with the next one where another thread replaces the state meanwhile."""
+        while True:
+            sender = self._sender
+            try:
+                return run(sender)
+            except ModelClosedError:
+                if sender is self._sender:
+                    raise
 
     def _train(
         self,
@@ -372,7 +380,18 @@ class Model:
 
         return questions.ask(after, run)
 
-    def _replace(self, body: bytes) -> None:
+    def _replace(self, body: Callable[[], bytes]) -> None:
+        """Put a state in the place of that after all calls made so far; what other threads do meanwhile comes after."""
+        self._link.check_process()
+
+        def replace(sender: Sender) -> None:
+            with sender.calls.held():
+                self._begin(self._put(body()))
+                sender.close()
+
+        self._with_sender(replace)
+
+    def _put(self, body: bytes) -> ModelInfo:
         questions = self._questions
         encoded = Encoded("application/vnd.safetensors", len(body), [body])
 
@@ -382,10 +401,8 @@ class Model:
 
         questions.wait()
         try:
-            info = questions.ask(questions.after, run)
+            return questions.ask(questions.after, run)
         except ExodusError as error:
             if is_retryable(error) or isinstance(error, InvalidResponseError):
                 self._calls.end(error)  # it may have been replaced: calls that are kept here may not belong to it
             raise
-        self._sender.close()
-        self._begin(info)
