@@ -400,6 +400,18 @@ class TestLanes:
         closing.join(30)
         assert not closing.is_alive()
 
+    def test_of_the_process_before_a_fork_are_not_waited_for(
+        self, lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gate = threading.Event()
+        there = lanes.submit(lambda: wait(gate))
+        with monkeypatch.context() as forked:
+            forked.setattr("os.getpid", lambda: -1)
+            lanes.close()
+        assert not there.done()
+        gate.set()
+        there.result(30)
+
     def test_can_be_closed_from_within(self, lanes: Lanes) -> None:
         assert lanes.submit(lanes.close).result(30) is None
 

@@ -193,15 +193,16 @@ class Model:
         if (loss is None) != (targets is None):
             raise TypeError("loss and targets: want both, or neither")
         batch = Batch.of(spikes, targets)
-        questions = self._questions
-        after = questions.after
         params = step_params(loss=loss) | {
             "mode": "train" if train else "eval",
             "return": ["outputs"] if outputs else [],
-            "after": after,
         }
-        body, kind = training_body(params, batch.tensors), batch.kind
-        return questions.submit(after, lambda: self._forward(body, kind))
+
+        def make(after: int) -> Callable[[], Outputs]:
+            body = training_body(params | {"after": after}, batch.tensors)
+            return partial(self._forward, body, batch.kind)
+
+        return self._ask(make)
 
     def info(self) -> ModelInfo:
         """What the server says of the model now. Raises ExodusError."""
@@ -210,17 +211,15 @@ class Model:
 
     def make_durable(self) -> Future[int | None]:
         """Have the server save the state after all calls made so far; the future has the number of calls saved."""
-        questions = self._questions
-        after = questions.after
 
-        def run() -> int | None:
+        def run(after: int) -> int | None:
             answer = self._link.call("POST", f"{self._path}/save")
             require(after, read_number(answer, "sequence"))
             durable = None if self._calls.durable is None else read_number(answer, "durable")
             self._calls.kept(durable)
             return durable
 
-        return questions.submit(after, run)
+        return self._ask(lambda after: partial(run, after))
 
     def state_dict(self, kind: Literal["numpy", "torch"] = "numpy") -> dict[str, Array]:
         """The weights after all calls made so far, by the names that the network has in `exodus_core`.
@@ -280,7 +279,7 @@ class Model:
         # A call that has a connection and waits for one before it that has none would wait in vain.
         width = min(defaults.CALLS_UNDER_WAY, self._link.max_in_flight)
         calls = Calls(info.sequence, info.durable, ahead=self._ahead, width=width)
-        self._sender = Sender(
+        sender = Sender(
             self._link,
             self._path,
             calls,
@@ -289,8 +288,9 @@ class Model:
             patience=self._patience,
             report=self._report,
         )
-        self._questions = Questions(self._link, calls, self._sender)
+        self._questions = Questions(self._link, calls, sender)
         self._calls = calls
+        self._sender = sender  # the last: who finds that it has changed finds all of the new
 
     def _report(self, result: StepResult) -> None:
         for callback in tuple(self.callbacks):
@@ -367,7 +367,21 @@ class Model:
         answer = self._link.call("POST", f"{self._path}/forward", body)
         return read_outputs(answer, kind, self._link.wire_limits)
 
+    def _ask(self, make: Callable[[int], Callable[[], Result]]) -> Future[Result]:
+        """Have a question answered on another thread after all calls made so far; `make` gets their number."""
+
+        def submit(sender: Sender) -> Future[Result]:
+            with sender.calls.held():  # a state that another thread loads comes before it, or after its answer
+                questions = self._questions
+                return questions.submit(questions.after, make(questions.after))
+
+        self._link.check_process()
+        return self._with_sender(submit)
+
     def _state(self) -> State:
+        return self._with_sender(self._state_now)
+
+    def _state_now(self, _: Sender) -> State:
         from ._state import State
 
         questions = self._questions
