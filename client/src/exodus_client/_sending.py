@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future as Running
 from functools import partial
 from typing import Protocol
 
 from . import _constants as defaults
+from ._bound import Bound
 from ._calls import Call, Calls, fail, has_result
 from ._config import Retries
 from ._errors import (
@@ -81,9 +81,7 @@ class Sender:
         self._reporting = threading.Lock()
         self._closing = threading.Event()
         self._waiting = self._new_patience()
-        self._saving = threading.Lock()
-        self._save_again = 0.0
-        self._has_dropped = False
+        self._bound = Bound(calls, self._save, path)
         self._lanes = Lanes(defaults.CALLS_UNDER_WAY, "exodus-model")
 
     def submit(self, make: Callable[[int], Call]) -> Running[StepResult]:
@@ -197,7 +195,7 @@ class Sender:
         self.calls.done(call, durable, came)
         self.pump()  # before callbacks, which may wait for the calls behind this one
         self._tell()
-        self._keep_bounded()
+        self._bound.keep()
 
     def _exchange(self, path: str, body: Encoded) -> Answer:
         """Send a call and wait for its end, which a server that takes long is asked for."""
@@ -286,32 +284,8 @@ class Sender:
         except BaseException:  # noqa: BLE001  (a callback must not harm the training)
             _log.exception("%s: a callback failed at call %d", self._path, result.sequence)
 
-    def _keep_bounded(self) -> None:
-        most = defaults.MAX_KEPT_BYTES
-        if self.calls.durable is None or self.calls.nbytes <= most:
-            return
-        with self._saving:  # the others wait: calls must not come faster than they are saved
-            if self.calls.nbytes > most and time.monotonic() >= self._save_again:
-                self._have_saved()
-            # A full disk stops no training there, and must not fill the memory here.
-            dropped = self.calls.drop(2 * most)
-            if dropped and not self._has_dropped:
-                self._has_dropped = True
-                _log.warning(
-                    "%s: the server does not save, and %d bytes are as much as is kept here: calls from %d on would "
-                    "be lost in a crash",
-                    self._path,
-                    2 * most,
-                    dropped,
-                )
-
-    def _have_saved(self) -> None:
-        try:
-            self.calls.kept(read_number(self._link.post(f"{self._path}/save", None, {}), "durable"))
-        except ExodusError as error:
-            self._save_again = time.monotonic() + defaults.SAVE_AGAIN
-            kept = self.calls.nbytes
-            _log.warning("%s: calls of %d bytes are kept until the server saves: %s", self._path, kept, error)
+    def _save(self) -> int:
+        return read_number(self._link.post(f"{self._path}/save", None, {}), "durable")
 
 
 def _closed() -> ModelClosedError:
