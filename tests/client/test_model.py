@@ -485,6 +485,19 @@ class TestState:
             assert server.models[model.id].state.sequence == 1
             assert model.step(X, Y, loss=LOSS).result(10).sequence == 2
 
+    def test_a_model_that_is_closed_while_weights_are_replaced_stays_closed(self, server: TrainingServer) -> None:
+        def change(request: httpx.Request) -> httpx.Response | None:
+            if request.method == "PUT":
+                model.close()
+            return None
+
+        with answered(server, change) as client:
+            model = create(client)
+            with pytest.raises(ModelClosedError):
+                model.load_state_dict({"in.bias": np.zeros(2)})
+            with pytest.raises(ModelClosedError):
+                model.step(X, Y, loss=LOSS)
+
     def test_weights_that_do_not_fit_are_refused(self, model: Model) -> None:
         with pytest.raises(ValueError, match=r"weights: got 'nose', want names among "):
             model.load_state_dict({"nose": np.zeros(2)})

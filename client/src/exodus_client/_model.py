@@ -400,7 +400,9 @@ class Model:
 
         def replace(sender: Sender) -> None:
             with sender.calls.held():
-                self._begin(self._put(body()))
+                info = self._put(body())
+                sender.calls.wait_done(sender.calls.last)  # raises where the model was closed meanwhile
+                self._begin(info)
                 sender.close()
 
         self._with_sender(replace)
