@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +19,16 @@ import pytest
 from client.training_faults import Road, patient_client
 from client.training_server import TrainingServer
 
-from exodus_client import Client, InvalidResponseError, Limits, Model, ModelClosedError, StateLostError, _constants
+from exodus_client import (
+    APIConnectionError,
+    Client,
+    InvalidResponseError,
+    Limits,
+    Model,
+    ModelClosedError,
+    StateLostError,
+    _constants,
+)
 from exodus_client._gradients import Kind
 from exodus_client._lanes import Lanes
 from exodus_client._transport import SocketTransport, tcp
@@ -120,6 +131,90 @@ raise SystemExit(7)
 """
         ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
         assert ended.returncode == 7, ended.stderr.decode()
+
+    @pytest.mark.parametrize("interrupted", [True, False], ids=["Ctrl-C", "the end of the program"])
+    @pytest.mark.parametrize("inside", [True, False], ids=["in a with", "without"])
+    def test_a_program_does_not_stay_for_one_of_several_servers_that_never_answers(
+        self, interrupted: bool, inside: bool
+    ) -> None:
+        program = f"""
+import contextlib, sys, threading
+sys.path[:0] = {sys.path!r}
+import httpx
+from client.training_server import TrainingServer
+from exodus_client import Client, ShardedClient
+
+servers, hanging = [TrainingServer(), TrainingServer()], []
+asked = threading.Event()
+
+def answer(request):
+    if hanging and request.url.host == "b":
+        asked.set()
+        threading.Event().wait()
+    return servers[request.url.host == "b"](request)
+
+client = ShardedClient(["http://a", "http://b"], transport=httpx.MockTransport(answer))
+with client if {inside} else contextlib.nullcontext():
+    model = client.create_model({LAYERS!r}, optimizer="sgd")
+    hanging.append(True)
+    future = model.step({X.tolist()!r}, {Y.tolist()!r}, loss={LOSS!r})
+    asked.wait()
+    print("waiting", flush=True)
+    if {interrupted}:
+        future.result()
+    raise SystemExit(7)
+"""
+        with subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as started:
+            try:
+                assert started.stdout is not None
+                assert started.stdout.readline() == "waiting\n"
+                if interrupted:
+                    started.send_signal(signal.SIGINT)
+                _, errors = started.communicate(timeout=10)
+            finally:
+                started.kill()
+        assert errors.strip().endswith("KeyboardInterrupt") if interrupted else started.returncode == 7, errors
+
+
+class TestForkedProcesses:
+    def test_leave_a_client_without_waiting_for_threads_that_they_do_not_have(self, server: TrainingServer) -> None:
+        with patient_client(Road(server)) as client:
+            model = create(client)
+            model.step(X, Y, loss=LOSS).result(30)  # its thread is there for a while
+            model.forward(X).result(30)
+            child = os.fork()
+            if not child:
+                signal.alarm(30)
+                refused = 0
+                for ask in (model.state_dict, model.resync, lambda: model.step(X, Y, loss=LOSS)):
+                    try:
+                        ask()
+                    except RuntimeError as error:
+                        refused += "made before the fork" in str(error)
+                model.close()
+                client.close()
+                os._exit(refused)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+            assert model.step(X, Y, loss=LOSS).result(30).sequence == 2
+
+    def test_leave_the_connections_of_the_first_alone(self) -> None:
+        reached = threading.Event()
+        with contextlib.closing(silent(reached)) as listener:
+            client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", retries=0)
+            future = client._submit(client.capabilities)
+            wait(reached)
+            child = os.fork()
+            if not child:
+                client.close()
+                os._exit(0)
+            os.waitpid(child, 0)
+            with pytest.raises(TimeoutError):
+                future.result(0.1)
+            client._close(wait=False)
+            with pytest.raises(APIConnectionError):
+                future.result(30)
 
 
 class TestClosing:
@@ -282,8 +377,47 @@ class TestLanes:
         with pytest.raises(RuntimeError, match="after shutdown"):
             lanes.submit(lambda: None)
 
+    @pytest.mark.parametrize("are_there", [True, False])
+    def test_do_without_threads_that_cannot_be_started(
+        self, lanes: Lanes, monkeypatch: pytest.MonkeyPatch, are_there: bool
+    ) -> None:
+        gate, begun = threading.Event(), threading.Event()
+        if are_there:
+            lanes.submit(lambda: (begun.set(), wait(gate)))  # type: ignore[func-returns-value]
+            wait(begun)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", fail_to_start)
+            if are_there:
+                late = lanes.submit(lambda: 1)
+                gate.set()
+                assert late.result(30) == 1
+            else:
+                with pytest.raises(RuntimeError, match="can't start new thread"):
+                    lanes.submit(lambda: 1)
+        assert lanes.submit(lambda: 2).result(30) == 2
+        closing = threading.Thread(target=lanes.close, daemon=True)
+        closing.start()
+        closing.join(30)
+        assert not closing.is_alive()
+
+    def test_of_the_process_before_a_fork_are_not_waited_for(
+        self, lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gate = threading.Event()
+        there = lanes.submit(lambda: wait(gate))
+        with monkeypatch.context() as forked:
+            forked.setattr("os.getpid", lambda: -1)
+            lanes.close()
+        assert not there.done()
+        gate.set()
+        there.result(30)
+
     def test_can_be_closed_from_within(self, lanes: Lanes) -> None:
         assert lanes.submit(lanes.close).result(30) is None
+
+
+def fail_to_start(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 def silent(reached: threading.Event) -> socket.socket:

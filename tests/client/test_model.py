@@ -20,9 +20,11 @@ from client.training_server import TrainingServer
 
 import exodus_client
 from exodus_client import (
+    APIConnectionError,
     Client,
     ConflictError,
     InvalidResponseError,
+    Limits,
     Model,
     ModelClosedError,
     NotFoundError,
@@ -330,6 +332,15 @@ class TestLossOfOnesOwn:
         assert futures[2].result(10).sequence == 3
         assert [payload for _, _, payload in server.done].count("skip") == 1
 
+    def test_may_end_the_program(self, model: Model) -> None:
+        def loss(outputs: Any) -> Any:
+            raise SystemExit(3)
+
+        futures = [model.step(X, loss=loss), model.step(X, Y, loss=LOSS)]
+        with pytest.raises(SystemExit):
+            futures[0].result(10)
+        assert futures[1].result(10).sequence == 2
+
 
 class TestAhead:
     def test_a_call_waits_while_too_many_are_unanswered(self, client: Client, server: TrainingServer) -> None:
@@ -450,6 +461,43 @@ class TestState:
         assert model.sequence == 1
         assert model.step(X, Y, loss=LOSS).result(10).sequence == 2
 
+    def test_a_step_of_another_thread_comes_before_or_after_weights_are_replaced(self, server: TrainingServer) -> None:
+        found: list[Any] = []
+        threads: list[threading.Thread] = []
+
+        def change(request: httpx.Request) -> httpx.Response | None:
+            if request.method == "PUT" and not threads:
+                for call in (lambda: model.step(X, Y, loss=LOSS).result(10).sequence, replace):
+                    threads.append(threading.Thread(target=lambda call=call: found.append(call())))
+                    threads[-1].start()
+                    threads[-1].join(0.1)
+            return None
+
+        def replace() -> None:
+            model.load_state_dict({"in.bias": np.zeros(2)})
+
+        with answered(server, change) as client:
+            model = create(client)
+            replace()
+            for thread in threads:
+                thread.join(10)
+            assert sorted(found, key=str) == [1, None]
+            assert server.models[model.id].state.sequence == 1
+            assert model.step(X, Y, loss=LOSS).result(10).sequence == 2
+
+    def test_a_model_that_is_closed_while_weights_are_replaced_stays_closed(self, server: TrainingServer) -> None:
+        def change(request: httpx.Request) -> httpx.Response | None:
+            if request.method == "PUT":
+                model.close()
+            return None
+
+        with answered(server, change) as client:
+            model = create(client)
+            with pytest.raises(ModelClosedError):
+                model.load_state_dict({"in.bias": np.zeros(2)})
+            with pytest.raises(ModelClosedError):
+                model.step(X, Y, loss=LOSS)
+
     def test_weights_that_do_not_fit_are_refused(self, model: Model) -> None:
         with pytest.raises(ValueError, match=r"weights: got 'nose', want names among "):
             model.load_state_dict({"nose": np.zeros(2)})
@@ -470,6 +518,56 @@ class TestState:
         again = model.step(X, Y, loss=LOSS).result(10)
         assert (again.sequence, again.metrics, again.grad_norms) == (2, after.metrics, after.grad_norms)
         assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+    def test_a_forward_pass_before_an_older_state_is_loaded_is_answered(
+        self, client: Client, model: Model, tmp_path: Path
+    ) -> None:
+        model.save(tmp_path / "digits.safetensors")
+        model.step(X, Y, loss=LOSS).result(10)
+        gate, lanes = threading.Event(), client._lanes
+        busy = [lanes.submit(lambda: gate.wait(10)) for _ in range(8)]  # as other evaluations are
+        asked = model.forward(X)
+        threading.Timer(0.1, gate.set).start()
+        model.load(tmp_path / "digits.safetensors")
+        assert asked.result(10).sequence == 1
+        assert all(future.result(10) for future in busy)
+
+    def test_whether_a_state_was_loaded_is_asked_until_it_is_known(
+        self, server: TrainingServer, tmp_path: Path
+    ) -> None:
+        lost = [False]
+
+        def change(request: httpx.Request) -> httpx.Response | None:
+            if lost[0] and request.method == "PUT":
+                server(request)
+                raise httpx.ReadError("the answer is lost")
+            return None
+
+        with answered(server, change) as client:
+            model = client.create_model(LAYERS, optimizer="sgd", durable_every=1000, patience=0.01)
+            model.save(tmp_path / "digits.safetensors")
+            model.step(X, Y, loss=LOSS).result(10)
+            lost[0] = True
+            with pytest.raises(APIConnectionError, match="the answer is lost"):
+                model.load(tmp_path / "digits.safetensors")
+            with pytest.raises(APIConnectionError, match="the answer is lost"):  # not made beside the step before
+                model.step(X, Y, loss=LOSS)
+            model.resync()
+            assert model.step(X, Y, loss=LOSS).result(10).sequence == 1
+
+    def test_a_forward_pass_that_resync_overtakes_fails(
+        self, client: Client, model: Model, server: TrainingServer
+    ) -> None:
+        model.step(X, Y, loss=LOSS).result(10)
+        gate, lanes = threading.Event(), client._lanes
+        busy = [lanes.submit(lambda: gate.wait(10)) for _ in range(8)]
+        asked = model.forward(X)
+        server.crash()
+        model.resync()
+        gate.set()
+        with pytest.raises(ModelClosedError):
+            asked.result(10)
+        assert all(future.result(10) for future in busy)
 
     def test_a_file_of_another_network_is_refused(self, client: Client, model: Model, tmp_path: Path) -> None:
         other = client.create_model([{"kind": "linear", "in_features": 3, "out_features": 2}])
@@ -532,12 +630,29 @@ class TestCallbacks:
         model.close()
         assert seen == [2, 3, 4, 6, 7, 8, 10, 11, 12]
 
-    def test_what_they_raise_is_logged(self, model: Model, caplog: pytest.LogCaptureFixture) -> None:
-        model.callbacks.append(lambda result: 1 / 0)
+    @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+    def test_what_they_raise_is_logged(
+        self, model: Model, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+    ) -> None:
+        def fail(result: Any) -> None:
+            raise error
+
+        model.callbacks.append(fail)
         model.step(X, Y, loss=LOSS).result(10)
         assert model.step(X, Y, loss=LOSS).result(10).sequence == 2
         model.close()
         assert caplog.text.count("a callback failed at call") == 2
+
+    def test_may_replace_weights(self, model: Model, server: TrainingServer) -> None:
+        def replace(result: Any) -> None:
+            if result.sequence % 4 == 0:
+                model.load_state_dict({"in.bias": np.zeros(2)})
+
+        model.callbacks.append(replace)
+        futures = [model.step(X, Y, loss=LOSS) for _ in range(20)]
+        assert [future.result(10).sequence for future in futures] == list(range(1, 21))
+        model.forward(X).result(10)
+        assert [sequence for _, sequence, _ in server.done] == list(range(1, 21))
 
     def test_may_make_more_calls_than_go_ahead(self, client: Client) -> None:
         model = create(client, ahead=2)
@@ -552,6 +667,26 @@ class TestCallbacks:
         assert first.result(10).sequence == 1
         until(lambda: len(made) == 20)
         assert made[-1].result(10).sequence == 21
+
+    @pytest.mark.parametrize("loss", [LOSS, lambda outputs, targets: outputs.sum()], ids=["by name", "of one's own"])
+    @pytest.mark.parametrize("max_in_flight", [1, 8])
+    def test_may_ask_for_the_state_after_all_calls(self, server: TrainingServer, max_in_flight: int, loss: Any) -> None:
+        with patient_client(Road(server), limits=Limits(max_in_flight=max_in_flight)) as client:
+            model = create(client)
+            asked: list[int] = []
+            made = threading.Event()
+
+            def ask(result: Any) -> None:
+                if result.sequence == 1:
+                    assert made.wait(10)
+                    model.state_dict()
+                    asked.append(server.models[model.id].state.sequence)
+
+            model.callbacks.append(ask)
+            futures = [model.step(X, Y, loss=loss) for _ in range(6)]
+            made.set()
+            assert [future.result(10).sequence for future in futures] == [1, 2, 3, 4, 5, 6]
+            until(lambda: asked == [6])
 
 
 class TestTwoHandles:

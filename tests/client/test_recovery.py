@@ -594,11 +594,18 @@ class TestOneCall:
         with pytest.raises(ModelClosedError):
             submit(model, "step", 1).result(1)
 
-    def test_made_when_no_thread_can_be_started_fails(self, client: Client) -> None:
+    def test_made_when_no_thread_can_be_started_fails(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         model = create(client)
-        model._sender._lanes.close()
-        with pytest.raises(ModelClosedError):
-            submit(model, "step", 1).result(STUCK)
+
+        def start(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", start)
+            with pytest.raises(ExodusError, match="can't start new thread"):
+                submit(model, "step", 1).result(STUCK)
+        model.resync()
+        assert submit(model, "step", 1).result(STUCK).sequence == 1
 
     def test_gap_that_names_no_number_is_an_error(self, server: TrainingServer) -> None:
         gap = {"code": "sequence_gap", "retryable": False, "errors": [{"pointer": "", "expected": "more", "got": ""}]}

@@ -22,6 +22,7 @@ from exodus_client import (
     ConflictError,
     ExodusError,
     InvalidResponseError,
+    ModelClosedError,
     NotFoundError,
     Retries,
     ShardedClient,
@@ -248,9 +249,16 @@ class TestStep:
         with pytest.raises(TypeError, match="loss: a function of outputs alone does not know the part of the batch"):
             model.step(batch(5)[0], loss=lambda outputs: outputs.sum())
 
-    def test_steps_are_done_in_the_order_of_submission_and_reported_so(self, model: ShardedModel) -> None:
+    @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+    def test_steps_are_done_in_the_order_of_submission_and_reported_so(
+        self, model: ShardedModel, error: type[BaseException]
+    ) -> None:
         reported: list[int] = []
-        model.callbacks += [lambda result: reported.append(result.sequence), lambda result: 1 / 0]
+
+        def fail(result: Any) -> None:
+            raise error
+
+        model.callbacks += [lambda result: reported.append(result.sequence), fail]
         futures = [model.step(*batch(3, number), loss=LOSS) for number in range(4)]
         assert [future.result().sequence for future in futures] == [2, 4, 6, 8]
         assert reported == [2, 4, 6, 8]
@@ -260,6 +268,34 @@ class TestStep:
         futures = [model.step(*batch(3, number), loss=LOSS) for number in range(2)]
         assert [future.result(10).sequence for future in futures] == [2, 4]
         assert (tmp_path / "2").read_bytes() != (tmp_path / "4").read_bytes()
+
+    def test_a_callback_may_ask_for_everything(self, model: ShardedModel) -> None:
+        found: list[Any] = []
+
+        def ask(result: Any) -> None:
+            found.append(model.forward(batch(3)[0]).result(10).sequence)
+            found.append(model.make_durable().result(10))
+            refused = model.forward(batch(3)[0], loss=LOSS)
+            with pytest.raises(TypeError, match="loss and targets: want both"):
+                refused.result(10)
+            found.append("refused")
+
+        model.callbacks.append(ask)
+        futures = [model.step(*batch(3), loss=LOSS) for _ in range(2)]
+        assert [future.result(10).sequence for future in futures] == [2, 4]
+        assert found == [2, None, "refused", 4, None, "refused"]
+
+    def test_a_callback_may_make_more_steps_than_go_ahead(self, model: ShardedModel) -> None:
+        more: list[Any] = []
+
+        def ask(result: Any) -> None:
+            if not more:
+                more.extend(model.step(*batch(3), loss=LOSS) for _ in range(5))
+
+        model.callbacks.append(ask)
+        first = model.step(*batch(3), loss=LOSS)
+        assert first.result(10).sequence == 2
+        assert [future.result(10).sequence for future in more] == [4, 6, 8, 10, 12]
 
     def test_steps_ahead_are_bounded(self, nodes: list[Node], model: ShardedModel) -> None:
         go = threading.Event()
@@ -554,6 +590,44 @@ class TestClient:
         with pytest.raises(RuntimeError, match="closed"):
             own.models()
         mine.close()
+
+    def test_closing_it_waits_for_the_step_that_was_begun(self, nodes: list[Node]) -> None:
+        begun, go = threading.Event(), threading.Event()
+        nodes[0].server.on_work = lambda id, sequence: (begun.set(), wait(go))  # type: ignore[func-returns-value]
+        with ShardedClient("http://node", transport=httpx.MockTransport(nodes[0])) as client:
+            future = client.create_model(LAYERS).step(*batch(2), loss=LOSS)
+            wait(begun)
+            threading.Timer(0.05, go.set).start()
+        assert future.result(0).sequence == 2
+
+    def test_leaving_it_by_an_exception_fails_the_step_that_was_begun(self, nodes: list[Node]) -> None:
+        begun, go = threading.Event(), threading.Event()
+        nodes[0].server.on_work = lambda id, sequence: (begun.set(), wait(go))  # type: ignore[func-returns-value]
+        mine = Client("http://mine", transport=httpx.MockTransport(nodes[0]))
+        futures = []
+
+        def loop() -> None:
+            with ShardedClient([mine]) as client:
+                futures.append(client.create_model(LAYERS).step(*batch(2), loss=LOSS))
+                wait(begun)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            loop()
+        with pytest.raises(ModelClosedError):
+            futures[0].result(10)
+        go.set()
+        mine.close()
+
+    def test_a_model_does_not_outlive_a_fork(self, nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+        with ShardedClient("http://node", transport=httpx.MockTransport(nodes[0])) as client:
+            model = client.create_model(LAYERS)
+            model.step(*batch(2), loss=LOSS).result()
+            with monkeypatch.context() as forked:
+                forked.setattr("os.getpid", lambda: -1)
+                for ask in (lambda: model.step(*batch(2), loss=LOSS), model.state_dict, model.make_durable):
+                    with pytest.raises(RuntimeError, match="made before the fork"):
+                        ask()
 
     def test_one_server_is_enough(self, nodes: list[Node]) -> None:
         with ShardedClient("http://node", transport=httpx.MockTransport(nodes[0])) as client:

@@ -43,7 +43,8 @@ from ._errors import (
 from ._future import Future
 from ._gradients import Gradients
 from ._model import Model
-from ._sharded import ShardedClient, ShardedModel
+from ._sharded import ShardedClient
+from ._sharded_model import ShardedModel
 from ._training import ModelInfo, Outputs, StepResult
 from .neuron import IF, LIF, SRM, AlphaKernel, ExponentialKernel
 from .surrogate import Arctan, Boxcar, Exponential, FastSigmoid, Gaussian, Sigmoid, Surrogate, Tanh, Triangle

@@ -14,7 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -82,6 +82,7 @@ class Calls:
         self._ahead = ahead
         self._width = width
         self._error: ExodusError | None = None
+        self._held = False
         self._reported = done
         self._reports: dict[int, StepResult | None] = {}
         self.last = done
@@ -106,18 +107,38 @@ class Calls:
         return self._error
 
     def append(self, make: Callable[[int], Call]) -> Call:
-        """Number a call and queue it; waits while too many are unanswered.
+        """Number a call and queue it; waits while too many are unanswered, and while the log is held.
 
         Raises:
             ExodusError: what has ended the log.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or self._unanswered() < self._ahead)
+            self._changed.wait_for(
+                lambda: self._error is not None or (not self._held and self._unanswered() < self._ahead)
+            )
             self._require_sound()
             call = make(self.last + 1)  # what raises here has taken no number
             self.last = call.sequence
             self._calls[call.sequence] = call
             return call
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Meanwhile no call is numbered. One thread at a time.
+
+        Raises:
+            ExodusError: what has ended the log.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None or not self._held)
+            self._require_sound()
+            self._held = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held = False
+                self._changed.notify_all()
 
     def next(self) -> Call | None:
         """The call to be sent now, which counts as under way from here on; None where there is none."""
@@ -258,7 +279,7 @@ class Calls:
             raise _again(self._error)
 
 
-def fail(call: Call, error: Exception) -> None:
+def fail(call: Call, error: BaseException) -> None:
     """Answer a call with an error, unless it has been answered."""
     with suppress(InvalidStateError):  # another thread was faster
         if not (call.future.running() or call.future.done()):

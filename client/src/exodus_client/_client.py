@@ -263,6 +263,8 @@ class Client:
         self._close(wait=True)
 
     def _close(self, *, wait: bool) -> None:
+        if self._session.is_forked:
+            return  # the connections, and what is under way on them, are those of the process that made them
         for model in tuple(self._models):
             model._close(wait=wait)
         self._lanes.close(wait=wait)

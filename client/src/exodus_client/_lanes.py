@@ -6,6 +6,7 @@ long as its calls have patience with a server that is down.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -28,23 +29,33 @@ class Lanes:
         self._threads: set[threading.Thread] = set()
         self._idle = 0
         self._closed = False
+        self._process = os.getpid()
+
+    @property
+    def here(self) -> bool:
+        """Whether the calling thread is one of these."""
+        return threading.current_thread() in self._threads
 
     def submit(self, run: Callable[[], Result]) -> Future[Result]:
-        """Run it when a thread is free. Raises RuntimeError where these are closed."""
+        """Run it when a thread is free.
+
+        Raises:
+            RuntimeError: these are closed, or there is no thread, and none can be started.
+        """
         future: Future[Result] = Future()
         with self._changed:
             if self._closed:
                 raise RuntimeError("cannot be used after shutdown")
+            if len(self._queued) >= self._idle and len(self._threads) < self._count:
+                self._start()
             self._queued.append((future, run))
-            if len(self._queued) > self._idle and len(self._threads) < self._count:
-                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._threads.add(thread)
-                thread.start()
             self._changed.notify()
         return future
 
     def close(self, *, wait: bool = True) -> None:
         """Drop what was not begun, and wait for the rest; not for the thread that calls this."""
+        if os.getpid() != self._process:
+            return  # the threads are in the process that this one was forked from
         with self._changed:
             self._closed = True
             dropped = list(self._queued)
@@ -56,6 +67,16 @@ class Lanes:
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: not self._threads - {threading.current_thread()})
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more, or the interpreter ends
+            if not self._threads:
+                raise
+        else:
+            self._threads.add(thread)  # before it looks for work, which takes the lock
 
     def _work(self) -> None:
         while (work := self._next()) is not None:

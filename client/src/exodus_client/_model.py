@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future as Running
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -13,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from . import _constants as defaults
 from ._calls import Call, Calls
 from ._config import Retries
-from ._errors import ExodusError
+from ._errors import ExodusError, InvalidResponseError, ModelClosedError
 from ._future import Future
 from ._gradients import Kind
+from ._questions import Line, Questions, require
+from ._retry import is_retryable
 from ._sending import Link, Sender
 from ._session import Answer, read_json, read_number
 from ._training import (
@@ -44,7 +45,7 @@ Result = TypeVar("Result")
 Callback = Callable[[StepResult], None]
 
 
-class ModelLink(Link, Protocol):
+class ModelLink(Link, Line, Protocol):
     """What a model needs of its client."""
 
     @property
@@ -53,8 +54,6 @@ class ModelLink(Link, Protocol):
     def max_in_flight(self) -> int: ...
     @property
     def wire_limits(self) -> Limits: ...
-    def check_process(self) -> None: ...
-    def submit(self, run: Callable[[], Result]) -> Future[Result]: ...
     def call(self, method: str, path: str, encoded: Encoded | None = None) -> Answer: ...
 
 
@@ -194,14 +193,16 @@ class Model:
         if (loss is None) != (targets is None):
             raise TypeError("loss and targets: want both, or neither")
         batch = Batch.of(spikes, targets)
-        after = self._calls.last
         params = step_params(loss=loss) | {
             "mode": "train" if train else "eval",
             "return": ["outputs"] if outputs else [],
-            "after": after,
         }
-        body, kind = training_body(params, batch.tensors), batch.kind
-        return self._after_all(after, lambda: self._forward(body, kind))
+
+        def make(after: int) -> Callable[[], Outputs]:
+            body = training_body(params | {"after": after}, batch.tensors)
+            return partial(self._forward, body, batch.kind)
+
+        return self._ask(make)
 
     def info(self) -> ModelInfo:
         """What the server says of the model now. Raises ExodusError."""
@@ -210,16 +211,15 @@ class Model:
 
     def make_durable(self) -> Future[int | None]:
         """Have the server save the state after all calls made so far; the future has the number of calls saved."""
-        after = self._calls.last
 
-        def run() -> int | None:
+        def run(after: int) -> int | None:
             answer = self._link.call("POST", f"{self._path}/save")
-            self._require(after, read_number(answer, "sequence"))
+            require(after, read_number(answer, "sequence"))
             durable = None if self._calls.durable is None else read_number(answer, "durable")
             self._calls.kept(durable)
             return durable
 
-        return self._after_all(after, run)
+        return self._ask(lambda after: partial(run, after))
 
     def state_dict(self, kind: Literal["numpy", "torch"] = "numpy") -> dict[str, Array]:
         """The weights after all calls made so far, by the names that the network has in `exodus_core`.
@@ -239,7 +239,7 @@ class Model:
         Raises:
             ValueError: a name is unknown, or a shape is another.
         """
-        self._replace(self._state().with_weights(weights).body)
+        self._replace(lambda: self._state().with_weights(weights).body)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state to a file: weights, optimiser, random state, number of calls (safetensors)."""
@@ -255,7 +255,8 @@ class Model:
             OSError: the file cannot be read.
             ConflictError: it is of another network or optimiser.
         """
-        self._replace(Path(path).read_bytes())
+        body = Path(path).read_bytes()
+        self._replace(lambda: body)
 
     def resync(self) -> None:
         """Go on from the state in which the model is on the server; calls that are not answered fail."""
@@ -278,7 +279,7 @@ class Model:
         # A call that has a connection and waits for one before it that has none would wait in vain.
         width = min(defaults.CALLS_UNDER_WAY, self._link.max_in_flight)
         calls = Calls(info.sequence, info.durable, ahead=self._ahead, width=width)
-        self._sender = Sender(
+        sender = Sender(
             self._link,
             self._path,
             calls,
@@ -287,7 +288,9 @@ class Model:
             patience=self._patience,
             report=self._report,
         )
+        self._questions = Questions(self._link, calls, sender)
         self._calls = calls
+        self._sender = sender  # the last: who finds that it has changed finds all of the new
 
     def _report(self, result: StepResult) -> None:
         for callback in tuple(self.callbacks):
@@ -295,9 +298,17 @@ class Model:
 
     def _submit(self, make: Callable[[int], Call]) -> Future[StepResult]:
         self._link.check_process()
-        running: Running[StepResult] = self._calls.append(make).future
-        self._sender.pump()
-        return Future(running)
+        return Future(self._with_sender(lambda sender: sender.submit(make)))
+
+    def _with_sender(self, run: Callable[[Sender], Result]) -> Result:
+        """Run with the sender of now, or with the next one where another thread replaces the state meanwhile."""
+        while True:
+            sender = self._sender
+            try:
+                return run(sender)
+            except ModelClosedError:
+                if sender is self._sender:
+                    raise
 
     def _train(
         self,
@@ -356,53 +367,58 @@ class Model:
         answer = self._link.call("POST", f"{self._path}/forward", body)
         return read_outputs(answer, kind, self._link.wire_limits)
 
-    def _after_all(self, after: int, run: Callable[[], Result]) -> Future[Result]:
-        """Run on another thread when the calls up to this one are done, and again where the server has lost some."""
-        return self._link.submit(lambda: self._when_done(after, run))
+    def _ask(self, make: Callable[[int], Callable[[], Result]]) -> Future[Result]:
+        """Have a question answered on another thread after all calls made so far; `make` gets their number."""
 
-    def _when_done(self, after: int, run: Callable[[], Result]) -> Result:
-        patience = self._sender.patient()
-        while True:
-            self._calls.wait_done(after)
-            kept_from = self._calls.kept_from
-            try:
-                return run()
-            except _Behind as behind:
-                self._sender.rewind(behind.done, kept_from)
-                self._sender.pump()
-            except ExodusError as error:
-                if not self._sender.lost(error, kept_from) and not patience(error):
-                    raise
+        def submit(sender: Sender) -> Future[Result]:
+            with sender.calls.held():  # a state that another thread loads comes before it, or after its answer
+                questions = self._questions
+                return questions.submit(questions.after, make(questions.after))
 
-    def _require(self, after: int, done: int) -> None:
-        if done < after:
-            raise _Behind(done)
+        self._link.check_process()
+        return self._with_sender(submit)
 
     def _state(self) -> State:
+        return self._with_sender(self._state_now)
+
+    def _state_now(self, _: Sender) -> State:
         from ._state import State
 
-        after = self._calls.last
+        questions = self._questions
+        after = questions.after
 
         def run() -> State:
-            answer = self._link.call("GET", f"{self._path}/state")
-            state = State.of(answer)
-            self._require(after, state.sequence)
+            state = State.of(self._link.call("GET", f"{self._path}/state"))
+            require(after, state.sequence)
             return state
 
-        return self._when_done(after, run)
+        return questions.ask(after, run)
 
-    def _replace(self, body: bytes) -> None:
-        self._calls.wait_done(self._calls.last)
+    def _replace(self, body: Callable[[], bytes]) -> None:
+        """Put a state in the place of that after all calls made so far; what other threads do meanwhile comes after."""
+        self._link.check_process()
+
+        def replace(sender: Sender) -> None:
+            with sender.calls.held():
+                info = self._put(body())
+                sender.calls.wait_done(sender.calls.last)  # raises where the model was closed meanwhile
+                self._begin(info)
+                sender.close()
+
+        self._with_sender(replace)
+
+    def _put(self, body: bytes) -> ModelInfo:
+        questions = self._questions
         encoded = Encoded("application/vnd.safetensors", len(body), [body])
-        answer = self._link.call("PUT", f"{self._path}/state", encoded)
-        info = ModelInfo.of(read_json(answer), answer.request_id)
-        self._sender.close()
-        self._begin(info)
 
+        def run() -> ModelInfo:
+            answer = self._link.call("PUT", f"{self._path}/state", encoded)
+            return ModelInfo.of(read_json(answer), answer.request_id)
 
-class _Behind(Exception):  # noqa: N818 (no failure: the reason to go round again)
-    """The server has done fewer calls than it had."""
-
-    def __init__(self, done: int) -> None:
-        super().__init__(done)
-        self.done = done
+        questions.wait()
+        try:
+            return questions.ask(questions.after, run)
+        except ExodusError as error:
+            if is_retryable(error) or isinstance(error, InvalidResponseError):
+                self._calls.end(error)  # it may have been replaced: calls that are kept here may not belong to it
+            raise

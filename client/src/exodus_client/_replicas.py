@@ -213,7 +213,7 @@ class Replicas:
         model = self.models[shard]
         # Replicas with equal dropout masks would learn less of a batch than one server does.
         random = model._state() if own_random else None
-        model._replace(state.without_gradients(random).body)
+        model._replace(lambda: state.without_gradients(random).body)
         self._counts[shard] = model.sequence
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future as Running
 from functools import partial
 from typing import Protocol
 
 from . import _constants as defaults
+from ._bound import Bound
 from ._calls import Call, Calls, fail, has_result
 from ._config import Retries
 from ._errors import (
@@ -71,7 +71,7 @@ class Sender:
     ) -> None:
         self._link = link
         self._path = path
-        self._calls = calls
+        self.calls = calls
         self._writer = writer
         # It is for `patience` to say how long a server that asks for time is waited for.
         longest = max(patience, retries.max_retry_after)
@@ -81,19 +81,24 @@ class Sender:
         self._reporting = threading.Lock()
         self._closing = threading.Event()
         self._waiting = self._new_patience()
-        self._saving = threading.Lock()
-        self._save_again = 0.0
-        self._has_dropped = False
+        self._bound = Bound(calls, self._save, path)
         self._lanes = Lanes(defaults.CALLS_UNDER_WAY, "exodus-model")
+
+    def submit(self, make: Callable[[int], Call]) -> Running[StepResult]:
+        """Number a call, and send it in its turn. Raises ExodusError: what has ended the log."""
+        call = self.calls.append(make)
+        self.pump()
+        return call.future
 
     def pump(self) -> None:
         """Start what can be sent now."""
-        while (call := self._calls.next()) is not None:
+        while (call := self.calls.next()) is not None:
             try:
                 running = self._lanes.submit(partial(self._run, call))
-            except RuntimeError:  # closed meanwhile
-                self._calls.end(_closed())
-                fail(call, _closed())  # which was under way already, where the log was ended before
+            except RuntimeError as error:  # closed meanwhile, or no thread can be started
+                ended = _closed() if self._closing.is_set() else ExodusError(f"{self._path}: {error}")
+                self.calls.end(ended)
+                fail(call, ended)  # which was under way already, where the log was ended before
                 return
             running.add_done_callback(partial(_fail_dropped, call))
 
@@ -103,7 +108,7 @@ class Sender:
         A callback does not wait for itself.
         """
         self._closing.set()
-        self._calls.end(_closed(), under_way=not wait)
+        self.calls.end(_closed(), under_way=not wait)
         self._lanes.close(wait=wait)
 
     def lost(self, error: ExodusError, kept_from: int) -> bool:
@@ -124,9 +129,9 @@ class Sender:
     def rewind(self, done: int, kept_from: int) -> None:
         """Send again what the server has lost. Raises StateLostError."""
         try:
-            again = self._calls.rewind(done, kept_from)
+            again = self.calls.rewind(done, kept_from)
         except StateLostError as error:
-            self._calls.end(error)
+            self.calls.end(error)
             raise
         if again:
             _log.info("%s: the server came back with %d calls done, %d are sent again", self._path, done, again)
@@ -143,21 +148,21 @@ class Sender:
             self._make_empty(call)
         try:
             self._attempt(call)
-        except Exception as error:  # noqa: BLE001  (of the caller's loss; what is not passed on leaves it waiting)
+        except BaseException as error:  # noqa: BLE001  (of the caller's loss; what is not passed on leaves it waiting)
             self._give_up(call, error)
-        if self._calls.error is not None:
-            fail(call, self._calls.error)
+        if self.calls.error is not None:
+            fail(call, self.calls.error)
         self.pump()
 
     def _attempt(self, call: Call) -> None:
-        kept_from = self._calls.kept_from
+        kept_from = self.calls.kept_from
         try:
             if call.body is None and not self._made(call):
                 return
             assert call.body is not None
             answered = self._exchange(call.path, call.body)
         except InvalidResponseError as error:  # the server has answered: the call was done, or others will tell
-            self._done(call, self._calls.durable, error)
+            self._done(call, self.calls.durable, error)
         except ExodusError as error:
             self._failed(call, error, kept_from)
         else:
@@ -176,20 +181,21 @@ class Sender:
 
     def _answered(self, call: Call, answered: Answer) -> None:
         if call.read is None:
-            self._done(call, self._calls.durable, None)
+            self._done(call, self.calls.durable, None)
             return
         try:
             result = call.read(answered)
         except Exception as error:  # noqa: BLE001  (also of the device that arrays go to: the number is consumed)
-            self._done(call, self._calls.durable, error)
+            self._done(call, self.calls.durable, error)
         else:
             self._done(call, result.durable, result)
 
     def _done(self, call: Call, durable: int | None, came: StepResult | Exception | None) -> None:
         """The number is consumed; the caller gets what came."""
-        self._calls.done(call, durable, came)
+        self.calls.done(call, durable, came)
+        self.pump()  # before callbacks, which may wait for the calls behind this one
         self._tell()
-        self._keep_bounded()
+        self._bound.keep()
 
     def _exchange(self, path: str, body: Encoded) -> Answer:
         """Send a call and wait for its end, which a server that takes long is asked for."""
@@ -211,19 +217,19 @@ class Sender:
         code = error.code if isinstance(error, APIStatusError) else ""
         try:
             if expected_number(error) is not None:
-                self._calls.requeue(call, in_turn=True)
+                self.calls.requeue(call, in_turn=True)
                 self.lost(error, kept_from)
             elif code == "context_expired" and call.fallback is not None:
                 call.body, call.fallback = call.fallback, None
-                self._calls.requeue(call)
+                self.calls.requeue(call)
             elif code == "answer_expired":
-                self._done(call, self._calls.durable, error)
+                self._done(call, self.calls.durable, error)
             elif is_retryable(error):
                 self._recover(call, error)
             elif code == "sequence_conflict" or isinstance(
                 error, NotFoundError | AuthenticationError | PermissionDeniedError
             ):
-                self._calls.end(error)
+                self.calls.end(error)
             else:
                 self._give_up(call, error)
         except StateLostError:
@@ -233,29 +239,29 @@ class Sender:
         """Wait for the server, ask how far it is, and queue the call again."""
         while True:
             if not self._waiting.left(error):
-                self._calls.end(error)
+                self.calls.end(error)
                 return
-            kept_from = self._calls.kept_from
+            kept_from = self.calls.kept_from
             try:
                 done = read_number(self._link.get(self._path, {}), "sequence")
             except ExodusError as still:
                 error = still
                 continue
-            self._calls.requeue(call)
+            self.calls.requeue(call)
             self.rewind(done, kept_from)
             return
 
-    def _give_up(self, call: Call, error: Exception) -> None:
+    def _give_up(self, call: Call, error: BaseException) -> None:
         """The call fails for good; an empty one takes its number.
 
         Where that one fails, or a call of which the caller was told that it was done, nothing can be made of it.
         """
         if call.read is None or has_result(call):
-            self._calls.end(error if isinstance(error, ExodusError) else ExodusError(repr(error)))
+            self.calls.end(error if isinstance(error, ExodusError) else ExodusError(repr(error)))
             return
         fail(call, error)
         self._make_empty(call)
-        self._calls.requeue(call)
+        self.calls.requeue(call)
 
     def _make_empty(self, call: Call) -> None:
         call.path = f"{self._path}/optim_step"
@@ -265,9 +271,9 @@ class Sender:
     def _tell(self) -> None:
         # A thread that is busy with this takes over what comes meanwhile: callbacks may wait for calls of their own,
         # and must not keep all threads from sending them.
-        while self._calls.to_report and self._reporting.acquire(blocking=False):
+        while self.calls.to_report and self._reporting.acquire(blocking=False):
             try:
-                for result in self._calls.reports():
+                for result in self.calls.reports():
                     self._tell_of(result)
             finally:
                 self._reporting.release()
@@ -275,35 +281,11 @@ class Sender:
     def _tell_of(self, result: StepResult) -> None:
         try:
             self._report(result)
-        except Exception:  # noqa: BLE001  (a callback must not harm the training)
+        except BaseException:  # noqa: BLE001  (a callback must not harm the training)
             _log.exception("%s: a callback failed at call %d", self._path, result.sequence)
 
-    def _keep_bounded(self) -> None:
-        most = defaults.MAX_KEPT_BYTES
-        if self._calls.durable is None or self._calls.nbytes <= most:
-            return
-        with self._saving:  # the others wait: calls must not come faster than they are saved
-            if self._calls.nbytes > most and time.monotonic() >= self._save_again:
-                self._have_saved()
-            # A full disk stops no training there, and must not fill the memory here.
-            dropped = self._calls.drop(2 * most)
-            if dropped and not self._has_dropped:
-                self._has_dropped = True
-                _log.warning(
-                    "%s: the server does not save, and %d bytes are as much as is kept here: calls from %d on would "
-                    "be lost in a crash",
-                    self._path,
-                    2 * most,
-                    dropped,
-                )
-
-    def _have_saved(self) -> None:
-        try:
-            self._calls.kept(read_number(self._link.post(f"{self._path}/save", None, {}), "durable"))
-        except ExodusError as error:
-            self._save_again = time.monotonic() + defaults.SAVE_AGAIN
-            kept = self._calls.nbytes
-            _log.warning("%s: calls of %d bytes are kept until the server saves: %s", self._path, kept, error)
+    def _save(self) -> int:
+        return read_number(self._link.post(f"{self._path}/save", None, {}), "durable")
 
 
 def _closed() -> ModelClosedError:

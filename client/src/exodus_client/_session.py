@@ -136,9 +136,14 @@ class Session:
             attempt += 1
             retries.sleep(wait)
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is another process than the one that made these."""
+        return os.getpid() != self._process
+
     def check_process(self) -> None:
         """Refuse to go on in a forked process: two that share a connection get each other's answers."""
-        if os.getpid() != self._process:
+        if self.is_forked:
             raise RuntimeError("this client was made before the fork; make one in each process")
 
     def close(self) -> None:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, Literal, Self, TypeVar
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
 from . import _constants as defaults
 from ._client import Client
 from ._errors import ExodusError
-from ._future import Future
-from ._model import Callback, Model
-from ._replicas import Replicas
-from ._shards import parts_of
-from ._training import Loss, ModelInfo, Outputs, StepResult
+from ._model import Model
+from ._sharded_model import ShardedModel
 from .neuron import Array
-
-Result = TypeVar("Result")
-
-_log = logging.getLogger("exodus_client")
 
 
 class ShardedClient:
@@ -52,6 +41,7 @@ class ShardedClient:
         if not given:
             raise ValueError("servers: got none, want at least one")
         self._own: list[Client] = []
+        self._models: weakref.WeakSet[ShardedModel] = weakref.WeakSet()
         try:
             self.clients = tuple(self._client(server, arguments) for server in given)
         except BaseException:
@@ -87,7 +77,7 @@ class ShardedClient:
             for shard, client in enumerate(self.clients[1:], 1):
                 own: dict[str, Any] = {"seed": seed + shard, "weights": flat, "id": f"{base}-{shard}"}
                 replicas.append(client.create_model(layers, **own, **options))
-        return ShardedModel(base, replicas, steps_ahead=steps_ahead)
+        return self._model(base, replicas, steps_ahead)
 
     def model(self, id: str, *, steps_ahead: int = defaults.STEPS_AHEAD, **options: Any) -> ShardedModel:
         """A model that `create_model` made on the same servers, to go on training it.
@@ -100,7 +90,7 @@ class ShardedClient:
             ExodusError: see its tree.
         """
         replicas = [client.model(f"{id}-{shard}", **options) for shard, client in enumerate(self.clients)]
-        model = ShardedModel(id, replicas, steps_ahead=steps_ahead)
+        model = self._model(id, replicas, steps_ahead)
         model.resync()
         return model
 
@@ -116,9 +106,19 @@ class ShardedClient:
             raise errors[0]
 
     def close(self) -> None:
-        """Close the clients that were made here."""
+        """Close the models and the clients that were made here."""
+        self._close(wait=True)
+
+    def _close(self, *, wait: bool) -> None:
+        for model in tuple(self._models):
+            model._close(wait=wait)
         for client in self._own:
-            client.close()
+            client._close(wait=wait)
+
+    def _model(self, id: str, replicas: Sequence[Model], steps_ahead: int) -> ShardedModel:
+        model = ShardedModel(id, replicas, steps_ahead=steps_ahead)
+        self._models.add(model)
+        return model
 
     def _client(self, server: str | Client, arguments: dict[str, Any]) -> Client:
         if not isinstance(server, str):
@@ -129,163 +129,9 @@ class ShardedClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exception: object) -> None:
+        # After an exception, Ctrl-C among them, nobody asks for what is under way.
+        self._close(wait=kind is None)
 
     def __repr__(self) -> str:
         return f"ShardedClient({list(self.clients)!r})"
-
-
-class ShardedModel:
-    """One model with a replica on each of several servers; `ShardedClient.create_model` and `.model` make it.
-
-    A step splits the batch along its first axis into contiguous parts, has each replica compute the gradients of its
-    part, and has all of them make the step of the optimiser with the mean over all samples. Weights and optimiser
-    therefore stay equal to the bit, where the servers compute alike.
-
-    A step is done on all replicas or on none. Where a part of the batch is refused, none has changed. Where a replica
-    fails after others have made the step, the step counts, and the replica gets the state of another before the next.
-
-    Batch norms normalise over the part of the batch that their replica has; the first replica's running statistics are
-    used, and saved.
-
-    Attributes:
-        id: of the model, for `ShardedClient.model`.
-        replicas: the `Model` on each server; train them through this object alone.
-        callbacks: called with each `StepResult`, in order, on a thread of the model. What they raise is logged.
-    """
-
-    def __init__(self, id: str, replicas: Sequence[Model], *, steps_ahead: int) -> None:
-        if steps_ahead < 1:
-            raise ValueError(f"steps_ahead: got {steps_ahead}, want at least 1")
-        self.id = id
-        self.replicas = tuple(replicas)
-        self.callbacks: list[Callback] = []
-        self._replicas = Replicas(self.replicas)
-        self._room = threading.BoundedSemaphore(steps_ahead)
-        self._worker = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="exodus-sharded", initializer=self._know_worker)
-
-    def step(
-        self,
-        spikes: Array,
-        targets: Array | None = None,
-        *,
-        loss: Loss,
-        lr: float | None = None,
-        weight_decay: float | None = None,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        gradients: bool = False,
-        allow_non_finite: bool = False,
-    ) -> Future[StepResult]:
-        """Forward, backward and a step of the optimiser on all servers. Waits while too many steps are not done.
-
-        Args:
-            spikes, targets: the whole batch; with fewer samples than servers some only make the step of the optimiser.
-            loss: as of `Model.step`; it has to be a mean over the samples, and a function has to take outputs and
-                targets, which belong to a part of the batch.
-
-        The other arguments are those of `Model.step`.
-
-        Returns:
-            A future of `StepResult`: metrics of the whole batch, norms and gradients of the mean over it, `sequence` of
-            the first replica, `durable` as far as all replicas are, and of the timing the `round_trip`.
-
-        Raises:
-            TypeError, ValueError: an argument does not fit; nothing was sent.
-        """
-        if callable(loss) and targets is None:
-            raise TypeError("loss: a function of outputs alone does not know the part of the batch; give it targets")
-        parts = parts_of(spikes, targets, len(self.replicas))
-        options = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
-        self._room.acquire()
-        try:
-            running = self._thread.submit(self._step, parts, loss, options, gradients, allow_non_finite)
-        except BaseException:
-            self._room.release()
-            raise
-        running.add_done_callback(lambda _: self._room.release())
-        return Future(running)
-
-    def forward(
-        self,
-        spikes: Array,
-        targets: Array | None = None,
-        *,
-        loss: str | Mapping[str, Any] | None = None,
-        train: bool = False,
-        outputs: bool = True,
-    ) -> Future[Outputs]:
-        """Outputs and metrics after all steps submitted so far, each server with a part of the batch. Changes nothing.
-
-        A network with batch norms is run by the first server alone. Arguments as of `Model.forward`.
-        """
-        parts = parts_of(spikes, targets, 1 if self._replicas.has_batch_norm else len(self.replicas))
-        arguments = {"loss": loss, "train": train, "outputs": outputs}
-        return Future(self._thread.submit(self._replicas.forward, parts, arguments))
-
-    def info(self) -> ModelInfo:
-        """What the first server says of its replica, after all steps submitted so far. Raises ExodusError."""
-        return self._run(self.replicas[0].info)
-
-    def make_durable(self) -> Future[None]:
-        """Have every server save its state after all steps submitted so far."""
-        return Future(self._thread.submit(self._replicas.make_durable))
-
-    def state_dict(self, kind: Literal["numpy", "torch"] = "numpy") -> dict[str, Array]:
-        """The weights after all steps submitted so far; as `Model.state_dict`."""
-        return self._run_on_first(lambda first: first.state_dict(kind))
-
-    def load_state_dict(self, weights: Mapping[str, Array]) -> None:
-        """Replace weights on all servers; as `Model.load_state_dict`."""
-        self._run(lambda: self._replicas.first_changed(partial(self.replicas[0].load_state_dict, weights)))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole state to a file, which is that of a model on one server; as `Model.save`."""
-        self._run_on_first(lambda first: first.save(path))
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on from a file that `save` wrote, of this or of a `Model`; as `Model.load`."""
-        self._run(lambda: self._replicas.first_changed(partial(self.replicas[0].load, path)))
-
-    def resync(self) -> None:
-        """Go on from what is on the servers, after an error that ended the training.
-
-        All replicas get the state of the one that is furthest. Raises ExodusError.
-        """
-        self._run(self._replicas.resync)
-
-    def close(self) -> None:
-        """Drop the steps that were not begun, and wait for the one that was. The model stays on the servers."""
-        self._thread.shutdown(cancel_futures=True)
-        for replica in self.replicas:
-            replica.close()
-
-    def __repr__(self) -> str:
-        return f"ShardedModel({self.id!r}, {len(self.replicas)} replicas, sequence={self.replicas[0].sequence})"
-
-    def _know_worker(self) -> None:
-        self._worker = threading.get_ident()
-
-    def _step(self, *arguments: Any) -> StepResult:
-        result = self._replicas.step(*arguments)
-        for callback in tuple(self.callbacks):
-            try:
-                callback(result)
-            except Exception:  # noqa: BLE001  (a callback must not harm the training)
-                _log.exception("model %s: a callback failed at call %d", self.id, result.sequence)
-        return result
-
-    def _run_on_first(self, run: Callable[[Model], Result]) -> Result:
-        def settled() -> Result:
-            self._replicas.settle()
-            return run(self.replicas[0])
-
-        return self._run(settled)
-
-    def _run(self, run: Callable[[], Result]) -> Result:
-        """Run on the thread of the steps, after those submitted so far; within a callback, at once."""
-        if threading.get_ident() == self._worker:
-            return run()
-        return self._thread.submit(run).result()

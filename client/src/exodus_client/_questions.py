@@ -1,0 +1,77 @@
+"""What is asked of a model after its training calls: outputs, states, saves. Nothing here changes it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from ._calls import Calls
+from ._errors import ExodusError
+from ._future import Future
+from ._sending import Sender
+
+Result = TypeVar("Result")
+
+
+class Line(Protocol):
+    """The threads of a client."""
+
+    def check_process(self) -> None: ...
+    def submit(self, run: Callable[[], Result]) -> Future[Result]: ...
+
+
+class Behind(Exception):  # noqa: N818 (no failure: the reason to ask again)
+    """The server has done fewer calls than it had."""
+
+    def __init__(self, done: int) -> None:
+        super().__init__(done)
+        self.done = done
+
+
+class Questions:
+    """Those about the calls of one log; where that has ended, they raise what has ended it."""
+
+    def __init__(self, line: Line, calls: Calls, sender: Sender) -> None:
+        self._line = line
+        self._calls = calls
+        self._sender = sender
+        self._open: set[concurrent.futures.Future[Any]] = set()
+
+    @property
+    def after(self) -> int:
+        """Number of the calls made so far."""
+        return self._calls.last
+
+    def submit(self, after: int, run: Callable[[], Result]) -> Future[Result]:
+        """Ask on another thread."""
+        future = self._line.submit(lambda: self.ask(after, run))
+        self._open.add(future._running)
+        future._running.add_done_callback(self._open.discard)
+        return future
+
+    def ask(self, after: int, run: Callable[[], Result]) -> Result:
+        """Run when the calls up to this one are done, and again where the server has lost some or does not answer."""
+        self._line.check_process()
+        patience = self._sender.patient()
+        while True:
+            self._calls.wait_done(after)
+            kept_from = self._calls.kept_from
+            try:
+                return run()
+            except Behind as behind:
+                self._sender.rewind(behind.done, kept_from)
+                self._sender.pump()
+            except ExodusError as error:
+                if not self._sender.lost(error, kept_from) and not patience(error):
+                    raise
+
+    def wait(self) -> None:
+        """Wait for the answers to all that was submitted."""
+        concurrent.futures.wait(tuple(self._open))
+
+
+def require(after: int, done: int) -> None:
+    """Raises Behind where not all these calls are done."""
+    if done < after:
+        raise Behind(done)

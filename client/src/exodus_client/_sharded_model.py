@@ -1,0 +1,195 @@
+"""A model with a replica on each of several servers, and the thread that makes its steps."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future as Running
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+from ._future import Future
+from ._lanes import Lanes
+from ._model import Callback, Model
+from ._replicas import Replicas
+from ._shards import parts_of
+from ._training import Loss, ModelInfo, Outputs, StepResult
+from .neuron import Array
+
+Result = TypeVar("Result")
+
+_log = logging.getLogger("exodus_client")
+
+
+class ShardedModel:
+    """One model with a replica on each of several servers; `ShardedClient.create_model` and `.model` make it.
+
+    A step splits the batch along its first axis into contiguous parts, has each replica compute the gradients of its
+    part, and has all of them make the step of the optimiser with the mean over all samples. Weights and optimiser
+    therefore stay equal to the bit, where the servers compute alike.
+
+    A step is done on all replicas or on none. Where a part of the batch is refused, none has changed. Where a replica
+    fails after others have made the step, the step counts, and the replica gets the state of another before the next.
+
+    Batch norms normalise over the part of the batch that their replica has; the first replica's running statistics are
+    used, and saved.
+
+    Attributes:
+        id: of the model, for `ShardedClient.model`.
+        replicas: the `Model` on each server; train them through this object alone.
+        callbacks: called with each `StepResult`, in order, on the thread of the steps. What they raise is logged. They
+            may call everything; a step of theirs is made after they have returned.
+    """
+
+    def __init__(self, id: str, replicas: Sequence[Model], *, steps_ahead: int) -> None:
+        if steps_ahead < 1:
+            raise ValueError(f"steps_ahead: got {steps_ahead}, want at least 1")
+        self.id = id
+        self.replicas = tuple(replicas)
+        self.callbacks: list[Callback] = []
+        self._replicas = Replicas(self.replicas)
+        self._room = threading.BoundedSemaphore(steps_ahead)
+        self._lane = Lanes(1, "exodus-sharded")
+
+    def step(
+        self,
+        spikes: Array,
+        targets: Array | None = None,
+        *,
+        loss: Loss,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        gradients: bool = False,
+        allow_non_finite: bool = False,
+    ) -> Future[StepResult]:
+        """Forward, backward and a step of the optimiser on all servers. Waits while too many steps are not done.
+
+        Args:
+            spikes, targets: the whole batch; with fewer samples than servers some only make the step of the optimiser.
+            loss: as of `Model.step`; it has to be a mean over the samples, and a function has to take outputs and
+                targets, which belong to a part of the batch.
+
+        The other arguments are those of `Model.step`.
+
+        Returns:
+            A future of `StepResult`: metrics of the whole batch, norms and gradients of the mean over it, `sequence` of
+            the first replica, `durable` as far as all replicas are, and of the timing the `round_trip`.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit; nothing was sent.
+        """
+        if callable(loss) and targets is None:
+            raise TypeError("loss: a function of outputs alone does not know the part of the batch; give it targets")
+        parts = parts_of(spikes, targets, len(self.replicas))
+        options = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
+        run = partial(self._step, parts, loss, options, gradients, allow_non_finite)
+        self._check_process()
+        if self._lane.here:  # a callback would wait for the room that comes when it returns
+            return Future(self._lane.submit(run))
+        self._room.acquire()
+        try:
+            running = self._lane.submit(run)
+        except BaseException:
+            self._room.release()
+            raise
+        running.add_done_callback(lambda _: self._room.release())
+        return Future(running)
+
+    def forward(
+        self,
+        spikes: Array,
+        targets: Array | None = None,
+        *,
+        loss: str | Mapping[str, Any] | None = None,
+        train: bool = False,
+        outputs: bool = True,
+    ) -> Future[Outputs]:
+        """Outputs and metrics after all steps submitted so far, each server with a part of the batch. Changes nothing.
+
+        A network with batch norms is run by the first server alone. Arguments as of `Model.forward`.
+        """
+        parts = parts_of(spikes, targets, 1 if self._replicas.has_batch_norm else len(self.replicas))
+        arguments = {"loss": loss, "train": train, "outputs": outputs}
+        return self._submit(lambda: self._replicas.forward(parts, arguments))
+
+    def info(self) -> ModelInfo:
+        """What the first server says of its replica, after all steps submitted so far. Raises ExodusError."""
+        return self._run(self.replicas[0].info)
+
+    def make_durable(self) -> Future[None]:
+        """Have every server save its state after all steps submitted so far."""
+        return self._submit(self._replicas.make_durable)
+
+    def state_dict(self, kind: Literal["numpy", "torch"] = "numpy") -> dict[str, Array]:
+        """The weights after all steps submitted so far; as `Model.state_dict`."""
+        return self._run_on_first(lambda first: first.state_dict(kind))
+
+    def load_state_dict(self, weights: Mapping[str, Array]) -> None:
+        """Replace weights on all servers; as `Model.load_state_dict`."""
+        self._run(lambda: self._replicas.first_changed(partial(self.replicas[0].load_state_dict, weights)))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole state to a file, which is that of a model on one server; as `Model.save`."""
+        self._run_on_first(lambda first: first.save(path))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a file that `save` wrote, of this or of a `Model`; as `Model.load`."""
+        self._run(lambda: self._replicas.first_changed(partial(self.replicas[0].load, path)))
+
+    def resync(self) -> None:
+        """Go on from what is on the servers, after an error that ended the training.
+
+        All replicas get the state of the one that is furthest. Raises ExodusError.
+        """
+        self._run(self._replicas.resync)
+
+    def close(self) -> None:
+        """Drop the steps that were not begun, and wait for the one that was. The model stays on the servers."""
+        self._close(wait=True)
+
+    def __repr__(self) -> str:
+        return f"ShardedModel({self.id!r}, {len(self.replicas)} replicas, sequence={self.replicas[0].sequence})"
+
+    def _close(self, *, wait: bool) -> None:
+        self._lane.close(wait=wait)
+        for replica in self.replicas:
+            replica._close(wait=wait)
+
+    def _check_process(self) -> None:
+        for replica in self.replicas:
+            replica._link.check_process()
+
+    def _step(self, *arguments: Any) -> StepResult:
+        result = self._replicas.step(*arguments)
+        for callback in tuple(self.callbacks):
+            try:
+                callback(result)
+            except BaseException:  # noqa: BLE001  (a callback must not harm the training)
+                _log.exception("model %s: a callback failed at call %d", self.id, result.sequence)
+        return result
+
+    def _run_on_first(self, run: Callable[[Model], Result]) -> Result:
+        def settled() -> Result:
+            self._replicas.settle()
+            return run(self.replicas[0])
+
+        return self._run(settled)
+
+    def _run(self, run: Callable[[], Result]) -> Result:
+        return self._submit(run).result()
+
+    def _submit(self, run: Callable[[], Result]) -> Future[Result]:
+        """Run on the thread of the steps, after those submitted so far; within a callback, at once."""
+        self._check_process()
+        if not self._lane.here:
+            return Future(self._lane.submit(run))
+        done: Running[Result] = Running()
+        try:
+            done.set_result(run())
+        except Exception as error:  # noqa: BLE001  (raised by the future)
+            done.set_exception(error)
+        return Future(done)
