@@ -80,8 +80,8 @@ def test_a_lane_has_the_same_bits_whatever_its_neighbours(shape, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name_of)
 @pytest.mark.parametrize("width", [4096, 4099])
 def test_outputs_beyond_the_caches_have_the_same_bits(width, dtype):
-    # 120 MB for three arrays of 4-byte elements: more than the last cache that a core of nearly any processor reaches. A
-    # width of 4,096 may be written past the caches, rows of 4,099 are not aligned and may not.
+    # 120 MB for three arrays of 4-byte elements: more than the last cache that a core of nearly any processor reaches.
+    # A width of 4,096 may be written past the caches, rows of 4,099 are not aligned and may not.
     x, weight = torch.randn(2, 1, 2500, width).to(dtype)
     together = everything_of(x, weight)
     for lanes in torch.arange(width).split(512):
