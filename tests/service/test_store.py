@@ -438,6 +438,34 @@ def test_a_folder_that_cannot_be_is_one_clear_error(tmp_path: Path) -> None:
         StateDir(tmp_path / "file" / "below", 1)
 
 
+def test_a_model_that_cannot_be_read_is_named_and_the_others_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path.parent.name == "n":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    async def test() -> None:
+        async with opened(tmp_path) as store:
+            await create(store)
+            await create(store, "n")
+        (tmp_path / "models" / "m" / "notes.tmp").mkdir()
+        monkeypatch.setattr(Path, "read_bytes", refused)
+        async with opened(tmp_path) as store:
+            assert f"{tmp_path / 'models' / 'n'} is not served: " in caplog.text
+            assert [info["id"] for info in await store.list("")] == ["m"]
+            assert "Permission denied" in (await problem(store.info("", "n"))).detail
+            await call(store, 1)
+        monkeypatch.undo()
+        async with opened(tmp_path) as store:
+            assert [info["id"] for info in await store.list("")] == ["m", "n"]
+
+    run(test())
+
+
 def test_the_index_may_be_lost_or_damaged(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:

@@ -83,7 +83,7 @@ class Saved:
         """Look a model up. Raises Problem: not_found, internal_error."""
         try:
             manifest = self._disk.newest(owner, id) if self._disk is not None and is_id(id) else None
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             raise _unreadable(id, error) from error
         if manifest is None:
             raise unknown(id)
@@ -110,7 +110,7 @@ class Saved:
         try:
             folder = self._disk.folder(owner, id)
             checkpoint = folder.read()
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             raise _unreadable(id, error) from error
         header = checkpoint.manifest.header
         trainer = new_trainer(found.network, header.optimizer, header.seed, self._device)
@@ -128,5 +128,5 @@ def unknown(id: str) -> Problem:
     return Problem("not_found", f"there is no model {str(id)[:64]!r}")
 
 
-def _unreadable(id: str, error: CheckpointError | DescriptionError) -> Problem:
+def _unreadable(id: str, error: CheckpointError | DescriptionError | OSError) -> Problem:
     return Problem("internal_error", f"no saved state of the model {id!r} can be read: {error}")
