@@ -122,8 +122,8 @@ def parsed_loss(given: Any) -> losses.Loss:
 def refusal(error: ValueError | TypeError, operands: Operands) -> Problem:
     """What exodus_core refuses of the tensors of a call, pointed at."""
     if isinstance(error, NonFiniteError):
-        expected, got = "a finite loss and finite gradients", str(error)
-        return Problem("non_finite", f"{got}; nothing was changed", (Fault("/tensors", expected, got),))
+        fault = Fault("/tensors", "a finite loss and finite gradients", f"{error.value} as {error.what}")
+        return Problem("non_finite", f"{error}; nothing was changed", (fault,))
     if isinstance(error, DescriptionError):
         name = error.pointer.removeprefix("/")
         # The outputs are the network's own: it is the loss that does not fit them.
