@@ -281,7 +281,7 @@ def test_a_request_that_asks_for_nothing_is_told_which_tensors_came(caller, ask)
 @pytest.mark.parametrize(
     ("message", "said"),
     [
-        ("Input should be a valid integer", "a valid integer"),
+        ("Input should be a valid integer, unable to parse string as an integer", "a valid integer"),
         ("String should match pattern '^[a-z]$'", "a text that matches ^[a-z]$"),
         ("String should have at most 3 characters", "a text of at most 3 characters"),
         ("List should have at least 1 item", "a list of at least 1 item"),

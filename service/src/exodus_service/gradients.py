@@ -250,11 +250,11 @@ def _synapses(params: Params, operands: Operands, max_bytes: int) -> Synapses:
     # Bits and events grow twice: to the dtype of the weights, and to the current.
     widened = spikes.numel() * weight.element_size()
     if widened > max_bytes:
-        expected = f"at most {max_bytes} bytes in the dtype of 'weight'"
+        expected = f"at most {max_bytes} bytes in the dtype of 'weight' (EXODUS_MAX_BODY_BYTES)"
         raise operands.fault("spikes", "shape", expected, f"{list(spikes.shape)}, which makes {widened}")
     nbytes = math.prod(spikes.shape[:-1]) * n_out * weight.element_size()
     if nbytes > max_bytes:
-        expected = f"a product with spikes of at most {max_bytes} bytes"
+        expected = f"a product with spikes of at most {max_bytes} bytes (EXODUS_MAX_BODY_BYTES)"
         raise operands.fault("weight", "shape", expected, f"{[n_out, n_in]}, which makes {nbytes}")
     return Synapses(spikes.to(weight.dtype), weight)
 

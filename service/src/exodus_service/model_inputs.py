@@ -68,7 +68,9 @@ class Opened:
             raise self.operands.fault("input", "shape", expected, str(list(tensor.shape)))
         nbytes = math.prod(tensor.shape[:2]) * network.activations * _itemsize(network) * _COPIES
         if nbytes > max_activation_bytes:
-            expected = f"a batch whose activations take at most {max_activation_bytes} bytes (max_activation_bytes)"
+            expected = (
+                f"a batch whose activations take at most {max_activation_bytes} bytes (EXODUS_MAX_ACTIVATION_BYTES)"
+            )
             got = f"{list(tensor.shape)}, which makes about {nbytes}"
             detail = f"tensor 'input': expected {expected}, got {got}"
             raise Problem("too_large", detail, (Fault(f"{tensor.pointer}/shape", expected, got),))

@@ -185,7 +185,7 @@ def wanted(message: str) -> str:
         return message
     _, kind, verb, rest = found.groups()
     if kind is None:
-        return rest
+        return rest.partition(", unable to")[0]
     what = {"String": "a text", "List": "a list"}.get(kind, "a value")
     return f"{what} of {rest}" if verb == "have" else f"{what} that matches {rest.strip(chr(39))}"
 
