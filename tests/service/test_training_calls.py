@@ -404,7 +404,7 @@ def test_what_is_not_finite_is_refused_or_applied_as_asked(remote):
     params = {"sequence": 1, "loss": LOSS}
     answer = remote.post(STEP, params, input=spoilt, targets=targets)
     assert (answer.status, answer.json["code"], answer.json["retryable"]) == (422, "non_finite", False)
-    assert answer.json["errors"][0]["got"]
+    assert answer.json["errors"][0]["got"] == "nan as the norm of 0.weight"
     assert same_state(remote.state(), before)
     assert remote.step(1).status == 200
     answer = remote.post(STEP, {**params, "sequence": 2, "non_finite": "apply"}, input=spoilt, targets=targets)
