@@ -453,7 +453,7 @@ def test_activations_beyond_the_limit_are_refused_before_anything_is_unpacked(se
         assert (answer.status, answer.json["code"]) == (413, "too_large")
         error = answer.json["errors"][0]
         assert error["pointer"] == "/tensors/0/shape"
-        assert "max_activation_bytes" in error["expected"]
+        assert "EXODUS_MAX_ACTIVATION_BYTES" in error["expected"]
         assert "64, 1000, 6" in error["got"]
     assert remote.step(1).status == 200
 
