@@ -28,7 +28,11 @@ WRONG_LIF = [
     (TypeError, "max_spikes must be an int, got float", {"max_spikes": 2.0}),
     (ValueError, "method must be one of exodus, slayer, bptt, got 'BPTT'", {"method": "BPTT"}),
     (TypeError, "surrogate must be one of exodus_core.surrogate, got str", {"surrogate": "exponential"}),
-    (TypeError, "surrogate must be one of exodus_core.surrogate, got Surrogate", {"surrogate": Surrogate()}),
+    (
+        TypeError,
+        "surrogate must be one of exodus_core.surrogate, got exodus_core.surrogate.Surrogate",
+        {"surrogate": Surrogate()},
+    ),
     (TypeError, "initial_membrane must be a float or a float tensor, got bool", {"initial_membrane": False}),
     (TypeError, "initial_spikes must be a float or a float tensor, got ndarray", {"initial_spikes": np.zeros(3)}),
     (TypeError, "reset_by must be a float or a float tensor, got str", {"reset_by": "x"}),

@@ -3,6 +3,7 @@
 import json
 
 import network_cases as cases
+import numpy as np
 import pytest
 
 from exodus_core import network
@@ -90,16 +91,29 @@ LIF = {"kind": "lif", "alpha": 0.9}
 CONV = {"kind": "conv2d", "out_channels": 2, "kernel_size": 3}
 SRM = {"kind": "srm", "reset_kernel": [-1.0]}
 REFUSED = [
-    ([], "", "an object", "[]"),
+    (3, "", "an object or a list of layers", "3"),
+    ([], "/layers", "a list of one layer or more", "[]"),
+    ([{"kind": "Linear", "in_features": 20, "out_features": 2}], "/layers/0/kind", "one of linear", "'Linear'"),
+    ({"layers": [{"kind": 5, "in_features": 20}]}, "/layers/0/kind", "one of linear", "5"),
+    ({"layers": [{"in_features": 20}]}, "/layers/0/kind", "one of linear", "nothing"),
+    ({"layers": ["linear"]}, "/layers/0", "an object", "'linear'"),
+    (
+        {"layers": [{"kind": "conv2d", "out_channels": 1}]},
+        "/input_shape",
+        "null where the first layer is linear",
+        "None",
+    ),
+    ({"layers": [{**LINEAR, "in_features": "3"}]}, "/layers/0/in_features", "an integer of at least 1", "'3'"),
+    ({"layers": [{**LINEAR, "in_features": np.array([3])}]}, "/layers/0/in_features", "an integer", "array([3])"),
     ({"layers": [LINEAR], "extra": 1}, "/extra", "no such field", "1"),
     ({"layers": []}, "/layers", "a list of one layer or more", "[]"),
     ({}, "/layers", "a list of one layer or more", "None"),
     ({"layers": [LINEAR]}, "/input_shape", "null where the first layer is linear with in_features", "None"),
-    ({"layers": [{**LINEAR, "in_features": 0}]}, "/input_shape", "a list of sizes", "None"),
+    ({"layers": [{**LINEAR, "in_features": 0}]}, "/layers/0/in_features", "an integer of at least 1", "0"),
     ({"input_shape": [], "layers": [LINEAR]}, "/input_shape", "a list of one or more", "[]"),
     ({"input_shape": [0], "layers": [LINEAR]}, "/input_shape/0", "an integer of at least 1", "0"),
     ({"input_shape": [True], "layers": [LINEAR]}, "/input_shape/0", "an integer", "True"),
-    ({"input_shape": [2**31], "layers": [LINEAR]}, "/input_shape/0", "an integer", str(2**31)),
+    ({"input_shape": [2**31], "layers": [LINEAR]}, "/input_shape/0", "an integer from 1 to 2147483647", str(2**31)),
     ({"input_shape": [3], "dtype": "float16", "layers": [LINEAR]}, "/dtype", "float32, float64", "'float16'"),
     ({"input_shape": [3], "layers": [3]}, "/layers/0", "an object", "3"),
     ({"input_shape": [3], "layers": [{}]}, "/layers/0/kind", "one of linear, conv1d", "nothing"),
@@ -207,6 +221,25 @@ def test_what_does_not_fit_is_refused_with_pointer_expected_and_got(data, pointe
     assert got in error.got
     assert len(error.got) < 100
     assert all(part in str(error) for part in (error.pointer, error.expected, error.got))
+
+
+def test_numbers_of_numpy_are_numbers():
+    layers = [
+        {"kind": "linear", "in_features": np.int64(3), "out_features": np.uint8(2), "gain": np.float32(0.5)},
+        {"kind": "lif", "alpha": np.float64(0.9), "max_spikes": np.int32(2)},
+    ]
+    data = network.parse(layers).data
+    assert data == json.loads(json.dumps(data))
+    assert data["input_shape"] == [3]
+    assert data["layers"][0]["gain"] == 0.5
+    with pytest.raises(network.NetworkError, match=r"/layers/0/bias: expected true or false, got"):
+        network.parse([{**layers[0], "bias": np.bool_(True)}])
+
+
+def test_layers_alone_are_a_description():
+    layers = [{**LINEAR, "in_features": 3}, LIF]
+    assert network.parse(layers) == network.parse({"layers": layers})
+    assert network.build(layers).description == network.parse(layers)
 
 
 def test_every_object_within_a_description_has_meanings():

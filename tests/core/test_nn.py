@@ -1,6 +1,7 @@
 """Modules: parameters that train, state that is kept, and the functions that they call."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import exodus_core
 from agreement import relative_error
-from exodus_core import AlphaKernel, ExponentialKernel, nn
+from exodus_core import AlphaKernel, ExponentialKernel, nn, surrogate
 from exodus_core.surrogate import Sigmoid
 
 X = torch.linspace(-1, 2, 2 * 20 * 3).view(2, 20, 3)
@@ -112,6 +113,44 @@ def test_state_carries_gradients_until_detached():
     layer.detach_state()
     layer(second).sum().backward()
     assert first.grad is None
+
+
+class Arctan:
+    """Of another library."""
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.LIF(2.0), r"alpha must be in \[0, 1\], got 2.0"),
+        (lambda: nn.LIF("0.9"), "alpha must be a float or a float tensor, got str"),
+        (lambda: nn.LIF(torch.tensor(1)), "alpha must be a float or a float tensor, got a tensor of torch.int64"),
+        (lambda: nn.LIF(2.0, trainable=["alpha"]), r"alpha must be in \[0, 1\], got 2.0"),
+        (lambda: nn.LIF(0.9, reset="hard"), "reset must be 'subtract', 'zero' or 'none', got 'hard'"),
+        (lambda: nn.LIF(0.9, method="bppt"), "method must be one of exodus, slayer, bptt, got 'bppt'"),
+        (lambda: nn.LIF(0.9, max_spikes=0), "max_spikes must be at least 1, got 0"),
+        (
+            lambda: nn.LIF(0.9, max_spikes=2, threshold=-1.0),
+            "threshold must be positive where max_spikes > 1, got -1.0",
+        ),
+        (lambda: nn.LIF(0.9, reset_by=math.nan), "reset_by must be a number, got nan"),
+        (lambda: nn.LIF(0.9, min_membrane="-1"), "min_membrane must be a float or a float tensor, got str"),
+        (lambda: nn.LIF(0.9, time_dim=1.0), "time_dim must be an int, got float"),
+        (lambda: nn.IF(threshold=None), "threshold must be a float or a float tensor, got NoneType"),
+        (lambda: nn.LIF(0.9, surrogate=Arctan()), r"one of exodus_core.surrogate, got \S*test_nn.Arctan$"),
+        (lambda: nn.LIF(0.9, surrogate=surrogate.Arctan), "got the class exodus_core.surrogate.Arctan"),
+        (lambda: nn.ExpLeak(-0.1), r"alpha must be in \[0, 1\], got -0.1"),
+        (lambda: nn.ExpLeak(0.1, time_dim=None), "time_dim must be an int, got NoneType"),
+        (lambda: nn.SRM([-1.0]), "reset_kernel must be a tensor of taps, ExponentialKernel or AlphaKernel, got list"),
+        (lambda: nn.SRM(torch.ones(2), response_kernel=torch.ones(0)), "response_kernel must be a 1-d tensor"),
+        (lambda: nn.SRM(torch.ones(2), threshold="1"), "threshold must be a float or a float tensor, got str"),
+        (lambda: nn.SRM(torch.ones(2), method="x"), "method must be one of"),
+        (lambda: nn.SRM(torch.ones(2), surrogate="arctan"), "got str"),
+    ],
+)
+def test_arguments_that_can_never_fit_are_refused_when_the_module_is_made(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
 
 
 def test_state_of_another_batch_is_refused():

@@ -400,10 +400,32 @@ def test_defaults_are_torchs(optimizer):
     assert ours.optimizer_data["lr"] == 1e-3
 
 
+def test_optimizers_and_losses_may_be_names():
+    by_name, whole = trainer("adam"), trainer({"kind": "adam"})
+    assert by_name.optimizer_data == whole.optimizer_data
+    for loss in ("max_over_time_ce", {"kind": "max_over_time_ce"}):
+        assert by_name.step(*batch(0), loss) == whole.step(*batch(0), LOSS)
+    for wrong in ("max_ce", 3):
+        with pytest.raises(losses.LossError, match="expected"):
+            by_name.step(*batch(0), wrong)
+    assert torch.equal(by_name.weights(), whole.weights())
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_the_smallest_eps_leaves_weights_without_gradient_finite(kind):
+    ours = trainer({"kind": kind, "eps": 1e-30, "betas": [0.9, 0.0]})
+    for scale in (1.0, 1e-30, 0.0, 0.0):
+        ours.optim_step(gradients=torch.full_like(ours.weights(), scale))
+    assert ours.weights().isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("data", "pointer", "expected", "got"),
     [
-        ("adam", "", "an object", "'adam'"),
+        (3, "", "a name or an object", "3"),
+        ("lion", "/kind", "one of sgd, adam, adamw", "'lion'"),
+        ({"kind": "adam", "eps": 0}, "/eps", "a number of at least 1e-30", "0"),
+        ({"kind": "adamw", "eps": 1e-31}, "/eps", "a number of at least 1e-30", "1e-31"),
         ({}, "/kind", "one of sgd, adam, adamw", "None"),
         ({"kind": "lion"}, "/kind", "one of sgd, adam, adamw", "'lion'"),
         ({"kind": "adam", "lr": -1}, "/lr", "a number of at least 0", "-1"),

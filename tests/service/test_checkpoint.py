@@ -302,6 +302,44 @@ def test_a_state_of_another_version_is_left_as_it_is(folder: Folder) -> None:
     assert len(list(folder.path.iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"created": None},
+        {"name": 3},
+        {"name": "\ud800"},
+        {"network": []},
+        {"seed": "1"},
+        {"sequence": True},
+        {"sequence": -1},
+        {"generation": 2**63},
+        {"writer": 1},
+        {"nbytes": 1.5},
+        {"file": "../m/000000000002.safetensors"},
+    ],
+    ids=str,
+)
+def test_a_sealed_manifest_of_other_types_is_set_aside_and_the_state_before_is_used(
+    folder: Folder, change: dict[str, Any]
+) -> None:
+    save(folder, 1)
+    document = folder.path / save(folder, 2).document
+    plain = json.loads(document.read_bytes())
+    del plain["checksum"]
+    document.write_bytes(checkpoint._sealed(plain | change))
+    assert holds(folder) == 1
+    assert (folder.path / f"{document.name}.corrupt").exists()
+
+
+def test_a_folder_in_place_of_a_leftover_is_left_alone(folder: Folder) -> None:
+    save(folder, 1)
+    for name in ("000000000002.safetensors.tmp", "000000000002.safetensors"):
+        (folder.path / name).mkdir()
+    newest = folder.tidy()
+    assert newest is not None
+    assert newest.sequence == 1
+
+
 def test_a_lack_of_file_handles_condemns_nothing(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     save(folder, 1)
 

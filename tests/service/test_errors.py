@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from exodus_client.wire import MSGPACK_TYPE, Message, Tensor, encode
+from exodus_service.params import wanted
 from exodus_service.problems import KINDS
 
 LIF = {"model": "lif", "alpha": 0.9}
@@ -55,7 +56,9 @@ def body_of(message):
     ],
 )
 def test_400_for_a_body_that_cannot_be_read(caller, body, content_type):
-    assert_problem(caller.post(body, content_type), 400, "malformed")
+    (error,) = assert_problem(caller.post(body, content_type), 400, "malformed")["errors"]
+    assert error["expected"]
+    assert error["got"]
 
 
 def test_400_for_a_truncated_body(caller, good):
@@ -114,7 +117,7 @@ def test_413_for_a_body_over_the_limit(serve, good, until):
     service = serve(max_body_bytes=10_000)
     answer = service.caller.post(bytes(10_001), MSGPACK_TYPE)
     problem = assert_problem(answer, 413, "too_large", "/headers/content-length")
-    assert problem["errors"][0]["expected"] == "at most 10000 bytes"
+    assert problem["errors"][0]["expected"] == "at most 10000 bytes (EXODUS_MAX_BODY_BYTES)"
     assert service.caller.gradients(good).status == 200
 
 
@@ -247,6 +250,46 @@ U, W = torch.rand(2, 5, 3), torch.rand(4, 3)
 )  # fmt: skip
 def test_422_points_at_what_does_not_fit(caller, ask, neuron, parts, pointer):
     assert_problem(caller.gradients(ask(neuron, **parts)), 422, "invalid", pointer)
+
+
+@pytest.mark.parametrize(
+    ("neuron", "parts", "expected", "got"),
+    [
+        ({"model": "lif", "alpha": 1.5}, {"membrane": U}, "a value in [0, 1]", "1.5"),
+        (LIF | {"reset": "zero", "max_spikes": 2}, {"membrane": U}, "1 with reset 'zero'", "2"),
+        (
+            {"model": "lif", "alpha": {"tensor": "a"}},
+            {"membrane": U, "a": W},
+            "values that broadcast",
+            "shape",
+        ),
+        (LIF, {"membran": U}, "exactly one of membrane, input, spikes", "'grad_output', 'membran'"),
+        ({"model": "srm"}, {"psp": U, "reset_kernel": W}, "a 1-d tensor with at least one tap", "shape (4, 3)"),
+    ],
+)
+def test_what_is_expected_is_said_in_plain_words(caller, ask, neuron, parts, expected, got):
+    (error,) = caller.gradients(ask(neuron, grad_output=U, **parts)).problem["errors"]
+    assert error["expected"].startswith(expected)
+    assert error["got"].startswith(got)
+
+
+def test_a_request_that_asks_for_nothing_is_told_which_tensors_came(caller, ask):
+    (error,) = caller.gradients(ask(LIF, membrane=U)).problem["errors"]
+    assert error["got"] == "'membrane'"
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("Input should be a valid integer, unable to parse string as an integer", "a valid integer"),
+        ("String should match pattern '^[a-z]$'", "a text that matches ^[a-z]$"),
+        ("String should have at most 3 characters", "a text of at most 3 characters"),
+        ("List should have at least 1 item", "a list of at least 1 item"),
+        ("Something else", "Something else"),
+    ],
+)
+def test_what_pydantic_wants_is_said_in_our_words(message, said):
+    assert wanted(message) == said
 
 
 def test_422_for_a_payload_that_contradicts_its_description(caller, good):

@@ -189,18 +189,51 @@ def test_the_commands_beside_serve():
 @pytest.mark.parametrize(
     ("arguments", "environment", "complaint"),
     [
-        (["serve"], {"EXODUS_PORT": "many"}, "port: "),
+        (["serve"], {"EXODUS_PORT": "many"}, "EXODUS_PORT: expected a valid integer, got 'many'"),
+        (["serve", "--max-queue", "0"], {}, "--max-queue: expected greater than or equal to 1, got 0"),
+        (["serve"], {"EXODUS_UDS_MODE": "abc"}, "EXODUS_UDS_MODE: expected a text that matches ^[0-7]{3}$, got 'abc'"),
         (["serve", "--device", "tpu"], {}, "device: expected "),
-        (["serve", "--api-keys-file", "/nowhere"], {}, "/nowhere"),
+        (
+            ["serve", "--api-keys-file", "/nowhere"],
+            {},
+            "/nowhere: expected a file that can be read, got: No such file",
+        ),
         (["serve", "--api-keys-file", os.devnull], {}, "expected one key a line"),
         (["serve", "--api-keys-file", sys.executable], {}, f"{sys.executable}: expected UTF-8 text"),
-        (["serve", "--log-format", "xml"], {}, "log_format: "),
+        (["serve", "--log-format", "xml"], {}, "--log-format: expected 'plain' or 'json', got 'xml'"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named_and_nothing_starts(arguments, environment, complaint):
     ended = CliRunner(env=environment).invoke(commands, arguments)
     assert ended.exit_code == 2
     assert complaint in ended.stderr
+
+
+def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one(monkeypatch, caplog):
+    monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
+    monkeypatch.setattr("exodus_service.server.Server.run", lambda _self: None)
+    strange = {"EXODUS_MAX_QUEU": "3", "EXODUS_COLOUR": "red"}
+    ours = ("API_KEY", "DATA", "KEEP_MEMORY", "CUDA_BACKWARD", "INSTRUCTION_SET", "EMULATE", "EMULATE_ORDER", "PORT")
+    environment = strange | {f"EXODUS_{name}": "0" for name in ours}
+    assert CliRunner(env=environment).invoke(commands, ["serve"]).exit_code == 0
+    said = [record.getMessage() for record in caplog.records if "is no setting" in record.getMessage()]
+    assert sorted(said) == [
+        "EXODUS_COLOUR is no setting and is ignored",
+        "EXODUS_MAX_QUEU is no setting and is ignored; is EXODUS_MAX_QUEUE meant?",
+    ]
+
+
+def test_a_start_that_fails_is_told_in_one_line(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    ended = subprocess.run(
+        [COMMAND, "serve", "--port", "0", "--state-dir", str(tmp_path / "file"), "--log-level", "error"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"exodus-service: state_dir {tmp_path / 'file'}: expected a folder that can be written to")
 
 
 def test_settings_refuse_what_they_do_not_know():

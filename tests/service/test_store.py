@@ -18,6 +18,7 @@ import torch
 from training_store import ADAM, LOSS, NETWORK, apply, batch, call, create, equal, opened, state, undisturbed
 
 from exodus_core.network import parse
+from exodus_service import checkpoint
 from exodus_service.about import footprint
 from exodus_service.checkpoint import Folder
 from exodus_service.disk import StateDir, StateDirError
@@ -436,6 +437,51 @@ def test_a_folder_that_cannot_be_is_one_clear_error(tmp_path: Path) -> None:
         StateDir(tmp_path / "file", 1)
     with pytest.raises(StateDirError, match="expected a folder"):
         StateDir(tmp_path / "file" / "below", 1)
+
+
+def test_a_model_that_cannot_be_read_is_named_and_the_others_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path.parent.name == "n":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    async def test() -> None:
+        async with opened(tmp_path) as store:
+            await create(store)
+            await create(store, "n")
+        (tmp_path / "models" / "m" / "notes.tmp").mkdir()
+        monkeypatch.setattr(Path, "read_bytes", refused)
+        async with opened(tmp_path) as store:
+            assert f"{tmp_path / 'models' / 'n'} is not served: " in caplog.text
+            assert [info["id"] for info in await store.list("")] == ["m"]
+            assert "Permission denied" in (await problem(store.info("", "n"))).detail
+            await call(store, 1)
+        monkeypatch.undo()
+        async with opened(tmp_path) as store:
+            assert [info["id"] for info in await store.list("")] == ["m", "n"]
+
+    run(test())
+
+
+def test_tensors_of_another_network_than_the_manifest_says_are_an_error_with_the_models_name(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with opened(tmp_path) as store:
+            await create(store)
+        (document,) = (tmp_path / "models" / "m").glob("*.json")
+        plain = json.loads(document.read_bytes())
+        del plain["checksum"]
+        plain["network"]["layers"][0]["bias"] = not plain["network"]["layers"][0]["bias"]
+        document.write_bytes(checkpoint._sealed(plain))
+        async with opened(tmp_path) as store:
+            wrong = await problem(call(store, 1))
+            assert wrong.code == "internal_error"
+            assert "no saved state of the model 'm' can be read: " in wrong.detail
+
+    run(test())
 
 
 def test_the_index_may_be_lost_or_damaged(tmp_path: Path) -> None:

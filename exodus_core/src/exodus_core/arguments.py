@@ -25,6 +25,12 @@ _METHOD_NUMBERS = {"exodus": 0, "slayer": 1, "bptt": 0}
 _RESETS = {("none", False): 0, ("subtract", False): 1, ("subtract", True): 2, ("zero", False): 3}
 
 
+def check_time_dim(time_dim: int) -> None:
+    """Checks the type of an axis."""
+    if not isinstance(time_dim, int) or isinstance(time_dim, bool):
+        raise TypeError(f"time_dim must be an int, got {type(time_dim).__name__}")
+
+
 def check_signal(name: str, x: Tensor, time_dim: int) -> int:
     """Checks a (outer..., time, inner...) float tensor; returns time_dim counted from the front."""
     if not isinstance(x, Tensor):
@@ -34,8 +40,7 @@ def check_signal(name: str, x: Tensor, time_dim: int) -> int:
     if x.is_cuda and not CUDA.loaded:
         raise RuntimeError(f"{name} is on {x.device}, and there are no CUDA kernels: {CUDA.reason}")
     ndim = x.dim()
-    if not isinstance(time_dim, int) or isinstance(time_dim, bool):
-        raise TypeError(f"time_dim must be an int, got {type(time_dim).__name__}")
+    check_time_dim(time_dim)
     if not -ndim <= time_dim < ndim:
         raise ValueError(f"time_dim must be an axis of {name} with shape {tuple(x.shape)}, got {time_dim}")
     return time_dim % ndim
@@ -62,7 +67,10 @@ def check_method(method: str) -> None:
 def check_surrogate(surrogate: Surrogate) -> None:
     """Checks that a surrogate is one of exodus_core.surrogate."""
     if not isinstance(surrogate, _SURROGATES):
-        raise TypeError(f"surrogate must be one of exodus_core.surrogate, got {type(surrogate).__name__}")
+        cls = surrogate if isinstance(surrogate, type) else type(surrogate)
+        name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+        got = f"the class {name}" if cls is surrogate else name
+        raise TypeError(f"surrogate must be one of exodus_core.surrogate, got {got}")
 
 
 def reset_code(reset: str, decay_reset: bool, max_spikes: int) -> int:
@@ -87,9 +95,27 @@ def _broadcast(name: str, tensor: Tensor, shape: Sequence[int], what: str) -> Te
         ) from None
 
 
+def check_value(name: str, value: float | Tensor) -> None:
+    """Checks that a parameter is a number, or a tensor of floats. A tensor is not read."""
+    if isinstance(value, Tensor):
+        if value.dtype not in FLOATS:
+            raise TypeError(f"{name} must be a float or a float tensor, got a tensor of {value.dtype}")
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a float or a float tensor, got {type(value).__name__}")
+    if value != value:  # not math.isnan, which torch.compile cannot trace where numbers are dynamic
+        raise ValueError(f"{name} must be a number, got nan")
+
+
+def check_alpha(alpha: float | Tensor) -> None:
+    """Checks that a decay is in [0, 1]. A tensor is not read: that would wait for the device."""
+    check_value("alpha", alpha)
+    if not isinstance(alpha, Tensor) and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+
+
 def _check_parameter_tensor(name: str, value: Tensor, x: Tensor) -> None:
-    if value.dtype not in FLOATS:
-        raise TypeError(f"{name} must be a float or a float tensor, got a tensor of {value.dtype}")
+    check_value(name, value)
     if value.device != x.device:
         raise ValueError(f"{name} must be on the device of the input, {x.device}, got {value.device}")
 
@@ -105,19 +131,14 @@ def parameter(name: str, value: float | Tensor, x: Tensor, time_dim: int) -> tup
         if value.numel() != 1:
             value = _broadcast(name, value, x.shape[time_dim + 1 :], "inner dimensions").reshape(-1)
         return 0.0, value.to(compute_dtype(x.dtype)).contiguous()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a float or a float tensor, got {type(value).__name__}")
-    if value != value:  # not math.isnan, which torch.compile cannot trace where numbers are dynamic
-        raise ValueError(f"{name} must be a number, got nan")
+    check_value(name, value)
     return float(value), None
 
 
 def decay(alpha: float | Tensor, x: Tensor, time_dim: int) -> tuple[float, Tensor | None]:
-    """The parameter alpha; a number must be in [0, 1]. A tensor is not read: that would wait for the device."""
-    number, tensor = parameter("alpha", alpha, x, time_dim)
-    if tensor is None and not 0 <= number <= 1:
-        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-    return number, tensor
+    """The parameter alpha."""
+    check_alpha(alpha)
+    return parameter("alpha", alpha, x, time_dim)
 
 
 def check_threshold(threshold: float | Tensor, max_spikes: int) -> None:
@@ -142,19 +163,28 @@ def initial_state(name: str, value: float | Tensor | None, x: Tensor, time_dim: 
     return _broadcast(name, value, shape, "input without its time dimension").to(dtype).contiguous()
 
 
+def check_kernel(name: str, kernel: Kernel) -> None:
+    """Checks that a kernel is taps or one of exodus_core's."""
+    if isinstance(kernel, Tensor):
+        check_value(name, kernel)
+        if kernel.dim() != 1 or kernel.numel() == 0:
+            raise ValueError(f"{name} must be a 1-d tensor with at least one tap, got shape {tuple(kernel.shape)}")
+    elif not isinstance(kernel, ExponentialKernel | AlphaKernel):
+        raise TypeError(
+            f"{name} must be a tensor of taps, ExponentialKernel or AlphaKernel, got {type(kernel).__name__}"
+        )
+
+
 KernelArguments = tuple[Tensor | None, tuple[float, ...], tuple[float, ...], tuple[float, ...]]
 
 
 def kernel_arguments(name: str, kernel: Kernel, x: Tensor) -> KernelArguments:
     """A causal kernel as (taps or None, decay, constant, linear)."""
+    check_kernel(name, kernel)
     if isinstance(kernel, Tensor):
         _check_parameter_tensor(name, kernel, x)
-        if kernel.dim() != 1 or kernel.numel() == 0:
-            raise ValueError(f"{name} must be a 1-d tensor with at least one tap, got shape {tuple(kernel.shape)}")
         return kernel.to(compute_dtype(x.dtype)).contiguous(), (), (), ()
-    if isinstance(kernel, ExponentialKernel | AlphaKernel):
-        return None, kernel.modes.decay, kernel.modes.constant, kernel.modes.linear
-    raise TypeError(f"{name} must be a tensor of taps, ExponentialKernel or AlphaKernel, got {type(kernel).__name__}")
+    return None, kernel.modes.decay, kernel.modes.constant, kernel.modes.linear
 
 
 class LifSettings(NamedTuple):

@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 LARGEST = 2**31 - 1
@@ -121,13 +122,16 @@ def plain(value: Any) -> Any:
 
 
 def integer(low: int, high: int = LARGEST) -> Check:
-    """An integer from low to high."""
-    wanted = f"an integer of at least {low}" if high == LARGEST else f"an integer from {low} to {high}"
+    """An integer from low to high, NumPy's too."""
+    within = f"an integer from {low} to {high}"
+    wanted = f"an integer of at least {low}" if high == LARGEST else within
 
     def read(value: Any, place: Place) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
             raise place.refuse(wanted, value)
-        return value
+        if int(value) > high:
+            raise place.refuse(within, value)
+        return int(value)
 
     return Check(wanted, read)
 
@@ -141,11 +145,11 @@ def _interval(low: float, high: float, above: bool, below: bool) -> str:
 
 
 def number(low: float = -math.inf, high: float = math.inf, *, above: bool = False, below: bool = False) -> Check:
-    """A finite number from low to high; `above`, `below`: without low, without high."""
+    """A finite number from low to high, NumPy's too; `above`, `below`: without low, without high."""
     wanted = "a number" + _interval(low, high, above, below)
 
     def read(value: Any, place: Place) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise place.refuse(wanted, value)
         try:
             found = float(value)

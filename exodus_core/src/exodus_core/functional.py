@@ -52,7 +52,8 @@ def lif(
         x: weighted input current, shape (outer..., time, inner...), float32, float64, float16 or bfloat16 (the last two
             are computed in float32). A contiguous tensor is not copied, whatever time_dim is.
         alpha: decay of the membrane per step, exp(-dt/tau), in [0, 1].
-        threshold: theta, in units of the membrane.
+        threshold: theta, in units of the membrane; positive where max_spikes > 1. At 0 or below, neurons fire at
+            rest and a reset by the threshold raises them: defined, but not what networks as data take.
         reset: "subtract", "zero" or "none".
         reset_by: what a spike subtracts; None means threshold, and then the gradient of the threshold includes it.
         decay_reset: apply the reset before the decay.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exodus_core import functional
+from exodus_core import arguments, functional
 from exodus_core.functional import DEFAULT_SURROGATE
 from exodus_core.kernels import Kernel
 from exodus_core.surrogate import Surrogate
@@ -103,7 +103,8 @@ class LIF(_Stateful):
             that call unless `detach_state` is called between them.
 
     Raises:
-        ValueError: trainable names something else, or a parameter that is None.
+        TypeError, ValueError: an argument does not fit, as far as the call does not tell; or trainable names something
+            else, or a parameter that is None.
     """
 
     alpha: float | Tensor
@@ -127,6 +128,16 @@ class LIF(_Stateful):
         trainable: Collection[str] = (),
         stateful: bool = False,
     ) -> None:
+        arguments.check_method(method)
+        arguments.check_surrogate(surrogate)
+        arguments.reset_code(reset, decay_reset, max_spikes)
+        arguments.check_alpha(alpha)
+        arguments.check_value("threshold", threshold)
+        for name, value in {"reset_by": reset_by, "min_membrane": min_membrane}.items():
+            if value is not None:
+                arguments.check_value(name, value)
+        arguments.check_threshold(threshold, max_spikes)
+        arguments.check_time_dim(time_dim)
         super().__init__(
             trainable, stateful, alpha=alpha, threshold=threshold, reset_by=reset_by, min_membrane=min_membrane
         )
@@ -162,8 +173,8 @@ class LIF(_Stateful):
 class IF(LIF):
     """Integrate-and-fire neurons: LIF with alpha = 1; the other arguments are those of `LIF`."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(1.0, **arguments)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(1.0, **options)
 
 
 class ExpLeak(_Stateful):
@@ -185,6 +196,8 @@ class ExpLeak(_Stateful):
         trainable: Collection[str] = (),
         stateful: bool = False,
     ) -> None:
+        arguments.check_alpha(alpha)
+        arguments.check_time_dim(time_dim)
         super().__init__(trainable, stateful, alpha=alpha)
         self.time_dim = time_dim
 
@@ -213,7 +226,8 @@ class SRM(_Neuron):
         trainable: names of "threshold", and of "reset_kernel" and "response_kernel" where they are taps.
 
     Raises:
-        ValueError: trainable names something else.
+        TypeError, ValueError: an argument does not fit, as far as the call does not tell; or trainable names something
+            else.
     """
 
     threshold: float | Tensor
@@ -231,6 +245,13 @@ class SRM(_Neuron):
         time_dim: int = 1,
         trainable: Collection[str] = (),
     ) -> None:
+        arguments.check_method(method)
+        arguments.check_surrogate(surrogate)
+        arguments.check_kernel("reset_kernel", reset_kernel)
+        if response_kernel is not None:
+            arguments.check_kernel("response_kernel", response_kernel)
+        arguments.check_value("threshold", threshold)
+        arguments.check_time_dim(time_dim)
         parameters: dict[str, float | Tensor | None] = {"threshold": threshold}
         kernels = {"reset_kernel": reset_kernel, "response_kernel": response_kernel}
         parameters.update({name: kernel for name, kernel in kernels.items() if isinstance(kernel, Tensor)})

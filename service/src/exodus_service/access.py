@@ -17,7 +17,7 @@ class Keys:
 
     @classmethod
     def of(cls, settings: Settings) -> "Keys":
-        """The keys of the settings and of the key file. Raises OSError where the file cannot be read."""
+        """The keys of the settings and of the key file. Raises ValueError where the file cannot be read."""
         keys = [key.get_secret_value() for key in settings.api_keys]
         if settings.api_keys_file is not None:
             keys += _read(settings.api_keys_file)
@@ -51,6 +51,8 @@ class Keys:
 def _read(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise ValueError(f"api_keys_file {path}: expected a file that can be read, got: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"api_keys_file {path}: expected UTF-8 text, got {error}") from error
     keys = [line for line in lines if line and not line.startswith("#")]

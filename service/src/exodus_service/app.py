@@ -36,8 +36,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings: None takes them from the environment.
 
     Raises:
-        ValueError: the device does not exist, or the key file holds no key.
-        OSError: the key file cannot be read.
+        ValueError: the device does not exist, or the key file cannot be read or holds no key.
     """
     settings = Settings() if settings is None else settings
     engine = Engine(settings)

@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import torch
@@ -182,12 +183,12 @@ class Folder:
         A folder in which nothing is left is removed.
         """
         for stray in self.path.glob(f"*{_TEMPORARY}"):
-            stray.unlink()
+            _remove_quietly(stray)
         manifests = self.manifests()
         known = {manifest.file for manifest in manifests}
         for orphan in self.path.glob("*.safetensors"):
             if orphan.name not in known:
-                orphan.unlink()
+                _remove_quietly(orphan)
         if not any(self.path.iterdir()):
             self.path.rmdir()
         return manifests[0] if manifests else None
@@ -301,6 +302,26 @@ def _sealed(plain: dict[str, Any]) -> bytes:
     ).encode()
 
 
+#: What the fields of a manifest hold. Whole numbers have to fit into the index.
+_KINDS: dict[str, type | UnionType] = {
+    "id": str, "owner": str, "name": str, "created": str, "network": dict, "optimizer": dict, "seed": int,
+    "durable_every": int, "origin": str, "sequence": int, "writer": str | None, "generation": int, "file": str,
+    "nbytes": int, "sha256": str,
+}  # fmt: skip
+
+
+def _check_kind(name: str, kind: type | UnionType, value: Any) -> None:
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if isinstance(value, int):
+        fits = fits and 0 <= value < 2**63
+    if isinstance(value, str):
+        value.encode()  # half a character has no place in the index; a ValueError
+        fits = fits and (name != "file" or Path(value).name == value)
+    if not fits:
+        wanted = {int: "a whole number", dict: "an object"}.get(kind, "a text")  # type: ignore[arg-type]
+        raise _Unsound(f"{name}: expected {wanted}, got {value!r:.80}")
+
+
 def _parse(raw: bytes) -> Manifest:
     try:
         plain = json.loads(raw)
@@ -310,6 +331,8 @@ def _parse(raw: bytes) -> Manifest:
             raise _Unsound("expected another checksum")
         if plain.pop("format") != FORMAT:
             raise CheckpointError(f"expected a manifest of format {FORMAT}, got one of another version of the service")
+        for name, kind in _KINDS.items():
+            _check_kind(name, kind, plain[name])
         header = Header(**{field.name: plain.pop(field.name) for field in fields(Header)})
         return Manifest(header, **plain)
     except (ValueError, TypeError, KeyError, RecursionError) as error:

@@ -9,14 +9,16 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from exodus_service.app import create_app
 from exodus_service.engine import Engine
 from exodus_service.heap import keep_memory
 from exodus_service.logs import configure_logging
+from exodus_service.params import wanted
 from exodus_service.selftest import SelfTestError
 from exodus_service.server import Server
-from exodus_service.settings import Settings, settings_table
+from exodus_service.settings import Settings, settings_table, unknown_variables
 from exodus_service.uds import SocketPathError
 
 logger = logging.getLogger(__name__)
@@ -80,9 +82,11 @@ def serve(
     keep_memory(settings.keep_memory)
     try:
         service = create_app(settings)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         _stop(str(error))
     configure_logging(settings.log_format, settings.log_level)
+    for name, nearest in unknown_variables(os.environ).items():
+        logger.warning("%s is no setting and is ignored%s", name, f"; is {nearest} meant?" if nearest else "")
     open_to_all = settings.uds is None and settings.host not in _LOOPBACK
     if not settings.api_keys and settings.api_keys_file is None and open_to_all:
         logger.warning("no API keys: everyone who reaches %s may use the service", settings.host)
@@ -135,7 +139,14 @@ def _settings(flags: dict[str, Any]) -> Settings:
     try:
         return Settings(**flags)
     except ValidationError as error:
-        _stop("; ".join(f"{entry['loc'][0]}: {entry['msg']}" for entry in error.errors()))
+        _stop("; ".join(_complaint(entry, flags) for entry in error.errors()))
+
+
+def _complaint(entry: ErrorDetails, flags: dict[str, Any]) -> str:
+    name = str(entry["loc"][0])
+    source = f"--{name.replace('_', '-')}" if name in flags else f"EXODUS_{name.upper()}"
+    got = "something else" if name == "api_keys" else repr(entry["input"])
+    return f"{source}: expected {wanted(entry['msg'])}, got {got}"
 
 
 def _stop(message: str, code: int = 2) -> NoReturn:

@@ -48,8 +48,8 @@ class Contexts:
         if nbytes > self.max_bytes:
             raise Problem(
                 "too_large",
-                f"the context takes {nbytes} bytes, those of one owner may take {self.max_bytes}; "
-                "send a smaller batch, or the inputs again in place of the context",
+                f"the context takes {nbytes} bytes, those of one owner may take {self.max_bytes} "
+                "(EXODUS_CONTEXT_BYTES); send a smaller batch, or the inputs again in place of the context",
             )
         handle = secrets.token_urlsafe(24)
         with self._lock:

@@ -82,7 +82,7 @@ class StateDir:
         manifest = folder.write(
             header, progress.sequence, progress.writer, snapshot.tensors, progress.pack(), self._require_room
         )
-        self.catalogue.put(_entry(manifest, folder))
+        self.catalogue.put(_entry(manifest, folder.nbytes()))
         return manifest
 
     def remove(self, owner: str, id: str) -> None:
@@ -136,22 +136,24 @@ class StateDir:
         for folder in self._folders():
             try:
                 folder.tidy()
-            except CheckpointError as error:
+            except (CheckpointError, OSError) as error:
                 logger.error("%s is left alone: %s", folder.path, error)
 
     def _scan(self) -> Iterator[Entry]:
         for folder in self._folders():
             try:
                 manifests = folder.manifests()
-            except CheckpointError:
+                nbytes = folder.nbytes()
+            except (CheckpointError, OSError) as error:
+                logger.error("%s is not served: %s", folder.path, error)
                 continue
             header = manifests[0].header if manifests else None
             if header is None or self.folder(header.owner, header.id).path != folder.path:
                 logger.error("%s is left alone: it has no state of a model of its name", folder.path)
                 continue
-            yield _entry(manifests[0], folder)
+            yield _entry(manifests[0], nbytes)
 
 
-def _entry(manifest: Manifest, folder: Folder) -> Entry:
+def _entry(manifest: Manifest, nbytes: int) -> Entry:
     header = manifest.header
-    return Entry(header.owner, header.id, header.name, header.created, time.time(), manifest.sequence, folder.nbytes())
+    return Entry(header.owner, header.id, header.name, header.created, time.time(), manifest.sequence, nbytes)

@@ -43,7 +43,10 @@ def translated(work: Callable[[], T], device: torch.device) -> T:
 
 def problem_of(error: WireError) -> Problem:
     """The answer to a body that the wire format refuses."""
-    return Problem(_CODES[error.code], str(error), (Fault(error.pointer, error.expected, error.got),))
+    expected, got = error.expected, error.got
+    if not got:  # the sentence alone says it
+        expected, got = expected or "what docs/wire-format.md describes", str(error)
+    return Problem(_CODES[error.code], str(error), (Fault(error.pointer, expected, got),))
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:

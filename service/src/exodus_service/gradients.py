@@ -149,12 +149,13 @@ def prepare(method: Method, message: Message, *, device: torch.device, max_bytes
         WireError: a tensor whose payload contradicts its description.
     """
     params = parse_params(message.params)
-    computation = prepare_neurons(method, params, Operands(message, device), max_bytes)
+    operands = Operands(message, device)
+    computation = prepare_neurons(method, params, operands, max_bytes)
     if not computation.loss.given and (computation.source.membrane is not None or not params.return_):
         raise invalid(
             "/tensors",
             "a tensor 'grad_output' or 'grad_membrane', or `return` and an input for a forward pass alone",
-            "neither",
+            operands.names(),
         )
     if params.wrt and not computation.loss.given:
         raise invalid("/params/wrt", "nothing for a forward pass alone", str(params.wrt))
@@ -232,7 +233,7 @@ def _reset_kernel(srm: SrmNeuron, operands: Operands) -> object:
 def _one_of(operands: Operands, *names: str) -> str:
     found = [name for name in names if name in operands]
     if len(found) != 1:
-        raise invalid("/tensors", f"exactly one of {', '.join(names)}", " and ".join(found) or "none of them")
+        raise invalid("/tensors", f"exactly one of {', '.join(names)}", " and ".join(found) or operands.names())
     return found[0]
 
 
@@ -249,11 +250,11 @@ def _synapses(params: Params, operands: Operands, max_bytes: int) -> Synapses:
     # Bits and events grow twice: to the dtype of the weights, and to the current.
     widened = spikes.numel() * weight.element_size()
     if widened > max_bytes:
-        expected = f"at most {max_bytes} bytes in the dtype of 'weight'"
+        expected = f"at most {max_bytes} bytes in the dtype of 'weight' (EXODUS_MAX_BODY_BYTES)"
         raise operands.fault("spikes", "shape", expected, f"{list(spikes.shape)}, which makes {widened}")
     nbytes = math.prod(spikes.shape[:-1]) * n_out * weight.element_size()
     if nbytes > max_bytes:
-        expected = f"a product with spikes of at most {max_bytes} bytes"
+        expected = f"a product with spikes of at most {max_bytes} bytes (EXODUS_MAX_BODY_BYTES)"
         raise operands.fault("weight", "shape", expected, f"{[n_out, n_in]}, which makes {nbytes}")
     return Synapses(spikes.to(weight.dtype), weight)
 
@@ -279,10 +280,20 @@ def _checked(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 _REFUSAL = re.compile(r"(\w+) must (.+), got (.+)", re.DOTALL)
+#: What exodus_core says of a parameter that "must ...", as what is expected.
+_EXPECTED = {
+    "be in ": "a value in ",
+    "be at least ": "a value of at least ",
+    "be ": "",
+    "broadcast ": "values that broadcast ",
+    "have ": "",
+}
 
 
 def _refusal(message: str) -> Problem:
     parts = _REFUSAL.match(message)
-    name, expected, got = parts.groups() if parts else (message.partition(" ")[0], message, "")
+    name, expected, got = parts.groups() if parts else (message.partition(" ")[0], message, "something else")
+    verb = next((verb for verb in _EXPECTED if expected.startswith(verb)), "")
+    expected = _EXPECTED.get(verb, "") + expected.removeprefix(verb)
     pointer = f"/params/{name}" if name in Params.model_fields else f"/params/neuron/{name}"
     return Problem("invalid", message, (Fault(pointer, expected, got),))

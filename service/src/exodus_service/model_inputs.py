@@ -68,7 +68,9 @@ class Opened:
             raise self.operands.fault("input", "shape", expected, str(list(tensor.shape)))
         nbytes = math.prod(tensor.shape[:2]) * network.activations * _itemsize(network) * _COPIES
         if nbytes > max_activation_bytes:
-            expected = f"a batch whose activations take at most {max_activation_bytes} bytes (max_activation_bytes)"
+            expected = (
+                f"a batch whose activations take at most {max_activation_bytes} bytes (EXODUS_MAX_ACTIVATION_BYTES)"
+            )
             got = f"{list(tensor.shape)}, which makes about {nbytes}"
             detail = f"tensor 'input': expected {expected}, got {got}"
             raise Problem("too_large", detail, (Fault(f"{tensor.pointer}/shape", expected, got),))
@@ -122,8 +124,8 @@ def parsed_loss(given: Any) -> losses.Loss:
 def refusal(error: ValueError | TypeError, operands: Operands) -> Problem:
     """What exodus_core refuses of the tensors of a call, pointed at."""
     if isinstance(error, NonFiniteError):
-        expected, got = "a finite loss and finite gradients", str(error)
-        return Problem("non_finite", f"{got}; nothing was changed", (Fault("/tensors", expected, got),))
+        fault = Fault("/tensors", "a finite loss and finite gradients", f"{error.value} as {error.what}")
+        return Problem("non_finite", f"{error}; nothing was changed", (fault,))
     if isinstance(error, DescriptionError):
         name = error.pointer.removeprefix("/")
         # The outputs are the network's own: it is the loss that does not fit them.

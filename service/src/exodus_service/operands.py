@@ -27,7 +27,7 @@ class Operands:
     def take(self, name: str) -> torch.Tensor:
         """A tensor that the request has to contain."""
         if name not in self._tensors:
-            raise invalid("/tensors", f"a tensor {name!r}", self._names())
+            raise invalid("/tensors", f"a tensor {name!r}", self.names())
         self._taken.add(name)
         return self._tensors[name].torch().to(self._device, non_blocking=True)
 
@@ -59,7 +59,7 @@ class Operands:
         if not isinstance(value, TensorName):
             return value
         if value.tensor not in self._tensors:
-            expected = f"the name of a tensor of the request ({self._names()})"
+            expected = f"the name of a tensor of the request ({self.names()})"
             raise invalid(f"/params/neuron/{field}/tensor", expected, repr(value.tensor))
         return self.take(value.tensor)
 
@@ -76,7 +76,8 @@ class Operands:
         detail = f"tensor {name!r}: expected {member} {expected}, got {got}"
         return Problem("invalid", detail, (Fault(f"{self.pointer(name)}/{member}", expected, got),))
 
-    def _names(self) -> str:
+    def names(self) -> str:
+        """The tensors of the request, for a message."""
         return ", ".join(map(repr, self._tensors)) or "no tensors"
 
 

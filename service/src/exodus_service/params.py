@@ -1,5 +1,6 @@
 """The `params` of a gradient request: every field, its meaning, and what is refused (all of it with a JSON pointer)."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,6 +16,8 @@ Parameter = Literal["alpha", "threshold", "reset_by", "initial_membrane"]
 Trace = Literal["spikes", "membrane"]
 
 _SHOWN = 80
+#: How pydantic words what is wanted of a text, list or number.
+_WANTED = re.compile(r"(Input should be|(String|List|Data) should (have|match pattern)) (.+)", re.DOTALL)
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -175,6 +178,18 @@ def parse(model: type[Model], params: Mapping[str, Any]) -> Model:
         raise Problem("invalid", f"{first.pointer}: expected {first.expected}, got {first.got}", faults) from None
 
 
+def wanted(message: str) -> str:
+    """What pydantic wants, without its words around it."""
+    found = _WANTED.fullmatch(message)
+    if found is None:
+        return message
+    _, kind, verb, rest = found.groups()
+    if kind is None:
+        return rest.partition(", unable to")[0]
+    what = {"String": "a text", "List": "a list"}.get(kind, "a value")
+    return f"{what} of {rest}" if verb == "have" else f"{what} that matches {rest.strip(chr(39))}"
+
+
 def _fault(error: ErrorDetails) -> Fault:
     """One complaint of pydantic, in our words and with a JSON pointer in place of its location."""
     pointer = "/params"
@@ -183,6 +198,6 @@ def _fault(error: ErrorDetails) -> Fault:
             pointer += "/" + str(part).replace("~", "~0").replace("/", "~1")
     if error["type"] == "missing":
         return Fault(pointer, "a value", "nothing")
-    expected = "no such field" if error["type"] == "extra_forbidden" else error["msg"].removeprefix("Input should be ")
+    expected = "no such field" if error["type"] == "extra_forbidden" else wanted(error["msg"])
     shown = repr(error["input"])
     return Fault(pointer, expected, shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "...")

@@ -105,7 +105,8 @@ def plan(
 def require_size(network: Description, max_model_bytes: int) -> None:
     """Refuse a network that is too large to be built. Raises Problem: too_large."""
     if network.nbytes > max_model_bytes:
-        limit, got = f"at most {max_model_bytes} bytes of parameters", f"{network.nbytes} bytes"
+        limit = f"at most {max_model_bytes} bytes of parameters (EXODUS_MAX_MODEL_BYTES)"
+        got = f"{network.nbytes} bytes"
         raise Problem("too_large", f"/params/network: expected {limit}, got {got}", _fault("network", limit, got))
 
 

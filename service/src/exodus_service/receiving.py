@@ -29,6 +29,8 @@ from exodus_service.scheduler import QueueFullError
 from exodus_service.segments import Segments, Shared
 
 _MESSAGES = (*CONTENT_TYPES, SEGMENT_TYPE)
+#: What bounds bodies.
+_SETTING = "(EXODUS_MAX_BODY_BYTES)"
 
 
 @contextmanager
@@ -56,17 +58,18 @@ async def receive(request: Request, held: ExitStack) -> Received:
     """A request whose body is a message, or a reference to one in shared memory. Raises Problem, QueueFullError."""
     engine: Engine = request.app.state.engine
     content_type = _content_type(request.headers, _MESSAGES)
-    limit = engine.settings.max_body_bytes
+    limit, why = engine.settings.max_body_bytes, _SETTING
     if content_type == SEGMENT_TYPE:
-        limit = MAX_REFERENCE_BYTES
-    elif content_type == JSON_TYPE:
-        limit = min(limit, engine.limits.max_json_bytes)
-    return await _receive(request, held, content_type, limit)
+        limit, why = MAX_REFERENCE_BYTES, "of a reference"
+    elif content_type == JSON_TYPE and engine.limits.max_json_bytes < limit:
+        limit, why = engine.limits.max_json_bytes, "in JSON; send msgpack"
+    return await _receive(request, held, content_type, limit, why)
 
 
 async def receive_file(request: Request, held: ExitStack, content_type: str, limit: int) -> Received:
     """A request whose body is of one other content type and at most `limit` bytes. Raises Problem, QueueFullError."""
-    return await _receive(request, held, _content_type(request.headers, (content_type,)), limit)
+    given = _content_type(request.headers, (content_type,))
+    return await _receive(request, held, given, limit, "(5 times EXODUS_MAX_MODEL_BYTES, and 1 MiB)")
 
 
 async def unshared(received: Received) -> None:
@@ -78,12 +81,12 @@ async def unshared(received: Received) -> None:
     received.body = body
 
 
-async def _receive(request: Request, held: ExitStack, content_type: str, limit: int) -> Received:
+async def _receive(request: Request, held: ExitStack, content_type: str, limit: int, why: str) -> Received:
     headers = request.headers
     encoding = headers.get("content-encoding")
     _require_known_encoding(encoding)
     _require_no_upgrade(headers)
-    nbytes = _content_length(headers, limit)
+    nbytes = _content_length(headers, limit, why)
     context: Context = request.scope[CONTEXT]
     deadline = context.arrived + _deadline_seconds(headers)
     if content_type == SEGMENT_TYPE:
@@ -148,7 +151,7 @@ def _find(request: Request, body: memoryview) -> Shared:
         raise problem_of(error) from error
     limit = request.app.state.engine.settings.max_body_bytes
     if reference.body.nbytes > limit:
-        expected, got = f"at most {limit} bytes", f"{reference.body.nbytes} bytes"
+        expected, got = f"at most {limit} bytes {_SETTING}", f"{reference.body.nbytes} bytes"
         raise Problem("too_large", f"body: expected {expected}, got {got}", (Fault("/body/nbytes", expected, got),))
     if segments is None:
         raise Problem("segment_gone", "shared memory is off on this service; send the body itself")
@@ -180,7 +183,7 @@ def _require_no_upgrade(headers: Mapping[str, str]) -> None:
         raise problem
 
 
-def _content_length(headers: Mapping[str, str], limit: int) -> int:
+def _content_length(headers: Mapping[str, str], limit: int, why: str) -> int:
     given = headers.get("content-length")
     if given is None:
         raise header_problem("length_required", "content-length", "the number of bytes of the body", "")
@@ -188,7 +191,7 @@ def _content_length(headers: Mapping[str, str], limit: int) -> int:
         raise header_problem("malformed", "content-length", "a number of bytes", given)
     nbytes = int(given)
     if nbytes > limit:
-        raise header_problem("too_large", "content-length", f"at most {limit} bytes", f"{nbytes} bytes")
+        raise header_problem("too_large", "content-length", f"at most {limit} bytes {why}", f"{nbytes} bytes")
     return nbytes
 
 

@@ -10,7 +10,7 @@ import torch
 from exodus_core import network as networks
 from exodus_core.fields import DescriptionError
 from exodus_core.network import Description
-from exodus_core.training import Trainer, parse_optimizer
+from exodus_core.training import StateError, Trainer, parse_optimizer
 from exodus_service.about import description, footprint
 from exodus_service.answers import Progress
 from exodus_service.checkpoint import CheckpointError, Header, Manifest
@@ -83,7 +83,7 @@ class Saved:
         """Look a model up. Raises Problem: not_found, internal_error."""
         try:
             manifest = self._disk.newest(owner, id) if self._disk is not None and is_id(id) else None
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             raise _unreadable(id, error) from error
         if manifest is None:
             raise unknown(id)
@@ -110,11 +110,14 @@ class Saved:
         try:
             folder = self._disk.folder(owner, id)
             checkpoint = folder.read()
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             raise _unreadable(id, error) from error
         header = checkpoint.manifest.header
         trainer = new_trainer(found.network, header.optimizer, header.seed, self._device)
-        trainer.load_state(checkpoint.tensors)
+        try:
+            trainer.load_state(checkpoint.tensors)
+        except StateError as error:
+            raise _unreadable(id, error) from error
         settle(self._device)
         self._disk.catalogue.touch(owner, id, time.time())
         sequence = checkpoint.manifest.sequence
@@ -128,5 +131,5 @@ def unknown(id: str) -> Problem:
     return Problem("not_found", f"there is no model {str(id)[:64]!r}")
 
 
-def _unreadable(id: str, error: CheckpointError | DescriptionError) -> Problem:
+def _unreadable(id: str, error: CheckpointError | DescriptionError | StateError | OSError) -> Problem:
     return Problem("internal_error", f"no saved state of the model {id!r} can be read: {error}")

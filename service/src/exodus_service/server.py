@@ -40,6 +40,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=settings.shutdown_timeout_s,
             )
         )
+        self._state = app.state
         self._engine = app.state.engine
         self._uds = settings.uds
         self._uds_mode = int(settings.uds_mode, 8)
@@ -47,13 +48,24 @@ class Server(uvicorn.Server):
         self._exit_at: float | None = None
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until told to stop. Raises SocketPathError where the Unix socket of the settings cannot be had."""
-        if self._uds is None:
-            super().run(sockets)
-            return
-        with unix_socket(self._uds, self._uds_mode) as listener:
-            logger.info("running on unix socket %s", self._uds)
-            super().run([listener])
+        """Serve until told to stop. Raises SocketPathError where the Unix socket of the settings cannot be had.
+
+        Why the application did not start stands in its `start_error` alone, for one line: no traceback is logged.
+        """
+        log = logging.getLogger("uvicorn.error")
+        log.addFilter(self._unexplained)
+        try:
+            if self._uds is None:
+                super().run(sockets)
+                return
+            with unix_socket(self._uds, self._uds_mode) as listener:
+                logger.info("running on unix socket %s", self._uds)
+                super().run([listener])
+        finally:
+            log.removeFilter(self._unexplained)
+
+    def _unexplained(self, record: logging.LogRecord) -> bool:
+        return self._state.start_error is None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Signal handler: the first SIGTERM drains, everything else does what uvicorn does."""

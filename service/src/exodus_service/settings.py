@@ -1,5 +1,8 @@
 """Every setting of the service: environment variables with the prefix EXODUS_, or flags of `exodus-service serve`."""
 
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -136,6 +139,23 @@ class Settings(BaseSettings):
         if isinstance(keys, str):
             return tuple(key.strip() for key in keys.split(",") if key.strip())
         return keys
+
+
+#: Variables of the product that are no settings of the service.
+_OTHERS = re.compile(
+    "EXODUS_(API_KEY|DATA|TEST_DEVICE|PUBLISH|INSTRUCTION_SET|SANITIZE|FORCE_CUDA|CUDA_.*|EMULATE.*)", re.IGNORECASE
+)
+
+
+def unknown_variables(names: Iterable[str]) -> dict[str, str | None]:
+    """Of the names of variables those that begin as settings do and are none, each with the setting next to it."""
+    known = [f"EXODUS_{name.upper()}" for name in Settings.model_fields]
+    strange = [n for n in names if n.upper().startswith("EXODUS_") and n.upper() not in known]
+    return {
+        name: next(iter(get_close_matches(name.upper(), known, 1, 0.8)), None)
+        for name in strange
+        if not _OTHERS.fullmatch(name)
+    }
 
 
 def settings_table() -> str:

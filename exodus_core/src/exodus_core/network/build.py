@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -104,11 +104,16 @@ class Network(torch.nn.Module):
                 module.constrain()
 
 
-def build(data: Mapping[str, Any] | Description, seed: int = 0, device: torch.device | str = "cpu") -> Network:
+def build(
+    data: Mapping[str, Any] | Sequence[Mapping[str, Any]] | Description,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Network:
     """Builds a network. Equal seeds give equal bits, and torch's global random numbers are left alone.
 
     Args:
-        data: a description (docs/networks.md), as plain data or as `parse` returns it.
+        data: a description (docs/networks.md), as plain data or as `parse` returns it; or its layers alone, the first
+            one linear with in_features.
         seed: of the initial weights and the dropout masks, from 0 to 2^63 - 1.
         device: where it lives.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as dataclass_replace
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from exodus_core.fields import DescriptionError, Place, choice, plain, read_record, shown
 from exodus_core.network import layers as plain_layers
 from exodus_core.network import neurons
-from exodus_core.network.layers import SHAPE, Layer, Shape
+from exodus_core.network.layers import COUNT, SHAPE, Layer, Shape
 
 KINDS: dict[str, type[Layer]] = {
     cls.kind: cls
@@ -101,23 +101,29 @@ def _input_shape(data: Mapping[str, Any], place: Place) -> Shape:
     shape: Shape | None = SHAPE.read(data.get("input_shape"), place.at("input_shape"))
     if shape is not None:
         return shape
-    first = data["layers"][0]
-    features = first.get("in_features") if isinstance(first, Mapping) and first.get("kind") == "linear" else None
-    if isinstance(features, bool) or not isinstance(features, int) or features < 1:
+    first, here = data["layers"][0], place.at("layers").at(0)
+    features = first.get("in_features") if _kind(first, here) == "linear" else None
+    if features is None:
         raise place.at("input_shape").refuse(
             "a list of sizes, or null where the first layer is linear with in_features", None
         )
-    return (features,)
+    return (COUNT.read(features, here.at("in_features")),)
 
 
-def _read_layer(value: object, index: int, shapes: Mapping[str, Shape], place: Place) -> Layer:
-    """One layer with its name and inputs; `shapes` has those of the layers before, in order."""
+def _kind(value: object, place: Place) -> str:
+    """The kind of a layer."""
     if not isinstance(value, Mapping):
         raise place.refuse("an object", value)
     kind = value.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         got = shown(kind) if "kind" in value else "nothing"
         raise place.at("kind").refuse_as("one of " + ", ".join(KINDS), got)
+    return kind
+
+
+def _read_layer(value: Any, index: int, shapes: Mapping[str, Shape], place: Place) -> Layer:
+    """One layer with its name and inputs; `shapes` has those of the layers before, in order."""
+    kind = _kind(value, place)
     name = value.get("name", str(index))
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name == INPUT:
         raise place.at("name").refuse(_NAMED, name)
@@ -135,18 +141,21 @@ def _read_layer(value: object, index: int, shapes: Mapping[str, Shape], place: P
     return dataclass_replace(layer, name=name, inputs=tuple(inputs))
 
 
-def parse(data: Mapping[str, Any]) -> Description:
+def parse(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Description:
     """Checks a network description and infers every shape.
 
     Args:
-        data: {"input_shape", "dtype", "layers"}; docs/networks.md has all kinds and fields.
+        data: {"input_shape", "dtype", "layers"}, or the layers alone, the first one linear with in_features;
+            docs/networks.md has all kinds and fields.
 
     Raises:
         NetworkError: it does not fit; the error has a JSON pointer to the value, what was expected and what is there.
     """
     place = Place("", NetworkError)
+    if isinstance(data, list | tuple):
+        data = {"layers": data}
     if not isinstance(data, Mapping):
-        raise place.refuse("an object", data)
+        raise place.refuse("an object or a list of layers", data)
     for key in data:
         if key not in ("input_shape", "dtype", "layers"):
             raise place.at(key).refuse("no such field; there are input_shape, dtype, layers", data[key])

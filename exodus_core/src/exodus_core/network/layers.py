@@ -14,7 +14,7 @@ from exodus_core.fields import Place, array, boolean, either, integer, number, o
 Shape = tuple[int, ...]
 Parameters = tuple[tuple[str, Shape], ...]
 
-_COUNT = integer(1)
+COUNT = integer(1)
 _GAIN = number()
 
 
@@ -62,8 +62,8 @@ class Linear(Layer):
 
     kind: ClassVar[str] = "linear"
 
-    out_features: Annotated[int, _COUNT, "number of outputs"]
-    in_features: Annotated[int | None, optional(_COUNT), "number of inputs; null: as the input has"] = None
+    out_features: Annotated[int, COUNT, "number of outputs"]
+    in_features: Annotated[int | None, optional(COUNT), "number of inputs; null: as the input has"] = None
     bias: Annotated[bool, boolean, "add b"] = True
     gain: Annotated[float, _GAIN, "factor on the initial weights"] = 1.0
 
@@ -151,13 +151,13 @@ class Conv1d(_Conv):
     kind: ClassVar[str] = "conv1d"
     dimensions: ClassVar[int] = 1
 
-    out_channels: Annotated[int, _COUNT, "number of output channels"]
-    kernel_size: Annotated[Any, either(_COUNT, 1), "size of the kernel"]
-    in_channels: Annotated[int | None, optional(_COUNT), "number of input channels; null: as the input has"] = None
-    stride: Annotated[Any, either(_COUNT, 1), "step between windows"] = 1
+    out_channels: Annotated[int, COUNT, "number of output channels"]
+    kernel_size: Annotated[Any, either(COUNT, 1), "size of the kernel"]
+    in_channels: Annotated[int | None, optional(COUNT), "number of input channels; null: as the input has"] = None
+    stride: Annotated[Any, either(COUNT, 1), "step between windows"] = 1
     padding: Annotated[Any, either(integer(0), 1), "zeros put at each side"] = 0
-    dilation: Annotated[Any, either(_COUNT, 1), "distance between the kernel's elements"] = 1
-    groups: Annotated[int, _COUNT, "groups of channels that do not see each other"] = 1
+    dilation: Annotated[Any, either(COUNT, 1), "distance between the kernel's elements"] = 1
+    groups: Annotated[int, COUNT, "groups of channels that do not see each other"] = 1
     bias: Annotated[bool, boolean, "add b"] = True
     gain: Annotated[float, _GAIN, "factor on the initial weights"] = 1.0
 
@@ -169,21 +169,21 @@ class Conv2d(_Conv):
     kind: ClassVar[str] = "conv2d"
     dimensions: ClassVar[int] = 2
 
-    out_channels: Annotated[int, _COUNT, "number of output channels"]
-    kernel_size: Annotated[Any, either(_COUNT, 2), "size of the kernel"]
-    in_channels: Annotated[int | None, optional(_COUNT), "number of input channels; null: as the input has"] = None
-    stride: Annotated[Any, either(_COUNT, 2), "step between windows"] = 1
+    out_channels: Annotated[int, COUNT, "number of output channels"]
+    kernel_size: Annotated[Any, either(COUNT, 2), "size of the kernel"]
+    in_channels: Annotated[int | None, optional(COUNT), "number of input channels; null: as the input has"] = None
+    stride: Annotated[Any, either(COUNT, 2), "step between windows"] = 1
     padding: Annotated[Any, either(integer(0), 2), "zeros put at each side"] = 0
-    dilation: Annotated[Any, either(_COUNT, 2), "distance between the kernel's elements"] = 1
-    groups: Annotated[int, _COUNT, "groups of channels that do not see each other"] = 1
+    dilation: Annotated[Any, either(COUNT, 2), "distance between the kernel's elements"] = 1
+    groups: Annotated[int, COUNT, "groups of channels that do not see each other"] = 1
     bias: Annotated[bool, boolean, "add b"] = True
     gain: Annotated[float, _GAIN, "factor on the initial weights"] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Pool(Layer):
-    kernel_size: Annotated[Any, either(_COUNT, None), "size of a window"]
-    stride: Annotated[Any, optional(either(_COUNT, None)), "step between windows; null: kernel_size"] = None
+    kernel_size: Annotated[Any, either(COUNT, None), "size of a window"]
+    stride: Annotated[Any, optional(either(COUNT, None)), "step between windows; null: kernel_size"] = None
 
     def filled(self, shape: Shape) -> Layer:
         return self if self.stride is not None else replace(self, stride=self.kernel_size)
@@ -261,4 +261,4 @@ class Add(Layer):
         return shapes[0]
 
 
-SHAPE = optional(array(_COUNT))
+SHAPE = optional(array(COUNT))

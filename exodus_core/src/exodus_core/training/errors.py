@@ -20,9 +20,13 @@ class NonFiniteError(ValueError):
         self.name = name
         self.value = value
 
+    @property
+    def what(self) -> str:
+        """What is not finite, in words."""
+        return self.name if self.name == "loss" else f"the norm of {self.name}"
+
     def __str__(self) -> str:
-        what = self.name if self.name == "loss" else f"the norm of {self.name}"
-        return f"{what} must be finite, got {self.value}"
+        return f"{self.what} must be finite, got {self.value}"
 
 
 class StateError(ValueError):

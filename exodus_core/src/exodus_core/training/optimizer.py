@@ -21,6 +21,8 @@ from exodus_core.fields import (
 )
 
 _NOT_NEGATIVE = number(0)
+# Where squares of gradients are 0 in float32, a step divides by eps alone: 0 would make weights NaN.
+_EPS = number(1e-30)
 
 
 class OptimizerError(DescriptionError):
@@ -80,7 +82,9 @@ class Adam(Optimizer):
     betas: Annotated[
         tuple[float, float], array(number(0, 1, below=True), 2), "decay of the averages of gradient and square"
     ] = (0.9, 0.999)
-    eps: Annotated[float, _NOT_NEGATIVE, "added to the denominator"] = 1e-8
+    eps: Annotated[
+        float, _EPS, "added to the denominator; with 0 weights become 0/0 where squared gradients vanish"
+    ] = 1e-8
     weight_decay: Annotated[float, _NOT_NEGATIVE, "L2 penalty"] = 0.0
     amsgrad: Annotated[bool, boolean, "use the largest average so far"] = False
 
@@ -104,15 +108,17 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {cls.kind: cls for cls in (SGD, Adam, A
 _KIND = choice(*OPTIMIZERS)
 
 
-def parse_optimizer(data: Mapping[str, Any]) -> Optimizer:
-    """The optimiser that an object with a kind and its options describes.
+def parse_optimizer(data: str | Mapping[str, Any]) -> Optimizer:
+    """The optimiser that a name, or an object with a kind and its options, describes.
 
     Raises:
         OptimizerError: it does not fit; with a JSON pointer to the value, what was expected and what is there.
     """
     place = Place("", OptimizerError)
+    if isinstance(data, str):
+        data = {"kind": data}
     if not isinstance(data, Mapping):
-        raise place.refuse("an object", data)
+        raise place.refuse("a name or an object", data)
     kind = _KIND.read(data.get("kind"), place.at("kind"))
     found = read_record(OPTIMIZERS[kind], data, place, ("kind",))
     if isinstance(found, SGD) and found.nesterov and (found.momentum == 0 or found.dampening != 0):

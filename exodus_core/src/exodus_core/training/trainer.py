@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from exodus_core import losses
 from exodus_core.losses import LossValue
 from exodus_core.network import Network
 from exodus_core.training import flat, states
@@ -19,6 +20,7 @@ from exodus_core.training.passes import Changes, Forward, Passes
 from exodus_core.training.update import Update
 
 LossFunction = Callable[[Tensor, Tensor], LossValue]
+AnyLoss = LossFunction | str | Mapping[str, Any]
 
 
 class StepResult(NamedTuple):
@@ -47,7 +49,7 @@ class Trainer:
 
     Args:
         net: the network; its parameters' `.grad` are the accumulated gradients.
-        optimizer: {"kind": "sgd" | "adam" | "adamw", "lr", ...}, the options by torch's names.
+        optimizer: "sgd", "adam" or "adamw", or {"kind", "lr", ...} with the options by torch's names.
 
     Attributes:
         net: the network.
@@ -59,7 +61,7 @@ class Trainer:
         ValueError: the network has no parameters.
     """
 
-    def __init__(self, net: Network, optimizer: Mapping[str, Any]) -> None:
+    def __init__(self, net: Network, optimizer: str | Mapping[str, Any]) -> None:
         self._kind = parse_optimizer(optimizer)
         self.net = net
         self.optimizer_data = self._kind.data
@@ -126,18 +128,19 @@ class Trainer:
         return found.result.grad_norms
 
     def forward_backward(
-        self, x: Tensor, targets: Tensor, loss: LossFunction, *, allow_non_finite: bool = False
+        self, x: Tensor, targets: Tensor, loss: AnyLoss, *, allow_non_finite: bool = False
     ) -> StepResult:
         """Adds the gradients of a loss to those accumulated.
 
         Args:
             x: shape (batch, time, *input_shape).
             targets: what the loss takes.
-            loss: of `exodus_core.losses`, or any function of outputs and targets that returns a `LossValue`.
+            loss: of `exodus_core.losses`, or what `losses.parse` takes; or any function of outputs and targets that
+                returns a `LossValue`.
             allow_non_finite: add gradients that are infinite or not numbers too.
 
         Raises:
-            LossError: outputs or targets do not fit the loss.
+            LossError: there is no such loss, or outputs or targets do not fit it.
             NonFiniteError: the loss or a gradient is not finite.
             TypeError, ValueError: x does not fit the network.
         """
@@ -186,7 +189,7 @@ class Trainer:
         self,
         x: Tensor,
         targets: Tensor,
-        loss: LossFunction,
+        loss: AnyLoss,
         *,
         lr: float | None = None,
         weight_decay: float | None = None,
@@ -257,10 +260,11 @@ class Trainer:
         # Their norms must not depend on how autograd laid them out: a state on disk does not keep that.
         return [gradient.contiguous() for gradient in found]
 
-    def _compute(self, x: Tensor, targets: Tensor, loss: LossFunction, allow_non_finite: bool) -> _Found:
+    def _compute(self, x: Tensor, targets: Tensor, loss: AnyLoss, allow_non_finite: bool) -> _Found:
+        computed = loss if callable(loss) else losses.parse(loss)
         outputs, changes = self._passes.run(x)
         with torch.enable_grad():
-            value, metrics = loss(outputs, targets)
+            value, metrics = computed(outputs, targets)
         gradients = self._differentiate(value, None, keep=False)
         return self._found(gradients, changes, {"loss": value.detach(), **metrics}, allow_non_finite)
 
