@@ -1,4 +1,4 @@
-"""Backward passes that are differentiable no further, and say so. `exodus_core.once` is the same for the local layers."""
+"""Backward passes that are differentiable no further, and say so; `exodus_core.once` is that of the local layers."""
 
 from __future__ import annotations
 
