@@ -142,9 +142,10 @@ def test_spikes_and_weights_are_called_what_the_caller_calls_them(client: Client
         ([0.0, 1.0], "float64"),
         (torch.tensor([0.0, 1.0]), "float32"),
         (np.zeros((2, 2, 2), np.float32), "bool"),  # spike trains
+        (np.zeros((2, 2), np.int64), "int64"),  # counts
     ],
 )
-def test_class_numbers_keep_their_dtype_and_spike_trains_travel_as_bits(targets: Any, dtype: str) -> None:
+def test_class_numbers_and_counts_keep_their_dtype_and_spike_trains_travel_as_bits(targets: Any, dtype: str) -> None:
     from exodus_client._training import Batch
 
     assert Batch.of(X, targets).tensors[1].dtype == dtype
