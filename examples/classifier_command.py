@@ -17,7 +17,7 @@ from torch import Tensor
 from examples.charts import draw_classifier
 from examples.classifying import Epoch, Learner, LocalLearner, RemoteLearner, Task, confusion, outputs, score, train
 from examples.demo import running_service
-from exodus_client import Client
+from examples.endings import connected
 
 DataOption = Annotated[Path, typer.Option("--data", envvar="EXODUS_DATA", help="Folder with the recordings.")]
 UrlOption = Annotated[
@@ -63,7 +63,7 @@ def execute(
 
     Raises:
         typer.BadParameter: the options contradict each other.
-        typer.Exit: the two trainings of a comparison differ.
+        typer.Exit: the two trainings of a comparison differ, or the service cannot be used.
     """
     if local and (url is not None or compare):
         raise typer.BadParameter("--local goes neither with --url nor with --compare")
@@ -72,7 +72,7 @@ def execute(
     if local:
         run = fit(LocalLearner(task, seed), task, "local", seed=seed, epochs=epochs)
     else:
-        with _service(url, output) as address, Client(address) as client:
+        with _service(url, output) as address, connected(address) as client:
             learner = RemoteLearner(client, task, seed)
             typer.echo(f"model {learner.model.id} on {address}")
             run = fit(learner, task, "remote", seed=seed, epochs=epochs)

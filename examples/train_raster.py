@@ -18,10 +18,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from examples.endings import connected
 from examples.pictures import draw_fit
 from examples.rasters import Task, oxford, poisson, share_met
 from examples.training import LayerMaker, build_network, distance, local_layer, remote_layers, train
-from exodus_client import Client
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder with input.bs1 and output.bs1; without it, Poisson spike trains.")
@@ -132,7 +132,7 @@ def main(
     if url is None:
         result = fit(task, local_layer, "local", seed=seed, epochs=epochs)
     else:
-        with Client(url) as client:
+        with connected(url) as client:
             result = fit(task, remote_layers(client), url, seed=seed, epochs=epochs)
     report(task, result)
     save(output, task, seed, [result])

@@ -195,6 +195,12 @@ def test_capabilities_are_printed_as_json_and_the_key_comes_from_the_environment
     assert service.requests[0].headers["Authorization"] == "Bearer k"
 
 
+def test_a_bad_key_of_the_environment_is_named_by_its_variable(exodus: Any) -> None:
+    result = exodus("capabilities", "http://node:8000", EXODUS_API_KEY="a\nb")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("exodus: the environment variable EXODUS_API_KEY: want printable")
+
+
 class TestEntryPoint:
     def test_it_runs_the_application(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setattr(sys, "argv", ["exodus", "--help"])

@@ -56,10 +56,12 @@ def test_the_client_guide_runs_from_top_to_bottom(
 
 
 def test_the_writer_and_reader_of_the_format_page_are_right() -> None:
-    namespace: dict[str, Any] = {"params": {"time_dim": 1}, "u": np.ones((2, 3), np.float32)}
+    namespace: dict[str, Any] = {}
     for block in blocks("wire-format.md"):
-        exec(compile(block, "wire-format.md", "exec"), namespace)
-    assert decode(namespace["body"], MSGPACK_TYPE).tensors["membrane"].numpy().tolist() == [[1.0] * 3] * 2
+        alone: dict[str, Any] = {}
+        exec(compile(block, "wire-format.md", "exec"), alone)
+        namespace |= alone
+    assert decode(namespace["body"], MSGPACK_TYPE).tensors["membrane"].numpy().tolist() == [[[1.0] * 2] * 3]
     written = namespace["write"]({"a": 1}, [("x", "float32", [2], b"12345678"), ("y", "uint8", [3], b"abc")])
     read = decode(written, MSGPACK_TYPE)
     assert bytes(read.tensors["y"].payload) == b"abc"

@@ -20,6 +20,7 @@ from exodus_client import (
     LIF,
     APIConnectionError,
     Client,
+    ClientClosedError,
     ExodusError,
     InvalidResponseError,
     Limits,
@@ -59,6 +60,41 @@ class TestHeaders:
     def test_a_key_that_is_no_header_is_refused_without_showing_it(self, service: Any, key: str) -> None:
         with pytest.raises(ValueError, match=r"^api_key: want printable ASCII characters without spaces around them$"):
             service.client(api_key=key)
+
+    def test_an_empty_key_in_the_environment_is_none(self, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("EXODUS_API_KEY", "")
+        ask(service.client())
+        assert "Authorization" not in service.requests[0].headers
+
+    def test_a_key_of_the_environment_that_is_no_header_is_refused_by_the_name_of_the_variable(
+        self, service: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("EXODUS_API_KEY", "a\nb")
+        with pytest.raises(ValueError, match=r"^the environment variable EXODUS_API_KEY: want printable"):
+            service.client()
+
+    def test_address_and_key_are_strings(self, service: Any) -> None:
+        with pytest.raises(TypeError, match=r"^base_url: got None, want http://HOST:PORT"):
+            Client(None)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"^api_key: got bytes, want a string$"):
+            service.client(api_key=b"secret")
+
+    @pytest.mark.parametrize(
+        "use",
+        [
+            ask,
+            lambda client: client.gradients(neuron=LIF(0.9), membrane=U, grad_output=U, wait=False),
+            Client.ping,
+            Client.models,
+            Client.capabilities,
+        ],
+    )
+    def test_a_client_that_is_closed_says_so(self, service: Any, use: Any) -> None:
+        client = service.client()
+        client.close()
+        with pytest.raises(ClientClosedError, match=r"^the client is closed$"):
+            use(client)
+        assert not service.requests
 
     def test_a_client_cannot_be_pickled(self, service: Any) -> None:
         with pytest.raises(TypeError, match="cannot be pickled; make one in each process"):

@@ -319,8 +319,10 @@ class TestLossOfOnesOwn:
         [
             (lambda outputs: 1 / 0, ZeroDivisionError, "division"),
             (lambda outputs: 3.0, TypeError, "want a function that returns a scalar tensor, got 3.0"),
-            (lambda outputs: outputs, TypeError, "scalar"),
-            (lambda outputs: torch.ones(()), RuntimeError, "grad"),
+            (lambda outputs: outputs, TypeError, r"^loss: .* scalar tensor, got a tensor of shape \[2, 2, 2\]"),
+            (lambda outputs: torch.ones(()), TypeError, "^loss: .* depends on the outputs"),
+            (lambda outputs: outputs.detach().sum(), TypeError, "^loss: .* was detached from them"),
+            (lambda outputs: torch.ones((), requires_grad=True), TypeError, "^loss: .* depends on the outputs"),
         ],
     )
     def test_what_it_raises_is_raised_and_harms_nothing(
@@ -434,7 +436,7 @@ class TestForward:
 
         assert asyncio.run(ask()).sequence == 0
         model.close()
-        with pytest.raises(ModelClosedError):
+        with pytest.raises(ModelClosedError, match=r"^the model is closed$"):
             model.forward(X).result(10)
 
 
@@ -595,7 +597,22 @@ class TestState:
         assert [result.result(10).durable for result in results] == [None] * 5
         assert model.forward(X).result(10).sequence == 5
         assert (model.durable, model._calls.nbytes) == (None, 0)
-        assert model.make_durable().result(10) is None
+        with pytest.raises(
+            exodus_client.ExodusError, match=r"^make_durable: .* in memory only: .*EXODUS_STATE_DIR=FOLDER"
+        ):
+            model.make_durable()
+
+    def test_without_a_disk_the_log_says_so_once(
+        self, client: Client, server: TrainingServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        create(client, id="saved")
+        assert not caplog.records
+        server.memory_only = True
+        create(client)
+        create(client, id="other")
+        (record,) = caplog.records
+        assert "Client('http://node:8000') keeps models in memory only" in record.getMessage()
+        assert "EXODUS_STATE_DIR=FOLDER" in record.getMessage()
 
     @pytest.mark.parametrize(
         "content",
@@ -740,7 +757,7 @@ class TestClosing:
         assert not closing.is_alive()
         assert futures[0].result(0).sequence == 1
         assert all(future.done() for future in futures)
-        with pytest.raises(ModelClosedError):
+        with pytest.raises(ModelClosedError, match=r"^the model is closed$"):
             model.step(X, Y, loss=LOSS)
         model.close()
 

@@ -381,8 +381,21 @@ class TestLostForGood:
         model = create(client)
         steps(model, 3)
         server.crash()
-        with pytest.raises(NotFoundError):
+        lost = r"there is no model 'm'.*\n.*in memory only.*EXODUS_STATE_DIR=FOLDER"
+        with pytest.raises(NotFoundError, match=lost) as caught:
             submit(model, "step", 1).result(STUCK)
+        assert caught.value.code == "not_found"
+        with pytest.raises(NotFoundError, match=lost):
+            submit(model, "step", 1)
+        with pytest.raises(NotFoundError, match=lost):
+            model.info()
+
+    def test_with_a_disk_a_model_that_is_gone_was_deleted(self, client: Client) -> None:
+        model = create(client)
+        client.delete_model("m")
+        with pytest.raises(NotFoundError) as caught:
+            submit(model, "step", 1).result(STUCK)
+        assert "in memory only" not in str(caught.value)
 
     def test_a_call_that_was_done_and_is_refused_later_ends_the_training(self, server: TrainingServer) -> None:
         refuse = False
@@ -480,10 +493,11 @@ class TestPatience:
             steps(model, 1)
             road.down = 10**9
             futures = [submit(model, "step", number) for number in range(6)]
+            ended = r"training ended after patience=0\.3 seconds.*resync\(\) goes on.*no answer from http://node:8000"
             for future in futures:
-                with pytest.raises(APIConnectionError):
+                with pytest.raises(APIConnectionError, match=ended):
                     future.result(STUCK)
-            with pytest.raises(APIConnectionError):
+            with pytest.raises(APIConnectionError, match=ended):
                 submit(model, "step", 1)
             road.down = 0
             model.resync()

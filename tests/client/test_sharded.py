@@ -19,6 +19,7 @@ from client.training_server import TrainingServer
 from exodus_client import (
     APIConnectionError,
     Client,
+    ClientClosedError,
     ConflictError,
     ExodusError,
     InvalidResponseError,
@@ -575,7 +576,7 @@ class TestStates:
         assert futures[0].result().sequence == 2
         with pytest.raises(CancelledError):
             futures[1].result()
-        with pytest.raises(RuntimeError, match="after shutdown"):
+        with pytest.raises(ModelClosedError, match=r"^the model is closed$"):
             model.step(*batch(3), loss=LOSS)
 
 
@@ -587,7 +588,7 @@ class TestClient:
             assert repr(client) == "ShardedClient([Client('http://mine'), Client('http://made')])"
             own = client.clients[1]
         assert mine.models() == []
-        with pytest.raises(RuntimeError, match="closed"):
+        with pytest.raises(ClientClosedError, match=r"^the client is closed$"):
             own.models()
         mine.close()
 

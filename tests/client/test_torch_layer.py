@@ -92,11 +92,37 @@ def test_the_server_is_asked_for_what_is_needed_and_nothing_else(service: Any, x
     assert alpha.grad is not None
 
 
-def test_a_second_derivative_is_refused(service: Any, x: Tensor) -> None:
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda spikes, x: spikes.square().sum() + (spikes * x).sum(),
+        lambda spikes, x: spikes.sum(),  # the gradient that comes in is ones, and requires none
+    ],
+    ids=["a loss with a curvature", "a sum"],
+)
+def test_a_second_derivative_is_refused(service: Any, x: Tensor, loss: Any) -> None:
     spikes, _ = remote_lif(service.client(), x, 0.9)
-    (first,) = torch.autograd.grad(spikes.square().sum() + (spikes * x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    (first,) = torch.autograd.grad(loss(spikes, x), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives of a remote layer are not computed"):
         first.sum().backward()
+
+
+def test_create_graph_gives_the_same_first_derivatives(service: Any, x: Tensor) -> None:
+    alpha = leaf(3)
+    spikes, _ = remote_lif(service.client(), x, alpha)
+    expected = torch.autograd.grad(spikes.sum(), (x, alpha), retain_graph=True)
+    found = torch.autograd.grad(spikes.sum(), (x, alpha), create_graph=True)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_only_a_client_and_a_tensor_are_taken(service: Any, x: Tensor) -> None:
+    with pytest.raises(TypeError, match="client: got str, want a Client"):
+        RemoteLIF("http://node:8000", 0.9)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="client: got str, want a Client"):
+        remote_lif("http://node:8000", x, 0.9)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"x: got ndarray, want a torch\.Tensor"):
+        RemoteLIF(service.client(), 0.9, stateful=True)(x.detach().numpy())
+    assert not service.requests
 
 
 @pytest.mark.parametrize("name", ["initial_spikes", "min_membrane"])

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 
-from ._errors import ExodusError, StateLostError
+from ._errors import ExodusError, ModelClosedError, StateLostError, reworded
 from ._training import StepResult
 from .wire import Encoded
 
@@ -276,7 +276,8 @@ class Calls:
 
     def _require_sound(self) -> None:
         if self._error is not None:
-            raise _again(self._error)
+            closed = isinstance(self._error, ModelClosedError)
+            raise reworded(self._error, "the model is closed" if closed else str(self._error))
 
 
 def fail(call: Call, error: BaseException) -> None:
@@ -299,12 +300,3 @@ def answer(call: Call, result: StepResult) -> None:
     with suppress(InvalidStateError):
         if not call.future.done():
             call.future.set_result(result)
-
-
-def _again(error: ExodusError) -> ExodusError:
-    """The error for another raise: an exception object belongs to one traceback."""
-    copy = error.__class__.__new__(error.__class__)
-    copy.__dict__.update(error.__dict__)
-    copy.args = error.args
-    copy.__cause__ = error
-    return copy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
+import logging
 import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +15,12 @@ import httpx
 
 from . import _constants as defaults
 from ._config import Limits, Retries, Timeout
-from ._errors import InvalidResponseError, ServiceUnavailableError
+from ._errors import InvalidResponseError, NotFoundError, ServiceUnavailableError, reworded
 from ._future import Future
 from ._gradients import GradientArguments, Gradients
 from ._lanes import Lanes
-from ._model import Model
+from ._model import MEMORY_ONLY, Model
+from ._plain import kind_of, model_id, network_of, plain, refused
 from ._request import gradient_request
 from ._session import Answer, Session, read_json
 from ._shared import SharedMemory
@@ -29,6 +30,8 @@ from .wire import MSGPACK_TYPE, Encoded, Tensor, compress, encode
 from .wire import Limits as WireLimits
 
 Result = TypeVar("Result")
+
+_log = logging.getLogger("exodus_client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class Client:
 
     Args:
         base_url: "http://HOST:PORT", "https://HOST", or "unix:/PATH" for a Unix socket.
-        api_key: sent as `Authorization: Bearer`; None for the environment variable EXODUS_API_KEY, if it is set.
+        api_key: sent as `Authorization: Bearer`; None for the environment variable EXODUS_API_KEY, if it has one.
         timeout: a `Timeout`, or a number of seconds for `Timeout(total=...)`.
         retries: a `Retries`, or a number of retries.
         limits: a `Limits`.
@@ -89,7 +92,7 @@ class Client:
         self._retries = retries if isinstance(retries, Retries) else Retries(count=retries)
         self._session = Session(
             base_url,
-            api_key=os.environ.get(defaults.API_KEY_VARIABLE) if api_key is None else api_key,
+            api_key=api_key,
             timeout=timeout if isinstance(timeout, Timeout) else Timeout(total=timeout),
             retries=self._retries,
             limits=limits,
@@ -103,6 +106,7 @@ class Client:
         )
         self._lanes = Lanes(limits.max_in_flight, "exodus-client")
         self._models: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._warned = False  # that models are in memory only
 
     @overload
     def gradients(self, *, wait: Literal[True] = True, **arguments: Unpack[GradientArguments]) -> Gradients: ...
@@ -171,7 +175,8 @@ class Client:
         """Make a model on the server, which is trained there.
 
         Args:
-            layers: the network as data: a dict for each layer, or the whole description; see docs/networks.md.
+            layers: the network as data: a dict for each layer, or the whole description; see docs/networks.md. Scalars
+                and 1-D arrays of numpy and torch are numbers and lists.
             input_shape: of the input without batch and time; not needed where the first layer is linear and says it.
             dtype: of the weights.
             optimizer: "sgd", "adam" or "adamw", or a dict of its `kind` and torch's options.
@@ -184,27 +189,28 @@ class Client:
             patience: seconds that training waits for a server that does not answer.
 
         Raises:
+            TypeError, ValueError: an argument cannot travel, or does not fit; nothing was sent.
             UnprocessableError: the description does not fit; `errors` has the places.
             ConflictError: there is another model of this id.
             ExodusError: see its tree.
         """
-        if isinstance(layers, Mapping):
-            network = dict(layers)
-        else:
-            shape = None if input_shape is None else list(input_shape)
-            network = {"input_shape": shape, "dtype": dtype, "layers": [dict(layer) for layer in layers]}
+        if optimizer is None:
+            raise refused("optimizer", optimizer)
         params = {
-            "id": uuid.uuid4().hex if id is None else id,
-            "network": network,
-            "optimizer": {"kind": optimizer} if isinstance(optimizer, str) else dict(optimizer),
-            "seed": seed,
-            "durable_every": durable_every,
-            "name": name,
+            "id": uuid.uuid4().hex if id is None else model_id(id),
+            "network": network_of(layers, input_shape, dtype),
+            "optimizer": {"kind": optimizer} if isinstance(optimizer, str) else kind_of("optimizer", optimizer),
+            "seed": plain("seed", seed),
+            "durable_every": plain("durable_every", durable_every),
+            "name": plain("name", name),
         }
         by_name = weights if isinstance(weights, Mapping) else None
         tensors = () if weights is None or by_name is not None else (Tensor.of("weights", weights),)
         answer = self._session.call("POST", "/v1/models", training_body(params, tensors))
         model = self._model(read_info(answer, self._wire_limits), ahead, patience)
+        if model.durable is None and not self._warned:
+            self._warned = True
+            _log.warning("%r keeps models in memory only, and a restart of it loses them: %s", self, MEMORY_ONLY)
         if by_name is not None and model.sequence == 0:  # not where the model was there already, and was trained
             model.load_state_dict(by_name)
         return model
@@ -216,7 +222,7 @@ class Client:
             NotFoundError: there is none of this id.
             ExodusError: see its tree.
         """
-        answer = self._session.call("GET", f"/v1/models/{quote(id, safe='')}")
+        answer = self._session.call("GET", f"/v1/models/{quote(model_id(id), safe='')}")
         return self._model(ModelInfo.of(read_json(answer), answer.request_id), ahead, patience)
 
     def models(self) -> list[ModelInfo]:
@@ -230,7 +236,7 @@ class Client:
 
     def delete_model(self, id: str) -> None:
         """Delete a model, with all that was saved of it. Raises NotFoundError, ExodusError."""
-        self._session.call("DELETE", f"/v1/models/{quote(id, safe='')}")
+        self._session.call("DELETE", f"/v1/models/{quote(model_id(id), safe='')}")
 
     def capabilities(self) -> dict[str, Any]:
         """What the server can do: methods, neurons, surrogates, dtypes, devices, limits, versions.
@@ -294,6 +300,7 @@ class Client:
 
     def _submit(self, run: Callable[[], Result]) -> Future[Result]:
         self._session.check_process()
+        self._session.check_open()
         return Future(self._lanes.submit(run))
 
     def _model(self, info: ModelInfo, ahead: int, patience: float) -> Model:
@@ -301,11 +308,12 @@ class Client:
             raise ValueError(f"ahead: got {ahead!r}, want an integer >= 1")
         if isinstance(patience, bool) or not isinstance(patience, int | float) or not patience >= 0:
             raise ValueError(f"patience: got {patience!r}, want a number of seconds >= 0")
-        model = Model(_Link(self), info, ahead=ahead, patience=patience)
+        model = Model(_Link(self, info.durable is None), info, ahead=ahead, patience=patience)
         self._models.add(model)
         return model
 
     def _post(self, path: str, encoded: Encoded) -> Answer:
+        self._session.check_open()
         stream = encoded.content_type == MSGPACK_TYPE
         if self._shared is not None and stream and encoded.nbytes >= defaults.SHARE_FROM_BYTES:
             return self._shared.call(path, encoded, lambda: self._compressed(encoded))
@@ -317,10 +325,11 @@ class Client:
 
 
 class _Link:
-    """The client as a model sees it."""
+    """The client as a model sees it, which is kept in the server's memory only, or is not."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, memory_only: bool) -> None:
         self._client = client
+        self._memory_only = memory_only
 
     @property
     def retries(self) -> Retries:
@@ -341,15 +350,23 @@ class _Link:
         return self._client._submit(run)
 
     def call(self, method: str, path: str, encoded: Encoded | None = None) -> Answer:
-        body = None if encoded is None else self._client._compressed(encoded)
-        return self._client._session.call(method, path, body)
+        return self._call(method, path, encoded)
 
     def post(self, path: str, encoded: Encoded | None, headers: Mapping[str, str]) -> Answer:
-        body = None if encoded is None else self._client._compressed(encoded)
-        return self._client._session.call("POST", path, body, retry=False, headers=headers)
+        return self._call("POST", path, encoded, retry=False, headers=headers)
 
     def get(self, path: str, headers: Mapping[str, str]) -> Answer:
-        return self._client._session.call("GET", path, retry=False, headers=headers)
+        return self._call("GET", path, None, retry=False, headers=headers)
+
+    def _call(self, method: str, path: str, encoded: Encoded | None, **options: Any) -> Answer:
+        body = None if encoded is None else self._client._compressed(encoded)
+        try:
+            return self._client._session.call(method, path, body, **options)
+        except NotFoundError as error:
+            if not (self._memory_only and path.startswith("/v1/models/")):
+                raise
+            reason = f"the server kept models in memory only, which a restart of it loses: {MEMORY_ONLY}"
+            raise reworded(error, f"{error}\n  {reason}") from error
 
 
 def _require_zstandard() -> None:

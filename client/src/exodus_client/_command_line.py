@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the server refused or failed, 2 the arguments do not fit, 
 """
 
 # No `from __future__ import annotations`: typer reads the annotations.
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -46,4 +47,6 @@ def reported() -> Iterator[None]:
 
 def client_of(url: str, api_key: str | None, timeout: float | None, *, shared_memory: bool = False) -> Client:
     """A client of the server that a command names. Raises ValueError."""
+    if api_key == os.environ.get(defaults.API_KEY_VARIABLE):
+        api_key = None  # the client reads it there, and its errors say where it was
     return Client(url, api_key=api_key, timeout=Timeout(total=timeout), shared_memory=shared_memory)

@@ -5,7 +5,8 @@
     │   └── APITimeoutError               no answer in time
     ├── InvalidResponseError              an answer that cannot be read
     ├── StateLostError                    the server's model is older than what can be sent again
-    ├── ModelClosedError                  closed before the call was answered
+    ├── ModelClosedError                  the model is closed, or was before the call was answered
+    ├── ClientClosedError                 the client is closed
     └── APIStatusError                    an answer that says no; one class a status
         ├── BadRequestError               400  malformed
         ├── AuthenticationError           401  no key, or an unknown one
@@ -32,7 +33,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ._constants import MAX_DETAIL_CHARACTERS
 
@@ -47,6 +48,18 @@ class ExodusError(Exception):
     def __init__(self, message: str, *, request_id: str = "") -> None:
         super().__init__(message)
         self.request_id = request_id
+
+
+Kind = TypeVar("Kind", bound="ExodusError")
+
+
+def reworded(error: Kind, message: str) -> Kind:
+    """The same error with another message, for another raise: an exception object belongs to one traceback."""
+    copy = error.__class__.__new__(error.__class__)
+    copy.__dict__.update(error.__dict__)
+    copy.args = (message,)
+    copy.__cause__ = error
+    return copy
 
 
 class APIConnectionError(ExodusError):
@@ -66,7 +79,11 @@ class StateLostError(ExodusError):
 
 
 class ModelClosedError(ExodusError):
-    """The model, or its client, was closed before the call was answered."""
+    """The model, or its client, is closed, or was closed before the call was answered."""
+
+
+class ClientClosedError(ExodusError):
+    """The client is closed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,11 @@ class Lanes:
         """Whether the calling thread is one of these."""
         return threading.current_thread() in self._threads
 
+    @property
+    def closed(self) -> bool:
+        """Whether these take nothing any more."""
+        return self._closed
+
     def submit(self, run: Callable[[], Result]) -> Future[Result]:
         """Run it when a thread is free.
 

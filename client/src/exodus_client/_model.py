@@ -15,6 +15,7 @@ from ._config import Retries
 from ._errors import ExodusError, InvalidResponseError, ModelClosedError
 from ._future import Future
 from ._gradients import Kind
+from ._plain import by_name, check_loss
 from ._questions import Line, Questions, require
 from ._retry import is_retryable
 from ._sending import Link, Sender
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from ._state import State
 
 Result = TypeVar("Result")
+
+#: What to do about a server without a folder for its models.
+MEMORY_ONLY = "start it with EXODUS_STATE_DIR=FOLDER to have them saved"
 
 #: Called with each result, in the order of the calls.
 Callback = Callable[[StepResult], None]
@@ -190,6 +194,10 @@ class Model:
             train: with dropout, and the statistics of the batch.
             outputs: whether to return the outputs, (B, T, *out).
         """
+        if callable(loss):
+            raise TypeError(
+                "loss: got a function, want a name or a dict; compute your own from the outputs that return"
+            )
         if (loss is None) != (targets is None):
             raise TypeError("loss and targets: want both, or neither")
         batch = Batch.of(spikes, targets)
@@ -209,13 +217,19 @@ class Model:
         answer = self._link.call("GET", self._path)
         return ModelInfo.of(read_json(answer), answer.request_id)
 
-    def make_durable(self) -> Future[int | None]:
-        """Have the server save the state after all calls made so far; the future has the number of calls saved."""
+    def make_durable(self) -> Future[int]:
+        """Have the server save the state after all calls made so far; the future has the number of calls saved.
 
-        def run(after: int) -> int | None:
+        Raises:
+            ExodusError: the server keeps models in memory only; see also its tree.
+        """
+        if self.durable is None:
+            raise ExodusError(f"make_durable: the server keeps models in memory only: {MEMORY_ONLY}")
+
+        def run(after: int) -> int:
             answer = self._link.call("POST", f"{self._path}/save")
             require(after, read_number(answer, "sequence"))
-            durable = None if self._calls.durable is None else read_number(answer, "durable")
+            durable = read_number(answer, "durable")
             self._calls.kept(durable)
             return durable
 
@@ -237,8 +251,10 @@ class Model:
         """Replace weights on the server; the optimiser and everything else stay as they are.
 
         Raises:
+            TypeError: weights are not by name.
             ValueError: a name is unknown, or a shape is another.
         """
+        by_name("weights", weights)
         self._replace(lambda: self._state().with_weights(weights).body)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -320,6 +336,7 @@ class Model:
         allow_non_finite: bool,
         options: dict[str, float | None],
     ) -> Future[StepResult]:
+        check_loss(loss)
         kind_of_loss = None if callable(loss) else loss
         params = step_params(
             loss=kind_of_loss,

@@ -238,8 +238,9 @@ class Sender:
     def _recover(self, call: Call, error: ExodusError) -> None:
         """Wait for the server, ask how far it is, and queue the call again."""
         while True:
-            if not self._waiting.left(error):
-                self.calls.end(error)
+            waiting = self._waiting
+            if not waiting.left(error):
+                self.calls.end(waiting.last(error))
                 return
             kept_from = self.calls.kept_from
             try:

@@ -19,7 +19,14 @@ import numpy as np
 
 from . import _constants as defaults
 from ._config import Limits, Retries, Timeout
-from ._errors import APIConnectionError, APITimeoutError, ExodusError, InvalidResponseError, status_error
+from ._errors import (
+    APIConnectionError,
+    APITimeoutError,
+    ClientClosedError,
+    ExodusError,
+    InvalidResponseError,
+    status_error,
+)
 from ._retry import delay, parse_retry_after
 from ._transport import SocketTransport, tcp, unix
 from .wire import Encoded
@@ -116,9 +123,11 @@ class Session:
 
         Raises:
             APIStatusError, APIConnectionError, APITimeoutError, InvalidResponseError: as the last attempt failed.
+            ClientClosedError: the client is closed.
             RuntimeError: the client was made in the process that this one was forked from.
         """
         self.check_process()
+        self.check_open()
         # One id for all attempts: the server's log shows them as what they are.
         request_id = uuid.uuid4().hex
         ends = None if self._timeout.total is None else time.monotonic() + self._timeout.total
@@ -145,6 +154,11 @@ class Session:
         """Refuse to go on in a forked process: two that share a connection get each other's answers."""
         if self.is_forked:
             raise RuntimeError("this client was made before the fork; make one in each process")
+
+    def check_open(self) -> None:
+        """Raises ClientClosedError where these are closed."""
+        if self._http.is_closed:
+            raise ClientClosedError("the client is closed")
 
     def close(self) -> None:
         """Close all connections."""
@@ -286,6 +300,8 @@ def _address(
 
     No transport leaves the choice to httpx, which knows TLS and the proxies of the environment.
     """
+    if not isinstance(base_url, str):
+        raise TypeError(f"base_url: got {base_url!r:.80}, want http://HOST:PORT, https://HOST or unix:/PATH")
     scheme, _, socket = base_url.partition(":")
     if scheme == "unix" and socket:
         return "http://localhost", transport or SocketTransport(unix(socket), max_connections)
@@ -315,12 +331,17 @@ def _has_port(parts: SplitResult) -> bool:
         return False
 
 
-def _authorization(api_key: str | None) -> dict[str, str]:
+def _authorization(given: str | None) -> dict[str, str]:
+    # An empty variable is how a shell, or a compose file, says that there is none.
+    api_key = (os.environ.get(defaults.API_KEY_VARIABLE) or None) if given is None else given
     if api_key is None:
         return {}
+    name = "api_key" if given is not None else f"the environment variable {defaults.API_KEY_VARIABLE}"
+    if not isinstance(api_key, str):
+        raise TypeError(f"api_key: got {type(api_key).__name__}, want a string")
     # Checked here because the HTTP library would quote a bad header, and with it the key, in its exception.
     if not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key and api_key):
-        raise ValueError("api_key: want printable ASCII characters without spaces around them")
+        raise ValueError(f"{name}: want printable ASCII characters without spaces around them")
     return {"Authorization": f"Bearer {api_key}"}
 
 

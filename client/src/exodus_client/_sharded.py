@@ -13,6 +13,7 @@ from . import _constants as defaults
 from ._client import Client
 from ._errors import ExodusError
 from ._model import Model
+from ._plain import model_id
 from ._sharded_model import ShardedModel
 from .neuron import Array
 
@@ -68,7 +69,7 @@ class ShardedClient:
         The other arguments, and what is raised, are those of `Client.create_model`. Where a server fails, what was made
         on those before it stays; the same call with the same `id` goes on from there.
         """
-        base = uuid.uuid4().hex if id is None else id
+        base = uuid.uuid4().hex if id is None else model_id(id)
         first = self.clients[0].create_model(layers, seed=seed, weights=weights, id=f"{base}-0", **options)
         replicas = [first]
         if len(self.clients) > 1:
@@ -89,17 +90,18 @@ class ShardedClient:
             NotFoundError: a server has no such model.
             ExodusError: see its tree.
         """
-        replicas = [client.model(f"{id}-{shard}", **options) for shard, client in enumerate(self.clients)]
+        base = model_id(id)
+        replicas = [client.model(f"{base}-{shard}", **options) for shard, client in enumerate(self.clients)]
         model = self._model(id, replicas, steps_ahead)
         model.resync()
         return model
 
     def delete_model(self, id: str) -> None:
         """Delete a model on every server. Raises ExodusError: the first, when all servers were asked."""
-        errors = []
+        errors, base = [], model_id(id)
         for shard, client in enumerate(self.clients):
             try:
-                client.delete_model(f"{id}-{shard}")
+                client.delete_model(f"{base}-{shard}")
             except ExodusError as error:
                 errors.append(error)
         if errors:

@@ -10,9 +10,11 @@ from concurrent.futures import Future as Running
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+from ._errors import ModelClosedError
 from ._future import Future
 from ._lanes import Lanes
 from ._model import Callback, Model
+from ._plain import check_loss, number
 from ._replicas import Replicas
 from ._shards import parts_of
 from ._training import Loss, ModelInfo, Outputs, StepResult
@@ -81,18 +83,21 @@ class ShardedModel:
 
         Raises:
             TypeError, ValueError: an argument does not fit; nothing was sent.
+            ModelClosedError: the model is closed.
         """
         if callable(loss) and targets is None:
             raise TypeError("loss: a function of outputs alone does not know the part of the batch; give it targets")
         parts = parts_of(spikes, targets, len(self.replicas))
-        options = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
+        given = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
+        options = {name: number(name, value) for name, value in given.items()}
+        check_loss(loss)
         run = partial(self._step, parts, loss, options, gradients, allow_non_finite)
         self._check_process()
         if self._lane.here:  # a callback would wait for the room that comes when it returns
-            return Future(self._lane.submit(run))
+            return Future(self._on_lane(run))
         self._room.acquire()
         try:
-            running = self._lane.submit(run)
+            running = self._on_lane(run)
         except BaseException:
             self._room.release()
             raise
@@ -182,11 +187,16 @@ class ShardedModel:
     def _run(self, run: Callable[[], Result]) -> Result:
         return self._submit(run).result()
 
+    def _on_lane(self, run: Callable[[], Result]) -> Running[Result]:
+        if self._lane.closed:
+            raise ModelClosedError("the model is closed")
+        return self._lane.submit(run)
+
     def _submit(self, run: Callable[[], Result]) -> Future[Result]:
         """Run on the thread of the steps, after those submitted so far; within a callback, at once."""
         self._check_process()
         if not self._lane.here:
-            return Future(self._lane.submit(run))
+            return Future(self._on_lane(run))
         done: Running[Result] = Running()
         try:
             done.set_result(run())

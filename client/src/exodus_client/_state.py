@@ -59,7 +59,7 @@ class State:
         """The same with other weights. Raises ValueError where one does not fit."""
         library = _safetensors()
         tensors = library.load(self.body)
-        known = [name.removeprefix(_WEIGHTS) for name in tensors if name.startswith(_WEIGHTS)]
+        known = sorted(name.removeprefix(_WEIGHTS) for name in tensors if name.startswith(_WEIGHTS))
         for name, given in weights.items():
             if name not in known:
                 raise ValueError(f"weights: got {name!r}, want names among {', '.join(known)}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from ._errors import InvalidResponseError
 from ._gradients import Kind, read_answer, read_numbers, timing_of
+from ._plain import kind_of, number
 from ._session import Answer
 from .neuron import Array
 from .wire import Encoded, Limits, Message, Tensor, encode, is_torch
@@ -129,9 +130,13 @@ class Batch:
     def of(cls, spikes: Array, targets: Array | None = None) -> Batch:
         """Raises TypeError where an element type cannot travel."""
         given = [spikes] if targets is None else [spikes, targets]
-        tensors = [packed("input", spikes)]
+        if spikes is None:
+            raise TypeError("spikes: got None, want an array (B, T, *input_shape)")
+        tensors = [replace(packed("spikes", spikes), name="input")]  # errors call it what the caller does
         if targets is not None:
-            tensors.append(packed("targets", targets))
+            # One number a sample is no spike train, though all may happen to be 0 and 1.
+            one_each = (targets.ndim if is_torch(targets) else np.ndim(targets)) < 2
+            tensors.append(Tensor.of("targets", targets) if one_each else packed("targets", targets))
         return cls(tuple(tensors), Kind.of(given))
 
     def copied(self) -> Batch:
@@ -170,14 +175,10 @@ def step_params(
     gradients: bool = False,
     allow_non_finite: bool = False,
 ) -> dict[str, Any]:
-    """The parameters of a training call, without those that are not given."""
-    given: dict[str, Any] = {
-        "loss": loss if loss is None or isinstance(loss, str) else dict(loss),
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "clip_norm": clip_norm,
-        "clip_value": clip_value,
-    }
+    """The parameters of a training call, without those that are not given. Raises TypeError: one cannot travel."""
+    numbers = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
+    given: dict[str, Any] = {"loss": kind_of("loss", loss)}
+    given |= {name: number(name, value) for name, value in numbers.items()}
     params = {name: value for name, value in given.items() if value is not None}
     if gradients:
         params["gradients"] = True
@@ -280,9 +281,14 @@ def differentiate(loss: Callable[..., Any], outputs: Any, targets: Any | None) -
 
     leaf = outputs.detach().requires_grad_()
     value = loss(leaf) if targets is None else loss(leaf, targets)
-    if not isinstance(value, torch.Tensor) or value.numel() != 1:
-        raise TypeError(f"loss: want a function that returns a scalar tensor, got {value!r:.80}")
-    (gradient,) = torch.autograd.grad(value, leaf)
+    wanted = "want a function that returns a scalar tensor"
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"loss: {wanted}, got {value!r:.80}")
+    if value.numel() != 1:
+        raise TypeError(f"loss: {wanted}, got a tensor of shape {list(value.shape)}; take its mean, for example")
+    gradient = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
+    if gradient is None:
+        raise TypeError(f"loss: {wanted} that depends on the outputs, got one that does not, or was detached from them")
     return float(value.detach()), gradient
 
 

@@ -16,11 +16,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._client import Client
 from ._gradients import GradientArguments, Gradients, Method, Parameter, Trace
 from ._layers import Context, layer_backward, layer_forward
+from ._once import once_differentiable
 from .neuron import LIF, Reset
 from .surrogate import Exponential, Surrogate
 
@@ -71,6 +71,7 @@ def remote_lif(
             which the server does not compute.
         ExodusError: see its tree.
     """
+    _check(client, x)
     call = _Call(
         client, reset, decay_reset, surrogate, method, initial_spikes, min_membrane, max_spikes, time_dim, True
     )
@@ -185,6 +186,7 @@ class RemoteLIF(torch.nn.Module):
         state: membrane and spikes of the last step, if stateful; None at rest.
 
     Raises:
+        TypeError: client is no `Client`.
         ValueError: trainable names something else, or a parameter that is None.
     """
 
@@ -212,6 +214,7 @@ class RemoteLIF(torch.nn.Module):
         return_membrane: bool = False,
     ) -> None:
         super().__init__()
+        _check_client(client)
         values = {"alpha": alpha, "threshold": threshold, "reset_by": reset_by}
         names = {trainable} if isinstance(trainable, str) else set(trainable)
         unknown = names - {name for name, value in values.items() if value is not None}
@@ -237,6 +240,7 @@ class RemoteLIF(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of the input current x, with its shape and dtype; raises as `remote_lif`."""
+        _check(self.client, x)
         initial_membrane, initial_spikes = self._initial(x)
         call = _Call(
             self.client, self.reset, self.decay_reset, self.surrogate, self.method, initial_spikes,
@@ -292,6 +296,17 @@ class RemoteLIF(torch.nn.Module):
             self.register_buffer(name, value)
         else:
             setattr(self, name, value)
+
+
+def _check_client(client: object) -> None:
+    if not isinstance(client, Client):
+        raise TypeError(f"client: got {type(client).__name__}, want a Client, such as Client('http://HOST:PORT')")
+
+
+def _check(client: object, x: object) -> None:
+    _check_client(client)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: got {type(x).__name__}, want a torch.Tensor")
 
 
 def _last(trace: Tensor, time_dim: int) -> Tensor:

@@ -1,0 +1,122 @@
+"""Descriptions, options and numbers as plain data, which can travel; everything else is refused by its place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .neuron import AlphaKernel, ExponentialKernel
+from .surrogate import Surrogate
+from .wire import is_torch
+
+#: What is wanted in places where people try something else.
+_EXAMPLES = {
+    "surrogate": "a dict such as {'kind': 'arctan'}",
+    "optimizer": "'sgd', 'adam', 'adamw', or a dict such as {'kind': 'adam', 'lr': 1e-3}",
+    "loss": "a name such as 'max_over_time_ce', a dict with its kind, or a function of the outputs",
+}
+_ANYTHING = "a number, a string, a list or a dict"
+
+
+def plain(place: str, given: Any) -> Any:
+    """The same as numbers, strings, lists and dicts.
+
+    Scalars and one-dimensional arrays of numpy and torch become numbers and lists, and this package's own surrogates
+    and kernels the dicts that describe them.
+
+    Args:
+        place: what errors call it, such as "layers[1].alpha".
+
+    Raises:
+        TypeError: there is something else in it.
+    """
+    if given is None or isinstance(given, bool | int | float | str):
+        return given.item() if isinstance(given, np.generic) else given
+    if isinstance(given, Surrogate | ExponentialKernel | AlphaKernel):
+        return given.params()
+    if isinstance(given, Mapping):
+        return {name: plain(f"{place}.{name}", value) for name, value in given.items()}
+    if isinstance(given, list | tuple):
+        return [plain(f"{place}[{index}]", value) for index, value in enumerate(given)]
+    if is_torch(given) or isinstance(given, np.ndarray | np.generic):
+        return _from_array(place, given)
+    raise refused(place, given)
+
+
+def network_of(layers: Any, input_shape: Any, dtype: str) -> dict[str, Any]:
+    """The description of a network from its layers, or from the whole description. Raises TypeError."""
+    if isinstance(layers, Mapping):
+        return {name: plain(name, value) for name, value in layers.items()}
+    if isinstance(layers, str) or not isinstance(layers, Sequence):
+        raise TypeError(f"layers: got {_named(layers)}, want a list of dicts, one a layer, or the whole description")
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, Mapping):
+            example = "a dict such as {'kind': 'lif', 'alpha': 0.95}"
+            raise TypeError(f"layers[{index}]: got {_named(layer)}, want {example}")
+    described = plain("layers", list(layers))
+    return {"input_shape": plain("input_shape", input_shape), "dtype": dtype, "layers": described}
+
+
+def kind_of(name: str, given: Any) -> Any:
+    """What is chosen by its name, or by a dict with its options; None as it is. Raises TypeError."""
+    if given is None or isinstance(given, str):
+        return given
+    if not isinstance(given, Mapping):
+        raise refused(name, given)
+    return plain(name, given)
+
+
+def check_loss(loss: object) -> None:
+    """Raises TypeError where something is no loss of a training call."""
+    if loss is None:
+        raise refused("loss", loss)
+    if not callable(loss):
+        kind_of("loss", loss)
+
+
+def by_name(name: str, given: object) -> None:
+    """Raises TypeError where something is no mapping of names to arrays."""
+    if not isinstance(given, Mapping):
+        hint = "; load(path) reads a file" if isinstance(given, str | os.PathLike) else ""
+        raise TypeError(f"{name}: got {_named(given)}, want a dict of arrays by name{hint}")
+
+
+def number(name: str, given: Any) -> float | None:
+    """A number, or None. Raises TypeError."""
+    found = plain(name, given)
+    if found is not None and (isinstance(found, bool) or not isinstance(found, int | float)):
+        raise TypeError(f"{name}: got {_named(given)}, want a number")
+    return found
+
+
+def model_id(given: Any) -> str:
+    """The id of a model. Raises TypeError."""
+    if not isinstance(given, str):
+        hint = ": its `id` is one" if hasattr(given, "id") else ""
+        raise TypeError(f"id: got {_named(given)}, want a string{hint}")
+    return given
+
+
+def refused(place: str, given: Any) -> TypeError:
+    """The error for something that cannot travel."""
+    wanted = _EXAMPLES.get(place.rpartition(".")[2], _ANYTHING)
+    return TypeError(f"{place}: got {_named(given)}, want {wanted}")
+
+
+def _from_array(place: str, given: Any) -> Any:
+    array = given.detach().cpu().numpy() if is_torch(given) and str(given.dtype) != "torch.bfloat16" else given
+    array = np.asarray(array.detach().float().cpu() if is_torch(array) else array)
+    if array.ndim > 1 or array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"{place}: got an array of shape {list(array.shape)} and {array.dtype}, want a number or a list"
+        )
+    return array.tolist()
+
+
+def _named(given: Any) -> str:
+    if isinstance(given, type):
+        return f"the class {given.__name__}"
+    return repr(given) if isinstance(given, bool | int | float) else type(given).__name__

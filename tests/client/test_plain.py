@@ -1,0 +1,151 @@
+"""What people give for plain data: numpy and torch numbers are taken, the rest is refused by its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from client.training_faults import Road, patient_client
+from client.training_server import TrainingServer
+
+from exodus_client import Arctan, Client, ShardedClient
+from exodus_client._plain import plain
+
+LAYERS: list[dict[str, Any]] = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
+X = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+Y = np.array([0, 1])
+LOSS = "max_over_time_ce"
+
+
+@pytest.fixture
+def server() -> TrainingServer:
+    return TrainingServer()
+
+
+@pytest.fixture
+def client(server: TrainingServer) -> Iterator[Client]:
+    with patient_client(Road(server)) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (np.float32(0.5), 0.5),
+        (np.float64(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.array(0.5), 0.5),
+        (np.array([0.5, 0.25], np.float32), [0.5, 0.25]),
+        (torch.tensor(3), 3),
+        (torch.tensor([0.5, 1.0], requires_grad=True), [0.5, 1.0]),
+        (torch.tensor([0.5], dtype=torch.bfloat16), [0.5]),
+        ((1, np.int8(2)), [1, 2]),
+        ({"a": {"b": np.float16(0.5)}}, {"a": {"b": 0.5}}),
+        (Arctan(2.0), {"kind": "arctan", "scale": 1.0, "slope": 2.0}),
+    ],
+)
+def test_numbers_of_numpy_and_torch_are_plain_data(given: Any, expected: Any) -> None:
+    found = plain("place", given)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_a_description_may_hold_numbers_of_numpy_and_torch(client: Client, server: TrainingServer) -> None:
+    layers = [LAYERS[0], {"kind": "lif", "alpha": np.array([0.5, 0.25]), "surrogate": Arctan()}]
+    optimizer = {"kind": "sgd", "lr": np.float32(0.5)}
+    model = client.create_model(layers, optimizer=optimizer, seed=np.int64(3), input_shape=np.array([3]))  # type: ignore[arg-type]
+    made = server.models[model.id].made
+    surrogate = {"kind": "arctan", "scale": 1.0}
+    assert made["network"]["layers"][1] == {"kind": "lif", "alpha": [0.5, 0.25], "surrogate": surrogate}
+    assert (made["network"]["input_shape"], made["optimizer"], made["seed"]) == ([3], {"kind": "sgd", "lr": 0.5}, 3)
+    assert model.step(X, Y, loss=LOSS, lr=torch.tensor(0.5)).result(10).sequence == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": torch.nn.Sequential(torch.nn.Linear(3, 2))}, r"layers: got Sequential, want a list of dicts"),
+        ({"layers": "lif"}, r"layers: got str, want a list of dicts"),
+        ({"layers": [torch.nn.Linear(3, 2)]}, r"layers\[0\]: got Linear, want a dict such as"),
+        (
+            {"layers": [LAYERS[0], {"kind": "lif", "surrogate": Arctan}]},
+            r"layers\[1\]\.surrogate: got the class Arctan, want a dict such as \{'kind': 'arctan'\}",
+        ),
+        ({"layers": {"layers": [{"kind": {1, 2}}]}}, r"layers\[0\]\.kind: got set, want a number, a string"),
+        ({"layers": [{"alpha": np.ones((1, 2))}]}, r"layers\[0\]\.alpha: got an array of shape \[1, 2\] and float64"),
+        ({"layers": [{"alpha": np.array(["a"])}]}, r"layers\[0\]\.alpha: got an array of shape \[1\] and <U1"),
+        ({"optimizer": torch.optim.Adam}, r"optimizer: got the class Adam, want 'sgd', 'adam', 'adamw', or a dict"),
+        ({"optimizer": None}, r"optimizer: got NoneType, want"),
+        ({"seed": object()}, r"seed: got object, want"),
+        ({"id": 3}, r"id: got 3, want a string$"),
+    ],
+)
+def test_what_cannot_travel_is_refused_by_its_place(
+    client: Client, server: TrainingServer, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TypeError, match=f"^{message}"):
+        client.create_model(**({"layers": LAYERS} | arguments))
+    assert not server.requests
+
+
+def test_a_model_is_named_by_its_id(client: Client, server: TrainingServer) -> None:
+    model: Any = client.create_model(LAYERS)
+    for ask in (client.model, client.delete_model, ShardedClient([client]).model, ShardedClient([client]).delete_model):
+        with pytest.raises(TypeError, match=r"^id: got Model, want a string: its `id` is one"):
+            ask(model)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss": 3}, "loss: got 3, want a name such as 'max_over_time_ce', a dict with its kind, or a function"),
+        ({"loss": None}, "loss: got NoneType, want a name"),
+        ({"loss": {"kind": object()}}, r"loss\.kind: got object, want"),
+        ({"lr": "fast"}, "lr: got str, want a number"),
+        ({"clip_norm": True}, "clip_norm: got True, want a number"),
+    ],
+)
+def test_options_of_a_step_are_refused_by_their_names(client: Client, arguments: Any, message: str) -> None:
+    model = client.create_model(LAYERS)
+    sharded = ShardedClient([client]).create_model(LAYERS)
+    for step in (model.step, sharded.step):
+        with pytest.raises(TypeError, match=f"^{message}"):
+            step(X, Y, **({"loss": LOSS} | arguments))
+    assert model.step(X, Y, loss=LOSS).result(10).sequence == 1
+    sharded.close()
+
+
+def test_spikes_and_weights_are_called_what_the_caller_calls_them(client: Client) -> None:
+    model: Any = client.create_model(LAYERS)
+    with pytest.raises(TypeError, match=r"^spikes: got None, want an array"):
+        model.step(None, Y, loss=LOSS)
+    with pytest.raises(TypeError, match="'spikes': dtype object cannot travel"):
+        model.step({"a": 1}, Y, loss=LOSS)
+    with pytest.raises(TypeError, match=r"^loss: got a function, want a name or a dict"):
+        model.forward(X, Y, loss=lambda outputs, targets: outputs.sum())
+    with pytest.raises(TypeError, match=r"^weights: got str, want a dict of arrays by name; load\(path\) reads a file"):
+        model.load_state_dict("digits.safetensors")
+    with pytest.raises(TypeError, match=r"^weights: got ndarray, want a dict of arrays by name$"):
+        model.load_state_dict(X)
+    with pytest.raises(ValueError, match=r"want names among \S+\.bias, \S+\.weight$"):
+        model.load_state_dict({"nothing": X})
+
+
+@pytest.mark.parametrize(
+    ("targets", "dtype"),
+    [
+        ([0.0, 1.0], "float64"),
+        (torch.tensor([0.0, 1.0]), "float32"),
+        (np.zeros((2, 2, 2), np.float32), "bool"),  # spike trains
+        (np.zeros((2, 2), np.int64), "int64"),  # counts
+    ],
+)
+def test_class_numbers_and_counts_keep_their_dtype_and_spike_trains_travel_as_bits(targets: Any, dtype: str) -> None:
+    from exodus_client._training import Batch
+
+    assert Batch.of(X, targets).tensors[1].dtype == dtype
