@@ -138,7 +138,8 @@ raise SystemExit(7)
         self, interrupted: bool, inside: bool
     ) -> None:
         program = f"""
-import contextlib, sys, threading
+import contextlib, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 sys.path[:0] = {sys.path!r}
 import httpx
 from client.training_server import TrainingServer
