@@ -54,6 +54,28 @@ def run(test: Awaitable[None]) -> None:
 # Making models.
 
 
+class SlowDisk:
+    """From `begin` on a file is safe on the disk when it `may`; that one is waited for shows in `began`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self._fsync = os.fsync
+        self.began, self.may = threading.Event(), threading.Event()
+
+    def begin(self) -> None:
+        self._monkeypatch.setattr(os, "fsync", self._wait)
+
+    def _wait(self, handle: int) -> None:
+        self.began.set()
+        assert self.may.wait(10)
+        self._fsync(handle)
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> SlowDisk:
+    return SlowDisk(monkeypatch)
+
+
 def test_a_new_model_is_durable_and_says_what_it_is(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path / "s") as store:
@@ -622,25 +644,16 @@ def test_a_model_that_cannot_be_saved_stays(tmp_path: Path, monkeypatch: pytest.
     run(test())
 
 
-def test_a_call_that_comes_while_a_model_is_saved_to_leave_keeps_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fsync, may, began = os.fsync, threading.Event(), threading.Event()
-
-    def slow(handle: int) -> None:
-        began.set()
-        assert may.wait(10)
-        fsync(handle)
-
+def test_a_call_that_comes_while_a_model_is_saved_to_leave_keeps_it(tmp_path: Path, slow_disk: SlowDisk) -> None:
     async def test() -> None:
         async with opened(tmp_path, models_memory_bytes=FOOTPRINT + 500) as store:
             await create(store, "a")
             await call(store, 1, "a")
-            monkeypatch.setattr(os, "fsync", slow)
+            slow_disk.begin()
             making = asyncio.create_task(create(store, "b"))
-            await asyncio.to_thread(began.wait)
+            await asyncio.to_thread(slow_disk.began.wait)
             await call(store, 2, "a")
-            may.set()
+            slow_disk.may.set()
             # It changed after it was saved: the state before must not be what is left of it.
             assert (await problem(making)).code == "queue_full"
             assert equal(await state(store, "a"), undisturbed(2).state())
@@ -648,31 +661,22 @@ def test_a_call_that_comes_while_a_model_is_saved_to_leave_keeps_it(
     run(test())
 
 
-def test_a_model_that_is_deleted_while_it_is_saved_to_leave_makes_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fsync, may, began = os.fsync, threading.Event(), threading.Event()
-
-    def slow(handle: int) -> None:
-        began.set()
-        assert may.wait(10)
-        fsync(handle)
-
+def test_a_model_that_is_deleted_while_it_is_saved_to_leave_makes_room(tmp_path: Path, slow_disk: SlowDisk) -> None:
     async def test() -> None:
         async with opened(tmp_path, models_memory_bytes=2 * FOOTPRINT + 1000) as store:
             await create(store, "a")
             await create(store, "b")
             await call(store, 1, "a")
             await call(store, 1, "b")
-            monkeypatch.setattr(os, "fsync", slow)
+            slow_disk.begin()
             async with store.use("", "b") as model:
                 saving = asyncio.create_task(store.save(model))  # occupies the disk
-                assert await asyncio.to_thread(began.wait, 10)
+                assert await asyncio.to_thread(slow_disk.began.wait, 10)
                 making = asyncio.create_task(create(store, "c", owner="another"))
                 await asyncio.sleep(0.05)
                 deleting = asyncio.create_task(store.delete("", "a"))
                 await asyncio.sleep(0.05)
-                may.set()
+                slow_disk.may.set()
                 await asyncio.gather(saving, deleting)
             assert (await making)["id"] == "c"
 
@@ -817,28 +821,19 @@ def test_a_call_that_fails_half_way_brings_the_durable_state_back(tmp_path: Path
     run(test())
 
 
-def test_a_state_that_comes_back_is_the_one_on_its_way_to_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fsync, may, began = os.fsync, threading.Event(), threading.Event()
-
-    def slow(handle: int) -> None:
-        began.set()
-        assert may.wait(10)
-        fsync(handle)
-
+def test_a_state_that_comes_back_is_the_one_on_its_way_to_the_disk(tmp_path: Path, slow_disk: SlowDisk) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             await create(store, durable_every=2)
-            monkeypatch.setattr(os, "fsync", slow)
+            slow_disk.begin()
             for number in (1, 2):
                 await call(store, number)
-            await asyncio.to_thread(began.wait)
+            await asyncio.to_thread(slow_disk.began.wait)
             with pytest.raises(MemoryError):
                 await call(store, 3, work=half_way)
             again = asyncio.create_task(call(store, 3))
             await asyncio.sleep(0.05)
-            may.set()
+            slow_disk.may.set()
             assert await again == b"answer 3"
             assert equal(await state(store), undisturbed(3).state())
 
@@ -996,14 +991,7 @@ def test_a_full_disk_refuses_an_upload_and_nothing_has_changed(tmp_path: Path, m
     run(test())
 
 
-def test_an_upload_goes_to_its_end_where_the_client_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fsync, may, began = os.fsync, threading.Event(), threading.Event()
-
-    def slow(handle: int) -> None:
-        began.set()
-        assert may.wait(10)
-        fsync(handle)
-
+def test_an_upload_goes_to_its_end_where_the_client_leaves(tmp_path: Path, slow_disk: SlowDisk) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             await create(store)
@@ -1014,12 +1002,12 @@ def test_an_upload_goes_to_its_end_where_the_client_leaves(tmp_path: Path, monke
                 async with store.use("", "m") as model:
                     await store.replace_state(model, body)
 
-            monkeypatch.setattr(os, "fsync", slow)
+            slow_disk.begin()
             leaving = asyncio.create_task(upload())
-            await asyncio.to_thread(began.wait)
+            await asyncio.to_thread(slow_disk.began.wait)
             leaving.cancel()
             await asyncio.wait({leaving})
-            may.set()
+            slow_disk.may.set()
             await store._moves.ended(("", "m"))
             await call(store, 1, digest="of the new line")
             assert equal(await state(store), undisturbed(1).state())
