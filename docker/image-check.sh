@@ -33,6 +33,7 @@ clean_up() {
 }
 trap clean_up EXIT
 clean_up
+mkdir -p "$work"
 
 # What stands in for python:slim and the CUDA images: Debian with a Python. Kept for the next run.
 if [[ ! -f $base_tree ]]; then
