@@ -74,15 +74,15 @@ struct LifSums {
 template <class Real>
 EXODUS_HOST_DEVICE Real lif_adjoint_step(Method method, Reset reset, bool with_sums, bool bounded, const LifNeuron<Real>& neuron,
                                          const LifStep<Real>& step, Real later, LifSums<Real>& sums) {
-  const Real grad_spikes = step.grad_spikes + through_spikes(method, reset, neuron, step.membrane) * later;
-  const Real unclipped = step.surrogate * grad_spikes + step.grad_membrane +
-                         direct(method, reset, neuron.alpha, step.spikes) * later;
+  const Real grad_spikes = multiply_add(through_spikes(method, reset, neuron, step.membrane), later, step.grad_spikes);
+  const Real passed_on = multiply_add(direct(method, reset, neuron.alpha, step.spikes), later, step.grad_membrane);
+  const Real unclipped = multiply_add(step.surrogate, grad_spikes, passed_on);
   const Real now =
       bounded ? select(is_clipped(step.membrane, neuron.min_membrane), Real(0), unclipped) : unclipped;
   if (with_sums) {
-    sums.alpha += later * retained(reset, step.membrane, step.spikes, neuron.reset_by);
-    sums.threshold -= step.surrogate * grad_spikes;
-    sums.reset_by += later * step.spikes;
+    sums.alpha = multiply_add(later, retained(reset, step.membrane, step.spikes, neuron.reset_by), sums.alpha);
+    sums.threshold = multiply_add(-step.surrogate, grad_spikes, sums.threshold);
+    sums.reset_by = multiply_add(later, step.spikes, sums.reset_by);
     if (bounded) sums.min_membrane += unclipped - now;
   }
   return now;
@@ -109,9 +109,9 @@ EXODUS_HOST_DEVICE LifInitialGradient<Real> lif_adjoint_initial(Method method, R
 template <class Real>
 EXODUS_HOST_DEVICE Real srm_adjoint_step(Real surrogate, Real grad_spikes, Real grad_membrane, Real reset,
                                          Real& threshold_sum) {
-  const Real through = surrogate * (grad_spikes + reset);
-  threshold_sum -= through;
-  return grad_membrane + through;
+  const Real all_grad_spikes = grad_spikes + reset;
+  threshold_sum = multiply_add(-surrogate, all_grad_spikes, threshold_sum);
+  return multiply_add(surrogate, all_grad_spikes, grad_membrane);
 }
 
 }  // namespace exodus

@@ -52,7 +52,7 @@ EXODUS_HOST_DEVICE Real integrate(Reset reset, const LifNeuron<Real>& neuron, Re
 // The lower bound. A membrane on the bound counts as clipped; NaN is not a bound's business and stays NaN.
 template <class Real>
 EXODUS_HOST_DEVICE Real clip(Real membrane, Real min_membrane) {
-  return select(membrane < min_membrane, min_membrane, membrane);
+  return at_least(membrane, min_membrane);
 }
 
 template <class Real>

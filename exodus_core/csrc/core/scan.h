@@ -12,7 +12,7 @@ struct AffineMap {
   Real slope;
   Real offset;
 
-  EXODUS_HOST_DEVICE Real operator()(Real later) const { return slope * later + offset; }
+  EXODUS_HOST_DEVICE Real operator()(Real later) const { return multiply_add(slope, later, offset); }
 
   // Whether the product of slopes stayed finite; an infinite one times lam = 0 would be NaN where the steps give 0.
   EXODUS_HOST_DEVICE bool is_bounded() const { return slope - slope == Real(0); }
@@ -23,10 +23,10 @@ template <class Real>
 EXODUS_HOST_DEVICE AffineMap<Real> before(Method method, Reset reset, const LifNeuron<Real>& neuron,
                                           const LifStep<Real>& step, const AffineMap<Real>& behind) {
   if (is_clipped(step.membrane, neuron.min_membrane)) return {Real(0), Real(0)};
-  const Real a = direct(method, reset, neuron.alpha, step.spikes) +
-                 through_spikes(method, reset, neuron, step.membrane) * step.surrogate;
-  const Real b = step.surrogate * step.grad_spikes + step.grad_membrane;
-  return {a * behind.slope, a * behind.offset + b};
+  const Real a = multiply_add(through_spikes(method, reset, neuron, step.membrane), step.surrogate,
+                              direct(method, reset, neuron.alpha, step.spikes));
+  const Real b = multiply_add(step.surrogate, step.grad_spikes, step.grad_membrane);
+  return {a * behind.slope, multiply_add(a, behind.offset, b)};
 }
 
 }  // namespace exodus

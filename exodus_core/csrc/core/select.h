@@ -1,6 +1,7 @@
 // What the arithmetic does beside + - * /, for one number. csrc/cpu/lanes.h has the same for several side by side.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "macros.h"
@@ -25,6 +26,19 @@ using bits_t = typename Bits<Real>::type;
 template <class Real>
 EXODUS_HOST_DEVICE Real select(bool condition, Real a, Real b) {
   return condition ? a : b;
+}
+
+// a b + c, rounded once. Processors without such an instruction take a long way to the same bits.
+template <class Real>
+EXODUS_HOST_DEVICE Real multiply_add(Real a, Real b, Real c) {
+  using std::fma;
+  return fma(a, b, c);
+}
+
+// The larger of the two; NaN where x is.
+template <class Real>
+EXODUS_HOST_DEVICE Real at_least(Real x, Real bound) {
+  return x < bound ? bound : x;
 }
 
 // abs(x)

@@ -32,14 +32,18 @@ EXODUS_HOST_DEVICE Real exp_nonpositive_float(Real x) {
   using Integer = bits_t<Real>;
   constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23: adding it leaves n in the low bits
   constexpr std::uint32_t its_bits = 0x4b400000u;
-  const Real clamped = select(x < Real(-87.0f), Real(-87.0f), x);
-  const Real shifted = clamped * Real(1.44269504f) + Real(round_to_integer);
+  const Real clamped = at_least(x, Real(-87.0f));
+  const Real shifted = multiply_add(clamped, Real(1.44269504f), Real(round_to_integer));
   const Real n = shifted - Real(round_to_integer);
-  const Real r = (clamped - n * Real(0.693145752f)) - n * Real(1.42860677e-6f);
-  const Real low = Real(1.0f) + r * (Real(1.0f) + r * (Real(0.5f) + r * Real(1.0f / 6.0f)));
-  const Real high = Real(1.0f / 24.0f) + r * (Real(1.0f / 120.0f) + r * (Real(1.0f / 720.0f) + r * Real(1.0f / 5040.0f)));
+  const Real r = multiply_add(n, Real(-1.42860677e-6f), multiply_add(n, Real(-0.693145752f), clamped));
   const Real r2 = r * r;
-  const Real p = low + (r2 * r2) * high;
+  Real low = multiply_add(r, Real(1.0f / 6.0f), Real(0.5f));
+  Real high = multiply_add(r, Real(1.0f / 5040.0f), Real(1.0f / 720.0f));
+  low = multiply_add(r, low, Real(1.0f));
+  high = multiply_add(r, high, Real(1.0f / 120.0f));
+  low = multiply_add(r, low, Real(1.0f));
+  high = multiply_add(r, high, Real(1.0f / 24.0f));
+  const Real p = multiply_add(r2 * r2, high, low);
   const Integer exponent = bit_cast<Integer>(shifted) + Integer(127u - its_bits);
   return p * bit_cast<Real>(exponent << 23);
 }
@@ -50,24 +54,25 @@ EXODUS_HOST_DEVICE Real exp_nonpositive_double(Real x) {
   using Integer = bits_t<Real>;
   constexpr double round_to_integer = 6755399441055744.0;  // 1.5 * 2^52
   constexpr std::uint64_t its_bits = 0x4338000000000000u;
-  const Real clamped = select(x < Real(-708.0), Real(-708.0), x);
-  const Real shifted = clamped * Real(1.4426950408889634) + Real(round_to_integer);
+  const Real clamped = at_least(x, Real(-708.0));
+  const Real shifted = multiply_add(clamped, Real(1.4426950408889634), Real(round_to_integer));
   const Real n = shifted - Real(round_to_integer);
-  const Real r = (clamped - n * Real(0.693147180369123816490)) - n * Real(1.90821492927058770002e-10);
+  const Real r =
+      multiply_add(n, Real(-1.90821492927058770002e-10), multiply_add(n, Real(-0.693147180369123816490), clamped));
   Real p = Real(1.0 / 6227020800.0);
-  p = p * r + Real(1.0 / 479001600.0);
-  p = p * r + Real(1.0 / 39916800.0);
-  p = p * r + Real(1.0 / 3628800.0);
-  p = p * r + Real(1.0 / 362880.0);
-  p = p * r + Real(1.0 / 40320.0);
-  p = p * r + Real(1.0 / 5040.0);
-  p = p * r + Real(1.0 / 720.0);
-  p = p * r + Real(1.0 / 120.0);
-  p = p * r + Real(1.0 / 24.0);
-  p = p * r + Real(1.0 / 6.0);
-  p = p * r + Real(0.5);
-  p = p * r + Real(1.0);
-  p = p * r + Real(1.0);
+  p = multiply_add(p, r, Real(1.0 / 479001600.0));
+  p = multiply_add(p, r, Real(1.0 / 39916800.0));
+  p = multiply_add(p, r, Real(1.0 / 3628800.0));
+  p = multiply_add(p, r, Real(1.0 / 362880.0));
+  p = multiply_add(p, r, Real(1.0 / 40320.0));
+  p = multiply_add(p, r, Real(1.0 / 5040.0));
+  p = multiply_add(p, r, Real(1.0 / 720.0));
+  p = multiply_add(p, r, Real(1.0 / 120.0));
+  p = multiply_add(p, r, Real(1.0 / 24.0));
+  p = multiply_add(p, r, Real(1.0 / 6.0));
+  p = multiply_add(p, r, Real(0.5));
+  p = multiply_add(p, r, Real(1.0));
+  p = multiply_add(p, r, Real(1.0));
   const Integer exponent = bit_cast<Integer>(shifted) + Integer(1023u - its_bits);
   return p * bit_cast<Real>(exponent << 52);
 }

@@ -2,8 +2,8 @@
 // each lane the bits that one number would get. EXODUS_VECTOR_BYTES is the width of a register.
 //
 // Built on the vector extensions of GCC and Clang, so it compiles for any processor; the width comes from the file that
-// is compiled for an instruction set. Only what the extensions lack is spelled out for x86: stores around the caches and
-// the conversions of float16.
+// is compiled for an instruction set. Only what the extensions lack is spelled out for x86: multiply_add, the larger of two,
+// stores around the caches and the conversions of float16.
 #pragma once
 
 #include <cmath>
@@ -64,6 +64,43 @@ struct Lanes {
   EXODUS_HOST_DEVICE friend Mask operator<=(Lanes a, Lanes b) { return {a.lanes <= b.lanes}; }
   EXODUS_HOST_DEVICE friend Mask operator>=(Lanes a, Lanes b) { return {a.lanes >= b.lanes}; }
   EXODUS_HOST_DEVICE friend Lanes select(Mask mask, Lanes a, Lanes b) { return mask.lanes ? a.lanes : b.lanes; }
+
+  EXODUS_HOST_DEVICE friend Lanes multiply_add(Lanes a, Lanes b, Lanes c) {
+#if EXODUS_VECTOR_BYTES >= 64
+    if constexpr (std::is_same_v<Scalar, float>) {
+      return Vector(_mm512_fmadd_ps(__m512(a.lanes), __m512(b.lanes), __m512(c.lanes)));
+    } else {
+      return Vector(_mm512_fmadd_pd(__m512d(a.lanes), __m512d(b.lanes), __m512d(c.lanes)));
+    }
+#elif EXODUS_VECTOR_BYTES >= 32
+    if constexpr (std::is_same_v<Scalar, float>) {
+      return Vector(_mm256_fmadd_ps(__m256(a.lanes), __m256(b.lanes), __m256(c.lanes)));
+    } else {
+      return Vector(_mm256_fmadd_pd(__m256d(a.lanes), __m256d(b.lanes), __m256d(c.lanes)));
+    }
+#else
+    for (int i = 0; i < count; ++i) a.lanes[i] = std::fma(a.lanes[i], b.lanes[i], c.lanes[i]);
+    return a;
+#endif
+  }
+  // The instruction gives its second operand where one is NaN.
+  EXODUS_HOST_DEVICE friend Lanes at_least(Lanes a, Lanes bound) {
+#if EXODUS_VECTOR_BYTES >= 64
+    if constexpr (std::is_same_v<Scalar, float>) {
+      return Vector(_mm512_max_ps(__m512(bound.lanes), __m512(a.lanes)));
+    } else {
+      return Vector(_mm512_max_pd(__m512d(bound.lanes), __m512d(a.lanes)));
+    }
+#elif EXODUS_VECTOR_BYTES >= 32
+    if constexpr (std::is_same_v<Scalar, float>) {
+      return Vector(_mm256_max_ps(__m256(bound.lanes), __m256(a.lanes)));
+    } else {
+      return Vector(_mm256_max_pd(__m256d(bound.lanes), __m256d(a.lanes)));
+    }
+#else
+    return select(a < bound, bound, a);
+#endif
+  }
 
   EXODUS_HOST_DEVICE friend Lanes magnitude(Lanes a) {
     using Signed = typename Mask::Signed;

@@ -9,7 +9,7 @@
 #include <limits>
 #include <type_traits>
 
-#pragma GCC target("avx2,f16c")
+#pragma GCC target("avx2,fma,f16c")
 #define EXODUS_VECTOR_BYTES 32
 #include "lanes.h"
 #include "rows.h"

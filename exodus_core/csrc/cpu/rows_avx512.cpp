@@ -9,7 +9,7 @@
 #include <limits>
 #include <type_traits>
 
-#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,f16c,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prefer-vector-width=512")
 #define EXODUS_VECTOR_BYTES 64
 #include "lanes.h"
 #include "rows.h"
