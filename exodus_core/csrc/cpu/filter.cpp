@@ -10,11 +10,12 @@ void filter_rows(const FilterCall& call) {
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
   const Direction direction = call.reverse ? Direction::backward : Direction::forward;
+  const bool streamed = exceeds_caches(2 * call.input.numel() * sizeof(Storage));
   const Tiling tiling(layout, threads_for(call.input.numel()), max_width(call.kernel, sizeof(Real)));
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     const FlushSubnormals flush(!call.kernel.modes.empty());
-    TileRows<const Storage> input_rows(elements<Storage>(call.input), layout, tiling);
-    TileRows<Storage> output_rows(mutable_elements<Storage>(call.output), layout, tiling);
+    TileRows<const Storage> input_rows(elements<Storage>(call.input), layout, tiling, direction);
+    TileRows<Storage> output_rows(mutable_elements<Storage>(call.output), layout, tiling, direction, streamed);
     KernelState<Storage> state(call.kernel, tiling.width());
     RowBuffer<Real> loaded(1, tiling.width());
     for (std::int64_t index = first; index < last; ++index) {

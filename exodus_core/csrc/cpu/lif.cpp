@@ -54,9 +54,9 @@ void forward(const LifForwardCall& call) {
   const Tiling tiling(layout, threads_for(call.input.numel()), kMaxWidth);
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     const FlushSubnormals flush;
-    TileRows<const Storage> input_rows(elements<Storage>(call.input), layout, tiling);
-    TileRows<Storage> spikes_rows(mutable_elements<Storage>(call.spikes), layout, tiling);
-    TileRows<Storage> membrane_rows(mutable_elements<Storage>(call.membrane), layout, tiling);
+    TileRows<const Storage> input_rows(elements<Storage>(call.input), layout, tiling, Direction::forward);
+    TileRows<Storage> spikes_rows(mutable_elements<Storage>(call.spikes), layout, tiling, Direction::forward, streamed);
+    TileRows<Storage> membrane_rows(mutable_elements<Storage>(call.membrane), layout, tiling, Direction::forward, streamed);
     ParameterRows<Storage> parameter_rows(tiling);
     RowBuffer<Real> state(2, tiling.width());
     for (std::int64_t index = first; index < last; ++index) {
@@ -77,8 +77,8 @@ void forward(const LifForwardCall& call) {
         membrane_rows.prepare(begin);
         block.steps = end - begin;
         block.input = input_rows.block(begin);
-        block.spikes = spikes_rows.block(begin, streamed);
-        block.membrane = membrane_rows.block(begin, streamed);
+        block.spikes = spikes_rows.block(begin);
+        block.membrane = membrane_rows.block(begin);
         kernels.lif_forward(call.reset, call.parameters.max_spikes > 1, block);
         spikes_rows.put(begin, end);
         membrane_rows.put(begin, end);
@@ -98,10 +98,10 @@ void backward(const LifBackwardCall& call) {
   const Tiling tiling(layout, threads_for(call.membrane.numel()), with_lanes ? kMaxWidth / 4 : kMaxWidth);
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     const FlushSubnormals flush;
-    TileRows<const Storage> membrane_rows(elements<Storage>(call.membrane), layout, tiling);
-    TileRows<const Storage> grad_spikes_rows(elements<Storage>(call.grad_spikes), layout, tiling);
-    TileRows<const Storage> grad_membrane_rows(elements<Storage>(call.grad_membrane), layout, tiling);
-    TileRows<Storage> grad_input_rows(mutable_elements<Storage>(call.grad_input), layout, tiling);
+    TileRows<const Storage> membrane_rows(elements<Storage>(call.membrane), layout, tiling, Direction::backward);
+    TileRows<const Storage> grad_spikes_rows(elements<Storage>(call.grad_spikes), layout, tiling, Direction::backward);
+    TileRows<const Storage> grad_membrane_rows(elements<Storage>(call.grad_membrane), layout, tiling, Direction::backward);
+    TileRows<Storage> grad_input_rows(mutable_elements<Storage>(call.grad_input), layout, tiling, Direction::backward, streamed);
     ParameterRows<Storage> parameter_rows(tiling);
     RowBuffer<Real> adjoint(1, tiling.width());
     RowBuffer<Real> initial(with_lanes ? 4 : 0, tiling.width());
@@ -130,7 +130,7 @@ void backward(const LifBackwardCall& call) {
         block.membrane = membrane_rows.block(begin);
         block.grad_spikes = grad_spikes_rows.block(begin);
         block.grad_membrane = grad_membrane_rows.block(begin);
-        block.grad_input = grad_input_rows.block(begin, streamed);
+        block.grad_input = grad_input_rows.block(begin);
         kernels.lif_backward(call.method, call.reset, block);
         grad_input_rows.put(begin, end);
         if (with_lanes) sums.add_block();

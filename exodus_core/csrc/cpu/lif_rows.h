@@ -49,6 +49,33 @@ EXODUS_HOST_DEVICE void for_each_strip(std::int64_t width, Body strip) {
   }
 }
 
+// Asks for what a strip needs next, a line a step: its rows `ahead` steps on, or its share of what will be copied. The
+// steps of one strip make as many elements of as many lanes there.
+template <class T>
+struct Prefetch {
+  const T* line;
+  std::int64_t stride;
+
+  EXODUS_HOST_DEVICE Prefetch(const RowBlock<T>& rows, std::int64_t step, std::int64_t ahead, std::int64_t lane) {
+    constexpr std::int64_t n = kStrip<std::remove_const_t<T>>;
+    if (rows.needed == nullptr) {
+      line = rows[step + ahead] + lane;
+      stride = rows.stride;
+    } else {
+      line = rows.needed + (lane + step % n) * rows.needed_stride + step / n * n;
+      stride = rows.needed_stride;
+    }
+  }
+  EXODUS_HOST_DEVICE void forward() {
+    __builtin_prefetch(line, !std::is_const_v<T>);
+    line += stride;
+  }
+  EXODUS_HOST_DEVICE void backward() {
+    __builtin_prefetch(line, !std::is_const_v<T>);
+    line -= stride;
+  }
+};
+
 // The store that a strip of a block takes: past the caches where that is asked for and the address allows it.
 template <class Storage>
 struct StripStore {
@@ -61,10 +88,6 @@ struct StripStore {
     constexpr std::uintptr_t bytes = EXODUS_VECTOR_BYTES;
     streamed = rows.streamed && reinterpret_cast<std::uintptr_t>(to) % bytes == 0 &&
                stride * sizeof(Storage) % bytes == 0;
-  }
-  // Asks for the row of a step to come, unless it will be written past the caches.
-  EXODUS_HOST_DEVICE void prefetch(std::int64_t step) const {
-    if (!streamed) __builtin_prefetch(to + step * stride, 1);
   }
   EXODUS_HOST_DEVICE void operator()(std::int64_t step, Strip<Storage> values) const {
     if (streamed) {
@@ -84,12 +107,14 @@ void lif_forward_block(const LifForwardBlock<Storage>& block) {
     for_each_strip<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
       const LifNeuron<Real> neuron = neuron_at<Storage>(block.neuron, lane);
       const StripStore<Storage> spikes_out(block.spikes, lane), membrane_out(block.membrane, lane);
+      Prefetch<const Storage> next_input(input_rows, begin, kSteps, lane);
+      Prefetch<Storage> next_spikes(block.spikes, begin, kSteps, lane), next_membrane(block.membrane, begin, kSteps, lane);
       Real membrane = Real::read(block.membrane_state + slot);
       Real spikes = Real::read(block.spikes_state + slot);
       for (std::int64_t t = begin; t < end; ++t) {
-        __builtin_prefetch(input_rows[t + kSteps] + lane);
-        membrane_out.prefetch(t + kSteps);
-        spikes_out.prefetch(t + kSteps);
+        next_input.forward();
+        if (!membrane_out.streamed) next_membrane.forward();
+        if (!spikes_out.streamed) next_spikes.forward();
         const Real input = load_lanes<Real>(input_rows[t] + lane);
         membrane_out(t, lif_step<Storage>(reset, many_spikes, neuron, input, membrane, spikes));
         spikes_out(t, spikes);
@@ -116,12 +141,15 @@ void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlo
     for_each_strip<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
       const LifNeuron<Real> neuron = neuron_at<Storage>(block.neuron, lane);
       const StripStore<Storage> grad_input_out(block.grad_input, lane);
+      Prefetch<const Storage> next_membrane(membrane_rows, end - 1, -steps, lane);
+      Prefetch<const Storage> next_grad_spikes(grad_spikes_rows, end - 1, -steps, lane);
+      Prefetch<Storage> next_grad_input(block.grad_input, end - 1, -steps, lane);
       Real adjoint = Real::read(block.adjoint + slot);
       LifSums<Real> sums{Real(0), Real(0), Real(0), Real(0)};
       for (std::int64_t t = end - 1; t >= begin; --t) {
-        __builtin_prefetch(membrane_rows[t - steps] + lane);
-        __builtin_prefetch(grad_spikes_rows[t - steps] + lane);
-        grad_input_out.prefetch(t - steps);
+        next_membrane.backward();
+        next_grad_spikes.backward();
+        if (!grad_input_out.streamed) next_grad_input.backward();
         const Real membrane = load_lanes<Real>(membrane_rows[t] + lane);
         Real spikes(0);
         if (with_sums || reset == Reset::zero) {

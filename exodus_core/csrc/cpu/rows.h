@@ -21,6 +21,17 @@ constexpr std::int64_t kMaxWidth = 4096;
 // The lanes of the widest strip. Narrower tensors are copied to rows of their own.
 constexpr std::int64_t kMinWidth = 16;
 
+// Steps that are staged together, and after which the short sums of parameter gradients are added to the long ones.
+constexpr std::int64_t kBlock = 128;
+
+constexpr std::int64_t kLine = 64;  // bytes of a cache line
+
+// Room for the elements of a line at both ends of a row that waits to be written.
+template <class Storage>
+constexpr std::int64_t kPending = kLine / static_cast<std::int64_t>(sizeof(Storage));
+
+enum class Direction { forward, backward };
+
 // A parameter of the neurons in a tile: one value for all lanes, or one a lane.
 template <class Real>
 struct ParameterRow {
@@ -43,6 +54,10 @@ struct RowBlock {
   T* first;
   std::int64_t stride;
   bool streamed;  // written past the caches
+  // Rows that are copied to or from a tensor whose last axis is time: what of it is needed next, for lane 0 and step 0
+  // of the block, and the elements from one lane to the next there. Null where rows lie in the tensor itself.
+  const T* needed;
+  std::int64_t needed_stride;
 
   T* operator[](std::int64_t step) const { return first + step * stride; }
 };
@@ -132,6 +147,23 @@ struct SrmBackwardRow {
   Real* threshold_sum;
 };
 
+// Rows of a block of steps, bound for a tensor whose last axis is time, past the caches: in whole cache lines, so that
+// what a block begins or ends within waits in `pending` for the block that follows in `direction`.
+template <class Storage>
+struct StreamedBlock {
+  std::int64_t lanes;
+  std::int64_t steps;
+  std::int64_t before;  // steps of the tensor before the block
+  std::int64_t after;   // and after it
+  Direction direction;
+  const Storage* rows;
+  std::int64_t rows_stride;
+  Storage* tensor;  // lane 0 at the first step of the block
+  std::int64_t tensor_stride;
+  Storage* pending;  // a row a lane; its steps lie kPending elements behind its beginning
+  std::int64_t pending_stride;
+};
+
 template <class Storage>
 struct RowKernels {
   using Real = compute_t<Storage>;
@@ -154,6 +186,7 @@ struct RowKernels {
                   Storage* rows, std::int64_t rows_stride);
   void (*from_rows)(std::int64_t lanes, std::int64_t steps, const Storage* rows, std::int64_t rows_stride,
                     Storage* tensor, std::int64_t tensor_stride);
+  void (*stream_rows)(const StreamedBlock<Storage>&);
   // sum of a[i] b[i]
   double (*dot)(std::int64_t count, const Storage* a, const Storage* b);
 };

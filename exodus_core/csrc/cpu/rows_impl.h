@@ -152,6 +152,58 @@ void turn(std::int64_t lanes, std::int64_t steps, const Element* from, std::int6
   }
 }
 
+template <class Element>
+EXODUS_HOST_DEVICE void stream_line(const Element* from, Element* to) {
+  constexpr int count = EXODUS_VECTOR_BYTES / sizeof(float);
+  for (std::int64_t i = 0; i < kLine / EXODUS_VECTOR_BYTES; ++i) {
+    Lanes<float, count> vector;
+    std::memcpy(&vector, reinterpret_cast<const char*>(from) + i * EXODUS_VECTOR_BYTES, EXODUS_VECTOR_BYTES);
+    stream_lanes(reinterpret_cast<float*>(to) + i * count, vector);
+  }
+}
+
+// Writes the elements [begin, end) past the caches; those of a line that is not whole are written as usual.
+template <class Element>
+EXODUS_HOST_DEVICE void stream_run(std::int64_t begin, std::int64_t end, const Element* from, Element* to) {
+  std::int64_t i = begin;
+  for (; i < end && reinterpret_cast<std::uintptr_t>(to + i) % kLine != 0; ++i) to[i] = from[i];
+  for (; i + kPending<Element> <= end; i += kPending<Element>) stream_line(from + i, to + i);
+  for (; i < end; ++i) to[i] = from[i];
+}
+
+template <class Element>
+void stream_rows(const StreamedBlock<Element>& block) {
+  constexpr std::int64_t line = kPending<Element>;
+  if (block.before == 0 && block.after == 0) {  // lane after lane, without gaps
+    turn<false>(block.lanes, block.steps, block.rows, block.rows_stride, block.pending, block.steps);
+    stream_run(0, block.lanes * block.steps, block.pending, block.tensor);
+    finish_streams();
+    return;
+  }
+  const bool forward = block.direction == Direction::forward;
+  constexpr std::int64_t n = kMinWidth;
+  for (std::int64_t first = 0; first < block.lanes; first += n) {
+    const std::int64_t lanes = std::min(n, block.lanes - first);
+    turn<false>(lanes, block.steps, block.rows + first, block.rows_stride,
+                block.pending + first * block.pending_stride + line, block.pending_stride);
+    for (std::int64_t lane = first; lane < first + lanes; ++lane) {
+      Element* from = block.pending + lane * block.pending_stride + line;
+      Element* to = block.tensor + lane * block.tensor_stride;
+      const std::int64_t in_line = reinterpret_cast<std::uintptr_t>(to) % kLine / sizeof(Element);
+      const std::int64_t in_last = (in_line + block.steps) % line;
+      if (forward) {
+        stream_run(-std::min(in_line, block.before), block.after == 0 ? block.steps : block.steps - in_last, from, to);
+        std::memmove(from - line, from + block.steps - line, kLine);
+      } else {
+        stream_run(block.before == 0 ? 0 : (line - in_line) % line,
+                   block.steps + std::min(block.after, (line - in_last) % line), from, to);
+        std::memmove(from + kBlock, from, kLine);
+      }
+    }
+  }
+  finish_streams();
+}
+
 // Sixteen sums side by side, added in one fixed order: the same bits on every instruction set.
 template <class Storage>
 double dot(std::int64_t count, const Storage* a, const Storage* b) {
@@ -177,7 +229,7 @@ constexpr RowKernels<Storage> kernels() {
   return {kStrip<Storage>,       lif_forward<Storage>, lif_backward<Storage>, lif_initial<Real>,
           surrogate<Storage>,    srm_forward<Storage>, srm_backward<Storage>, add_scaled<Real>,
           mode_step<Real>,       load_row<Storage>,    store_row<Storage>,    turn<true, Storage>,
-          turn<false, Storage>,  dot<Storage>};
+          turn<false, Storage>,  stream_rows<Storage>, dot<Storage>};
 }
 
 }  // namespace

@@ -9,12 +9,13 @@ void forward(const SrmForwardCall& call) {
   using Real = compute_t<Storage>;
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
+  const bool streamed = exceeds_caches(3 * call.psp.numel() * sizeof(Storage));
   const Tiling tiling(layout, threads_for(call.psp.numel()), max_width(call.kernel, sizeof(Real)));
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     const FlushSubnormals flush;
-    TileRows<const Storage> psp_rows(elements<Storage>(call.psp), layout, tiling);
-    TileRows<Storage> spikes_rows(mutable_elements<Storage>(call.spikes), layout, tiling);
-    TileRows<Storage> membrane_rows(mutable_elements<Storage>(call.membrane), layout, tiling);
+    TileRows<const Storage> psp_rows(elements<Storage>(call.psp), layout, tiling, Direction::forward);
+    TileRows<Storage> spikes_rows(mutable_elements<Storage>(call.spikes), layout, tiling, Direction::forward, streamed);
+    TileRows<Storage> membrane_rows(mutable_elements<Storage>(call.membrane), layout, tiling, Direction::forward, streamed);
     KernelState<Storage> reset(call.kernel, tiling.width());
     RowBuffer<Real> scratch(2, tiling.width());
     for (std::int64_t index = first; index < last; ++index) {
@@ -46,13 +47,14 @@ void backward(const SrmBackwardCall& call) {
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
   const bool with_threshold = call.grad_threshold.numel() > 0;
+  const bool streamed = exceeds_caches(3 * call.membrane.numel() * sizeof(Storage));
   const Tiling tiling(layout, threads_for(call.membrane.numel()), max_width(call.kernel, sizeof(Real)));
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     const FlushSubnormals flush;
-    TileRows<const Storage> membrane_rows(elements<Storage>(call.membrane), layout, tiling);
-    TileRows<const Storage> grad_spikes_rows(elements<Storage>(call.grad_spikes), layout, tiling);
-    TileRows<const Storage> grad_membrane_rows(elements<Storage>(call.grad_membrane), layout, tiling);
-    TileRows<Storage> grad_psp_rows(mutable_elements<Storage>(call.grad_psp), layout, tiling);
+    TileRows<const Storage> membrane_rows(elements<Storage>(call.membrane), layout, tiling, Direction::backward);
+    TileRows<const Storage> grad_spikes_rows(elements<Storage>(call.grad_spikes), layout, tiling, Direction::backward);
+    TileRows<const Storage> grad_membrane_rows(elements<Storage>(call.grad_membrane), layout, tiling, Direction::backward);
+    TileRows<Storage> grad_psp_rows(mutable_elements<Storage>(call.grad_psp), layout, tiling, Direction::backward, streamed);
     KernelState<Storage> reset(call.kernel, tiling.width());
     RowBuffer<Real> scratch(3, tiling.width());
     BlockSums<Real> threshold_sum(1, tiling.width());

@@ -27,11 +27,8 @@ struct Tile {
   std::int64_t padded() const { return in_place ? width : slots(); }
 };
 
-// Steps that are staged together, and after which the short sums of parameter gradients are added to the long ones.
-constexpr std::int64_t kBlock = 64;
-
 // Lanes that are staged together: three buffers of kBlock rows stay in a second-level cache.
-constexpr std::int64_t kStagedWidth = 256;
+constexpr std::int64_t kStagedWidth = 128;
 
 class Tiling {
  public:
@@ -90,7 +87,6 @@ class RowBuffer {
   void clear() { std::memset(static_cast<void*>(rows_.get()), 0, bytes_); }
 
  private:
-  static constexpr std::int64_t kLine = 64;
   struct Free {
     void operator()(T* rows) const { ::operator delete(rows, std::align_val_t{kLine}); }
   };
@@ -107,10 +103,15 @@ class TileRows {
  public:
   using Stored = std::remove_const_t<T>;
 
-  TileRows(T* tensor, const Layout& layout, const Tiling& tiling)
+  // Blocks follow each other in `direction`. Rows may be written past the caches where `streamed`.
+  TileRows(T* tensor, const Layout& layout, const Tiling& tiling, Direction direction, bool streamed = false)
       : tensor_(tensor),
         layout_(layout),
-        staging_(tiling.in_place() || tensor == nullptr ? 1 : kBlock, tiling.width()) {}
+        direction_(direction),
+        streamed_(streamed && !std::is_const_v<T>),
+        staging_(tiling.in_place() || tensor == nullptr ? 1 : kBlock, tiling.width()),
+        pending_(streamed_ && !tiling.in_place() && layout.inner == 1 ? tiling.width() : 0,
+                 kBlock + 2 * kPending<Stored>) {}
 
   void enter(const Tile& tile) {
     tile_ = tile;
@@ -135,7 +136,11 @@ class TileRows {
   void prepare(std::int64_t begin) { begin_ = begin; }
   void put(std::int64_t begin, std::int64_t end) {
     if (tile_.in_place) return;
-    if (layout_.inner == 1) {
+    if (layout_.inner == 1 && streamed_) {
+      row_kernels<Stored>().stream_rows({tile_.width, end - begin, begin, layout_.time - end, direction_, staging_[0],
+                                         staging_.stride(), tensor_ + layout_.offset(tile_.first_lane, begin),
+                                         layout_.time, pending_[0], pending_.stride()});
+    } else if (layout_.inner == 1) {
       row_kernels<Stored>().from_rows(tile_.width, end - begin, staging_[0], staging_.stride(),
                                       tensor_ + layout_.offset(tile_.first_lane, begin), layout_.time);
     } else {
@@ -150,13 +155,29 @@ class TileRows {
     return tile_.in_place ? first_row_ + t * layout_.inner : staging_[t - begin_];
   }
 
-  // The rows from `begin` on. Rows in place may be written past the caches.
-  RowBlock<T> block(std::int64_t begin, bool streamed = false) const {
+  // The rows from `begin` on.
+  RowBlock<T> block(std::int64_t begin) const {
     const std::int64_t stride = tile_.in_place ? layout_.inner : staging_.stride();
-    return {(*this)[begin], tensor_ == nullptr ? 0 : stride, streamed && tile_.in_place};
+    return {(*this)[begin], tensor_ == nullptr ? 0 : stride, streamed_ && tile_.in_place, needed(begin), layout_.time};
   }
 
  private:
+  // What the kernel asks the memory for while it computes a block: the elements that are read next, those of the next
+  // block or tile, or that the block will be written to.
+  const T* needed(std::int64_t begin) const {
+    if (tensor_ == nullptr || tile_.in_place || layout_.inner != 1 || streamed_) return nullptr;
+    if (!std::is_const_v<T>) return tensor_ + layout_.offset(tile_.first_lane, begin);
+    const bool forward = direction_ == Direction::forward;
+    std::int64_t lane = tile_.first_lane;
+    std::int64_t next = forward ? begin + kBlock : begin - kBlock;
+    if (next < 0 || next >= layout_.time) {
+      lane = std::min(lane + tile_.width, layout_.lanes() - 1);
+      next = forward ? 0 : (layout_.time - 1) / kBlock * kBlock;
+    }
+    // The first line of a block is read with the block before it; the last one counts.
+    return tensor_ + layout_.offset(lane, next) + (forward ? kMinWidth - 1 : 0);
+  }
+
   // Calls move(elements, staged, run) for stretches of lanes with the same outer index, step by step.
   template <class Move>
   void for_each_run(std::int64_t begin, std::int64_t end, Move move) {
@@ -174,7 +195,10 @@ class TileRows {
 
   T* tensor_;
   Layout layout_;
+  Direction direction_;
+  bool streamed_;
   RowBuffer<Stored> staging_;
+  RowBuffer<Stored> pending_;
   Tile tile_{};
   T* first_row_ = nullptr;
   std::int64_t begin_ = 0;
@@ -225,8 +249,6 @@ class BlockSums {
   RowBuffer<Real> block_;
   RowBuffer<Real> total_;
 };
-
-enum class Direction { forward, backward };
 
 // Calls block(begin, end) for stretches of at most kBlock steps, in the order of time or against it.
 template <class Block>
