@@ -8,6 +8,9 @@ namespace exodus::cpu::EXODUS_INSTRUCTION_SET_NAME {
 namespace {
 
 constexpr std::int64_t kSteps = 4;
+// The sums' traffic with the cache counts too; but where lines of several rows share a set of the cache, as with a power of
+// two of neurons, those of 8 steps and of the 8 before them do not fit.
+constexpr std::int64_t kStepsWithSums = 6;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -135,7 +138,7 @@ void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlo
   const Real slope(block.surrogate.slope), scale(block.surrogate.scale);
   const bool many_spikes = block.neuron.max_spikes > 1;
   const bool bounded = block.neuron.min_membrane.per_lane || *block.neuron.min_membrane.values > -kInfinity;
-  constexpr std::int64_t steps = with_sums ? 2 * kSteps : kSteps;  // the sums' traffic with the cache counts too
+  constexpr std::int64_t steps = with_sums ? kStepsWithSums : kSteps;
   for (std::int64_t end = block.steps; end > 0; end -= steps) {
     const std::int64_t begin = std::max<std::int64_t>(0, end - steps);
     for_each_strip<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
