@@ -34,7 +34,7 @@ def measured(quick: bool) -> Iterator[Line]:
     with servers.service() as service, servers.other("echo") as echo:
         yield from lines.against_echo(service, echo, {KIB: small, 32 * MIB: large})
     with servers.other("sink") as sink:
-        yield from lines.client_against_httpx(sink, large)
+        yield from lines.client_against_httpx(sink, 5 * large)  # the best of them is compared
         yield from lines.spikes_as_bits(sink, large)
     yield from lines.decoding()
     with servers.service() as service:
