@@ -8,7 +8,6 @@
 #endif
 
 #include "../operators.h"
-#include "caches.h"
 #include "output_memory.h"
 #include "tiles.h"
 

@@ -10,7 +10,7 @@ void filter_rows(const FilterCall& call) {
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
   const Direction direction = call.reverse ? Direction::backward : Direction::forward;
-  const bool streamed = exceeds_caches(2 * call.input.numel() * sizeof(Storage));
+  const bool streamed = streams(layout, 2 * call.input.numel() * sizeof(Storage));
   const Tiling tiling(layout, threads_for(call.input.numel()), max_width(call.kernel, sizeof(Real)));
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     const FlushSubnormals flush(!call.kernel.modes.empty());

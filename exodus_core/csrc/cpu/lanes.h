@@ -83,13 +83,13 @@ struct Lanes {
     return a;
 #endif
   }
-  // The instruction gives its second operand where one is NaN.
+  // The instruction gives its second operand where one is NaN. GCC takes the forms without a mask for uninitialised.
   EXODUS_HOST_DEVICE friend Lanes at_least(Lanes a, Lanes bound) {
 #if EXODUS_VECTOR_BYTES >= 64
     if constexpr (std::is_same_v<Scalar, float>) {
-      return Vector(_mm512_max_ps(__m512(bound.lanes), __m512(a.lanes)));
+      return Vector(_mm512_maskz_max_ps(0xffff, __m512(bound.lanes), __m512(a.lanes)));
     } else {
-      return Vector(_mm512_max_pd(__m512d(bound.lanes), __m512d(a.lanes)));
+      return Vector(_mm512_maskz_max_pd(0xff, __m512d(bound.lanes), __m512d(a.lanes)));
     }
 #elif EXODUS_VECTOR_BYTES >= 32
     if constexpr (std::is_same_v<Scalar, float>) {

@@ -50,7 +50,7 @@ void forward(const LifForwardCall& call) {
   using Real = compute_t<Storage>;
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
-  const bool streamed = exceeds_caches(3 * call.input.numel() * sizeof(Storage));
+  const bool streamed = streams(layout, 3 * call.input.numel() * sizeof(Storage));
   const Tiling tiling(layout, threads_for(call.input.numel()), kMaxWidth);
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     const FlushSubnormals flush;
@@ -93,7 +93,7 @@ void backward(const LifBackwardCall& call) {
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
   const bool with_lanes = call.lane_gradients.numel() > 0;
-  const bool streamed = exceeds_caches(3 * call.membrane.numel() * sizeof(Storage));
+  const bool streamed = streams(layout, 3 * call.membrane.numel() * sizeof(Storage));
   // The sums are four rows of state more.
   const Tiling tiling(layout, threads_for(call.membrane.numel()), with_lanes ? kMaxWidth / 4 : kMaxWidth);
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {

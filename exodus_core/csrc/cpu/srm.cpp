@@ -9,7 +9,7 @@ void forward(const SrmForwardCall& call) {
   using Real = compute_t<Storage>;
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
-  const bool streamed = exceeds_caches(3 * call.psp.numel() * sizeof(Storage));
+  const bool streamed = streams(layout, 3 * call.psp.numel() * sizeof(Storage));
   const Tiling tiling(layout, threads_for(call.psp.numel()), max_width(call.kernel, sizeof(Real)));
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     const FlushSubnormals flush;
@@ -47,7 +47,7 @@ void backward(const SrmBackwardCall& call) {
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
   const bool with_threshold = call.grad_threshold.numel() > 0;
-  const bool streamed = exceeds_caches(3 * call.membrane.numel() * sizeof(Storage));
+  const bool streamed = streams(layout, 3 * call.membrane.numel() * sizeof(Storage));
   const Tiling tiling(layout, threads_for(call.membrane.numel()), max_width(call.kernel, sizeof(Real)));
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     const FlushSubnormals flush;

@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "../core/layout.h"
+#include "caches.h"
 #include "rows.h"
 
 namespace exodus::cpu {
@@ -95,6 +96,12 @@ class RowBuffer {
   std::size_t bytes_;
   std::unique_ptr<T, Free> rows_;
 };
+
+// Whether outputs are written past the caches, where all arrays of a call have so many bytes. What is copied to rows and
+// back gains by it later: ordinary writes can be prepared while the kernel computes.
+inline bool streams(const Layout& layout, std::int64_t bytes) {
+  return exceeds_caches(layout.inner == 1 ? bytes / 2 : bytes);
+}
 
 // The rows of one tensor that belong to the tile at hand: row t is what the row kernels read or write.
 // A tensor that is not given (null) reads as zeros.
