@@ -186,31 +186,40 @@ def test_results_are_the_same_bits_from_run_to_run():
         assert torch.equal(first, second)
 
 
-REPORT = """
-import json, sys, torch, exodus_core
-from test_operators import everything
-print(json.dumps([exodus_core.capabilities()["instruction_set"], [t.double().sum().item().hex() for t in everything()],
-                  [t.abs().double().sum().item().hex() for t in everything()]]))
-"""
-
-
 @pytest.mark.slow
-def test_results_are_the_same_bits_on_every_instruction_set():
+def test_results_are_the_same_bits_on_every_instruction_set_and_past_the_caches():
     folder = os.path.dirname(__file__)
     reports = {}
     for name in ("portable", "avx2", "avx512"):
-        environment = {
-            **os.environ,
-            "EXODUS_INSTRUCTION_SET": name,
-            "PYTHONPATH": os.pathsep.join((folder, os.path.dirname(folder))),
-        }
-        run = subprocess.run(
-            [sys.executable, "-c", REPORT], env=environment, capture_output=True, text=True, check=True
-        )
-        used, *sums = json.loads(run.stdout)
-        reports[used] = sums
-    assert "portable" in reports
-    assert all(sums == reports["portable"] for sums in reports.values()), sorted(reports)
+        for cache in ("1", str(2**40)):  # everything is written past the caches, or nothing
+            environment = {
+                **os.environ,
+                "EXODUS_INSTRUCTION_SET": name,
+                "EXODUS_LAST_CACHE": cache,
+                "PYTHONPATH": os.pathsep.join((folder, os.path.dirname(folder))),
+            }
+            run = subprocess.run(
+                [sys.executable, os.path.join(folder, "digests.py")],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            digests = json.loads(run.stdout)
+            reports[digests.pop("instruction_set"), cache] = digests
+    assert ("portable", "1") in reports
+    expected = reports["portable", str(2**40)]
+    for which, digests in reports.items():
+        assert [name for name in expected if digests[name] != expected[name]] == [], which
+
+
+def test_a_size_of_the_last_cache_that_is_none_is_refused():
+    code = "import torch, exodus_core; exodus_core.lif(torch.zeros(1, 1, 1), 0.5)"
+    for given in ("32M", "-1", "0", "1e6"):
+        environment = {**os.environ, "EXODUS_LAST_CACHE": given}
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert run.returncode != 0
+        assert f"EXODUS_LAST_CACHE must be a number of bytes, at least 1, got {given}" in run.stderr
 
 
 def test_an_unknown_instruction_set_is_named():

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <fstream>
+#include <stdexcept>
 #include <string>
 
 #if defined(__linux__)
@@ -15,8 +17,17 @@
 namespace exodus::cpu {
 
 // Bytes of the last cache that a core of this machine has a share in. Linux tells; glibc adds up those of all cores on
-// some processors, of which a core reaches one alone.
+// some processors, of which a core reaches one alone. EXODUS_LAST_CACHE overrides both, where a machine tells them wrongly.
+// Throws std::invalid_argument where that is no number.
 inline std::int64_t last_cache_bytes() {
+  const char* asked = std::getenv("EXODUS_LAST_CACHE");
+  if (asked != nullptr && *asked != '\0') {
+    const std::string given = asked;
+    const bool is_number = given.find_first_not_of("0123456789") == std::string::npos && given.size() <= 18;
+    const std::int64_t bytes = is_number ? std::stoll(given) : 0;
+    if (bytes < 1) throw std::invalid_argument("EXODUS_LAST_CACHE must be a number of bytes, at least 1, got " + given);
+    return bytes;
+  }
   std::int64_t largest = 0;
   for (int index = 0; index < 8; ++index) {
     std::ifstream size("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size");

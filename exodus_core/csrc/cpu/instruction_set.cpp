@@ -37,8 +37,9 @@ const InstructionSet& choose() {
     throw std::invalid_argument("EXODUS_INSTRUCTION_SET must be portable, avx2 or avx512, got " + limit);
   }
 #if EXODUS_X86_VARIANTS
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                        __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
   if (limit == "avx512" && has_avx512) return avx512::set;
   if (limit != "portable" && has_avx2) return avx2::set;

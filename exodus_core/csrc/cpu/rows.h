@@ -24,11 +24,10 @@ constexpr std::int64_t kMinWidth = 16;
 // Steps that are staged together, and after which the short sums of parameter gradients are added to the long ones.
 constexpr std::int64_t kBlock = 128;
 
-constexpr std::int64_t kLine = 64;  // bytes of a cache line
+constexpr std::int64_t kLineBytes = 64;  // a cache line
 
-// Room for the elements of a line at both ends of a row that waits to be written.
 template <class Storage>
-constexpr std::int64_t kPending = kLine / static_cast<std::int64_t>(sizeof(Storage));
+constexpr std::int64_t kLineElements = kLineBytes / static_cast<std::int64_t>(sizeof(Storage));
 
 enum class Direction { forward, backward };
 
@@ -53,11 +52,12 @@ template <class T>
 struct RowBlock {
   T* first;
   std::int64_t stride;
-  bool streamed;  // written past the caches
-  // Rows that are copied to or from a tensor whose last axis is time: what of it is needed next, for lane 0 and step 0
-  // of the block, and the elements from one lane to the next there. Null where rows lie in the tensor itself.
-  const T* needed;
-  std::int64_t needed_stride;
+  bool streamed;  // the kernel writes them past the caches
+  // For rows that are copied to or from a tensor whose last axis is time: the elements there that the kernel asks the
+  // memory for meanwhile, at lane 0 and step 0 of the block, and how many lie between two lanes. Where it is null, the
+  // kernel asks for rows of this block.
+  const T* ahead;
+  std::int64_t ahead_stride;
 
   T* operator[](std::int64_t step) const { return first + step * stride; }
 };
@@ -160,7 +160,7 @@ struct StreamedBlock {
   std::int64_t rows_stride;
   Storage* tensor;  // lane 0 at the first step of the block
   std::int64_t tensor_stride;
-  Storage* pending;  // a row a lane; its steps lie kPending elements behind its beginning
+  Storage* pending;  // a row a lane; its steps lie kLineElements behind its beginning
   std::int64_t pending_stride;
 };
 

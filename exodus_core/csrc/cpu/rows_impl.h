@@ -155,10 +155,9 @@ void turn(std::int64_t lanes, std::int64_t steps, const Element* from, std::int6
 template <class Element>
 EXODUS_HOST_DEVICE void stream_line(const Element* from, Element* to) {
   constexpr int count = EXODUS_VECTOR_BYTES / sizeof(float);
-  for (std::int64_t i = 0; i < kLine / EXODUS_VECTOR_BYTES; ++i) {
-    Lanes<float, count> vector;
-    std::memcpy(&vector, reinterpret_cast<const char*>(from) + i * EXODUS_VECTOR_BYTES, EXODUS_VECTOR_BYTES);
-    stream_lanes(reinterpret_cast<float*>(to) + i * count, vector);
+  for (std::int64_t i = 0; i < kLineElements<float>; i += count) {
+    const auto vector = Lanes<float, count>::read(reinterpret_cast<const float*>(from) + i);
+    stream_lanes(reinterpret_cast<float*>(to) + i, vector);
   }
 }
 
@@ -166,15 +165,15 @@ EXODUS_HOST_DEVICE void stream_line(const Element* from, Element* to) {
 template <class Element>
 EXODUS_HOST_DEVICE void stream_run(std::int64_t begin, std::int64_t end, const Element* from, Element* to) {
   std::int64_t i = begin;
-  for (; i < end && reinterpret_cast<std::uintptr_t>(to + i) % kLine != 0; ++i) to[i] = from[i];
-  for (; i + kPending<Element> <= end; i += kPending<Element>) stream_line(from + i, to + i);
+  for (; i < end && reinterpret_cast<std::uintptr_t>(to + i) % kLineBytes != 0; ++i) to[i] = from[i];
+  for (; i + kLineElements<Element> <= end; i += kLineElements<Element>) stream_line(from + i, to + i);
   for (; i < end; ++i) to[i] = from[i];
 }
 
 template <class Element>
 void stream_rows(const StreamedBlock<Element>& block) {
-  constexpr std::int64_t line = kPending<Element>;
-  if (block.before == 0 && block.after == 0) {  // lane after lane, without gaps
+  constexpr std::int64_t line = kLineElements<Element>;
+  if (block.before == 0 && block.after == 0) {  // lane after lane without gaps: few steps have no whole line of their own
     turn<false>(block.lanes, block.steps, block.rows, block.rows_stride, block.pending, block.steps);
     stream_run(0, block.lanes * block.steps, block.pending, block.tensor);
     finish_streams();
@@ -189,15 +188,15 @@ void stream_rows(const StreamedBlock<Element>& block) {
     for (std::int64_t lane = first; lane < first + lanes; ++lane) {
       Element* from = block.pending + lane * block.pending_stride + line;
       Element* to = block.tensor + lane * block.tensor_stride;
-      const std::int64_t in_line = reinterpret_cast<std::uintptr_t>(to) % kLine / sizeof(Element);
+      const std::int64_t in_line = reinterpret_cast<std::uintptr_t>(to) % kLineBytes / sizeof(Element);
       const std::int64_t in_last = (in_line + block.steps) % line;
       if (forward) {
         stream_run(-std::min(in_line, block.before), block.after == 0 ? block.steps : block.steps - in_last, from, to);
-        std::memmove(from - line, from + block.steps - line, kLine);
+        std::memmove(from - line, from + block.steps - line, kLineBytes);
       } else {
         stream_run(block.before == 0 ? 0 : (line - in_line) % line,
                    block.steps + std::min(block.after, (line - in_last) % line), from, to);
-        std::memmove(from + kBlock, from, kLine);
+        std::memmove(from + kBlock, from, kLineBytes);
       }
     }
   }

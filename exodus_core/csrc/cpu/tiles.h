@@ -28,7 +28,7 @@ struct Tile {
   std::int64_t padded() const { return in_place ? width : slots(); }
 };
 
-// Lanes that are staged together: three buffers of kBlock rows stay in a second-level cache.
+// Lanes that are staged together: the buffers of kBlock rows stay in a second-level cache, of 1 MiB for float64.
 constexpr std::int64_t kStagedWidth = 128;
 
 class Tiling {
@@ -76,10 +76,10 @@ template <class T>
 class RowBuffer {
  public:
   RowBuffer(std::int64_t count, std::int64_t width)
-      : stride_((width * static_cast<std::int64_t>(sizeof(T)) + kLine - 1) / kLine * kLine /
+      : stride_((width * static_cast<std::int64_t>(sizeof(T)) + kLineBytes - 1) / kLineBytes * kLineBytes /
                 static_cast<std::int64_t>(sizeof(T))),
         bytes_(static_cast<std::size_t>(count * stride_) * sizeof(T)),
-        rows_(static_cast<T*>(::operator new(std::max<std::size_t>(bytes_, kLine), std::align_val_t{kLine}))) {
+        rows_(static_cast<T*>(::operator new(std::max<std::size_t>(bytes_, kLineBytes), std::align_val_t{kLineBytes}))) {
     clear();
   }
 
@@ -89,7 +89,7 @@ class RowBuffer {
 
  private:
   struct Free {
-    void operator()(T* rows) const { ::operator delete(rows, std::align_val_t{kLine}); }
+    void operator()(T* rows) const { ::operator delete(rows, std::align_val_t{kLineBytes}); }
   };
 
   std::int64_t stride_;
@@ -97,8 +97,8 @@ class RowBuffer {
   std::unique_ptr<T, Free> rows_;
 };
 
-// Whether outputs are written past the caches, where all arrays of a call have so many bytes. What is copied to rows and
-// back gains by it later: ordinary writes can be prepared while the kernel computes.
+// Whether outputs are written past the caches, where all arrays of a call have so many bytes. Time last gains by it later:
+// the LIF kernels ask for the lines of ordinary writes while they compute.
 inline bool streams(const Layout& layout, std::int64_t bytes) {
   return exceeds_caches(layout.inner == 1 ? bytes / 2 : bytes);
 }
@@ -110,7 +110,8 @@ class TileRows {
  public:
   using Stored = std::remove_const_t<T>;
 
-  // Blocks follow each other in `direction`. Rows may be written past the caches where `streamed`.
+  // Blocks follow each other in `direction`. Where `streamed`, `put` writes past the caches if the last axis is time, and
+  // the rows of `block` may be written so if they lie in the tensor.
   TileRows(T* tensor, const Layout& layout, const Tiling& tiling, Direction direction, bool streamed = false)
       : tensor_(tensor),
         layout_(layout),
@@ -118,7 +119,7 @@ class TileRows {
         streamed_(streamed && !std::is_const_v<T>),
         staging_(tiling.in_place() || tensor == nullptr ? 1 : kBlock, tiling.width()),
         pending_(streamed_ && !tiling.in_place() && layout.inner == 1 ? tiling.width() : 0,
-                 kBlock + 2 * kPending<Stored>) {}
+                 kBlock + 2 * kLineElements<Stored>) {}
 
   void enter(const Tile& tile) {
     tile_ = tile;
@@ -165,13 +166,13 @@ class TileRows {
   // The rows from `begin` on.
   RowBlock<T> block(std::int64_t begin) const {
     const std::int64_t stride = tile_.in_place ? layout_.inner : staging_.stride();
-    return {(*this)[begin], tensor_ == nullptr ? 0 : stride, streamed_ && tile_.in_place, needed(begin), layout_.time};
+    return {(*this)[begin], tensor_ == nullptr ? 0 : stride, streamed_ && tile_.in_place, ahead(begin), layout_.time};
   }
 
  private:
-  // What the kernel asks the memory for while it computes a block: the elements that are read next, those of the next
-  // block or tile, or that the block will be written to.
-  const T* needed(std::int64_t begin) const {
+  // What a kernel asks the memory for while it computes a block: the elements that are read next, those of the next
+  // block or tile, or the place that this block will be written to.
+  const T* ahead(std::int64_t begin) const {
     if (tensor_ == nullptr || tile_.in_place || layout_.inner != 1 || streamed_) return nullptr;
     if (!std::is_const_v<T>) return tensor_ + layout_.offset(tile_.first_lane, begin);
     const bool forward = direction_ == Direction::forward;
@@ -181,8 +182,9 @@ class TileRows {
       lane = std::min(lane + tile_.width, layout_.lanes() - 1);
       next = forward ? 0 : (layout_.time - 1) / kBlock * kBlock;
     }
-    // The first line of a block is read with the block before it; the last one counts.
-    return tensor_ + layout_.offset(lane, next) + (forward ? kMinWidth - 1 : 0);
+    // Where a lane begins within a line, a block has a line more than is asked for: the one that it shares with the block
+    // before, which has been read.
+    return tensor_ + layout_.offset(lane, next) + (forward ? kLineElements<Stored> - 1 : 0);
   }
 
   // Calls move(elements, staged, run) for stretches of lanes with the same outer index, step by step.

@@ -75,7 +75,7 @@ struct LifBackwardArgs {
   }
 };
 
-// Sums a block of steps before it adds to the total, as on the CPU: the rounding error grows with the number of blocks.
+// Sums a block of steps before it adds to the total: the rounding error grows with the number of blocks.
 template <class Real>
 struct BlockSums {
   static constexpr int kBlock = 64;

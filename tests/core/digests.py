@@ -1,0 +1,53 @@
+"""Digests of the kernels' results, to be compared between processes: `python digests.py` prints them as JSON.
+
+Where EXODUS_LAST_CACHE is small, outputs of these sizes are written past the caches.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+import exodus_core
+from agreement import DTYPES, KERNELS, SURROGATES, name_of
+from exodus_core.surrogate import Sigmoid
+
+# (outer, time, inner): time last in one block and in several, the last of one step, in one tile and in several, the last
+# one wider; neighbouring lanes in whole strips and not.
+SHAPES = [(300, 3, 1), (897, 100, 1), (37, 129, 1), (911, 250, 1), (5, 257, 1), (2, 140, 5), (2, 140, 64), (2, 33, 259)]
+
+
+def results_of(neuron: str, x: Tensor, weight: Tensor, surrogate: exodus_core.surrogate.Surrogate) -> list[Tensor]:
+    """Outputs and gradients."""
+    x = x.clone().requires_grad_()
+    if neuron == "filter":
+        output = exodus_core.filter(x, KERNELS["alpha"](None))
+        return [output.detach(), *torch.autograd.grad(output, x, weight)]
+    parameter = torch.tensor(0.9, dtype=torch.promote_types(x.dtype, torch.float32), requires_grad=True)
+    if neuron == "srm":
+        outputs = exodus_core.srm(x, KERNELS["exponential"](None), threshold=parameter, surrogate=surrogate)
+    elif neuron == "lif":
+        outputs = exodus_core.lif(x, parameter, decay_reset=True, min_membrane=-1.0, surrogate=surrogate)
+    else:
+        parameter, outputs = None, exodus_core.lif(x, 0.9, reset="zero", surrogate=surrogate)
+    leaves = [x] if parameter is None else [x, parameter]
+    return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, leaves, (weight, -weight))]
+
+
+def digests() -> Iterator[tuple[str, str]]:
+    torch.manual_seed(7)
+    cases = [(dtype, shape, Sigmoid()) for dtype in DTYPES for shape in SHAPES]
+    cases += [(dtype, (3, 20, 33), surrogate) for dtype in DTYPES[:2] for surrogate in SURROGATES]
+    for dtype, shape, surrogate in cases:
+        x, weight = torch.randn(2, *shape).to(dtype)
+        for neuron in ("lif", "lif, input only", "srm", "filter"):
+            found = hashlib.sha256()
+            for result in results_of(neuron, x, weight, surrogate):
+                found.update(result.reshape(-1).view(torch.uint8).numpy().tobytes())
+            yield f"{neuron}, {name_of(dtype)}, {name_of(shape)}, {name_of(surrogate)}", found.hexdigest()
+
+
+if __name__ == "__main__":
+    print(json.dumps({"instruction_set": exodus_core.capabilities()["instruction_set"], **dict(digests())}))
