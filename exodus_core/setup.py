@@ -27,9 +27,9 @@ EMULATOR = HERE.parent / "tests" / "cuda"
 
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(TORCH / "include")]
 
-# -ffp-contract=off: fused multiply-adds only where the source has them; the same bits on every instruction set, and forward
-# those of a plain PyTorch loop. NaN and infinity keep their meaning; only the flags of the floating-point unit (errno, traps)
-# are given up, so that loops vectorise.
+# -ffp-contract=off: fused multiply-adds only where the source has them; the same bits on every instruction set, and
+# forward those of a plain PyTorch loop. NaN and infinity keep their meaning; only the flags of the floating-point unit
+# (errno, traps) are given up, so that loops vectorise.
 # -g0: Python's own flags ask for debugging symbols, which are five sixths of the library.
 COMPILE = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 COMPILE += ["-fvisibility=hidden", "-Wall", "-Wextra"]

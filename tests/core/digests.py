@@ -14,8 +14,8 @@ import exodus_core
 from agreement import DTYPES, KERNELS, SURROGATES, name_of
 from exodus_core.surrogate import Sigmoid
 
-# (outer, time, inner): time last in one block and in several, the last of one step, in one tile and in several, the last
-# one wider; neighbouring lanes in whole strips and not.
+# (outer, time, inner): time last in one block and in several, the last of one step, in one tile and in several, the
+# last one wider; neighbouring lanes in whole strips and not.
 SHAPES = [(300, 3, 1), (897, 100, 1), (37, 129, 1), (911, 250, 1), (5, 257, 1), (2, 140, 5), (2, 140, 64), (2, 33, 259)]
 
 

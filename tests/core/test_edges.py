@@ -1,9 +1,9 @@
 """Sizes on both sides of every edge of the kernels: vector, row, tile, block, warp and chunk, in lanes and in time.
 
 On the CPU a strip has up to 16 lanes, a tile up to 4,096 (128 where they are copied to rows), and time goes in blocks
-of 128 steps, 4 of them at a time, 6 where parameters have gradients. The CUDA kernels have vectors of 4 lanes, blocks of
-32 to 128 lanes, stage 64 lanes of less than 32 neighbours for 32 steps, and cut long times into chunks of 64 and passes of
-1,024 steps.
+of 128 steps, 4 of them at a time, 6 where parameters have gradients. The CUDA kernels have vectors of 4 lanes, blocks
+of 32 to 128 lanes, stage 64 lanes of less than 32 neighbours for 32 steps, and cut long times into chunks of 64 and
+passes of 1,024 steps.
 """
 
 import pytest
