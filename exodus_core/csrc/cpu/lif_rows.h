@@ -57,21 +57,26 @@ EXODUS_HOST_DEVICE void for_each_strip(std::int64_t width, Body strip) {
 // divisor of the lanes ask now and then for a neighbour's line in place of their own.
 template <class T>
 struct Prefetch {
-  std::uintptr_t line;  // no pointer: it may lie outside of the tensor
-  std::uintptr_t stride;
+  const T* line;
+  std::int64_t stride;
 
-  EXODUS_HOST_DEVICE Prefetch(const RowBlock<T>& rows, Direction direction, std::int64_t step, std::int64_t later,
-                              std::int64_t lane) {
+  EXODUS_HOST_DEVICE Prefetch(const RowBlock<T>& rows, std::int64_t step, std::int64_t later, std::int64_t lane) {
     constexpr std::int64_t n = kStrip<std::remove_const_t<T>>;
-    const bool turned = rows.ahead != nullptr;
-    const std::int64_t apart = turned ? rows.ahead_stride : rows.stride;
-    const std::int64_t element = turned ? (lane + step % n) * apart + step / n * n : (step + later) * apart + lane;
-    line = reinterpret_cast<std::uintptr_t>(turned ? rows.ahead : rows.first) + element * sizeof(T);
-    stride = (direction == Direction::forward ? apart : -apart) * sizeof(T);
+    if (rows.ahead == nullptr) {
+      line = rows[step + later] + lane;
+      stride = rows.stride;
+    } else {
+      line = rows.ahead + (lane + step % n) * rows.ahead_stride + step / n * n;
+      stride = rows.ahead_stride;
+    }
   }
-  EXODUS_HOST_DEVICE void operator()() {
-    __builtin_prefetch(reinterpret_cast<const void*>(line), !std::is_const_v<T>);
+  EXODUS_HOST_DEVICE void forward() {
+    __builtin_prefetch(line, !std::is_const_v<T>);
     line += stride;
+  }
+  EXODUS_HOST_DEVICE void backward() {
+    __builtin_prefetch(line, !std::is_const_v<T>);
+    line -= stride;
   }
 };
 
@@ -106,15 +111,15 @@ void lif_forward_block(const LifForwardBlock<Storage>& block) {
     for_each_strip<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
       const LifNeuron<Real> neuron = neuron_at<Storage>(block.neuron, lane);
       const StripStore<Storage> spikes_out(block.spikes, lane), membrane_out(block.membrane, lane);
-      Prefetch<const Storage> next_input(input_rows, Direction::forward, begin, kSteps, lane);
-      Prefetch<Storage> next_spikes(block.spikes, Direction::forward, begin, kSteps, lane);
-      Prefetch<Storage> next_membrane(block.membrane, Direction::forward, begin, kSteps, lane);
+      Prefetch<const Storage> next_input(input_rows, begin, kSteps, lane);
+      Prefetch<Storage> next_spikes(block.spikes, begin, kSteps, lane);
+      Prefetch<Storage> next_membrane(block.membrane, begin, kSteps, lane);
       Real membrane = Real::read(block.membrane_state + slot);
       Real spikes = Real::read(block.spikes_state + slot);
       for (std::int64_t t = begin; t < end; ++t) {
-        next_input();
-        if (!membrane_out.streamed) next_membrane();
-        if (!spikes_out.streamed) next_spikes();
+        next_input.forward();
+        if (!membrane_out.streamed) next_membrane.forward();
+        if (!spikes_out.streamed) next_spikes.forward();
         const Real input = load_lanes<Real>(input_rows[t] + lane);
         membrane_out(t, lif_step<Storage>(reset, many_spikes, neuron, input, membrane, spikes));
         spikes_out(t, spikes);
@@ -141,15 +146,15 @@ void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlo
     for_each_strip<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
       const LifNeuron<Real> neuron = neuron_at<Storage>(block.neuron, lane);
       const StripStore<Storage> grad_input_out(block.grad_input, lane);
-      Prefetch<const Storage> next_membrane(membrane_rows, Direction::backward, end - 1, -steps, lane);
-      Prefetch<const Storage> next_grad_spikes(grad_spikes_rows, Direction::backward, end - 1, -steps, lane);
-      Prefetch<Storage> next_grad_input(block.grad_input, Direction::backward, end - 1, -steps, lane);
+      Prefetch<const Storage> next_membrane(membrane_rows, end - 1, -steps, lane);
+      Prefetch<const Storage> next_grad_spikes(grad_spikes_rows, end - 1, -steps, lane);
+      Prefetch<Storage> next_grad_input(block.grad_input, end - 1, -steps, lane);
       Real adjoint = Real::read(block.adjoint + slot);
       LifSums<Real> sums{Real(0), Real(0), Real(0), Real(0)};
       for (std::int64_t t = end - 1; t >= begin; --t) {
-        next_membrane();
-        next_grad_spikes();
-        if (!grad_input_out.streamed) next_grad_input();
+        next_membrane.backward();
+        next_grad_spikes.backward();
+        if (!grad_input_out.streamed) next_grad_input.backward();
         const Real membrane = load_lanes<Real>(membrane_rows[t] + lane);
         Real spikes(0);
         if (with_sums || reset == Reset::zero) {
