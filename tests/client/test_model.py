@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from client.training_faults import Road, patient_client
 from client.training_server import TrainingServer
@@ -31,6 +32,7 @@ from exodus_client import (
     Retries,
     UnprocessableError,
 )
+from exodus_client._state import State
 
 LAYERS = [
     {"kind": "linear", "in_features": 3, "out_features": 2, "name": "in"},
@@ -462,6 +464,13 @@ class TestState:
         assert weights["out.weight"].tolist() == [[1.0, 0.0], [0.0, 1.0]]
         assert model.sequence == 1
         assert model.step(X, Y, loss=LOSS).result(10).sequence == 2
+
+    @pytest.mark.parametrize("given", [np.float32(0.5), np.array(0.5), torch.tensor(0.5), 0.5])
+    def test_a_weight_without_dimensions_keeps_its_shape(self, given: Any) -> None:
+        file = safetensors.numpy.save({"weights.1.alpha": np.array(0.9, np.float32)}, metadata={"exodus": "{}"})
+        changed = State(file, 0).with_weights({"1.alpha": given})
+        alpha = changed.weights("numpy")["1.alpha"]
+        assert (alpha.shape, alpha.dtype, alpha.item()) == ((), np.float32, 0.5)
 
     def test_a_step_of_another_thread_comes_before_or_after_weights_are_replaced(self, server: TrainingServer) -> None:
         found: list[Any] = []

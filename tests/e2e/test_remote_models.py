@@ -92,3 +92,16 @@ def test_fifty_steps_over_http_give_the_bits_of_fifty_in_process(
     assert state.keys() == wanted.keys()
     assert [name for name in wanted if not torch.equal(state[name], wanted[name])] == []
     client.delete_model(model.id)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_a_state_loads_what_it_gave_scalars_too(client: Client, kind: str) -> None:
+    layers = [{"kind": "linear", "in_features": 3, "out_features": 2}, LIF]
+    model = client.create_model(layers, optimizer=OPTIMIZERS["adam"])
+    weights = model.state_dict(kind)
+    assert weights["1.alpha"].shape == ()
+    model.load_state_dict({name: value * 0.5 for name, value in weights.items()})
+    for name, value in model.state_dict(kind).items():
+        assert value.shape == weights[name].shape
+        assert (value == weights[name] * 0.5).all(), name
+    client.delete_model(model.id)

@@ -51,6 +51,18 @@ def test_two_servers_train_as_one_trainer_does_and_stay_equal_to_the_bit(servers
     servers.delete_model(model.id)
 
 
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_both_servers_load_what_one_gave_scalars_too(servers: ShardedClient, kind: str) -> None:
+    model = servers.create_model(LAYERS, optimizer=ADAM, seed=1)
+    weights = model.state_dict(kind)
+    assert weights["1.alpha"].shape == ()
+    model.load_state_dict(weights)
+    for replica in model.replicas:
+        assert all((value == weights[name]).all() for name, value in replica.state_dict(kind).items())
+    model.close()
+    servers.delete_model(model.id)
+
+
 def test_a_part_that_is_refused_leaves_no_trace_in_the_training(servers: ShardedClient) -> None:
     weights = []
     for disturbed in (False, True):

@@ -67,7 +67,8 @@ class State:
             array = np.asarray(given.detach().cpu() if is_torch(given) else given)
             if array.shape != old.shape:
                 raise ValueError(f"weights: got shape {list(array.shape)} for {name}, want {list(old.shape)}")
-            tensors[_WEIGHTS + name] = np.ascontiguousarray(array, old.dtype)
+            # Not ascontiguousarray, which gives a scalar a dimension.
+            tensors[_WEIGHTS + name] = np.asarray(array, old.dtype, order="C")
         return State(library.save(tensors, metadata=_metadata(self.body)), self.sequence)
 
     @property
