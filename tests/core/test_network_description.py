@@ -1,6 +1,7 @@
 """Network descriptions: what is filled in, what is known before anything is allocated, and what is refused where."""
 
 import json
+import sys
 
 import network_cases as cases
 import numpy as np
@@ -246,3 +247,82 @@ def test_every_object_within_a_description_has_meanings():
     for cls in (SurrogateData, Recurrent, ExponentialTaps, AlphaTaps):
         assert all(field.meaning for field in described(cls))
     assert plain(AlphaTaps(3.0)) == {"kind": "alpha", "tau": 3.0, "amplitude": 1.0}
+
+
+def instructions(count):
+    """Python instructions that a network of so many layers takes, parsed and built: a time that no load changes."""
+    layers = [{"kind": "if"}] * count
+    seen = 0
+
+    def trace(frame, event, _):
+        nonlocal seen
+        frame.f_trace_opcodes = True
+        seen += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        network.build({"input_shape": [3], "layers": layers})
+    finally:
+        sys.settrace(before)
+    return seen
+
+
+def test_layers_take_time_in_proportion_to_their_number():
+    few, more, many = (instructions(count) for count in (100, 200, 400))
+    assert many - more < 2.2 * (more - few)
+
+
+def test_layers_are_as_many_as_the_limit_says_and_no_more():
+    layers = [{"kind": "flatten"}] * (network.MAX_LAYERS + 1)
+    assert len(network.parse({"input_shape": [3], "layers": layers[1:]}).layers) == network.MAX_LAYERS
+    with pytest.raises(network.NetworkError) as caught:
+        network.parse({"input_shape": [3], "layers": layers})
+    error = caught.value
+    assert error.pointer == "/layers"
+    assert error.expected == f"a list of at most {network.MAX_LAYERS} layers (MAX_LAYERS)"
+    assert error.got == f"one of {len(layers)}"
+
+
+HUGE = 2**31 - 1
+TOO_LARGE = [
+    ([HUGE] * 470, [{"kind": "flatten"}, LINEAR], "/input_shape"),
+    ([HUGE, 2], [{"kind": "flatten"}, LINEAR], "/input_shape"),
+    ([10**5000], [{"kind": "if"}], "/input_shape/0"),
+    ([1] * 9, [{"kind": "flatten"}], "/input_shape"),
+    ([1, HUGE], [{"kind": "conv1d", "out_channels": 2, "kernel_size": 1}], "/layers/0"),
+    ([1, 1, 1], [{"kind": "conv2d", "out_channels": 1, "kernel_size": 1, "padding": HUGE}], "/layers/0"),
+    ([3], [{"kind": "linear", "out_features": 10**5000}], "/layers/0/out_features"),
+    ([3], [{"kind": "lif", "alpha": [0.5, 0.5, 10**5000]}], "/layers/0/alpha/2"),
+    ([3], [{"kind": "lif", "alpha": 0.9, "max_spikes": -(10**5000)}], "/layers/0/max_spikes"),
+    ([3], [{**LINEAR, "name": 10**5000}], "/layers/0/name"),
+    ([3], [{**LINEAR, "inputs": [10**5000]}], "/layers/0/inputs/0"),
+    ([3], [{"kind": 10**5000}], "/layers/0/kind"),
+    ([3], [{**LINEAR, "more": [[10**5000]]}], "/layers/0/more"),
+]
+
+
+@pytest.mark.parametrize(("shape", "layers", "pointer"), TOO_LARGE, ids=[f"{i}{t[2]}" for i, t in enumerate(TOO_LARGE)])
+def test_numbers_of_any_size_are_refused_where_they_stand(shape, layers, pointer):
+    with pytest.raises(network.NetworkError) as caught:
+        network.parse({"input_shape": shape, "layers": layers})
+    assert caught.value.pointer == pointer
+    assert len(str(caught.value)) < 400
+
+
+def test_the_largest_sizes_are_described_and_come_back():
+    layers = [{"kind": "flatten"}, {"kind": "linear", "out_features": HUGE}, {"kind": "if", "recurrent": {}}]
+    description = network.parse({"input_shape": [2**30, 1], "layers": layers})
+    assert network.parse(description.data) == description
+    assert description.nbytes == 4 * (2**30 * HUGE + HUGE + HUGE**2)
+
+
+def test_values_of_any_depth_are_shown_short():
+    deep: list = []
+    for _ in range(10_000):
+        deep = [deep]
+    for value in (deep, {"a": deep}, [deep] * 10, "x" * 10**6, [0.5] * 10**6):
+        with pytest.raises(network.NetworkError) as caught:
+            network.parse([{**LINEAR, "in_features": value}])
+        assert len(caught.value.got) < 100

@@ -163,6 +163,25 @@ def test_a_description_that_no_answer_has_room_for_is_refused(remote):
     assert remote.call("GET", "/v1/models").json == {"models": []}
 
 
+@pytest.mark.parametrize(("form", "count"), [("json", 30_000), ("stream", 6_500)])
+def test_a_description_that_no_answer_has_room_for_is_not_looked_at(remote, form, count):
+    layers = [{"kind": "if"}] * (count - 1) + [{"kind": "nothing"}]
+    parameters = {"network": {"input_shape": [1], "layers": layers}, "optimizer": ADAM}
+    answer = remote.post("/v1/models", parameters, form=form)
+    assert (answer.status, answer.json["code"]) == (413, "too_large")
+    (fault,) = answer.json["errors"]
+    assert fault["pointer"] == "/params/network/layers"
+    assert fault["expected"] == "a description of at most 57344 bytes with all its defaults"
+
+
+def test_a_shape_of_any_size_is_refused(remote):
+    layers = [{"kind": "flatten"}, {"kind": "linear", "out_features": 2}]
+    for shape in ([2**31 - 1] * 470, [2**31 - 1] * 3):
+        answer = remote.post("/v1/models", {"network": {"input_shape": shape, "layers": layers}, "optimizer": ADAM})
+        assert (answer.status, answer.json["code"]) == (422, "invalid")
+        assert answer.json["errors"][0]["pointer"] == "/params/network/input_shape"
+
+
 def test_models_live_in_memory_where_there_is_no_folder(serve, connect):
     remote = connect(serve().port)
     assert remote.create().params["durable"] is None
@@ -237,8 +256,7 @@ def test_an_optimiser_whose_numbers_the_weights_dtype_has_no_room_for_is_refused
 
 
 def test_a_network_of_more_weights_than_64_bits_count_is_too_large(remote):
-    layers = [{"kind": "flatten"}, {"kind": "linear", "out_features": 2}]
-    network = {"input_shape": [2**31 - 1, 2**31 - 1, 2**31 - 1], "layers": layers}
+    network = {"input_shape": [2**31 - 1], "layers": [{"kind": "linear", "out_features": 2**31 - 1}] * 2}
     answer = remote.post("/v1/models", {"id": "m", "network": network, "optimizer": ADAM})
     assert (answer.status, answer.json["code"]) == (413, "too_large")
     assert answer.json["errors"][0]["pointer"] == "/params/network"

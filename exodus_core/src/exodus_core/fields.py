@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -16,6 +17,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 LARGEST = 2**31 - 1
 _SHOWN = 80
+# Python may be set to refuse more than 640 decimal digits.
+_SHOWN_BITS = 2048
 
 
 class DescriptionError(ValueError):
@@ -37,9 +40,25 @@ class DescriptionError(ValueError):
         return f"{self.pointer or 'the whole'}: expected {self.expected}, got {self.got}"
 
 
+class _Shortened(reprlib.Repr):
+    """repr() that looks at no more of a value than is shown, however long, deep or large it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 20
+        self.maxstring = self.maxother = _SHOWN + 1
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= _SHOWN_BITS else f"an integer of {x.bit_length()} bits"
+
+
+_repr = _Shortened().repr
+
+
 def shown(value: object) -> str:
     """A value for an error message, cut where it is long."""
-    text = repr(value)
+    text = _repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 

@@ -91,6 +91,8 @@ def _prepare(engine: Engine, received: Received) -> tuple[Opened, CreateParams, 
     """Unpack and check a call, as far as the store does not. Raises Problem, WireError."""
     opened = Opened(received, engine.limits)
     params = opened.params(CreateParams)
+    # Before it is looked at: the rest takes time for each of its layers.
+    _require_short(len(msgpack.packb(params.network)), engine.limits)
     try:
         network = networks.parse(params.network)
     except DescriptionError as error:
@@ -105,9 +107,13 @@ def _prepare(engine: Engine, received: Received) -> tuple[Opened, CreateParams, 
 def _require_room_for_answers(network: Description, limits: Limits) -> None:
     """What is said of a model, and the norm of each parameter, have to fit into the head of a message."""
     parameters: list[Any] = [{"name": name, "shape": list(shape)} for name, shape in network.parameters]
-    nbytes = len(msgpack.packb([network.data, parameters])) + _BESIDE
-    if nbytes > limits.max_header_bytes:
+    _require_short(len(msgpack.packb([network.data, parameters])), limits)
+
+
+def _require_short(nbytes: int, limits: Limits) -> None:
+    """Refuse a description of so many bytes where no message has room for it. Raises Problem: too_large."""
+    if nbytes + _BESIDE > limits.max_header_bytes:
         expected = f"a description of at most {limits.max_header_bytes - _BESIDE} bytes with all its defaults"
-        got = f"one of {nbytes - _BESIDE} bytes"
+        got = f"one of {nbytes} bytes"
         fault = Fault("/params/network/layers", expected, got)
         raise Problem("too_large", f"/params/network/layers: expected {expected}, got {got}", (fault,))

@@ -5,6 +5,6 @@ docs/networks.md for the kinds of layers and their fields.
 """
 
 from exodus_core.network.build import Network, build
-from exodus_core.network.description import KINDS, Description, NetworkError, parse
+from exodus_core.network.description import KINDS, MAX_LAYERS, Description, NetworkError, parse
 
-__all__ = ["KINDS", "Description", "Network", "NetworkError", "build", "parse"]
+__all__ = ["KINDS", "MAX_LAYERS", "Description", "Network", "NetworkError", "build", "parse"]

@@ -58,9 +58,10 @@ class Network(torch.nn.Module):
             self._modules[layer.name] = module
             shapes[layer.name] = shape
             last_use.update(dict.fromkeys(layer.inputs, index))
-        self._done = [
-            tuple(name for name, last in last_use.items() if last == index) for index in range(len(description.layers))
-        ]
+        # The names whose values no layer after this one reads.
+        self._done: list[list[str]] = [[] for _ in description.layers]
+        for name, last in last_use.items():
+            self._done[last].append(name)
         self.to(device)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from dataclasses import replace as dataclass_replace
 from typing import Any
 
-from exodus_core.fields import DescriptionError, Place, choice, plain, read_record, shown
+from exodus_core.fields import LARGEST, DescriptionError, Place, choice, plain, read_record, shown
 from exodus_core.network import layers as plain_layers
 from exodus_core.network import neurons
-from exodus_core.network.layers import COUNT, SHAPE, Layer, Shape
+from exodus_core.network.layers import COUNT, SHAPE, Layer, Shape, text
 
 KINDS: dict[str, type[Layer]] = {
     cls.kind: cls
@@ -34,6 +34,8 @@ KINDS: dict[str, type[Layer]] = {
 }
 ITEMSIZES = {"float32": 4, "float64": 8}
 INPUT = "input"
+MAX_LAYERS = 4096
+MAX_DIMENSIONS = 8
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _NAMED = "a name of 1 to 32 letters, digits, - and _, other than input"
@@ -98,8 +100,12 @@ class Description:
 
 
 def _input_shape(data: Mapping[str, Any], place: Place) -> Shape:
-    shape: Shape | None = SHAPE.read(data.get("input_shape"), place.at("input_shape"))
+    given, there = data.get("input_shape"), place.at("input_shape")
+    if isinstance(given, list | tuple) and len(given) > MAX_DIMENSIONS:
+        raise there.refuse_as(f"a list of at most {MAX_DIMENSIONS} sizes", f"one of {len(given)}")
+    shape: Shape | None = SHAPE.read(given, there)
     if shape is not None:
+        _check_elements(shape, there)
         return shape
     first, here = data["layers"][0], place.at("layers").at(0)
     features = first.get("in_features") if _kind(first, here) == "linear" else None
@@ -108,6 +114,12 @@ def _input_shape(data: Mapping[str, Any], place: Place) -> Shape:
             "a list of sizes, or null where the first layer is linear with in_features", None
         )
     return (COUNT.read(features, here.at("in_features")),)
+
+
+def _check_elements(shape: Shape, place: Place) -> None:
+    """What a sample has in one step can be counted in the integers that descriptions hold."""
+    if math.prod(shape) > LARGEST:
+        raise place.refuse_as(f"a shape of at most {LARGEST} elements", text(shape))
 
 
 def _kind(value: object, place: Place) -> str:
@@ -121,8 +133,8 @@ def _kind(value: object, place: Place) -> str:
     return kind
 
 
-def _read_layer(value: Any, index: int, shapes: Mapping[str, Shape], place: Place) -> Layer:
-    """One layer with its name and inputs; `shapes` has those of the layers before, in order."""
+def _read_layer(value: Any, index: int, shapes: Mapping[str, Shape], before: str, place: Place) -> Layer:
+    """One layer with its name and inputs; `shapes` has those of the layers before, the last of which is `before`."""
     kind = _kind(value, place)
     name = value.get("name", str(index))
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name == INPUT:
@@ -130,7 +142,7 @@ def _read_layer(value: Any, index: int, shapes: Mapping[str, Shape], place: Plac
     if name in shapes:
         raise place.at("name").refuse("a name that no layer before has", name)
     layer = read_record(KINDS[kind], value, place, ("kind", "name", "inputs"))
-    inputs = value.get("inputs", [list(shapes)[-1]])
+    inputs = value.get("inputs", [before])
     wanted = "a list of two names or more" if layer.several else "a list of one name"
     fits = isinstance(inputs, list | tuple) and (len(inputs) >= 2 if layer.several else len(inputs) == 1)
     if not fits:
@@ -148,6 +160,8 @@ def parse(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Description:
         data: {"input_shape", "dtype", "layers"}, or the layers alone, the first one linear with in_features;
             docs/networks.md has all kinds and fields.
 
+    Sizes are bounded: MAX_LAYERS layers, MAX_DIMENSIONS dimensions and 2**31 - 1 elements of a sample in one step.
+
     Raises:
         NetworkError: it does not fit; the error has a JSON pointer to the value, what was expected and what is there.
     """
@@ -162,16 +176,23 @@ def parse(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Description:
     listed = data.get("layers")
     if not isinstance(listed, list | tuple) or not listed:
         raise place.at("layers").refuse("a list of one layer or more", listed)
+    if len(listed) > MAX_LAYERS:
+        raise place.at("layers").refuse_as(
+            f"a list of at most {MAX_LAYERS} layers (MAX_LAYERS)", f"one of {len(listed)}"
+        )
     dtype = _DTYPE.read(data.get("dtype", "float32"), place.at("dtype"))
     shapes: dict[str, Shape] = {INPUT: _input_shape(data, place)}
     found: list[Layer] = []
+    before = INPUT
     for index, value in enumerate(listed):
         here = place.at("layers").at(index)
-        layer = _read_layer(value, index, shapes, here)
-        before = tuple(shapes[name] for name in layer.inputs)
-        shape = layer.output_shape(before, here)
-        found.append(layer.filled(before[0]))
+        layer = _read_layer(value, index, shapes, before, here)
+        inputs = tuple(shapes[name] for name in layer.inputs)
+        shape = layer.output_shape(inputs, here)
+        _check_elements(shape, here)
+        found.append(layer.filled(inputs[0]))
         shapes[layer.name] = shape
+        before = layer.name
     _check_used(found, place)
     input_shape, *given = shapes.values()
     return Description(input_shape, dtype, tuple(found), tuple(given))
