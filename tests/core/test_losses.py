@@ -159,3 +159,18 @@ def test_metrics_of_parts_combine_to_those_of_the_whole():
 def test_metrics_that_do_not_combine_are_refused(metrics, message):
     with pytest.raises(ValueError, match=message):
         losses.combine(metrics)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", losses.KINDS)
+def test_losses_of_half_types_are_computed_in_float32(kind, dtype):
+    y = (torch.rand(2, 5000, 3) < 0.9).to(dtype).requires_grad_()
+    targets = {"spike_count_mse": torch.full((2, 3), 4500), "spike_train_mse": torch.ones(2, 5000, 3)}
+    targets["van_rossum"] = targets["spike_train_mse"]
+    loss = losses.parse({"kind": kind, **({"alpha": 0.9} if kind == "van_rossum" else {})})
+    target = targets.get(kind, torch.tensor([0, 2]))
+    value, exact = loss(y, target), loss(y.float(), target)
+    assert value.loss.dtype == torch.float32
+    assert torch.equal(value.loss, exact.loss)
+    (grad,) = torch.autograd.grad(value.loss, y)
+    assert grad.dtype == dtype

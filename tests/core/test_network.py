@@ -248,3 +248,145 @@ def test_a_deep_network_frees_what_no_later_layer_reads():
 def test_a_state_has_what_changes_and_not_what_the_description_says():
     data = {"input_shape": [3], "layers": [{"kind": "lif", "alpha": [0.9, 0.8, 0.7], "trainable": ["threshold"]}]}
     assert list(network.build(data).state_dict()) == ["0.threshold"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", cases.CASES)
+def test_a_network_is_converted_as_any_module(case, dtype):
+    net, other = build(case, "float32"), build(case, "float32")
+    converted = net.to(dtype)
+    assert converted is net
+    assert net.dtype == dtype
+    x = signal(net, 2, 7, torch.float32)
+    y, found = gradients(net, x, net.parameters())
+    assert y.dtype == dtype
+    assert all(g.dtype == p.dtype == dtype for g, p in zip(found[1:], net.parameters(), strict=True))
+    back = net.float()
+    assert back(x).dtype == torch.float32
+    if dtype == torch.float64:
+        assert torch.equal(back(x), other(x))
+
+
+def test_a_network_without_parameters_is_converted_too():
+    net = network.build({"input_shape": [3], "layers": [{"kind": "if"}]})
+    assert net.double()(torch.ones(1, 1, 3)).dtype == torch.float64
+    assert torch.nn.Sequential(net).half()(torch.ones(1, 1, 3)).dtype == torch.float16
+    assert list(net.state_dict()) == []
+
+
+@pytest.mark.parametrize("case", [case for case in cases.CASES if "bptt" not in case])
+def test_a_network_goes_to_another_device(case):
+    net = build(case, "float32").to("meta")
+    y = net.train()(torch.ones(2, 3, *net.description.input_shape))
+    assert net.device == y.device == torch.device("meta")
+    assert y.shape == (2, 3, *net.description.output_shape)
+
+
+class Elsewhere(torch.Generator):
+    """A generator that says it is on another device."""
+
+    device = torch.device("cpu", 0)
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_masks_are_drawn_where_the_network_goes(drawn):
+    net = network.build({"input_shape": [3], "layers": [{"kind": "dropout"}, {"kind": "dropout"}]}, seed=2)
+    seed, state = net.generator.initial_seed(), net.generator.get_state()
+    generator = Elsewhere().manual_seed(seed)
+    net._share(generator)
+    if drawn:
+        torch.rand(1, generator=generator)
+    net.float()
+    assert net.generator.device == net.device
+    assert {id(layer.generator) for layer in net._modules.values()} == {id(net.generator)}
+    # As a network built there; where masks have been drawn, with others that those follow.
+    assert (net.generator.initial_seed() == seed) is not drawn
+    assert torch.equal(net.generator.get_state(), state) is not drawn
+
+
+@pytest.mark.parametrize("case", cases.CASES)
+def test_networks_train_under_autocast(case):
+    net = build(case, "float32")
+    x = signal(net, 2, 9, torch.float32).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(x)
+        loss = losses.parse("spike_count_mse")(y, torch.ones(y.shape[0], *y.shape[2:])).loss
+    assert loss.dtype == torch.float32
+    found = torch.autograd.grad(loss, [x, *net.parameters()], allow_unused=True)
+    assert all(g is None or (g.dtype == torch.float32 and g.isfinite().all()) for g in found)
+
+
+@pytest.mark.parametrize("method", ["exodus", "bptt"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_recurrent_neurons_keep_their_precision_under_autocast(method, bias):
+    layer = {"kind": "lif", "alpha": 0.9, "recurrent": {"bias": bias, "gain": 2.0}, "method": method}
+    net = network.build({"input_shape": [40], "layers": [layer]})
+    x = (torch.randn(3, 50, 40) * 0.7).bfloat16().float()
+
+    def run(leaf):
+        with torch.autocast("cpu", torch.bfloat16):
+            return net(leaf)
+
+    expected, wanted = gradients(net, x, net.parameters())
+    y, found = gradients(run, x, net.parameters())
+    assert torch.equal(y, expected)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+    if method == "exodus":  # a backward pass that autocast reaches too
+        with torch.autocast("cpu", torch.bfloat16):
+            _, found = gradients(net, x, net.parameters())
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("case", ["recurrent lif", "recurrent lif every parameter", "recurrent lif bptt"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_recurrent_neurons_of_half_types_are_computed_in_float32(case, dtype):
+    net = build(case, "float32").to(dtype)
+    x = signal(net, 3, 65, torch.float32).to(dtype)
+    y = net(x)
+    assert torch.equal(y, net.float()(x).to(dtype))
+
+
+def test_narrow_recurrent_layers_do_not_take_a_long_sequence_apart_at_once(monkeypatch):
+    unbound = []
+    unbind = torch.Tensor.unbind
+    monkeypatch.setattr(torch.Tensor, "unbind", lambda t, *a: unbound.append(len(t)) or unbind(t, *a))
+    net = network.build({"input_shape": [1], "layers": [{"kind": "lif", "alpha": 0.9, "recurrent": {}}]})
+    net(torch.ones(1, 1000, 1))
+    assert unbound
+    assert max(unbound) <= 256
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning"
+)  # torch's
+@pytest.mark.parametrize("case", ["dropout", "recurrent lif every parameter"])
+def test_a_network_in_training_is_one_graph(case):
+    net, other = build(case, "float32").train(), build(case, "float32").train()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        x = signal(net, 3, 5, torch.float32)
+        y, found = gradients(compiled, x, net.parameters())
+        expected, wanted = gradients(other, x, other.parameters())
+        assert torch.equal(y, expected)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, wanted, strict=True))
+
+
+def test_compiled_dropout_draws_the_masks_of_the_network_in_their_order():
+    layers = [{"kind": "dropout", "p": 0.3}, {"kind": "lif", "alpha": 0.9}, {"kind": "dropout", "p": 0.3}]
+    data = {
+        "input_shape": [8],
+        "layers": [*layers, {"kind": "dropout", "p": 1.0}, {"kind": "add", "inputs": ["2", "3"]}],
+    }
+    net, other = network.build(data, seed=4), network.build(data, seed=4)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x = torch.rand(4, 6, 8) + 1
+    before = torch.get_rng_state()
+    first, second = compiled(x), compiled(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, other(x))
+    assert torch.equal(second, other(x))
+    assert not torch.equal(first, second)
+    assert torch.equal(net.generator.get_state(), other.generator.get_state())
+    copied = copy.deepcopy(net)
+    assert torch.equal(torch.compile(copied, fullgraph=True, backend="aot_eager")(x), other(x))
+    assert not torch.equal(net.generator.get_state(), other.generator.get_state())

@@ -34,7 +34,9 @@ def plain(optimizer, seed=1, data=cases.MIXED):
     """A network and its torch optimiser, for the plain loop."""
     net = network.build(data, seed=seed)
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in optimizer.items() if k != "kind"}
-    return net, TORCHS[optimizer["kind"]](net.parameters(), **options)
+    neurons = [p for name, p in net.named_parameters() if name.rpartition(".")[2] in ("alpha", "threshold", "reset_by")]
+    others = [p for p in net.parameters() if all(p is not q for q in neurons)]
+    return net, TORCHS[optimizer["kind"]]([{"params": others}, {"params": neurons, "weight_decay": 0.0}], **options)
 
 
 def equal(first, second):
@@ -115,13 +117,48 @@ def test_options_of_a_call_have_the_bits_of_the_plain_loop_and_hold_for_that_cal
             torch.nn.utils.clip_grad_norm_(net.parameters(), options["clip_norm"])
         if "clip_value" in options:
             torch.nn.utils.clip_grad_value_(net.parameters(), options["clip_value"])
-        theirs.param_groups[0].update(lr=options.get("lr", 0.01), weight_decay=options.get("weight_decay", 0.01))
+        for group in theirs.param_groups:
+            group["lr"] = options.get("lr", 0.01)
+        theirs.param_groups[0]["weight_decay"] = options.get("weight_decay", 0.01)
         theirs.step()
         theirs.zero_grad()
         net.constrain()
         assert same_net(ours, net)
-    assert ours.optimizer.param_groups[0]["lr"] == 0.01
-    assert ours.optimizer.param_groups[0]["weight_decay"] == 0.01
+    kept = [(group["lr"], group["weight_decay"]) for group in ours.optimizer.param_groups]
+    assert kept == [(0.01, 0.01), (0.01, 0.0)]
+
+
+@pytest.mark.parametrize("kind", TORCHS)
+def test_weight_decay_leaves_the_parameters_of_neurons_alone(kind):
+    # Without a gradient a step is the decay alone.
+    layers = [
+        {"kind": "batch_norm"},
+        {"kind": "linear", "out_features": 2},
+        {
+            "kind": "lif",
+            "alpha": 0.9,
+            "reset_by": 0.7,
+            "trainable": ["alpha", "threshold", "reset_by"],
+            "recurrent": {},
+        },
+        {"kind": "exp_leak", "alpha": [0.9, 0.8], "trainable": ["alpha"]},
+    ]
+    ours = trainer({"kind": kind, "lr": 0.1, "weight_decay": 0.5}, data={"input_shape": [2], "layers": layers})
+    neurons = ["2.alpha", "2.threshold", "2.reset_by", "3.alpha"]
+    for options in ({}, {"weight_decay": 0.9}):
+        before = {name: value.clone() for name, value in ours.net.named_parameters()}
+        ours.optim_step(gradients=torch.zeros_like(ours.gradients()), **options)
+        unchanged = [name for name, value in ours.net.named_parameters() if torch.equal(value, before[name])]
+        assert unchanged == [*(["0.bias"] if before["0.bias"].eq(0).all() else []), *neurons]
+    assert {id(p) for p in ours.net.neuron_parameters()} == {id(ours.net.get_parameter(name)) for name in neurons}
+
+
+def test_neurons_alone_can_be_trained_with_a_decay():
+    data = {"input_shape": [2], "layers": [{"kind": "exp_leak", "alpha": 0.9, "trainable": ["alpha"]}]}
+    ours = trainer({"kind": "adamw", "lr": 0.1, "weight_decay": 0.5}, data=data)
+    ours.optim_step(gradients=torch.zeros(1))
+    assert ours.weights().item() == pytest.approx(0.9)
+    ours.step(torch.rand(2, 3, 2), torch.tensor([0, 1]), LOSS)
 
 
 def test_step_is_forward_backward_and_optim_step():
@@ -250,6 +287,10 @@ def infinite(y, target):
     return value._replace(loss=value.loss / 0)
 
 
+def no_metrics(y, target):
+    return LOSS(y, target).loss
+
+
 def nan_gradient(y, target):
     value = LOSS(y, target)
     return value._replace(loss=value.loss + (y * 0).sum().sqrt())
@@ -262,6 +303,7 @@ FAILURES = {
     "bad target alone": (lambda t: t.forward_backward(X, Y + 5, LOSS), losses.LossError, "/targets"),
     "backward": (lambda t: t.step(X, Y, broken), RuntimeError, "broken"),
     "backward alone": (lambda t: t.forward_backward(X, Y, broken), RuntimeError, "broken"),
+    "no metrics": (lambda t: t.step(X, Y, no_metrics), TypeError, "loss must return a LossValue, got Tensor"),
     "infinite loss": (lambda t: t.step(X, Y, infinite), NonFiniteError, "loss must be finite, got inf"),
     "gradient": (lambda t: t.step(X, Y, nan_gradient), NonFiniteError, "the norm of 0.weight must be finite, got nan"),
     "gradient alone": (lambda t: t.forward_backward(X, Y, nan_gradient), NonFiniteError, "0.weight"),
@@ -384,6 +426,63 @@ def test_a_forward_pass_serves_one_backward_pass_that_succeeds():
     assert ours.backward(forward, given) == other.backward(other.begin(X), given)
     with pytest.raises(ValueError, match="forward must not have been used"):
         ours.backward(forward, given)
+
+
+OTHERS = {
+    "Sequential": lambda: torch.nn.Sequential(torch.nn.Linear(3, 3)),
+    "Linear": lambda: torch.nn.Linear(3, 3),
+    "OptimizedModule": lambda: torch.compile(torch.nn.Linear(3, 3), backend="eager"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_no_network_of_a_description_is_refused_before_anything_changes(kind):
+    net = OTHERS[kind]().eval()
+    with pytest.raises(TypeError, match=f"net must be a network of exodus_core.network.build, got {kind}"):
+        Trainer(net, "adam")
+    assert not any(module.training for module in net.modules())
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # torch's own
+def test_a_compiled_network_can_be_trained():
+    net = network.build(cases.MIXED, seed=1)
+    ours, other = Trainer(torch.compile(net, backend="eager"), "adam"), trainer({"kind": "adam"})
+    for i in range(2):
+        ours.step(*batch(i), LOSS)
+        other.step(*batch(i), LOSS)
+    assert torch.allclose(ours.weights(), other.weights(), atol=1e-6)
+    assert torch.equal(net.generator.get_state(), other.net.generator.get_state())
+
+
+def test_a_network_is_trained_in_the_dtype_that_it_was_converted_to():
+    ours = Trainer(network.build(cases.MIXED, seed=1).double(), "adamw")
+    other = trainer({"kind": "adamw"}, data={**cases.MIXED, "dtype": "float64"})
+    with torch.no_grad():
+        for p, q in zip(other.net.parameters(), ours.net.parameters(), strict=True):
+            p.copy_(q)
+    for i in range(2):
+        assert ours.step(*batch(i), LOSS) == other.step(*batch(i), LOSS)
+    assert equal(ours.state(), other.state())
+    half = Trainer(network.build(cases.MIXED, seed=1).bfloat16(), "sgd")
+    half.step(*batch(0), LOSS)
+    assert half.weights().dtype == torch.bfloat16
+
+
+def test_a_step_under_autocast_has_the_bits_of_the_loop_that_torch_recommends():
+    optimizer = {"kind": "adam", "lr": 0.01}
+    ours, (net, theirs) = trainer(optimizer), plain(optimizer)
+    for i in range(3):
+        x, y = batch(i)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = ours.step(x, y, LOSS)
+            loss = LOSS(net(x), y).loss
+        loss.backward()
+        theirs.step()
+        theirs.zero_grad()
+        net.constrain()
+        assert result.metrics["loss:mean"] == loss.item()
+        assert same_net(ours, net)
 
 
 def test_a_network_without_parameters_cannot_be_trained():

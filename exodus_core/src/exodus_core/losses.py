@@ -17,6 +17,7 @@ from torch import Tensor
 from exodus_core import functional
 from exodus_core.fields import DescriptionError, Place, choice, number, plain, read_record
 from exodus_core.kernels import ExponentialKernel
+from exodus_core.ops import compute_dtype
 
 __all__ = ["KINDS", "Loss", "LossError", "LossValue", "combine", "parse"]
 
@@ -34,7 +35,8 @@ class LossValue(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-def _check_outputs(outputs: Tensor, dimensions: int | None) -> None:
+def _check_outputs(outputs: Tensor, dimensions: int | None) -> Tensor:
+    """The outputs in the dtype that they are computed in: bfloat16 cannot count to 257."""
     place = Place("/outputs", LossError)
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
         raise place.refuse_as("a float tensor", str(getattr(outputs, "dtype", type(outputs).__name__)))
@@ -42,6 +44,7 @@ def _check_outputs(outputs: Tensor, dimensions: int | None) -> None:
         raise place.refuse_as("shape (batch, time, classes)", str(tuple(outputs.shape)))
     if outputs.dim() < 2 or outputs.numel() == 0:
         raise place.refuse_as("shape (batch, time, ...), not empty", str(tuple(outputs.shape)))
+    return outputs.to(compute_dtype(outputs.dtype))
 
 
 def _check_targets(targets: object, shape: tuple[int, ...], what: str) -> Tensor:
@@ -59,7 +62,7 @@ class Loss:
     """A loss; `parse` makes it.
 
     Calling it with outputs (batch, time, *shape) and targets gives a `LossValue`, or raises LossError where they do
-    not fit.
+    not fit. Losses of float16 and bfloat16 outputs are computed in float32, and are float32.
     """
 
     kind: ClassVar[str]
@@ -84,7 +87,7 @@ class _CrossEntropy(Loss):
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> LossValue:
         """Targets: class numbers, integers, shape (batch,)."""
-        _check_outputs(outputs, 3)
+        outputs = _check_outputs(outputs, 3)
         _check_targets(targets, outputs.shape[:1], "one class for each sample")
         place = Place("/targets", LossError)
         if targets.is_floating_point() or targets.dtype == torch.bool:
@@ -130,7 +133,7 @@ class SpikeTrainMSE(Loss):
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> LossValue:
         """Targets: shape of the outputs, any real dtype."""
-        _check_outputs(outputs, None)
+        outputs = _check_outputs(outputs, None)
         trains = _check_targets(targets, outputs.shape, "that of the outputs").to(outputs.device).to(outputs.dtype)
         loss = F.mse_loss(outputs, trains)
         return LossValue(loss, _metrics(loss, outputs))
@@ -146,7 +149,7 @@ class VanRossum(Loss):
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> LossValue:
         """Targets: shape of the outputs, any real dtype."""
-        _check_outputs(outputs, None)
+        outputs = _check_outputs(outputs, None)
         trains = _check_targets(targets, outputs.shape, "that of the outputs").to(outputs.device).to(outputs.dtype)
         # The filter is linear: once through it is enough.
         difference = functional.filter(outputs - trains, ExponentialKernel(self.alpha))
@@ -162,7 +165,7 @@ class SpikeCountMSE(Loss):
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> LossValue:
         """Targets: shape of the outputs without time, any real dtype."""
-        _check_outputs(outputs, None)
+        outputs = _check_outputs(outputs, None)
         shape = (*outputs.shape[:1], *outputs.shape[2:])
         counts = _check_targets(targets, shape, "that of the outputs without time")
         loss = F.mse_loss(outputs.sum(1), counts.to(outputs.device).to(outputs.dtype))

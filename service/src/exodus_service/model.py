@@ -122,7 +122,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return self.trainer.net.generator.device
+        return self.trainer.net.device
 
     @property
     def sequence(self) -> int:

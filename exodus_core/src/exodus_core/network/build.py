@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -32,28 +32,31 @@ class Network(torch.nn.Module):
     """A network built from a description; `build` makes it.
 
     Each call starts from rest: no state is kept between calls. Parameters are named LAYER.weight, LAYER.bias,
-    LAYER.alpha, LAYER.recurrent.weight and so on.
+    LAYER.alpha, LAYER.recurrent.weight and so on. It may be moved and converted as any module, by `to`, `cuda`,
+    `double` or `half`; neurons of float16 and bfloat16 are computed in float32.
 
     Attributes:
-        description: the checked description.
-        generator: where dropout masks are drawn from.
+        description: the checked description, which says the dtype that it was built with.
+        generator: where dropout masks are drawn from, on the network's device.
     """
+
+    generator: torch.Generator
+    _like: Tensor
 
     def __init__(self, description: Description, seed: int, device: torch.device | str) -> None:
         super().__init__()
         self.description = description
-        self.dtype: torch.dtype = getattr(torch, description.dtype)
+        dtype: torch.dtype = getattr(torch, description.dtype)
+        # Moved and converted with the rest: a network may have no parameter that tells where it is.
+        self.register_buffer("_like", torch.empty(0, dtype=dtype, device="cpu"), persistent=False)
         initial = torch.Generator("cpu").manual_seed(seed)
         # The masks' generator has a seed of its own, so that masks and weights do not come from the same numbers.
         mask_seed = int(torch.randint(2**62, (), generator=initial, device="cpu"))
-        self.generator = torch.Generator(device).manual_seed(mask_seed)
-        draw = modules.Drawing(initial, self.dtype)
+        draw = modules.Drawing(initial, dtype)
         shapes = {INPUT: description.input_shape}
         last_use: dict[str, int] = {}
         for index, (layer, shape) in enumerate(zip(description.layers, description.shapes, strict=True)):
             module = _MODULES[layer.kind](layer, shapes[layer.inputs[0]], draw)
-            if isinstance(module, modules.Dropout):
-                module.generator = self.generator
             # Not add_module, which refuses names of attributes, such as "half": a layer's name is the user's.
             self._modules[layer.name] = module
             shapes[layer.name] = shape
@@ -62,7 +65,33 @@ class Network(torch.nn.Module):
         self._done: list[list[str]] = [[] for _ in description.layers]
         for name, last in last_use.items():
             self._done[last].append(name)
+        self._share(torch.Generator("cpu").manual_seed(mask_seed))
         self.to(device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its parameters are in now, and inputs are converted to."""
+        return self._like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is now, and inputs are moved to."""
+        return self._like.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What to(), cuda(), double() and their like do; masks are drawn where the network goes."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # The device "meta" has no random numbers.
+        if self.device != self.generator.device and self.device.type != "meta":
+            self._share(_moved(self.generator, self.device))
+        return self
+
+    def _share(self, generator: torch.Generator) -> None:
+        # Not self.generator = ..., which a layer of this name would refuse.
+        self.__dict__["generator"] = generator
+        for module in self._modules.values():
+            if isinstance(module, modules.Dropout):
+                module.generator = generator
 
     def forward(self, x: Tensor) -> Tensor:
         """The output of the last layer, shape (batch, time, *output_shape).
@@ -93,7 +122,17 @@ class Network(torch.nn.Module):
                 f"x must have the shape (batch, time, {sizes}), with at least one sample and one step, got "
                 f"{tuple(x.shape)}"
             )
-        return x.to(self.generator.device).to(self.dtype)
+        return x.to(self.device).to(self.dtype)
+
+    def neuron_parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The trained parameters of neurons: alpha, threshold, reset_by.
+
+        They are constants of a model, which a decay of weights would pull to 0: give them to an optimiser in a group
+        with `weight_decay=0`, as `exodus_core.training` does.
+        """
+        for module in self._modules.values():
+            if isinstance(module, spiking.Lif | spiking.ExpLeak):
+                yield from module.parameters(recurse=False)
 
     def constrain(self) -> None:
         """Brings trained parameters back to where the neurons are defined: alpha in [0, 1], threshold positive.
@@ -103,6 +142,15 @@ class Network(torch.nn.Module):
         for module in self._modules.values():
             if isinstance(module, spiking.Lif | spiking.ExpLeak):
                 module.constrain()
+
+
+def _moved(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """One on another device, of the same seed; of one drawn from it, where it has been drawn from."""
+    seed = generator.initial_seed()
+    fresh = torch.Generator(generator.device).manual_seed(seed)
+    if not torch.equal(fresh.get_state(), generator.get_state()):
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return torch.Generator(device).manual_seed(seed)
 
 
 def build(

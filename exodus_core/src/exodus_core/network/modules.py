@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -107,14 +109,43 @@ class Dropout(torch.nn.Module):
     def __init__(self, layer: layers.Dropout, shape: Shape, draw: Drawing) -> None:
         super().__init__()
         self.p = layer.p
+        self._enter()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies and pickles have a number of their own, as they have a generator."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._enter()
+
+    def _enter(self) -> None:
+        self.number = next(_numbers)
+        _DROPOUTS[self.number] = self
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
+        return x * (_mask(x.detach(), self.number) if torch.compiler.is_compiling() else self.mask(x))
+
+    def mask(self, x: Tensor) -> Tensor:
+        """A mask for x, shape (batch, 1, *shape), drawn on the device of the generator."""
         kept = 1 - self.p
         mask = torch.empty((x.shape[0], 1, *x.shape[2:]), dtype=x.dtype, device=self.generator.device)
         mask.bernoulli_(kept, generator=self.generator)
-        return x * (mask.div_(kept) if kept else mask).to(x.device)
+        return (mask.div_(kept) if kept else mask).to(x.device)
+
+
+# torch.compile has no place for a generator in a graph: there a mask is an operator, which finds its layer by number.
+_DROPOUTS: WeakValueDictionary[int, Dropout] = WeakValueDictionary()
+_numbers = itertools.count()
+
+
+@torch.library.custom_op("exodus::dropout_mask", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _mask(x: Tensor, number: int) -> Tensor:
+    return _DROPOUTS[number].mask(x)
+
+
+@_mask.register_fake
+def _(x: Tensor, number: int) -> Tensor:
+    return x.new_empty((x.shape[0], 1, *x.shape[2:]))
 
 
 class BatchNorm(torch.nn.Module):
@@ -128,7 +159,7 @@ class BatchNorm(torch.nn.Module):
     def __init__(self, layer: layers.BatchNorm, shape: Shape, draw: Drawing) -> None:
         super().__init__()
         self.momentum, self.eps = layer.momentum, layer.eps
-        ones = draw.constant([1.0] * shape[0])
+        ones = torch.ones(shape[0], dtype=draw.dtype, device="cpu")
         self.weight = torch.nn.Parameter(ones.clone()) if layer.affine else None
         self.bias = torch.nn.Parameter(torch.zeros_like(ones)) if layer.affine else None
         self.register_buffer("running_mean", torch.zeros_like(ones))

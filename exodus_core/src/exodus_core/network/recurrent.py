@@ -6,6 +6,7 @@ several times as much in bookkeeping. The plain loop, which method "bptt" is, is
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +25,16 @@ from exodus_core.autograd import (
 )
 from exodus_core.once import once_differentiable
 from exodus_core.surrogate import Surrogate
+
+# Steps that are taken apart at a time: as views, all of a long sequence outweigh what they show of a narrow layer.
+_STEPS = 256
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Where dtypes stay what they are: the state of a neuron is not to be rounded from step to step."""
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 class _RecurrentLif(torch.autograd.Function):
@@ -46,13 +57,14 @@ class _RecurrentLif(torch.autograd.Function):
         # Written step by step, so that the memory of a step serves the next while the cache still has it.
         fired, membranes = x.new_empty(x.shape), x.new_empty(x.shape)
         s = u = None
-        for x_t, fired_t, membrane_t in zip(x.unbind(), fired.unbind(), membranes.unbind(), strict=True):
-            current = x_t.contiguous() if s is None else torch.addmm(x_t, s, transposed)
-            # The operators' time is a dimension of length 1.
-            s, u = ops.lif_forward(current[:, None], *settings.neuron, *parameters, u, s, settings.reset, 1)
-            s, u = s[:, 0], u[:, 0]
-            fired_t.copy_(s)
-            membrane_t.copy_(u)
+        for parts in zip(x.split(_STEPS), fired.split(_STEPS), membranes.split(_STEPS), strict=True):
+            for x_t, fired_t, membrane_t in zip(*(part.unbind() for part in parts), strict=True):
+                current = x_t.contiguous() if s is None else torch.addmm(x_t, s, transposed)
+                # The operators' time is a dimension of length 1.
+                s, u = ops.lif_forward(current[:, None], *settings.neuron, *parameters, u, s, settings.reset, 1)
+                s, u = s[:, 0], u[:, 0]
+                fired_t.copy_(s)
+                membrane_t.copy_(u)
         ctx.save_for_backward(fired, membranes, weight, *parameters)
         ctx.settings = settings
         return fired
@@ -60,50 +72,55 @@ class _RecurrentLif(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
-        settings: LifSettings = ctx.settings
-        spikes, membranes, weight, *parameters = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[2:6]
-        grad_x = torch.empty_like(spikes)
-        total: Tensor | None = None
-        delta: Tensor | None = None
-        lanes: Tensor | None = None
-        for t in reversed(range(spikes.shape[0])):
-            grad_s, grad_u = grad_spikes[t], None
-            if delta is not None and lanes is not None:
-                # What step t + 1 saw of this one: its spikes through W and the reset, its membrane through the decay.
-                grad_s = torch.addmm(grad_s + lanes[INITIAL_SPIKES], delta, weight)
-                grad_u = lanes[INITIAL_MEMBRANE][:, None]
-            before = (membranes[t - 1], spikes[t - 1]) if t else (None, None)
-            found, lanes = ops.lif_backward(
-                membranes[t][:, None],
-                grad_s.contiguous()[:, None],
-                grad_u,
-                *settings.neuron,
-                *parameters,
-                *before,
-                settings.reset,
-                settings.surrogate,
-                settings.slope,
-                settings.scale,
-                settings.method,
-                True,
-                1,
-            )
-            delta = found[:, 0]
-            grad_x[t].copy_(delta)
-            if any(wanted):
-                total = lanes.clone() if total is None else total.add_(lanes)
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            n = weight.shape[0]
-            grad_weight = grad_x[1:].reshape(-1, n).t() @ spikes[:-1].reshape(-1, n)
-        gradients: list[Tensor | None] = [None] * 4
-        for i, row in enumerate((ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE)):
-            if wanted[i]:
-                assert total is not None
-                tied = row == THRESHOLD and settings.tied
-                gradients[i] = per_parameter(total[row] + total[RESET_BY] if tied else total[row], parameters[i])
-        return grad_x, grad_weight, *gradients, None
+        with _without_autocast(grad_spikes.device):
+            return _gradients(ctx, grad_spikes)
+
+
+def _gradients(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
+    settings: LifSettings = ctx.settings
+    spikes, membranes, weight, *parameters = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[2:6]
+    grad_x = torch.empty_like(spikes)
+    total: Tensor | None = None
+    delta: Tensor | None = None
+    lanes: Tensor | None = None
+    for t in reversed(range(spikes.shape[0])):
+        grad_s, grad_u = grad_spikes[t], None
+        if delta is not None and lanes is not None:
+            # What step t + 1 saw of this one: its spikes through W and the reset, its membrane through the decay.
+            grad_s = torch.addmm(grad_s + lanes[INITIAL_SPIKES], delta, weight)
+            grad_u = lanes[INITIAL_MEMBRANE][:, None]
+        before = (membranes[t - 1], spikes[t - 1]) if t else (None, None)
+        found, lanes = ops.lif_backward(
+            membranes[t][:, None],
+            grad_s.contiguous()[:, None],
+            grad_u,
+            *settings.neuron,
+            *parameters,
+            *before,
+            settings.reset,
+            settings.surrogate,
+            settings.slope,
+            settings.scale,
+            settings.method,
+            True,
+            1,
+        )
+        delta = found[:, 0]
+        grad_x[t].copy_(delta)
+        if any(wanted):
+            total = lanes.clone() if total is None else total.add_(lanes)
+    grad_weight = None
+    if ctx.needs_input_grad[1]:
+        n = weight.shape[0]
+        grad_weight = grad_x[1:].reshape(-1, n).t() @ spikes[:-1].reshape(-1, n)
+    gradients: list[Tensor | None] = [None] * 4
+    for i, row in enumerate((ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE)):
+        if wanted[i]:
+            assert total is not None
+            tied = row == THRESHOLD and settings.tied
+            gradients[i] = per_parameter(total[row] + total[RESET_BY] if tied else total[row], parameters[i])
+    return grad_x, grad_weight, *gradients, None
 
 
 def _plain_loop(x: Tensor, weight: Tensor, alpha: float | Tensor, **options: Any) -> Tensor:
@@ -137,7 +154,8 @@ def recurrent_lif(
     """Spikes of LIF neurons whose input is x[t] + W s[t-1], differentiable in every float tensor argument.
 
     Args:
-        x: input current, shape (batch, time, *neurons), float32 or float64.
+        x: input current, shape (batch, time, *neurons), a float dtype; float16 and bfloat16 are computed in float32,
+            also where autocast would not.
         weight: W, shape (n, n), n the number of neurons; row i is what neuron i receives.
 
     The other arguments are those of `exodus_core.lif`; "slayer" drops the reset, not W, from the gradient.
@@ -155,7 +173,13 @@ def recurrent_lif(
         "min_membrane": min_membrane,
         "max_spikes": max_spikes,
     }
-    if method == "bptt":
+    dtype = ops.compute_dtype(x.dtype)
+    with _without_autocast(x.device):
+        return _exact(x.to(dtype), weight.to(dtype), alpha, options).to(x.dtype)
+
+
+def _exact(x: Tensor, weight: Tensor, alpha: float | Tensor, options: dict[str, Any]) -> Tensor:
+    if options["method"] == "bptt":
         return _plain_loop(x, weight, alpha, **options)
     settings, tensors = arguments.lif_arguments(
         x, alpha, initial_membrane=None, initial_spikes=None, time_dim=1, **options

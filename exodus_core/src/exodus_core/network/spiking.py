@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exodus_core import functional
+from exodus_core import functional, ops
 from exodus_core.kernels import Kernel
 from exodus_core.network import neurons
 from exodus_core.network.layers import Shape
@@ -78,9 +78,12 @@ class Lif(_Neurons):
         }
         if self.recurrent is None:
             return functional.lif(x, self.alpha, **arguments)[0]  # type: ignore[arg-type]
+        current = x
         if self.recurrent.bias is not None:
-            x = x + self.recurrent.bias.view(x.shape[2:])
-        return recurrent_lif(x, self.recurrent.weight, self.alpha, **arguments)  # type: ignore[arg-type]
+            dtype = ops.compute_dtype(x.dtype)
+            current = x.to(dtype) + self.recurrent.bias.view(x.shape[2:]).to(dtype)
+        spikes = recurrent_lif(current, self.recurrent.weight, self.alpha, **arguments)  # type: ignore[arg-type]
+        return spikes.to(x.dtype)
 
 
 class ExpLeak(_Neurons):

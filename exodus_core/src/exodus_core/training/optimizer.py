@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -19,6 +19,7 @@ from exodus_core.fields import (
     plain,
     read_record,
 )
+from exodus_core.network import Network
 
 _NOT_NEGATIVE = number(0)
 # Where squares of gradients are 0 in float32, a step divides by eps alone: 0 would make weights NaN.
@@ -44,10 +45,17 @@ class Optimizer:
         found: dict[str, Any] = plain(self)
         return found
 
-    def made(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """The torch optimiser, in torch's default implementation."""
+    def made(self, net: Network) -> torch.optim.Optimizer:
+        """The torch optimiser of a network, in torch's default implementation.
+
+        It has two groups: what decays, and the parameters of neurons, which do not. Either may be empty.
+        """
         options: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return self.cls(parameters, **options)
+        neurons = list(net.neuron_parameters())
+        fixed = {id(parameter) for parameter in neurons}
+        decaying = [parameter for parameter in net.parameters() if id(parameter) not in fixed]
+        groups: list[dict[str, Any]] = [{"params": decaying}, {"params": neurons, "weight_decay": 0.0}]
+        return self.cls(groups, **options)
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -65,7 +73,7 @@ class SGD(Optimizer):
     momentum: Annotated[float, _NOT_NEGATIVE, "momentum"] = 0.0
     dampening: Annotated[float, number(), "dampening of the momentum"] = 0.0
     nesterov: Annotated[bool, boolean, "Nesterov's momentum; needs a momentum, and no dampening"] = False
-    weight_decay: Annotated[float, _NOT_NEGATIVE, "L2 penalty"] = 0.0
+    weight_decay: Annotated[float, _NOT_NEGATIVE, "L2 penalty; not of parameters of neurons"] = 0.0
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -85,7 +93,7 @@ class Adam(Optimizer):
     eps: Annotated[
         float, _EPS, "added to the denominator; with 0 weights become 0/0 where squared gradients vanish"
     ] = 1e-8
-    weight_decay: Annotated[float, _NOT_NEGATIVE, "L2 penalty"] = 0.0
+    weight_decay: Annotated[float, _NOT_NEGATIVE, "L2 penalty; not of parameters of neurons"] = 0.0
     amsgrad: Annotated[bool, boolean, "use the largest average so far"] = False
 
     @property
@@ -101,7 +109,7 @@ class AdamW(Adam):
     kind: ClassVar[str] = "adamw"
     cls: ClassVar[type[torch.optim.Optimizer]] = torch.optim.AdamW
 
-    weight_decay: Annotated[float, _NOT_NEGATIVE, "decoupled weight decay"] = 1e-2
+    weight_decay: Annotated[float, _NOT_NEGATIVE, "decoupled weight decay; not of parameters of neurons"] = 1e-2
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {cls.kind: cls for cls in (SGD, Adam, AdamW)}

@@ -89,7 +89,7 @@ def load(state: Mapping[str, Tensor], net: Network, optimizer: torch.optim.Optim
     except RuntimeError as error:
         raise StateError(f"{RANDOM} must be the state of a generator: {error}") from None
     # All that can fail for want of memory is done before the first change.
-    device = net.generator.device
+    device = net.device
     moved = {
         name: state[name].detach().to(device if like is not step else "cpu", copy=True)
         for name, like in expected.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,12 +44,13 @@ class Trainer:
     """A network, its optimiser and its accumulated gradients.
 
     With the same data, seed and calls the bits are those of the plain torch loop (forward, `loss.backward()`,
-    `optimizer.step()`, `zero_grad()`, `net.constrain()`). A call that raises has changed nothing: weights, running
-    statistics, generator and accumulated gradients are as before. The one exception is an optimiser of torch that
-    itself fails within its step, as for want of memory.
+    `optimizer.step()`, `zero_grad()`, `net.constrain()`), in which `net.neuron_parameters()` are a group without weight
+    decay. A call that raises has changed nothing: weights, running statistics, generator and accumulated gradients are
+    as before. The one exception is an optimiser of torch that itself fails within its step, as for want of memory.
 
     Args:
-        net: the network; its parameters' `.grad` are the accumulated gradients.
+        net: a network of `exodus_core.network.build`, or what `torch.compile` makes of one; its parameters' `.grad` are
+            the accumulated gradients.
         optimizer: "sgd", "adam" or "adamw", or {"kind", "lr", ...} with the options by torch's names.
 
     Attributes:
@@ -58,11 +60,14 @@ class Trainer:
 
     Raises:
         OptimizerError: the optimiser's description does not fit.
+        TypeError: net is another module: of those nobody knows what a call changes, and so how to undo it.
         ValueError: the network has no parameters.
     """
 
     def __init__(self, net: Network, optimizer: str | Mapping[str, Any]) -> None:
         self._kind = parse_optimizer(optimizer)
+        if not isinstance(getattr(net, "_orig_mod", net), Network):
+            raise TypeError(f"net must be a network of exodus_core.network.build, got {type(net).__name__}")
         self.net = net
         self.optimizer_data = self._kind.data
         self._named = dict(net.named_parameters())
@@ -70,7 +75,7 @@ class Trainer:
         if not self._parameters:
             raise ValueError("net must have at least one parameter, got none")
         self._passes = Passes(net)
-        self.optimizer = self._kind.made(self._parameters)
+        self.optimizer = self._kind.made(net)
         net.train()
 
     @property
@@ -254,9 +259,12 @@ class Trainer:
         return states.nbytes(self.net, self.optimizer)
 
     def _differentiate(self, outputs: Tensor, grad_outputs: Tensor | None, keep: bool) -> Sequence[Tensor]:
-        found = torch.autograd.grad(
-            outputs, self._parameters, grad_outputs, retain_graph=keep, allow_unused=True, materialize_grads=True
-        )
+        # Autocast is for forward passes: a backward pass has the dtypes of its own.
+        device = outputs.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            found = torch.autograd.grad(
+                outputs, self._parameters, grad_outputs, retain_graph=keep, allow_unused=True, materialize_grads=True
+            )
         # Their norms must not depend on how autograd laid them out: a state on disk does not keep that.
         return [gradient.contiguous() for gradient in found]
 
@@ -264,7 +272,10 @@ class Trainer:
         computed = loss if callable(loss) else losses.parse(loss)
         outputs, changes = self._passes.run(x)
         with torch.enable_grad():
-            value, metrics = computed(outputs, targets)
+            given = computed(outputs, targets)
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise TypeError(f"loss must return a LossValue, got {type(given).__name__}")
+        value, metrics = given
         gradients = self._differentiate(value, None, keep=False)
         return self._found(gradients, changes, {"loss": value.detach(), **metrics}, allow_non_finite)
 

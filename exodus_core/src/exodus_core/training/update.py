@@ -61,12 +61,15 @@ class Update:
         total: float,
     ) -> None:
         """Changes the parameters by the gradients, whose norm is `total`, and clears what was accumulated."""
-        (group,) = optimizer.param_groups
-        own = {name: group[name] for name in ("lr", "weight_decay")}
+        decaying, neurons = optimizer.param_groups
+        own = [(group, name, group[name]) for group in (decaying, neurons) for name in ("lr", "weight_decay")]
         accumulated = [p.grad for p in parameters]
         try:
             clipped = self._clipped(gradients, total)
-            group.update({name: getattr(self, name) for name in own if getattr(self, name) is not None})
+            if self.lr is not None:
+                decaying["lr"] = neurons["lr"] = self.lr
+            if self.weight_decay is not None:
+                decaying["weight_decay"] = self.weight_decay
             for parameter, gradient in zip(parameters, clipped, strict=True):
                 parameter.grad = gradient
             optimizer.step()
@@ -75,7 +78,8 @@ class Update:
                 parameter.grad = kept
             raise
         finally:
-            group.update(own)
+            for group, name, value in own:
+                group[name] = value
         net.constrain()
         for parameter in parameters:
             parameter.grad = None
