@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import zstandard
 
-from exodus_client.wire import Limits, Message, Tensor, WireError, compress, decode, decompress, encode
+from exodus_client.wire import (
+    Form,
+    Limits,
+    Message,
+    Tensor,
+    WireError,
+    compress,
+    decode,
+    decompress,
+    encode,
+    peek_params,
+)
 
 
 def test_a_compressed_body_reads_as_the_body() -> None:
@@ -43,12 +54,76 @@ def test_a_bomb_is_refused() -> None:
     bomb = zstandard.ZstdCompressor(write_content_size=True).compress(bytes(10_000_000))
     assert refusal(bomb, "zstd", limits) == "too_large"
     unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(10_000_000))
-    assert refusal(unsized, "zstd", limits) == "malformed"
+    assert refusal(unsized, "zstd", limits) == "too_large"
 
 
 def test_a_frame_without_its_size_is_taken_within_the_limits() -> None:
     frame = zstandard.ZstdCompressor(write_content_size=False).compress(b"abc" * 100)
     assert decompress(frame, "zstd", limits=Limits(max_bytes=1000)) == b"abc" * 100
+
+
+@pytest.mark.parametrize("says_its_size", [True, False])
+def test_the_memory_is_asked_for_before_it_is_taken(says_its_size: bool) -> None:
+    frame = zstandard.ZstdCompressor(write_content_size=says_its_size).compress(bytes(5_000_000))
+    asked: list[int] = []
+    assert len(decompress(frame, "zstd", reserve=asked.append)) == 5_000_000
+    assert asked == [5_000_000]
+
+    def refuse(nbytes: int) -> None:
+        raise MemoryError(nbytes)
+
+    with pytest.raises(MemoryError, match="5000000"):
+        decompress(frame, "zstd", reserve=refuse)
+
+
+def test_an_unpacked_body_may_be_written_to_and_is_not_copied_again() -> None:
+    body = decompress(zstandard.ZstdCompressor().compress(joined({}, "stream")), "zstd")
+    array = decode(body, "application/vnd.msgpack").tensors["x"].numpy()
+    assert array.flags.writeable
+    assert np.shares_memory(array, np.frombuffer(body, np.uint8))
+
+
+def frame_that_says(nbytes: int, content: bytes) -> bytes:
+    """A frame whose header says another size than it has."""
+    frame = bytearray(zstandard.ZstdCompressor(write_checksum=False).compress(content))
+    assert frame[4] == 0x20, "a size of one byte"
+    frame[5] = nbytes
+    return bytes(frame)
+
+
+@pytest.mark.parametrize("says", [3, 200])
+def test_a_frame_that_says_another_size_than_it_has_is_refused(says: int) -> None:
+    assert refusal(frame_that_says(says, b"abc" * 33), "zstd") == "malformed"
+
+
+def joined(params: dict[str, object], form: Form) -> bytes:
+    return b"".join(encode(Message.of(params, [Tensor.of("x", np.zeros(1000))]), form).chunks)
+
+
+@pytest.mark.parametrize("coding", [None, "zstd"])
+def test_the_parameters_of_a_message_are_read_without_unpacking_it(coding: str | None) -> None:
+    body = joined({"sequence": 5}, "stream")
+    packed = body if coding is None else zstandard.ZstdCompressor().compress(body)
+    assert peek_params(packed, "application/msgpack; x=1", coding) == {"sequence": 5}
+    limits = Limits(max_header_bytes=300)  # the payload is longer
+    assert peek_params(packed, "application/msgpack", coding, limits=limits) == {"sequence": 5}
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "coding"),
+    [
+        (b"{}", "application/json", None),
+        (zstandard.ZstdCompressor().compress(joined({"a": 1}, "inline")), "application/msgpack", "zstd"),
+        (b"no frame", "application/msgpack", "zstd"),
+        (b"\x01", "application/msgpack", None),
+        (b"\x81\xa6params\x01", "application/msgpack", None),
+        (b"\x80", "application/msgpack", None),
+    ],
+)
+def test_where_only_the_whole_body_tells_its_parameters_there_is_nothing_to_peek_at(
+    body: bytes, content_type: str, coding: str | None
+) -> None:
+    assert peek_params(body, content_type, coding, limits=Limits(max_header_bytes=300)) is None
 
 
 def test_a_frame_that_wants_a_huge_window_is_refused() -> None:

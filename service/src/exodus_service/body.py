@@ -1,19 +1,24 @@
-"""Reads a request body, of a length known beforehand, into one writable buffer."""
+"""Reads a request body, of a length known beforehand, into one writable buffer; and opens it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
+from exodus_client.wire import JSON_TYPE, Limits, Message, Tensor, decode, decompress
 from exodus_service.problems import Fault, Problem
 from exodus_service.upload import Filling, place
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 ALIGNMENT = 64
+
+#: What a byte of JSON may become in memory while it is read: `[[]],` is two lists and their places.
+JSON_GROWTH = 32
 
 
 def empty_buffer(nbytes: int, *, pinned: bool = False) -> memoryview:
@@ -91,6 +96,41 @@ async def read_body(
     if filling.remaining:
         raise _wrong_length(nbytes, f"{filling.filled} bytes")
     return body
+
+
+def open_body(
+    body: memoryview,
+    content_type: str,
+    content_encoding: str | None,
+    *,
+    limits: Limits,
+    reserve: Callable[[int], object],
+) -> tuple[bytes | bytearray | memoryview, Message]:
+    """The body after decompression, and the message that it is, whose tensors are views of it where they can be.
+
+    `reserve` is told how many bytes the request takes in all, before more of them are taken; what it raises ends the
+    matter. In the end this counts the tensors as they are once they are unpacked.
+
+    Raises:
+        WireError: whatever is wrong with the body.
+    """
+    packed = limits
+    if content_type == JSON_TYPE:
+        packed = replace(limits, max_bytes=min(limits.max_bytes, limits.max_json_bytes))
+    plain = decompress(body, content_encoding, limits=packed, reserve=lambda nbytes: reserve(len(body) + nbytes))
+    taken = len(body) if plain is body else len(body) + len(plain)
+    if content_type == JSON_TYPE:
+        reserve(taken + JSON_GROWTH * len(plain))
+    message = decode(plain, content_type, limits=limits)
+    reserve(taken + sum(_unpacked_bytes(tensor, message) for tensor in message.tensors.values()))
+    return plain, message
+
+
+def _unpacked_bytes(tensor: Tensor, message: Message) -> int:
+    """What a tensor takes that is no view of the body: JSON is text, and inline payloads may start anywhere."""
+    if tensor.encoding != "raw":
+        return tensor.size
+    return 0 if message.form == "stream" else tensor.nbytes
 
 
 def _wrong_length(nbytes: int, got: str) -> Problem:

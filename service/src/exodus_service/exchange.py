@@ -6,7 +6,7 @@ there.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,16 +20,16 @@ from exodus_client.wire import (
     Message,
     Tensor,
     WireError,
-    decode,
-    decompress,
     encode,
 )
 from exodus_service.batching import compute_together, likeness
+from exodus_service.body import open_body
 from exodus_service.context import Timings
 from exodus_service.failures import is_out_of_memory, translated
 from exodus_service.gradients import Computation, Results, prepare
 from exodus_service.params import Method
 from exodus_service.problems import Problem
+from exodus_service.scheduler import QueueFullError
 from exodus_service.waiting import Likeness
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,10 @@ logger = logging.getLogger(__name__)
 #: What a body may be sent as. The msgpack forms are told apart by their content.
 CONTENT_TYPES = (MSGPACK_TYPE, "application/msgpack", "application/x-msgpack", JSON_TYPE)
 CONTENT_ENCODINGS = ("identity", "zstd")
+
+#: Longest description, in bytes, of a request that may be computed with others: it waits as objects of Python, which
+#: take 60 times as much.
+LONGEST_DESCRIPTION = 4096
 
 
 @dataclass
@@ -50,6 +54,7 @@ class Exchange:
         limits: of its body and of the answer.
         timings: filled in while it runs.
         queued_at: a time.perf_counter() value.
+        reserve: told how many bytes the request takes before they are taken; may raise QueueFullError.
     """
 
     method: Method
@@ -60,6 +65,7 @@ class Exchange:
     limits: Limits
     timings: Timings
     queued_at: float
+    reserve: Callable[[int], object] = lambda nbytes: None
     _message: Message | None = field(default=None, init=False)
     _computation: Computation | None = field(default=None, init=False)
     _swept: Results | None = field(default=None, init=False)
@@ -74,13 +80,17 @@ class Exchange:
         """What it has in common with requests that it may be computed with.
 
         None where only unpacking or parsing the whole body would tell: it is compressed, or JSON. None, too, where the
-        body is wrong, which is said when its turn comes.
+        body is wrong or there is no room for it, which is said when its turn comes; and for a description that is
+        longer than any that is needed.
         """
         if self.content_type == JSON_TYPE or self.content_encoding not in (None, "identity"):
             return None
         try:
             message = self._decode()
-        except WireError:
+        except (WireError, QueueFullError):
+            return None
+        if len(self.body) - sum(tensor.nbytes for tensor in message.tensors.values()) > LONGEST_DESCRIPTION:
+            self._message = None
             return None
         return likeness(self.method, message, self.device)
 
@@ -89,6 +99,7 @@ class Exchange:
 
         Raises:
             Problem: whatever is wrong with the request, or `out_of_memory`.
+            QueueFullError: there is no room for it once it is unpacked.
         """
         try:
             return translated(self._run, self.device)
@@ -115,8 +126,9 @@ class Exchange:
     def _decode(self) -> Message:
         if self._message is None:
             started = time.perf_counter()
-            plain = decompress(self.body, self.content_encoding, limits=self.limits)
-            self._message = decode(plain, self.content_type, limits=self.limits)
+            _, self._message = open_body(
+                self.body, self.content_type, self.content_encoding, limits=self.limits, reserve=self.reserve
+            )
             self.timings.decode += time.perf_counter() - started
         return self._message
 
@@ -142,7 +154,7 @@ def compute_ahead(exchanges: Sequence[Exchange]) -> None:
     for exchange in exchanges:
         try:
             ready.append((exchange, exchange._prepare()))
-        except (Problem, WireError):
+        except (Problem, WireError, QueueFullError):
             continue
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

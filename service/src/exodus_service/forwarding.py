@@ -14,7 +14,7 @@ from exodus_service.calls import Received, Reply, owned
 from exodus_service.engine import Engine
 from exodus_service.failures import pointed, translated
 from exodus_service.model import Model
-from exodus_service.model_inputs import Opened, parsed_loss, refusal, scalars
+from exodus_service.model_inputs import Early, Opened, foreseen, parsed_loss, refusal, scalars
 from exodus_service.problems import Problem, invalid
 from exodus_service.training import Kept
 from exodus_service.training_params import ForwardParams
@@ -24,10 +24,9 @@ async def forward(engine: Engine, id: str, received: Received) -> Reply:
     """Make a forward call. Raises Problem."""
     async with AsyncExitStack() as stack:
         model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
-        prepare = partial(ForwardCall, engine, model, received)
-        call = await received.within(asyncio.to_thread(translated, prepare, engine.device))
-        if call.params.after is not None:
-            await model.wait_for(call.params.after, received.due)
+        prepare = partial(ForwardCall.prepare, engine, model, received)
+        while isinstance(call := await received.within(asyncio.to_thread(translated, prepare, engine.device)), Early):
+            await model.wait_for(call.sequence, received.due)
         work = partial(translated, call.run, engine.device)
         return Reply(await received.computed(received.ticket.submit(work, received.due)))
 
@@ -35,13 +34,28 @@ async def forward(engine: Engine, id: str, received: Received) -> Reply:
 class ForwardCall:
     """A checked call. Making it raises Problem, WireError."""
 
-    def __init__(self, engine: Engine, model: Model, received: Received) -> None:
+    @classmethod
+    def prepare(cls, engine: Engine, model: Model, received: Received) -> "ForwardCall | Early":
+        """Unpack and check a call, unless it has to wait for another. Raises Problem, WireError, QueueFullError."""
+        after = foreseen(received, "after", engine.limits)
+        if after is not None and after > model.sequence:
+            return Early(after)
+        opened = Opened(received, engine.limits)
+        params = opened.params(ForwardParams)
+        if params.after is not None and params.after > model.sequence:
+            opened.close()
+            return Early(params.after)
+        return cls(engine, model, received, opened, params)
+
+    def __init__(
+        self, engine: Engine, model: Model, received: Received, opened: Opened, params: ForwardParams
+    ) -> None:
         self._engine = engine
         self._model = model
         self._received = received
-        self._opened = opened = Opened(received, engine.limits)
+        self._opened = opened
+        self.params = params
         started = time.perf_counter()
-        self.params = params = opened.params(ForwardParams)
         if params.context and params.mode == "eval":
             raise invalid("/params/mode", "'train', as a context asks for", "'eval'")
         self._train = params.context or params.mode == "train"

@@ -50,10 +50,14 @@ class Keeper(Protocol):
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits of one model: bytes of its answers, and seconds that a call waits for those before it."""
+    """Limits of one model: bytes of its answers, seconds that a call waits for those before it, and how many these are.
+
+    Calls that are further ahead cannot all be waiting: they get no more than the seconds, whatever is done meanwhile.
+    """
 
     answer_bytes: int
     sequence_wait_s: float
+    reach: int = 256
 
 
 @dataclass(eq=False)
@@ -93,7 +97,7 @@ class Model:
 
     def __post_init__(self) -> None:
         self._full_bytes = footprint(self.network, self.optimizer)
-        self.turns = Turns(lambda: self.progress, self.bounds.sequence_wait_s)
+        self.turns = Turns(lambda: self.progress, self.bounds.sequence_wait_s, self.bounds.reach)
         self.measure()
 
     @property
@@ -205,6 +209,14 @@ class Model:
             yield
         finally:
             hold.leave()
+
+    def near(self, sequence: int) -> bool:
+        """Whether the turn of the call with this number is now or next, or was. On any thread."""
+        return self.turns.near(sequence)
+
+    async def approach(self, sequence: int, deadline: float | None = None) -> None:
+        """Return when the turn of the call with this number is near. Raises Problem as `turn` does."""
+        await self.turns.approach(sequence, deadline)
 
     async def wait_for(self, sequence: int, deadline: float | None = None) -> None:
         """Return when the training call with this number has been done. Raises Problem as `turn` does."""

@@ -1,23 +1,26 @@
 """The body of a call on a model: unpacked, and its tensors checked against the network. Off the event loop.
 
 All sizes are checked before anything is unpacked: bits and events grow to a byte an element, and the activations of a
-network to many times its inputs.
+network to many times its inputs. What a body takes once it is unpacked counts before it is, and a call that has to wait
+for others waits with its body as it came.
 """
 
 import hashlib
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel
 
-from exodus_client.wire import Limits, Message, decode, decompress
+from exodus_client.wire import Limits, peek_params
 from exodus_core import losses
 from exodus_core.fields import DescriptionError
 from exodus_core.network import Description
 from exodus_core.training import NonFiniteError
+from exodus_service.body import open_body
 from exodus_service.calls import Received
 from exodus_service.operands import Operands
 from exodus_service.params import parse
@@ -31,8 +34,15 @@ _COPIES = 3
 _CPU = torch.device("cpu")
 
 
+@dataclass(frozen=True)
+class Early:
+    """In place of a call that has to wait for the call of this number before it is opened."""
+
+    sequence: int
+
+
 class Opened:
-    """A body that has been read.
+    """A body that has been read. Making it raises WireError, QueueFullError.
 
     Attributes:
         message: what it says.
@@ -43,8 +53,13 @@ class Opened:
     def __init__(self, received: Received, limits: Limits) -> None:
         started = time.perf_counter()
         self._received = received
-        self.body = decompress(received.body, received.content_encoding, limits=limits)
-        self.message: Message = decode(self.body, received.content_type, limits=limits)
+        self.body, self.message = open_body(
+            received.body,
+            received.content_type,
+            received.content_encoding,
+            limits=limits,
+            reserve=received.ticket.reserve,
+        )
         self.operands = Operands(self.message, _CPU)
         received.timings.decode += time.perf_counter() - started
 
@@ -82,7 +97,7 @@ class Opened:
         if shape is not None and tensor.shape != shape:
             expected = f"{list(shape)}, that of the outputs"
             raise self.operands.fault("grad_output", "shape", expected, str(list(tensor.shape)))
-        return self._grown(self.operands.take_float("grad_output"))
+        return self.operands.take_float("grad_output")
 
     def flat(self, name: str, network: Description) -> torch.Tensor:
         """A tensor that has an element for each parameter of the network. Raises Problem: invalid."""
@@ -96,7 +111,7 @@ class Opened:
 
     def take(self, name: str) -> torch.Tensor:
         """Any tensor."""
-        return self._grown(self.operands.take(name))
+        return self.operands.take(name)
 
     def _present(self, name: str) -> Any:
         if name not in self.operands:
@@ -104,13 +119,18 @@ class Opened:
             raise invalid("/tensors", f"a tensor {name!r}", names)
         return self.message.tensors[name]
 
-    def _grown(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Count what the tensor takes where it is no view of the body."""
-        described = self.message.tensors
-        unpacked = sum(t.size for t in described.values() if t.encoding != "raw")
-        inflated = 0 if len(self.body) == len(self._received.body) else len(self.body)
-        self._received.ticket.resize(len(self._received.body) + inflated + unpacked)
-        return tensor
+    def close(self) -> None:
+        """Count the body as it came again: the call lets go of everything else."""
+        self._received.ticket.resize(len(self._received.body))
+
+
+def foreseen(received: Received, name: str, limits: Limits) -> int | None:
+    """A parameter that says what a call waits for, told without opening a compressed body; None where it cannot be."""
+    if received.content_encoding in (None, "identity"):  # opening it takes no memory
+        return None
+    params = peek_params(received.body, received.content_type, received.content_encoding, limits=limits)
+    value = None if params is None else params.get(name)
+    return value if type(value) is int else None
 
 
 def parsed_loss(given: Any) -> losses.Loss:

@@ -24,6 +24,10 @@ from exodus_service.training_params import CreateParams
 #: Room for the rest of what is said of a model.
 _BESIDE = 8 * 1024
 
+#: A state that is uploaded: the body, its tensors, and the trainer that they are loaded into.
+_COPIES = 3
+_SLOTS, _BESIDE_STATE = 6, 1024 * 1024
+
 
 async def create(engine: Engine, received: Received) -> Reply:
     """Make a model, or find the one that the same call has made. Raises Problem."""
@@ -62,8 +66,7 @@ async def download(engine: Engine, id: str, received: Received) -> Reply:
     """The present state as a file. Raises Problem."""
     async with AsyncExitStack() as stack:
         model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
-        received.ticket.resize(model.nbytes)
-        engine.scheduler.require_room()
+        received.ticket.reserve(model.nbytes)
         file = await received.within(engine.store.export(model))
     received.ticket.resize(file.nbytes)
     chunks = [chunk if isinstance(chunk, bytes) else memoryview(chunk) for chunk in file.chunks]
@@ -74,17 +77,30 @@ async def upload(engine: Engine, id: str, received: Received) -> Reply:
     """Go on from a state that was downloaded. Raises Problem."""
     async with AsyncExitStack() as stack:
         model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
-        unpack = partial(
-            decompress, received.body, received.content_encoding, limits=Limits(max_bytes=largest_state(engine))
-        )
-        body = await received.within(asyncio.to_thread(translated, unpack, engine.device))
-        received.ticket.resize(max(len(body), len(received.body)))
-        return Reply.json(await received.within(engine.store.replace_state(model, body)))
+        unpack = partial(_unpack_state, received, model.network)
+        await received.within(asyncio.to_thread(translated, unpack, engine.device))
+        body, received.body = received.body, memoryview(b"")
+        replaced = engine.store.replace_state(model, body)
+        del body  # the store lets go of it once it is read
+        return Reply.json(await received.within(replaced))
 
 
 def largest_state(engine: Engine) -> int:
     """Bytes of the largest state that is taken: weights, gradients, and what an optimiser keeps for each."""
     return 5 * engine.settings.max_model_bytes + engine.limits.max_json_bytes
+
+
+def _unpack_state(received: Received, network: Description) -> None:
+    """Put the state in the place of the body that it came in. Raises WireError, QueueFullError."""
+    # As many bytes as its weights are its gradients, and each of what an optimiser and batch norms keep for a weight.
+    limits = Limits(max_bytes=_SLOTS * network.nbytes + _BESIDE_STATE)
+
+    def reserve(nbytes: int) -> None:
+        received.ticket.reserve(max(len(received.body) + nbytes, _COPIES * nbytes))
+
+    body = decompress(received.body, received.content_encoding, limits=limits, reserve=reserve)
+    received.ticket.reserve(_COPIES * len(body))
+    received.content_encoding, received.body = None, memoryview(body)
 
 
 def _prepare(engine: Engine, received: Received) -> tuple[Opened, CreateParams, torch.Tensor | None]:

@@ -95,6 +95,7 @@ class Requests:
         nbytes = 0 if error is not None or pending.task.cancelled() else pending.task.result().encoded.nbytes
         pending.received.ticket.resize(max(nbytes, _AROUND))
         pending.received.ticket.step_aside()
+        pending.received.body, pending.received.shared = memoryview(b""), None  # only the result is kept
         asyncio.get_running_loop().call_later(self._ttl, self._forget, id)
 
     def _forget(self, id: str) -> None:

@@ -58,6 +58,7 @@ async def gradients(method: MethodInPath, request: Request) -> Response:
             engine.limits,
             timings,
             received.queued_at,
+            ticket.reserve,
         )
 
         def compute() -> Encoded:

@@ -6,8 +6,9 @@ A request is admitted before its body is read, so that a full queue costs no upl
         result = await asyncio.wrap_future(ticket.submit(work, deadline))
 
 Leaving the block withdraws work that still waits. Work that is running cannot be stopped: it stays in the accounts
-until it ends. The work itself says what its result occupies (`Ticket.resize`); where results that nobody takes have
-filled the queue, the work behind them is refused in its turn.
+until it ends. What unpacks a request asks for the memory before it takes it (`Ticket.reserve`). The work itself says
+what its result occupies (`Ticket.resize`); where results that nobody takes have filled the queue, the work behind them
+is refused in its turn.
 
 Work that is submitted with a member may run together with its like (`waiting.Batching`). It keeps its own place, its
 own deadline and its own result.
@@ -36,7 +37,7 @@ class Scheduler:
     Args:
         name: of the thread, for logs and debuggers.
         max_requests: requests admitted at a time.
-        max_bytes: sum of their sizes; a request that is alone is admitted whatever its size.
+        max_bytes: sum of their sizes, unpacked, and of those of results; a request that is alone may be of any size.
         initializer: called on the thread before its first work.
         batching: which work runs together; None: none does.
     """
@@ -69,13 +70,23 @@ class Scheduler:
         with self._lock:
             if self.requests >= self._max_requests:
                 raise QueueFullError(f"{self.requests} requests are admitted, the limit is {self._max_requests}")
-            if self.requests and self.bytes + nbytes > self._max_bytes:
-                raise QueueFullError(
-                    f"{self.bytes} bytes are admitted, {nbytes} more would exceed the limit of {self._max_bytes}"
-                )
+            # Kept results have left their places: without requests, too, their bytes may be all that there are.
+            if self.bytes > self._max_bytes or (self.requests and self.bytes + nbytes > self._max_bytes):
+                raise self._over(nbytes)
             self.requests += 1
             self.bytes += nbytes
         return Ticket(self, nbytes)
+
+    def reserve(self, nbytes: int) -> None:
+        """Add to the bytes that are admitted, where they fit or are of the only request; called by the ticket.
+
+        Raises:
+            QueueFullError: they do not; nothing was added.
+        """
+        with self._lock:
+            if nbytes > 0 and self.requests > 1 and self.bytes + nbytes > self._max_bytes:
+                raise self._over(nbytes)
+            self.bytes += nbytes
 
     def account(self, requests: int, nbytes: int) -> None:
         """Add to what is admitted, or take away from it; called by the ticket."""
@@ -90,6 +101,11 @@ class Scheduler:
                 raise QueueFullError(
                     f"requests and results of {self.bytes} bytes wait to be taken, the limit is {self._max_bytes}"
                 )
+
+    def _over(self, nbytes: int) -> QueueFullError:
+        return QueueFullError(
+            f"{self.bytes} bytes are admitted, {nbytes} more would exceed the limit of {self._max_bytes}"
+        )
 
     def queue(self, entry: Entry) -> None:
         """Have the entry done in its turn; called by the ticket."""
@@ -151,6 +167,18 @@ class Ticket:
             if self._released:
                 return
             self._scheduler.account(0, nbytes - self._nbytes)
+            self._nbytes = nbytes
+
+    def reserve(self, nbytes: int) -> None:
+        """Count another size from now on, before the memory of it is taken. On any thread.
+
+        Raises:
+            QueueFullError: there is no room for it; the size is what it was.
+        """
+        with self._lock:
+            if self._released:
+                return
+            self._scheduler.reserve(nbytes - self._nbytes)
             self._nbytes = nbytes
 
     def stop(self) -> bool:

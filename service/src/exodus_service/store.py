@@ -73,7 +73,7 @@ class Store:
         self._execute: Execute = execute or self._own.submit  # type: ignore[union-attr]
         self._threads = ThreadPoolExecutor(2, "exodus-store")
         self._retry_after = {"Retry-After": str(settings.retry_after_s)}
-        self._bounds = Bounds(settings.answer_bytes, settings.sequence_wait_s)
+        self._bounds = Bounds(settings.answer_bytes, settings.sequence_wait_s, settings.max_queue)
         self.contexts = Contexts(settings.context_bytes, settings.context_ttl_s, least=_AROUND_CONTEXT)
         self._disk: StateDir | None = None
         self._saver: Saver | None = None
@@ -240,7 +240,10 @@ class Store:
         Raises:
             Problem: malformed, state_mismatch, storage_full; nothing has changed then.
         """
-        uploaded = await self._off(partial(plans.upload, model, body, self._device))
+        read = partial(plans.upload, model, body, self._device)
+        del body  # it goes when it is read
+        uploaded = await self._off(read)
+        del read
         return await self._moves.run((model.owner, model.id), lambda: self._replace(model, uploaded))
 
     # What is done in turn.

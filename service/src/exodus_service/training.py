@@ -1,8 +1,8 @@
 """Calls that train a model: received, checked, done in the order of their numbers, answered.
 
-A call is unpacked and checked on a helper thread while the one before it computes; then it waits for its turn. On the
-thread that computes it is done, encoded and recorded, in this order: what is recorded was answered, whether or not
-the client is still there.
+A call is unpacked and checked on a helper thread while the one before it computes; until then it waits with its body
+as it came. Then it waits for its turn. On the thread that computes it is done, encoded and recorded, in this order:
+what is recorded was answered, whether or not the client is still there.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from exodus_service.calls import Received, Reply
 from exodus_service.engine import Engine
 from exodus_service.failures import pointed, translated
 from exodus_service.model import Answer, Model, Turn
-from exodus_service.model_inputs import Opened, parsed_loss, refusal
+from exodus_service.model_inputs import Early, Opened, foreseen, parsed_loss, refusal
 from exodus_service.problems import Fault, Problem, invalid
 from exodus_service.training_params import ForwardBackwardParams, OptimStepParams, StepParams, TrainingParams
 
@@ -61,7 +61,8 @@ async def train(engine: Engine, operation: Operation, id: str, received: Receive
     async with AsyncExitStack() as stack:
         model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
         prepare = partial(TrainingCall.prepare, engine, operation, model, received)
-        call = await received.within(asyncio.to_thread(translated, prepare, engine.device))
+        while isinstance(call := await received.within(asyncio.to_thread(translated, prepare, engine.device)), Early):
+            await model.approach(call.sequence, received.due)
         params = call.params
         turn = await stack.enter_async_context(
             model.turn(params.sequence, call.digest, received.due, writer=params.writer)
@@ -97,11 +98,17 @@ class TrainingCall:
     loss: Loss | None = None
 
     @classmethod
-    def prepare(cls, engine: Engine, operation: Operation, model: Model, received: Received) -> "TrainingCall":
-        """Unpack and check a call. Raises Problem, WireError."""
+    def prepare(cls, engine: Engine, operation: Operation, model: Model, received: Received) -> "TrainingCall | Early":
+        """Unpack and check a call, unless its turn is not near. Raises Problem, WireError, QueueFullError."""
+        number = foreseen(received, "sequence", engine.limits)
+        if number is not None and not model.near(number):
+            return Early(number)
         opened = Opened(received, engine.limits)
         started = time.perf_counter()
         params = opened.params(operation.params)
+        if not model.near(params.sequence):
+            opened.close()
+            return Early(params.sequence)
         call = cls(engine, operation, received, opened, params, opened.digest(operation.name))
         if operation.backward:
             call._take_backward(model)

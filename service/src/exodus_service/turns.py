@@ -57,11 +57,13 @@ class Turns:
     Args:
         progress: returns how far the model is.
         wait_s: how long a call waits for those numbered before it, while none of them is running.
+        reach: how many calls may wait at a time; one that is further ahead waits no longer than `wait_s` in all.
     """
 
-    def __init__(self, progress: Callable[[], Progress], wait_s: float) -> None:
+    def __init__(self, progress: Callable[[], Progress], wait_s: float, reach: int = 256) -> None:
         self._progress = progress
         self._wait_s = wait_s
+        self._reach = reach
         self._hold: object | None = None
         self._running: int | None = None
         self._moved = time.monotonic()
@@ -88,10 +90,25 @@ class Turns:
                 return progress.replay(sequence, digest)
             if sequence == progress.sequence + 1 and self._hold is None:
                 self._running = sequence
-                return self._grant(ended)
+                hold = self._grant(ended)
+                self._wake()  # the next call is near
+                return hold
             return None
 
         return await self._when(attempt, deadline, sequence)
+
+    def near(self, sequence: int) -> bool:
+        """Whether the call before this one is done, or has its turn. On any thread."""
+        running = self._running
+        return sequence <= max(self._progress().sequence, running or 0) + 1
+
+    async def approach(self, sequence: int, deadline: float | None) -> None:
+        """Wait until the call before this one is done, or has its turn.
+
+        Raises:
+            Problem: sequence_gap, deadline, or what the turns were closed with.
+        """
+        await self._when(lambda: self.near(sequence) or None, deadline, sequence)
 
     async def exclusive(self, deadline: float | None = None) -> Hold:
         """Wait until no call has the model, and have it.
@@ -131,7 +148,7 @@ class Turns:
     async def _when(self, attempt: Callable[[], T | None], deadline: float | None, sequence: int | None) -> T:
         """The result of the attempt as soon as it has one; tried anew at each change.
 
-        `sequence` is the number of the call: where the one before it is missing, the wait is bounded.
+        `sequence` is the number of the call: where the one before it is missing, or out of reach, the wait is bounded.
         """
         place = object()
         self._places[place] = None
@@ -145,10 +162,11 @@ class Turns:
                     return result
                 done, running = self._progress().sequence, self._running
                 gap = sequence is not None and sequence > done + 1 and running is None
-                patience = max(arrived, self._moved) + self._wait_s if gap else None
+                far = sequence is not None and sequence > done + self._reach
+                patience = (arrived if far else max(arrived, self._moved)) + self._wait_s if gap or far else None
                 until = min((moment for moment in (deadline, patience) if moment is not None), default=None)
                 if until is not None and time.monotonic() >= until:
-                    raise _gap(done, sequence) if gap and sequence is not None else _late(done, running)
+                    raise _gap(done, sequence) if (gap or far) and sequence is not None else _late(done, running)
                 await self._change(place, until)
         finally:
             del self._places[place]

@@ -4,7 +4,7 @@ Its one home: the service reads and writes with this code too. The bytes are des
 """
 
 from .bounds import MAX_PAYLOAD_BYTES, ErrorCode, Limits, WireError
-from .compression import compress, decompress
+from .compression import compress, decompress, peek_params
 from .header import VERSION
 from .json_form import NON_FINITE
 from .message import JSON_TYPE, MSGPACK_TYPE, Encoded, Form, Message, decode, encode
@@ -46,5 +46,6 @@ __all__ = [
     "decompress",
     "encode",
     "is_torch",
+    "peek_params",
     "read_reference",
 ]

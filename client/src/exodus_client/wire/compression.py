@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
 from .bounds import DEFAULT_LIMITS, Limits, WireError
-from .message import Encoded
+from .message import MSGPACK_TYPES, Encoded
+from .walk import Walk
 
 #: Fast enough to pay on a local network; higher levels hardly shrink spikes further.
 LEVEL = 1
 
 #: A window that a frame asks for is memory of the reader: 8 MiB is what the zstd format asks every reader to support.
 _MAX_WINDOW_BYTES = 8 * 1024 * 1024
+
+#: Compressed bytes that are unpacked at a time. The densest of them, runs of one byte, unpack to 32 MiB.
+_SLICE = 1024
 
 
 def compress(encoded: Encoded, level: int = LEVEL) -> Encoded:
@@ -27,9 +36,15 @@ def compress(encoded: Encoded, level: int = LEVEL) -> Encoded:
 
 
 def decompress(
-    body: bytes | bytearray | memoryview, content_encoding: str | None, *, limits: Limits = DEFAULT_LIMITS
+    body: bytes | bytearray | memoryview,
+    content_encoding: str | None,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    reserve: Callable[[int], object] = lambda nbytes: None,
 ) -> bytes | bytearray | memoryview:
-    """The body as `decode` wants it; itself where it is not compressed.
+    """The body as `decode` wants it, in memory that may be written to; itself where it is not compressed.
+
+    `reserve` is told how many bytes it unpacks to before the memory is taken; what it raises ends the matter.
 
     Raises:
         WireError: another encoding than zstd, zstandard not installed, a frame that is broken or followed by anything,
@@ -45,20 +60,101 @@ def decompress(
             expected="zstd, identity",
             got=coding,
         )
+    nbytes = _unpacked_bytes(body, limits)
+    reserve(nbytes)
+    unpacked = np.empty(nbytes, np.uint8).data
+    position = 0
+    for piece in _pieces(body):
+        if position + len(piece) > nbytes:
+            raise _broken("it has more bytes than it says")
+        unpacked[position : position + len(piece)] = piece
+        position += len(piece)
+    if position < nbytes:
+        raise _broken("it has fewer bytes than it says")
+    return unpacked
+
+
+def peek_params(
+    body: bytes | bytearray | memoryview,
+    content_type: str,
+    content_encoding: str | None,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+) -> dict[str, Any] | None:
+    """The parameters of a message, for which no payload is unpacked; nothing of it is checked.
+
+    None where only the whole body tells them: one in JSON, one with payloads within its first object, a broken one.
+    """
+    if content_type.partition(";")[0].strip().lower() not in MSGPACK_TYPES:
+        return None
+    coding = (content_encoding or "identity").strip().lower()
+    try:
+        front = memoryview(body) if coding == "identity" else _front(body, limits.max_header_bytes)
+        top = Walk(front, limits).next_object()
+    except WireError:
+        return None
+    params = top.get("params") if isinstance(top, dict) else None
+    return params if isinstance(params, dict) else None
+
+
+def _unpacked_bytes(body: bytes | bytearray | memoryview, limits: Limits) -> int:
+    """What a frame unpacks to: as it says, or counted where it does not say."""
+    zstandard = _library()
+    try:
+        nbytes: int = zstandard.frame_content_size(body)  # -1: the frame does not say
+    except zstandard.ZstdError as error:
+        raise _broken(error) from error
+    if nbytes < 0:
+        nbytes = 0
+        for piece in _pieces(body):
+            nbytes += len(piece)
+            if nbytes > limits.max_body_bytes:
+                break
+    if nbytes > limits.max_body_bytes:
+        raise _too_large(nbytes, limits)
+    return nbytes
+
+
+def _pieces(body: bytes | bytearray | memoryview) -> Iterator[bytes]:
+    """What one whole frame unpacks to, in order."""
+    zstandard = _library()
+    view = memoryview(body)
+    frame = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).decompressobj()
+    for start in range(0, len(view), _SLICE):
+        if frame.eof:
+            raise _broken("more bytes follow it")
+        try:
+            yield frame.decompress(view[start : start + _SLICE])
+        except zstandard.ZstdError as error:
+            raise _broken(error) from error
+    if not frame.eof:
+        raise _broken("it ends too early")
+    if frame.unused_data:
+        raise _broken("more bytes follow it")
+
+
+def _front(body: bytes | bytearray | memoryview, nbytes: int) -> memoryview:
+    """The first bytes of what a frame unpacks to, `nbytes` at most."""
+    zstandard = _library()
+    try:
+        reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).stream_reader(body)
+        return memoryview(reader.read(nbytes))
+    except zstandard.ZstdError as error:
+        raise _broken(error) from error
+
+
+def _library() -> Any:
     try:
         import zstandard
     except ModuleNotFoundError as error:
         raise WireError(
             "content encoding zstd is not spoken here: the package zstandard is not installed", code="unsupported"
         ) from error
-    try:
-        declared = zstandard.frame_content_size(body)  # -1: the frame does not say
-        if declared > limits.max_body_bytes:
-            raise _too_large(declared, limits)
-        reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
-        return reader.decompress(body, max_output_size=limits.max_body_bytes, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise WireError(f"body is not one whole zstd frame within the limits: {error}") from error
+    return zstandard
+
+
+def _broken(reason: object) -> WireError:
+    return WireError(f"body is not one whole zstd frame: {reason}")
 
 
 def _too_large(nbytes: int, limits: Limits) -> WireError:

@@ -17,7 +17,7 @@ Form: TypeAlias = Literal["stream", "inline", "json"]
 MSGPACK_TYPE = "application/vnd.msgpack"
 JSON_TYPE = "application/json"
 
-_MSGPACK_TYPES = frozenset({MSGPACK_TYPE, "application/msgpack", "application/x-msgpack"})
+MSGPACK_TYPES = frozenset({MSGPACK_TYPE, "application/msgpack", "application/x-msgpack"})
 
 
 @dataclass
@@ -91,7 +91,7 @@ def decode(body: bytes | bytearray | memoryview, content_type: str, *, limits: L
     """
     view = memoryview(body).cast("B")
     kind = content_type.partition(";")[0].strip().lower()
-    if kind in _MSGPACK_TYPES:
+    if kind in MSGPACK_TYPES:
         form, params, tensors = read_binary(view, limits)
     elif kind == JSON_TYPE:
         form = "json"
