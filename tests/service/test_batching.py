@@ -13,6 +13,7 @@ from exodus_service import batching, exchange
 from exodus_service.context import Timings
 from exodus_service.exchange import Exchange, compute_ahead
 from exodus_service.problems import Problem
+from exodus_service.scheduler import QueueFullError
 
 CPU = torch.device("cpu")
 LIF = {"model": "lif", "alpha": 0.9}
@@ -226,6 +227,30 @@ def test_a_body_that_only_unpacking_would_tell_apart_is_computed_alone(good, for
     if form == "broken":
         one.body = one.body[:-1]
     assert one.likeness is None
+
+
+def test_a_description_longer_than_any_that_is_needed_does_not_wait_as_objects(ask):
+    message = ask(membrane=torch.rand(2, 5), grad_output=torch.rand(2, 5))
+    message.params["unknown"] = [[]] * 5000
+    exchange = exchange_of(message)
+    assert exchange.likeness is None
+    assert exchange._message is None
+    with pytest.raises(Problem, match="unknown"):
+        exchange.run()
+
+
+def test_a_request_that_there_is_no_room_for_is_refused_in_its_own_turn(ask):
+    def refuse(nbytes):
+        raise QueueFullError(f"{nbytes} bytes")
+
+    exchanges = [exchange_of(ask(membrane=torch.rand(2, 5), grad_output=torch.rand(2, 5))) for _ in range(3)]
+    full = exchanges[1]
+    full.reserve = refuse
+    assert full.likeness is None
+    compute_ahead(exchanges)
+    assert [exchange.timings.batch for exchange in exchanges] == [2, 1, 2]
+    with pytest.raises(QueueFullError, match="bytes"):
+        full.run()
 
 
 def test_a_request_that_is_refused_does_not_take_the_others_with_it(ask, calls):

@@ -67,6 +67,33 @@ def test_the_scheduler_admits_within_both_of_its_bounds(scheduler):
     assert (scheduler.requests, scheduler.bytes) == (0, 0)
 
 
+def test_what_a_request_grows_to_is_admitted_as_a_request_is(scheduler):
+    with scheduler.admit(10) as alone:
+        alone.reserve(500)  # whatever it is
+        alone.reserve(40)
+        with scheduler.admit(20) as other:
+            with pytest.raises(QueueFullError, match="60 bytes are admitted, 41 more would exceed the limit of 100"):
+                other.reserve(61)
+            assert scheduler.bytes == 60
+            other.reserve(60)
+            alone.reserve(5)
+            assert scheduler.bytes == 65
+    assert (scheduler.requests, scheduler.bytes) == (0, 0)
+    other.reserve(1000)  # by a thread that goes on after its request was left
+    assert (scheduler.requests, scheduler.bytes) == (0, 0)
+
+
+def test_results_that_have_left_their_places_are_within_the_bound_too(scheduler):
+    with scheduler.admit(10) as kept:
+        kept.resize(150)
+        kept.step_aside()
+        with pytest.raises(QueueFullError):
+            scheduler.admit(1)
+        kept.resize(90)
+        with scheduler.admit(500):  # it is the only request
+            assert scheduler.bytes == 590
+
+
 def test_work_is_done_in_the_order_of_submission_on_one_thread(scheduler):
     done = []
     with scheduler.admit(0) as first, scheduler.admit(0) as second:

@@ -224,6 +224,53 @@ def test_the_wait_for_a_gap_does_not_run_while_a_call_runs() -> None:
     on_loop(test, wait=0.1)
 
 
+def test_a_call_is_near_when_the_one_before_it_has_its_turn() -> None:
+    async def test(device: Device) -> None:
+        model = device.model
+        assert [model.near(number) for number in (1, 2, 3)] == [True, False, False]
+        await model.approach(1)
+        later = asyncio.ensure_future(model.approach(2))
+        await asyncio.sleep(0.02)
+        assert not later.done()
+        device.free.clear()
+        running = asyncio.ensure_future(device.call(1))
+        await later
+        assert model.sequence == 0
+        assert [model.near(number) for number in (1, 2, 3)] == [True, True, False]
+        device.free.set()
+        await running
+        await model.approach(1)
+
+    on_loop(test)
+
+
+def test_a_call_whose_turn_does_not_come_near_is_told_of_the_gap() -> None:
+    async def test(device: Device) -> None:
+        wrong = await problem(device.model.approach(3))
+        assert wrong.code == "sequence_gap"
+        assert wrong.errors[0] == ("/params/sequence", "1", "3")
+        assert (await problem(device.model.approach(2, time.monotonic()))).code == "sequence_gap"
+
+    on_loop(test, wait=0.1)
+
+
+def test_a_call_that_is_out_of_reach_waits_no_longer_though_others_are_done() -> None:
+    async def test(device: Device) -> None:
+        far = [
+            problem(device.call(2**62)),
+            problem(device.model.approach(2**62)),
+            problem(device.model.wait_for(2**62)),
+        ]
+        waiting = asyncio.gather(*far)
+        number = 0
+        while not waiting.done():
+            number += 1
+            await device.call(number)
+        assert [wrong.code for wrong in await waiting] == ["sequence_gap"] * 3
+
+    on_loop(test, wait=0.2)
+
+
 def test_a_deadline_ends_the_wait() -> None:
     async def test(device: Device) -> None:
         assert (await problem(device.call(2, deadline=time.monotonic() + 0.02))).code == "sequence_gap"

@@ -1,11 +1,15 @@
 """Calls that are answered later: 202, found again, cancelled; and bodies in shared memory."""
 
+import gc
 import time
+import weakref
 
 import numpy as np
 import pytest
 import torch
-from remote_models import LOSS, batch, same_state, trained
+from remote_models import LOSS, NETWORK, batch, same_state, trained
+
+from exodus_service.training import TrainingCall
 
 LATER = {"Prefer": "wait=0"}
 
@@ -130,6 +134,38 @@ def test_results_are_kept_for_a_time_and_counted_while_they_are(serve, connect, 
     assert service.engine.scheduler.bytes >= 4096
     until(lambda: remote.call("GET", location).status == 404, 5)
     until(lambda: service.engine.scheduler.bytes == 0)
+
+
+def test_of_a_call_that_has_ended_only_the_outcome_is_kept(remote, service, monkeypatch, until):
+    spikes, targets = batch(1)
+    calls = []
+    run = TrainingCall.run
+
+    def watched(self, turn):
+        calls.append((weakref.ref(self), weakref.ref(self.opened)))
+        return run(self, turn)
+
+    monkeypatch.setattr(TrainingCall, "run", watched)
+    answers = []
+    for targets_of in (targets + 7, targets):  # the first are refused by the loss, when the call is computed
+        with service.busy():
+            path, params = "/v1/models/m/step", {"sequence": 1, "loss": LOSS}
+            answers.append(remote.post(path, params, headers=LATER, input=spikes, targets=targets_of))
+        until(lambda: remote.call("GET", answers[-1].headers["location"]).status != 202)
+    assert [remote.call("GET", answer.headers["location"]).status for answer in answers] == [422, 200]
+    gc.collect()
+    assert [ref() for pair in calls for ref in pair] == [None] * 4
+
+
+def test_results_that_are_kept_are_bounded_though_they_have_left_their_places(serve, connect, until):
+    service = serve(max_queue_bytes=300_000)
+    remote = connect(service.port)
+    remote.create(network={**NETWORK, "layers": [{"kind": "linear", "out_features": 6000}, *NETWORK["layers"][1:]]})
+    statuses = []
+    for number in range(1, 5):  # one at a time, each alone
+        statuses.append(remote.step(number, gradients=True, headers=LATER).status)
+        until(lambda: service.engine.scheduler.requests == 0)
+    assert statuses == [202, 202, 429, 429]
 
 
 def test_a_call_that_the_results_of_others_leave_no_room_for_is_found_as_refused(serve, connect, until, caplog):

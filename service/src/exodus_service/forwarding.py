@@ -47,9 +47,7 @@ class ForwardCall:
             return Early(params.after)
         return cls(engine, model, received, opened, params)
 
-    def __init__(
-        self, engine: Engine, model: Model, received: Received, opened: Opened, params: ForwardParams
-    ) -> None:
+    def __init__(self, engine: Engine, model: Model, received: Received, opened: Opened, params: ForwardParams) -> None:
         self._engine = engine
         self._model = model
         self._received = received

@@ -6,6 +6,7 @@ Knows nothing of HTTP. A call that has ended leaves its place in the queue; the 
 import asyncio
 import logging
 import secrets
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -90,6 +91,7 @@ class Requests:
         error = None if pending.task.cancelled() else pending.task.exception()
         if error is not None and not isinstance(error, Problem):
             logger.error("%s failed", pending.path, exc_info=error, extra={"fields": {"request": pending.request_id}})
+        _clear(error)
         if self._pending.get(id) is not pending:
             return
         nbytes = 0 if error is not None or pending.task.cancelled() else pending.task.result().encoded.nbytes
@@ -102,3 +104,10 @@ class Requests:
         pending = self._pending.pop(id, None)
         if pending is not None:
             pending.release()
+
+
+def _clear(error: BaseException | None) -> None:
+    """Let go of what the frames of a traceback hold, such as the body of the request."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

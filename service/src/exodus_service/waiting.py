@@ -85,6 +85,7 @@ class Entry:
             allow()
             result = work()
         except BaseException as error:  # noqa: BLE001  (what is not passed on leaves its client waiting)
+            work = None  # the traceback has this frame
             self.future.set_exception(error)
         else:
             self.future.set_result(result)

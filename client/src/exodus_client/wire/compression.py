@@ -17,8 +17,8 @@ LEVEL = 1
 #: A window that a frame asks for is memory of the reader: 8 MiB is what the zstd format asks every reader to support.
 _MAX_WINDOW_BYTES = 8 * 1024 * 1024
 
-#: Compressed bytes that are unpacked at a time. The densest of them, runs of one byte, unpack to 32 MiB.
-_SLICE = 1024
+#: Compressed bytes that are unpacked at a time. The densest of them, runs of one byte, unpack to 16 MiB.
+_SLICE = 512
 
 
 def compress(encoded: Encoded, level: int = LEVEL) -> Encoded:

@@ -1,0 +1,168 @@
+"""What requests take when they are unpacked is within EXODUS_MAX_QUEUE_BYTES, whichever way they come and wait."""
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from remote_models import ADAM, LOSS, NETWORK, Remote
+
+from exodus_client.wire import Message, Tensor, encode
+
+MIB = 2**20
+BODY, QUEUE = 64 * MIB, 160 * MIB
+#: One request that is being computed, what others unpack at the moment, and what Python and PyTorch need for it.
+SLACK = BODY + 96 * MIB
+CLIENTS = 10
+ELEMENTS = BODY - 4096
+COMMAND = str(Path(sys.executable).with_name("exodus-service"))
+MSGPACK = "application/vnd.msgpack"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    """A service as a process of its own, with a model: its process, and its port."""
+    log = tmp_path_factory.mktemp("service") / "log"
+    bounds = {"MAX_BODY_BYTES": BODY, "MAX_QUEUE_BYTES": QUEUE, "KEEP_MEMORY": 0}
+    settings = {**bounds, "SEQUENCE_WAIT_S": 1, "STATE_DIR": log.parent / "s"}
+    environment = os.environ | {f"EXODUS_{name}": str(value) for name, value in settings.items()}
+    with log.open("wb") as stderr:
+        process = subprocess.Popen([COMMAND, "serve", "--port", "0"], stderr=stderr, env=environment)
+    try:
+        for _ in range(1500):
+            found = re.search(r"running on http://127\.0\.0\.1:(\d+)", log.read_text())
+            if found or process.poll() is not None:
+                break
+            time.sleep(0.02)
+        assert found, log.read_text()
+        port = int(found[1])
+        remote = Remote(port)
+        assert remote.create().status == 201
+        assert remote.step(1).status == 200
+        remote.connection.close()
+        yield process, port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def memory(process, kind):
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(rf"{kind}:\s+(\d+) kB", status)[1]) * 1024
+
+
+def forget_peak(process):
+    Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+
+def packed(body):
+    return zstandard.ZstdCompressor().compress(body)
+
+
+def message(params, tensors, form="stream"):
+    return b"".join(encode(Message.of(params, tensors), form).chunks)
+
+
+def zeros(name, form="stream", dtype=np.uint8, **params):
+    return packed(message(params, [Tensor.of(name, np.zeros(ELEMENTS // dtype().itemsize, dtype))], form))
+
+
+SPIKES = (1, ELEMENTS // 6, 6)  # what the network takes
+
+
+def events(name, *others, **params):
+    return message(params, [Tensor(name, "bool", SPIKES, "events", memoryview(bytes(12))), *others])
+
+
+def bits(name, *others, **params):
+    payload = memoryview(bytes(-(-SPIKES[1] * 6 // 8)))
+    return packed(message(params, [Tensor(name, "bool", SPIKES, "bits", payload), *others]))
+
+
+def nested_json(**params):
+    """A list of lists of lists, which is more than thirty times its text in memory."""
+    data = ",".join(["[[]]"] * (MIB // 6))
+    tensor = f'{{"name": "input", "dtype": "int8", "shape": [{MIB // 6}, 1, 0], "data": [{data}]}}'
+    return f'{{"v": 1, "params": {json.dumps(params)}, "tensors": [{tensor}]}}'.encode()
+
+
+STEP, FORWARD = "/v1/models/m/step", "/v1/models/m/forward"
+GAP = {"sequence": 5, "loss": LOSS}
+TARGETS = Tensor.of("targets", np.zeros(1, np.int64))
+NEXT = {"sequence": 2, "loss": LOSS}
+NEURON = {"neuron": {"model": "lif", "alpha": 0.9}, "return": ["spikes"]}
+STATE = packed(bytes(400 * MIB))
+
+ATTACKS = {
+    "a call in a gap": ("POST", STEP, zeros("input", **GAP)),
+    "a call in a gap, inline": ("POST", STEP, zeros("input", "inline", **GAP)),
+    "a call in a gap, of events": ("POST", STEP, events("input", TARGETS, **GAP)),
+    "a call in a gap, of bits": ("POST", STEP, bits("input", TARGETS, **GAP)),
+    "a call in a gap, in JSON": ("POST", STEP, nested_json(**GAP)),
+    "the next call": ("POST", STEP, zeros("input", **NEXT)),
+    "the next call, inline": ("POST", STEP, zeros("input", "inline", **NEXT)),
+    "the next call, of events": ("POST", STEP, events("input", **NEXT)),
+    "the next call, of bits": ("POST", STEP, bits("input", **NEXT)),
+    "a call in a gap that adds gradients": ("POST", "/v1/models/m/forward_backward", zeros("input", **GAP)),
+    "a call in a gap that takes gradients": (
+        "POST",
+        "/v1/models/m/optim_step",
+        zeros("gradients", dtype=np.float32, sequence=5),
+    ),
+    "a forward call that waits": ("POST", FORWARD, zeros("input", after=5)),
+    "a forward call that waits, of bits": ("POST", FORWARD, bits("input", after=5)),
+    "weights of a new model": (
+        "POST",
+        "/v1/models",
+        zeros("weights", dtype=np.float32, network=NETWORK, optimizer=ADAM),
+    ),
+    "a state": ("PUT", "/v1/models/m/state", STATE),
+    "gradients": ("POST", "/v1/gradients/exodus", zeros("membrane", dtype=np.float32, **NEURON)),
+    "gradients of bits": ("POST", "/v1/gradients/exodus", bits("spikes", **NEURON)),
+    "gradients of events": ("POST", "/v1/gradients/exodus", events("spikes", **NEURON)),
+    "a layer": ("POST", "/v1/layers/forward", bits("spikes", **NEURON)),
+}
+
+
+def send(port, verb, path, body):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    kind = "application/vnd.safetensors" if verb == "PUT" else "application/json" if body[:1] == b"{" else MSGPACK
+    coding = {"Content-Encoding": "zstd"} if body[:4] == b"\x28\xb5\x2f\xfd" else {}
+    connection.request(verb, path, body, {"Content-Type": kind, **coding})
+    answer = connection.getresponse()
+    status = answer.status, json.loads(answer.read())["code"]
+    connection.close()
+    return status
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_ten_small_requests_take_no_more_than_the_bound(service, attack):
+    process, port = service
+    forget_peak(process)
+    before = memory(process, "VmRSS")
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        answers = list(clients.map(lambda _: send(port, *ATTACKS[attack]), range(CLIENTS)))
+    grown = memory(process, "VmHWM") - before
+    assert grown < QUEUE + SLACK, f"{grown / MIB:.0f} MiB"
+    assert {status for status, _ in answers} <= {400, 409, 413, 422, 429}, answers
+
+
+def test_calls_in_a_gap_wait_as_they_came(service):
+    process, port = service
+    forget_peak(process)
+    before = memory(process, "VmRSS")
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        answers = list(clients.map(lambda _: send(port, *ATTACKS["a call in a gap"]), range(CLIENTS)))
+    assert answers == [(409, "sequence_gap")] * CLIENTS
+    assert memory(process, "VmHWM") - before < BODY / 2
+    remote = Remote(port)
+    assert remote.step(2).status == 200
+    remote.connection.close()
