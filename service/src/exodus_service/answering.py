@@ -147,7 +147,7 @@ async def _done(work: Callable[[Received], Coroutine[Any, Any, Reply]], received
         raise Problem("queue_full", str(error), headers=engine.retry_after) from error
 
 
-async def _end_of(task: "asyncio.Task[Any]") -> None:
+async def _end_of(task: "asyncio.Future[Any]") -> None:
     await asyncio.wait((task,))
 
 

@@ -6,7 +6,6 @@ Knows nothing of HTTP. A call that has ended leaves its place in the queue; the 
 import asyncio
 import logging
 import secrets
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,14 +24,14 @@ class Pending:
 
     Attributes:
         received: the request.
-        task: its work; has the Reply, or what was raised.
+        task: its work; has the Reply, or what was raised. Once it has ended, a future that has the same.
         stoppable: whether what has not begun can be withdrawn.
         release: gives back the place in the queue and the bytes.
         path, request_id: of the request.
     """
 
     received: Received
-    task: asyncio.Task[Reply]
+    task: asyncio.Future[Reply]
     stoppable: bool
     release: Callable[[], object]
     path: str
@@ -91,13 +90,13 @@ class Requests:
         error = None if pending.task.cancelled() else pending.task.exception()
         if error is not None and not isinstance(error, Problem):
             logger.error("%s failed", pending.path, exc_info=error, extra={"fields": {"request": pending.request_id}})
-        _clear(error)
         if self._pending.get(id) is not pending:
             return
         nbytes = 0 if error is not None or pending.task.cancelled() else pending.task.result().encoded.nbytes
         pending.received.ticket.resize(max(nbytes, _AROUND))
         pending.received.ticket.step_aside()
-        pending.received.body, pending.received.shared = memoryview(b""), None  # only the result is kept
+        pending.received.body, pending.received.shared = memoryview(b""), None
+        pending.task = _bare(pending.task)
         asyncio.get_running_loop().call_later(self._ttl, self._forget, id)
 
     def _forget(self, id: str) -> None:
@@ -106,8 +105,17 @@ class Requests:
             pending.release()
 
 
-def _clear(error: BaseException | None) -> None:
-    """Let go of what the frames of a traceback hold, such as the body of the request."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+def _bare(ended: asyncio.Future[Reply]) -> asyncio.Future[Reply]:
+    """A future of the same outcome, without the tracebacks, whose frames hold the request."""
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    if ended.cancelled():
+        future.cancel()
+        return future
+    error = ended.exception()
+    if error is None:
+        future.set_result(ended.result())
+        return future
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    future.set_exception(error)
+    future.exception()  # it was logged, or is told to who asks
+    return future
