@@ -118,7 +118,7 @@ class TestMaking:
         assert all((array == 2.0).all() for array in model.state_dict().values())
 
     def test_weights_are_those_to_begin_with(self, client: Client) -> None:
-        given = {"in.bias": np.full(2, 2.0, np.float32)}
+        given = {name: np.full(shape, 2.0, np.float32) for name, shape in create(client, id="other").info().parameters}
         create(client, weights=given).step(X, Y, loss=LOSS).result(10)
         again = create(client, weights=given)  # as after an answer that was lost
         assert again.sequence == 1
@@ -132,16 +132,32 @@ class TestMaking:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"ahead": 0}, "ahead: got 0, want an integer >= 1"),
-            ({"ahead": 1.5}, "ahead: got 1.5"),
-            ({"patience": -1.0}, "patience: got -1.0, want a number of seconds >= 0"),
-            ({"patience": True}, "patience: got True"),
-            ({"patience": math.nan}, "patience: got nan"),
+            ({"ahead": 0}, "ahead must be an integer from 1 to 2147483647, got 0"),
+            ({"ahead": 1.5}, "ahead must be an integer of at least 1, got 1.5"),
+            ({"patience": -1.0}, "patience must be at least 0, got -1.0"),
+            ({"patience": True}, "patience must be a number, got True"),
+            ({"patience": math.nan}, "patience must be a finite number, got nan"),
+            ({"time_dim": 2}, "time_dim must be an integer from -1 to 1, got 2"),
+            ({"seed": -1}, "seed must be an integer from 0 to 9223372036854775807, got -1"),
+            ({"seed": 2**64}, "seed must be an integer of at most 64 bits"),
+            ({"durable_every": 0}, "durable_every must be an integer from 1 to 2147483647, got 0"),
         ],
     )
-    def test_bad_options_are_refused(self, client: Client, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
+    def test_bad_options_are_refused_before_there_is_a_model(
+        self, client: Client, server: TrainingServer, options: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises((TypeError, ValueError), match=message):
             create(client, **options)
+        assert not server.requests
+
+    def test_options_may_be_numbers_of_numpy(self, client: Client, server: TrainingServer) -> None:
+        counts = {"seed": np.uint64(3), "durable_every": np.int16(4), "ahead": np.int64(2), "time_dim": np.int8(1)}
+        model = create(client, patience=np.float32(9), **counts)
+        assert (server.models["m"].made["seed"], server.models["m"].made["durable_every"]) == (3, 4)
+        assert model.step(X, Y, loss=LOSS, lr=np.float16(0.5)).result(np.float32(10)).sequence == 1
+
+    def test_patience_may_have_no_end(self, client: Client) -> None:
+        assert create(client, patience=math.inf).step(X, Y, loss=LOSS).result(10).sequence == 1
 
     def test_models_are_found_listed_and_deleted(self, client: Client, model: Model) -> None:
         model.step(X, Y, loss=LOSS).result()
@@ -458,7 +474,8 @@ class TestState:
 
     def test_weights_are_replaced(self, model: Model, server: TrainingServer) -> None:
         model.step(X, Y, loss=LOSS)
-        model.load_state_dict({"in.bias": torch.full((2,), 7.0, requires_grad=True), "out.weight": np.eye(2)})
+        changed = {"in.bias": torch.full((2,), 7.0, requires_grad=True), "out.weight": np.eye(2)}
+        assert model.load_state_dict(model.state_dict() | changed) == ([], [])
         weights = model.state_dict()
         assert weights["in.bias"].tolist() == [7.0, 7.0]
         assert weights["out.weight"].tolist() == [[1.0, 0.0], [0.0, 1.0]]
@@ -485,7 +502,7 @@ class TestState:
             return None
 
         def replace() -> None:
-            model.load_state_dict({"in.bias": np.zeros(2)})
+            model.load_state_dict({"in.bias": np.zeros(2)}, strict=False)
 
         with answered(server, change) as client:
             model = create(client)
@@ -505,15 +522,38 @@ class TestState:
         with answered(server, change) as client:
             model = create(client)
             with pytest.raises(ModelClosedError):
-                model.load_state_dict({"in.bias": np.zeros(2)})
+                model.load_state_dict({"in.bias": np.zeros(2)}, strict=False)
             with pytest.raises(ModelClosedError):
                 model.step(X, Y, loss=LOSS)
 
-    def test_weights_that_do_not_fit_are_refused(self, model: Model) -> None:
-        with pytest.raises(ValueError, match=r"weights: got 'nose', want names among "):
-            model.load_state_dict({"nose": np.zeros(2)})
+    def test_weights_that_do_not_fit_are_refused(self, model: Model, server: TrainingServer) -> None:
+        before = server.models["m"].state
+        given = {"in.bias": np.zeros(2), "in.weight": np.zeros((2, 3)), "nose": np.zeros(2)}
+        with pytest.raises(ValueError, match=r"got missing out\.weight and unexpected nose; strict=False"):
+            model.load_state_dict(given)
         with pytest.raises(ValueError, match=r"weights: got shape \[3\] for in.bias, want \[2\]"):
-            model.load_state_dict({"in.bias": np.zeros(3)})
+            model.load_state_dict(model.state_dict() | {"in.bias": np.zeros(3)})
+        assert server.models["m"].state is before
+
+    def test_some_of_the_weights_are_replaced_where_that_is_wanted(self, model: Model) -> None:
+        before = model.state_dict()
+        found = model.load_state_dict({"in.bias": np.zeros(2), "nose": np.zeros(2)}, strict=False)
+        assert found.missing_keys == ["in.weight", "out.weight"]
+        assert found.unexpected_keys == ["nose"]
+        after = model.state_dict()
+        assert after["in.bias"].tolist() == [0.0, 0.0]
+        for name in found.missing_keys:
+            np.testing.assert_array_equal(after[name], before[name])
+
+    def test_a_model_that_its_weights_do_not_fit_is_not_made(self, client: Client, server: TrainingServer) -> None:
+        weights = {"in.bias": np.zeros(2)}
+        with pytest.raises(ValueError, match=r"got missing in\.weight, out\.weight;"):
+            create(client, weights=weights)
+        assert not server.models
+        create(client)
+        with pytest.raises(ValueError, match="got missing"):
+            create(client, weights=weights)
+        assert list(server.models) == ["m"]  # which was there before
 
     def test_a_file_brings_back_everything(self, model: Model, server: TrainingServer, tmp_path: Path) -> None:
         model.forward_backward(X, Y, loss=LOSS)
@@ -672,7 +712,7 @@ class TestCallbacks:
     def test_may_replace_weights(self, model: Model, server: TrainingServer) -> None:
         def replace(result: Any) -> None:
             if result.sequence % 4 == 0:
-                model.load_state_dict({"in.bias": np.zeros(2)})
+                model.load_state_dict({"in.bias": np.zeros(2)}, strict=False)
 
         model.callbacks.append(replace)
         futures = [model.step(X, Y, loss=LOSS) for _ in range(20)]

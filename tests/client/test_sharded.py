@@ -504,7 +504,10 @@ class TestStates:
         assert equal(nodes)
 
     def test_weights_are_replaced_everywhere(self, nodes: list[Node], model: ShardedModel) -> None:
-        model.load_state_dict({"0.bias": np.float32([5, 6])})
+        with pytest.raises(ValueError, match=r"got missing 0\.weight;"):
+            model.load_state_dict({"0.bias": np.float32([5, 6])})
+        found = model.load_state_dict({"0.bias": np.float32([5, 6])}, strict=False)
+        assert found == (["0.weight"], [])
         assert equal(nodes)
         assert model.state_dict("torch")["0.bias"].tolist() == [5, 6]
         model.step(*batch(5), loss=LOSS).result()
@@ -641,5 +644,25 @@ class TestClient:
             ShardedClient([])
         with pytest.raises(ValueError, match="base_url: got 'node'"):
             ShardedClient(["http://good", "node"])
-        with pytest.raises(ValueError, match="steps_ahead: got 0, want at least 1"):
-            ShardedModel("net", [], steps_ahead=0)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"steps_ahead": 0}, "steps_ahead must be an integer from 1 to"),
+            ({"time_dim": 2}, "time_dim must be an integer from -1 to 1, got 2"),
+        ],
+    )
+    def test_options_are_checked_before_there_is_a_model(
+        self, nodes: list[Node], connect: Callable[[], ShardedClient], options: dict[str, Any], message: str
+    ) -> None:
+        client = connect()
+        with pytest.raises(ValueError, match=message):
+            client.create_model(LAYERS, **options)
+        with pytest.raises(ValueError, match=message):
+            client.model("m", **options)
+        assert not any(node.server.requests for node in nodes)
+
+    def test_options_may_be_numbers_of_numpy(self, connect: Callable[[], ShardedClient]) -> None:
+        model = connect().create_model(LAYERS, seed=np.uint8(255), steps_ahead=np.int64(1))
+        assert [replica.info().seed for replica in model.replicas] == [255, 256, 257]
+        model.close()

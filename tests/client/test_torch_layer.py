@@ -268,7 +268,7 @@ class TestModule:
         layer = RemoteLIF(
             service.client(),
             0.9,
-            reset="zero",
+            reset="none",
             decay_reset=True,
             surrogate=Tanh(2.0),
             method="slayer",
@@ -289,7 +289,7 @@ class TestModule:
             "model": "lif",
             "alpha": 0.9,
             "threshold": 1.0,
-            "reset": "zero",
+            "reset": "none",
             "decay_reset": True,
             "min_membrane": -3.0,
             "max_spikes": 2,
@@ -356,3 +356,17 @@ class TestModule:
     def test_what_cannot_be_trained_is_refused(self, service: Any, trainable: Any) -> None:
         with pytest.raises(ValueError, match=r"trainable: got .*, want names of parameters"):
             RemoteLIF(service.client(), 0.9, trainable=trainable)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"alpha": 20}, r"LIF.alpha must be in \[0, 1\], got 20"),
+            ({"alpha": torch.tensor([0.5, float("nan")])}, r"got nan at \[1\]"),
+            ({"alpha": 0.9, "threshold": 0.0, "max_spikes": 2}, "LIF.threshold must be above 0, got 0.0"),
+        ],
+    )
+    def test_a_parameter_out_of_range_is_refused_before_there_is_a_layer(
+        self, service: Any, arguments: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            RemoteLIF(service.client(), **arguments)

@@ -2,6 +2,7 @@
 
 import time
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -173,3 +174,34 @@ def test_json_writes_the_numbers_that_it_does_not_have_as_strings(dtype: torch.d
     assert b'[0.5, "NaN", "Infinity", "-Infinity"]' in encoded.chunks[0]
     read = decode(encoded.chunks[0], encoded.content_type).tensors["a"].torch()
     torch.testing.assert_close(read, tensor.torch(), equal_nan=True)
+
+
+@pytest.mark.parametrize(("unsigned", "sent"), [("uint16", "int32"), ("uint32", "int64"), ("uint64", "int64")])
+def test_unsigned_integers_travel_in_a_signed_dtype_that_has_room(unsigned: str, sent: str) -> None:
+    numbers = [0, 1, 2**16 - 1]
+    for array in (np.array(numbers, unsigned), torch.tensor(numbers, dtype=getattr(torch, unsigned))):
+        tensor = Tensor.of("labels", array)
+        assert tensor.dtype == sent
+        assert tensor.numpy().tolist() == numbers
+        assert Tensor.of("spikes", array[:2], "bits").numpy().tolist() == [False, True]
+
+
+def test_an_unsigned_integer_that_has_no_room_is_refused_by_its_value() -> None:
+    assert Tensor.of("labels", np.array([2**63 - 1], np.uint64)).numpy().tolist() == [2**63 - 1]
+    with pytest.raises(ValueError, match=r"'labels' must have values below 2\*\*63, .*, got 9223372036854775808"):
+        Tensor.of("labels", np.array([1, 2**63], np.uint64))
+
+
+@pytest.mark.filterwarnings("ignore:.*(nested tensors|CSR tensor):UserWarning")
+@pytest.mark.parametrize(
+    ("tensor", "got"),
+    [
+        (lambda: torch.eye(2).to_sparse(), "must be dense, got a sparse_coo tensor"),
+        (lambda: torch.eye(2).to_sparse_csr(), "must be dense, got a sparse_csr tensor"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2)]), "must be dense, got a nested tensor"),
+        (lambda: torch.ones(2, device="meta"), "must have elements, got one on the device meta"),
+    ],
+)
+def test_a_tensor_without_elements_in_rows_is_refused(tensor: Callable[[], torch.Tensor], got: str) -> None:
+    with pytest.raises(TypeError, match=f"tensor 'x' {got}"):
+        Tensor.of("x", tensor())

@@ -46,6 +46,7 @@ from ._gradients import Gradients
 from ._model import Model
 from ._sharded import ShardedClient
 from ._sharded_model import ShardedModel
+from ._state import IncompatibleKeys
 from ._training import ModelInfo, Outputs, StepResult
 from .neuron import IF, LIF, SRM, AlphaKernel, ExponentialKernel
 from .surrogate import Arctan, Boxcar, Exponential, FastSigmoid, Gaussian, Sigmoid, Surrogate, Tanh, Triangle
@@ -76,6 +77,7 @@ __all__ = [
     "Gaussian",
     "GoneError",
     "Gradients",
+    "IncompatibleKeys",
     "InternalServerError",
     "InvalidResponseError",
     "LengthRequiredError",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,14 @@ from urllib.parse import quote
 import httpx
 
 from . import _constants as defaults
+from ._axes import check_time_dim
 from ._config import Limits, Retries, Timeout
 from ._errors import InvalidResponseError, NotFoundError, ServiceUnavailableError, reworded
 from ._future import Future
 from ._gradients import GradientArguments, Gradients
 from ._lanes import Lanes
 from ._model import MEMORY_ONLY, Model
+from ._numbers import Range, integer, real
 from ._plain import kind_of, model_id, network_of, plain, refused
 from ._request import gradient_request
 from ._session import Answer, Session, read_json
@@ -171,6 +174,7 @@ class Client:
         id: str | None = None,
         ahead: int = defaults.AHEAD,
         patience: float = defaults.PATIENCE,
+        time_dim: int = 1,
     ) -> Model:
         """Make a model on the server, which is trained there.
 
@@ -181,49 +185,60 @@ class Client:
             dtype: of the weights.
             optimizer: "sgd", "adam" or "adamw", or a dict of its `kind` and torch's options.
             seed: of weights and dropout. Equal seeds give equal weights, here and in `exodus_core`.
-            weights: to start from: flat, all parameters in order, or by name as `Model.state_dict` gives them.
+            weights: to start from: flat, all parameters in order, or by name, all that `Model.state_dict` gives.
             durable_every: training calls from one save on the server to the next.
             name: a label for people.
             id: of the model, at most 64 letters, digits, "-" and "_"; made here where it is None.
             ahead: training calls submitted and not yet answered, beyond which the next call waits.
             patience: seconds that training waits for a server that does not answer.
+            time_dim: axis of time in spikes, outputs and target spike trains: 1 for (batch, time, ...), 0 for
+                (time, batch, ...), -1 for (batch, ..., time). It is of this handle; the network knows nothing of it.
 
         Raises:
-            TypeError, ValueError: an argument cannot travel, or does not fit; nothing was sent.
+            TypeError, ValueError: an argument cannot travel, or does not fit; there is no model then.
             UnprocessableError: the description does not fit; `errors` has the places.
             ConflictError: there is another model of this id.
             ExodusError: see its tree.
         """
+        options = _of_handle(ahead, patience, time_dim)
         if optimizer is None:
             raise refused("optimizer", optimizer)
         params = {
             "id": uuid.uuid4().hex if id is None else model_id(id),
             "network": network_of(layers, input_shape, dtype),
             "optimizer": {"kind": optimizer} if isinstance(optimizer, str) else kind_of("optimizer", optimizer),
-            "seed": plain("seed", seed),
-            "durable_every": plain("durable_every", durable_every),
+            "seed": integer("seed", plain("seed", seed), 0, 2**63 - 1),
+            "durable_every": integer("durable_every", plain("durable_every", durable_every), 1),
             "name": plain("name", name),
         }
         by_name = weights if isinstance(weights, Mapping) else None
         tensors = () if weights is None or by_name is not None else (Tensor.of("weights", weights),)
         answer = self._session.call("POST", "/v1/models", training_body(params, tensors))
-        model = self._model(read_info(answer, self._wire_limits), ahead, patience)
+        model = self._model(read_info(answer, self._wire_limits), options)
         if model.durable is None and not self._warned:
             self._warned = True
             _log.warning("%r keeps models in memory only, and a restart of it loses them: %s", self, MEMORY_ONLY)
         if by_name is not None and model.sequence == 0:  # not where the model was there already, and was trained
-            model.load_state_dict(by_name)
+            try:
+                model.load_state_dict(by_name)
+            except (TypeError, ValueError, ModuleNotFoundError):
+                if answer.status == 201:  # made by this call
+                    self.delete_model(model.id)
+                raise
         return model
 
-    def model(self, id: str, *, ahead: int = defaults.AHEAD, patience: float = defaults.PATIENCE) -> Model:
+    def model(
+        self, id: str, *, ahead: int = defaults.AHEAD, patience: float = defaults.PATIENCE, time_dim: int = 1
+    ) -> Model:
         """A model that is on the server, to go on training it. Arguments as of `create_model`.
 
         Raises:
             NotFoundError: there is none of this id.
             ExodusError: see its tree.
         """
+        options = _of_handle(ahead, patience, time_dim)
         answer = self._session.call("GET", f"/v1/models/{quote(model_id(id), safe='')}")
-        return self._model(ModelInfo.of(read_json(answer), answer.request_id), ahead, patience)
+        return self._model(ModelInfo.of(read_json(answer), answer.request_id), options)
 
     def models(self) -> list[ModelInfo]:
         """All models of this key, the oldest first. Raises ExodusError."""
@@ -303,12 +318,8 @@ class Client:
         self._session.check_open()
         return Future(self._lanes.submit(run))
 
-    def _model(self, info: ModelInfo, ahead: int, patience: float) -> Model:
-        if type(ahead) is not int or ahead < 1:
-            raise ValueError(f"ahead: got {ahead!r}, want an integer >= 1")
-        if isinstance(patience, bool) or not isinstance(patience, int | float) or not patience >= 0:
-            raise ValueError(f"patience: got {patience!r}, want a number of seconds >= 0")
-        model = Model(_Link(self, info.durable is None), info, ahead=ahead, patience=patience)
+    def _model(self, info: ModelInfo, options: Mapping[str, Any]) -> Model:
+        model = Model(_Link(self, info.durable is None), info, **options)
         self._models.add(model)
         return model
 
@@ -322,6 +333,15 @@ class Client:
     def _compressed(self, encoded: Encoded) -> Encoded:
         worth_it = self._compress and encoded.nbytes >= defaults.COMPRESS_FROM_BYTES
         return compress(encoded) if worth_it else encoded
+
+
+def _of_handle(ahead: Any, patience: Any, time_dim: Any) -> dict[str, Any]:
+    """The options of a model's handle, checked. Raises TypeError, ValueError."""
+    return {
+        "ahead": integer("ahead", ahead, 1),
+        "patience": math.inf if patience == math.inf else real("patience", patience, Range(0)),
+        "time_dim": check_time_dim(time_dim),
+    }
 
 
 class _Link:

@@ -6,8 +6,10 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from . import _constants as defaults
+from ._numbers import integer, is_real, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +31,13 @@ class Timeout:
     def __post_init__(self) -> None:
         for name in ("connect", "write", "read", "total"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 < value < math.inf):
-                raise ValueError(f"Timeout.{name}: got {value!r}, want a number of seconds above 0, or None")
+            if value is None:
+                continue
+            seconds = _float(value)
+            if not 0 < seconds <= defaults.LONGEST:
+                wanted = f"a number of seconds above 0, up to {defaults.LONGEST:g}, or None"
+                raise ValueError(f"Timeout.{name} must be {wanted}, got {shown(value)}")
+            object.__setattr__(self, name, seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +61,7 @@ class Retries:
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
 
     def __post_init__(self) -> None:
-        if type(self.count) is not int or self.count < 0:
-            raise ValueError(f"Retries.count: got {self.count!r}, want an integer >= 0")
+        object.__setattr__(self, "count", integer("Retries.count", self.count, 0, 2**63 - 1))
         for name, most in (
             ("first_delay", math.inf),
             ("max_delay", math.inf),
@@ -63,8 +69,10 @@ class Retries:
             ("jitter", 1),
         ):
             value = getattr(self, name)
-            if not (_is_number(value) and 0 <= value <= most):
-                raise ValueError(f"Retries.{name}: got {value!r}, want a number from 0 to {most}")
+            number = _float(value)
+            if not 0 <= number <= most:
+                raise ValueError(f"Retries.{name} must be a number from 0 to {most}, got {shown(value)}")
+            object.__setattr__(self, name, number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +89,12 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("max_in_flight", "max_response_bytes"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"Limits.{name}: got {value!r}, want an integer >= 1")
+            object.__setattr__(self, name, integer(f"Limits.{name}", getattr(self, name), 1, 2**63 - 1))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _float(value: Any) -> float:
+    """A number as a float of Python, which sockets and clocks take; NaN for what is none."""
+    try:
+        return float(value) if is_real(value) else math.nan
+    except OverflowError:  # an integer beyond all floats
+        return math.nan

@@ -22,6 +22,9 @@ MAX_RESPONSE_BYTES: Final = 4 * 2**30
 # How long an idle connection is kept. A server closes its end at some time, and a request sent into that is lost.
 KEEP_IDLE: Final = 5.0
 
+# The longest time that sockets and locks can wait for, about 30 years.
+LONGEST: Final = 1e9
+
 # What is sent or received in one go, between two looks at the clock. httpx, through which https:// goes, copies what is
 # left of a chunk at every partial send: one chunk of a whole body would cost quadratic time on a slow network.
 CHUNK_BYTES: Final = 1024 * 1024

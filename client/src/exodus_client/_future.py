@@ -23,7 +23,7 @@ class Future(Generic[Result]):
             TimeoutError: it is not there yet; the request goes on.
             ExodusError: the request failed, as in a call that waits.
         """
-        return self._running.result(timeout)
+        return self._running.result(None if timeout is None else float(timeout))  # a lock takes no number of numpy
 
     def done(self) -> bool:
         """Whether `result()` would return or raise at once."""

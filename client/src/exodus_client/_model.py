@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from . import _constants as defaults
+from ._axes import as_given, batch_first, check_shapes, targets_first
 from ._calls import Call, Calls
 from ._config import Retries
 from ._errors import ExodusError, InvalidResponseError, ModelClosedError
@@ -20,6 +22,7 @@ from ._questions import Line, Questions, require
 from ._retry import is_retryable
 from ._sending import Link, Sender
 from ._session import Answer, read_json, read_number
+from ._state import IncompatibleKeys, State
 from ._training import (
     Batch,
     Loss,
@@ -36,9 +39,6 @@ from ._training import (
 )
 from .neuron import Array
 from .wire import Encoded, Limits, Tensor
-
-if TYPE_CHECKING:
-    from ._state import State
 
 Result = TypeVar("Result")
 
@@ -75,13 +75,17 @@ class Model:
     Attributes:
         id: of the model, for `Client.model`.
         callbacks: called with each `StepResult`, in order, on a thread of the model. What they raise is logged.
+
+    Spikes, outputs and target spike trains are (batch, time, ...), (B, T, ...) below, unless the handle was made with
+    another `time_dim`.
     """
 
-    def __init__(self, link: ModelLink, info: ModelInfo, *, ahead: int, patience: float) -> None:
+    def __init__(self, link: ModelLink, info: ModelInfo, *, ahead: int, patience: float, time_dim: int = 1) -> None:
         self._link = link
         self._info = info
         self._ahead = ahead
         self._patience = patience
+        self._time_dim = time_dim
         self.id = info.id
         self.callbacks: list[Callback] = []
         self._path = f"/v1/models/{info.id}"
@@ -113,10 +117,13 @@ class Model:
         """Forward, backward and a step of the optimiser in one round trip. Waits while too many calls are unanswered.
 
         Args:
-            spikes: input, (B, T, *input_shape); zeros and ones travel as bits.
-            targets: as the loss wants them: class numbers (B,), spike trains (B, T, *out), counts (B, *out).
-            loss: by name, with options as a dict, or any function of the outputs (B, T, *out), a torch tensor, and of
-                the targets where they are given, to a scalar tensor. A function costs a second round trip.
+            spikes: input, batch first: (B, T, *input_shape), or in the order of `time_dim`; zeros and ones travel as
+                bits.
+            targets: as the loss wants them: class numbers (B,), spike trains (B, T, *out) or in the order of
+                `time_dim`, counts (B, *out).
+            loss: by name, with options as a dict, or any function of the outputs (B, T, *out) or in the order of
+                `time_dim`, a torch tensor, and of the targets where they are given, to a scalar tensor. A function
+                costs a second round trip.
             lr, weight_decay: in place of the optimiser's, for this call.
             clip_norm, clip_value: bounds on the norm of all gradients together, and on each element.
             gradients: whether to return them.
@@ -126,7 +133,7 @@ class Model:
             A future of `StepResult`.
 
         Raises:
-            TypeError, ValueError: an argument cannot travel.
+            TypeError, ValueError: an argument cannot travel, or shapes do not go together.
             ExodusError: the model takes no calls any more; the error that ended it.
         """
         options = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
@@ -192,7 +199,7 @@ class Model:
             spikes, targets: as of `step`.
             loss: by name or as a dict; needs targets.
             train: with dropout, and the statistics of the batch.
-            outputs: whether to return the outputs, (B, T, *out).
+            outputs: whether to return the outputs, (B, T, *out), or in the order of `time_dim`.
         """
         if callable(loss):
             raise TypeError(
@@ -200,7 +207,7 @@ class Model:
             )
         if (loss is None) != (targets is None):
             raise TypeError("loss and targets: want both, or neither")
-        batch = Batch.of(spikes, targets)
+        batch = self._batch(spikes, targets, loss)
         params = step_params(loss=loss) | {
             "mode": "train" if train else "eval",
             "return": ["outputs"] if outputs else [],
@@ -208,7 +215,7 @@ class Model:
 
         def make(after: int) -> Callable[[], Outputs]:
             body = training_body(params | {"after": after}, batch.tensors)
-            return partial(self._forward, body, batch.kind)
+            return partial(self._given_forward, body, batch.kind)
 
         return self._ask(make)
 
@@ -247,15 +254,32 @@ class Model:
         order = [name for name, _ in self._info.parameters]
         return {name: arrays[name] for name in [*order, *sorted(arrays.keys() - set(order))]}
 
-    def load_state_dict(self, weights: Mapping[str, Array]) -> None:
+    def load_state_dict(self, weights: Mapping[str, Array], strict: bool = True) -> IncompatibleKeys:
         """Replace weights on the server; the optimiser and everything else stay as they are.
+
+        Args:
+            weights: by the names that `state_dict` gives them.
+            strict: whether there have to be all of them, and no others; otherwise those that there are are replaced.
+
+        Returns:
+            `missing_keys` and `unexpected_keys`, as torch's modules; with `strict` both are empty.
 
         Raises:
             TypeError: weights are not by name.
-            ValueError: a name is unknown, or a shape is another.
+            ValueError: names are missing or unknown where `strict`, or a shape is another. Nothing has changed.
         """
         by_name("weights", weights)
-        self._replace(lambda: self._state().with_weights(weights).body)
+        found = IncompatibleKeys([], [])
+
+        def replaced() -> bytes:
+            nonlocal found
+            state = self._state()
+            found = state.compare(weights, strict=strict)
+            known = {name: array for name, array in weights.items() if name not in found.unexpected_keys}
+            return state.with_weights(known).body
+
+        self._replace(replaced)
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state to a file: weights, optimiser, random state, number of calls (safetensors)."""
@@ -347,10 +371,10 @@ class Model:
         path = f"{self._path}/{what}"
         if callable(loss):
             # It is encoded when its turn comes, and the caller may write to the arrays before.
-            batch, kept = Batch.of(spikes).copied(), None if targets is None else copied(targets)
+            batch, kept = self._batch(spikes, None, loss).copied(), None if targets is None else copied(targets)
             differentiated = partial(self._differentiated, params, batch, loss, kept)
         else:
-            batch, differentiated = Batch.of(spikes, targets), None
+            batch, differentiated = self._batch(spikes, targets, loss), None
         read = partial(read_step, kind=batch.kind, limits=self._link.wire_limits, info=self._info)
 
         def make(sequence: int) -> Call:
@@ -371,14 +395,27 @@ class Model:
 
         forward = {"mode": "train", "context": True, "return": ["outputs"], "after": call.sequence - 1}
         outputs = self._forward(training_body(forward, batch.tensors), Kind(torch.device("cpu")))
-        value, gradient = differentiate(loss, outputs.outputs, targets)
-        grad_output = Tensor.of("grad_output", gradient)
+        value, gradient = differentiate(loss, as_given(outputs.outputs, self._time_dim), targets)
+        grad_output = Tensor.of("grad_output", batch_first(gradient, self._time_dim))
         # Without the context the same comes of the inputs, which are sent where the server has forgotten it.
         call.fallback = self._body(params, (*batch.tensors, grad_output), call.sequence)
         call.body = self._body(params | {"context": outputs.context}, (grad_output,), call.sequence)
         assert call.read is not None
         call.read = partial(call.read, metrics={"loss:mean": value})
         call.make = None
+
+    def _batch(self, spikes: Array, targets: Array | None, loss: Loss | None) -> Batch:
+        """The tensors of a call, batch first. Raises TypeError, ValueError."""
+        time_dim = self._time_dim
+        batch = Batch.of(batch_first(spikes, time_dim), targets_first(targets, loss, time_dim))
+        shapes = [tensor.shape for tensor in batch.tensors]
+        input_shape = self._info.network.get("input_shape")
+        check_shapes(shapes[0], shapes[1] if targets is not None else None, loss, input_shape, time_dim)
+        return batch
+
+    def _given_forward(self, body: Encoded, kind: Kind) -> Outputs:
+        found = self._forward(body, kind)
+        return replace(found, outputs=as_given(found.outputs, self._time_dim))
 
     def _forward(self, body: Encoded, kind: Kind) -> Outputs:
         answer = self._link.call("POST", f"{self._path}/forward", body)
@@ -399,8 +436,6 @@ class Model:
         return self._with_sender(self._state_now)
 
     def _state_now(self, _: Sender) -> State:
-        from ._state import State
-
         questions = self._questions
         after = questions.after
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ._numbers import real, shown, values_of
 from .neuron import AlphaKernel, ExponentialKernel
 from .surrogate import Surrogate
-from .wire import is_torch
+from .wire import Tensor, is_torch
 
 #: What is wanted in places where people try something else.
 _EXAMPLES = {
@@ -32,9 +33,13 @@ def plain(place: str, given: Any) -> Any:
 
     Raises:
         TypeError: there is something else in it.
+        ValueError: an integer is beyond 64 bits.
     """
     if given is None or isinstance(given, bool | int | float | str):
-        return given.item() if isinstance(given, np.generic) else given
+        found = given.item() if isinstance(given, np.generic) else given
+        if isinstance(found, int) and not -(2**63) <= found < 2**64:
+            raise ValueError(f"{place} must be an integer of at most 64 bits, got {shown(found)}")
+        return found
     if isinstance(given, Surrogate | ExponentialKernel | AlphaKernel):
         return given.params()
     if isinstance(given, Mapping):
@@ -85,11 +90,9 @@ def by_name(name: str, given: object) -> None:
 
 
 def number(name: str, given: Any) -> float | None:
-    """A number, or None. Raises TypeError."""
+    """A finite number, or None. Raises TypeError, ValueError."""
     found = plain(name, given)
-    if found is not None and (isinstance(found, bool) or not isinstance(found, int | float)):
-        raise TypeError(f"{name}: got {_named(given)}, want a number")
-    return found
+    return None if found is None else real(name, found)
 
 
 def model_id(given: Any) -> str:
@@ -107,13 +110,12 @@ def refused(place: str, given: Any) -> TypeError:
 
 
 def _from_array(place: str, given: Any) -> Any:
-    array = given.detach().cpu().numpy() if is_torch(given) and str(given.dtype) != "torch.bfloat16" else given
-    array = np.asarray(array.detach().float().cpu() if is_torch(array) else array)
+    array = values_of(Tensor.of(place, given)) if is_torch(given) else np.asarray(given)
     if array.ndim > 1 or array.dtype.kind not in "biuf":
         raise TypeError(
             f"{place}: got an array of shape {list(array.shape)} and {array.dtype}, want a number or a list"
         )
-    return array.tolist()
+    return (array.astype(np.float64) if array.dtype.kind == "f" else array).tolist()
 
 
 def _named(given: Any) -> str:

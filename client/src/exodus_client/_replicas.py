@@ -74,6 +74,11 @@ class Replicas:
         """Whether replicas have running statistics of their own."""
         return any(layer["kind"] == "batch_norm" for layer in self.first._info.network["layers"])
 
+    @property
+    def input_shape(self) -> Any:
+        """Of a sample in one step; None where that is not known."""
+        return self.first._info.network.get("input_shape")
+
     def step(
         self,
         parts: Sequence[Part],
@@ -121,13 +126,14 @@ class Replicas:
         self.settle()
         self._all(range(len(self.models)), lambda k: self.models[k].make_durable()).sound()
 
-    def first_changed(self, change: Callable[[], None]) -> None:
-        """Change the state of the first replica, and give it to the others."""
+    def first_changed(self, change: Callable[[], Result]) -> Result:
+        """Change the state of the first replica, and give it to the others; what the change returned."""
         self.settle()
-        change()
+        changed = change()
         self._counts[0] = self.first.sequence
         self._stale = set(range(1, len(self.models)))
         self.settle()
+        return changed
 
     def settle(self) -> None:
         """Make all replicas equal again after a failure. Raises ExodusError: one cannot be reached."""

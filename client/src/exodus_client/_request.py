@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Collection
-from numbers import Real
 from typing import Any, cast, get_args
 
 from ._gradients import (
@@ -18,6 +16,7 @@ from ._gradients import (
     SpikeEncoding,
     Trace,
 )
+from ._numbers import DECAY, integer, real
 from .neuron import IF, LIF, SRM, Neuron, Operands
 from .surrogate import Exponential, Surrogate
 from .wire import Form, Message, Tensor
@@ -60,7 +59,7 @@ def gradient_request(arguments: GradientArguments) -> GradientRequest:
         "return": traces,
     }
     if "output_filter" in given:
-        params["output_filter"] = {"alpha": _finite("output_filter", given["output_filter"])}
+        params["output_filter"] = {"alpha": real("output_filter", given["output_filter"], DECAY)}
     if "result_dtype" in given:
         params["result_dtype"] = _result_dtype(given["result_dtype"], kind)
     method = cast(Method, _choice("method", given.get("method", "exodus"), get_args(Method)))
@@ -125,13 +124,13 @@ def _expect_shape(tensor: Tensor, shape: tuple[int, ...], reference: str) -> Non
 
 
 def _time_dim(time_dim: Any, shape: tuple[int, ...], *, fixed_last: bool) -> int:
-    if type(time_dim) is not int:
-        raise TypeError(f"time_dim: got {time_dim!r}, want an integer")
-    if not -len(shape) <= time_dim < len(shape):
-        raise ValueError(f"time_dim: got {time_dim} for a membrane of shape {list(shape)}")
-    if fixed_last and time_dim % len(shape) == len(shape) - 1:
-        raise ValueError(f"time_dim: got {time_dim}, but the last dimension of spikes is that of the neurons")
-    return time_dim
+    axes = len(shape)
+    if not axes:
+        raise ValueError("membrane must have an axis of time, got shape []")
+    found = integer("time_dim", time_dim, -axes, axes - 1)
+    if fixed_last and found % axes == axes - 1:
+        raise ValueError(f"time_dim must be another axis than the last of spikes, that of the neurons, got {found}")
+    return found
 
 
 def _wanted(given: dict[str, Any], neuron: Neuron) -> tuple[list[str], list[str]]:
@@ -177,11 +176,3 @@ def _choice(keyword: str, value: Any, known: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{keyword}: got {value!r}, want one of {', '.join(known)}")
     return value
-
-
-def _finite(keyword: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{keyword}: got {value!r:.80}, want a number")
-    if not math.isfinite(value):
-        raise ValueError(f"{keyword}: got {value!r}, want a finite number")
-    return float(value)

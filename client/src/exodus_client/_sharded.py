@@ -10,10 +10,12 @@ from typing import Any, Self
 import numpy as np
 
 from . import _constants as defaults
+from ._axes import check_time_dim
 from ._client import Client
 from ._errors import ExodusError
 from ._model import Model
-from ._plain import model_id
+from ._numbers import integer
+from ._plain import model_id, plain
 from ._sharded_model import ShardedModel
 from .neuron import Array
 
@@ -57,6 +59,7 @@ class ShardedClient:
         weights: Array | Mapping[str, Array] | None = None,
         id: str | None = None,
         steps_ahead: int = defaults.STEPS_AHEAD,
+        time_dim: int = 1,
         **options: Any,
     ) -> ShardedModel:
         """Make the model on every server, with the weights that it has on the first.
@@ -65,11 +68,14 @@ class ShardedClient:
             id: of the model, for `model`; at most 60 characters. On server k the replica is called `ID-k`.
             seed: of the weights; replica k draws its dropout masks from seed + k.
             steps_ahead: steps submitted and not yet done, beyond which `step` waits.
+            time_dim: as of `Client.create_model`, for the whole model; the handles of replicas take (batch, time, ...).
 
         The other arguments, and what is raised, are those of `Client.create_model`. Where a server fails, what was made
         on those before it stays; the same call with the same `id` goes on from there.
         """
         base = uuid.uuid4().hex if id is None else model_id(id)
+        seed = integer("seed", plain("seed", seed), 0, 2**63 - len(self.clients))
+        own_options = _of_handle(steps_ahead, time_dim)
         first = self.clients[0].create_model(layers, seed=seed, weights=weights, id=f"{base}-0", **options)
         replicas = [first]
         if len(self.clients) > 1:
@@ -78,10 +84,12 @@ class ShardedClient:
             for shard, client in enumerate(self.clients[1:], 1):
                 own: dict[str, Any] = {"seed": seed + shard, "weights": flat, "id": f"{base}-{shard}"}
                 replicas.append(client.create_model(layers, **own, **options))
-        return self._model(base, replicas, steps_ahead)
+        return self._model(base, replicas, own_options)
 
-    def model(self, id: str, *, steps_ahead: int = defaults.STEPS_AHEAD, **options: Any) -> ShardedModel:
-        """A model that `create_model` made on the same servers, to go on training it.
+    def model(
+        self, id: str, *, steps_ahead: int = defaults.STEPS_AHEAD, time_dim: int = 1, **options: Any
+    ) -> ShardedModel:
+        """A model that `create_model` made on the same servers, to go on training it. Arguments as of `create_model`.
 
         All replicas get the state of the one that is furthest: who trained before may have left in the middle of a
         step.
@@ -91,8 +99,9 @@ class ShardedClient:
             ExodusError: see its tree.
         """
         base = model_id(id)
+        own_options = _of_handle(steps_ahead, time_dim)
         replicas = [client.model(f"{base}-{shard}", **options) for shard, client in enumerate(self.clients)]
-        model = self._model(id, replicas, steps_ahead)
+        model = self._model(id, replicas, own_options)
         model.resync()
         return model
 
@@ -117,8 +126,8 @@ class ShardedClient:
         for client in self._own:
             client._close(wait=wait)
 
-    def _model(self, id: str, replicas: Sequence[Model], steps_ahead: int) -> ShardedModel:
-        model = ShardedModel(id, replicas, steps_ahead=steps_ahead)
+    def _model(self, id: str, replicas: Sequence[Model], options: Mapping[str, int]) -> ShardedModel:
+        model = ShardedModel(id, replicas, **options)
         self._models.add(model)
         return model
 
@@ -137,3 +146,8 @@ class ShardedClient:
 
     def __repr__(self) -> str:
         return f"ShardedClient({list(self.clients)!r})"
+
+
+def _of_handle(steps_ahead: Any, time_dim: Any) -> dict[str, int]:
+    """The options of the model's handle, checked. Raises TypeError, ValueError."""
+    return {"steps_ahead": integer("steps_ahead", steps_ahead, 1), "time_dim": check_time_dim(time_dim)}

@@ -7,16 +7,21 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future as Running
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
+from ._axes import as_given, batch_first, check_shapes, targets_first
 from ._errors import ModelClosedError
 from ._future import Future
 from ._lanes import Lanes
 from ._model import Callback, Model
 from ._plain import check_loss, number
 from ._replicas import Replicas
-from ._shards import parts_of
+from ._shards import Part, parts_of
+from ._state import IncompatibleKeys
 from ._training import Loss, ModelInfo, Outputs, StepResult
 from .neuron import Array
 
@@ -43,12 +48,13 @@ class ShardedModel:
         replicas: the `Model` on each server; train them through this object alone.
         callbacks: called with each `StepResult`, in order, on the thread of the steps. What they raise is logged. They
             may call everything; a step of theirs is made after they have returned.
+
+    Spikes, outputs and target spike trains are (batch, time, ...), unless the handle was made with another `time_dim`.
     """
 
-    def __init__(self, id: str, replicas: Sequence[Model], *, steps_ahead: int) -> None:
-        if steps_ahead < 1:
-            raise ValueError(f"steps_ahead: got {steps_ahead}, want at least 1")
+    def __init__(self, id: str, replicas: Sequence[Model], *, steps_ahead: int, time_dim: int = 1) -> None:
         self.id = id
+        self._time_dim = time_dim
         self.replicas = tuple(replicas)
         self.callbacks: list[Callback] = []
         self._replicas = Replicas(self.replicas)
@@ -73,7 +79,7 @@ class ShardedModel:
         Args:
             spikes, targets: the whole batch; with fewer samples than servers some only make the step of the optimiser.
             loss: as of `Model.step`; it has to be a mean over the samples, and a function has to take outputs and
-                targets, which belong to a part of the batch.
+                targets, which belong to a part of the batch. Targets of a function are split along their first axis.
 
         The other arguments are those of `Model.step`.
 
@@ -87,10 +93,12 @@ class ShardedModel:
         """
         if callable(loss) and targets is None:
             raise TypeError("loss: a function of outputs alone does not know the part of the batch; give it targets")
-        parts = parts_of(spikes, targets, len(self.replicas))
+        check_loss(loss)
+        parts = self._parts(spikes, targets, loss, len(self.replicas))
+        if callable(loss) and self._time_dim != 1:
+            loss = partial(_in_order, loss, self._time_dim)
         given = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
         options = {name: number(name, value) for name, value in given.items()}
-        check_loss(loss)
         run = partial(self._step, parts, loss, options, gradients, allow_non_finite)
         self._check_process()
         if self._lane.here:  # a callback would wait for the room that comes when it returns
@@ -117,9 +125,14 @@ class ShardedModel:
 
         A network with batch norms is run by the first server alone. Arguments as of `Model.forward`.
         """
-        parts = parts_of(spikes, targets, 1 if self._replicas.has_batch_norm else len(self.replicas))
+        parts = self._parts(spikes, targets, loss, 1 if self._replicas.has_batch_norm else len(self.replicas))
         arguments = {"loss": loss, "train": train, "outputs": outputs}
-        return self._submit(lambda: self._replicas.forward(parts, arguments))
+
+        def run() -> Outputs:
+            found = self._replicas.forward(parts, arguments)
+            return replace(found, outputs=as_given(found.outputs, self._time_dim))
+
+        return self._submit(run)
 
     def info(self) -> ModelInfo:
         """What the first server says of its replica, after all steps submitted so far. Raises ExodusError."""
@@ -133,9 +146,11 @@ class ShardedModel:
         """The weights after all steps submitted so far; as `Model.state_dict`."""
         return self._run_on_first(lambda first: first.state_dict(kind))
 
-    def load_state_dict(self, weights: Mapping[str, Array]) -> None:
+    def load_state_dict(self, weights: Mapping[str, Array], strict: bool = True) -> IncompatibleKeys:
         """Replace weights on all servers; as `Model.load_state_dict`."""
-        self._run(lambda: self._replicas.first_changed(partial(self.replicas[0].load_state_dict, weights)))
+        return self._run(
+            lambda: self._replicas.first_changed(partial(self.replicas[0].load_state_dict, weights, strict))
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state to a file, which is that of a model on one server; as `Model.save`."""
@@ -167,6 +182,19 @@ class ShardedModel:
     def _check_process(self) -> None:
         for replica in self.replicas:
             replica._link.check_process()
+
+    def _parts(self, spikes: Array, targets: Array | None, loss: Loss | None, shards: int) -> list[Part]:
+        """The parts of a batch, batch first. Raises TypeError, ValueError."""
+        time_dim = self._time_dim
+        if callable(loss) and time_dim == 0 and _shape(spikes)[:2] == _shape(targets)[:2]:
+            raise ValueError(
+                "targets of a function must be (batch, ...), since they are split along their first axis, "
+                f"got shape {list(_shape(targets))}, which begins as the spikes, (time, batch, ...)"
+            )
+        spikes, targets = batch_first(spikes, time_dim), targets_first(targets, loss, time_dim)
+        wanted = None if targets is None else _shape(targets)
+        check_shapes(_shape(spikes), wanted, loss, self._replicas.input_shape, time_dim)
+        return parts_of(spikes, targets, shards)
 
     def _step(self, *arguments: Any) -> StepResult:
         result = self._replicas.step(*arguments)
@@ -203,3 +231,12 @@ class ShardedModel:
         except Exception as error:  # noqa: BLE001  (raised by the future)
             done.set_exception(error)
         return Future(done)
+
+
+def _in_order(loss: Callable[..., Any], time_dim: int, outputs: Any, targets: Any) -> Any:
+    """A loss of the caller's, of outputs batch first."""
+    return loss(as_given(outputs, time_dim), targets)
+
+
+def _shape(array: Array) -> tuple[int, ...]:
+    return tuple(np.shape(array))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,18 @@ from .neuron import Array
 from .wire import is_torch
 
 _WEIGHTS, _GRADIENTS, _RANDOM = "weights.", "gradients.", "random"
+
+
+class IncompatibleKeys(NamedTuple):
+    """Names by which weights and a network differ, as torch calls them.
+
+    Attributes:
+        missing_keys: of the network, and not among the weights.
+        unexpected_keys: among the weights, and not of the network.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 @dataclass(frozen=True)
@@ -55,14 +67,22 @@ class State:
 
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
+    def compare(self, weights: Mapping[str, Array], *, strict: bool) -> IncompatibleKeys:
+        """The names by which weights differ from those of the network. Raises ValueError where `strict`, and any do."""
+        known = [name.removeprefix(_WEIGHTS) for name in _header(self.body) if name.startswith(_WEIGHTS)]
+        found = IncompatibleKeys(sorted(set(known) - set(weights)), [name for name in weights if name not in known])
+        if strict and any(found):
+            parts = {"missing": found.missing_keys, "unexpected": found.unexpected_keys}
+            got = " and ".join(f"{what} {', '.join(map(str, names))}" for what, names in parts.items() if names)
+            wanted = "all names that the network has, and no others"
+            raise ValueError(f"weights must have {wanted}, got {got}; strict=False replaces those that are there")
+        return found
+
     def with_weights(self, weights: Mapping[str, Array]) -> State:
-        """The same with other weights. Raises ValueError where one does not fit."""
+        """The same with other weights of these names. Raises ValueError where one does not fit."""
         library = _safetensors()
         tensors = library.load(self.body)
-        known = sorted(name.removeprefix(_WEIGHTS) for name in tensors if name.startswith(_WEIGHTS))
         for name, given in weights.items():
-            if name not in known:
-                raise ValueError(f"weights: got {name!r}, want names among {', '.join(known)}")
             old = tensors[_WEIGHTS + name]
             array = np.asarray(given.detach().cpu() if is_torch(given) else given)
             if array.shape != old.shape:

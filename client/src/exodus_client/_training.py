@@ -132,7 +132,7 @@ class Batch:
         given = [spikes] if targets is None else [spikes, targets]
         if spikes is None:
             raise TypeError("spikes: got None, want an array (B, T, *input_shape)")
-        tensors = [replace(packed("spikes", spikes), name="input")]  # errors call it what the caller does
+        tensors = [replace(packed("spikes", spikes, of_any_dtype=True), name="input")]  # what the caller calls it
         if targets is not None:
             # One number a sample is no spike train, though all may happen to be 0 and 1.
             one_each = (targets.ndim if is_torch(targets) else np.ndim(targets)) < 2
@@ -146,9 +146,12 @@ class Batch:
         )
 
 
-def packed(name: str, array: Array) -> Tensor:
-    """A tensor as small as it can be: zeros and ones as bits."""
-    if not _is_integral(array):  # class numbers and counts are no spikes, though they may happen to be 0 and 1
+def packed(name: str, array: Array, *, of_any_dtype: bool = False) -> Tensor:
+    """A tensor as small as it can be: zeros and ones as bits.
+
+    Integers are not, unless they are `of_any_dtype`: class numbers and counts may happen to be 0 and 1.
+    """
+    if of_any_dtype or not _is_integral(array):
         try:
             return Tensor.of(name, array, "bits")
         except ValueError:

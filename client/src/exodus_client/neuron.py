@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
+import numpy as np
+
+from ._numbers import ANY, DECAY, POSITIVE, check_parameter, elements_of, integer, is_real, real, shown
 from .wire import Tensor
 
 #: A numpy array, a torch tensor, or nested lists of numbers.
@@ -14,6 +16,8 @@ Array: TypeAlias = Any
 Reset: TypeAlias = Literal["subtract", "zero", "none"]
 
 RESETS: tuple[Reset, ...] = ("subtract", "zero", "none")
+
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 
 class Operands:
@@ -28,10 +32,13 @@ class Operands:
         return tensor
 
     def value(self, name: str, given: Array) -> Any:
-        """A number as it is, an array as a reference to the tensor that it becomes."""
-        if isinstance(given, Real):
-            return float(given)
-        return {"tensor": self.add(Tensor.of(name, given)).name}
+        """A number as it is, an array as a reference to the tensor of floats that it becomes."""
+        if is_real(given):
+            return real(name, given)
+        tensor = Tensor.of(name, given)
+        if tensor.dtype not in _FLOATS:  # neurons compute with floats
+            tensor = Tensor.of(name, tensor.stored().astype(np.float64))
+        return {"tensor": self.add(tensor).name}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,20 +54,28 @@ class _Leaky:
 
     model: ClassVar[str]
     _values: ClassVar[tuple[str, ...]] = ("threshold", "reset_by", "min_membrane")
+    _optional: ClassVar[tuple[str, ...]] = ("reset_by", "min_membrane")
 
     def __post_init__(self) -> None:
-        _check_values(self, self._values)
-        if self.reset not in RESETS:
-            raise ValueError(f"reset: got {self.reset!r}, want one of {', '.join(RESETS)}")
-        if type(self.decay_reset) is not bool:
-            raise TypeError(f"decay_reset: got {self.decay_reset!r}, want True or False")
-        if type(self.max_spikes) is not int or self.max_spikes < 1:
-            raise ValueError(f"max_spikes: got {self.max_spikes!r}, want an integer >= 1")
+        kind = type(self).__name__
+        max_spikes = integer(f"{kind}.max_spikes", self.max_spikes, 1)
+        # Spikes are counted by the threshold where there may be several.
+        ranges = {"alpha": DECAY, "threshold": POSITIVE if max_spikes > 1 else ANY}
+        for name in self._values:
+            value = getattr(self, name)
+            if value is not None or name not in self._optional:
+                check_parameter(f"{kind}.{name}", value, ranges.get(name, ANY))
+        if not isinstance(self.reset, str) or self.reset not in RESETS:
+            raise ValueError(f"{kind}.reset must be one of {', '.join(RESETS)}, got {shown(self.reset)}")
+        if not isinstance(self.decay_reset, bool | np.bool_):
+            raise TypeError(f"{kind}.decay_reset must be True or False, got {shown(self.decay_reset)}")
+        if self.reset == "zero" and max_spikes > 1:
+            raise ValueError(f"{kind}.max_spikes must be 1 with reset 'zero', got {max_spikes}")
 
     def params(self, operands: Operands) -> dict[str, Any]:
         """As it travels in the parameters of a request, whose tensors it adds to the operands."""
-        params: dict[str, Any] = {"model": self.model, "reset": self.reset, "decay_reset": self.decay_reset}
-        params["max_spikes"] = self.max_spikes
+        params: dict[str, Any] = {"model": self.model, "reset": self.reset, "decay_reset": bool(self.decay_reset)}
+        params["max_spikes"] = int(self.max_spikes)
         for name in self._values:
             given = getattr(self, name)
             if given is not None:
@@ -73,15 +88,20 @@ class LIF(_Leaky):
     """Leaky integrate-and-fire: u[t] = alpha u[t-1] + x[t] - reset.
 
     Attributes:
-        alpha: decay of the membrane in one step, exp(-dt/tau).
-        threshold: membrane potential from which the neuron fires.
+        alpha: decay of the membrane in one step, exp(-dt/tau), in [0, 1].
+        threshold: membrane potential from which the neuron fires; above 0 where max_spikes > 1.
         reset: "subtract", "zero" or "none": what a spike does to the membrane.
         reset_by: what a spike subtracts; None for the threshold.
         decay_reset: whether the reset is applied before the decay.
         min_membrane: lower bound of the membrane; None for none.
-        max_spikes: most spikes of a neuron in one step.
+        max_spikes: most spikes of a neuron in one step; 1 with reset "zero".
 
-    alpha, threshold, reset_by and min_membrane are numbers, or arrays that broadcast over the neurons.
+    alpha, threshold, reset_by and min_membrane are finite numbers, or arrays of numbers that broadcast over the
+    neurons: of numpy, dense tensors of torch, or nested lists. Integers become floats.
+
+    Raises:
+        TypeError: an attribute is neither a number nor such an array, or of another type.
+        ValueError: a number, or an element of an array, is NaN or out of range.
     """
 
     alpha: float | Array
@@ -99,13 +119,19 @@ class IF(_Leaky):
 
 @dataclass(frozen=True, slots=True)
 class ExponentialKernel:
-    """amplitude * alpha**k for k = 0, 1, ...; a reset that inhibits has a negative amplitude."""
+    """amplitude * alpha**k for k = 0, 1, ...; a reset that inhibits has a negative amplitude.
+
+    Raises:
+        TypeError: an attribute is not a number.
+        ValueError: alpha is not in [0, 1], or the amplitude is not finite.
+    """
 
     alpha: float
     amplitude: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_numbers(self, ("alpha", "amplitude"))
+        real("ExponentialKernel.alpha", self.alpha, DECAY)
+        real("ExponentialKernel.amplitude", self.amplitude)
 
     def params(self) -> dict[str, Any]:
         """As it travels in the parameters of a request."""
@@ -114,15 +140,19 @@ class ExponentialKernel:
 
 @dataclass(frozen=True, slots=True)
 class AlphaKernel:
-    """amplitude * (k/tau) * exp(1 - k/tau) for k = 0, 1, ..., with tau in steps."""
+    """amplitude * (k/tau) * exp(1 - k/tau) for k = 0, 1, ..., with tau in steps.
+
+    Raises:
+        TypeError: an attribute is not a number.
+        ValueError: tau is not above 0, or one is not finite.
+    """
 
     tau: float
     amplitude: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_numbers(self, ("tau", "amplitude"))
-        if self.tau <= 0:
-            raise ValueError(f"AlphaKernel.tau: got {self.tau!r}, want a number above 0")
+        real("AlphaKernel.tau", self.tau, POSITIVE)
+        real("AlphaKernel.amplitude", self.amplitude)
 
     def params(self) -> dict[str, Any]:
         """As it travels in the parameters of a request."""
@@ -137,6 +167,10 @@ class SRM:
         reset_kernel: taps as a 1-d array, or an `ExponentialKernel` or `AlphaKernel`; None where the request brings
             the taps as its own `reset_kernel`.
         threshold: membrane potential from which the neuron fires, a number or an array.
+
+    Raises:
+        TypeError: an attribute is of another type.
+        ValueError: taps have another shape or none in them, or something is NaN.
     """
 
     reset_kernel: ExponentialKernel | AlphaKernel | Array | None = None
@@ -145,9 +179,16 @@ class SRM:
     model: ClassVar[str] = "srm"
 
     def __post_init__(self) -> None:
-        _check_values(self, ("threshold",))
-        if isinstance(self.reset_kernel, Real):
-            raise TypeError(f"SRM.reset_kernel: got the number {self.reset_kernel!r}, want taps or a kernel")
+        check_parameter("SRM.threshold", self.threshold)
+        kernel = self.reset_kernel
+        if kernel is None or isinstance(kernel, ExponentialKernel | AlphaKernel):
+            return
+        if isinstance(kernel, Real | str | bytes):
+            raise TypeError(f"SRM.reset_kernel must be taps or a kernel, got {shown(kernel)}")
+        check_parameter("SRM.reset_kernel", kernel)
+        shape = elements_of("SRM.reset_kernel", kernel).shape
+        if len(shape) != 1 or not shape[0]:
+            raise ValueError(f"SRM.reset_kernel must be taps of shape (K,), got shape {shape}")
 
     def params(self, operands: Operands) -> dict[str, Any]:
         """As it travels in the parameters of a request, whose tensors it adds to the operands."""
@@ -161,21 +202,3 @@ class SRM:
 
 
 Neuron: TypeAlias = LIF | IF | SRM
-
-
-def _check_values(neuron: object, names: tuple[str, ...]) -> None:
-    """Numbers have to be finite, and text is no array; what else cannot travel is found when it is encoded."""
-    for name in names:
-        value = getattr(neuron, name)
-        if isinstance(value, bool | str | bytes):
-            raise TypeError(f"{type(neuron).__name__}.{name}: got {value!r}, want a number or an array")
-        if isinstance(value, Real) and not math.isfinite(value):
-            raise ValueError(f"{type(neuron).__name__}.{name}: got {value!r}, want a finite number")
-
-
-def _check_numbers(kernel: object, names: tuple[str, ...]) -> None:
-    _check_values(kernel, names)
-    for name in names:
-        value = getattr(kernel, name)
-        if not isinstance(value, Real):
-            raise TypeError(f"{type(kernel).__name__}.{name}: got {type(value).__name__}, want a number")

@@ -5,10 +5,10 @@ With x = u - threshold, slope k and a scale that multiplies the derivative.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, ClassVar
+
+from ._numbers import POSITIVE, real
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +16,12 @@ class Surrogate:
     """Base of the eight kinds.
 
     Attributes:
-        slope: steepness k; None for the service's default of the kind.
+        slope: steepness k, above 0; None for the service's default of the kind.
         scale: factor on the derivative.
+
+    Raises:
+        TypeError: slope or scale is not a number.
+        ValueError: slope is not above 0, or one is not finite.
     """
 
     kind: ClassVar[str]
@@ -26,14 +30,10 @@ class Surrogate:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("slope", "scale"):
-            value = getattr(self, name)
-            if value is None and name == "slope":
-                continue
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(f"{type(self).__name__}.{name}: got {type(value).__name__}, want a number")
-            if not math.isfinite(value):
-                raise ValueError(f"{type(self).__name__}.{name}: got {value!r}, want a finite number")
+        kind = type(self).__name__
+        if self.slope is not None:
+            real(f"{kind}.slope", self.slope, POSITIVE)
+        real(f"{kind}.scale", self.scale)
 
     def params(self) -> dict[str, Any]:
         """As it travels in the parameters of a request."""

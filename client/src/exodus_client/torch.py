@@ -186,8 +186,9 @@ class RemoteLIF(torch.nn.Module):
         state: membrane and spikes of the last step, if stateful; None at rest.
 
     Raises:
-        TypeError: client is no `Client`.
-        ValueError: trainable names something else, or a parameter that is None.
+        TypeError: client is no `Client`; a parameter is neither a number nor an array of numbers.
+        ValueError: trainable names something else, or a parameter that is None; a parameter is out of range, as of
+            `LIF`.
     """
 
     alpha: float | Tensor
@@ -215,6 +216,10 @@ class RemoteLIF(torch.nn.Module):
     ) -> None:
         super().__init__()
         _check_client(client)
+        LIF(  # refuses what does not fit before there is a layer
+            alpha, threshold=threshold, reset=reset, reset_by=reset_by, decay_reset=decay_reset,
+            min_membrane=min_membrane, max_spikes=max_spikes,
+        )  # fmt: skip
         values = {"alpha": alpha, "threshold": threshold, "reset_by": reset_by}
         names = {trainable} if isinstance(trainable, str) else set(trainable)
         unknown = names - {name for name, value in values.items() if value is not None}

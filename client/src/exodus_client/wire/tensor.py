@@ -39,6 +39,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 _INDEX = DTYPES["int32"]
 
+#: numpy's and torch's dtypes that the wire has not, and those that have room for their values.
+_WIDER = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}
+
 #: Elements that are turned into booleans at a time: a block of float32 and its masks stay in the second-level cache.
 _BLOCK = 64 * 1024
 
@@ -69,10 +72,12 @@ class Tensor:
 
         A contiguous little-endian array in main memory is not copied with encoding "raw". "bits" and "events" want
         a boolean array, or one of zeros and ones, and make the tensor a boolean one; "events" wants a dimension.
+        Unsigned integers of 16, 32 and 64 bits travel as int32, int64 and int64.
 
         Raises:
-            TypeError: the element type cannot travel.
-            ValueError: the encoding is unknown, or wants zeros and ones and got something else.
+            TypeError: the element type cannot travel, or the tensor is sparse or has no elements of its own.
+            ValueError: the encoding is unknown, or wants zeros and ones and got something else; an unsigned integer is
+                beyond int64.
         """
         if encoding not in ENCODINGS:
             raise ValueError(f"encoding: got {encoding!r}, want one of {', '.join(ENCODINGS)}")
@@ -185,7 +190,14 @@ def _as_stored(name: str, array: Any) -> tuple[str, AnyArray]:
         given = np.asarray(array)
     except ValueError as error:
         raise ValueError(f"tensor {name!r}: {error}") from error
+    return _numpy_as_stored(name, given)
+
+
+def _numpy_as_stored(name: str, given: AnyArray) -> tuple[str, AnyArray]:
     dtype = given.dtype.name
+    if dtype == "uint64" and given.size and (largest := int(given.max())) >= 2**63:
+        raise ValueError(f"tensor {name!r} must have values below 2**63, which is what int64 holds, got {largest}")
+    dtype = _WIDER.get(dtype, dtype)
     if dtype not in DTYPES:
         raise TypeError(f"tensor {name!r}: dtype {dtype} cannot travel; want one of {', '.join(DTYPES)}")
     return dtype, given.astype(DTYPES[dtype], copy=False)
@@ -194,7 +206,14 @@ def _as_stored(name: str, array: Any) -> tuple[str, AnyArray]:
 def _torch_as_stored(name: str, tensor: torch.Tensor) -> tuple[str, AnyArray]:
     import torch
 
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise TypeError(f"tensor {name!r} must be dense, got a {kind} tensor")
+    if tensor.is_meta:
+        raise TypeError(f"tensor {name!r} must have elements, got one on the device meta")
     dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype in _WIDER:
+        return _numpy_as_stored(name, tensor.numpy(force=True))
     if dtype not in DTYPES:
         raise TypeError(f"tensor {name!r}: dtype {dtype} cannot travel; want one of {', '.join(DTYPES)}")
     if dtype == "bfloat16":
