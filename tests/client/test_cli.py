@@ -186,6 +186,18 @@ class TestPing:
         result = exodus("ping", "http://node:8000")
         assert result.exit_code == 3
         assert result.stderr.startswith("not ready: warming up (")
+        assert [request.url.path for request in service.requests] == ["/readyz", "/livez"]
+
+    @pytest.mark.parametrize(("status", "code"), [(401, "unauthorized"), (403, "forbidden")])
+    def test_a_key_that_the_server_does_not_take_is_exit_code_1(
+        self, service: Any, exodus: Any, status: int, code: str
+    ) -> None:
+        refusal = httpx.Response(status, json={"code": code, "detail": "send another key"})
+        service.answers = [httpx.Response(200), httpx.Response(200), refusal]
+        result = exodus("ping", "http://node:8000", "--api-key", "wrong")
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"exodus: {status} {code}: send another key")
+        assert not result.stdout
 
 
 def test_capabilities_are_printed_as_json_and_the_key_comes_from_the_environment(service: Any, exodus: Any) -> None:

@@ -24,6 +24,7 @@ from exodus_client import (
     ExodusError,
     InvalidResponseError,
     Limits,
+    PermissionDeniedError,
 )
 
 U = np.ones((1, 2, 3), np.float32)
@@ -211,7 +212,16 @@ class TestPing:
         ping = service.client().ping()
         assert (ping.ready, ping.reason) == (True, "")
         assert ping.round_trip > 0
-        assert [request.url.path for request in service.requests] == ["/readyz", "/livez"]
+        assert [request.url.path for request in service.requests] == [
+            "/readyz",
+            "/livez",
+            "/v1/capabilities",
+        ]
+
+    def test_a_server_that_is_ready_and_does_not_take_the_key(self, service: Any) -> None:
+        service.answers = [httpx.Response(200), httpx.Response(200), httpx.Response(403)]
+        with pytest.raises(PermissionDeniedError):
+            service.client(api_key="wrong").ping()
 
     def test_a_server_that_is_alive_and_not_ready(self, service: Any) -> None:
         service.answers = [httpx.Response(503, json={"detail": "warming up"})]

@@ -37,8 +37,8 @@ def exodus(connect: Callable[..., Client], tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_command_line, "Client", connect)
 
-    def run(*arguments: str) -> Result:
-        result = CliRunner().invoke(_commands.app, ["models", *arguments])
+    def run(*arguments: str, typed: str = "") -> Result:
+        result = CliRunner().invoke(_commands.app, ["models", *arguments], input=typed)
         assert result.exception is None or isinstance(result.exception, SystemExit)
         return result
 
@@ -90,6 +90,24 @@ class TestShow:
         assert ["weights", "32 B of float32, in memory"] in lines
         assert ["0.weight", "2 x 3"] in lines
         assert "last save" not in shown
+
+    def test_it_shows_the_layers_of_the_network(self, exodus: Any, server: TrainingServer, trained: str) -> None:
+        layers = [
+            {"kind": "linear", "inputs": ["input"], "out_features": 2, "in_features": None, "bias": False},
+            {"kind": "lif", "inputs": ["0"], "name": "hidden", "alpha": [0.5] * 8, "recurrent": {"gain": 0.5}},
+            {"kind": "add", "inputs": ["hidden", "0"], "trainable": []},
+            {"kind": "if", "inputs": ["2"], "reset": "zero", "surrogate": {"kind": "tanh", "slope": 2.0}},
+        ]
+        server.models["one"].made["network"] = {"input_shape": [2, 3], "dtype": "float64", "layers": layers}
+        lines = exodus("show", URL, "one").stdout.splitlines()
+        begin = next(index for index, line in enumerate(lines) if line.startswith("network"))
+        assert [" ".join(line.split()) for line in lines[begin : begin + 5]] == [
+            "network input 2 x 3, float64",
+            "0 linear out_features 2, bias false",
+            "hidden lif alpha [0.5, 0.5, 0.5, 0.5, ... 8 in all], recurrent (gain 0.5)",
+            '2 add inputs ["hidden", "0"]',
+            "3 if reset zero, surrogate tanh(slope 2.0)",
+        ]
 
     def test_a_save_that_failed_is_shown(self, exodus: Any, server: TrainingServer, trained: str) -> None:
         server.full = True
@@ -152,9 +170,39 @@ class TestFiles:
 
 class TestDelete:
     def test_it_deletes_the_model(self, exodus: Any, server: TrainingServer, trained: str) -> None:
-        assert exodus("delete", URL, "one").stdout == "one is deleted\n"
+        assert exodus("delete", URL, "one", "--yes").stdout == "one is deleted\n"
         assert not server.models
-        assert exodus("delete", URL, "one").exit_code == 1
+        assert exodus("delete", URL, "one", "--yes").exit_code == 1
 
     def test_it_prints_json_for_programs(self, exodus: Any, trained: str) -> None:
-        assert json.loads(exodus("delete", URL, "one", "--json").stdout) == {"id": "one", "deleted": True}
+        assert json.loads(exodus("delete", URL, "one", "-y", "--json").stdout) == {"id": "one", "deleted": True}
+
+    def test_where_it_cannot_ask_it_deletes_nothing(self, exodus: Any, server: TrainingServer, trained: str) -> None:
+        asked = len(server.requests)
+        result = exodus("delete", URL, "one")
+        assert result.exit_code == 2
+        assert result.stderr == "exodus: delete must be told --yes where there is no terminal to ask at, got neither\n"
+        assert len(server.requests) == asked
+
+    @pytest.mark.parametrize(("answer", "is_deleted"), [("y\n", True), ("n\n", False), ("\n", False), ("", False)])
+    def test_at_a_terminal_it_asks(
+        self,
+        exodus: Any,
+        server: TrainingServer,
+        trained: str,
+        monkeypatch: pytest.MonkeyPatch,
+        answer: str,
+        is_deleted: bool,
+    ) -> None:
+        monkeypatch.setattr(_model_commands, "_is_terminal", lambda: True)
+        result = exodus("delete", URL, "one", "--json", typed=answer)
+        assert result.stderr.startswith("delete one (braille) after 2 calls? [y/N]:")
+        assert result.exit_code == (0 if is_deleted else 1)
+        assert ("one" in server.models) is not is_deleted
+        assert result.stdout.strip() == ('{\n  "id": "one",\n  "deleted": true\n}' if is_deleted else "")
+
+    def test_a_model_that_is_not_there_is_not_asked_about(self, exodus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_model_commands, "_is_terminal", lambda: True)
+        result = exodus("delete", URL, "none")
+        assert result.exit_code == 1
+        assert result.stderr.startswith("exodus: 404")

@@ -266,9 +266,10 @@ class Client:
         return capabilities
 
     def ping(self) -> Ping:
-        """Whether the server takes requests, and how far away it is; asked once, without retries.
+        """Whether the server takes requests with this key, and how far away it is; asked once, without retries.
 
         Raises:
+            AuthenticationError, PermissionDeniedError: it is ready, and wants a key, or another one.
             ExodusError: see its tree; there is no such server.
         """
         reason = ""
@@ -277,6 +278,8 @@ class Client:
         except ServiceUnavailableError as error:
             reason = error.detail
         alive = self._session.call("GET", "/livez", retry=False)
+        if not reason:
+            self._session.call("GET", "/v1/capabilities", retry=False)  # the others answer without a key
         return Ping(ready=not reason, reason=reason, round_trip=alive.round_trip)
 
     def close(self) -> None:

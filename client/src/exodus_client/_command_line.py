@@ -24,7 +24,7 @@ ApiKey = Annotated[
     typer.Option(envvar=defaults.API_KEY_VARIABLE, help="Better given in the environment.", show_default=False),
 ]
 Seconds = Annotated[
-    float | None, typer.Option(metavar="SECONDS", min=0.001, help="Longest time for the whole command.")
+    float | None, typer.Option(metavar="SECONDS", min=0.001, help="Longest time for a request with its retries.")
 ]
 
 

@@ -31,7 +31,7 @@ NpyFile = Annotated[Path | None, typer.Option(metavar="FILE.npy", show_default=F
 
 @app.command()
 def ping(url: Url, api_key: ApiKey = None, timeout: Seconds = None) -> None:
-    """Say whether a server takes requests, and how far away it is."""
+    """Say whether a server takes requests with this key, and how far away it is."""
     with reported(), client_of(url, api_key, timeout) as client:
         found = client.ping()
     if not found.ready:
@@ -50,9 +50,7 @@ def capabilities(url: Url, api_key: ApiKey = None, timeout: Seconds = None) -> N
 @app.command()
 def gradient(
     url: Annotated[str, typer.Option(help="http://HOST:PORT, https://HOST or unix:/PATH.")],
-    out: Annotated[
-        Path, typer.Option(metavar="FILE", help="FILE.npy for the first gradient, FILE.npz for all arrays.")
-    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="FILE.npy for the first array, FILE.npz for all.")],
     membrane: NpyFile = None,
     input: NpyFile = None,
     spikes: NpyFile = None,

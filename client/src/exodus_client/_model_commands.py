@@ -3,11 +3,14 @@
 # No `from __future__ import annotations`: typer reads the annotations.
 import dataclasses
 import json
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from . import _constants as defaults
 from ._client import Client
 from ._command_line import ApiKey, Seconds, Url, client_of, reported
 from ._errors import NotFoundError
@@ -18,6 +21,9 @@ models = typer.Typer(name="models", help="Models that are trained on a server.",
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Of the model.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A state in the safetensors format.")]
+#: Elements that are shown of a list.
+_SHOWN = 4
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -40,7 +46,7 @@ def list_models(url: Url, api_key: ApiKey = None, timeout: Seconds = None, as_js
 
 @models.command()
 def show(url: Url, id: Id, api_key: ApiKey = None, timeout: Seconds = None, as_json: Json = False) -> None:
-    """Show one model: how far it is, its network and optimiser."""
+    """Show one model: how far it is, its optimiser, the layers of its network, its weights."""
     with reported(), client_of(url, api_key, timeout) as client:
         info = client.model(id).info()
     if as_json:
@@ -55,9 +61,11 @@ def show(url: Url, id: Id, api_key: ApiKey = None, timeout: Seconds = None, as_j
         "last save": f"failed: {info.durable_error}" if info.durable_error else "",
         "optimizer": json.dumps(dict(info.optimizer)),
         "seed": str(info.seed),
-        "weights": f"{_size(info.nbytes)} of {info.dtype}, {'' if info.in_memory else 'not '}in memory",
+        "network": f"input {_shape(info.network.get('input_shape'))}, {info.dtype}",
     }
-    lines |= {f"  {name}": " x ".join(map(str, shape)) or "1" for name, shape in info.parameters}
+    lines |= _layers(info.network.get("layers", []))
+    lines["weights"] = f"{_size(info.nbytes)} of {info.dtype}, {'' if info.in_memory else 'not '}in memory"
+    lines |= {f"  {name}": _shape(shape) for name, shape in info.parameters}
     width = max(map(len, lines))
     for name, line in lines.items():
         if line:
@@ -68,7 +76,7 @@ def show(url: Url, id: Id, api_key: ApiKey = None, timeout: Seconds = None, as_j
 def save(url: Url, id: Id, file: File, api_key: ApiKey = None, timeout: Seconds = None, as_json: Json = False) -> None:
     """Write the whole state of a model to a file: weights, optimiser, random state, number of calls."""
     with reported(), client_of(url, api_key, timeout) as client:
-        model = client.model(id)
+        model = client.model(id, patience=_patience(timeout))
         model.save(file)
     _moved(model, file, as_json, f"{id} -> {file}")
 
@@ -87,30 +95,55 @@ def load(
     with reported():
         made_from = _made_from(file)
         with client_of(url, api_key, timeout) as client:
-            model = _model(client, id, made_from if create else None)
+            model = _model(client, id, made_from if create else None, _patience(timeout))
             model.load(file)
     _moved(model, file, as_json, f"{file} -> {id}")
 
 
 @models.command()
-def delete(url: Url, id: Id, api_key: ApiKey = None, timeout: Seconds = None, as_json: Json = False) -> None:
-    """Delete a model, with all that was saved of it on the server."""
-    with reported(), client_of(url, api_key, timeout) as client:
-        client.delete_model(id)
+def delete(
+    url: Url,
+    id: Id,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    api_key: ApiKey = None,
+    timeout: Seconds = None,
+    as_json: Json = False,
+) -> None:
+    """Delete a model, with all that was saved of it on the server. Asks first, and wants --yes where it cannot."""
+    with reported():
+        if not yes and not _is_terminal():
+            raise ValueError("delete must be told --yes where there is no terminal to ask at, got neither")
+        with client_of(url, api_key, timeout) as client:
+            if not yes:
+                info = client.model(id).info()
+                name = f" ({info.name})" if info.name else ""
+                typer.confirm(f"delete {id}{name} after {info.sequence} calls?", abort=True, err=True)
+            client.delete_model(id)
     if as_json:
         _print_json({"id": id, "deleted": True})
     else:
         typer.echo(f"{id} is deleted")
 
 
-def _model(client: Client, id: str, made_from: dict[str, Any] | None) -> Model:
+def _is_terminal() -> bool:
+    """Whether somebody can answer."""
+    return sys.stdin.isatty()
+
+
+def _patience(timeout: float | None) -> float:
+    """How long a model waits for its server: no longer than a request does."""
+    return defaults.PATIENCE if timeout is None else timeout
+
+
+def _model(client: Client, id: str, made_from: dict[str, Any] | None, patience: float) -> Model:
     """The model, made where there is none and it may be."""
     try:
-        return client.model(id)
+        return client.model(id, patience=patience)
     except NotFoundError:
         if made_from is None:
             raise
-    return client.create_model(made_from["network"], optimizer=made_from["optimizer"], seed=made_from["seed"], id=id)
+    optimizer, seed = made_from["optimizer"], made_from["seed"]
+    return client.create_model(made_from["network"], optimizer=optimizer, seed=seed, id=id, patience=patience)
 
 
 def _made_from(file: Path) -> dict[str, Any]:
@@ -138,6 +171,39 @@ def _plain(info: ModelInfo) -> dict[str, Any]:
     """As the server says it."""
     parameters = [{"name": name, "shape": list(shape)} for name, shape in info.parameters]
     return dataclasses.asdict(info) | {"parameters": parameters}
+
+
+def _layers(layers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A line for each layer: its name or index, its kind, and what was chosen for it."""
+    width = max((len(layer["kind"]) for layer in layers), default=0)
+    lines, before = {}, "input"
+    for index, layer in enumerate(layers):
+        name = str(layer.get("name") or index)
+        chosen = {key: value for key, value in layer.items() if key not in ("kind", "name")}
+        if chosen.get("inputs") == [before]:
+            del chosen["inputs"]
+        lines[f"  {name}"] = f"{layer['kind'].ljust(width)}  {_fields(chosen)}".rstrip()
+        before = name
+    return lines
+
+
+def _fields(chosen: Mapping[str, Any]) -> str:
+    """Names and values, without those that are none."""
+    return ", ".join(f"{name} {_brief(value)}" for name, value in chosen.items() if value not in (None, []))
+
+
+def _brief(value: Any) -> str:
+    """A value of a layer: an object by its kind and its fields in brackets, a long list by its first elements."""
+    if isinstance(value, Mapping):
+        return f"{value.get('kind', '')}({_fields({name: value[name] for name in value if name != 'kind'})})"
+    if isinstance(value, list) and len(value) > _SHOWN:
+        return f"[{', '.join(map(_brief, value[:_SHOWN]))}, ... {len(value)} in all]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _shape(shape: Sequence[int] | None) -> str:
+    """A shape; that of a scalar is 1."""
+    return "of any shape" if shape is None else " x ".join(map(str, shape)) or "1"
 
 
 def _durable(info: ModelInfo) -> str:
