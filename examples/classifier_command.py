@@ -16,7 +16,7 @@ from torch import Tensor
 
 from examples.charts import draw_classifier
 from examples.classifying import Epoch, Learner, LocalLearner, RemoteLearner, Task, confusion, outputs, score, train
-from examples.demo import running_service
+from examples.demo import own_service
 from examples.endings import connected
 
 DataOption = Annotated[Path, typer.Option("--data", envvar="EXODUS_DATA", help="Folder with the recordings.")]
@@ -92,7 +92,7 @@ def _service(url: str | None, output: Path) -> Iterator[str]:
     if url is not None:
         yield url
         return
-    with running_service(output / "service.log") as started:
+    with own_service(output / "service.log") as started:
         yield started
 
 

@@ -263,6 +263,7 @@ class TestStep:
             given = {name: np.full(shape, value, np.float32) for name, shape in model.info().parameters}
         if kind == "torch":
             given = {name: torch.from_numpy(array).requires_grad_() for name, array in reversed(given.items())}
+            given["in.bias"] = given["in.bias"].bfloat16()
         result = model.optim_step(gradients=given).result()
         np.testing.assert_array_equal(server.models["m"].state.weights, before - value)
         assert result.metrics == {}

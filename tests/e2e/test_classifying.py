@@ -2,10 +2,14 @@
 
 import json
 import math
+import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -133,10 +137,10 @@ def test_the_confusion_counts_classes_by_what_they_were_taken_for() -> None:
     assert confusion(spikes, labels).tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 1]]
 
 
-def command(module: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"examples.{module}", *options], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+def command(module: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-m", f"examples.{module}", *options]
+    env = os.environ | environment
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
 
 
 def letters(folder: Path) -> Path:
@@ -160,6 +164,8 @@ def test_the_command_trains_on_a_service_of_its_own_and_saves_figures(tmp_path: 
     options = ("--data", str(letters(tmp_path)), "--epochs", "2", "--seed", "3", "--compare", "--out", str(out))
     run = command("train_braille", *options)
     assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stderr == ""
+    assert " warning " not in (out / "service.log").read_text()
     assert "both trainings are the same to the bit" in run.stdout
     assert (out / "braille-letters.png").read_bytes().startswith(b"\x89PNG")
     figures = json.loads((out / "braille-letters.json").read_text())
@@ -169,6 +175,42 @@ def test_the_command_trains_on_a_service_of_its_own_and_saves_figures(tmp_path: 
     matrix = np.array(figures["confusion"])
     assert matrix.sum(1).tolist() == [10, 10]
     assert figures["test"]["accuracy"] == pytest.approx(np.trace(matrix) / 20)
+
+
+def test_the_service_of_the_command_is_its_own_whatever_the_environment_says_of_others(tmp_path: Path) -> None:
+    others = {
+        "EXODUS_API_KEYS": "secret",
+        "EXODUS_API_KEYS_FILE": str(tmp_path / "none"),
+        "EXODUS_UDS": str(tmp_path / "socket"),
+        "EXODUS_STATE_DIR": str(tmp_path / "states"),
+        "EXODUS_DATA": str(letters(tmp_path)),
+    }
+    run = command("train_braille", "--epochs", "1", "--out", str(tmp_path / "out"), **others)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stderr == ""
+    assert " warning " not in (tmp_path / "out" / "service.log").read_text()
+    assert not (tmp_path / "states").exists()
+
+
+def test_a_service_that_does_not_start_ends_the_command_with_the_end_of_its_log(tmp_path: Path) -> None:
+    run = command("train_braille", "--data", str(letters(tmp_path)), "--out", str(tmp_path), EXODUS_DEVICE="abacus")
+    assert run.returncode == 3
+    assert run.stderr.startswith("the service ended with status 2; the end of ")
+    assert "abacus" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_the_service_of_a_command_that_is_terminated_is_stopped(tmp_path: Path) -> None:
+    options = ("--data", str(letters(tmp_path)), "--epochs", "1000000", "--out", str(tmp_path))
+    arguments = [sys.executable, "-u", "-m", "examples.train_braille", *options]
+    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        line = next(line for line in run.stdout if line.startswith("model "))  # when the service is ready
+        run.terminate()
+        run.stdout.read()
+        assert run.wait(60) == 128 + signal.SIGTERM
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", urlsplit(line.split()[-1]).port)) != 0
 
 
 def test_the_command_leaves_its_model_on_a_given_service(tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ def test_the_demo_saves_its_picture_and_its_loss_curves(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.demo", "--epochs", "3", "--output", str(tmp_path / "new" / "folder")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert "largest relative difference of the two loss curves: 0" in run.stdout
+    assert run.stderr == ""
+    assert " warning " not in (tmp_path / "new" / "folder" / "service.log").read_text()
     saved = tmp_path / "new" / "folder" / "poisson-spike-trains"
     assert saved.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     losses = json.loads(saved.with_suffix(".json").read_text())["losses"]

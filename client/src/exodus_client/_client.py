@@ -133,8 +133,9 @@ class Client:
             grad_output: dL/dspikes, (B, T, N). Without it and `grad_membrane` only the forward pass runs.
             grad_membrane: dL/dmembrane by direct paths from the membrane to the loss, (B, T, N).
             initial_membrane, initial_spikes: state before the first step; a number or an array. Default 0.
-            time_dim: axis of time; default 1.
-            output_filter: alpha of an exponential filter between spikes and loss, whose output `grad_output` is about.
+            time_dim: axis of time; default 1, batch first.
+            output_filter: alpha, in [0, 1], of an exponential filter between spikes and loss; `grad_output` is then
+                about its output.
             result_dtype: dtype of all answers; default that of membrane, input, psp or weight.
             wrt: neuron parameters whose gradients are wanted too: "alpha", "threshold", "reset_by", "initial_membrane".
             return_: traces that are wanted too: "spikes", "membrane".

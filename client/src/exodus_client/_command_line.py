@@ -1,6 +1,7 @@
 """What all commands of `exodus` have in common: options, the client they make, and how they end.
 
-Exit codes: 0 done, 1 the server refused or failed, 2 the arguments do not fit, 3 no server, or one that is not ready.
+Exit codes: 0 done, 1 the server refused or failed, or a question was answered with no, 2 the arguments do not fit,
+3 no server, or one that is not ready.
 """
 
 # No `from __future__ import annotations`: typer reads the annotations.

@@ -12,6 +12,7 @@ import numpy as np
 
 from ._errors import InvalidResponseError
 from ._gradients import Kind, read_answer, read_numbers, timing_of
+from ._numbers import values_of
 from ._plain import kind_of, number
 from ._session import Answer
 from .neuron import Array
@@ -263,8 +264,7 @@ def join(arrays: Array | Mapping[str, Array], info: ModelInfo, name: str) -> Arr
         if tuple(np.shape(arrays[key])) != shape:
             raise ValueError(f"{name}: got shape {list(np.shape(arrays[key]))} for {key}, want {list(shape)}")
     ordered = [arrays[key] for key in wanted]
-    plain = [array.detach().cpu().numpy() if is_torch(array) else np.asarray(array) for array in ordered]
-    return np.concatenate([array.reshape(-1) for array in plain])
+    return np.concatenate([values_of(Tensor.of(name, array)).reshape(-1) for array in ordered])
 
 
 def copied(targets: Array) -> Any:
