@@ -220,9 +220,12 @@ class TestForkedProcesses:
 
 class TestClosing:
     def test_does_not_ask_on_for_a_call_that_lasts(self, client: Client, server: TrainingServer) -> None:
+        asked, answer = threading.Event(), server._request
         server.pending = 10**9
+        server._request = lambda *arguments: (asked.set(), answer(*arguments))[1]  # type: ignore[method-assign]
         model = create(client)
         future = model.step(X, Y, loss=LOSS)
+        wait(asked)
         closing = threading.Thread(target=model.close)
         closing.start()
         closing.join(30)

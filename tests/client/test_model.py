@@ -174,10 +174,12 @@ class TestMaking:
         with pytest.raises(NotFoundError):
             client.model("m")
 
-    def test_an_id_is_no_path(self, client: Client, server: TrainingServer) -> None:
-        with pytest.raises(NotFoundError):
-            client.model("a/b?c")
-        assert server.requests[-1] == ("GET", "/v1/models/a/b?c")  # as decoded: one segment with %2F and %3F
+    @pytest.mark.parametrize("id", ["", "a/b?c", "..", "a b", "ä", "a" * 65])
+    def test_an_id_is_no_path(self, client: Client, server: TrainingServer, id: str) -> None:
+        for use in (client.model, client.delete_model, lambda id: create(client, id=id)):
+            with pytest.raises(ValueError, match=r"^id must be 1 to 64 letters, digits, - and _, got '"):
+                use(id)
+        assert not server.requests
 
     @pytest.mark.parametrize("body", [b"[]", b"{}", b'{"models": 3}', b"?", b'{"models": [{"id": "m"}]}'])
     def test_a_list_that_is_none_is_refused(self, server: TrainingServer, body: bytes) -> None:

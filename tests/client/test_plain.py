@@ -85,6 +85,8 @@ def test_a_description_may_hold_numbers_of_numpy_and_torch(client: Client, serve
         ({"optimizer": torch.optim.Adam}, r"optimizer: got the class Adam, want 'sgd', 'adam', 'adamw', or a dict"),
         ({"optimizer": None}, r"optimizer: got NoneType, want"),
         ({"seed": object()}, r"seed: got object, want"),
+        ({"dtype": np.float32}, r"dtype must be 'float32' or 'float64', got type"),
+        ({"dtype": "float16"}, r"dtype must be 'float32' or 'float64', got 'float16'"),
         ({"id": 3}, r"id: got 3, want a string$"),
     ],
 )

@@ -261,6 +261,23 @@ def test_accumulated_gradients_are_part_of_the_state(remote):
     assert same_state(remote.state(), trainer.state())
 
 
+@pytest.mark.parametrize("change", ["a weight is missing", "there is one more"])
+def test_a_state_without_exactly_the_weights_of_the_network_is_refused(remote, change):
+    remote.step(1)
+    before = remote.call("GET", STATE).body
+    (length,) = struct.unpack_from("<Q", before)
+    about = json.loads(before[8 : 8 + length])["__metadata__"]
+    tensors = safetensors.torch.load(before)
+    if change == "a weight is missing":
+        del tensors["weights.0.bias"]
+    else:
+        tensors["weights.9.bias"] = torch.zeros(2)
+    answer = remote.call("PUT", STATE, safetensors.torch.save(tensors, about), TYPE)
+    assert (answer.status, answer.json["code"]) == (409, "state_mismatch")
+    assert ("weights.0.bias" if "missing" in change else "weights.9.bias") in answer.json["detail"]
+    assert remote.call("GET", STATE).body == before
+
+
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_a_state_whose_optimiser_could_make_no_step_is_refused(remote, value):
     remote.step(1)

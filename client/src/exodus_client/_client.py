@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Self, TypeVar, Unpack, overload
-from urllib.parse import quote
 
 import httpx
 
@@ -238,7 +237,7 @@ class Client:
             ExodusError: see its tree.
         """
         options = _of_handle(ahead, patience, time_dim)
-        answer = self._session.call("GET", f"/v1/models/{quote(model_id(id), safe='')}")
+        answer = self._session.call("GET", f"/v1/models/{model_id(id)}")
         return self._model(ModelInfo.of(read_json(answer), answer.request_id), options)
 
     def models(self) -> list[ModelInfo]:
@@ -252,7 +251,7 @@ class Client:
 
     def delete_model(self, id: str) -> None:
         """Delete a model, with all that was saved of it. Raises NotFoundError, ExodusError."""
-        self._session.call("DELETE", f"/v1/models/{quote(model_id(id), safe='')}")
+        self._session.call("DELETE", f"/v1/models/{model_id(id)}")
 
     def capabilities(self) -> dict[str, Any]:
         """What the server can do: methods, neurons, surrogates, dtypes, devices, limits, versions.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from ._numbers import real, shown, values_of
 from .neuron import AlphaKernel, ExponentialKernel
 from .surrogate import Surrogate
 from .wire import Tensor, is_torch
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 #: What is wanted in places where people try something else.
 _EXAMPLES = {
@@ -61,6 +64,8 @@ def network_of(layers: Any, input_shape: Any, dtype: str) -> dict[str, Any]:
         if not isinstance(layer, Mapping):
             example = "a dict such as {'kind': 'lif', 'alpha': 0.95}"
             raise TypeError(f"layers[{index}]: got {_named(layer)}, want {example}")
+    if not isinstance(dtype, str) or dtype not in ("float32", "float64"):
+        raise TypeError(f"dtype must be 'float32' or 'float64', got {shown(dtype)}")
     described = plain("layers", list(layers))
     return {"input_shape": plain("input_shape", input_shape), "dtype": dtype, "layers": described}
 
@@ -96,10 +101,12 @@ def number(name: str, given: Any) -> float | None:
 
 
 def model_id(given: Any) -> str:
-    """The id of a model. Raises TypeError."""
+    """The id of a model. Raises TypeError, ValueError."""
     if not isinstance(given, str):
         hint = ": its `id` is one" if hasattr(given, "id") else ""
         raise TypeError(f"id: got {_named(given)}, want a string{hint}")
+    if not _ID.fullmatch(given):
+        raise ValueError(f"id must be 1 to 64 letters, digits, - and _, got {shown(given)}")
     return given
 
 
