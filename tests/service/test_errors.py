@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from exodus_client.wire import MSGPACK_TYPE, Message, Tensor, encode
+from exodus_client.wire import JSON_TYPE, MSGPACK_TYPE, Message, Tensor, encode
 from exodus_service.params import wanted
 from exodus_service.problems import KINDS
 
@@ -246,6 +246,9 @@ U, W = torch.rand(2, 5, 3), torch.rand(4, 3)
         ({"model": "srm"}, {"psp": U, "grad_output": U, "reset_kernel": W}, "/params/neuron/reset_kernel"),
         ({"model": "srm", "reset_kernel": {"kind": "b"}}, {"psp": U, "grad_output": U}, "/params/neuron/reset_kernel"),
         ({"model": "srm"}, {"psp": U, "grad_output": U, "reset_kernel": W[0], "wrt": ["alpha"]}, "/params/wrt"),
+        ({"model": "srm", "reset_kernel": {"kind": []}}, {"psp": U, "grad_output": U}, "/params/neuron/reset_kernel"),
+        ({"model": "srm", "reset_kernel": {"kind": {}}}, {"psp": U, "grad_output": U}, "/params/neuron/reset_kernel"),
+        ({"model": []}, {"membrane": U, "grad_output": U}, "/params/neuron"),
     ],
 )  # fmt: skip
 def test_422_points_at_what_does_not_fit(caller, ask, neuron, parts, pointer):
@@ -304,6 +307,30 @@ def test_422_for_spikes_and_weights_that_would_make_something_huge(serve, ask):
     bits = Tensor.of("spikes", np.zeros((1, 5000, 100), bool), "bits")
     request = Message.of({"neuron": LIF, "return": ["spikes"]}, [bits, Tensor.of("weight", np.zeros((1, 100)))])
     assert_problem(caller.gradients(request), 422, "invalid", "/tensors/0/shape")
+
+
+def test_413_for_a_shape_of_numbers_beyond_all_sizes(caller):
+    shape = [10**2200, 10**2200]
+    body = {"v": 1, "params": {}, "tensors": [{"name": "a", "dtype": "int8", "shape": shape, "data": []}]}
+    assert_problem(caller.post(json.dumps(body).encode(), JSON_TYPE), 413, "too_large", "/tensors/0/shape")
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "X-Deadline-Ms", "Content-Type", "Content-Encoding"])
+def test_a_header_of_any_length_is_refused_and_named_briefly(running, good, name):
+    headers = {"Content-Type": MSGPACK_TYPE, "Content-Length": "9" * 17} | {name: "9" * 5000}
+    with running.raw() as connection:
+        lines = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
+        connection.sendall(f"POST /v1/gradients/exodus HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode())
+        head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+    assert head.split()[1] in (b"400", b"413", b"415")
+    assert len(body) < 2000
+
+
+def test_of_very_many_faults_the_first_are_named(caller, ask):
+    message = ask(membrane=torch.zeros(1, 2), **{f"unknown{number}": 0 for number in range(2000)})
+    answer = caller.gradients(message)
+    assert_problem(answer, 422, "invalid", "/params/unknown0")
+    assert len(answer.problem["errors"]) == 32
 
 
 def test_several_faults_are_named_together(caller, ask):

@@ -138,13 +138,23 @@ class Folder:
             manifest = replace(manifest, sha256=_write(states, encoded.chunks))
             _write(document, [manifest.encode()])
         except OSError:
-            if not document.exists():
-                _remove_quietly(states)
-                if not before:
-                    _remove_if_empty(self.path)
+            # Also where the manifest stands, and only that it lasts could not be had: who is told that nothing was
+            # written must not find it later.
+            for name in (document, states):
+                _remove_quietly(name)
+            if not before:
+                _remove_if_empty(self.path)
             raise
         self._prune([manifest, *before])
         return manifest
+
+    def exists(self) -> bool:
+        """Whether there is a state, readable or not. What is left of a save that failed is none."""
+        try:
+            names = os.listdir(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return any(name.endswith((".json", f".json{_CORRUPT}")) for name in names)
 
     def read(self) -> Checkpoint:
         """The newest generation that verifies.

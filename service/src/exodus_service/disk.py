@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from exodus_service.catalogue import Catalogue, Entry
-from exodus_service.checkpoint import CheckpointError, Folder, Manifest, sync_folder
+from exodus_service.checkpoint import GENERATIONS, CheckpointError, Folder, Manifest, sync_folder
 from exodus_service.model import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -62,12 +62,12 @@ class StateDir:
 
     def has(self, owner: str, id: str) -> bool:
         """Whether there is something of a model, readable or not."""
-        return self.folder(owner, id).path.is_dir()
+        return self.folder(owner, id).exists()
 
     def newest(self, owner: str, id: str) -> Manifest | None:
         """The newest manifest of a model, None where the owner has none of this id. Raises CheckpointError."""
         folder = self.folder(owner, id)
-        if not folder.path.is_dir():
+        if not folder.exists():
             return None
         manifests = folder.manifests()
         if not manifests:
@@ -82,18 +82,31 @@ class StateDir:
         manifest = folder.write(
             header, progress.sequence, progress.writer, snapshot.tensors, progress.pack(), self._require_room
         )
-        self.catalogue.put(_entry(manifest, folder.nbytes()))
+        try:
+            nbytes = folder.nbytes()
+        except OSError as error:  # the state is written, whatever is not known of the others
+            logger.warning("%s: its size is not known: %s", folder.path, error)
+            nbytes = GENERATIONS * manifest.space
+        self.catalogue.put(_entry(manifest, nbytes))
         return manifest
 
     def remove(self, owner: str, id: str) -> None:
-        """Remove a model with all its states, at once: it cannot come back by halves."""
+        """Remove a model with all its states, at once: it cannot come back by halves.
+
+        Raises:
+            OSError: the disk says no; the model is as it was.
+        """
         path = self.folder(owner, id).path
         trash = self._models / f"{_TRASH}{secrets.token_hex(8)}"
         try:
             os.rename(path, trash)
         except FileNotFoundError:
             return
-        sync_folder(self._models)
+        try:
+            sync_folder(self._models)
+        except OSError:
+            os.rename(trash, path)
+            raise
         self.catalogue.remove(owner, id)
         shutil.rmtree(trash, ignore_errors=True)
 

@@ -16,6 +16,8 @@ Parameter = Literal["alpha", "threshold", "reset_by", "initial_membrane"]
 Trace = Literal["spikes", "membrane"]
 
 _SHOWN = 80
+#: Places of a request that are pointed at together.
+_MOST_FAULTS = 32
 #: How pydantic words what is wanted of a text, list or number.
 _WANTED = re.compile(r"(Input should be|(String|List|Data) should (have|match pattern)) (.+)", re.DOTALL)
 
@@ -92,7 +94,10 @@ class AlphaTaps(Strict):
 def _reset_kernel(value: object) -> str | None:
     if not isinstance(value, dict):
         return None
-    return {"exponential": "<exponential>", "alpha": "<alpha>", None: "<tensor>"}.get(value.get("kind"))
+    kind = value.get("kind")
+    if kind is None:
+        return "<tensor>"
+    return f"<{kind}>" if kind in ("exponential", "alpha") else None
 
 
 ResetKernel = Annotated[
@@ -173,7 +178,7 @@ def parse(model: type[Model], params: Mapping[str, Any]) -> Model:
     try:
         return model.model_validate(params)
     except ValidationError as error:
-        faults = tuple(_fault(entry) for entry in error.errors(include_url=False))
+        faults = tuple(_fault(entry) for entry in error.errors(include_url=False)[:_MOST_FAULTS])
         first = faults[0]
         raise Problem("invalid", f"{first.pointer}: expected {first.expected}, got {first.got}", faults) from None
 

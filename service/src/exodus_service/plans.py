@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from exodus_client.wire import Limits, check_plain
 from exodus_core import network as networks
 from exodus_core.fields import DescriptionError
 from exodus_core.network import Description
@@ -27,6 +28,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MAX_NAME = 256
 #: The key of the metadata of a state file, and the version of what it holds.
 _METADATA, _VERSION = "exodus", 1
+_ABOUT = Limits(max_header_bytes=2**20)
 
 
 def is_id(id: object) -> bool:
@@ -142,6 +144,7 @@ def upload(model: Model, body: Buffer, device: torch.device) -> Upload:
     try:
         tensors, metadata = decode_state(body)
         about = json.loads(metadata[_METADATA])
+        check_plain(about, _ABOUT)
         version, sequence, seed = about["version"], about["sequence"], about["seed"]
         network, optimizer = about["network"], about["optimizer"]
     except StateFileError as error:

@@ -31,6 +31,9 @@ from exodus_service.segments import Segments, Shared
 _MESSAGES = (*CONTENT_TYPES, SEGMENT_TYPE)
 #: What bounds bodies.
 _SETTING = "(EXODUS_MAX_BODY_BYTES)"
+#: Digits of a number of bytes that there may be.
+_LONGEST_NUMBER = 18
+_SHOWN = 80
 
 
 @contextmanager
@@ -162,7 +165,7 @@ def _content_type(headers: Mapping[str, str], known: Sequence[str]) -> str:
     given = headers.get("content-type", "").partition(";")[0].strip().lower()
     if given not in known:
         wanted = " or ".join(name for name in known if name != SEGMENT_TYPE)
-        raise header_problem("unsupported", "content-type", wanted, given)
+        raise header_problem("unsupported", "content-type", wanted, shown(given))
     if given == SEGMENT_TYPE and headers.get("content-encoding", "identity") != "identity":
         given_encoding = headers["content-encoding"]
         raise header_problem("unsupported", "content-encoding", "none, of a reference", given_encoding)
@@ -171,14 +174,14 @@ def _content_type(headers: Mapping[str, str], known: Sequence[str]) -> str:
 
 def _require_known_encoding(given: str | None) -> None:
     if given is not None and given.strip().lower() not in CONTENT_ENCODINGS:
-        raise header_problem("unsupported", "content-encoding", " or ".join(CONTENT_ENCODINGS), given)
+        raise header_problem("unsupported", "content-encoding", " or ".join(CONTENT_ENCODINGS), shown(given))
 
 
 def _require_no_upgrade(headers: Mapping[str, str]) -> None:
     """The parser takes what follows an upgrade for another protocol, and with it the body."""
     given = headers.get("upgrade", "")
     if given and "upgrade" in headers.get("connection", "").lower():
-        problem = header_problem("malformed", "upgrade", "none, as HTTP/1.1 is all that is spoken here", given)
+        problem = header_problem("malformed", "upgrade", "none, as HTTP/1.1 is all that is spoken here", shown(given))
         problem.headers["Connection"] = "close"
         raise problem
 
@@ -188,11 +191,11 @@ def _content_length(headers: Mapping[str, str], limit: int, why: str) -> int:
     if given is None:
         raise header_problem("length_required", "content-length", "the number of bytes of the body", "")
     if not given.isdecimal():
-        raise header_problem("malformed", "content-length", "a number of bytes", given)
-    nbytes = int(given)
+        raise header_problem("malformed", "content-length", "a number of bytes", shown(given))
+    nbytes = int(given) if len(given) <= _LONGEST_NUMBER else math.inf
     if nbytes > limit:
-        raise header_problem("too_large", "content-length", f"at most {limit} bytes {why}", f"{nbytes} bytes")
-    return nbytes
+        raise header_problem("too_large", "content-length", f"at most {limit} bytes {why}", f"{shown(given)} bytes")
+    return int(nbytes)
 
 
 def _deadline_seconds(headers: Mapping[str, str]) -> float:
@@ -201,8 +204,13 @@ def _deadline_seconds(headers: Mapping[str, str]) -> float:
     if given is None:
         return math.inf
     if not given.isdecimal() or len(given) > 12:
-        raise header_problem("malformed", "x-deadline-ms", "a whole number of milliseconds", given)
+        raise header_problem("malformed", "x-deadline-ms", "a whole number of milliseconds", shown(given))
     return int(given) / 1e3
+
+
+def shown(value: str) -> str:
+    """The value of a header for a message, cut where it is long."""
+    return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
 
 
 def header_problem(code: str, name: str, expected: str, got: str) -> Problem:

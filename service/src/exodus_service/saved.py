@@ -76,8 +76,11 @@ class Saved:
         self._device = device
 
     def has(self, owner: str, id: str) -> bool:
-        """Whether there is something of a model, readable or not."""
-        return self._disk is not None and is_id(id) and self._disk.has(owner, id)
+        """Whether there is something of a model, readable or not. Raises Problem: internal_error."""
+        try:
+            return self._disk is not None and is_id(id) and self._disk.has(owner, id)
+        except OSError as error:
+            raise _unreadable(id, error) from error
 
     def find(self, owner: str, id: str) -> Found:
         """Look a model up. Raises Problem: not_found, internal_error."""

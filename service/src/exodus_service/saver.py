@@ -55,15 +55,17 @@ class Saver:
     def submit(self, snapshot: Snapshot) -> "Future[Any]":
         """Have a snapshot written. The future ends when it, or a newer one in its place, is on disk for good.
 
-        It has the OSError of a disk that says no, or a GoneError. Nothing is written of a model that is gone.
+        It has the OSError of a disk that says no, or a GoneError. Nothing is written of a model that is gone. A
+        snapshot of which the model is not told is written by itself: what becomes of it says nothing of others.
         """
         future: Future[Any] = Future()
+        key: object = snapshot.model if snapshot.told else future
         with self._changed:
-            waiting = self._jobs.get(snapshot.model)
+            waiting = self._jobs.get(key)
             if self._closed:
                 future.set_exception(GoneError())
             elif waiting is None:
-                self._jobs[snapshot.model] = _Job([future], snapshot)
+                self._jobs[key] = _Job([future], snapshot)
             else:
                 waiting.snapshot = snapshot
                 waiting.futures.append(future)

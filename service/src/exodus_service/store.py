@@ -286,15 +286,22 @@ class Store:
         model = self._residents.get((owner, id))
         if model is None and not await self._off(partial(self._saved.has, owner, id)):
             raise unknown(id)
+        if self._saver is not None and self._disk is not None:
+            disk = self._disk
+
+            def removed() -> None:
+                disk.remove(owner, id)
+                if model is not None:
+                    model.gone = True  # what is given to be saved after this must not bring it back
+
+            try:
+                await _done(self._saver.run(removed))
+            except OSError as error:
+                raise Problem("storage_full", f"the disk does not let the model be removed: {error}") from error
         if model is not None:
             self._residents.pop(model)
             model.close(lambda: unknown(id))
             self._forget_contexts(model)
-        if self._saver is not None and self._disk is not None:
-            try:
-                await _done(self._saver.run(partial(self._disk.remove, owner, id)))
-            except OSError as error:
-                raise Problem("storage_full", f"the disk does not let the model be removed: {error}") from error
 
     async def _replace(self, model: Model, uploaded: plans.Upload) -> dict[str, Any]:
         async with self._residents.pinned(model), model.exclusive():

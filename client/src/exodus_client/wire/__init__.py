@@ -6,7 +6,7 @@ Its one home: the service reads and writes with this code too. The bytes are des
 from .bounds import MAX_PAYLOAD_BYTES, ErrorCode, Limits, WireError
 from .compression import compress, decompress, peek_params
 from .header import VERSION
-from .json_form import NON_FINITE
+from .json_form import NON_FINITE, check_plain
 from .message import JSON_TYPE, MSGPACK_TYPE, Encoded, Form, Message, decode, encode
 from .segment import (
     MAX_REFERENCE_BYTES,
@@ -41,6 +41,7 @@ __all__ = [
     "Span",
     "Tensor",
     "WireError",
+    "check_plain",
     "compress",
     "decode",
     "decompress",

@@ -167,6 +167,14 @@ def _read_shape(given: Any, name: str, pointer: str, limits: Limits) -> tuple[in
                 expected="integers >= 0",
                 got=_brief(dimension),
             )
+        if dimension >= 2**63:  # products of such numbers take any time and memory, and have too many digits to be said
+            raise WireError(
+                f"tensor {name!r}: a dimension has at most 63 bits, got {_brief(dimension)}",
+                code="too_large",
+                pointer=pointer,
+                expected="integers below 2**63",
+                got=_brief(dimension),
+            )
     return tuple(dimensions)
 
 

@@ -60,7 +60,7 @@ def read_json(body: memoryview, limits: Limits) -> tuple[dict[str, Any], list[Te
     except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits
         raise WireError(f"body is not JSON: {error}") from error
     params, entries = read_header(top, limits)
-    _check_params(params, 1)
+    check_plain(params, limits)
     return params, [entry.tensor(_payload(entry)) for entry in entries]
 
 
@@ -98,8 +98,34 @@ def _refuse_constant(name: str) -> NoReturn:
     raise WireError(f'{name} is not JSON; write it as the string "{name}"', expected=f'"{name}"', got=name)
 
 
-def _check_params(value: Any, depth: int) -> None:
-    """Parameters are what the other forms can carry: in depth, in integers, and in text that is UTF-8."""
+def check_plain(value: Any, limits: Limits) -> None:
+    """Parameters from JSON are what the other forms can carry: in size, depth, numbers, and text that is UTF-8.
+
+    Raises:
+        WireError: they are not.
+    """
+    room = limits.max_header_bytes
+    level, depth = [value], 0  # params is within the outermost map
+    while level:
+        depth += 1
+        room -= len(level) + sum(len(member) for member in level if type(member) is str)
+        if room < 0:
+            raise WireError(
+                f"the parameters are over {limits.max_header_bytes} bytes; large values belong into tensors",
+                code="too_large",
+                pointer="/params",
+                expected=f"at most {limits.max_header_bytes} bytes",
+                got="more",
+            )
+        for member in level:
+            _check_leaf(member)
+        nested = [chain(m, m.values()) if type(m) is dict else m for m in level if type(m) in (dict, list)]
+        if nested and depth >= MAX_DEPTH:
+            raise WireError(f"maps and lists nest deeper than {MAX_DEPTH}", pointer="/params")
+        level = list(chain.from_iterable(nested))
+
+
+def _check_leaf(value: Any) -> None:
     if isinstance(value, str):
         try:
             value.encode()
@@ -107,11 +133,8 @@ def _check_params(value: Any, depth: int) -> None:
             raise WireError("a string has half of a surrogate pair", pointer="/params") from error
     elif isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise WireError("an integer has more than 64 bits", pointer="/params")
-    elif isinstance(value, dict | list):
-        if depth >= MAX_DEPTH:
-            raise WireError(f"maps and lists nest deeper than {MAX_DEPTH}", pointer="/params")
-        for member in chain(value, value.values()) if isinstance(value, dict) else value:
-            _check_params(member, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise WireError("a number has more than 64 bits", pointer="/params")
 
 
 def _payload(entry: Entry) -> memoryview:
@@ -166,6 +189,9 @@ def _numbers(flat: list[Any], dtype: str, entry: Entry) -> memoryview:
 def _floats(flat: list[Any], dtype: str, entry: Entry) -> memoryview:
     try:
         doubles = np.array([float(value) for value in flat], np.float64)
+        named = sum(value in NON_FINITE for value in flat if type(value) is str)
+        if np.count_nonzero(~np.isfinite(doubles)) != named:
+            raise OverflowError("a number of JSON is infinite, such as 1e400")
         with np.errstate(over="raise", under="ignore"):
             array: AnyArray = doubles.astype(np.float32 if dtype == "bfloat16" else DTYPES[dtype])
     except (OverflowError, FloatingPointError) as error:
