@@ -2,12 +2,16 @@
 
 import json
 import threading
+import time
 
 import pytest
 import torch
 from remote_models import ADAM, NETWORK, batch, body_of, local, same_state, trained
 
+from exodus_core import network as networks
 from exodus_core.network import parse
+from exodus_service import plans
+from exodus_service.about import footprint
 
 
 @pytest.fixture
@@ -156,22 +160,84 @@ def test_a_model_that_is_too_large_is_refused_before_it_is_built(serve, connect)
 
 
 def test_a_description_that_no_answer_has_room_for_is_refused(remote):
-    layers = [{"kind": "linear", "out_features": 1} for _ in range(1200)]
+    layers = [{"kind": "linear", "out_features": 1} for _ in range(1000)]
     answer = remote.post("/v1/models", {"network": {"input_shape": [1], "layers": layers}, "optimizer": ADAM})
     assert (answer.status, answer.json["code"]) == (413, "too_large")
     assert answer.json["errors"][0]["pointer"] == "/params/network/layers"
     assert remote.call("GET", "/v1/models").json == {"models": []}
 
 
-@pytest.mark.parametrize(("form", "count"), [("json", 30_000), ("stream", 6_500)])
-def test_a_description_that_no_answer_has_room_for_is_not_looked_at(remote, form, count):
-    layers = [{"kind": "if"}] * (count - 1) + [{"kind": "nothing"}]
-    parameters = {"network": {"input_shape": [1], "layers": layers}, "optimizer": ADAM}
-    answer = remote.post("/v1/models", parameters, form=form)
+@pytest.mark.parametrize("form", ["stream", "json"])
+@pytest.mark.parametrize(
+    ("layers", "settings", "pointer", "setting"),
+    [
+        (1025, {}, "/params/network/layers", "1024 layers (EXODUS_MAX_LAYERS)"),
+        (4, {"max_layers": 4}, "/params/network/layers", "4 layers (EXODUS_MAX_LAYERS)"),
+        (
+            900,
+            {"max_description_bytes": 8000},
+            "/params/network",
+            "8000 bytes as msgpack (EXODUS_MAX_DESCRIPTION_BYTES)",
+        ),
+    ],
+)
+def test_a_description_is_bounded_before_it_is_read(
+    serve, connect, monkeypatch, form, layers, settings, pointer, setting
+):
+    service = serve(**settings)
+    monkeypatch.setattr(networks, "parse", None)
+    network = {"input_shape": [6], "layers": [{"kind": "linear", "out_features": 2}, *[{"kind": "if"}] * layers]}
+    answer = connect(service.port).post("/v1/models", {"network": network, "optimizer": ADAM}, form)
     assert (answer.status, answer.json["code"]) == (413, "too_large")
     (fault,) = answer.json["errors"]
-    assert fault["pointer"] == "/params/network/layers"
-    assert fault["expected"] == "a description of at most 57344 bytes with all its defaults"
+    assert (fault["pointer"], fault["expected"]) == (pointer, f"at most {setting}")
+    capable = connect(service.port).call("GET", "/v1/capabilities").json["limits"]
+    assert capable["max_layers"] == settings.get("max_layers", 1024)
+
+
+def test_a_description_in_json_has_no_more_room_than_one_in_msgpack(remote):
+    network = {"input_shape": [6], "layers": [{"kind": "if"}] * 28_000}
+    answer = remote.post("/v1/models", {"network": network, "optimizer": ADAM}, "json")
+    assert (answer.status, answer.json["code"]) == (413, "too_large")
+
+
+def test_calls_do_not_wait_for_a_model_that_is_made_and_its_deadline_stops_it(serve, connect, tmp_path):
+    room = footprint(parse(NETWORK), ADAM) + 10_000
+    service = serve(state_dir=tmp_path / "state", models_memory_bytes=room)
+    remote, other = connect(service.port), connect(service.port)
+    for id in ("m", "k"):
+        assert remote.create(id).status == 201
+    finish = threading.Event()
+    service.engine.store._maker.submit(finish.wait)
+    try:
+        body = {"id": "n", "network": NETWORK, "optimizer": ADAM}
+        answer = other.post("/v1/models", body, headers={"X-Deadline-Ms": "100"})
+        assert (answer.status, answer.json["code"]) == (504, "deadline")
+        assert remote.step(1, "k").status == 200
+        assert remote.step(1, "m").status == 200  # it had left memory
+    finally:
+        finish.set()
+    assert other.call("GET", "/v1/models/n").status == 404
+    assert service.engine.scheduler.requests == 0
+
+
+def test_a_model_is_not_built_after_its_deadline(serve, connect, tmp_path, monkeypatch, until):
+    service = serve(state_dir=tmp_path / "state")
+    built = []
+    monkeypatch.setattr(plans.Plan, "build", lambda self, device: built.append(self))
+    plan = plans.plan
+
+    def slow(*arguments, **options):
+        time.sleep(0.3)
+        return plan(*arguments, **options)
+
+    monkeypatch.setattr(plans, "plan", slow)
+    body = {"id": "n", "network": NETWORK, "optimizer": ADAM}
+    answer = connect(service.port).post("/v1/models", body, headers={"X-Deadline-Ms": "100"})
+    assert (answer.status, answer.json["code"]) == (504, "deadline")
+    until(lambda: service.engine.scheduler.requests == 0)
+    service.engine.store._maker.submit(lambda: None).result(10)
+    assert built == []
 
 
 def test_a_shape_of_any_size_is_refused(remote):

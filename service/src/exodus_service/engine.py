@@ -127,6 +127,8 @@ class Engine:
                 "max_queue": settings.max_queue,
                 "max_queue_bytes": settings.max_queue_bytes,
                 "max_model_bytes": settings.max_model_bytes,
+                "max_layers": settings.max_layers,
+                "max_description_bytes": settings.max_description_bytes,
                 "max_activation_bytes": settings.max_activation_bytes,
                 "models_memory_bytes": settings.models_memory_bytes,
                 "models_disk_bytes": settings.models_disk_bytes,

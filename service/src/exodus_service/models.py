@@ -18,6 +18,7 @@ from exodus_service.failures import pointed, translated
 from exodus_service.model_inputs import Opened
 from exodus_service.plans import require_size
 from exodus_service.problems import Fault, Problem, invalid
+from exodus_service.settings import Settings
 from exodus_service.state_file import MEDIA_TYPE
 from exodus_service.training_params import CreateParams
 
@@ -32,16 +33,18 @@ _SLOTS, _BESIDE_STATE = 6, 1024 * 1024
 async def create(engine: Engine, received: Received) -> Reply:
     """Make a model, or find the one that the same call has made. Raises Problem."""
     prepare = partial(_prepare, engine, received)
-    opened, params, weights = await received.within(asyncio.to_thread(translated, prepare, engine.device))
+    making = engine.store.aside(partial(translated, prepare, engine.device))
+    opened, params, network, weights = await received.within(making)
     made = engine.store.create(
         received.owner,
         id=params.id,
-        network=params.network,
+        network=network,
         optimizer=params.optimizer,
         seed=params.seed,
         durable_every=params.durable_every,
         name=params.name,
         weights=weights,
+        deadline=received.due,
     )
     try:
         created = await received.within(made)
@@ -103,12 +106,11 @@ def _unpack_state(received: Received, network: Description) -> None:
     received.content_encoding, received.body = None, memoryview(body)
 
 
-def _prepare(engine: Engine, received: Received) -> tuple[Opened, CreateParams, torch.Tensor | None]:
+def _prepare(engine: Engine, received: Received) -> tuple[Opened, CreateParams, Description, torch.Tensor | None]:
     """Unpack and check a call, as far as the store does not. Raises Problem, WireError."""
     opened = Opened(received, engine.limits)
     params = opened.params(CreateParams)
-    # Before it is looked at: the rest takes time for each of its layers.
-    _require_short(len(msgpack.packb(params.network)), engine.limits)
+    _require_short(params.network, engine.settings)
     try:
         network = networks.parse(params.network)
     except DescriptionError as error:
@@ -117,19 +119,32 @@ def _prepare(engine: Engine, received: Received) -> tuple[Opened, CreateParams, 
     _require_room_for_answers(network, engine.limits)
     weights = opened.flat("weights", network) if "weights" in opened.operands else None
     opened.operands.finish()
-    return opened, params, weights
+    return opened, params, network, weights
+
+
+def _require_short(network: dict[str, Any], settings: Settings) -> None:
+    """Bound the work that a description makes, before it is read. Raises Problem: too_large."""
+    layers = network.get("layers")
+    count = len(layers) if isinstance(layers, list) else 0
+    nbytes = len(msgpack.packb(network))
+    if count > settings.max_layers:
+        pointer, most, got = "/layers", f"{settings.max_layers} layers (EXODUS_MAX_LAYERS)", f"{count} layers"
+    elif nbytes > settings.max_description_bytes:
+        most = f"{settings.max_description_bytes} bytes as msgpack (EXODUS_MAX_DESCRIPTION_BYTES)"
+        pointer, got = "", f"{nbytes} bytes"
+    else:
+        return
+    pointer = f"/params/network{pointer}"
+    fault = Fault(pointer, f"at most {most}", got)
+    raise Problem("too_large", f"{pointer}: expected at most {most}, got {got}", (fault,))
 
 
 def _require_room_for_answers(network: Description, limits: Limits) -> None:
     """What is said of a model, and the norm of each parameter, have to fit into the head of a message."""
     parameters: list[Any] = [{"name": name, "shape": list(shape)} for name, shape in network.parameters]
-    _require_short(len(msgpack.packb([network.data, parameters])), limits)
-
-
-def _require_short(nbytes: int, limits: Limits) -> None:
-    """Refuse a description of so many bytes where no message has room for it. Raises Problem: too_large."""
-    if nbytes + _BESIDE > limits.max_header_bytes:
+    nbytes = len(msgpack.packb([network.data, parameters])) + _BESIDE
+    if nbytes > limits.max_header_bytes:
         expected = f"a description of at most {limits.max_header_bytes - _BESIDE} bytes with all its defaults"
-        got = f"one of {nbytes} bytes"
+        got = f"one of {nbytes - _BESIDE} bytes"
         fault = Fault("/params/network/layers", expected, got)
         raise Problem("too_large", f"/params/network/layers: expected {expected}, got {got}", (fault,))

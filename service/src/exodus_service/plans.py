@@ -81,7 +81,9 @@ def plan(
     max_model_bytes: int,
 ) -> Plan:
     """Check what a caller wants. Raises Problem: invalid, too_large."""
-    description = _described("/params/network", networks.parse, network)
+    description = (
+        network if isinstance(network, Description) else _described("/params/network", networks.parse, network)
+    )
     options = _described("/params/optimizer", _parse_optimizer, optimizer)
     if not description.parameters:
         raise invalid("/params/network", "a network with parameters to train", "one without")

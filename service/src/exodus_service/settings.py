@@ -78,6 +78,12 @@ class Settings(BaseSettings):
         default=16384 * MIB, ge=1, description="Bytes of saved models in state_dir, all owners together."
     )
     max_model_bytes: int = Field(default=1024 * MIB, ge=1, description="Largest model, in bytes of its weights.")
+    max_layers: int = Field(default=1024, ge=1, description="Most layers of a network.")
+    max_description_bytes: int = Field(
+        default=56 * 1024,
+        ge=1,
+        description="Largest description of a network, in bytes as msgpack; with all defaults it has at most 57344.",
+    )
     max_activation_bytes: int = Field(
         default=8192 * MIB,
         ge=1,

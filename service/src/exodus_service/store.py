@@ -72,6 +72,8 @@ class Store:
         self._own = ThreadPoolExecutor(1, "exodus-store-device") if execute is None else None
         self._execute: Execute = execute or self._own.submit  # type: ignore[union-attr]
         self._threads = ThreadPoolExecutor(2, "exodus-store")
+        # By itself, so that no call that trains a model waits for a model to be made.
+        self._maker = ThreadPoolExecutor(1, "exodus-store-maker")
         self._retry_after = {"Retry-After": str(settings.retry_after_s)}
         self._bounds = Bounds(settings.answer_bytes, settings.sequence_wait_s, settings.max_queue)
         self.contexts = Contexts(settings.context_bytes, settings.context_ttl_s, least=_AROUND_CONTEXT)
@@ -117,7 +119,7 @@ class Store:
             except (TimeoutError, OSError, RuntimeError, Problem, GoneError) as error:
                 reason = str(error) or "the time was over"
                 logger.error("model %s: %s is saved, %d is lost: %s", model.id, model.durable, model.sequence, reason)
-        for threads in (self._threads, self._own):
+        for threads in (self._threads, self._maker, self._own):
             if threads is not None:
                 threads.shutdown(wait=False, cancel_futures=True)
         if self._saver is None or self._disk is None:
@@ -139,21 +141,23 @@ class Store:
         durable_every: object = 10,
         name: object = "",
         weights: torch.Tensor | None = None,
+        deadline: float | None = None,
     ) -> Created:
         """Make a model; it is durable when this returns, where anything is.
 
         Args:
             owner: whose it is.
-            network: a description, see exodus_core.network.
+            network: a description, see exodus_core.network, or what was read from one.
             optimizer: its kind and options, see exodus_core.training.
             id: the caller's choice; None: made here.
             seed: of weights and dropout.
             durable_every: how many training calls are made from one save to the next.
             name: a label for people.
             weights: all parameters in order, flat; None: drawn by the seed.
+            deadline: a time.monotonic() value; what has not begun by then is not done.
 
         Raises:
-            Problem: invalid, too_large, model_exists, storage_full, out_of_memory, queue_full.
+            Problem: invalid, too_large, model_exists, storage_full, out_of_memory, queue_full, deadline.
         """
         if id is None:
             id = plans.new_id()
@@ -171,8 +175,8 @@ class Store:
             weights=weights,
             max_model_bytes=self._settings.max_model_bytes,
         )
-        plan = await self._off(planned)
-        return await self._moves.run((owner, id), lambda: self._create(plan))
+        plan = await self.aside(planned)
+        return await self._moves.run((owner, id), lambda: self._create(plan, deadline))
 
     @asynccontextmanager
     async def use(self, owner: str, id: str) -> AsyncIterator[Model]:
@@ -199,7 +203,7 @@ class Store:
 
     async def list(self, owner: str) -> list[dict[str, Any]]:
         """All models of an owner, by age. One whose state cannot be read is left out, and named in the log."""
-        saved = await self._off(partial(self._saved.list, owner))
+        saved = await self.aside(partial(self._saved.list, owner))
         infos = {found.header.id: found.info() for found in saved}
         infos |= {model.id: model.info() for model in self._residents if model.owner == owner}
         return sorted(infos.values(), key=lambda info: (info["created"], info["id"]))
@@ -248,7 +252,12 @@ class Store:
 
     # What is done in turn.
 
-    async def _create(self, plan: plans.Plan) -> Created:
+    async def _create(self, plan: plans.Plan, deadline: float | None) -> Created:
+        def build() -> Trainer:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise Problem("deadline", "the deadline passed before the model was made")
+            return plan.build(self._device)
+
         header = plan.header
         there = self._residents.get((header.owner, header.id))
         if there is None and await self._off(partial(self._saved.has, header.owner, header.id)):
@@ -257,7 +266,7 @@ class Store:
         if there is not None:
             return _again(header, there.header, there.info())
         async with self._residents.room(footprint(plan.network, dict(header.optimizer)), new=True):
-            trainer = await self._off(partial(plan.build, self._device))
+            trainer = await self.aside(build)
             model = self._model(header, plan.network, trainer, Progress())
             if self._saver is not None:
                 try:
@@ -362,6 +371,10 @@ class Store:
         while True:
             await asyncio.sleep(min(_SWEEP_S, self._settings.context_ttl_s))
             self.contexts.sweep()
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Do something that no call that trains a model is to wait for, one at a time; left before, it is not done."""
+        return await asyncio.get_running_loop().run_in_executor(self._maker, work)
 
     async def _off(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
