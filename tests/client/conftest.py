@@ -125,7 +125,8 @@ def gradients(request: httpx.Request) -> httpx.Response:
     dtype = getattr(torch, params.get("result_dtype", source.dtype))
     tensors = [Tensor.of(name, torch.from_numpy(np.asarray(array)).to(dtype)) for name, array in results.items()]
     norms = {name: float(np.linalg.norm(array)) for name, array in results.items() if name.startswith("grad_")}
-    answer = Message.of({"device": "fake", "method": "exodus", "grad_norms": norms}, tensors)
+    method = params.get("method") or request.url.path.rpartition("/")[2] or "exodus"
+    answer = Message.of({"device": "fake", "method": method, "grad_norms": norms}, tensors)
     timing = {"Server-Timing": 'queue;dur=0.5, decode;dur=1, kernel;desc="a, b";dur=2.25, encode;dur=0'}
     return response(encode(answer, message.form), **timing)
 

@@ -20,7 +20,10 @@ from exodus_client import (
     Client,
     InternalServerError,
     Retries,
+    ServerOutOfMemoryError,
+    ServerStorageFullError,
     Timeout,
+    UnprocessableError,
 )
 from exodus_client._errors import STATUS_ERRORS
 from exodus_client._retry import parse_retry_after
@@ -44,6 +47,52 @@ def problem(status: int, **members: Any) -> httpx.Response:
 
 
 class TestStatus:
+    @pytest.mark.parametrize("code", ["insufficient_storage", "storage_full"])
+    def test_a_full_disk_is_no_lack_of_memory(self, service: Any, code: str) -> None:
+        service.handler = lambda request: httpx.Response(
+            507, json={"code": code, "detail": "no space", "retryable": False}
+        )
+        with pytest.raises(ServerStorageFullError, match=rf"^507 {code}: no space \[request"):
+            ask(service.client())
+        service.handler = lambda request: httpx.Response(507, json={"code": "out_of_memory", "retryable": False})
+        with pytest.raises(ServerOutOfMemoryError):
+            ask(service.client())
+        assert len(service.requests) == 2
+
+    @pytest.mark.parametrize(
+        ("detail", "faults", "lines"),
+        [
+            ("/a: expected 1, got 2", [("/a", "1", "2")], []),
+            (
+                "tensor 'u': expected shape [3], got [4]",
+                [("/tensors/0/shape", "[3]", "[4]")],
+                ["  at /tensors/0/shape"],
+            ),
+            ("alpha must be in (0, 1], got 1.5", [("/alpha", "a value in (0, 1]", "1.5")], ["  at /alpha"]),
+            ("/a: expected 1, got 2", [("/a", "1", "2"), ("/b", "3", "4")], ["  /b: expected 3, got 4"]),
+            ("it does not fit", [("/a", "1", "2")], ["  /a: expected 1, got 2"]),
+        ],
+    )
+    def test_a_place_is_said_once(
+        self, service: Any, detail: str, faults: list[tuple[str, str, str]], lines: list[str]
+    ) -> None:
+        errors = [dict(zip(("pointer", "expected", "got"), fault, strict=True)) for fault in faults]
+        service.handler = lambda request: httpx.Response(
+            422, json={"code": "invalid", "detail": detail, "errors": errors}
+        )
+        with pytest.raises(UnprocessableError) as caught:
+            ask(service.client())
+        error = caught.value
+        assert str(error) == "\n".join([f"422 invalid: {detail}", *lines]) + f" [request {error.request_id}]"
+        assert [(fault.pointer, fault.expected, fault.got) for fault in error.errors] == faults
+
+    @pytest.mark.parametrize("text", ["\\ud800", "caf\\u00e9"])
+    def test_an_error_can_be_printed(self, service: Any, text: str) -> None:
+        service.handler = lambda request: httpx.Response(400, content=f'{{"detail": "{text}", "code": "{text}"}}')
+        with pytest.raises(APIStatusError) as caught:
+            ask(service.client())
+        assert str(caught.value).encode()
+
     @pytest.mark.parametrize("status", [*STATUS_ERRORS, 302, 418, 500, 501, 502])
     def test_every_status_has_its_class(self, service: Any, status: int) -> None:
         faults = [{"pointer": "/tensors/0/shape", "expected": "[1, 2]", "got": "[2, 1]"}, "odd", {"pointer": 3}]

@@ -298,7 +298,7 @@ def test_an_answer_that_is_not_what_the_api_promises_is_an_error_of_its_own(serv
 
 def test_norms_that_json_cannot_carry_arrive_as_numbers(service: Any) -> None:
     norms = {"a": float("inf"), "b": float("nan"), "c": 1}
-    message = Message.of({"device": "cpu", "method": "exodus", "grad_norms": norms}, [])
+    message = Message.of({"device": "cpu", "method": "exodus", "grad_norms": norms}, [Tensor.of("grad_input", U)])
     encoded = encode(message, "json")
     service.handler = lambda request: httpx.Response(
         200, content=b"".join(encoded.chunks), headers={"Content-Type": encoded.content_type}

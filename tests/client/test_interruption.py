@@ -204,7 +204,7 @@ class TestForkedProcesses:
         reached = threading.Event()
         with contextlib.closing(silent(reached)) as listener:
             client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", retries=0)
-            future = client._submit(client.capabilities)
+            future = client._submit(client.capabilities, lambda: "capabilities")
             wait(reached)
             child = os.fork()
             if not child:

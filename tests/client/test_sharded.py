@@ -422,7 +422,7 @@ class TestFailure:
             return httpx.Response(200, content=b"".join(found.chunks), headers={"Content-Type": found.content_type})
 
         monkeypatch.setattr(TrainingServer, "_train", without)
-        with pytest.raises(InvalidResponseError, match="the answer lacks gradients"):
+        with pytest.raises(InvalidResponseError, match="has tensors none, want gradients"):
             model.step(*batch(5), loss=LOSS).result()
         monkeypatch.setattr(TrainingServer, "_train", train)
         assert np.array_equal(self.final_weights(nodes, model), undisturbed)

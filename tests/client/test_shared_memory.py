@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from exodus_client import LIF, APIConnectionError, Client, GoneError, InvalidResponseError, Limits, Retries
+from exodus_client import LIF, APIConnectionError, Client, GoneError, InvalidResponseError, Limits, Retries, Timeout
 from exodus_client.wire import (
     MSGPACK_TYPE,
     SEGMENT_GREETING,
@@ -227,6 +227,22 @@ def test_a_service_that_was_replaced_gets_new_segments(shared: Any, segments: Se
         other.close()
 
 
+@pytest.mark.parametrize("total", [None, 2.0, 60.0])
+def test_a_service_that_does_not_take_a_segment_is_waited_for_within_the_total_time(
+    shared: Any, monkeypatch: pytest.MonkeyPatch, total: float | None
+) -> None:
+    given: list[float] = []
+
+    def silent(socket_name: str, memory: int, timeout: float) -> Any:
+        given.append(timeout)
+        raise TimeoutError("silent")
+
+    monkeypatch.setattr("exodus_client._shared._hand_over", silent)
+    client = shared.client(shared_memory=True, timeout=Timeout(total=total))
+    assert ask(client).grad_input.shape == U.shape  # bytes were sent
+    assert 0 < given[0] <= (2.0 if total == 2.0 else 5.0)
+
+
 def test_what_else_is_gone_is_an_error(shared: Any) -> None:
     shared.answers = [shared.named, httpx.Response(410, json={"code": "expired"})]
     with pytest.raises(GoneError):
@@ -261,7 +277,7 @@ class TestFallback:
     @pytest.mark.parametrize("content", [b"[]", b"{}", b"{"])
     def test_where_the_answer_is_no_name(self, shared: Any, content: bytes) -> None:
         shared.named = httpx.Response(200, content=content)
-        self.falls_back(shared, "Error: ", 3)
+        self.falls_back(shared, "Error: ", 1)
 
     def test_where_the_service_is_on_another_machine(self, shared: Any) -> None:
         shared.named = httpx.Response(200, json={"socket": f"exodus-{'0' * 32}"})

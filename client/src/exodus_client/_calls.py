@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ._errors import ExodusError, ModelClosedError, StateLostError, reworded
+from ._patience import Spacing
 from ._training import StepResult
 from .wire import Encoded
 
@@ -46,6 +47,7 @@ class Call:
         in_turn: whether it is sent only when all before it are done.
         begun: whether it was ever under way.
         cancelled: whether nobody wanted it any more when it began.
+        spacing: the waits after refusals because calls before it are missing; None before the first.
     """
 
     sequence: int
@@ -59,6 +61,7 @@ class Call:
     in_turn: bool = False
     begun: bool = False
     cancelled: bool = False
+    spacing: Spacing | None = None
 
     @property
     def nbytes(self) -> int:

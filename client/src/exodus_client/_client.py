@@ -158,7 +158,7 @@ class Client:
             answer = self._post(f"/v1/gradients/{request.method}", encoded)
             return request.result(answer, self._wire_limits)
 
-        return run() if wait else self._submit(run)
+        return run() if wait else self._submit(run, lambda: f"/v1/gradients/{request.method}; {self._session.state}")
 
     def create_model(
         self,
@@ -214,7 +214,7 @@ class Client:
         by_name = weights if isinstance(weights, Mapping) else None
         tensors = () if weights is None or by_name is not None else (Tensor.of("weights", weights),)
         answer = self._session.call("POST", "/v1/models", training_body(params, tensors))
-        model = self._model(read_info(answer, self._wire_limits), options)
+        model = self._model(read_info(answer, self._wire_limits, params["id"]), options)
         if model.durable is None and not self._warned:
             self._warned = True
             _log.warning("%r keeps models in memory only, and a restart of it loses them: %s", self, MEMORY_ONLY)
@@ -238,7 +238,7 @@ class Client:
         """
         options = _of_handle(ahead, patience, time_dim)
         answer = self._session.call("GET", f"/v1/models/{model_id(id)}")
-        return self._model(ModelInfo.of(read_json(answer), answer.request_id), options)
+        return self._model(ModelInfo.of(read_json(answer), answer.request_id, id), options)
 
     def models(self) -> list[ModelInfo]:
         """All models of this key, the oldest first. Raises ExodusError."""
@@ -273,13 +273,14 @@ class Client:
             ExodusError: see its tree; there is no such server.
         """
         reason = ""
-        try:
-            self._session.call("GET", "/readyz", retry=False)
-        except ServiceUnavailableError as error:
-            reason = error.detail
-        alive = self._session.call("GET", "/livez", retry=False)
-        if not reason:
-            self._session.call("GET", "/v1/capabilities", retry=False)  # the others answer without a key
+        with self._session.one_call():
+            try:
+                self._session.call("GET", "/readyz", retry=False)
+            except ServiceUnavailableError as error:
+                reason = error.detail
+            alive = self._session.call("GET", "/livez", retry=False)
+            if not reason:
+                self._session.call("GET", "/v1/capabilities", retry=False)  # the others answer without a key
         return Ping(ready=not reason, reason=reason, round_trip=alive.round_trip)
 
     def close(self) -> None:
@@ -316,10 +317,10 @@ class Client:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Client holds connections and a key, and cannot be pickled; make one in each process")
 
-    def _submit(self, run: Callable[[], Result]) -> Future[Result]:
+    def _submit(self, run: Callable[[], Result], about: Callable[[], str]) -> Future[Result]:
         self._session.check_process()
         self._session.check_open()
-        return Future(self._lanes.submit(run))
+        return Future(self._lanes.submit(run), about)
 
     def _model(self, info: ModelInfo, options: Mapping[str, Any]) -> Model:
         model = Model(_Link(self, info.durable is None), info, **options)
@@ -369,8 +370,8 @@ class _Link:
     def check_process(self) -> None:
         self._client._session.check_process()
 
-    def submit(self, run: Callable[[], Result]) -> Future[Result]:
-        return self._client._submit(run)
+    def submit(self, run: Callable[[], Result], about: Callable[[], str]) -> Future[Result]:
+        return self._client._submit(run, about)
 
     def call(self, method: str, path: str, encoded: Encoded | None = None) -> Answer:
         return self._call(method, path, encoded)

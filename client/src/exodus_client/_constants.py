@@ -39,6 +39,9 @@ COMPRESS_FROM_BYTES: Final = 16 * 1024
 # Below this a reference is no faster than the bytes themselves.
 SHARE_FROM_BYTES: Final = 64 * 1024
 
+# Until a server that did not say where its shared memory is is asked again.
+SHARE_AGAIN: Final = 30.0
+
 # What is shown of an error body that is not a problem document.
 MAX_DETAIL_CHARACTERS: Final = 500
 
@@ -52,8 +55,21 @@ STEPS_AHEAD: Final = 2
 # How long a model waits for a server that does not answer before its calls fail.
 PATIENCE: Final = 300.0
 
+# What is waited for is logged as a warning after so many seconds, and then at intervals that double.
+SAY_AFTER: Final = 5.0
+LOOK_EVERY: Final = 1.0
+
+# Least seconds between two requests where the server answers, and asks for the same again.
+SOONEST: Final = 0.01
+
+# Longest wait that anything asks for: the clocks of the system overflow beyond centuries.
+LONGEST_WAIT: Final = 366 * 86400.0
+
 # The server answers a training call that takes longer with 202, and is asked again: proxies cut idle connections.
 PREFER_WAIT: Final = 30
+
+# A server that is there answers within PREFER_WAIT, if only by 202: longer silence is worth a line in the log.
+SILENT_AFTER: Final = PREFER_WAIT + 10.0
 
 # Calls kept for a server that loses its latest state; beyond, it is asked to save.
 MAX_KEPT_BYTES: Final = 256 * 2**20

@@ -23,7 +23,8 @@
         └── InternalServerError           500 and other 5xx                        retried unless the server says no
             ├── ServiceUnavailableError   503  not ready, or draining              retried
             ├── DeadlineExceededError     504                                      retried
-            └── ServerOutOfMemoryError    507                                      retried if the server says so
+            ├── ServerOutOfMemoryError    507  too little memory                   retried if the server says so
+            └── ServerStorageFullError    507  the disk is full                    retried if the server says so
 
 Arguments that cannot be right raise TypeError or ValueError before anything is sent.
 """
@@ -97,6 +98,12 @@ class Fault:
     def __str__(self) -> str:
         return f"{self.pointer or 'request'}: expected {self.expected}, got {self.got}"
 
+    def beside(self, detail: str, *, alone: bool) -> str:
+        """What it adds to a sentence that is about it, alone or among others; "" where that says it all."""
+        if not self.got or self.got not in detail or not (alone or self.expected in detail):
+            return str(self)
+        return "" if self.pointer in detail else f"at {self.pointer}"
+
 
 class APIStatusError(ExodusError):
     """The server answered with an error.
@@ -122,7 +129,8 @@ class APIStatusError(ExodusError):
         retryable = problem.get("retryable")
         self.retryable = retryable if isinstance(retryable, bool) else None
         self.retry_after = retry_after
-        lines = [f"{status_code} {self.code}".rstrip() + f": {self.detail}", *(f"  {fault}" for fault in self.errors)]
+        more = (fault.beside(self.detail, alone=len(self.errors) == 1) for fault in self.errors)
+        lines = [f"{status_code} {self.code}".rstrip() + f": {self.detail}", *(f"  {line}" for line in more if line)]
         super().__init__("\n".join(lines) + f" [request {request_id}]", request_id=request_id)
 
 
@@ -190,6 +198,10 @@ class ServerOutOfMemoryError(InternalServerError):
     """507: the device has too little memory for this request; split it along the batch."""
 
 
+class ServerStorageFullError(InternalServerError):
+    """507: the server's disk is full, and it could not save a model; the model is as it was."""
+
+
 STATUS_ERRORS: dict[int, type[APIStatusError]] = {
     400: BadRequestError,
     401: AuthenticationError,
@@ -209,10 +221,27 @@ STATUS_ERRORS: dict[int, type[APIStatusError]] = {
 }
 
 
-def status_error(status_code: int, body: bytes, *, request_id: str, retry_after: float | None) -> APIStatusError:
-    """The error of an answer. A body that is no problem document, from a proxy for example, becomes the detail."""
+#: Codes of problems whose error is another than that of their status.
+CODE_ERRORS: dict[tuple[int, str], type[APIStatusError]] = {
+    (507, "insufficient_storage"): ServerStorageFullError,
+    (507, "storage_full"): ServerStorageFullError,
+}
+
+
+def status_error(
+    status_code: int, body: bytes, *, request_id: str, retry_after: float | None, location: str = ""
+) -> APIStatusError:
+    """The error of an answer. A body that is no problem document, from a proxy for example, becomes the detail.
+
+    `location`: where the answer says that the server has moved to; a client stays with the address that it was given.
+    """
+    problem = _problem(body)
+    if 300 <= status_code < 400 and location:
+        moved = f"the server has moved to {location:.200}; give the client that address"
+        problem = {**problem, "detail": _readable(moved)}
     kind = STATUS_ERRORS.get(status_code, InternalServerError if status_code >= 500 else APIStatusError)
-    return kind(status_code, _problem(body), request_id=request_id, retry_after=retry_after)
+    kind = CODE_ERRORS.get((status_code, _text(problem, "code")), kind)
+    return kind(status_code, problem, request_id=request_id, retry_after=retry_after)
 
 
 def _problem(body: bytes) -> Mapping[str, Any]:
@@ -226,7 +255,12 @@ def _problem(body: bytes) -> Mapping[str, Any]:
 
 def _text(problem: Mapping[str, Any], member: str) -> str:
     value = problem.get(member)
-    return value if isinstance(value, str) else ""
+    return _readable(value) if isinstance(value, str) else ""
+
+
+def _readable(text: str) -> str:
+    """Text that can be printed: JSON may have halves of surrogate pairs, which no encoding has."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _faults(errors: Any) -> tuple[Fault, ...]:

@@ -11,12 +11,20 @@ import logging
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from ._client import Client
 from ._errors import GoneError, InvalidResponseError, NotFoundError, PayloadTooLargeError
-from ._gradients import GradientArguments, GradientRequest, Gradients, Kind, Method, Parameter, Trace, read_answer
+from ._gradients import (
+    GradientArguments,
+    Gradients,
+    Kind,
+    Method,
+    Neurons,
+    Parameter,
+    read_answer,
+    read_gradients,
+)
 from ._request import gradient_request
 from .neuron import Array
 from .wire import Message, Tensor, encode
@@ -31,6 +39,7 @@ class Context:
     handle: str
     method: Method
     kind: Kind
+    neurons: Neurons
 
 
 @dataclass
@@ -70,6 +79,11 @@ def layer_forward(
         TypeError, ValueError: an argument does not fit; nothing was sent.
         ExodusError: see its tree.
     """
+    with client._session.one_call():
+        return _forward(client, arguments, keep)
+
+
+def _forward(client: Client, arguments: GradientArguments, keep: bool) -> tuple[Mapping[str, Array], Context | None]:
     known = _known.setdefault(client, _Known())
     request = gradient_request(arguments)
     params = {name: request.message.params[name] for name in ("neuron", "surrogate", "time_dim", "return")}
@@ -84,16 +98,16 @@ def layer_forward(
             known.refused_from = encoded.nbytes
             known.say(error.detail)
         else:
-            message, arrays = read_answer(answer, request.kind, client._wire_limits)
+            neurons = Neurons.of(request.message)
+            wanted = neurons.traces(params["return"])
+            message, arrays = read_answer(answer, request.kind, client._wire_limits, wanted)
             handle = message.params.get("context")
-            _require(arrays, params["return"], answer.request_id)
             if not isinstance(handle, str):
                 raise InvalidResponseError(
                     f"the answer lacks a context: got {message.params!r:.200}", request_id=answer.request_id
                 )
-            return arrays, Context(handle, request.method, request.kind)
+            return arrays, Context(handle, request.method, request.kind, neurons)
     result: Gradients = client.gradients(**arguments)
-    _require(result.arrays, params["return"], result.request_id)
     return result.arrays, None
 
 
@@ -115,17 +129,10 @@ def layer_backward(
     given = {"grad_output": grad_output, "grad_membrane": grad_membrane}
     tensors = [Tensor.of(name, array) for name, array in given.items() if array is not None]
     message = Message.of({"context": context.handle, "wrt": list(wrt)}, tensors)
-    request = GradientRequest(context.method, message, "stream", context.kind)
     try:
         answer = client._post("/v1/layers/backward", encode(message))
     except (GoneError, NotFoundError) as error:
         reason = f"the server no longer has the context of a forward pass ({error.code or error.status_code})"
         _known.setdefault(client, _Known()).say(reason)
         return None
-    return request.result(answer, client._wire_limits)
-
-
-def _require(arrays: Mapping[str, Any], names: Collection[Trace], request_id: str) -> None:
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise InvalidResponseError(f"the answer lacks {', '.join(missing)}", request_id=request_id)
+    return read_gradients(answer, context.kind, client._wire_limits, context.method, context.neurons.gradients(wrt))

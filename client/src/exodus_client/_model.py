@@ -16,7 +16,7 @@ from ._calls import Call, Calls
 from ._config import Retries
 from ._errors import ExodusError, InvalidResponseError, ModelClosedError
 from ._future import Future
-from ._gradients import Kind
+from ._gradients import Kind, Wanted
 from ._plain import by_name, check_loss
 from ._questions import Line, Questions, require
 from ._retry import is_retryable
@@ -32,6 +32,7 @@ from ._training import (
     copied,
     differentiate,
     join,
+    outputs_wanted,
     read_outputs,
     read_step,
     step_params,
@@ -176,11 +177,11 @@ class Model:
             allow_non_finite=allow_non_finite,
         )
         tensors = () if gradients is None else (Tensor.of("gradients", join(gradients, self._info, "gradients")),)
-        read = partial(read_step, kind=Kind(), limits=self._link.wire_limits, info=self._info)
+        read = partial(read_step, kind=Kind(), limits=self._link.wire_limits, info=self._info, gradients=False)
 
         def make(sequence: int) -> Call:
             body = training_body(params, tensors, sequence=sequence, writer=self._writer)
-            return Call(sequence, f"{self._path}/optim_step", body, read=read)
+            return Call(sequence, f"{self._path}/optim_step", body, read=partial(read, sequence=sequence))
 
         return self._submit(make)
 
@@ -213,16 +214,22 @@ class Model:
             "return": ["outputs"] if outputs else [],
         }
 
+        wanted = outputs_wanted(batch, self._info) if outputs else {}
+
+        def run(after: int, body: Encoded) -> Outputs:
+            found = self._forward(body, batch.kind, wanted)
+            require(after, found.sequence)
+            return replace(found, outputs=as_given(found.outputs, self._time_dim))
+
         def make(after: int) -> Callable[[], Outputs]:
-            body = training_body(params | {"after": after}, batch.tensors)
-            return partial(self._given_forward, body, batch.kind)
+            return partial(run, after, training_body(params | {"after": after}, batch.tensors))
 
         return self._ask(make)
 
     def info(self) -> ModelInfo:
         """What the server says of the model now. Raises ExodusError."""
         answer = self._link.call("GET", self._path)
-        return ModelInfo.of(read_json(answer), answer.request_id)
+        return ModelInfo.of(read_json(answer), answer.request_id, self.id)
 
     def make_durable(self) -> Future[int]:
         """Have the server save the state after all calls made so far; the future has the number of calls saved.
@@ -252,6 +259,9 @@ class Model:
         """
         arrays = self._state().weights(kind)
         order = [name for name, _ in self._info.parameters]
+        shapes = {name: tuple(arrays[name].shape) for name in order if name in arrays}
+        if shapes != dict(self._info.parameters):
+            raise InvalidResponseError(f"the state has weights {shapes!r:.200}, want {self._info.parameters!r:.200}")
         return {name: arrays[name] for name in [*order, *sorted(arrays.keys() - set(order))]}
 
     def load_state_dict(self, weights: Mapping[str, Array], strict: bool = True) -> IncompatibleKeys:
@@ -337,8 +347,13 @@ class Model:
             callback(result)
 
     def _submit(self, make: Callable[[int], Call]) -> Future[StepResult]:
+
+        def submit(sender: Sender) -> Future[StepResult]:
+            call = sender.submit(make)
+            return Future(call.future, lambda: f"training call {call.sequence}; {sender.watch}")
+
         self._link.check_process()
-        return Future(self._with_sender(lambda sender: sender.submit(make)))
+        return self._with_sender(submit)
 
     def _with_sender(self, run: Callable[[Sender], Result]) -> Result:
         """Run with the sender of now, or with the next one where another thread replaces the state meanwhile."""
@@ -375,12 +390,14 @@ class Model:
             differentiated = partial(self._differentiated, params, batch, loss, kept)
         else:
             batch, differentiated = self._batch(spikes, targets, loss), None
-        read = partial(read_step, kind=batch.kind, limits=self._link.wire_limits, info=self._info)
+        limits, info = self._link.wire_limits, self._info
+        read = partial(read_step, kind=batch.kind, limits=limits, info=info, gradients=gradients)
 
         def make(sequence: int) -> Call:
+            numbered = partial(read, sequence=sequence)
             if differentiated is not None:
-                return Call(sequence, path, make=differentiated, read=read, in_turn=True)
-            return Call(sequence, path, self._body(params, batch.tensors, sequence), read=read)
+                return Call(sequence, path, make=differentiated, read=numbered, in_turn=True)
+            return Call(sequence, path, self._body(params, batch.tensors, sequence), read=numbered)
 
         return self._submit(make)
 
@@ -394,7 +411,14 @@ class Model:
         import torch
 
         forward = {"mode": "train", "context": True, "return": ["outputs"], "after": call.sequence - 1}
-        outputs = self._forward(training_body(forward, batch.tensors), Kind(torch.device("cpu")))
+        wanted = outputs_wanted(batch, self._info)
+        outputs = self._forward(training_body(forward, batch.tensors), Kind(torch.device("cpu")), wanted)
+        if outputs.context is None or outputs.sequence != call.sequence - 1:
+            raise InvalidResponseError(
+                f"asked for outputs after call {call.sequence - 1} and a context, got those after {outputs.sequence} "
+                f"and {'no' if outputs.context is None else 'a'} context",
+                request_id=outputs.request_id,
+            )
         value, gradient = differentiate(loss, as_given(outputs.outputs, self._time_dim), targets)
         grad_output = Tensor.of("grad_output", batch_first(gradient, self._time_dim))
         # Without the context the same comes of the inputs, which are sent where the server has forgotten it.
@@ -413,13 +437,9 @@ class Model:
         check_shapes(shapes[0], shapes[1] if targets is not None else None, loss, input_shape, time_dim)
         return batch
 
-    def _given_forward(self, body: Encoded, kind: Kind) -> Outputs:
-        found = self._forward(body, kind)
-        return replace(found, outputs=as_given(found.outputs, self._time_dim))
-
-    def _forward(self, body: Encoded, kind: Kind) -> Outputs:
+    def _forward(self, body: Encoded, kind: Kind, wanted: Mapping[str, Wanted]) -> Outputs:
         answer = self._link.call("POST", f"{self._path}/forward", body)
-        return read_outputs(answer, kind, self._link.wire_limits)
+        return read_outputs(answer, kind, self._link.wire_limits, wanted)
 
     def _ask(self, make: Callable[[int], Callable[[], Result]]) -> Future[Result]:
         """Have a question answered on another thread after all calls made so far; `make` gets their number."""
@@ -465,7 +485,7 @@ class Model:
 
         def run() -> ModelInfo:
             answer = self._link.call("PUT", f"{self._path}/state", encoded)
-            return ModelInfo.of(read_json(answer), answer.request_id)
+            return ModelInfo.of(read_json(answer), answer.request_id, self.id)
 
         questions.wait()
         try:

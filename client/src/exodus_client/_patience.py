@@ -6,9 +6,10 @@ import logging
 import threading
 import time
 
+from . import _constants as defaults
 from ._config import Retries
 from ._errors import ExodusError, reworded
-from ._retry import delay
+from ._retry import backoff, delay
 
 _log = logging.getLogger("exodus_client")
 
@@ -44,3 +45,32 @@ class Patience:
             return error
         ended = f"training ended after patience={self._seconds:g} seconds of failures; resync() goes on from what is "
         return reworded(error, f"{ended}on the server. The last failure: {error}")
+
+
+class Spacing:
+    """The waits of somebody who asks again though the server has answered: it is behind, or not done yet.
+
+    The first time it is asked again at once. What counts against patience is the time that is waited here: a server
+    that works, and holds its answer back meanwhile, may take any time.
+    """
+
+    def __init__(self, retries: Retries, seconds: float, closing: threading.Event) -> None:
+        self._retries = retries
+        self._seconds = seconds
+        self._closing = closing
+        self._asked = 0
+        self.waited = 0.0
+
+    def left(self, *, took: float = 0.0, at_least: float = 0.0) -> bool:
+        """Wait before it is asked again; whether that is to be done.
+
+        Args:
+            took: seconds from the last question to its answer, which count as waited already.
+            at_least: seconds that the server asks to wait.
+        """
+        pace = max(defaults.SOONEST, backoff(self._asked - 1, self._retries)) if self._asked else 0.0
+        self._asked += 1
+        wait = min(max(pace, at_least) - took, defaults.LONGEST_WAIT)
+        if wait > 0:
+            self.waited += wait
+        return self.waited <= self._seconds and not self._closing.wait(max(0.0, wait))

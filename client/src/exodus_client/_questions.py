@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from ._calls import Calls
 from ._errors import ExodusError
 from ._future import Future
+from ._retry import is_retryable
 from ._sending import Sender
 
 Result = TypeVar("Result")
@@ -18,7 +19,7 @@ class Line(Protocol):
     """The threads of a client."""
 
     def check_process(self) -> None: ...
-    def submit(self, run: Callable[[], Result]) -> Future[Result]: ...
+    def submit(self, run: Callable[[], Result], about: Callable[[], str]) -> Future[Result]: ...
 
 
 class Behind(Exception):  # noqa: N818 (no failure: the reason to ask again)
@@ -45,7 +46,9 @@ class Questions:
 
     def submit(self, after: int, run: Callable[[], Result]) -> Future[Result]:
         """Ask on another thread."""
-        future = self._line.submit(lambda: self.ask(after, run))
+        future = self._line.submit(
+            lambda: self.ask(after, run), lambda: f"a question after call {after}; {self._sender.watch}"
+        )
         self._open.add(future._running)
         future._running.add_done_callback(self._open.discard)
         return future
@@ -53,18 +56,31 @@ class Questions:
     def ask(self, after: int, run: Callable[[], Result]) -> Result:
         """Run when the calls up to this one are done, and again where the server has lost some or does not answer."""
         self._line.check_process()
-        patience = self._sender.patient()
+        patience, spacing, watch = self._sender.patient(), self._sender.spacing(), self._sender.watch
         while True:
             self._calls.wait_done(after)
             kept_from = self._calls.kept_from
-            try:
-                return run()
-            except Behind as behind:
-                self._sender.rewind(behind.done, kept_from)
-                self._sender.pump()
-            except ExodusError as error:
-                if not self._sender.lost(error, kept_from) and not patience(error):
-                    raise
+            with watch.waits(f"a question after call {after}"):
+                try:
+                    found = run()
+                    watch.answered()
+                    return found
+                except Behind as behind:
+                    watch.answered()
+                    self._sender.rewind(behind.done, kept_from)
+                    self._sender.pump()
+                except ExodusError as error:
+                    if is_retryable(error):
+                        watch.failed(error)
+                    else:
+                        watch.answered()
+                    if not self._sender.lost(error, kept_from):
+                        if not patience(error):
+                            watch.gave_up()
+                            raise
+                        continue
+                if not spacing.left():
+                    raise self._sender.behind()
 
     def wait(self) -> None:
         """Wait for the answers to all that was submitted."""

@@ -6,6 +6,7 @@ import random
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from . import _constants as defaults
 from ._config import Retries
 from ._errors import APIConnectionError, APIStatusError, ExodusError
 
@@ -29,14 +30,18 @@ def delay(attempt: int, error: ExodusError, retries: Retries) -> float | None:
     """Seconds to wait after the failure of an attempt (0, 1, ...), or None where the error is to be raised."""
     if attempt >= retries.count or not is_retryable(error):
         return None
-    # The exponent is bounded because 2.0**1024 is an OverflowError, and max_delay is reached long before.
-    backoff = min(retries.max_delay, retries.first_delay * 2.0 ** min(attempt, 60)) * (
-        1 - retries.jitter * random.random()
-    )
+    wait = backoff(attempt, retries)
     wanted = error.retry_after if isinstance(error, APIStatusError) else None
     if wanted is None:
-        return backoff
-    return None if wanted > retries.max_retry_after else max(wanted, backoff)
+        return wait
+    return None if wanted > retries.max_retry_after else min(max(wanted, wait), defaults.LONGEST_WAIT)
+
+
+def backoff(attempt: int, retries: Retries) -> float:
+    """Seconds to wait after attempt 0, 1, ... before the next, where nobody asks for more."""
+    # The exponent is bounded because 2.0**1024 is an OverflowError, and max_delay is reached long before.
+    longest = min(retries.max_delay, retries.first_delay * 2.0 ** min(attempt, 60))
+    return longest * (1 - retries.jitter * random.random())
 
 
 def parse_retry_after(value: str | None) -> float | None:
@@ -47,8 +52,8 @@ def parse_retry_after(value: str | None) -> float | None:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+        # A date without a zone is in UTC, as all HTTP dates are.
+        seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)) - datetime.now(UTC)
+    except (ValueError, OverflowError):  # OverflowError: a year, or a zone, of many digits
         return None
-    # A date without a zone is in UTC, as all HTTP dates are.
-    seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)) - datetime.now(UTC)
     return max(0.0, seconds.total_seconds())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future as Running
@@ -26,16 +27,20 @@ from ._errors import (
     StateLostError,
 )
 from ._lanes import Lanes
-from ._patience import Patience
-from ._retry import is_retryable
+from ._patience import Patience, Spacing
+from ._retry import is_retryable, parse_retry_after
 from ._session import Answer, read_number
 from ._training import StepResult, training_body
+from ._watch import Watch
 from .wire import Encoded
 
 _log = logging.getLogger("exodus_client")
 
 _PREFER = {"Prefer": f"wait={defaults.PREFER_WAIT}"}
 _UNBOUNDED = 2**31
+
+#: Where the answer to a call will be found; a server behind a proxy says its own prefix too.
+_REQUEST = re.compile(r"(?:/(?!/)[!-~]*?)?(/v1/requests/[A-Za-z0-9_-]{1,64})")
 
 
 class Link(Protocol):
@@ -54,7 +59,8 @@ class Sender:
         calls: the log.
         writer: names the handle.
         retries: the waits between attempts; their number is bounded by `patience`.
-        patience: seconds without any answer after which the calls fail.
+        patience: seconds without any answer after which the calls fail; also of waits for a server that answers, and
+            asks for the same again and again.
         report: called with each result, in order.
     """
 
@@ -81,14 +87,15 @@ class Sender:
         self._reporting = threading.Lock()
         self._closing = threading.Event()
         self._waiting = self._new_patience()
+        self.watch = Watch(path, patience, self._closing)
         self._bound = Bound(calls, self._save, path)
         self._lanes = Lanes(defaults.CALLS_UNDER_WAY, "exodus-model")
 
-    def submit(self, make: Callable[[int], Call]) -> Running[StepResult]:
+    def submit(self, make: Callable[[int], Call]) -> Call:
         """Number a call, and send it in its turn. Raises ExodusError: what has ended the log."""
         call = self.calls.append(make)
         self.pump()
-        return call.future
+        return call
 
     def pump(self) -> None:
         """Start what can be sent now."""
@@ -140,6 +147,17 @@ class Sender:
         """A question to be asked after each failure of something that may be done again: whether to do so now."""
         return self._new_patience().left
 
+    def spacing(self) -> Spacing:
+        """To be asked whether to do something again that was answered."""
+        return Spacing(self._retries, self._patience, self._closing)
+
+    def behind(self) -> ExodusError:
+        """The error that ends the training where the server stays behind what it has answered."""
+        return ExodusError(
+            f"{self._path}: training ended after patience={self._patience:g} seconds of waits: the server keeps asking "
+            "for calls that it has done, or were sent. resync() goes on from what is on the server"
+        )
+
     def _new_patience(self) -> Patience:
         return Patience(self._retries, self._patience, self._closing, self._path)
 
@@ -147,7 +165,8 @@ class Sender:
         if call.cancelled:
             self._make_empty(call)
         try:
-            self._attempt(call)
+            with self.watch.waits(f"training call {call.sequence}"):
+                self._attempt(call)
         except BaseException as error:  # noqa: BLE001  (of the caller's loss; what is not passed on leaves it waiting)
             self._give_up(call, error)
         if self.calls.error is not None:
@@ -162,10 +181,12 @@ class Sender:
             assert call.body is not None
             answered = self._exchange(call.path, call.body)
         except InvalidResponseError as error:  # the server has answered: the call was done, or others will tell
+            self.watch.answered()
             self._done(call, self.calls.durable, error)
         except ExodusError as error:
             self._failed(call, error, kept_from)
         else:
+            self.watch.answered()
             self._waiting = self._new_patience()
             self._answered(call, answered)
 
@@ -200,25 +221,45 @@ class Sender:
     def _exchange(self, path: str, body: Encoded) -> Answer:
         """Send a call and wait for its end, which a server that takes long is asked for."""
         answered = self._link.post(path, body, _PREFER)
+        spacing = self.spacing()
         while answered.status == 202:
-            if self._closing.is_set():
-                raise _closed()
-            where = answered.headers.get("Location", "")
-            if not where.startswith("/v1/requests/"):
-                raise InvalidResponseError(f"202 without a Location, got {where!r:.80}", request_id=answered.request_id)
+            self.watch.answered()
+            where = _REQUEST.fullmatch(answered.headers.get("Location", ""))
+            if where is None:
+                got = answered.headers.get("Location", "")
+                raise InvalidResponseError(f"202 without a Location, got {got!r:.80}", request_id=answered.request_id)
+            wanted = parse_retry_after(answered.headers.get("Retry-After")) or 0.0
+            if not spacing.left(took=answered.round_trip / 1e3, at_least=wanted):
+                raise self._unfinished(where[1])
             try:
-                answered = self._link.get(where, _PREFER)
+                answered = self._link.get(where[1], _PREFER)
             except NotFoundError as error:
                 # The call itself is sent again: it was done, or it was not.
-                raise APIConnectionError(f"{where} is not known any more", request_id=error.request_id) from error
+                raise APIConnectionError(f"{where[1]} is not known any more", request_id=error.request_id) from error
         return answered
 
+    def _unfinished(self, where: str) -> ExodusError:
+        """The error for a call that the server did not end, or that is not waited for any more."""
+        if self._closing.is_set():
+            return _closed()
+        error = ExodusError(
+            f"{self._path}: training ended after patience={self._patience:g} seconds of waits for {where}, which the "
+            "server says is running. resync() goes on from what is on the server"
+        )
+        self.calls.end(error)
+        return error
+
     def _failed(self, call: Call, error: ExodusError, kept_from: int) -> None:
+        if self.calls.error is not None:
+            return  # every call has been told
         code = error.code if isinstance(error, APIStatusError) else ""
+        if is_retryable(error):
+            self.watch.failed(error)
+        else:
+            self.watch.answered()
         try:
             if expected_number(error) is not None:
-                self.calls.requeue(call, in_turn=True)
-                self.lost(error, kept_from)
+                self._missing(call, error, kept_from)
             elif code == "context_expired" and call.fallback is not None:
                 call.body, call.fallback = call.fallback, None
                 self.calls.requeue(call)
@@ -235,6 +276,15 @@ class Sender:
         except StateLostError:
             pass  # every call has been told
 
+    def _missing(self, call: Call, error: ExodusError, kept_from: int) -> None:
+        """Send it again after the calls before it, which the server says are missing. Raises StateLostError."""
+        call.spacing = call.spacing or self.spacing()
+        if call.spacing.left():
+            self.calls.requeue(call, in_turn=True)
+            self.lost(error, kept_from)
+        else:
+            self.calls.end(self.behind())
+
     def _recover(self, call: Call, error: ExodusError) -> None:
         """Wait for the server, ask how far it is, and queue the call again."""
         while True:
@@ -247,6 +297,7 @@ class Sender:
                 done = read_number(self._link.get(self._path, {}), "sequence")
             except ExodusError as still:
                 error = still
+                self.watch.failed(error)
                 continue
             self.calls.requeue(call)
             self.rewind(done, kept_from)
@@ -302,4 +353,6 @@ def expected_number(error: ExodusError) -> int | None:
     """The number that the server waits for, where it says that one is missing."""
     if not isinstance(error, APIStatusError) or error.code != "sequence_gap":
         return None
-    return next((int(fault.expected) for fault in error.errors if fault.expected.isdecimal()), None)
+    # The digits of 63 bits: int() refuses thousands, and there are no such calls.
+    digits = (fault.expected for fault in error.errors if fault.expected.isascii() and fault.expected.isdecimal())
+    return next((int(number) for number in digits if len(number) < 20), None)

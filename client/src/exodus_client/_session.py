@@ -9,7 +9,10 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
 from types import MappingProxyType
 from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
@@ -18,6 +21,7 @@ import httpx
 import numpy as np
 
 from . import _constants as defaults
+from ._advice import advice
 from ._config import Limits, Retries, Timeout
 from ._errors import (
     APIConnectionError,
@@ -27,8 +31,10 @@ from ._errors import (
     InvalidResponseError,
     status_error,
 )
+from ._proxies import httpx_transport, proxy_of
 from ._retry import delay, parse_retry_after
-from ._transport import SocketTransport, tcp, unix
+from ._transport import DEADLINE, SocketTransport, sooner, tcp, unix
+from ._within import within
 from .wire import Encoded
 
 _log = logging.getLogger("exodus_client")
@@ -77,6 +83,13 @@ class Body:
                 yield view[start : start + self._chunk_bytes]
 
 
+class _Cookies(DefaultCookiePolicy):
+    """Cookies, by which proxies send a client to one server, where they can be sent back: in ASCII."""
+
+    def set_ok(self, cookie: Cookie, request: urllib.request.Request) -> bool:
+        return cookie.name.isascii() and (cookie.value or "").isascii() and super().set_ok(cookie, request)
+
+
 class Session:
     """Connections to one server, shared by the threads of a client."""
 
@@ -92,21 +105,40 @@ class Session:
         user_agent: str,
     ) -> None:
         url, transport = _address(base_url, transport, limits.max_in_flight)
-        ours = isinstance(transport, SocketTransport)
-        self._chunk_bytes = defaults.CHUNK_BYTES if ours else defaults.HTTPX_CHUNK_BYTES
+        self._ours = isinstance(transport, SocketTransport)
+        self._chunk_bytes = defaults.CHUNK_BYTES if self._ours else defaults.HTTPX_CHUNK_BYTES
         self.base_url = base_url.rstrip("/")
         self._process = os.getpid()
         self._authorization = _authorization(api_key)
         self._timeout = timeout
         self._retries = retries
         self._limits = limits
-        connections = httpx.Limits(max_connections=limits.max_in_flight, max_keepalive_connections=limits.max_in_flight)
+        self._ever_answered = False
+        self._failure: ExodusError | None = None
+        # The time at which the call ends that this thread is in, where several requests are one call.
+        self._ends: ContextVar[float | None] = ContextVar("ends", default=None)
         self._http = httpx.Client(
             base_url=url,
             transport=transport,
-            limits=connections,
+            cookies=CookieJar(_Cookies()),
             headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
         )
+
+    @contextmanager
+    def one_call(self) -> Iterator[None]:
+        """Requests within are one call, which `Timeout.total` is for."""
+        token = self._ends.set(self.ends())
+        try:
+            yield
+        finally:
+            self._ends.reset(token)
+
+    def ends(self) -> float | None:
+        """The time of `time.monotonic()` at which a call that begins now has to end; None for never."""
+        ends = self._ends.get()
+        if ends is None and self._timeout.total is not None:
+            return time.monotonic() + self._timeout.total
+        return ends
 
     def call(
         self,
@@ -130,7 +162,7 @@ class Session:
         self.check_open()
         # One id for all attempts: the server's log shows them as what they are.
         request_id = uuid.uuid4().hex
-        ends = None if self._timeout.total is None else time.monotonic() + self._timeout.total
+        ends = self.ends()
         retries = self._retries if retry else _NO_RETRIES
         attempt = 0
         while True:
@@ -138,12 +170,19 @@ class Session:
                 body = encoded() if callable(encoded) else encoded
                 return self._attempt(method, path, body, request_id, ends, headers)
             except ExodusError as error:
+                self._failure = error
                 wait = delay(attempt, error, retries)
                 if wait is None or (ends is not None and time.monotonic() + wait >= ends):
                     raise
-                _log.info("%s %s failed, next attempt in %.2f s: %s", method, path, wait, error)
+                level = logging.INFO if wait < defaults.SAY_AFTER else logging.WARNING
+                _log.log(level, "%s %s failed, next attempt in %.2f s: %s", method, path, wait, error)
             attempt += 1
             retries.sleep(wait)
+
+    @property
+    def state(self) -> str:
+        """How the last attempt went, for people."""
+        return "nothing has failed" if self._failure is None else f"the last failure: {self._failure}"
 
     @property
     def is_forked(self) -> bool:
@@ -177,27 +216,54 @@ class Session:
         request = self._request(method, path, encoded, request_id, ends, more_headers)
         began = time.perf_counter()
         try:
-            response = self._http.send(request, stream=True)
-            try:
-                body = self._download(response, request_id, ends)
-            finally:
-                response.close()
-        except httpx.TimeoutException as error:
+            response, body = self._exchange(request, request_id, ends)
+        except (httpx.TimeoutException, TimeoutError) as error:
+            self._check_time(request_id, ends, error)
             raise APITimeoutError(
                 f"{method} {path}: {self.base_url} did not answer in time ({type(error).__name__}: {error})",
                 request_id=request_id,
             ) from error
         except httpx.TransportError as error:
+            what_to_do = advice(error, ever_answered=self._ever_answered)
             raise APIConnectionError(
-                f"{method} {path}: no answer from {self.base_url} ({type(error).__name__}: {error})",
+                f"{method} {path}: no answer from {self.base_url} ({type(error).__name__}: {error})"
+                + (what_to_do and f"; {what_to_do}"),
                 request_id=request_id,
             ) from error
+        except httpx.HTTPError as error:  # of what came: it is no transport that failed
+            raise InvalidResponseError(
+                f"{method} {path}: the answer cannot be read ({type(error).__name__}: {error})", request_id=request_id
+            ) from error
         round_trip = (time.perf_counter() - began) * 1e3
+        self._ever_answered = True
         request_id = response.headers.get("X-Request-ID", request_id)
         if not response.is_success:
-            retry_after = parse_retry_after(response.headers.get("Retry-After"))
-            raise status_error(response.status_code, bytes(body), request_id=request_id, retry_after=retry_after)
+            raise status_error(
+                response.status_code,
+                bytes(body),
+                request_id=request_id,
+                retry_after=parse_retry_after(response.headers.get("Retry-After")),
+                location=response.headers.get("Location", ""),
+            )
+        self._failure = None
         return Answer(response.status_code, response.headers, body, request_id, round_trip)
+
+    def _exchange(
+        self, request: httpx.Request, request_id: str, ends: float | None
+    ) -> tuple[httpx.Response, memoryview]:
+        def run() -> tuple[httpx.Response, memoryview]:
+            try:
+                response = self._http.send(request, stream=True)
+            except RuntimeError:
+                self.check_open()  # it was, when the call began
+                raise
+            try:
+                return response, self._download(response, request_id, ends)
+            finally:
+                response.close()
+
+        # Ours keeps to the time itself. Others bound each wait for some bytes, but neither their sum nor a host's name.
+        return run() if ends is None or self._ours else within(max(0.0, ends - time.monotonic()), run)
 
     def _request(
         self,
@@ -219,15 +285,18 @@ class Session:
         if left is not None:
             headers["X-Deadline-Ms"] = str(max(1, int(left * 1e3)))
         connect, write, read = (
-            _sooner(wait, left) for wait in (self._timeout.connect, self._timeout.write, self._timeout.read)
+            sooner(wait, left) for wait in (self._timeout.connect, self._timeout.write, self._timeout.read)
         )
         timeout = httpx.Timeout(connect=connect, write=write, read=read, pool=read)
-        return self._http.build_request(method, path, headers=headers, content=content, timeout=timeout)
+        extensions = {DEADLINE: ends} if self._ours else {}
+        return self._http.build_request(
+            method, path, headers=headers, content=content, timeout=timeout, extensions=extensions
+        )
 
     def _download(self, response: httpx.Response, request_id: str, ends: float | None) -> memoryview:
         """The body, received into one buffer that was allocated when the headers came."""
         declared = response.headers.get("Content-Length")
-        if declared is None or not declared.isdecimal():
+        if declared is None or not _is_size(declared) or "Transfer-Encoding" in response.headers:
             return self._download_unsized(response, request_id, ends)
         size = int(declared)
         self._check_size(size, request_id)
@@ -264,9 +333,11 @@ class Session:
             self._check_time(request_id, ends)
             yield chunk
 
-    def _check_time(self, request_id: str, ends: float | None) -> None:
+    def _check_time(self, request_id: str, ends: float | None, cause: Exception | None = None) -> None:
         if ends is not None and time.monotonic() >= ends:
-            raise APITimeoutError(f"no answer within Timeout.total of {self._timeout.total} s", request_id=request_id)
+            raise APITimeoutError(
+                f"no answer within Timeout.total of {self._timeout.total} s", request_id=request_id
+            ) from cause
 
     def _check_size(self, size: int, request_id: str) -> None:
         if size > self._limits.max_response_bytes:
@@ -278,49 +349,74 @@ class Session:
 
 def read_json(answer: Answer) -> Any:
     """The value in an answer. Raises InvalidResponseError."""
+    text = bytes(answer.body)
     try:
-        return json.loads(bytes(answer.body))
+        value = json.loads(text)
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # which halves of surrogate pairs cannot be
+        return value
     except (ValueError, RecursionError) as error:
         raise InvalidResponseError(f"the answer is not JSON: {error}", request_id=answer.request_id) from error
 
 
 def read_number(answer: Answer, name: str) -> int:
-    """A whole number of the object in an answer. Raises InvalidResponseError."""
+    """A whole number of the object in an answer, 0 or more, of 63 bits. Raises InvalidResponseError."""
     value = read_json(answer)
     number = value.get(name) if isinstance(value, dict) else None
-    if type(number) is not int:
+    if not is_count(number):
         raise InvalidResponseError(f"want a number {name!r}, got {value!r:.200}", request_id=answer.request_id)
-    return number
+    return cast(int, number)
+
+
+def is_count(value: object) -> bool:
+    """Whether something is a whole number, 0 or more, of 63 bits."""
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _address(
     base_url: str, transport: httpx.BaseTransport | None, max_connections: int
-) -> tuple[str, httpx.BaseTransport | None]:
+) -> tuple[str, httpx.BaseTransport]:
     """The URL to build on, and the transport for it: `unix:/path` is HTTP through a socket of the file system.
 
-    No transport leaves the choice to httpx, which knows TLS and the proxies of the environment.
+    TLS and proxies of the environment are httpx's business.
     """
     if not isinstance(base_url, str):
         raise TypeError(f"base_url: got {base_url!r:.80}, want http://HOST:PORT, https://HOST or unix:/PATH")
     scheme, _, socket = base_url.partition(":")
     if scheme == "unix" and socket:
         return "http://localhost", transport or SocketTransport(unix(socket), max_connections)
-    parts = urlsplit(base_url)
+    try:
+        parts = urlsplit(base_url)
+    except ValueError as error:  # half a bracket, for example
+        raise ValueError(f"base_url: got {base_url!r}, want http://HOST:PORT, https://HOST or unix:/PATH") from error
     fits = parts.scheme in ("http", "https") and parts.hostname and not (parts.query or parts.fragment)
-    if not fits or " " in base_url or not _has_port(parts):
+    if not fits or " " in base_url or not _has_port(parts) or not _is_host(base_url, parts):
         raise ValueError(f"base_url: got {base_url!r}, want http://HOST:PORT, https://HOST or unix:/PATH")
     if parts.username is not None or parts.password is not None:
         raise ValueError("base_url: want no user or password in it; keys go to api_key")
     host = cast(str, parts.hostname)
-    if transport is None and parts.scheme == "http" and not _has_proxy(host):
-        transport = SocketTransport(tcp(host, parts.port or 80), max_connections)
+    if transport is None:
+        proxy = proxy_of(parts.scheme, host)
+        if parts.scheme == "http" and proxy is None:
+            transport = SocketTransport(tcp(host, parts.port or 80), max_connections)
+        else:
+            limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
+            transport = httpx_transport(proxy, limits)
     return base_url.rstrip("/"), transport
 
 
-def _has_proxy(host: str) -> bool:
-    """Whether the environment wants a proxy for plain HTTP to the host."""
-    proxies = urllib.request.getproxies()
-    return ("http" in proxies or "all" in proxies) and not urllib.request.proxy_bypass(host)
+def _is_host(base_url: str, parts: SplitResult) -> bool:
+    """Whether the host can be asked for."""
+    try:
+        httpx.URL(base_url)
+        return bool(cast(str, parts.hostname).encode("idna"))
+    except (httpx.InvalidURL, UnicodeError):
+        return False
+
+
+def _is_size(declared: str) -> bool:
+    """Whether a Content-Length is a number of bytes that there may be."""
+    return declared.isascii() and declared.isdecimal() and len(declared) < 20
 
 
 def _has_port(parts: SplitResult) -> bool:
@@ -343,7 +439,3 @@ def _authorization(given: str | None) -> dict[str, str]:
     if not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key and api_key):
         raise ValueError(f"{name}: want printable ASCII characters without spaces around them")
     return {"Authorization": f"Bearer {api_key}"}
-
-
-def _sooner(wait: float | None, left: float | None) -> float | None:
-    return min((seconds for seconds in (wait, left) if seconds is not None), default=None)

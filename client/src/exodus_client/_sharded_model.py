@@ -102,7 +102,7 @@ class ShardedModel:
         run = partial(self._step, parts, loss, options, gradients, allow_non_finite)
         self._check_process()
         if self._lane.here:  # a callback would wait for the room that comes when it returns
-            return Future(self._on_lane(run))
+            return Future(self._on_lane(run), self._about)
         self._room.acquire()
         try:
             running = self._on_lane(run)
@@ -110,7 +110,7 @@ class ShardedModel:
             self._room.release()
             raise
         running.add_done_callback(lambda _: self._room.release())
-        return Future(running)
+        return Future(running, self._about)
 
     def forward(
         self,
@@ -224,13 +224,17 @@ class ShardedModel:
         """Run on the thread of the steps, after those submitted so far; within a callback, at once."""
         self._check_process()
         if not self._lane.here:
-            return Future(self._on_lane(run))
+            return Future(self._on_lane(run), self._about)
         done: Running[Result] = Running()
         try:
             done.set_result(run())
         except Exception as error:  # noqa: BLE001  (raised by the future)
             done.set_exception(error)
-        return Future(done)
+        return Future(done, self._about)
+
+    def _about(self) -> str:
+        servers = "; ".join(f"shard {shard}: {model._sender.watch}" for shard, model in enumerate(self.replicas))
+        return f"the sharded model {self.id}; {servers}"
 
 
 def _in_order(loss: Callable[..., Any], time_dim: int, outputs: Any, targets: Any) -> Any:

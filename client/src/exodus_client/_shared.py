@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -51,11 +52,13 @@ class NotShared(Exception):  # noqa: N818 - a reason to send bytes, no error
 class Segment:
     """Memory of a size that is fixed, known to the service as `token` until it is dropped.
 
+    `timeout`: seconds for each answer of the service.
+
     Raises:
         NotShared: the system has no memfd, the socket cannot be reached, or the service does not take the segment.
     """
 
-    def __init__(self, socket_name: str, nbytes: int) -> None:
+    def __init__(self, socket_name: str, nbytes: int, timeout: float = defaults.CONNECT_TIMEOUT) -> None:
         self.nbytes = nbytes
         self.socket_name = socket_name
         try:
@@ -65,7 +68,7 @@ class Segment:
                 os.ftruncate(memory, nbytes)
                 fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
                 self.bytes = np.frombuffer(mmap.mmap(memory, nbytes), np.uint8)
-                self._connection, self.token = _hand_over(socket_name, memory)
+                self._connection, self.token = _hand_over(socket_name, memory, timeout)
             finally:
                 os.close(memory)
         except (OSError, AttributeError) as error:  # AttributeError: another system than Linux
@@ -97,6 +100,7 @@ class SharedMemory:
         self._returned: deque[Segment] = deque()
         self._largest_answer = 0
         self._off = False
+        self._ask_again, self._why_not = 0.0, ""
         self._closed = False
         self._reasons: set[str] = set()
 
@@ -108,13 +112,14 @@ class SharedMemory:
         Raises:
             ExodusError: as `Session.call`.
         """
-        try:
+        with self._session.one_call():
+            try:
+                return self._call(path, encoded, as_bytes)
+            except GoneError as error:
+                if error.code != "segment_gone":
+                    raise
+            self._forget()  # another process of the service, which knows none of our segments
             return self._call(path, encoded, as_bytes)
-        except GoneError as error:
-            if error.code != "segment_gone":
-                raise
-        self._forget()  # another process of the service, which knows none of our segments
-        return self._call(path, encoded, as_bytes)
 
     def close(self) -> None:
         """Drop what is idle. Segments with arrays in use are dropped with the last of these."""
@@ -191,7 +196,11 @@ class SharedMemory:
             return None
         try:
             # Pages that nobody writes to are never made: room to spare costs nothing.
-            return Segment(self._socket(), 1 << max(20, math.ceil(math.log2(wanted))))
+            ends = self._session.ends()
+            timeout = defaults.CONNECT_TIMEOUT
+            if ends is not None:
+                timeout = min(timeout, max(0.001, ends - time.monotonic()))
+            return Segment(self._socket(), 1 << max(20, math.ceil(math.log2(wanted))), timeout)
         except NotShared as reason:
             self._say(str(reason))
             return None
@@ -218,16 +227,20 @@ class SharedMemory:
         self._idle = kept
 
     def _socket(self) -> str:
-        """The name of the service's socket, asked for once."""
+        """The name of the service's socket, asked for once, and not again for a while where that fails."""
         if self._socket_name is None:
+            if time.monotonic() < self._ask_again:
+                raise NotShared(self._why_not)
             try:
                 answer = self._session.call("GET", "/v1/shared-memory", retry=False)
                 name = json.loads(bytes(answer.body))["socket"]
             except NotFoundError as error:
                 self._off = True
                 raise NotShared(error.detail) from error
-            except (ExodusError, ValueError, KeyError, TypeError) as error:
-                raise NotShared(f"{type(error).__name__}: {error}") from error
+            except (ExodusError, ValueError, KeyError, TypeError, RecursionError) as error:
+                self._ask_again = time.monotonic() + defaults.SHARE_AGAIN
+                self._why_not = f"{type(error).__name__}: {error}"
+                raise NotShared(self._why_not) from error
             # The name comes from whoever answers under the URL, and must not lead to just any socket of this user.
             if not isinstance(name, str) or not SEGMENT_SOCKET.fullmatch(name):
                 self._off = True
@@ -242,11 +255,11 @@ class SharedMemory:
             _log.warning("shared memory is not used, bytes are sent: %s", reason)
 
 
-def _hand_over(socket_name: str, memory: int) -> tuple[socket.socket, str]:
+def _hand_over(socket_name: str, memory: int, timeout: float) -> tuple[socket.socket, str]:
     """Give the service a memfd; the connection that keeps it there, and its token."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        connection.settimeout(defaults.CONNECT_TIMEOUT)
+        connection.settimeout(timeout)
         connection.connect(f"\0{socket_name}")
         _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if user != os.geteuid():

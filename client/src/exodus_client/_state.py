@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -11,9 +12,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ._errors import InvalidResponseError
-from ._session import Answer
+from ._session import Answer, is_count
 from .neuron import Array
 from .wire import is_torch
+
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 _WEIGHTS, _GRADIENTS, _RANDOM = "weights.", "gradients.", "random"
 
@@ -48,8 +51,11 @@ class State:
         body = bytes(answer.body)
         try:
             sequence = json.loads(_metadata(body)["exodus"])["sequence"]
-            return cls(body, int(sequence))
-        except (ValueError, KeyError, TypeError) as error:
+            if not is_count(sequence):
+                raise ValueError(f"sequence: got {sequence!r:.80}, want a number")
+            _check_tensors(body)
+            return cls(body, sequence)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidResponseError(f"no state of a model: {error}", request_id=answer.request_id) from error
 
     def weights(self, kind: Literal["numpy", "torch"]) -> dict[str, Array]:
@@ -114,6 +120,21 @@ def _header(body: bytes) -> dict[str, Any]:
 def _metadata(body: bytes) -> dict[str, str]:
     metadata: dict[str, str] = _header(body)["__metadata__"]
     return metadata
+
+
+def _check_tensors(body: bytes) -> None:
+    """Raises ValueError, KeyError, TypeError, AttributeError: the tensors do not fill the file, one after the other."""
+    end = 0
+    tensors = {name: about for name, about in _header(body).items() if name != "__metadata__"}
+    for name, about in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+        shape, (start, stop) = about["shape"], about["data_offsets"]
+        if not all(is_count(number) for number in (*shape, start, stop)):
+            raise ValueError(f"{name}: its shape or place is none")
+        if start != end or stop - start != math.prod(shape) * _ITEM_BYTES[about["dtype"]]:
+            raise ValueError(f"{name}: its place is not that of {about['dtype']} of shape {shape}")
+        end = stop
+    if 8 + int.from_bytes(body[:8], "little") + end != len(body):
+        raise ValueError("its length is not that of its tensors")
 
 
 def _safetensors() -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -11,10 +12,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ._errors import InvalidResponseError
-from ._gradients import Kind, read_answer, read_numbers, timing_of
+from ._gradients import Kind, Wanted, read_answer, read_numbers, timing_of
 from ._numbers import values_of
 from ._plain import kind_of, number
-from ._session import Answer
+from ._session import Answer, is_count
 from .neuron import Array
 from .wire import Encoded, Limits, Message, Tensor, encode, is_torch
 
@@ -58,14 +59,61 @@ class ModelInfo:
     durable_error: str | None
 
     @classmethod
-    def of(cls, given: Any, request_id: str) -> ModelInfo:
-        """Read what the server says. Raises InvalidResponseError."""
+    def of(cls, given: Any, request_id: str, id: str | None = None) -> ModelInfo:
+        """Read what the server says; about the model of this id, where one is given. Raises InvalidResponseError."""
         try:
             names = cls.__dataclass_fields__.keys() - {"parameters"}
             parameters = tuple((entry["name"], tuple(entry["shape"])) for entry in given["parameters"])
-            return cls(parameters=parameters, **{name: given[name] for name in names})
+            info = cls(parameters=parameters, **{name: given[name] for name in names})
+            wrong = next((name for name, fits in _FITS.items() if not fits(getattr(info, name))), None)
         except (KeyError, TypeError) as error:
             raise InvalidResponseError(f"no model information: got {given!r:.200}", request_id=request_id) from error
+        if wrong is not None:
+            got = getattr(info, wrong)
+            raise InvalidResponseError(
+                f"no model information: its {wrong} cannot be {got!r:.200}", request_id=request_id
+            )
+        if id not in (None, info.id):
+            raise InvalidResponseError(f"asked about model {id!r}, got one about {info.id!r}", request_id=request_id)
+        return info
+
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def _is_network(value: object) -> bool:
+    layers = value.get("layers") if isinstance(value, dict) else None
+    return isinstance(layers, list) and all(isinstance(each, dict) and "kind" in each for each in layers)
+
+
+def _are_parameters(value: tuple[tuple[Any, tuple[Any, ...]], ...]) -> bool:
+    names = {name for name, _ in value if isinstance(name, str)}
+    sound = len(names) == len(value) and all(is_count(size) for _, shape in value for size in shape)
+    return sound and sum(math.prod(shape) for _, shape in value) < 2**63
+
+
+def _is_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+#: Whether a field of `ModelInfo` is what it is said to be.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "id": lambda value: isinstance(value, str) and _ID.fullmatch(value) is not None,
+    "name": lambda value: isinstance(value, str),
+    "sequence": is_count,
+    "durable": lambda value: value is None or is_count(value),
+    "durable_every": is_count,
+    "network": _is_network,
+    "optimizer": lambda value: isinstance(value, dict),
+    "seed": lambda value: type(value) is int and -(2**63) <= value < 2**64,
+    "parameters": _are_parameters,
+    "dtype": lambda value: value in ("float32", "float64"),
+    "nbytes": is_count,
+    "in_memory": lambda value: isinstance(value, bool),
+    "created": lambda value: isinstance(value, str),
+    "writer": _is_text,
+    "durable_error": _is_text,
+}
 
 
 @dataclass(frozen=True)
@@ -191,58 +239,81 @@ def step_params(
     return params
 
 
-def read_info(answer: Answer, limits: Limits) -> ModelInfo:
-    """The information that a new model is answered with. Raises InvalidResponseError."""
-    message, _ = read_answer(answer, Kind(), limits)
-    return ModelInfo.of(message.params, answer.request_id)
+def read_info(answer: Answer, limits: Limits, id: str) -> ModelInfo:
+    """The information that a new model of this id is answered with. Raises InvalidResponseError."""
+    message, _ = read_answer(answer, Kind(), limits, {})
+    return ModelInfo.of(message.params, answer.request_id, id)
 
 
 def read_step(
-    answer: Answer, kind: Kind, limits: Limits, info: ModelInfo, metrics: Mapping[str, float] = MappingProxyType({})
+    answer: Answer,
+    kind: Kind,
+    limits: Limits,
+    info: ModelInfo,
+    *,
+    sequence: int,
+    gradients: bool,
+    metrics: Mapping[str, float] = MappingProxyType({}),
 ) -> StepResult:
-    """The result in an answer; `metrics` are added to those of the server. Raises InvalidResponseError."""
-    message, arrays = read_answer(answer, kind, limits)
+    """The result in an answer to the call of this number; `metrics` are added to those of the server.
+
+    `gradients`: whether they were asked for.
+
+    Raises:
+        InvalidResponseError: the answer is not what the API promises, or is to another call.
+    """
+    count = sum(math.prod(shape) for _, shape in info.parameters)
+    wanted = {"gradients": Wanted((info.dtype,), (count,))} if gradients else {}
+    message, arrays = read_answer(answer, kind, limits, wanted)
     params = message.params
     theirs, norms = read_numbers(params.get("metrics")), read_numbers(params.get("grad_norms"))
-    sequence, device = params.get("sequence"), params.get("device")
-    if theirs is None or norms is None or not isinstance(sequence, int) or not isinstance(device, str):
+    device: Any = params.get("device")
+    durable, durable_error = params.get("durable"), params.get("durable_error")
+    if params.get("sequence") != sequence or isinstance(params["sequence"], bool):
         raise InvalidResponseError(
-            f"the answer lacks sequence, metrics, grad_norms or device: got {params!r:.200}",
+            f"asked for call {sequence}, the answer is to {params.get('sequence')!r:.80}", request_id=answer.request_id
+        )
+    sound = (durable is None or is_count(durable)) and _is_text(durable_error) and isinstance(device, str)
+    if theirs is None or norms is None or not sound:
+        raise InvalidResponseError(
+            f"the answer lacks metrics, grad_norms, device, durable or durable_error: got {params!r:.200}",
             request_id=answer.request_id,
         )
-    flat = arrays.get("gradients")
     return StepResult(
         sequence,
-        params.get("durable"),
+        durable,
         theirs | dict(metrics),
         norms,
-        None if flat is None else split(flat, info, answer.request_id),
+        split(arrays["gradients"], info) if gradients else None,
         device,
-        params.get("durable_error"),
+        durable_error,
         timing_of(answer),
         answer.request_id,
     )
 
 
-def read_outputs(answer: Answer, kind: Kind, limits: Limits) -> Outputs:
-    """The result of a forward pass in an answer. Raises InvalidResponseError."""
-    message, arrays = read_answer(answer, kind, limits)
+def read_outputs(answer: Answer, kind: Kind, limits: Limits, wanted: Mapping[str, Wanted]) -> Outputs:
+    """The result of a forward pass in an answer; `wanted`: of its outputs. Raises InvalidResponseError."""
+    message, arrays = read_answer(answer, kind, limits, wanted)
     params = message.params
-    metrics, sequence = read_numbers(params.get("metrics") or {}), params.get("sequence")
-    if metrics is None or not isinstance(sequence, int):
-        raise InvalidResponseError(f"the answer lacks sequence: got {params!r:.200}", request_id=answer.request_id)
-    context = params.get("context")
+    metrics, context = read_numbers(params.get("metrics", {})), params.get("context")
+    sequence: Any = params.get("sequence")
+    if metrics is None or not is_count(sequence) or not _is_text(context):
+        raise InvalidResponseError(
+            f"the answer lacks sequence, or metrics or context cannot be read: got {params!r:.200}",
+            request_id=answer.request_id,
+        )
     return Outputs(arrays.get("outputs"), metrics, sequence, context, timing_of(answer), answer.request_id)
 
 
-def split(flat: Array, info: ModelInfo, request_id: str = "") -> dict[str, Array]:
-    """Views of a flat array by parameter. Raises InvalidResponseError where it has another size."""
+def outputs_wanted(batch: Batch, info: ModelInfo) -> dict[str, Wanted]:
+    """What the outputs for a batch have to be."""
+    return {"outputs": Wanted((info.dtype,), (*batch.tensors[0].shape[:2], ...))}
+
+
+def split(flat: Array, info: ModelInfo) -> dict[str, Array]:
+    """Views of a flat array of all parameters in order, by parameter."""
     bounds = [0, *np.cumsum([math.prod(shape) for _, shape in info.parameters], dtype=np.int64).tolist()]
-    if tuple(flat.shape) != (bounds[-1],):
-        raise InvalidResponseError(
-            f"gradients: got shape {list(flat.shape)}, want [{bounds[-1]}], all parameters in order",
-            request_id=request_id,
-        )
     return {
         name: flat[start:end].reshape(shape)
         for (name, shape), start, end in zip(info.parameters, bounds[:-1], bounds[1:], strict=True)

@@ -8,6 +8,8 @@ extensions of the response). For http:// without a proxy, and for Unix sockets; 
 from __future__ import annotations
 
 import http.client
+import io
+import ipaddress
 import itertools
 import select
 import socket
@@ -15,24 +17,54 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any, cast
 
 import httpx
 
 from . import _constants as defaults
+from ._within import within
+
+#: Extension of a request: the time of `time.monotonic()` at which all of its waiting ends; None for never.
+DEADLINE = "exodus_deadline"
 
 #: Opens a connection; takes the timeout in seconds, None for none.
 Connect = Callable[[float | None], socket.socket]
 
 
 def tcp(host: str, port: int) -> Connect:
-    """Connections to a port."""
+    """Connections to a port. The timeout is for finding the addresses of the host, and trying all of them."""
 
     def connect(timeout: float | None) -> socket.socket:
-        opened = socket.create_connection((host, port), timeout)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return opened
+        ends = None if timeout is None else time.monotonic() + timeout
+        addresses = _addresses(host, port, timeout)
+        failure = OSError(f"{host} has no address")
+        for number, (family, kind, protocol, _, address) in enumerate(addresses):
+            opened = socket.socket(family, kind, protocol)
+            try:
+                left = _left(None, ends)
+                # One that does not answer leaves their share of the time to the others.
+                opened.settimeout(None if left is None else left / (len(addresses) - number))
+                opened.connect(address)
+                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError as error:
+                opened.close()
+                failure = error
+            else:
+                return opened
+        raise failure
 
     return connect
+
+
+def _addresses(host: str, port: int, timeout: float | None) -> list[tuple[Any, ...]]:
+    def find() -> list[tuple[Any, ...]]:
+        return cast("list[tuple[Any, ...]]", socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return within(timeout, find)  # asks servers, for as long as the system likes
+    return find()
 
 
 def unix(path: str) -> Connect:
@@ -62,26 +94,26 @@ class SocketTransport(httpx.BaseTransport):
         self._busy: set[socket.socket] = set()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        waits = request.extensions.get("timeout", {})
+        waits, ends = request.extensions.get("timeout", {}), request.extensions.get(DEADLINE)
         if not self._slots.acquire(timeout=waits.get("pool")):
             raise httpx.PoolTimeout("all connections are in use")
         try:
-            connection = self._take() or self._open(waits)
+            connection = self._take() or self._open(waits, ends)
         except BaseException:
             self._slots.release()
             raise
         with self._lock:
             self._busy.add(connection)
         try:
-            sent_all = _send(connection, request, waits)
-            answer = _head(connection, request, waits)
+            sent_all = _send(connection, request, waits, ends)
+            answer = _head(connection, request, waits, ends)
         except BaseException:
             self._give_back(connection, reusable=False)
             raise
         stream = _Stream(answer, lambda whole: self._give_back(connection, reusable=whole and sent_all))
-        return httpx.Response(
-            answer.status, headers=answer.getheaders(), stream=stream, extensions={"read_into": stream.read_into}
-        )
+        # As bytes, which http.client takes for ISO-8859-1: httpx would insist on ASCII.
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.getheaders()]
+        return httpx.Response(answer.status, headers=headers, stream=stream, extensions={"read_into": stream.read_into})
 
     def close(self) -> None:
         with self._lock:
@@ -104,9 +136,9 @@ class SocketTransport(httpx.BaseTransport):
                 return connection
             connection.close()
 
-    def _open(self, waits: Mapping[str, float | None]) -> socket.socket:
+    def _open(self, waits: Mapping[str, float | None], ends: float | None) -> socket.socket:
         with _translated(httpx.ConnectTimeout, httpx.ConnectError):
-            return self._connect(waits.get("connect"))
+            return self._connect(_left(waits.get("connect"), ends))
 
     def _give_back(self, connection: socket.socket, *, reusable: bool) -> None:
         with self._lock:
@@ -117,6 +149,37 @@ class SocketTransport(httpx.BaseTransport):
         else:
             connection.close()
         self._slots.release()
+
+
+class _Source(io.RawIOBase):
+    """What comes from a connection, as http.client wants it.
+
+    Attributes:
+        wait: seconds for the next bytes; None for no end.
+        ends: when there is no more time for any, however little comes with each.
+    """
+
+    def __init__(self, connection: socket.socket, wait: float | None, ends: float | None) -> None:
+        self._connection = connection
+        self.wait = wait
+        self.ends = ends
+        self._file = _File(self)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """The same for one answer after the other, so that none takes what belongs to the next."""
+        return self._file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._connection.settimeout(_left(self.wait, self.ends))
+        return self._connection.recv_into(buffer)
+
+
+class _File(io.BufferedReader):
+    def close(self) -> None:
+        """An interim answer is over, and the next one comes from here."""
 
 
 class _Stream(httpx.SyncByteStream):
@@ -145,7 +208,9 @@ class _Stream(httpx.SyncByteStream):
         self._done(whole)
 
 
-def _send(connection: socket.socket, request: httpx.Request, waits: Mapping[str, float | None]) -> bool:
+def _send(
+    connection: socket.socket, request: httpx.Request, waits: Mapping[str, float | None], ends: float | None
+) -> bool:
     """Send a request; whether all of it was taken. A server that refuses may answer and close before."""
     lines = [f"{request.method} ".encode(), request.url.raw_path, b" HTTP/1.1\r\n"]
     for name, value in request.headers.raw:
@@ -156,9 +221,9 @@ def _send(connection: socket.socket, request: httpx.Request, waits: Mapping[str,
     first = next(chunks, b"")
     opening = [head + first] if len(first) <= defaults.JOINED_BYTES else [head, first]  # one packet rather than two
     with _translated(httpx.WriteTimeout, httpx.WriteError):
-        connection.settimeout(waits.get("write"))
         try:
             for chunk in itertools.chain(opening, chunks):
+                connection.settimeout(_left(waits.get("write"), ends))
                 connection.sendall(chunk)
         except (BrokenPipeError, ConnectionResetError):
             return False
@@ -166,18 +231,43 @@ def _send(connection: socket.socket, request: httpx.Request, waits: Mapping[str,
 
 
 def _head(
-    connection: socket.socket, request: httpx.Request, waits: Mapping[str, float | None]
+    connection: socket.socket, request: httpx.Request, waits: Mapping[str, float | None], ends: float | None
 ) -> http.client.HTTPResponse:
-    """The answer, read up to its body."""
-    answer = http.client.HTTPResponse(connection, method=request.method)
+    """The answer, read up to its body. The head has to be whole within the time for reading: it is small."""
+    wait = waits.get("read")
+    ends_head = sooner(None if wait is None else time.monotonic() + wait, ends)
+    source = _Source(connection, None, ends_head)
     with _translated(httpx.ReadTimeout, httpx.ReadError):
-        connection.settimeout(waits.get("read"))
-        try:
-            answer.begin()
-        except BaseException:
-            answer.close()
-            raise
-    return answer
+        while True:
+            answer = http.client.HTTPResponse(cast(socket.socket, source), method=request.method)
+            try:
+                answer.begin()
+            except BaseException:
+                answer.close()
+                raise
+            if not _is_interim(answer.status):
+                source.wait, source.ends = wait, ends
+                return answer
+
+
+def _is_interim(status: int) -> bool:
+    """Whether another answer follows. http.client knows this of 100 alone."""
+    return 100 <= status < 200 and status != http.client.SWITCHING_PROTOCOLS
+
+
+def sooner(*times: float | None) -> float | None:
+    """The least of those that are given, None where none is."""
+    return min((time for time in times if time is not None), default=None)
+
+
+def _left(wait: float | None, ends: float | None) -> float | None:
+    """Seconds to wait, which end in time; None for no end. Raises TimeoutError where there is no time left."""
+    if ends is None:
+        return wait
+    left = ends - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left if wait is None else min(wait, left)
 
 
 def _is_readable(connection: socket.socket) -> bool:
