@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,7 @@ def main() -> None:
 
     import uvicorn
 
+    from exodus_service.outgoing import Pace
     from exodus_service.protocol import Protocol
 
     parser = argparse.ArgumentParser()
@@ -135,7 +137,8 @@ def main() -> None:
     if kind == "echo":
         uvicorn.run(_echo(), http="httptools", **same)
     else:
-        uvicorn.run(_sink(), http=Protocol, lifespan="off", **same)
+        pace = Pace(stall_timeout=30, min_upload_rate=1, min_download_rate=1, max_unwanted=1 << 30)
+        uvicorn.run(_sink(), http=partial(Protocol, pace=pace), lifespan="off", **same)
 
 
 if __name__ == "__main__":

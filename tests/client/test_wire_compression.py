@@ -138,6 +138,14 @@ def test_what_is_no_frame_is_refused(damage: bytes) -> None:
     assert refusal(damage, "zstd") == "malformed"
 
 
+@pytest.mark.parametrize(
+    ("body", "found"), [(b"\x83\xa1v\x01", "msgpack"), (b'{"v": 1}', "JSON"), (b"\x1f\x8b", "gzip")]
+)
+def test_a_body_that_was_never_compressed_is_told_apart(body: bytes, found: str) -> None:
+    with pytest.raises(WireError, match=f"got what looks like {found}; leave out Content-Encoding"):
+        decompress(body, "zstd")
+
+
 def test_a_frame_has_to_be_whole_and_alone() -> None:
     frame = zstandard.ZstdCompressor().compress(b"abc" * 100)
     assert refusal(frame[:-1], "zstd") == "malformed"

@@ -277,6 +277,29 @@ def test_another_content_type_is_refused() -> None:
     assert refusal(b"", "") == ("unsupported", "")
 
 
+@pytest.mark.parametrize(
+    ("body", "content_type", "advice"),
+    [
+        (b'{"v": 1}', MSGPACK_TYPE, "got what looks like JSON; send it with Content-Type: application/json"),
+        (b"\r\n\t [", MSGPACK_TYPE, "got what looks like JSON; send it with Content-Type: application/json"),
+        (
+            b"\x83\xa1v\x01",
+            JSON_TYPE,
+            "got what looks like msgpack; send it with Content-Type: application/vnd.msgpack",
+        ),
+        (b"\xde\x00\x01", JSON_TYPE, "got what looks like msgpack; send it with Content-Type: application/vnd.msgpack"),
+        (b"\x28\xb5\x2f\xfd", MSGPACK_TYPE, "got what looks like zstd; send it with Content-Encoding: zstd"),
+        (b"\x1f\x8b\x08", JSON_TYPE, "got what looks like gzip; send it as it is, or as zstd"),
+    ],
+)
+def test_a_body_under_the_wrong_header_is_told_the_right_one(body: bytes, content_type: str, advice: str) -> None:
+    with pytest.raises(WireError) as caught:
+        decode(body, content_type)
+    wanted = "JSON" if content_type == JSON_TYPE else "msgpack"
+    assert str(caught.value) == f"body: expected {wanted}, as the header Content-Type: {content_type} says, {advice}"
+    assert caught.value.code == "malformed"
+
+
 class TestWriting:
     def refusal(self, message: Message) -> tuple[str, str]:
         codes = set()

@@ -2,14 +2,18 @@
 
 import json
 import logging
+import re
+import socket
+import struct
 import time
 
 import pytest
 
 from exodus_client.wire import MSGPACK_TYPE, encode
-from exodus_service.protocol import MAX_HEAD_BYTES
+from exodus_service.protocol import MAX_AHEAD, MAX_HEAD_BYTES
 
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
+GRADIENT = "POST /v1/gradients/exodus HTTP/1.1\r\nContent-Type: application/msgpack\r\n"
 
 
 def refused(connection):
@@ -40,12 +44,149 @@ def test_what_is_not_http_is_answered_like_everything_else(running, nonsense):
         assert refused(connection)["code"] == "malformed"
 
 
-def test_nonsense_behind_a_request_does_not_answer_in_its_place(running, good):
+def request_head(body, *lines, path="/v1/gradients/exodus"):
+    head = [f"POST {path} HTTP/1.1", f"Content-Type: {MSGPACK_TYPE}", f"Content-Length: {len(body)}", *lines]
+    return "\r\n".join(head).encode() + b"\r\n\r\n"
+
+
+def answers(connection):
+    """The statuses of all answers on a connection that is closed after them."""
+    return re.findall(rb"HTTP/1\.1 (\d+) ", connection.makefile("rb").read())
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_requests_before_nonsense_are_answered_and_then_the_nonsense(running, good, ahead):
     body = b"".join(encode(good).chunks)
-    head = f"POST /v1/gradients/exodus HTTP/1.1\r\nContent-Type: {MSGPACK_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
-    with running.busy(), running.raw() as connection:
-        connection.sendall(head.encode() + body + b"\0\0\0\0")
-        assert connection.makefile("rb").read() == b""
+    with running.raw() as connection:
+        with running.busy():
+            connection.sendall((request_head(body) + body) * ahead + b"\0\0\0\0" + bytes(100_000))
+        assert answers(connection) == [b"200"] * ahead + [b"400"]
+
+
+@pytest.mark.parametrize("path", ["/v1/gradients/exodus", "/v1/models/m/save", "/nowhere"])
+def test_a_body_that_breaks_off_in_nonsense_is_answered(running, path):
+    head = f"POST {path} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nthis is no number of bytes\r\n"
+    with running.raw() as connection:
+        connection.sendall(head.encode())
+        assert refused(connection)["code"] == "malformed"
+    with running.raw() as connection:  # and behind another request
+        connection.sendall(GET + b"\r\n" + head.encode())
+        assert answers(connection) == [b"200", b"400"]
+
+
+def test_clients_that_leave_with_requests_sent_ahead_leave_no_traceback(running, good, until, caplog):
+    caplog.set_level(logging.DEBUG)
+    body = b"".join(encode(good).chunks)
+    with running.busy():
+        with running.raw() as leaving:
+            leaving.sendall((request_head(body) + body) * 4)
+            until(lambda: running.engine.scheduler.requests == 1)
+        until(lambda: running.engine.scheduler.requests == 0)
+    with running.raw() as leaving:
+        leaving.sendall((GET.replace(b"/livez", b"/openapi.json") + b"\r\n") * 20)
+        leaving.recv(1)
+        leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    running.engine.scheduler.execute(lambda: None).result()
+    until(lambda: "/openapi.json" in caplog.text)
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+def test_a_request_behind_one_that_offers_an_upgrade_is_answered(running, protocol):
+    offer = GET + b"Upgrade: %s\r\nConnection: Upgrade, close\r\n\r\n" % protocol.encode()
+    kept = offer.replace(b", close", b"")
+    with running.raw() as connection:
+        connection.sendall(kept * 2 + GET + b"\r\n" + offer.replace(b"/livez", b"/readyz"))
+        assert answers(connection) == [b"200"] * 4
+    with running.raw() as connection:  # and on the same connection later
+        for request in (kept, kept, GET + b"Connection: close\r\n\r\n"):
+            connection.sendall(request)
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            while not connection.recv(4096).endswith(b"}"):
+                pass
+
+
+@pytest.mark.parametrize("path", ["/v1/gradients/exodus", "/v1/models/m/save", "/nowhere"])
+def test_a_body_behind_an_upgrade_is_never_taken_for_a_request(running, path):
+    smuggled = GET + b"\r\n"
+    with running.raw() as connection:
+        connection.sendall(request_head(smuggled, "Upgrade: h2c", "Connection: Upgrade", path=path) + smuggled)
+        (status,) = answers(connection)
+    assert status in (b"400", b"404")
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        ("POST /nowhere HTTP/1.1\r\nContent-Length: 1000000", b"404"),
+        ("GET /livez HTTP/1.1\r\nContent-Length: 1000000", b"200"),
+        (f"{GRADIENT}Transfer-Encoding: chunked", b"411"),
+        (f"{GRADIENT}Content-Length: 9999999999", b"413"),
+        (f"{GRADIENT}Content-Length: 1000000".replace("msgpack", "plain"), b"415"),
+        (f"{GRADIENT}Content-Length: 1000000\r\nX-Deadline-Ms: 1", b"504"),
+    ],
+)
+def test_the_rest_of_an_answered_body_may_not_drip(serve, lines, status):
+    service = serve(stall_timeout_s=0.5)
+    with service.raw() as dripping:
+        dripping.sendall(lines.encode() + b"\r\n\r\n1")
+        assert dripping.recv(12) == b"HTTP/1.1 " + status
+        assert_closed_while_sending(dripping, b"0")
+
+
+def assert_closed_while_sending(connection, piece, seconds=20):
+    """The other side hangs up on a client that goes on sending."""
+    until = time.monotonic() + seconds
+    connection.settimeout(0.05)
+    try:
+        while time.monotonic() < until:
+            connection.sendall(piece)
+            try:
+                if not connection.recv(4096):
+                    return
+            except TimeoutError:
+                pass
+    except OSError:
+        return
+    pytest.fail(f"the connection is open after {seconds} s")
+
+
+def test_the_rest_of_an_answered_body_is_read_as_far_as_bodies_go(serve):
+    service = serve(max_body_bytes=1_000_000)
+    with service.raw() as connection:
+        connection.sendall(request_head(bytes(2_000_000), path="/nowhere") + bytes(2_000_000) + GET + b"\r\n")
+        assert any(b"HTTP/1.1 200 " in line for line in connection.makefile("rb"))  # it came at once
+    with service.raw() as connection:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n")
+        assert_closed_while_sending(connection, bytes(1_000_000))
+
+
+def test_empty_lines_keep_no_connection_open(serve):
+    service = serve(keep_alive_s=1)
+    with service.raw() as dripping:
+        dripping.sendall(GET + b"\r\n")
+        assert dripping.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert_closed_while_sending(dripping, b"\r\n")
+
+
+def test_the_trailer_of_a_body_adds_no_headers(running):
+    with running.raw() as connection:
+        connection.sendall(
+            b"POST /nowhere HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Request-ID: from-the-trailer\r\n\r\n"
+            + GET
+            + b"Connection: close\r\n\r\n"
+        )
+        head = connection.makefile("rb").read()
+    assert head.startswith(b"HTTP/1.1 404 ")
+    assert b"from-the-trailer" not in head
+
+
+def test_as_many_requests_are_read_ahead_as_can_be_held(running):
+    with running.raw() as eager:
+        eager.sendall((GET + b"\r\n") * 5000)
+        served = answers(eager)
+    assert set(served) == {b"200"}
+    assert MAX_AHEAD < len(served) < 5000
 
 
 @pytest.mark.parametrize("endless", [b"x" * 4096, b"a: b\r\n" * 1000], ids=["one header", "many headers"])

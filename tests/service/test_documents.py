@@ -123,7 +123,7 @@ def test_every_status_is_documented_with_the_form_of_its_body(document):
     ("path", "verb", "statuses"),
     [
         ("/v1/models", "post", API_STATUSES - {404} | {200, 201, 202, 408, 409, 410, 500}),
-        ("/v1/models", "get", {200, 401, 403, 500, 503}),
+        ("/v1/models", "get", {200, 401, 403, 429, 500, 503}),
         ("/v1/models/{id}", "get", {200, 401, 403, 404, 500, 503}),
         ("/v1/models/{id}", "delete", {204, 401, 403, 404, 500, 503, 507}),
         ("/v1/models/{id}/step", "post", API_STATUSES | {200, 202, 408, 409, 410, 500}),

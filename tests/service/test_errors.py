@@ -8,7 +8,7 @@ import torch
 
 from exodus_client.wire import JSON_TYPE, MSGPACK_TYPE, Message, Tensor, encode
 from exodus_service.params import wanted
-from exodus_service.problems import KINDS
+from exodus_service.problems import KINDS, MAX_FAULTS
 
 LIF = {"model": "lif", "alpha": 0.9}
 MEMBERS = {
@@ -90,7 +90,7 @@ def test_401_without_a_key_and_403_with_a_wrong_one(serve, good):
 
 def test_keys_are_read_from_a_file_too(serve, good, tmp_path):
     file = tmp_path / "keys"
-    file.write_text("# for the laboratory\n\n  third \n")
+    file.write_text("\ufeff# for the laboratory\n\n  third \n")  # as editors on Windows save it
     caller = serve(api_keys_file=file).caller
     assert_problem(caller.gradients(good), 401, "unauthorized")
     assert caller.gradients(good, headers={"Authorization": "bearer third"}).status == 200
@@ -101,10 +101,64 @@ def test_404_for_what_is_not_there(caller, path):
     assert_problem(caller.call("POST", path, b"{}"), 404, "not_found")
 
 
-def test_405_for_another_method_than_the_path_takes(caller):
-    answer = caller.call("GET", "/v1/gradients/exodus")
-    assert_problem(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "POST"
+@pytest.mark.parametrize(
+    ("verb", "path", "allowed"),
+    [
+        ("GET", "/v1/gradients/exodus", "POST"),
+        ("HEAD", "/v1/gradients/exodus", "POST"),
+        ("DELETE", "/v1/models", "GET, HEAD, POST"),
+        ("PATCH", "/v1/models/m/state", "GET, HEAD, PUT"),
+        ("POST", "/livez", "GET, HEAD"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+    ],
+)
+def test_405_for_another_method_than_the_path_takes(caller, verb, path, allowed):
+    answer = caller.call(verb, path)
+    assert answer.status == 405
+    assert ", ".join(sorted(answer.headers["allow"].split(", "))) == allowed
+    if verb != "HEAD":
+        assert_problem(answer, 405, "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/livez", "/readyz", "/v1/capabilities", "/v1/models", "/v1/models/none", "/docs", "/openapi.json", "/none"],
+)
+def test_head_is_get_without_the_body(caller, path):
+    told, asked = caller.call("HEAD", path), caller.call("GET", path)
+    assert (told.status, told.body) == (asked.status, b"")
+    assert told.headers["content-type"] == asked.headers["content-type"]
+    assert int(told.headers["content-length"]) == len(asked.body)
+    assert told.headers.keys() == asked.headers.keys()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "encoding", "beginning", "advice"),
+    [
+        (MSGPACK_TYPE, "identity", b'{"v": 1}', "JSON; send it with Content-Type: application/json"),
+        (MSGPACK_TYPE, "identity", b"\n [1]", "JSON; send it with Content-Type: application/json"),
+        ("application/json", "identity", b"\x83\xa1v", "msgpack; send it with Content-Type: application/vnd.msgpack"),
+        (MSGPACK_TYPE, "identity", b"\x28\xb5\x2f\xfd", "zstd; send it with Content-Encoding: zstd"),
+        ("application/json", "identity", b"\x1f\x8b\x08", "gzip; send it as it is, or as zstd"),
+        (MSGPACK_TYPE, "zstd", b"\x83\xa1v", "msgpack; leave out Content-Encoding"),
+    ],
+)
+def test_a_body_of_another_form_than_its_header_says_is_told_what_to_send(
+    caller, content_type, encoding, beginning, advice
+):
+    answer = caller.post(beginning, content_type, headers={"Content-Encoding": encoding})
+    problem = assert_problem(answer, 400, "malformed", "")
+    assert problem["detail"].endswith(f"got what looks like {advice}")
+
+
+def test_a_problem_says_its_sentence_once_and_is_short_whatever_came(caller, ask):
+    one = caller.gradients(ask({"model": "lif", "alpha": 1.5}, membrane=U, grad_output=U)).problem
+    (fault,) = one["errors"]
+    assert one["detail"] == f"{fault['pointer']}: expected {fault['expected']}, got {fault['got']}"
+    many = caller.gradients(ask(LIF, membrane=U, grad_output=U, wrt=["x"] * 1000, **{"y" * 10_000: 1}))
+    assert len(many.problem["errors"]) == MAX_FAULTS
+    assert many.problem["detail"].endswith("; and 1000 more")
+    assert len(many.body) < 50_000
 
 
 def test_411_for_a_body_without_length(caller):

@@ -21,7 +21,9 @@ from typer.testing import CliRunner
 import exodus_core
 from exodus_service.app import create_app
 from exodus_service.cli import app as commands
+from exodus_service.engine import Phase
 from exodus_service.selftest import SelfTestError
+from exodus_service.server import Server, tcp_sockets
 from exodus_service.settings import Settings
 
 COMMAND = str(Path(sys.executable).with_name("exodus-service"))
@@ -29,11 +31,11 @@ LIF = {"model": "lif", "alpha": 0.9}
 
 
 @contextmanager
-def process(log, *flags, **environment):
+def process(log, *flags, before=None, **environment):
     """The service as a process of its own; yields it and its port."""
     with open(log, "wb") as stderr:
         service = subprocess.Popen(
-            [COMMAND, "serve", "--port", "0", *flags], stderr=stderr, env=os.environ | environment
+            [COMMAND, "serve", "--port", "0", *flags], stderr=stderr, env=os.environ | environment, preexec_fn=before
         )
     try:
         for _ in range(1500):
@@ -201,12 +203,87 @@ def test_the_commands_beside_serve():
         (["serve", "--api-keys-file", os.devnull], {}, "expected one key a line"),
         (["serve", "--api-keys-file", sys.executable], {}, f"{sys.executable}: expected UTF-8 text"),
         (["serve", "--log-format", "xml"], {}, "--log-format: expected 'plain' or 'json', got 'xml'"),
+        (["serve"], {"EXODUS_API_KEYS": " , "}, "EXODUS_API_KEYS: expected at least one key, or no such variable"),
+        (["serve"], {"EXODUS_API_KEYS": ""}, "EXODUS_API_KEYS: expected at least one key, or no such variable"),
+        (["serve"], {"EXODUS_API_KEYS_FILE": ""}, "EXODUS_API_KEYS_FILE: expected something, or no such variable"),
+        (["serve"], {"EXODUS_HOST": ""}, "EXODUS_HOST: expected something, or no such variable at all, got ''"),
+        (["serve"], {"EXODUS_STATE_DIR": ""}, "EXODUS_STATE_DIR: expected something, or no such variable"),
+        (["serve", "--uds", ""], {}, "--uds: expected something"),
+        (["serve", "--drain-delay-s", "inf"], {}, "--drain-delay-s: expected a finite number, got inf"),
+        (["check"], {"EXODUS_DEVICE": "tpu"}, "device: expected "),
+        (["openapi"], {"EXODUS_DEVICE": "tpu"}, "device: expected "),
     ],
 )
 def test_a_setting_that_cannot_be_is_named_and_nothing_starts(arguments, environment, complaint):
     ended = CliRunner(env=environment).invoke(commands, arguments)
     assert ended.exit_code == 2
     assert complaint in ended.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_device_that_is_not_there_is_refused_with_the_reason(command):
+    ended = CliRunner().invoke(commands, [command, "--device", "cuda"])
+    assert ended.exit_code == 2
+    reason = exodus_core.capabilities()["cuda_library"]["reason"] or "PyTorch sees no CUDA device"
+    assert ended.stderr == f"exodus-service: device: expected one of cpu, got 'cuda': {reason}\n"
+
+
+def test_an_address_that_cannot_be_had_is_told_in_one_line_before_anything_starts(serve):
+    taken = serve().port
+    ended = subprocess.run([COMMAND, "serve", "--port", str(taken)], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"exodus-service: port {taken}: expected one that is free on 127.0.0.1, got one that another process listens "
+        "on; --port takes another one, --port 0 any that is free\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "complaint"),
+    [
+        ("nowhere.invalid", "host nowhere.invalid: expected an address of this machine, got: "),
+        ("203.0.113.1", "host 203.0.113.1: expected an address of this machine, got another one"),
+    ],
+)
+def test_a_host_that_is_not_this_one_is_named(monkeypatch, host, complaint):
+    monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
+    ended = CliRunner(env={"EXODUS_API_KEYS": "k"}).invoke(commands, ["serve", "--host", host, "--port", "0"])
+    assert ended.exit_code == 1
+    assert complaint in ended.stderr
+
+
+def test_a_port_that_is_lost_during_the_self_test_is_named_too(monkeypatch):
+    monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
+    with tcp_sockets("127.0.0.1", 0) as (rival,):
+        monkeypatch.setattr("exodus_service.engine.self_test", lambda _device: rival.listen())
+        port = rival.getsockname()[1]
+        ended = CliRunner().invoke(commands, ["serve", "--port", str(port)])
+    assert ended.exit_code == 1
+    assert f"port {port}: expected one that is free on 127.0.0.1" in ended.stderr
+
+
+def test_every_address_of_a_host_has_the_same_port():
+    with tcp_sockets("localhost", 0) as listeners:
+        assert len({listener.getsockname()[1] for listener in listeners}) == 1
+
+
+def test_a_service_under_nohup_does_not_end_with_its_terminal(tmp_path, call):
+    with process(tmp_path / "log", before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as (service, port):
+        service.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert call(port).call("GET", "/readyz").status == 200
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(timeout=20) == 0
+
+
+def test_a_service_that_is_told_to_end_while_it_starts_is_never_ready(monkeypatch):
+    app = create_app(Settings(drain_delay_s=60))
+    server = Server(app, app.state.engine.settings)
+    monkeypatch.setattr("exodus_service.engine.self_test", lambda _device: server.handle_exit(signal.SIGTERM, None))
+    asyncio.run(app.state.engine.start())
+    assert app.state.engine.phase is Phase.DRAINING
+    app.state.engine.close()
 
 
 def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one(monkeypatch, caplog):
@@ -243,7 +320,9 @@ def test_settings_refuse_what_they_do_not_know():
     assert "secret" not in repr(Settings(api_keys="secret"))
 
 
-@pytest.mark.parametrize(("host", "keys", "warned"), [("0.0.0.0", "", True), ("0.0.0.0", "k", False), ("", "", False)])
+@pytest.mark.parametrize(
+    ("host", "keys", "warned"), [("0.0.0.0", None, True), ("0.0.0.0", "k", False), ("", None, False)]
+)
 def test_a_service_that_is_open_to_the_network_says_so(monkeypatch, caplog, host, keys, warned):
     monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
     monkeypatch.setattr("exodus_service.server.Server.run", lambda _self: None)

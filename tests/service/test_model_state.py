@@ -20,6 +20,7 @@ import torch
 from remote_models import ADAM, NETWORK, batch, local, same_state, trained
 
 from exodus_core import losses
+from exodus_service.disk import StateDir
 
 COMMAND = str(Path(sys.executable).with_name("exodus-service"))
 STATE = "/v1/models/m/state"
@@ -195,6 +196,57 @@ def test_sigterm_saves_what_was_trained_and_a_restart_goes_on(tmp_path, connect)
         for number in (info["sequence"] + 1, info["sequence"] + 2):
             assert remote.step(number).status == 200
         assert same_state(remote.state(), trained(info["sequence"] + 2).state())
+
+
+@pytest.mark.parametrize(
+    ("signals", "status"),
+    [
+        ([signal.SIGHUP], 0),
+        ([signal.SIGTERM, signal.SIGTERM, signal.SIGTERM], 0),
+        ([signal.SIGINT, signal.SIGINT, signal.SIGINT], 130),
+        ([signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGINT, signal.SIGTERM], 0),
+    ],
+    ids=lambda given: "-".join(one.name for one in given) if isinstance(given, list) else "",
+)
+def test_whatever_ends_the_service_and_however_often_it_saves_first(tmp_path, connect, signals, status):
+    delay = "60" if len(signals) > 1 else "0"
+    with process(tmp_path / "log", tmp_path / "state", EXODUS_DRAIN_DELAY_S=delay) as (service, port):
+        remote = connect(port)
+        remote.create(durable_every=1000)
+        for number in (1, 2, 3):
+            assert remote.step(number).status == 200
+        for number in signals:
+            service.send_signal(number)
+            time.sleep(0.05)
+        assert service.wait(timeout=30) == status
+    saved = StateDir(tmp_path / "state", 1 << 40)
+    newest = saved.newest("", "m")
+    saved.close()
+    assert newest.sequence == 3
+
+
+def test_a_second_ctrl_c_does_not_wait_for_what_runs_and_a_signal_never_for_less_than_the_saving(tmp_path, connect):
+    """A call that waits for one before it is running for as long as its sender wants."""
+    settings = {"EXODUS_SEQUENCE_WAIT_S": "60", "EXODUS_SHUTDOWN_TIMEOUT_S": "60"}
+    with process(tmp_path / "log", tmp_path / "state", **settings) as (service, port):
+        remote, waiting = connect(port), connect(port)
+        remote.create(durable_every=1000)
+        assert remote.step(1).status == 200
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(waiting.step(3)))
+        thread.start()
+        time.sleep(0.3)
+        service.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert service.poll() is None
+        service.send_signal(signal.SIGINT)
+        assert service.wait(timeout=30) == 130
+        thread.join()
+    assert answers[0].status == 503
+    saved = StateDir(tmp_path / "state", 1 << 40)
+    newest = saved.newest("", "m")
+    saved.close()
+    assert newest.sequence == 1
 
 
 @pytest.mark.slow

@@ -2,9 +2,11 @@
 
 import asyncio
 import errno
+import fcntl
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -451,6 +453,34 @@ def test_two_services_cannot_share_a_folder(tmp_path: Path) -> None:
             pass
 
     run(test())
+
+
+def test_a_folder_stays_taken_where_someone_removes_the_lock_file(tmp_path: Path) -> None:
+    first = StateDir(tmp_path, 1)
+    (tmp_path / "lock").unlink()
+    for _ in range(2):  # the second time with the file that the first attempt has left
+        with pytest.raises(StateDirError, match="another service uses"):
+            StateDir(tmp_path, 1)
+    first.close()
+    StateDir(tmp_path, 1).close()
+
+
+def test_the_lock_file_alone_keeps_others_out_where_folders_cannot_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def of_files(descriptor: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, "as on NFS")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_files)
+    first = StateDir(tmp_path, 1)
+    with pytest.raises(StateDirError, match=rf"another service uses, process {os.getpid()}"):
+        StateDir(tmp_path, 1)
+    first.close()
+    StateDir(tmp_path, 1).close()
 
 
 def test_a_folder_that_cannot_be_is_one_clear_error(tmp_path: Path) -> None:

@@ -109,15 +109,16 @@ def test_the_socket_of_a_successor_is_left_alone(path):
 def test_a_path_that_cannot_be_is_named_and_nothing_starts(wrong, monkeypatch):
     monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
     ended = CliRunner().invoke(commands, ["serve", "--uds", wrong])
-    assert ended.exit_code == 2
+    assert ended.exit_code == 1
     assert f"uds {wrong}: " in ended.stderr
 
 
 def test_a_socket_in_use_stops_the_command(serve, path):
     serve(uds=path)
     ended = subprocess.run([COMMAND, "serve", "--uds", str(path)], capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 2
+    assert ended.returncode == 1
     assert "another server listens there" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])

@@ -24,7 +24,7 @@
             ├── ServiceUnavailableError   503  not ready, or draining              retried
             ├── DeadlineExceededError     504                                      retried
             ├── ServerOutOfMemoryError    507  too little memory                   retried if the server says so
-            └── ServerStorageFullError    507  the disk is full                    retried if the server says so
+            └── ServerStorageFullError    507  storage_full: the server's disk     retried if the server says so
 
 Arguments that cannot be right raise TypeError or ValueError before anything is sent.
 """
@@ -199,7 +199,7 @@ class ServerOutOfMemoryError(InternalServerError):
 
 
 class ServerStorageFullError(InternalServerError):
-    """507: the server's disk is full, and it could not save a model; the model is as it was."""
+    """507 of the code storage_full: the server's disk does not take a model; what is in memory there goes on."""
 
 
 STATUS_ERRORS: dict[int, type[APIStatusError]] = {
@@ -220,12 +220,8 @@ STATUS_ERRORS: dict[int, type[APIStatusError]] = {
     507: ServerOutOfMemoryError,
 }
 
-
 #: Codes of problems whose error is another than that of their status.
-CODE_ERRORS: dict[tuple[int, str], type[APIStatusError]] = {
-    (507, "insufficient_storage"): ServerStorageFullError,
-    (507, "storage_full"): ServerStorageFullError,
-}
+CODE_ERRORS: dict[tuple[int, str], type[APIStatusError]] = {(507, "storage_full"): ServerStorageFullError}
 
 
 def status_error(

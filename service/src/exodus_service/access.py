@@ -50,7 +50,7 @@ class Keys:
 
 def _read(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
         raise ValueError(f"api_keys_file {path}: expected a file that can be read, got: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -54,7 +54,7 @@ async def conduct(
     reply = task.result()
     if received.shared is not None:
         reply = Reply(await received.shared.answer(reply.encoded), reply.status, reply.headers)
-    return _sent(reply, engine, held.pop_all().close)
+    return _sent(reply, held.pop_all().close)
 
 
 async def look(request: Request, id: str) -> Response:
@@ -70,7 +70,7 @@ async def look(request: Request, id: str) -> Response:
         pending = requests.find(context.owner, id)  # it may have been cancelled meanwhile
     context.timings = pending.received.timings
     try:
-        return _sent(pending.task.result(), request.app.state.engine, lambda: None)
+        return _sent(pending.task.result(), requests.lend(pending))
     except Problem as problem:
         return problem_response(problem, pending.path, pending.request_id)
     except (Exception, asyncio.CancelledError):  # noqa: BLE001  (it was logged when it came)
@@ -128,8 +128,8 @@ def _running(request: Request, id: str) -> Response:
     return JSONResponse({"id": id, "status": "running"}, 202, headers)
 
 
-def _sent(reply: Reply, engine: Engine, release: Callable[[], object]) -> Response:
-    response = TensorResponse(reply.encoded, engine.settings.stall_timeout_s, release)
+def _sent(reply: Reply, release: Callable[[], object]) -> Response:
+    response = TensorResponse(reply.encoded, release)
     response.status_code = reply.status
     response.headers.update(reply.headers)
     return response

@@ -6,8 +6,10 @@ from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from exodus_service import __version__, layer_routes, model_routes, openapi, request_routes, routes
 from exodus_service.access import Keys
@@ -24,6 +26,7 @@ from exodus_service.settings import Settings
 #: Seconds that saving may take at the end, at least.
 _SAVE_S = 10
 
+_ROUTERS = (routes.router, model_routes.router, layer_routes.router, request_routes.router)
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -69,6 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
+        openapi_url=None,  # and with it /docs: both are added by openapi.install
         redoc_url=None,
     )
     app.state.engine = engine
@@ -76,7 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.requests = Requests(settings.result_ttl_s)
     app.state.start_error = None
     app.state.capabilities = engine.capabilities()
-    for router in (routes.router, model_routes.router, layer_routes.router, request_routes.router):
+    for router in _ROUTERS:
         app.include_router(router)
     # The last one added is the outermost.
     app.add_middleware(Authentication, keys=Keys.of(settings))
@@ -102,7 +106,18 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     """What the router raises: an unknown path, or another HTTP method than the path takes."""
     assert isinstance(error, HTTPException)
     detail = f"{request.method} {quote(request.scope['path'])}: {error.detail.lower()}"
-    return _answer(request, Problem(_CODES[error.status_code], detail, headers=dict(error.headers or {})))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = _allowed(request) or headers["Allow"]
+    return _answer(request, Problem(_CODES[error.status_code], detail, headers=headers))
+
+
+def _allowed(request: Request) -> str:
+    """The HTTP methods that a path takes; the router knows those of one of its routes."""
+    routes = [route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    matching = [route.methods or set() for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    methods = set().union(*matching)
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 async def _unknown_method(request: Request, error: Exception) -> Response:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import os
-from pathlib import Path
+import signal
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -17,14 +17,14 @@ from exodus_service.heap import keep_memory
 from exodus_service.logs import configure_logging
 from exodus_service.params import wanted
 from exodus_service.selftest import SelfTestError
-from exodus_service.server import Server
+from exodus_service.server import AddressError, Server
 from exodus_service.settings import Settings, settings_table, unknown_variables
 from exodus_service.uds import SocketPathError
 
 logger = logging.getLogger(__name__)
 
-#: Exit status after Ctrl-C, as of shells.
-_INTERRUPTED = 130
+#: Exit statuses: what was asked for cannot be had here and now; it cannot be at all; Ctrl-C, as of shells.
+_FAILED, _WRONG, _INTERRUPTED = 1, 2, 130
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -40,28 +40,37 @@ def _help(name: str) -> str | None:
     return Settings.model_fields[name].description
 
 
-def _flag(name: str) -> Any:
-    return typer.Option(help=_help(name), show_default=False)
+def _flag(name: str, metavar: str | None = None) -> Any:
+    return typer.Option(help=_help(name), show_default=False, metavar=metavar)
+
+
+def _path(name: str) -> Any:
+    """A path as it was given: `Path` would take an empty one for the present folder."""
+    return _flag(name, "PATH")
 
 
 @app.command()
 def serve(
     host: Annotated[str | None, _flag("host")] = None,
     port: Annotated[int | None, _flag("port")] = None,
-    uds: Annotated[Path | None, _flag("uds")] = None,
+    uds: Annotated[str | None, _path("uds")] = None,
     shared_memory: Annotated[bool | None, typer.Option("--shared-memory", help=_help("shared_memory"))] = None,
     device: Annotated[str | None, _flag("device")] = None,
     threads: Annotated[int | None, _flag("threads")] = None,
     max_body_bytes: Annotated[int | None, _flag("max_body_bytes")] = None,
     max_queue: Annotated[int | None, _flag("max_queue")] = None,
     max_queue_bytes: Annotated[int | None, _flag("max_queue_bytes")] = None,
-    state_dir: Annotated[Path | None, _flag("state_dir")] = None,
+    state_dir: Annotated[str | None, _path("state_dir")] = None,
     drain_delay_s: Annotated[float | None, _flag("drain_delay_s")] = None,
-    api_keys_file: Annotated[Path | None, _flag("api_keys_file")] = None,
+    api_keys_file: Annotated[str | None, _path("api_keys_file")] = None,
     log_format: Annotated[str | None, _flag("log_format")] = None,
     log_level: Annotated[str | None, _flag("log_level")] = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C. A flag overrides its environment variable; see `exodus-service settings`."""
+    """Serve until SIGTERM, SIGHUP or Ctrl-C. A flag overrides its environment variable; see `exodus-service settings`.
+
+    Exits with 0 after SIGTERM or SIGHUP, with 130 after Ctrl-C, with 1 where it cannot start (the address, the folder,
+    the self-test), with 2 where a setting is wrong.
+    """
     flags = {
         "host": host,
         "port": port,
@@ -90,18 +99,20 @@ def serve(
     open_to_all = settings.uds is None and settings.host not in _LOOPBACK
     if not settings.api_keys and settings.api_keys_file is None and open_to_all:
         logger.warning("no API keys: everyone who reaches %s may use the service", settings.host)
+    server = Server(service, settings)
     status = 0
     try:
-        Server(service, settings).run()
+        server.run()
     except KeyboardInterrupt:
         status = _INTERRUPTED
-    except SocketPathError as error:
-        _stop(str(error))
+    except (AddressError, SocketPathError) as error:
+        _stop(str(error), _FAILED)
     except SystemExit:  # of the server that cannot start
-        if service.state.start_error is None:
-            raise
-    if service.state.start_error is not None:
-        _stop(service.state.start_error, code=1)
+        if service.state.start_error is not None:
+            _stop(service.state.start_error, _FAILED)
+        status = _FAILED
+    if server.ended_by == signal.SIGINT:
+        status = _INTERRUPTED
     if service.state.engine.scheduler.requests:
         # A computation cannot be stopped, and the interpreter would wait for its thread.
         logger.warning("stopping in the middle of a computation")
@@ -117,8 +128,10 @@ def check(device: Annotated[str | None, _flag("device")] = None) -> None:
     try:
         engine = Engine(settings)
         asyncio.run(engine.start())
-    except (SelfTestError, ValueError) as error:
-        _stop(str(error), code=1)
+    except ValueError as error:
+        _stop(str(error))
+    except SelfTestError as error:
+        _stop(str(error), _FAILED)
     engine.close()
     typer.echo(f"exodus-service: every method agrees with its reference on {engine.device}")
 
@@ -126,7 +139,11 @@ def check(device: Annotated[str | None, _flag("device")] = None) -> None:
 @app.command()
 def openapi() -> None:
     """Print the OpenAPI document."""
-    typer.echo(json.dumps(create_app(_settings({})).openapi(), indent=2))
+    try:
+        service = create_app(_settings({}))
+    except ValueError as error:
+        _stop(str(error))
+    typer.echo(json.dumps(service.openapi(), indent=2))
 
 
 @app.command()
@@ -145,10 +162,12 @@ def _settings(flags: dict[str, Any]) -> Settings:
 def _complaint(entry: ErrorDetails, flags: dict[str, Any]) -> str:
     name = str(entry["loc"][0])
     source = f"--{name.replace('_', '-')}" if name in flags else f"EXODUS_{name.upper()}"
-    got = "something else" if name == "api_keys" else repr(entry["input"])
+    got = repr(entry["input"])
+    if name == "api_keys":  # not for the terminal
+        got = "none" if entry["type"] == "empty" else "something else"
     return f"{source}: expected {wanted(entry['msg'])}, got {got}"
 
 
-def _stop(message: str, code: int = 2) -> NoReturn:
+def _stop(message: str, code: int = _WRONG) -> NoReturn:
     typer.echo(f"exodus-service: {message}", err=True)
     raise typer.Exit(code)

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from exodus_service.catalogue import Catalogue, Entry
@@ -18,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 _TRASH = ".trash-"
 
+#: What file systems say that lock files alone, since they want what is locked to be open for writing.
+_NO_FOLDER_LOCKS = (errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOLCK, errno.ENOTSUP)
+
 
 class StateDirError(Exception):
     """The folder cannot be used: another service uses it, or it cannot be written to."""
@@ -25,6 +29,10 @@ class StateDirError(Exception):
 
 class StateDir:
     """STATE_DIR/models with a folder for each model, STATE_DIR/index.sqlite and STATE_DIR/lock.
+
+    Two locks keep a second service out: that of the file `lock`, which names the process, and that of the folder
+    `models` itself, which stays where someone removes the file. File systems that lock no folders, as NFS, have the
+    first one alone.
 
     Args:
         path: the folder; made where it is missing.
@@ -40,21 +48,15 @@ class StateDir:
         self._max_bytes = max_bytes
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise StateDirError(f"state_dir {path}: expected a folder that can be written to, got: {error}") from error
-        try:
-            self._take()
             self._models.mkdir(mode=0o700, exist_ok=True)
-            sync_folder(path)
-            self._tidy()
-            self.catalogue = Catalogue(path / "index.sqlite", self._scan)
+            with ExitStack() as held:
+                self._take(held)
+                sync_folder(path)
+                self._tidy()
+                self.catalogue = Catalogue(path / "index.sqlite", self._scan)
+                self._held = held.pop_all()
         except OSError as error:
-            os.close(self._lock)
             raise StateDirError(f"state_dir {path}: expected a folder that can be written to, got: {error}") from error
-        except BaseException:
-            os.close(self._lock)
-            raise
 
     def folder(self, owner: str, id: str) -> Folder:
         """Where a model is. Equal ids of different owners are different folders; an id has no dot in it."""
@@ -111,23 +113,27 @@ class StateDir:
         shutil.rmtree(trash, ignore_errors=True)
 
     def close(self) -> None:
-        """Let go of the index and of the lock."""
+        """Let go of the index and of the locks."""
         self.catalogue.close()
-        os.close(self._lock)
+        self._held.close()
 
-    def _take(self) -> None:
+    def _take(self, held: ExitStack) -> None:
+        file = _opened(held, self.path / "lock", os.O_RDWR | os.O_CREAT)
+        folder = _opened(held, self._models, os.O_RDONLY | os.O_DIRECTORY)
+        free = _locked(file)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = free and _locked(folder)
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            if error.errno not in _NO_FOLDER_LOCKS:
                 raise
-            holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
+        if not free:
+            holder = os.pread(file, 32, 0).decode(errors="replace").strip() or "unknown"
             raise StateDirError(
                 f"state_dir {self.path}: expected a folder of its own, got one that another service uses, "
                 f"process {holder}"
-            ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+            )
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
 
     def _require_room(self, coming: int, leaving: int) -> None:
         """Refuse what would exceed the bound once the generations before the last are gone."""
@@ -165,6 +171,23 @@ class StateDir:
                 logger.error("%s is left alone: it has no state of a model of its name", folder.path)
                 continue
             yield _entry(manifests[0], nbytes)
+
+
+def _opened(held: ExitStack, path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    held.callback(os.close, descriptor)
+    return descriptor
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock a file or folder until it is closed; false where another process has it locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        return False
+    return True
 
 
 def _entry(manifest: Manifest, nbytes: int) -> Entry:

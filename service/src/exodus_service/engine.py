@@ -1,8 +1,9 @@
 """The service without HTTP: a device, the thread that computes on it, its models, and whether requests may come."""
 
 import asyncio
+from collections.abc import Mapping
 from enum import Enum
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from pydantic import BaseModel, Field
@@ -83,7 +84,8 @@ class Engine:
     async def start(self) -> None:
         """Run the self-test; the engine is ready afterwards. Raises SelfTestError."""
         await asyncio.wrap_future(self.scheduler.execute(lambda: self_test(self.device)))
-        self.phase = Phase.READY
+        if self.phase is Phase.STARTING:  # and not told to end meanwhile
+            self.phase = Phase.READY
 
     def close(self) -> None:
         """Take no more work. A computation under way goes on to its end."""
@@ -151,9 +153,17 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device: expected cpu, cuda or cuda:N, got {name!r}") from error
-    known = {device.partition(":")[0] for device in exodus_core.capabilities()["devices"]}
+    told = exodus_core.capabilities()
+    known = {device.partition(":")[0] for device in told["devices"]}
     if device.type not in known:
-        raise ValueError(f"device: expected one of {', '.join(sorted(known))}, got {name!r}")
+        raise ValueError(f"device: expected one of {', '.join(sorted(known))}, got {name!r}{_why_not(device, told)}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: got {name!r}, and PyTorch sees {torch.cuda.device_count()} CUDA devices here")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def _why_not(device: torch.device, told: Mapping[str, Any]) -> str:
+    """Why there is no CUDA here; nothing to say of what is never there."""
+    if device.type != "cuda":
+        return ""
+    return f": {told['cuda_library']['reason'] or 'PyTorch sees no CUDA device'}"

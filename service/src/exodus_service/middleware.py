@@ -62,6 +62,8 @@ class Envelope:
         context = Context(given.decode() if given and valid else new_request_id(), scope["path"])
         scope[CONTEXT] = context
         current_request_id.set(context.request_id)
+        # HEAD is GET without the body, which the server leaves out; what it answers is the same.
+        served = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         unread = header(scope, b"expect") is not None
 
         async def read() -> Message:
@@ -78,12 +80,12 @@ class Envelope:
                     # can tell where the next request starts.
                     headers.append((b"connection", b"close"))
                 message = {**message, "headers": headers}
-            else:
+            elif scope["method"] != "HEAD":
                 context.bytes_out += len(message.get("body", b""))
             await send(message)
 
         try:
-            await self._app(scope, read, answer)
+            await self._app(served, read, answer)
         finally:
             level = logging.DEBUG if context.path in _PROBES else logging.INFO
             if logger.isEnabledFor(level):

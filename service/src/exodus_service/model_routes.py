@@ -8,12 +8,13 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from exodus_client.wire import JSON_TYPE
+from exodus_client.wire import JSON_TYPE, Encoded
 from exodus_service import forwarding, models, openapi_models, training
 from exodus_service.answering import conduct
 from exodus_service.engine import Engine
 from exodus_service.middleware import CONTEXT
 from exodus_service.receiving import admission, admit, receive, receive_file
+from exodus_service.responses import JOINED, TensorResponse
 from exodus_service.state_file import MEDIA_TYPE
 
 ModelId = Annotated[str, Path(description="Id of the model.")]
@@ -38,10 +39,12 @@ async def create(request: Request) -> Response:
 async def find_all(request: Request) -> Response:
     """All models of the caller, the oldest first."""
     engine: Engine = request.app.state.engine
-    engine.require_ready()
-    infos = await engine.store.list(request.scope[CONTEXT].owner)
-    body = await asyncio.to_thread(json.dumps, {"models": infos})
-    return Response(body, media_type=JSON_TYPE)
+    with admission(request) as held:
+        infos = await engine.store.list(request.scope[CONTEXT].owner)
+        body = await asyncio.to_thread(lambda: json.dumps({"models": infos}).encode())
+        if len(body) > JOINED:  # a short list is there for whoever looks into a full service
+            held.enter_context(engine.scheduler.admit_answer(len(body)))
+        return TensorResponse(Encoded(JSON_TYPE, len(body), [body]), held.pop_all().close)
 
 
 @router.get("/v1/models/{id}", **openapi_models.INFO)

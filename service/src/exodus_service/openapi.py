@@ -1,9 +1,12 @@
 """The OpenAPI document: what FastAPI cannot derive from code that reads bodies by itself."""
 
+import json
 from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
 from exodus_client.wire import DTYPES, JSON_TYPE, SEGMENT_TYPE
 from exodus_service.examples import EXAMPLES
@@ -13,6 +16,9 @@ from exodus_service.problems import KINDS, MEDIA_TYPE, Category
 Document = dict[str, Any]
 
 BINARY_TYPE = "application/vnd.msgpack"
+
+#: Paths of the document, and of the page to browse it.
+DOCUMENT, DOCS = "/openapi.json", "/docs"
 
 
 class FaultDocument(BaseModel):
@@ -173,7 +179,10 @@ def _drop_unknown(responses: Document) -> None:
 
 
 def install(app: FastAPI) -> None:
-    """Have the application's document contain the schemas that the routes refer to, and the API key."""
+    """Have the application's document contain the schemas that the routes refer to, and the API key; and serve it.
+
+    The document is written once: however many are being sent, they are views of the same bytes.
+    """
     derive = app.openapi
 
     def complete() -> Document:
@@ -197,3 +206,15 @@ def install(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = complete  # type: ignore[method-assign]
+    written: list[bytes] = []
+
+    async def document(request: Request) -> Response:
+        if not written:
+            written.append(json.dumps(complete(), separators=(",", ":")).encode())
+        return Response(written[0], media_type=JSON_TYPE)
+
+    async def docs(request: Request) -> Response:
+        return get_swagger_ui_html(openapi_url=f"{request.scope.get('root_path', '')}{DOCUMENT}", title=app.title)
+
+    app.add_route(DOCUMENT, document, include_in_schema=False)
+    app.add_route(DOCS, docs, include_in_schema=False)

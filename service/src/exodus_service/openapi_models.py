@@ -174,7 +174,7 @@ def _training(name: str, params: type[BaseModel], shown: Document) -> dict[str, 
 CREATE = _call("Create", CreateParams, ModelInfo, examples.CREATE, *BODY_CODES, "model_exists", "storage_full")
 CREATE["responses"][201] = CREATE["responses"][200] | {"description": "The model was made."}
 CREATE["responses"][200] = CREATE["responses"][200] | {"description": "The model was there, made from the same."}
-LIST = _json(ModelList, *_CALLER)
+LIST = _json(ModelList, *_CALLER, "queue_full")
 INFO = _json(ModelInfo, *_CALLER, "not_found")
 DELETE = _json(None, *_CALLER, "not_found", "storage_full", status=204)
 FORWARD = _call("Forward", ForwardParams, ForwardInfo, examples.FORWARD, *_MODEL, "sequence_gap")

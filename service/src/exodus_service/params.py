@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from exodus_service.problems import Fault, Problem
+from exodus_service.problems import MAX_FAULTS, Fault, Problem
 
 Method = Literal["exodus", "slayer", "bptt"]
 FloatName = Literal["float32", "float64", "float16", "bfloat16"]
@@ -16,8 +16,6 @@ Parameter = Literal["alpha", "threshold", "reset_by", "initial_membrane"]
 Trace = Literal["spikes", "membrane"]
 
 _SHOWN = 80
-#: Places of a request that are pointed at together.
-_MOST_FAULTS = 32
 #: How pydantic words what is wanted of a text, list or number.
 _WANTED = re.compile(r"(Input should be|(String|List|Data) should (have|match pattern)) (.+)", re.DOTALL)
 
@@ -178,9 +176,10 @@ def parse(model: type[Model], params: Mapping[str, Any]) -> Model:
     try:
         return model.model_validate(params)
     except ValidationError as error:
-        faults = tuple(_fault(entry) for entry in error.errors(include_url=False)[:_MOST_FAULTS])
-        first = faults[0]
-        raise Problem("invalid", f"{first.pointer}: expected {first.expected}, got {first.got}", faults) from None
+        found = error.errors(include_url=False)
+        faults = tuple(_fault(entry) for entry in found[:MAX_FAULTS])
+        more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
+        raise Problem("invalid", f"{faults[0].sentence}{more}", faults) from None
 
 
 def wanted(message: str) -> str:

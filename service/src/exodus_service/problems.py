@@ -7,6 +7,10 @@ from typing import Literal, NamedTuple
 
 MEDIA_TYPE = "application/problem+json"
 
+#: A problem is for people to read: so many places that are wrong are named, and so many characters of each are shown.
+MAX_FAULTS = 32
+MAX_CHARACTERS = 500
+
 Category = Literal["user", "server"]
 
 
@@ -47,7 +51,7 @@ KINDS: Mapping[str, Kind] = {
     "draining": Kind(503, "The service is stopping", "server", True),
     "deadline": Kind(504, "The deadline passed", "server", True),
     "out_of_memory": Kind(507, "The device has too little memory for this request", "server", False),
-    "storage_full": Kind(507, "There is too little room to save a model", "server", False),
+    "storage_full": Kind(507, "The storage of the service does not take a model", "server", False),
 }
 
 
@@ -58,10 +62,22 @@ class Fault(NamedTuple):
     expected: str
     got: str
 
+    @property
+    def sentence(self) -> str:
+        """The same for people."""
+        return f"{self.pointer}: expected {self.expected}, got {self.got}"
+
 
 @dataclass
 class Problem(Exception):  # noqa: N818 (the word of RFC 9457)
-    """An answer other than success. `code` is one of KINDS; `headers` are added to the response."""
+    """An answer other than success.
+
+    Attributes:
+        code: one of KINDS.
+        detail: what is wrong, in a sentence; it says what the first of `errors` says, so that nobody shows both.
+        errors: every place that is wrong.
+        headers: are added to the response.
+    """
 
     code: str
     detail: str
@@ -82,17 +98,25 @@ class Problem(Exception):  # noqa: N818 (the word of RFC 9457)
             "type": f"urn:exodus:problem:{self.code}",
             "title": kind.title,
             "status": kind.status,
-            "detail": self.detail,
+            "detail": shortened(self.detail),
             "instance": instance,
             "code": self.code,
             "category": kind.category,
             "retryable": kind.retryable,
             "request_id": request_id,
-            "errors": [fault._asdict() for fault in self.errors],
+            "errors": [
+                {name: shortened(text) for name, text in fault._asdict().items()} for fault in self.errors[:MAX_FAULTS]
+            ],
         }
         return json.dumps(document).encode()
 
 
 def invalid(pointer: str, expected: str, got: str) -> Problem:
-    """A 422 for one place in the request; the detail says the same in one sentence."""
-    return Problem("invalid", f"{pointer}: expected {expected}, got {got}", (Fault(pointer, expected, got),))
+    """A 422 for one place in the request."""
+    fault = Fault(pointer, expected, got)
+    return Problem("invalid", fault.sentence, (fault,))
+
+
+def shortened(text: str) -> str:
+    """A text of the caller's, as much of it as is shown."""
+    return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 3]}..."

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from exodus_service.calls import Received, Reply
 from exodus_service.problems import Problem
@@ -27,6 +27,8 @@ class Pending:
         task: its work; has the Reply, or what was raised. Once it has ended, a future that has the same.
         stoppable: whether what has not begun can be withdrawn.
         release: gives back the place in the queue and the bytes.
+        readers: responses that send the result.
+        forgotten: whether it is not to be found any more.
         path, request_id: of the request.
     """
 
@@ -36,6 +38,8 @@ class Pending:
     release: Callable[[], object]
     path: str
     request_id: str
+    readers: int = field(default=0, init=False)
+    forgotten: bool = field(default=False, init=False)
 
     @property
     def owner(self) -> str:
@@ -66,6 +70,11 @@ class Requests:
         if pending is None or pending.owner != owner:
             raise Problem("not_found", "there is no such request, or its result is not kept any more")
         return pending
+
+    def lend(self, pending: Pending) -> Callable[[], None]:
+        """Count a result on until it has been sent, however long it is kept; call what is returned then."""
+        pending.readers += 1
+        return lambda: self._returned(pending)
 
     def cancel(self, owner: str, id: str) -> None:
         """Withdraw a call that has not begun, or let go of the result of one that has ended.
@@ -102,6 +111,13 @@ class Requests:
     def _forget(self, id: str) -> None:
         pending = self._pending.pop(id, None)
         if pending is not None:
+            pending.forgotten = True
+            if not pending.readers:
+                pending.release()
+
+    def _returned(self, pending: Pending) -> None:
+        pending.readers -= 1
+        if pending.forgotten and not pending.readers:
             pending.release()
 
 

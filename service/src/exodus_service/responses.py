@@ -1,7 +1,5 @@
-"""The two kinds of response with a body of our own: tensors, sent in pieces, and problems."""
+"""The two kinds of response with a body of our own: results, sent in pieces, and problems."""
 
-import asyncio
-import logging
 from collections.abc import Callable, Iterator
 
 from starlette.responses import Response
@@ -9,8 +7,6 @@ from starlette.types import Receive, Scope, Send
 
 from exodus_client.wire import Encoded
 from exodus_service.problems import MEDIA_TYPE, Problem
-
-logger = logging.getLogger(__name__)
 
 #: The transport takes a piece without copying it, and waits for the reader between pieces.
 PIECE = 1 << 20
@@ -22,27 +18,23 @@ JOINED = 1 << 16
 class TensorResponse(Response):
     """Sends the chunks of an encoded message as they are, and calls `release` when they have left.
 
-    A client that takes nothing for `stall_timeout` seconds loses its connection.
+    How long a client may take is the business of the connection (`outgoing`).
     """
 
-    def __init__(self, encoded: Encoded, stall_timeout: float, release: Callable[[], object]) -> None:
+    def __init__(self, encoded: Encoded, release: Callable[[], object]) -> None:
         super().__init__(headers={"content-length": str(encoded.nbytes)}, media_type=encoded.content_type)
         self._encoded = encoded
-        self._stall_timeout = stall_timeout
         self._release = release
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             *earlier, last = pieces(self._encoded)
-            for piece in earlier:
-                async with asyncio.timeout(self._stall_timeout):
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-            async with asyncio.timeout(self._stall_timeout):
-                await send({"type": "http.response.body", "body": last, "more_body": False})
-        except TimeoutError:
-            # Returning before the end of the response makes the server close the connection.
-            logger.warning("the client took nothing of the response for %s s", self._stall_timeout)
+            large = bool(earlier) or len(last) > JOINED
+            for piece in (*earlier, last) if large else ():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            # Before each message the server waits until the last one has all but left, also before the empty end.
+            await send({"type": "http.response.body", "body": b"" if large else last, "more_body": False})
         finally:
             self._release()
 

@@ -71,7 +71,7 @@ async def gradients(method: MethodInPath, request: Request) -> Response:
             began = time.perf_counter()
             encoded = await received.shared.answer(encoded)
             timings.encode += time.perf_counter() - began
-        return TensorResponse(encoded, engine.settings.stall_timeout_s, held.pop_all().close)
+        return TensorResponse(encoded, held.pop_all().close)
 
 
 @router.get("/v1/capabilities", tags=["service"], responses=openapi.CAPABILITIES_RESPONSES)

@@ -88,6 +88,14 @@ class Scheduler:
                 raise self._over(nbytes)
             self.bytes += nbytes
 
+    def admit_answer(self, nbytes: int) -> "Ticket":
+        """Count the bytes of an answer for which nothing is computed; it takes no place. Raises QueueFullError."""
+        with self._lock:
+            if self.bytes and self.bytes + nbytes > self._max_bytes:
+                raise self._over(nbytes)
+            self.bytes += nbytes
+        return Ticket(self, nbytes, places=0)
+
     def account(self, requests: int, nbytes: int) -> None:
         """Add to what is admitted, or take away from it; called by the ticket."""
         with self._lock:
@@ -142,9 +150,9 @@ class Scheduler:
 class Ticket:
     """The place of one request, given back when its block is left and its work has ended."""
 
-    def __init__(self, scheduler: Scheduler, nbytes: int) -> None:
+    def __init__(self, scheduler: Scheduler, nbytes: int, places: int = 1) -> None:
         self._scheduler = scheduler
-        self._places = 1
+        self._places = places
         self._nbytes = nbytes
         self._lock = threading.Lock()
         self._released = False

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -15,7 +16,7 @@ MIB = 1024 * 1024
 class Settings(BaseSettings):
     """Values are read from the environment when the object is made; keyword arguments take precedence."""
 
-    model_config = SettingsConfigDict(env_prefix="EXODUS_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="EXODUS_", extra="forbid", frozen=True, allow_inf_nan=False)
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
@@ -111,6 +112,11 @@ class Settings(BaseSettings):
         description="Longest wait for a client to send or take the next piece of a body, in seconds.",
     )
     min_upload_rate: int = Field(default=16384, ge=1, description="Slowest upload accepted, in bytes a second.")
+    min_download_rate: int = Field(
+        default=4096,
+        ge=1,
+        description="Slowest client that an answer is sent to, in bytes a second on average; slower ones are cut off.",
+    )
     keep_alive_s: int = Field(
         default=75, ge=1, description="How long a connection may idle, and the head of a request may take, in seconds."
     )
@@ -139,12 +145,23 @@ class Settings(BaseSettings):
         default="info", description="Least severe level logged."
     )
 
+    @field_validator("host", "uds", "state_dir", "api_keys_file", mode="before")
+    @classmethod
+    def _not_empty(cls, value: object) -> object:
+        """An empty path would be the present folder, an empty host every interface: a variable that was forgotten."""
+        if value == "":
+            raise PydanticCustomError("empty", "something, or no such variable at all")
+        return value
+
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split(cls, keys: object) -> object:
-        if isinstance(keys, str):
-            return tuple(key.strip() for key in keys.split(",") if key.strip())
-        return keys
+        if not isinstance(keys, str):
+            return keys
+        split = tuple(key.strip() for key in keys.split(",") if key.strip())
+        if not split:  # a secret that came out empty must not open the service to everyone
+            raise PydanticCustomError("empty", "at least one key, or no such variable at all")
+        return split
 
 
 #: Variables of the product that are no settings of the service.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .bounds import DEFAULT_LIMITS, Limits, WireError
+from .looks import require_form
 from .message import MSGPACK_TYPES, Encoded
 from .walk import Walk
 
@@ -60,6 +61,7 @@ def decompress(
             expected="zstd, identity",
             got=coding,
         )
+    require_form(memoryview(body).cast("B"), "zstd", "Content-Encoding: zstd")
     nbytes = _unpacked_bytes(body, limits)
     reserve(nbytes)
     unpacked = np.empty(nbytes, np.uint8).data

@@ -10,6 +10,7 @@ from .binary import inline_chunks, read_binary, stream_chunks
 from .bounds import DEFAULT_LIMITS, Limits, WireError
 from .header import check_sendable
 from .json_form import read_json, write_json
+from .looks import require_form
 from .tensor import Tensor
 
 Form: TypeAlias = Literal["stream", "inline", "json"]
@@ -91,6 +92,8 @@ def decode(body: bytes | bytearray | memoryview, content_type: str, *, limits: L
     """
     view = memoryview(body).cast("B")
     kind = content_type.partition(";")[0].strip().lower()
+    if kind in MSGPACK_TYPES or kind == JSON_TYPE:
+        require_form(view, "JSON" if kind == JSON_TYPE else "msgpack", f"Content-Type: {content_type}")
     if kind in MSGPACK_TYPES:
         form, params, tensors = read_binary(view, limits)
     elif kind == JSON_TYPE:

@@ -1,0 +1,200 @@
+"""Clients that take their answers slowly, or not at all: results, lists, documents and problems alike."""
+
+import asyncio
+import socket
+import time
+
+import pytest
+import torch
+
+from exodus_client.wire import MSGPACK_TYPE, encode
+from exodus_service.outgoing import Outgoing, Pace
+
+PACE = Pace(stall_timeout=10.0, min_upload_rate=1, min_download_rate=1000, max_unwanted=1)
+
+
+class Clockwork(asyncio.SelectorEventLoop):
+    """An event loop whose time passes only by waiting, and at once."""
+
+    now = 0.0
+
+    def time(self):
+        return self.now
+
+    def _run_once(self):
+        if not self._ready and self._scheduled:
+            self.now = max(self.now, self._scheduled[0].when())
+        super()._run_once()
+
+
+class Peer:
+    """A transport whose peer takes some bytes at some times; `pairs` of moment and number."""
+
+    def __init__(self, pairs):
+        self.waiting = 0
+        self.aborted_at = None
+        self.closing = False
+        self._loop = asyncio.get_running_loop()
+        for moment, nbytes in pairs:
+            self._loop.call_at(moment, self._take, nbytes)
+
+    def _take(self, nbytes):
+        self.waiting = max(0, self.waiting - nbytes)
+
+    def write(self, data):
+        self.waiting += len(data)
+
+    def get_write_buffer_size(self):
+        return self.waiting
+
+    def is_closing(self):
+        return self.closing
+
+    def close(self):
+        self.closing = True
+
+    def abort(self):
+        self.closing, self.aborted_at, self.waiting = True, self._loop.time(), 0
+
+
+def cut_off(monkeypatch, pairs, nbytes=100_000, close=False):
+    """When a connection is cut off whose peer takes bytes so; None where it is not."""
+    monkeypatch.setattr(Outgoing, "_in_kernel", lambda _self: 0)
+
+    async def test():
+        peer = Peer(pairs)
+        outgoing = Outgoing(peer, PACE)
+        outgoing.write(bytes(nbytes))
+        if close:
+            outgoing.close()
+        while peer.waiting:
+            await asyncio.sleep(0.5)
+        return peer.aborted_at
+
+    with asyncio.Runner(loop_factory=Clockwork) as runner:
+        return runner.run(test())
+
+
+def every(seconds, nbytes, until=1000):
+    return [(seconds * number, nbytes) for number in range(1, int(until / seconds))]
+
+
+@pytest.mark.parametrize("close", [False, True], ids=["open", "closing"])
+def test_a_client_that_takes_nothing_is_cut_off_after_the_stall_timeout(monkeypatch, caplog, close):
+    assert cut_off(monkeypatch, [], close=close) == pytest.approx(10, abs=1)
+    assert cut_off(monkeypatch, [(8, 90_000)], close=close) == pytest.approx(18, abs=2)
+    assert "the client took nothing of the response for 10.0 s" in caplog.text
+
+
+def test_a_client_that_takes_a_little_steadily_is_served(monkeypatch):
+    assert cut_off(monkeypatch, every(0.9, 1000)) is None  # a little over the slowest rate
+    assert cut_off(monkeypatch, every(9, 10_000)) is None  # in pieces, almost as far apart as may be
+
+
+def test_a_client_that_takes_less_than_the_slowest_rate_is_cut_off(monkeypatch, caplog):
+    assert cut_off(monkeypatch, every(1, 100)) == pytest.approx(11, abs=1)
+    assert cut_off(monkeypatch, [(1, 50_000), *every(2, 100)]) == pytest.approx(65, abs=8)
+    assert "the client took less than 1000 bytes a second of the response" in caplog.text
+
+
+def test_only_the_time_counts_in_which_there_is_something_to_take(monkeypatch):
+    monkeypatch.setattr(Outgoing, "_in_kernel", lambda _self: 0)
+
+    async def test():
+        peer = Peer([(5, 100), (1005, 100)])
+        outgoing = Outgoing(peer, PACE)
+        outgoing.write(bytes(100))
+        await asyncio.sleep(1000)
+        outgoing.write(bytes(100))
+        await asyncio.sleep(1000)
+        return peer.aborted_at
+
+    with asyncio.Runner(loop_factory=Clockwork) as runner:
+        assert runner.run(test()) is None
+
+
+def lazy(port, request):
+    """A client that sends something and does not read."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", port))
+    client.sendall(request)
+    return client
+
+
+def test_lists_that_nobody_takes_are_bounded_and_dropped(serve, until, monkeypatch, caplog):
+    service = serve(max_queue_bytes=25_000_000, stall_timeout_s=1)
+
+    async def long_list(_owner):
+        return [{"id": "m", "name": "x" * 9_000_000}]
+
+    monkeypatch.setattr(service.engine.store, "list", long_list)
+    get = b"GET /v1/models HTTP/1.1\r\n\r\n"
+    clients = [lazy(service.port, get) for _ in range(2)]
+    until(lambda: service.engine.scheduler.bytes > 18_000_000)
+    answer = service.caller.call("GET", "/v1/models")
+    assert (answer.status, answer.problem["code"]) == (429, "queue_full")
+    assert service.caller.call("GET", "/v1/capabilities").status == 200
+    until(lambda: service.engine.scheduler.bytes == 0)
+    assert len(service.caller.call("GET", "/v1/models").body) > 9_000_000
+    assert service.engine.scheduler.bytes == 0
+    assert "the client took nothing of the response" in caplog.text
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/v1/capabilities", "/" + "x" * 4000])
+def test_a_client_that_asks_on_and_takes_nothing_loses_its_connection(serve, path):
+    service = serve(stall_timeout_s=0.5)
+    request = b"GET %s HTTP/1.1\r\n\r\n" % path.encode()
+    with lazy(service.port, request) as client, pytest.raises(ConnectionError):
+        ask_on(client, request * 10)
+
+
+def ask_on(client, requests, seconds=30):
+    """Send the requests over and over, as far as the kernel takes them."""
+    deadline = time.monotonic() + seconds
+    client.setblocking(False)
+    while time.monotonic() < deadline:
+        try:
+            client.send(requests)
+        except BlockingIOError:
+            time.sleep(0.01)
+
+
+def test_a_result_that_is_being_sent_counts_after_it_is_forgotten(serve, until, ask):
+    service = serve(result_ttl_s=0.5, stall_timeout_s=2)
+    message = ask(spikes=torch.zeros(1, 4000, 1), weight=torch.zeros(500, 1), return_=["membrane"])
+    body = b"".join(encode(message).chunks)
+    with service.busy():
+        headers = {"Content-Type": MSGPACK_TYPE, "Prefer": "wait=0"}
+        location = service.caller.call("POST", "/v1/layers/forward", body, headers).headers["location"]
+    client = lazy(service.port, b"GET %s HTTP/1.1\r\nPrefer: wait=9\r\n\r\n" % location.encode())
+    until(lambda: service.engine.scheduler.bytes > 8_000_000)
+    until(lambda: service.caller.call("GET", location).status == 404)
+    assert service.engine.scheduler.bytes > 8_000_000
+    until(lambda: service.engine.scheduler.bytes == 0)
+    client.close()
+
+
+def test_a_client_that_reads_slowly_and_steadily_gets_all_of_it(serve, ask):
+    """Slower than a mebibyte a stall timeout, of which the kernel's buffers alone hold several."""
+    service = serve(stall_timeout_s=2)
+    message = ask(spikes=torch.zeros(1, 4000, 1), weight=torch.zeros(500, 1), return_=["membrane"])
+    body = b"".join(encode(message).chunks)
+    head = f"POST /v1/gradients/exodus HTTP/1.1\r\nContent-Type: {MSGPACK_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        reader.settimeout(30)
+        reader.connect(("127.0.0.1", service.port))
+        reader.sendall(head.encode() + body)
+        started, taken = time.monotonic(), 0
+        while time.monotonic() - started < 6:
+            taken += len(reader.recv(65536))
+            time.sleep(0.3)
+        assert taken < 3_000_000
+        while piece := reader.recv(1 << 20):
+            taken += len(piece)
+            if taken > 8_000_000:
+                break
+    assert taken > 8_000_000
