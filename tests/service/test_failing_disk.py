@@ -224,3 +224,23 @@ def test_an_upload_does_not_decide_about_a_save_that_waits(
                 await asyncio.wrap_future(busy)
 
     asyncio.run(asyncio.wait_for(test(), 30))
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_what_comes_when_the_service_has_stopped_saving_is_told_so_and_changes_nothing(
+    tmp_path: Path, operation: str
+) -> None:
+    async def test() -> None:
+        async with opened(tmp_path) as store:
+            await create(store, durable_every=1000)
+            await create(store, "other")
+            await call(store, 1)
+            before, files = await seen(store), on_disk(tmp_path)
+            assert store._saver is not None
+            store._saver.close(10)
+            with pytest.raises(Problem, match="stopping") as caught:
+                await OPERATIONS[operation](store)
+            assert caught.value.code == "draining"
+            assert (await seen(store), on_disk(tmp_path)) == (before, files)
+
+    asyncio.run(test())

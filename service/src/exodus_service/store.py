@@ -222,14 +222,14 @@ class Store:
         """Make the present state durable; returns what is durable then, None where models live in memory alone.
 
         Raises:
-            Problem: storage_full.
+            Problem: storage_full, not_found, draining.
         """
         try:
             await self._save(model)
         except OSError as error:
-            raise _storage_full(error) from error
+            raise Problem("storage_full", f"the state could not be saved: {error}") from error
         except GoneError as error:
-            raise unknown(model.id) from error
+            raise (unknown(model.id) if model.gone else self._stopping()) from error
         return model.durable
 
     async def export(self, model: Model) -> StateFile:
@@ -269,10 +269,7 @@ class Store:
             trainer = await self.aside(build)
             model = self._model(header, plan.network, trainer, Progress())
             if self._saver is not None:
-                try:
-                    await _done(self._saver.submit(await self._off(model.snapshot)))
-                except OSError as error:
-                    raise _storage_full(error) from error
+                await self._written(self._saver.submit(await self._off(model.snapshot)))
             self._residents.add(model)
         return Created(model.info(), True)
 
@@ -303,10 +300,7 @@ class Store:
                 if model is not None:
                     model.gone = True  # what is given to be saved after this must not bring it back
 
-            try:
-                await _done(self._saver.run(removed))
-            except OSError as error:
-                raise Problem("storage_full", f"the disk does not let the model be removed: {error}") from error
+            await self._written(self._saver.run(removed), "the disk does not let the model be removed")
         if model is not None:
             self._residents.pop(model)
             model.close(lambda: unknown(id))
@@ -317,10 +311,7 @@ class Store:
             progress = Progress(uploaded.sequence)
             if self._saver is not None:
                 snapshot = Snapshot(model, uploaded.header, progress, uploaded.trainer.state(), told=False)
-                try:
-                    await _done(self._saver.submit(snapshot))
-                except OSError as error:
-                    raise _storage_full(error) from error
+                await self._written(self._saver.submit(snapshot))
             replace = partial(model.replace, uploaded.header, uploaded.trainer, uploaded.sequence)
             await self._on_device(replace)
             self._forget_contexts(model)
@@ -333,6 +324,20 @@ class Store:
                 return
             written = model.being_saved or self._saver.submit(await self._on_device(model.snapshot))
         await _done(written)
+
+    async def _written(self, future: "Future[Any]", refusal: str = "the state could not be saved") -> None:
+        """Wait for the saver. Raises Problem: storage_full; draining: it takes nothing more."""
+        try:
+            await _done(future)
+        except OSError as error:
+            raise Problem("storage_full", f"{refusal}: {error}") from error
+        except GoneError:
+            raise Problem(
+                "draining", "the service is stopping; nothing was changed", headers=self._retry_after
+            ) from None
+
+    def _stopping(self) -> Problem:
+        return Problem("draining", "the service is stopping; nothing was changed", headers=self._retry_after)
 
     # Small things.
 
@@ -392,7 +397,3 @@ def _again(header: Header, there: Header, info: dict[str, Any]) -> Created:
     if there.origin != header.origin:
         raise Problem("model_exists", f"the model {header.id!r} exists and was made from something else")
     return Created(info, False)
-
-
-def _storage_full(error: OSError) -> Problem:
-    return Problem("storage_full", f"the state could not be saved: {error}")
