@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exodus_core import AlphaKernel, ExponentialKernel, surrogate
+from exodus_core import AlphaKernel, ExponentialKernel, SlayerRefractory, surrogate
 
 SURROGATES = [cls() for cls in surrogate.KINDS.values()]
 RESETS = [("subtract", False), ("subtract", True), ("zero", False), ("none", False)]
@@ -18,6 +18,7 @@ KERNELS = {
     "exponential": lambda dtype: ExponentialKernel(0.8, -1.0),
     "two exponentials": lambda dtype: ExponentialKernel((0.9, 0.5), (-1.0, 0.4)),
     "alpha": lambda dtype: AlphaKernel(4.0, -1.2),
+    "slayer": lambda dtype: SlayerRefractory(1.5, -1.2),
 }
 
 

@@ -123,7 +123,17 @@ CASES: dict[str, tuple[tuple[int, ...], list[dict[str, Any]]]] = {
             }
         ],
     ),
-    "srm slayer": ((3,), [{"kind": "srm", "reset_kernel": {"kind": "alpha", "tau": 2}, "method": "slayer"}]),
+    "srm slayer": (
+        (3,),
+        [
+            {
+                "kind": "srm",
+                "reset_kernel": {"kind": "slayer_refractory", "tau": 2, "amplitude": -1.5},
+                "response_kernel": {"kind": "alpha", "tau": 3},
+                "method": "slayer",
+            }
+        ],
+    ),
     "exp_leak": ((3,), [{"kind": "exp_leak", "alpha": 0.9}]),
     "exp_leak trained": ((2, 3), [{"kind": "exp_leak", "alpha": [0.9, 0.8, 0.7], "trainable": ["alpha"]}]),
 }
@@ -160,7 +170,8 @@ def _kernel(data: Any, like: Tensor) -> Any:
     if isinstance(data, list):
         return torch.tensor(data, dtype=like.dtype)
     data = dict(data)
-    return {"exponential": ExponentialKernel, "alpha": AlphaKernel}[data.pop("kind")](**data)
+    kinds = {"exponential": ExponentialKernel, "alpha": AlphaKernel, "slayer_refractory": SlayerRefractory}
+    return kinds[data.pop("kind")](**data)
 
 
 def _steps(x: Tensor, function: Any) -> Tensor:

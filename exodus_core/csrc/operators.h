@@ -337,7 +337,8 @@ class Operators {
                       "taps must be a 1-d tensor of the compute dtype with at least one element");
     }
     CausalKernel kernel{taps, {}, taps.has_value() ? std::min(taps->numel(), layout.time) : 0};
-    for (std::size_t i = 0; i < decay.size(); ++i) kernel.modes.push_back({decay[i], constant[i], linear[i]});
+    const auto make = compute_dtype(like) == ScalarType::Double ? mode_of<double> : mode_of<float>;
+    for (std::size_t i = 0; i < decay.size(); ++i) kernel.modes.push_back(make(decay[i], constant[i], linear[i]));
     return kernel;
   }
 

@@ -10,7 +10,18 @@ import pytest
 import torch
 
 import exodus_client
-from exodus_client import IF, LIF, SRM, AlphaKernel, Exponential, ExponentialKernel, Limits, Retries, Timeout
+from exodus_client import (
+    IF,
+    LIF,
+    SRM,
+    AlphaKernel,
+    Exponential,
+    ExponentialKernel,
+    Limits,
+    Retries,
+    SlayerRefractory,
+    Timeout,
+)
 from exodus_client.neuron import Operands
 from exodus_client.surrogate import KINDS, Surrogate
 
@@ -55,6 +66,11 @@ def test_a_reset_kernel_travels_as_taps_or_by_its_name() -> None:
         "amplitude": -1.0,
     }
     assert SRM(AlphaKernel(tau=3)).params(operands)["reset_kernel"] == {"kind": "alpha", "tau": 3.0, "amplitude": 1.0}
+    assert SRM(SlayerRefractory(2, -3)).params(operands)["reset_kernel"] == {
+        "kind": "slayer_refractory",
+        "tau": 2.0,
+        "amplitude": -3.0,
+    }
     assert SRM(threshold=2).params(operands) == {"model": "srm", "threshold": 2.0}
     assert not operands.tensors
     assert SRM([-1.0, -0.5]).params(operands)["reset_kernel"] == {"tensor": "reset_kernel"}
@@ -124,6 +140,7 @@ def test_values_are_equal_by_value_and_cannot_be_changed() -> None:
         (lambda: ExponentialKernel(1.5), ValueError, "ExponentialKernel.alpha must be in [0, 1], got 1.5"),
         (lambda: ExponentialKernel(1, math.inf), ValueError, "ExponentialKernel.amplitude must be a finite number"),
         (lambda: AlphaKernel(0), ValueError, "AlphaKernel.tau must be above 0, got 0"),
+        (lambda: SlayerRefractory(0, -1), ValueError, "SlayerRefractory.tau must be above 0, got 0"),
         (lambda: AlphaKernel(1, True), TypeError, "AlphaKernel.amplitude must be a number, got True"),
         (lambda: Exponential("1"), TypeError, "Exponential.slope must be a number, got '1'"),
         (lambda: Exponential(0), ValueError, "Exponential.slope must be above 0, got 0"),

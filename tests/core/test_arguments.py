@@ -51,7 +51,7 @@ def test_lif_names_what_is_wrong(error, message, wrong):
 @pytest.mark.parametrize(
     ("error", "message", "kernel"),
     [
-        (TypeError, "kernel must be a tensor of taps, ExponentialKernel or AlphaKernel, got float", 0.9),
+        (TypeError, "kernel must be a tensor of taps or one of exodus_core.kernels, got float", 0.9),
         (ValueError, r"kernel must be a 1-d tensor with at least one tap, got shape \(0,\)", torch.zeros(0)),
         (ValueError, r"kernel must be a 1-d tensor with at least one tap, got shape \(2, 2\)", torch.zeros(2, 2)),
         (TypeError, "kernel must be a float or a float tensor, got a tensor of torch.int64", torch.zeros(2).long()),

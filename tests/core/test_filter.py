@@ -1,5 +1,7 @@
 """Causal filters: taps, exponentials and alpha functions agree with the plain loop and with each other."""
 
+import math
+
 import pytest
 import torch
 
@@ -63,6 +65,65 @@ def test_impulse_response_is_the_kernel():
     impulse[0, 0] = 1
     for kernel in (ExponentialKernel(0.9, 2.0), ExponentialKernel((0.9, 0.5), (1.0, -1.0)), AlphaKernel(5.0, 3.0)):
         torch.testing.assert_close(exodus_core.filter(impulse, kernel).flatten(), kernel.taps(30))
+
+
+SLOW = [AlphaKernel(2000.0), ExponentialKernel(math.exp(-1 / 2000)), ExponentialKernel((0.9995, 0.5), (1.0, 3.0))]
+
+
+@pytest.mark.parametrize("kernel", SLOW, ids=["alpha", "exponential", "two exponentials"])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=name_of)
+def test_impulse_response_of_a_slow_kernel_is_the_kernel_to_the_precision_of_the_dtype(kernel, dtype):
+    impulse = torch.zeros(1, 8000, 3, dtype=dtype)
+    impulse[0, 0] = 1
+    taps = kernel.taps(8000)[:, None].expand(8000, 3)
+    error = (exodus_core.filter(impulse, kernel)[0].double() - taps).abs()
+    # One rounding; float16 has less of what is small.
+    assert (error <= torch.finfo(dtype).eps * taps + (2**-24 if dtype == torch.float16 else 0)).all()
+
+
+@pytest.mark.parametrize("kernel", SLOW, ids=["alpha", "exponential", "two exponentials"])
+def test_a_constant_through_a_slow_kernel_does_not_lose_what_each_step_adds(kernel):
+    x = torch.full((1, 30000, 1), 0.1)
+    torch.testing.assert_close(
+        exodus_core.filter(x, kernel), exodus_core.filter(x.double(), kernel).float(), rtol=2**-23, atol=0
+    )
+
+
+@pytest.mark.parametrize("kernel_name", KERNELS)
+def test_recurrence_is_the_sum_over_taps(kernel_name):
+    kernel = KERNELS[kernel_name](torch.float64)
+    taps = kernel if isinstance(kernel, torch.Tensor) else kernel.taps(300)
+    x = torch.randn(2, 300, 5, dtype=torch.float64)
+    for function in (exodus_core.filter, reference.filter):
+        assert relative_error(function(x, kernel), reference.filter(x, taps)) < 1e-13
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("kernel_name", KERNELS)
+def test_filter_has_the_bits_of_the_loop(kernel_name, dtype):
+    kernel = KERNELS[kernel_name](compute_dtype(dtype))
+    x = torch.randn(2, 100, 37).to(dtype)
+    assert torch.equal(exodus_core.filter(x, kernel), reference.filter(x, kernel))
+
+
+def test_a_subnormal_input_passes_and_what_is_left_of_it_fades_to_zero():
+    x = torch.zeros(1, 3000, 1)
+    x[0, 0] = 1e-39
+    for kernel in (ExponentialKernel(0.9), AlphaKernel(20.0), torch.tensor([1.0, 0.5])):
+        y = exodus_core.filter(x + x.roll(1, 1), kernel)
+        assert y[0, :2].sum() > 0
+        assert not y[0, 2500:].any()
+    assert exodus_core.filter(x, ExponentialKernel(0.9))[0, 0] == x[0, 0]
+    assert exodus_core.filter(torch.ones(1, 1, 1), ExponentialKernel(0.9, 1e-39))[0, 0] == x[0, 0]
+
+
+def test_a_large_amplitude_keeps_what_a_small_state_stands_for():
+    impulse = torch.zeros(1, 400, 1)
+    impulse[0, 0] = 1e-20
+    kernel = ExponentialKernel(0.8, 1e30)
+    torch.testing.assert_close(
+        exodus_core.filter(impulse, kernel)[0, :, 0], (1e-20 * kernel.taps(400)).float(), rtol=1e-6, atol=1e-37
+    )
 
 
 def test_alpha_kernel_is_zero_at_zero_and_peaks_at_tau():

@@ -317,3 +317,66 @@ def test_a_graph_that_was_created_changes_no_gradient():
     (kept,) = torch.autograd.grad(spikes.sum(), x, create_graph=True)
     assert torch.equal(plain, kept)
     assert kept.requires_grad
+
+
+@pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
+@pytest.mark.parametrize("max_spikes", [1, 3])
+def test_a_membrane_that_is_nan_fires_nothing(method, max_spikes):
+    x = torch.tensor([[[torch.nan], [5.0]]])
+    spikes, membrane = exodus_core.lif(x, 0.5, max_spikes=max_spikes, method=method)
+    assert not spikes.any()
+    assert membrane.isnan().all()
+
+
+@pytest.mark.parametrize(("dtype", "small"), [(torch.float32, 1e-39), (torch.float64, 1e-309)], ids=str)
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
+@pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
+def test_membranes_too_small_for_their_exponent_are_compared_as_they_are(dtype, small, reset, method):
+    x = torch.tensor([[[1.0], [1.0], [-1.0]]], dtype=dtype) * small
+    spikes, membrane = exodus_core.lif(x, 1.0, threshold=1.5 * small, reset=reset, method=method)
+    assert spikes.flatten().tolist() == [0, 1, 0]
+    assert torch.equal(membrane[0, :2], x[0, :2].cumsum(0))
+    # What is computed again of them backward in time must be the same.
+    for bound in (None, 0.5 * small, 1.5 * small):
+        options = {"threshold": 1.5 * small, "reset": reset, "min_membrane": bound, "method": method}
+        found = exodus_core.lif_gradient(membrane, torch.ones_like(membrane), 0.5, **options).input
+        options["method"] = "bptt" if method == "exodus" else method
+        leaf, spikes, _ = reference.lif_on_trace(membrane, 0.5, **options)
+        torch.testing.assert_close(found, torch.autograd.grad(spikes.sum(), leaf)[0])
+
+
+def test_a_bound_at_zero_clips_no_membrane_above_it():
+    membrane = torch.tensor([[[1e-39], [0.0], [1.0]]])
+    gradient = exodus_core.lif_gradient(membrane, torch.ones_like(membrane), 0.5, min_membrane=0.0).input
+    assert (gradient.flatten() > 0).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
+def test_a_membrane_that_leaks_away_ends_at_zero_and_is_the_loops_until_then(reset):
+    x = torch.zeros(1, 2000, 17)
+    x[0, 0] = torch.linspace(-3, 3, 17)
+    membrane = exodus_core.lif(x, 0.9, reset=reset)[1]
+    looped = reference.lif(x, 0.9, reset=reset)[1]
+    normal = looped.abs() >= torch.finfo(torch.float32).tiny
+    assert torch.equal(membrane[normal], looped[normal])
+    assert not membrane[0, -1].any()
+
+
+# Signals whose terms all have one sign and nearly one size are the worst for a sum: what each addition loses adds up.
+STEADY = {"constant": lambda t: torch.full((t,), 0.7), "uniform": lambda t: torch.rand(t)}
+
+
+@pytest.mark.parametrize("signal", STEADY)
+@pytest.mark.parametrize("lanes", [(1, 1), (2, 33)], ids=name_of)
+def test_parameter_gradients_keep_their_precision_over_a_million_steps(signal, lanes):
+    outer, inner = lanes
+    t = 2**20 + 77
+    u, g = (STEADY[signal](t)[None, :, None].expand(outer, t, inner).contiguous() for _ in range(2))
+    u = u - 0.5
+    options = {"reset_by": 0.01, "min_membrane": -0.3, "wrt": ("alpha", "threshold", "reset_by")}
+    found = exodus_core.lif_gradient(u, g, 0.5, **options)
+    exact = exodus_core.lif_gradient(u.double(), g.double(), 0.5, **options)
+    for name in options["wrt"]:
+        expected = getattr(exact, name)
+        error = abs(getattr(found, name).item() - expected.item())
+        assert error <= 4 * torch.finfo(torch.float32).eps * abs(expected.item()), name

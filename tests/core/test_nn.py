@@ -141,7 +141,7 @@ class Arctan:
         (lambda: nn.LIF(0.9, surrogate=surrogate.Arctan), "got the class exodus_core.surrogate.Arctan"),
         (lambda: nn.ExpLeak(-0.1), r"alpha must be in \[0, 1\], got -0.1"),
         (lambda: nn.ExpLeak(0.1, time_dim=None), "time_dim must be an int, got NoneType"),
-        (lambda: nn.SRM([-1.0]), "reset_kernel must be a tensor of taps, ExponentialKernel or AlphaKernel, got list"),
+        (lambda: nn.SRM([-1.0]), "reset_kernel must be a tensor of taps or one of exodus_core.kernels, got list"),
         (lambda: nn.SRM(torch.ones(2), response_kernel=torch.ones(0)), "response_kernel must be a 1-d tensor"),
         (lambda: nn.SRM(torch.ones(2), threshold="1"), "threshold must be a float or a float tensor, got str"),
         (lambda: nn.SRM(torch.ones(2), method="x"), "method must be one of"),

@@ -138,3 +138,48 @@ def test_empty_tensors_give_empty_results(shape):
     spikes.sum().backward()
     assert spikes.shape == z.grad.shape == shape
     assert not threshold.grad.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("kernel", [*KERNELS, "slow"])
+def test_method_does_not_change_the_forward_pass(kernel, dtype):
+    nu = AlphaKernel(500.0, -1.0) if kernel == "slow" else KERNELS[kernel](compute_dtype(dtype))
+    z = (0.6 + 0.5 * torch.randn(2, 400, 33)).to(dtype)
+    spikes, membrane = exodus_core.srm(z, nu)
+    assert 0 < spikes.mean() < 1
+    for method in ("slayer", "bptt"):
+        others = exodus_core.srm(z, nu, method=method)
+        assert torch.equal(spikes, others[0])
+        assert torch.equal(membrane, others[1])
+
+
+def test_membranes_too_small_for_their_exponent_are_compared_as_they_are():
+    z = torch.tensor([[[1e-39], [2e-39], [2e-39], [0.5e-39]]])
+    spikes, membrane = exodus_core.srm(z, ExponentialKernel(0.5, -1e-39), threshold=1.5e-39)
+    assert spikes.flatten().tolist() == [0, 1, 0, 0]
+    assert torch.equal(membrane, reference.srm(z, ExponentialKernel(0.5, -1e-39), threshold=1.5e-39)[1])
+    # Exactly the second spike decides about the gradient at the second step, in the backward pass too.
+    gradient = exodus_core.srm_gradient(membrane, torch.ones_like(membrane), torch.tensor([-1.0]), threshold=1.5e-39)
+    assert gradient.psp.isfinite().all()
+
+
+def test_nan_stays_in_the_gradient():
+    membrane = torch.tensor([[[0.3, 0.3], [torch.nan, 0.3], [0.3, 0.3]]])
+    for surrogate in SURROGATES:
+        gradient = exodus_core.srm_gradient(
+            membrane, torch.ones_like(membrane), ExponentialKernel(0.5, -1.0), surrogate=surrogate
+        ).psp
+        assert gradient[0, :, 0].isnan().tolist() == [True, True, False]
+        assert gradient[0, :, 1].isfinite().all()
+
+
+def test_threshold_and_tap_gradients_keep_their_precision_over_a_million_steps():
+    z = torch.rand(1, 2**20 + 77, 1)
+    taps = torch.tensor([-0.2, -0.1])
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        nu, threshold = taps.to(dtype).requires_grad_(), torch.tensor(2.0, dtype=dtype, requires_grad=True)
+        spikes, membrane = exodus_core.srm(z.to(dtype) + 1.5, nu, threshold=threshold)
+        results.append(torch.autograd.grad(spikes.sum() + membrane.sum(), [nu, threshold]))
+    for found, expected in zip(*results, strict=True):
+        assert relative_error(found, expected) < 2e-6  # some spikes differ

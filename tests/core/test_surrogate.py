@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import exodus_core
-from agreement import SURROGATES, name_of
+from agreement import DTYPES, SURROGATES, name_of
 from exodus_core import surrogate
 
 
@@ -58,3 +58,11 @@ def test_boxcar_has_its_edges_at_half_a_width():
 def test_names_and_codes_agree_with_the_kernels(kind):
     assert surrogate.KINDS[kind.kind] is type(kind)
     assert [cls.code for cls in surrogate.KINDS.values()] == list(range(8))
+
+
+@pytest.mark.parametrize("kind", SURROGATES, ids=name_of)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_derivative_at_nan_is_nan(kind, dtype):
+    x = torch.tensor([torch.nan, 0.1] * 20, dtype=dtype)
+    assert torch.equal(kernel_derivative(kind, x).isnan(), x.isnan())
+    assert torch.equal(kind.derivative(x).isnan(), x.isnan())

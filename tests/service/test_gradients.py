@@ -78,7 +78,7 @@ def test_spikes_and_weight_give_the_gradients_of_both(caller, method, encoding):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("source", ["psp", "membrane"])
-@pytest.mark.parametrize("kernel", ["tensor", "exponential", "alpha"])
+@pytest.mark.parametrize("kernel", ["tensor", "exponential", "alpha", "slayer_refractory"])
 def test_srm_gives_the_gradient_of_the_loop_for_every_reset_kernel(caller, ask, method, source, kernel):
     psp, grad_output = drive(2, 11, 3), drive(2, 11, 3)
     taps = torch.tensor([-1.0, 0.2, -0.3], dtype=torch.float64)
@@ -92,6 +92,11 @@ def test_srm_gives_the_gradient_of_the_loop_for_every_reset_kernel(caller, ask, 
         "alpha": (
             {"reset_kernel": {"kind": "alpha", "tau": 2.5, "amplitude": -1.0}},
             exodus_core.AlphaKernel(2.5, -1.0),
+            {},
+        ),
+        "slayer_refractory": (
+            {"reset_kernel": {"kind": "slayer_refractory", "tau": 1.5, "amplitude": -1.0}},
+            exodus_core.SlayerRefractory(1.5, -1.0),
             {},
         ),
     }[kernel]

@@ -49,7 +49,7 @@ from ._sharded import ShardedClient
 from ._sharded_model import ShardedModel
 from ._state import IncompatibleKeys
 from ._training import ModelInfo, Outputs, StepResult
-from .neuron import IF, LIF, SRM, AlphaKernel, ExponentialKernel
+from .neuron import IF, LIF, SRM, AlphaKernel, ExponentialKernel, SlayerRefractory
 from .surrogate import Arctan, Boxcar, Exponential, FastSigmoid, Gaussian, Sigmoid, Surrogate, Tanh, Triangle
 from .wire import WireError
 
@@ -100,6 +100,7 @@ __all__ = [
     "ShardedClient",
     "ShardedModel",
     "Sigmoid",
+    "SlayerRefractory",
     "StateLostError",
     "StepResult",
     "Surrogate",

@@ -9,7 +9,7 @@ from typing import Any, Literal, Required, TypeAlias, TypedDict
 
 from ._errors import InvalidResponseError
 from ._session import Answer
-from .neuron import AlphaKernel, Array, ExponentialKernel, Neuron
+from .neuron import Array, Kernel, Neuron
 from .surrogate import Surrogate
 from .wire import NON_FINITE, Form, Limits, Message, Tensor, WireError, decode, decompress, is_torch
 
@@ -31,7 +31,7 @@ class GradientArguments(TypedDict, total=False):
     spikes: Array | None
     weight: Array | None
     psp: Array | None
-    reset_kernel: ExponentialKernel | AlphaKernel | Array | None
+    reset_kernel: Kernel | Array | None
     grad_output: Array | None
     grad_membrane: Array | None
     initial_membrane: float | Array | None

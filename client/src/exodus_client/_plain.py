@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ._numbers import real, shown, values_of
-from .neuron import AlphaKernel, ExponentialKernel
+from .neuron import Kernel
 from .surrogate import Surrogate
 from .wire import Tensor, is_torch
 
@@ -43,7 +43,7 @@ def plain(place: str, given: Any) -> Any:
         if isinstance(found, int) and not -(2**63) <= found < 2**64:
             raise ValueError(f"{place} must be an integer of at most 64 bits, got {shown(found)}")
         return found
-    if isinstance(given, Surrogate | ExponentialKernel | AlphaKernel):
+    if isinstance(given, Surrogate | Kernel):
         return given.params()
     if isinstance(given, Mapping):
         return {name: plain(f"{place}.{name}", value) for name, value in given.items()}

@@ -160,12 +160,39 @@ class AlphaKernel:
 
 
 @dataclass(frozen=True, slots=True)
+class SlayerRefractory:
+    """SLAYER's refractory kernel: amplitude * ((k+1)/tau) * exp(1 - (k+1)/tau) for k = 0, 1, ..., with tau in steps.
+
+    The amplitude is SLAYER's -scaleRef theta, so negative. SLAYER's response kernel is `AlphaKernel`, which as a reset
+    kernel would act one step too late.
+
+    Raises:
+        TypeError: an attribute is not a number.
+        ValueError: tau is not above 0, or one is not finite.
+    """
+
+    tau: float
+    amplitude: float
+
+    def __post_init__(self) -> None:
+        real("SlayerRefractory.tau", self.tau, POSITIVE)
+        real("SlayerRefractory.amplitude", self.amplitude)
+
+    def params(self) -> dict[str, Any]:
+        """As it travels in the parameters of a request."""
+        return {"kind": "slayer_refractory", "tau": float(self.tau), "amplitude": float(self.amplitude)}
+
+
+Kernel: TypeAlias = ExponentialKernel | AlphaKernel | SlayerRefractory
+
+
+@dataclass(frozen=True, slots=True)
 class SRM:
     """Spike response model: u[n] = z[n] + sum over j >= 0 of reset_kernel[j] s[n-1-j].
 
     Attributes:
-        reset_kernel: taps as a 1-d array, or an `ExponentialKernel` or `AlphaKernel`; None where the request brings
-            the taps as its own `reset_kernel`.
+        reset_kernel: taps as a 1-d array, or an `ExponentialKernel`, `AlphaKernel` or `SlayerRefractory`; None where
+            the request brings the taps as its own `reset_kernel`.
         threshold: membrane potential from which the neuron fires, a number or an array.
 
     Raises:
@@ -173,7 +200,7 @@ class SRM:
         ValueError: taps have another shape or none in them, or something is NaN.
     """
 
-    reset_kernel: ExponentialKernel | AlphaKernel | Array | None = None
+    reset_kernel: Kernel | Array | None = None
     threshold: float | Array = 1.0
 
     model: ClassVar[str] = "srm"
@@ -181,7 +208,7 @@ class SRM:
     def __post_init__(self) -> None:
         check_parameter("SRM.threshold", self.threshold)
         kernel = self.reset_kernel
-        if kernel is None or isinstance(kernel, ExponentialKernel | AlphaKernel):
+        if kernel is None or isinstance(kernel, Kernel):
             return
         if isinstance(kernel, Real | str | bytes):
             raise TypeError(f"SRM.reset_kernel must be taps or a kernel, got {shown(kernel)}")
@@ -194,7 +221,7 @@ class SRM:
         """As it travels in the parameters of a request, whose tensors it adds to the operands."""
         params = {"model": self.model, "threshold": operands.value("threshold", self.threshold)}
         kernel = self.reset_kernel
-        if isinstance(kernel, ExponentialKernel | AlphaKernel):
+        if isinstance(kernel, Kernel):
             params["reset_kernel"] = kernel.params()
         elif kernel is not None:
             params["reset_kernel"] = operands.value("reset_kernel", kernel)

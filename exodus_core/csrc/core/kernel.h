@@ -1,8 +1,12 @@
 // Causal kernels as sums of modes (constant + linear k) decay^k: exponentials have linear = 0, alpha functions
 // constant = 0 (equation 3 of arXiv 2205.10242). A mode is a linear recurrence of order one or two.
+//
+// Its constants and its state are double whatever the signal is: a decay that is rounded to float and raised to the power
+// of thousands of steps is another decay, and what a float loses in each step of a slow mode adds up.
 #pragma once
 
 #include "macros.h"
+#include "select.h"
 
 namespace exodus {
 
@@ -10,18 +14,43 @@ struct Mode {
   double decay;
   double constant;
   double linear;
+  double least;  // what is left of the past may count as zero where p and q are below this
+
+  EXODUS_HOST_DEVICE bool has_linear() const { return linear != 0; }
 };
 
-// p[n] = sum over k of decay^k x[n-k]
+// A mode for signals computed in Real: its past is over where it adds less to the response than the smallest normal number,
+// and not before p and q are that small themselves.
 template <class Real>
-EXODUS_HOST_DEVICE Real exponential_step(Real decay, Real p, Real input) {
-  return decay * p + input;
+Mode mode_of(double decay, double constant, double linear) {
+  const double largest = at_least(at_least(magnitude(constant), magnitude(linear)), 1.0);
+  return {decay, constant, linear, at_least(kSmallestNormal<Real> / largest, kSmallestNormal<double>)};
 }
 
-// q[n] = sum over k of k decay^k x[n-k], from q and p of n-1
+// p[n] = sum over k of decay^k x[n-k], and q[n] = sum over k of k decay^k x[n-k], from those of n-1. Real is double, or
+// several side by side. Returns what the mode adds to the response.
 template <class Real>
-EXODUS_HOST_DEVICE Real linear_step(Real decay, Real q, Real p) {
-  return decay * (q + p);
+EXODUS_HOST_DEVICE Real exponential_step(Real decay, Real constant, Real input, Real& p) {
+  p = decay * p + input;
+  return constant * p;
+}
+
+template <class Real>
+EXODUS_HOST_DEVICE Real linear_step(Real decay, Real constant, Real linear, Real input, Real& p, Real& q) {
+  q = decay * (q + p);
+  p = decay * p + input;
+  return constant * p + linear * q;
+}
+
+// Forgets a past that has faded, once in so many steps: in between, a state cannot get far into the subnormal numbers, with
+// which processors compute a hundred times slower, and which rounding would keep from ever reaching zero.
+constexpr int kFadeSteps = 64;
+
+template <class Real>
+EXODUS_HOST_DEVICE void forget_faded(Real least, Real& p, Real& q) {
+  const auto faded = magnitude(p) + magnitude(q) < least;
+  p = select(faded, Real(0), p);
+  q = select(faded, Real(0), q);
 }
 
 }  // namespace exodus

@@ -44,7 +44,22 @@ EXODUS_HOST_DEVICE Real at_least(Real x, Real bound) {
 // abs(x)
 template <class Real>
 EXODUS_HOST_DEVICE Real magnitude(Real x) {
-  return select(x < Real(0), -x, x);
+  using std::fabs;
+  return fabs(x);
 }
+
+// The smallest number of full precision; those below it are subnormal.
+template <class Real>
+struct SmallestNormal;
+template <>
+struct SmallestNormal<float> {
+  static constexpr float value = 1.17549435e-38f;
+};
+template <>
+struct SmallestNormal<double> {
+  static constexpr double value = 2.2250738585072014e-308;
+};
+template <class Real>
+constexpr auto kSmallestNormal = SmallestNormal<Real>::value;
 
 }  // namespace exodus

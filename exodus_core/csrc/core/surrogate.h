@@ -88,7 +88,7 @@ EXODUS_HOST_DEVICE Real surrogate_derivative(SurrogateKind kind, Real x, Real sl
     case SurrogateKind::exponential:
       return exp_nonpositive(-a);
     case SurrogateKind::boxcar:
-      return select(a <= Real(0.5), slope, Real(0));
+      return select(a > Real(0.5), Real(0), select(a <= Real(0.5), slope, a));  // NaN is neither
     case SurrogateKind::triangle: {
       const Real height = Real(1) - a;
       return select(height < Real(0), Real(0), height);

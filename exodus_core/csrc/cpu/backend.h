@@ -42,13 +42,26 @@ void fill_parameter(Real* row, const Parameter& parameter, const Layout& layout,
   }
 }
 
-// While it lives, numbers too small for their exponent count as zero on this thread. Processors compute with them many
-// times slower, and a state that fades away passes through them. Not for what has no state that fades.
+// Whether no value of a parameter is zero or subnormal: then a comparison with it ends as it would if subnormal numbers
+// were zero.
+template <class Real>
+bool is_normal(const Parameter& parameter) {
+  const Real* values = elements<Real>(parameter.tensor);
+  const Real number = static_cast<Real>(parameter.value);
+  const Real* first = values == nullptr ? &number : values;
+  return std::all_of(first, first + (values == nullptr ? 1 : parameter.tensor->numel()),
+                     [](Real value) { return !(magnitude(value) < kSmallestNormal<Real>); });
+}
+
+// While it lives, results that are subnormal are zero on this thread, and with `operands` what is computed from them takes
+// them for zero. Processors compute with them many times slower, and a gradient that fades passes through them. For
+// backward passes alone: forward, what a neuron sees decides about spikes.
 class FlushSubnormals {
  public:
 #if defined(__SSE2__)
-  explicit FlushSubnormals(bool wanted = true) : before_(_mm_getcsr()) {
-    if (wanted) _mm_setcsr(before_ | 0x8040);  // results and operands
+  explicit FlushSubnormals(bool operands) : before_(_mm_getcsr()) {
+    constexpr unsigned int kResults = 0x8000, kOperands = 0x40;
+    _mm_setcsr(before_ | kResults | (operands ? kOperands : 0));
   }
   ~FlushSubnormals() { _mm_setcsr(before_); }
   FlushSubnormals(const FlushSubnormals&) = delete;
@@ -56,7 +69,7 @@ class FlushSubnormals {
  private:
   unsigned int before_;
 #else
-  explicit FlushSubnormals(bool = true) {}
+  explicit FlushSubnormals(bool) {}
   ~FlushSubnormals() {}
 #endif
 };

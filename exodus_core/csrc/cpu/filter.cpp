@@ -13,7 +13,6 @@ void filter_rows(const FilterCall& call) {
   const bool streamed = streams(layout, 2 * call.input.numel() * sizeof(Storage));
   const Tiling tiling(layout, threads_for(call.input.numel()), max_width(call.kernel, sizeof(Real)));
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
-    const FlushSubnormals flush(!call.kernel.modes.empty());
     TileRows<const Storage> input_rows(elements<Storage>(call.input), layout, tiling, direction);
     TileRows<Storage> output_rows(mutable_elements<Storage>(call.output), layout, tiling, direction, streamed);
     KernelState<Storage> state(call.kernel, tiling.width());
@@ -23,11 +22,18 @@ void filter_rows(const FilterCall& call) {
       input_rows.enter(tile);
       output_rows.enter(tile);
       state.reset(tile.width);
+      const bool whole_strips = !tile.in_place || tile.width % kMinWidth == 0;
       for_each_block(layout.time, direction, [&](std::int64_t begin, std::int64_t end) {
         input_rows.read(begin, end);
         output_rows.prepare(begin);
         for (std::int64_t step = begin; step < end; ++step) {
           const std::int64_t t = direction == Direction::forward ? step : begin + end - 1 - step;
+          if constexpr (std::is_same_v<Storage, Real>) {
+            if (whole_strips) {
+              state.push(input_rows[t], output_rows[t]);
+              continue;
+            }
+          }
           kernels.load(tile.width, input_rows[t], loaded[0]);
           state.push(loaded[0]);
           kernels.store(tile.width, state.response(), output_rows[t]);

@@ -26,34 +26,35 @@ class KernelState {
       : kernel_(kernel),
         kernels_(row_kernels<Storage>()),
         taps_(elements<Real>(kernel.taps)),
-        history_(taps_ != nullptr ? kernel.length : 2 * static_cast<std::int64_t>(kernel.modes.size()), width),
+        history_(taps_ != nullptr ? kernel.length : 0, width),
+        state_(2 * static_cast<std::int64_t>(kernel.modes.size()), width),
         response_(1, width) {}
 
   void reset(std::int64_t width) {
     width_ = width;
     pushed_ = 0;
     history_.clear();
+    state_.clear();
     response_.clear();
   }
 
   // The response after the last push; zeros before the first.
   const Real* response() const { return response_[0]; }
 
-  void push(const Real* row) {
-    Real* response = response_[0];
-    std::fill_n(response, width_, Real(0));
+  void push(const Real* row) { push(row, response_[0]); }
+
+  // The same with the response in a row of the caller. Both have room for whole strips. What was pushed first is added
+  // first, as the plain loop does it.
+  void push(const Real* row, Real* response) {
     if (taps_ != nullptr) {
+      std::fill_n(response, width_, Real(0));
       std::copy_n(row, width_, history_[pushed_ % kernel_.length]);
-      const std::int64_t known = std::min(kernel_.length, pushed_ + 1);
-      for (std::int64_t k = 0; k < known; ++k) {
+      for (std::int64_t k = std::min(kernel_.length, pushed_ + 1) - 1; k >= 0; --k) {
         kernels_.add_scaled(width_, taps_[k], history_[(pushed_ - k) % kernel_.length], response);
       }
     } else {
-      std::int64_t slot = 0;
-      for (const Mode& mode : kernel_.modes) {
-        kernels_.mode_step(width_, mode, row, history_[slot], history_[slot + 1], response);
-        slot += 2;
-      }
+      kernels_.push_modes({width_, kernel_.modes.data(), static_cast<std::int64_t>(kernel_.modes.size()), row, state_[0],
+                           state_.stride(), pushed_ % kFadeSteps == 0, response});
     }
     ++pushed_;
   }
@@ -62,7 +63,8 @@ class KernelState {
   const CausalKernel& kernel_;
   const RowKernels<Storage>& kernels_;
   const Real* taps_;
-  RowBuffer<Real> history_;  // taps: the last rows, in a ring; modes: p and q of each
+  RowBuffer<Real> history_;  // taps: the last rows, in a ring
+  RowBuffer<double> state_;  // modes: p and q of each
   RowBuffer<Real> response_;
   std::int64_t width_ = 0;
   std::int64_t pushed_ = 0;

@@ -176,6 +176,23 @@ EXODUS_HOST_DEVICE void store_lanes(Storage* to, Real values) {
   }
 }
 
+// Numbers of any precision, as lanes of double, and back.
+template <class Doubles, class Real>
+EXODUS_HOST_DEVICE Doubles widen(const Real* from) {
+  constexpr std::size_t count = sizeof(Doubles) / sizeof(double);
+  vector_t<Real, count * sizeof(Real)> numbers;
+  std::memcpy(&numbers, from, sizeof numbers);
+  return Doubles(__builtin_convertvector(numbers, typename Doubles::Vector));
+}
+
+template <class Real, class Doubles>
+EXODUS_HOST_DEVICE void narrow(Real* to, Doubles values) {
+  constexpr std::size_t count = sizeof(Doubles) / sizeof(double);
+  using Numbers = vector_t<Real, count * sizeof(Real)>;
+  const Numbers numbers = __builtin_convertvector(values.lanes, Numbers);
+  std::memcpy(to, &numbers, sizeof numbers);
+}
+
 // A value after one round trip through memory.
 template <class Storage, class Scalar, int count>
 EXODUS_HOST_DEVICE Lanes<Scalar, count> as_stored(Lanes<Scalar, count> values) {
@@ -222,5 +239,8 @@ template <class Scalar, int count>
 struct Bits<cpu::Lanes<Scalar, count>> {
   using type = cpu::Lanes<bits_t<Scalar>, count>;
 };
+
+template <class Scalar, int count>
+struct SmallestNormal<cpu::Lanes<Scalar, count>> : SmallestNormal<Scalar> {};
 
 }  // namespace exodus

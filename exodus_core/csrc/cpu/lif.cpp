@@ -53,7 +53,6 @@ void forward(const LifForwardCall& call) {
   const bool streamed = streams(layout, 3 * call.input.numel() * sizeof(Storage));
   const Tiling tiling(layout, threads_for(call.input.numel()), kMaxWidth);
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
-    const FlushSubnormals flush;
     TileRows<const Storage> input_rows(elements<Storage>(call.input), layout, tiling, Direction::forward);
     TileRows<Storage> spikes_rows(mutable_elements<Storage>(call.spikes), layout, tiling, Direction::forward, streamed);
     TileRows<Storage> membrane_rows(mutable_elements<Storage>(call.membrane), layout, tiling, Direction::forward, streamed);
@@ -93,11 +92,11 @@ void backward(const LifBackwardCall& call) {
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
   const bool with_lanes = call.lane_gradients.numel() > 0;
+  const bool operands = is_normal<Real>(call.parameters.threshold) && is_normal<Real>(call.parameters.min_membrane);
   const bool streamed = streams(layout, 3 * call.membrane.numel() * sizeof(Storage));
   // The sums are four rows of state more.
   const Tiling tiling(layout, threads_for(call.membrane.numel()), with_lanes ? kMaxWidth / 4 : kMaxWidth);
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
-    const FlushSubnormals flush;
     TileRows<const Storage> membrane_rows(elements<Storage>(call.membrane), layout, tiling, Direction::backward);
     TileRows<const Storage> grad_spikes_rows(elements<Storage>(call.grad_spikes), layout, tiling, Direction::backward);
     TileRows<const Storage> grad_membrane_rows(elements<Storage>(call.grad_membrane), layout, tiling, Direction::backward);
@@ -122,6 +121,7 @@ void backward(const LifBackwardCall& call) {
       block.adjoint = adjoint[0];
       if (with_lanes) block.sums = {sums.block(0), sums.block(1), sums.block(2), sums.block(3)};
       for_each_block(layout.time, Direction::backward, [&](std::int64_t begin, std::int64_t end) {
+        const FlushSubnormals flush(operands);
         membrane_rows.read(begin, end);
         grad_spikes_rows.read(begin, end);
         grad_membrane_rows.read(begin, end);
@@ -142,8 +142,8 @@ void backward(const LifBackwardCall& call) {
                                       {tile.padded(), block.neuron, initial[0], initial[1], adjoint[0], initial[2],
                                        initial[3], block.sums});
       sums.add_block();
-      const Real* slots[kLaneGradients] = {initial[2],    initial[3],    sums.total(0),
-                                           sums.total(1), sums.total(2), sums.total(3)};
+      const Real* slots[kLaneGradients] = {initial[2],      initial[3],      sums.rounded(0),
+                                           sums.rounded(1), sums.rounded(2), sums.rounded(3)};
       for (std::int64_t k = 0; k < kLaneGradients; ++k) {
         from_strips(slots[k], tile, kernels.strip,
                     mutable_elements<Real>(call.lane_gradients) + k * layout.lanes() + tile.first_lane);

@@ -147,6 +147,19 @@ struct SrmBackwardRow {
   Real* threshold_sum;
 };
 
+// One step of the modes of a kernel. Rows have room for whole strips.
+template <class Real>
+struct ModesRow {
+  std::int64_t width;
+  const Mode* modes;
+  std::int64_t count;
+  const Real* input;
+  double* state;  // p and q of each mode, `stride` elements from one row to the next
+  std::int64_t stride;
+  bool forget_faded;  // before the step
+  Real* response;
+};
+
 // Rows of a block of steps, bound for a tensor whose last axis is time, past the caches: in whole cache lines, so that
 // what a block begins or ends within waits in `pending` for the block that follows in `direction`.
 template <class Storage>
@@ -177,8 +190,7 @@ struct RowKernels {
   void (*srm_backward)(const SrmBackwardRow<Storage>&);
   // accumulator += coefficient * row
   void (*add_scaled)(std::int64_t width, Real coefficient, const Real* row, Real* accumulator);
-  // One step of a mode: p <- decay p + input, q <- decay (q + old p), output += constant p + linear q.
-  void (*mode_step)(std::int64_t width, const Mode&, const Real* input, Real* p, Real* q, Real* output);
+  void (*push_modes)(const ModesRow<Real>&);
   void (*load)(std::int64_t width, const Storage* stored, Real* row);
   void (*store)(std::int64_t width, const Real* row, Storage* stored);
   // rows[t][lane] = tensor[lane][t] for a tensor whose last axis is time, and back.

@@ -12,6 +12,9 @@
 namespace exodus::cpu::EXODUS_INSTRUCTION_SET_NAME {
 namespace {
 
+constexpr std::int64_t kDoubleStrip = EXODUS_VECTOR_BYTES / sizeof(double);
+using DoubleStrip = Lanes<double, kDoubleStrip>;
+
 template <class Storage, class Real = compute_t<Storage>>
 void surrogate(SurrogateKind kind, std::int64_t width, const Storage* membrane, const Real* threshold, Real slope,
                Real scale, Real* derivative) {
@@ -50,24 +53,69 @@ void add_scaled(std::int64_t width, Real coefficient, const Real* row, Real* acc
 }
 
 template <class Real>
-void mode_step(std::int64_t width, const Mode& mode, const Real* input, Real* p,
-               Real* q, Real* output) {
-  const Real decay = static_cast<Real>(mode.decay);
-  const Real constant = static_cast<Real>(mode.constant);
-  const Real linear = static_cast<Real>(mode.linear);
-  if (mode.linear == 0) {
-    EXODUS_INDEPENDENT_LANES
-    for (std::int64_t i = 0; i < width; ++i) {
-      p[i] = exponential_step(decay, p[i], input[i]);
-      output[i] += constant * p[i];
+void forget_faded_modes(const ModesRow<Real>& row) {
+  for (std::int64_t m = 0; m < row.count; ++m) {
+    double* p_row = row.state + 2 * m * row.stride;
+    for (std::int64_t i = 0; i < row.width; i += kDoubleStrip) {
+      DoubleStrip p = DoubleStrip::read(p_row + i), q = DoubleStrip::read(p_row + row.stride + i);
+      forget_faded(DoubleStrip(row.modes[m].least), p, q);
+      p.write(p_row + i);
+      q.write(p_row + row.stride + i);
     }
+  }
+}
+
+// What a strip of one mode adds to its response.
+template <bool has_linear>
+EXODUS_HOST_DEVICE DoubleStrip push_strip(const Mode& mode, DoubleStrip input, double* p_row, double* q_row) {
+  const DoubleStrip decay(mode.decay), constant(mode.constant), linear(mode.linear);
+  DoubleStrip p = DoubleStrip::read(p_row), response;
+  if constexpr (has_linear) {
+    DoubleStrip q = DoubleStrip::read(q_row);
+    response = linear_step(decay, constant, linear, input, p, q);
+    q.write(q_row);
   } else {
-    EXODUS_INDEPENDENT_LANES
-    for (std::int64_t i = 0; i < width; ++i) {
-      q[i] = linear_step(decay, q[i], p[i]);
-      p[i] = exponential_step(decay, p[i], input[i]);
-      output[i] += constant * p[i] + linear * q[i];
+    response = exponential_step(decay, constant, input, p);
+  }
+  p.write(p_row);
+  return response;
+}
+
+// Nearly every kernel has one mode: its constants stay in registers.
+template <bool has_linear, class Real>
+void push_one_mode(const ModesRow<Real> row, const Mode mode) {
+  for (std::int64_t i = 0; i < row.width; i += kDoubleStrip) {
+    double* p_row = row.state + i;
+    const DoubleStrip input = widen<DoubleStrip>(row.input + i);
+    narrow(row.response + i, DoubleStrip(0.0) + push_strip<has_linear>(mode, input, p_row, p_row + row.stride));
+  }
+}
+
+// Several modes are added up in registers, and rounded once.
+template <class Real>
+void push_several_modes(const ModesRow<Real> row) {
+  for (std::int64_t i = 0; i < row.width; i += kDoubleStrip) {
+    const DoubleStrip input = widen<DoubleStrip>(row.input + i);
+    DoubleStrip response(0.0);
+    for (std::int64_t m = 0; m < row.count; ++m) {
+      double* p_row = row.state + 2 * m * row.stride + i;
+      double* q_row = p_row + row.stride;
+      response += row.modes[m].has_linear() ? push_strip<true>(row.modes[m], input, p_row, q_row)
+                                            : push_strip<false>(row.modes[m], input, p_row, q_row);
     }
+    narrow(row.response + i, response);
+  }
+}
+
+template <class Real>
+void push_modes(const ModesRow<Real>& row) {
+  if (row.forget_faded) forget_faded_modes(row);
+  if (row.count > 1) {
+    push_several_modes(row);
+  } else if (row.modes->has_linear()) {
+    push_one_mode<true>(row, *row.modes);
+  } else {
+    push_one_mode<false>(row, *row.modes);
   }
 }
 
@@ -227,7 +275,7 @@ constexpr RowKernels<Storage> kernels() {
   using Real = compute_t<Storage>;
   return {kStrip<Storage>,       lif_forward<Storage>, lif_backward<Storage>, lif_initial<Real>,
           surrogate<Storage>,    srm_forward<Storage>, srm_backward<Storage>, add_scaled<Real>,
-          mode_step<Real>,       load_row<Storage>,    store_row<Storage>,    turn<true, Storage>,
+          push_modes<Real>,      load_row<Storage>,    store_row<Storage>,    turn<true, Storage>,
           turn<false, Storage>,  stream_rows<Storage>, dot<Storage>};
 }
 

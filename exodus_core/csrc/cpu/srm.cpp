@@ -12,7 +12,6 @@ void forward(const SrmForwardCall& call) {
   const bool streamed = streams(layout, 3 * call.psp.numel() * sizeof(Storage));
   const Tiling tiling(layout, threads_for(call.psp.numel()), max_width(call.kernel, sizeof(Real)));
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
-    const FlushSubnormals flush;
     TileRows<const Storage> psp_rows(elements<Storage>(call.psp), layout, tiling, Direction::forward);
     TileRows<Storage> spikes_rows(mutable_elements<Storage>(call.spikes), layout, tiling, Direction::forward, streamed);
     TileRows<Storage> membrane_rows(mutable_elements<Storage>(call.membrane), layout, tiling, Direction::forward, streamed);
@@ -47,10 +46,10 @@ void backward(const SrmBackwardCall& call) {
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
   const bool with_threshold = call.grad_threshold.numel() > 0;
+  const bool operands = is_normal<Real>(call.threshold);
   const bool streamed = streams(layout, 3 * call.membrane.numel() * sizeof(Storage));
   const Tiling tiling(layout, threads_for(call.membrane.numel()), max_width(call.kernel, sizeof(Real)));
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
-    const FlushSubnormals flush;
     TileRows<const Storage> membrane_rows(elements<Storage>(call.membrane), layout, tiling, Direction::backward);
     TileRows<const Storage> grad_spikes_rows(elements<Storage>(call.grad_spikes), layout, tiling, Direction::backward);
     TileRows<const Storage> grad_membrane_rows(elements<Storage>(call.grad_membrane), layout, tiling, Direction::backward);
@@ -68,6 +67,7 @@ void backward(const SrmBackwardCall& call) {
       fill_parameter(scratch[0], call.threshold, layout, tile);
       reset.reset(tile.width);
       for_each_block(layout.time, Direction::backward, [&](std::int64_t begin, std::int64_t end) {
+        const FlushSubnormals flush(operands);
         membrane_rows.read(begin, end);
         grad_spikes_rows.read(begin, end);
         grad_membrane_rows.read(begin, end);
@@ -84,7 +84,7 @@ void backward(const SrmBackwardCall& call) {
         threshold_sum.add_block();
       });
       if (with_threshold) {
-        std::copy_n(threshold_sum.total(0), tile.width, mutable_elements<Real>(call.grad_threshold) + tile.first_lane);
+        std::copy_n(threshold_sum.rounded(0), tile.width, mutable_elements<Real>(call.grad_threshold) + tile.first_lane);
       }
     }
   });

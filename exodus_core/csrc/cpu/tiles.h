@@ -231,8 +231,8 @@ void from_strips(const T* slots, const Tile& tile, std::int64_t strip, T* lanes)
   }
 }
 
-// Sums over time, one value a lane: a block of steps is summed before it is added to the total, so that the rounding
-// error grows with the number of blocks and not with that of steps.
+// Sums over time, one value a lane: a block of steps is summed in Real, and added to a total in double. So the rounding
+// error does not grow with the number of steps.
 template <class Real>
 class BlockSums {
  public:
@@ -240,7 +240,6 @@ class BlockSums {
       : count_(count), width_(width), block_(count, width), total_(count, width) {}
 
   Real* block(std::int64_t which) const { return block_[which]; }
-  const Real* total(std::int64_t which) const { return total_[which]; }
   void clear() {
     block_.clear();
     total_.clear();
@@ -251,12 +250,17 @@ class BlockSums {
     }
     block_.clear();
   }
+  // A total, in the row of its block, which is spent.
+  const Real* rounded(std::int64_t which) const {
+    for (std::int64_t i = 0; i < width_; ++i) block_[which][i] = static_cast<Real>(total_[which][i]);
+    return block_[which];
+  }
 
  private:
   std::int64_t count_;
   std::int64_t width_;
   RowBuffer<Real> block_;
-  RowBuffer<Real> total_;
+  RowBuffer<double> total_;
 };
 
 // Calls block(begin, end) for stretches of at most kBlock steps, in the order of time or against it.

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads) filter_in_place(FilterArgs<Storage> 
   EXODUS_SHARED_MEMORY(shared);
   const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (mine >= args.sweep.layout.lanes()) return;
-  KernelState<Real> state(args.kernel, reinterpret_cast<Real*>(shared), mine, args.sweep.layout.lanes());
+  KernelState<Real> state(args.kernel, shared, mine, args.sweep.layout.lanes());
   sweep_in_place<1>(args.sweep, mine, [&](int, const Storage(&from)[1], Storage(&to)[1]) {
     state.push(load(from[0]));
     to[0] = store<Storage>(state.response());
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kStagedLanes) filter_staged(FilterArgs<Storage
   using Real = compute_t<Storage>;
   EXODUS_SHARED_MEMORY(shared);
   const StagedBlock block = StagedBlock::of(args.sweep.layout);
-  KernelState<Real> state(args.kernel, reinterpret_cast<Real*>(shared + staged_bytes<Storage>(1)), block.lane(),
+  KernelState<Real> state(args.kernel, shared + staged_bytes<Storage>(1), block.lane(),
                           args.sweep.layout.lanes());
   sweep_staged(args.sweep, block, reinterpret_cast<Storage*>(shared), [&](int, const Storage(&from)[1], Storage(&to)[1]) {
     state.push(load(from[0]));
@@ -48,30 +48,34 @@ struct TapsArgs {
   compute_t<Storage>* gradient;
 };
 
-// One block a tap. For one outer index both factors are one run of memory; the threads' sums are added in a fixed tree.
+// One block a tap. For one outer index both factors are one run of memory, of which a thread adds up so many products in
+// Real before they count in its sum in double; the threads' sums are added in a fixed tree.
 template <class Storage>
 __global__ void __launch_bounds__(kTapThreads) taps_gradient_sums(TapsArgs<Storage> args) {
   using Real = compute_t<Storage>;
+  constexpr std::int64_t kProducts = 16;
   EXODUS_SHARED_MEMORY(shared);
-  Real* sums = reinterpret_cast<Real*>(shared);
+  double* sums = reinterpret_cast<double*>(shared);
   const std::int64_t shift = static_cast<std::int64_t>(blockIdx.x) + args.delay;
   const std::int64_t run = (args.layout.time - shift) * args.layout.inner;
-  Real sum = 0;
+  double sum = 0;
   for (std::int64_t b = 0; b < args.layout.outer; ++b) {
     const std::int64_t start = b * args.layout.time * args.layout.inner;
-    Real block = 0;
-    for (std::int64_t i = threadIdx.x; i < run; i += kTapThreads) {
-      block += load(load_global(args.grad + start + shift * args.layout.inner + i)) *
-               load(load_global(args.source + start + i));
+    for (std::int64_t i = threadIdx.x; i < run;) {
+      Real products = 0;
+      for (std::int64_t end = i + kProducts * kTapThreads; i < run && i < end; i += kTapThreads) {
+        products += load(load_global(args.grad + start + shift * args.layout.inner + i)) *
+                    load(load_global(args.source + start + i));
+      }
+      sum += products;
     }
-    sum += block;
   }
   sums[threadIdx.x] = sum;
   for (int half = kTapThreads / 2; half > 0; half /= 2) {
     __syncthreads();
     if (static_cast<int>(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
   }
-  if (threadIdx.x == 0) store_global(args.gradient + blockIdx.x, sums[0]);
+  if (threadIdx.x == 0) store_global(args.gradient + blockIdx.x, static_cast<Real>(sums[0]));
 }
 
 }  // namespace
@@ -106,7 +110,7 @@ void Cuda::run(const TapsGradientCall& call) {
     const TapsArgs<Storage> args{call.layout, elements<Storage>(call.grad), elements<Storage>(call.source), call.delay,
                                  mutable_elements<Real>(call.gradient)};
     EXODUS_LAUNCH((taps_gradient_sums<Storage>), static_cast<unsigned int>(call.gradient.numel()), kTapThreads,
-                  kTapThreads * static_cast<int>(sizeof(Real)), device.stream(), args);
+                  kTapThreads * static_cast<int>(sizeof(double)), device.stream(), args);
   });
 }
 

@@ -1,6 +1,6 @@
 // The response of a causal kernel to what is pushed, one lane a thread: the counterpart of csrc/cpu/kernel_state.h.
 //
-// What a lane remembers, the last inputs for taps and two values for each mode, lies in shared memory where that is large
+// What a lane remembers, the last inputs for taps and two doubles for each mode, lies in shared memory where that is large
 // enough for a block, else in global memory that the host allocates. Neighbouring lanes are neighbours in both.
 #pragma once
 
@@ -14,48 +14,48 @@ constexpr int kMaxModes = 8;
 constexpr std::int64_t kSharedBytes = 48 * 1024;  // what every architecture gives a block without asking
 
 template <class Real>
-struct DeviceMode {
-  Real decay;
-  Real constant;
-  Real linear;
-};
-
-template <class Real>
 struct DeviceKernel {
   const Real* taps;  // or null
   int length;        // of the taps, or the number of modes
-  DeviceMode<Real> modes[kMaxModes];
-  Real* memory;  // [slot][lane] of all lanes; null where shared memory is used
+  Mode modes[kMaxModes];
+  void* memory;  // [slot][lane] of all lanes; null where shared memory is used
 
   __host__ __device__ int slots() const { return taps == nullptr ? 2 * length : length; }
+  __host__ __device__ int slot_bytes() const {
+    return static_cast<int>(taps == nullptr ? sizeof(double) : sizeof(Real));
+  }
 };
 
 template <class Real>
 class KernelState {
  public:
   // `shared` is [slot][thread] of the block.
-  __device__ __forceinline__ KernelState(const DeviceKernel<Real>& kernel, Real* shared, std::int64_t lane, std::int64_t lanes)
+  __device__ __forceinline__ KernelState(const DeviceKernel<Real>& kernel, void* shared, std::int64_t lane, std::int64_t lanes)
       : kernel_(kernel),
-        memory_(kernel.memory == nullptr ? shared + threadIdx.x : kernel.memory + lane),
+        memory_(kernel.memory == nullptr ? shared : kernel.memory),
+        column_(kernel.memory == nullptr ? static_cast<std::int64_t>(threadIdx.x) : lane),
         stride_(kernel.memory == nullptr ? static_cast<std::int64_t>(blockDim.x) : lanes) {
-    for (int slot = 0; slot < kernel.slots(); ++slot) put(slot, Real(0));
+    if (kernel.taps != nullptr) return;  // only what was pushed is read
+    for (int slot = 0; slot < kernel.slots(); ++slot) put(slot, 0.0);
   }
 
   // The response after the last push; zero before the first.
   __device__ __forceinline__ Real response() const { return response_; }
 
   __device__ __forceinline__ void push(Real input) {
-    response_ = kernel_.taps == nullptr ? by_modes(input) : by_taps(input);
+    response_ = kernel_.taps == nullptr ? static_cast<Real>(by_modes(static_cast<double>(input))) : by_taps(input);
   }
 
  private:
   // What lies in global memory passes through memory.cuh, to be counted.
-  __device__ __forceinline__ Real get(int slot) const {
-    const Real* address = memory_ + slot * stride_;
+  template <class Value>
+  __device__ __forceinline__ Value get(int slot) const {
+    const Value* address = static_cast<const Value*>(memory_) + slot * stride_ + column_;
     return kernel_.memory == nullptr ? *address : load_global(address);
   }
-  __device__ __forceinline__ void put(int slot, Real value) {
-    Real* address = memory_ + slot * stride_;
+  template <class Value>
+  __device__ __forceinline__ void put(int slot, Value value) {
+    Value* address = static_cast<Value*>(memory_) + slot * stride_ + column_;
     if (kernel_.memory == nullptr) {
       *address = value;
     } else {
@@ -63,37 +63,49 @@ class KernelState {
     }
   }
 
+  // The last inputs lie in a ring; what was pushed first is added first, as the plain loop does it.
   __device__ __forceinline__ Real by_taps(Real input) {
-    newest_ = newest_ + 1 == kernel_.length ? 0 : newest_ + 1;
+    const int length = kernel_.length;
+    newest_ = newest_ + 1 == length ? 0 : newest_ + 1;
+    known_ = known_ < length ? known_ + 1 : length;
     put(newest_, input);
     Real response = 0;
-    int slot = newest_;
-    for (int k = 0; k < kernel_.length; ++k) {
-      response += load_global(kernel_.taps + k) * get(slot);
-      slot = slot == 0 ? kernel_.length - 1 : slot - 1;
+    int slot = known_ < length || newest_ + 1 == length ? 0 : newest_ + 1;
+    for (int k = known_ - 1; k >= 0; --k) {
+      response += load_global(kernel_.taps + k) * get<Real>(slot);
+      slot = slot + 1 == length ? 0 : slot + 1;
     }
     return response;
   }
 
-  __device__ __forceinline__ Real by_modes(Real input) {
-    Real response = 0;
+  __device__ __forceinline__ double by_modes(double input) {
+    double response = 0;
+    const bool forget = pushed_ == 0;
+    pushed_ = pushed_ + 1 == kFadeSteps ? 0 : pushed_ + 1;
     for (int m = 0; m < kernel_.length; ++m) {
-      const DeviceMode<Real>& mode = kernel_.modes[m];
-      const Real before = get(2 * m);
-      const Real q = linear_step(mode.decay, get(2 * m + 1), before);
-      const Real p = exponential_step(mode.decay, before, input);
+      const Mode& mode = kernel_.modes[m];
+      double p = get<double>(2 * m);
+      double q = mode.has_linear() ? get<double>(2 * m + 1) : 0.0;
+      if (forget) forget_faded(mode.least, p, q);
+      if (mode.has_linear()) {
+        response += linear_step(mode.decay, mode.constant, mode.linear, input, p, q);
+        put(2 * m + 1, q);
+      } else {
+        response += exponential_step(mode.decay, mode.constant, input, p);
+      }
       put(2 * m, p);
-      put(2 * m + 1, q);
-      response += mode.constant * p + mode.linear * q;
     }
     return response;
   }
 
   const DeviceKernel<Real>& kernel_;
-  Real* memory_;
+  void* memory_;
+  std::int64_t column_;
   std::int64_t stride_;
   Real response_ = 0;
-  int newest_ = -1;
+  int newest_ = -1;  // taps: the slot of the last input
+  int known_ = 0;    // and how many there are
+  int pushed_ = 0;   // modes: steps since a past was last forgotten
 };
 
 // A kernel on the device for blocks of `threads`, whose tiles need `tile_bytes`; keeps the memory that it may need.
@@ -106,15 +118,14 @@ class KernelMemory {
     STD_TORCH_CHECK(kernel.modes.size() <= kMaxModes, "a kernel may have ", kMaxModes, " exponentials on this device, got ",
                     kernel.modes.size());
     STD_TORCH_CHECK(kernel.length <= 1 << 30, "a kernel may have 2^30 taps, got ", kernel.length);
-    std::transform(kernel.modes.begin(), kernel.modes.end(), device_.modes, [](const Mode& mode) {
-      return DeviceMode<Real>{static_cast<Real>(mode.decay), static_cast<Real>(mode.constant), static_cast<Real>(mode.linear)};
-    });
-    const std::int64_t needed = static_cast<std::int64_t>(device_.slots()) * threads * static_cast<std::int64_t>(sizeof(Real));
+    std::copy(kernel.modes.begin(), kernel.modes.end(), device_.modes);
+    const std::int64_t needed = static_cast<std::int64_t>(device_.slots()) * threads * device_.slot_bytes();
     if (tile_bytes + needed <= kSharedBytes) {
       shared_bytes_ = static_cast<int>(needed);
     } else {
-      scratch_ = torch::stable::new_empty(like, {device_.slots(), lanes}, compute_dtype(like));
-      device_.memory = mutable_elements<Real>(*scratch_);
+      const ScalarType kept = kernel.taps.has_value() ? compute_dtype(like) : ScalarType::Double;
+      scratch_ = torch::stable::new_empty(like, {device_.slots(), lanes}, kept);
+      device_.memory = scratch_->mutable_data_ptr();
     }
   }
 

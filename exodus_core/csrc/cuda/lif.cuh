@@ -63,25 +63,31 @@ struct LifBackwardArgs {
 
   // Closes the pass of one lane at t = -1 and writes its gradients.
   __device__ __forceinline__ void close(const LifNeuron<Real>& neuron, std::int64_t lane, Real first,
-                                        LifSums<Real> sums) const {
+                                        const LifSums<double>& sums) const {
+    LifSums<Real> last{};
     const LifInitialGradient<Real> initial =
         lif_adjoint_initial(method, reset, neuron, lane_value(initial_membrane, lane),
-                            lane_value(initial_spikes, lane), first, sums);
-    const Real values[kLaneGradients] = {initial.membrane, initial.spikes,
-                                         sums.alpha,       sums.threshold,
-                                         by_reset(reset, neuron.alpha, sums.reset_by), sums.min_membrane};
+                            lane_value(initial_spikes, lane), first, last);
+    const double by_reset_sum = by_reset(reset, static_cast<double>(neuron.alpha), sums.reset_by + last.reset_by);
+    const Real values[kLaneGradients] = {initial.membrane,
+                                         initial.spikes,
+                                         static_cast<Real>(sums.alpha + last.alpha),
+                                         static_cast<Real>(sums.threshold),
+                                         static_cast<Real>(by_reset_sum),
+                                         static_cast<Real>(sums.min_membrane)};
 #pragma unroll
     for (int k = 0; k < kLaneGradients; ++k) store_global(lane_gradients + k * sweep.layout.lanes() + lane, values[k]);
   }
 };
 
-// Sums a block of steps before it adds to the total: the rounding error grows with the number of blocks.
+// Sums a block of steps in Real before it adds to a total in double: the rounding error does not grow with the number of
+// steps.
 template <class Real>
 struct BlockSums {
   static constexpr int kBlock = 64;
 
   LifSums<Real> block{};
-  LifSums<Real> total{};
+  LifSums<double> total{};
   int steps = 0;
 
   __device__ __forceinline__ void count_step() {

@@ -104,13 +104,13 @@ __global__ void __launch_bounds__(kLanes * kChunks, kMinBlocks<Storage>)
   }
 
   if constexpr (with_sums) {
-    LifSums<Real>* totals = reinterpret_cast<LifSums<Real>*>(shared);  // [chunk][lane]
+    LifSums<double>* totals = reinterpret_cast<LifSums<double>*>(shared);  // [chunk][lane]
     totals[chunk * kLanes + column] = sums.total;
     __syncthreads();
     if (chunk == 0 && active) {
-      LifSums<Real> total{};
+      LifSums<double> total{};
       for (int c = 0; c < kChunks; ++c) {
-        const LifSums<Real>& part = totals[c * kLanes + column];
+        const LifSums<double>& part = totals[c * kLanes + column];
         total.alpha += part.alpha;
         total.threshold += part.threshold;
         total.reset_by += part.reset_by;
@@ -125,7 +125,8 @@ __global__ void __launch_bounds__(kLanes * kChunks, kMinBlocks<Storage>)
 
 template <class Storage, bool with_sums>
 void lif_backward_by_chunks(const LifBackwardArgs<Storage>& args, cudaStream_t stream) {
-  constexpr int kShared = kLanes * kChunks * sizeof(LifSums<compute_t<Storage>>);  // the maps are smaller
+  constexpr int kOf = with_sums ? sizeof(LifSums<double>) : sizeof(AffineMap<compute_t<Storage>>);  // the maps are smaller
+  constexpr int kShared = kLanes * kChunks * kOf;
   EXODUS_LAUNCH((lif_backward_in_chunks<Storage, with_sums>), blocks_for(args.sweep.layout.lanes(), kLanes),
                 dim3(kLanes, kChunks), kShared, stream, args);
 }

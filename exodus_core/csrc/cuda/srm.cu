@@ -31,7 +31,7 @@ struct ForwardLane {
   KernelState<Real> reset;
   Real threshold;
 
-  __device__ __forceinline__ ForwardLane(const SrmForwardArgs<Storage>& args, Real* memory, std::int64_t lane)
+  __device__ __forceinline__ ForwardLane(const SrmForwardArgs<Storage>& args, void* memory, std::int64_t lane)
       : reset(args.kernel, memory, lane, args.sweep.layout.lanes()),
         threshold(args.threshold.of(lane % args.sweep.layout.inner)) {}
 
@@ -50,10 +50,10 @@ struct BackwardLane {
   KernelState<Real> reset;
   Real threshold;
   Real block_sum = 0;  // as in lif.cuh, a block of steps is summed before it adds to the total
-  Real total = 0;
+  double total = 0;
   int steps = 0;
 
-  __device__ __forceinline__ BackwardLane(const SrmBackwardArgs<Storage>& args, Real* memory, std::int64_t lane)
+  __device__ __forceinline__ BackwardLane(const SrmBackwardArgs<Storage>& args, void* memory, std::int64_t lane)
       : args(args),
         reset(args.kernel, memory, lane, args.sweep.layout.lanes()),
         threshold(args.threshold.of(lane % args.sweep.layout.inner)) {}
@@ -72,7 +72,7 @@ struct BackwardLane {
   }
   __device__ __forceinline__ void close(std::int64_t lane) {
     add_block();
-    if (args.grad_threshold != nullptr) store_global(args.grad_threshold + lane, total);
+    if (args.grad_threshold != nullptr) store_global(args.grad_threshold + lane, static_cast<Real>(total));
   }
 };
 
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) srm_forward_in_place(SrmForwardArgs<
   EXODUS_SHARED_MEMORY(shared);
   const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (mine >= args.sweep.layout.lanes()) return;
-  ForwardLane<Storage> lane(args, reinterpret_cast<compute_t<Storage>*>(shared), mine);
+  ForwardLane<Storage> lane(args, shared, mine);
   sweep_in_place<1>(args.sweep, mine, [&](int, const Storage(&from)[1], Storage(&to)[2]) { lane.step(from, to); });
 }
 
@@ -89,7 +89,7 @@ template <class Storage>
 __global__ void __launch_bounds__(kStagedLanes) srm_forward_staged(SrmForwardArgs<Storage> args) {
   EXODUS_SHARED_MEMORY(shared);
   const StagedBlock block = StagedBlock::of(args.sweep.layout);
-  ForwardLane<Storage> lane(args, reinterpret_cast<compute_t<Storage>*>(shared + staged_bytes<Storage>(2)), block.lane());
+  ForwardLane<Storage> lane(args, shared + staged_bytes<Storage>(2), block.lane());
   sweep_staged(args.sweep, block, reinterpret_cast<Storage*>(shared),
                [&](int, const Storage(&from)[1], Storage(&to)[2]) { lane.step(from, to); });
 }
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, 1) srm_backward_in_place(SrmBackward
   EXODUS_SHARED_MEMORY(shared);
   const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (mine >= args.sweep.layout.lanes()) return;
-  BackwardLane<Storage> lane(args, reinterpret_cast<compute_t<Storage>*>(shared), mine);
+  BackwardLane<Storage> lane(args, shared, mine);
   sweep_in_place<1>(args.sweep, mine, [&](int, const Storage(&from)[3], Storage(&to)[1]) { lane.step(from, to); });
   lane.close(mine);
 }
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kStagedLanes, kMinBlocks<Storage>)
     srm_backward_staged(SrmBackwardArgs<Storage> args) {
   EXODUS_SHARED_MEMORY(shared);
   const StagedBlock block = StagedBlock::of(args.sweep.layout);
-  BackwardLane<Storage> lane(args, reinterpret_cast<compute_t<Storage>*>(shared + staged_bytes<Storage>(3)), block.lane());
+  BackwardLane<Storage> lane(args, shared + staged_bytes<Storage>(3), block.lane());
   sweep_staged(args.sweep, block, reinterpret_cast<Storage*>(shared),
                [&](int, const Storage(&from)[3], Storage(&to)[1]) { lane.step(from, to); });
   if (block.has_thread()) lane.close(block.lane());

@@ -11,13 +11,15 @@ from exodus_core._version import __version__
 from exodus_core.capability import capabilities
 from exodus_core.functional import filter, lif, srm
 from exodus_core.gradients import LifGradient, SrmGradient, lif_gradient, srm_gradient
-from exodus_core.kernels import AlphaKernel, ExponentialKernel
+from exodus_core.kernels import AlphaKernel, ExponentialKernel, SlayerRefractory, SlayerResponse
 from exodus_core.memory import keep_memory, kept_memory
 
 __all__ = [
     "AlphaKernel",
     "ExponentialKernel",
     "LifGradient",
+    "SlayerRefractory",
+    "SlayerResponse",
     "SrmGradient",
     "__version__",
     "capabilities",

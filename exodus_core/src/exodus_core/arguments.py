@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exodus_core._library import CUDA
-from exodus_core.kernels import AlphaKernel, ExponentialKernel, Kernel
+from exodus_core.kernels import MODAL_KERNELS, Kernel
 from exodus_core.ops import compute_dtype
 from exodus_core.surrogate import KINDS, Surrogate
 
@@ -169,10 +169,8 @@ def check_kernel(name: str, kernel: Kernel) -> None:
         check_value(name, kernel)
         if kernel.dim() != 1 or kernel.numel() == 0:
             raise ValueError(f"{name} must be a 1-d tensor with at least one tap, got shape {tuple(kernel.shape)}")
-    elif not isinstance(kernel, ExponentialKernel | AlphaKernel):
-        raise TypeError(
-            f"{name} must be a tensor of taps, ExponentialKernel or AlphaKernel, got {type(kernel).__name__}"
-        )
+    elif not isinstance(kernel, MODAL_KERNELS):
+        raise TypeError(f"{name} must be a tensor of taps or one of exodus_core.kernels, got {type(kernel).__name__}")
 
 
 KernelArguments = tuple[Tensor | None, tuple[float, ...], tuple[float, ...], tuple[float, ...]]

@@ -20,8 +20,10 @@ INITIAL_MEMBRANE, INITIAL_SPIKES, ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE = ran
 
 
 def per_parameter(lanes: Tensor, parameter: Tensor) -> Tensor:
-    """Sums a lane gradient (outer, inner) to a parameter with one element or one for each inner index."""
-    return lanes.sum().reshape(parameter.shape) if parameter.numel() == 1 else lanes.sum(0)
+    """Sums a lane gradient (outer, inner) to a parameter with one element or one for each inner index, in float64."""
+    shared = parameter.numel() == 1
+    total = lanes.sum(dtype=torch.float64) if shared else lanes.sum(0, dtype=torch.float64)
+    return total.to(parameter.dtype).reshape(parameter.shape)
 
 
 class Lif(torch.autograd.Function):

@@ -135,7 +135,8 @@ def srm(
     Args:
         z: the weighted input filtered by the spike response kernel (`filter`), shape (outer..., time, inner...),
             float32, float64, float16 or bfloat16.
-        reset_kernel: nu: taps, shape (K,), in O(T K); or `ExponentialKernel`, `AlphaKernel`, in O(T). Usually negative.
+        reset_kernel: nu: taps, shape (K,), in O(T K); or `ExponentialKernel`, `AlphaKernel`, `SlayerRefractory`, in
+            O(T). Usually negative.
         threshold: a float, or a tensor that broadcasts over the inner dimensions.
         surrogate, method, time_dim: as in `lif`.
 
@@ -163,7 +164,8 @@ def filter(x: Tensor, kernel: Kernel, *, time_dim: int = 1) -> Tensor:
 
     Args:
         x: shape (outer..., time, inner...), float32, float64, float16 or bfloat16.
-        kernel: taps, shape (K,), in O(T K); or `ExponentialKernel`, `AlphaKernel`, in O(T).
+        kernel: taps, shape (K,), in O(T K); or `ExponentialKernel`, `AlphaKernel`, `SlayerResponse`, in O(T): their
+            constants and their state are float64, whatever the dtype of x.
         time_dim: the axis of x that is time.
 
     Returns:

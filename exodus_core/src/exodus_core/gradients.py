@@ -45,12 +45,12 @@ def _wanted(wrt: Collection[str] | None, parameters: dict[str, float | Tensor | 
 
 
 def _sum_to(lanes: Tensor, parameter: float | Tensor | None) -> Tensor:
-    """Sums a value per lane, (outer..., inner...), to the shape of the parameter; 0-d for a number."""
+    """Sums a value per lane, (outer..., inner...), to the shape of the parameter, in float64; 0-d for a number."""
     if not isinstance(parameter, Tensor):
-        return lanes.sum()
+        return lanes.sum(dtype=torch.float64).to(lanes.dtype)
     if parameter.numel() == 1:
-        return lanes.sum().reshape(parameter.shape).to(parameter.dtype)
-    return lanes.sum_to_size(parameter.shape).to(parameter.dtype)
+        return lanes.sum(dtype=torch.float64).reshape(parameter.shape).to(parameter.dtype)
+    return lanes.double().sum_to_size(parameter.shape).to(parameter.dtype)
 
 
 def _recordable(value: Any) -> Any:

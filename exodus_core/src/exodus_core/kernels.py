@@ -1,7 +1,8 @@
 """Causal kernels: spike response kernels (eps) and reset kernels (nu) of SRM neurons (equations 3 and 5 to 8).
 
-A kernel is a 1-d tensor of taps (FIR: any shape, costs O(T K)), or one of the two classes here, which are linear
-recurrences of order one or two and cost O(T) whatever their length: sums of modes (constant + linear k) decay^k.
+A kernel is a 1-d tensor of taps (FIR: any shape, costs O(T K)), or one of the classes here, which are linear
+recurrences of order one or two and cost O(T) whatever their length: sums of modes (constant + linear k) decay^k. The
+kernels of SLAYER (arXiv 1810.08646) are `SlayerResponse` for `filter` and `SlayerRefractory` for `srm`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["AlphaKernel", "ExponentialKernel", "Kernel"]
+__all__ = ["MODAL_KERNELS", "AlphaKernel", "ExponentialKernel", "Kernel", "SlayerRefractory", "SlayerResponse"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,27 @@ class _ModalKernel:
         for decay, constant, linear in zip(self.modes.decay, self.modes.constant, self.modes.linear, strict=True):
             total += (constant + linear * k) * decay**k
         return total.to(dtype)
+
+    def cut(self, below: float, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The taps up to the last one whose absolute value is at least `below`, shape (K,), K >= 1; in O(T K).
+
+        slayerPytorch cuts its kernels so, at 0.01: `SlayerResponse(tau).cut(0.01)`.
+
+        Raises:
+            TypeError: below is not a number.
+            ValueError: below is not positive and finite, or more than 2^20 taps are not below it.
+        """
+        below, most = _number("below", below), 2**20
+        if below <= 0:
+            raise ValueError(f"below must be positive, got {below}")
+        length = 64
+        while length <= most:
+            taps = self.taps(2 * length)
+            kept = int((taps.abs() >= below).nonzero().max()) + 1 if bool((taps.abs() >= below).any()) else 1
+            if kept < length:
+                return taps[:kept].to(dtype)
+            length *= 2
+        raise ValueError(f"below must leave at most {most} taps, got {below}")
 
 
 def _number(name: str, value: float, wanted: str = "a number") -> float:
@@ -75,9 +97,19 @@ class ExponentialKernel(_ModalKernel):
         object.__setattr__(self, "modes", Modes(alpha, amplitude, (0.0,) * len(alpha)))
 
 
+def _check_tau(tau: float) -> float:
+    tau = _number("tau", tau)
+    if tau <= 0:
+        raise ValueError(f"tau must be positive, got {tau}")
+    return tau
+
+
 @dataclass(frozen=True)
 class AlphaKernel(_ModalKernel):
-    """amplitude (k/tau) exp(1 - k/tau), k = 0, 1, ...: zero at k = 0, `amplitude` at k = tau (the kernels of SLAYER).
+    """amplitude (k/tau) exp(1 - k/tau), k = 0, 1, ...: zero at k = 0, `amplitude` at k = tau.
+
+    As a reset kernel it acts one step later than SLAYER's, which is `SlayerRefractory`: `srm` adds the k-th value to
+    the membrane k + 1 steps after the spike.
 
     Args:
         tau: time constant in steps, positive.
@@ -92,10 +124,43 @@ class AlphaKernel(_ModalKernel):
     amplitude: float = 1.0
 
     def __post_init__(self) -> None:
-        tau, amplitude = _number("tau", self.tau), _number("amplitude", self.amplitude)
-        if tau <= 0:
-            raise ValueError(f"tau must be positive, got {self.tau}")
+        tau, amplitude = _check_tau(self.tau), _number("amplitude", self.amplitude)
         object.__setattr__(self, "modes", Modes((math.exp(-1 / tau),), (0.0,), (amplitude * math.e / tau,)))
 
 
-Kernel = Tensor | ExponentialKernel | AlphaKernel
+@dataclass(frozen=True)
+class SlayerResponse(AlphaKernel):
+    """SLAYER's spike response kernel, eps[k] = amplitude (k/tau) exp(1 - k/tau): `AlphaKernel` by its name there.
+
+    tau is SLAYER's tauSr in steps, tauSr / Ts. slayerPytorch cuts the kernel where it has fallen below 0.01; to have
+    its spikes bit by bit, filter with the taps `SlayerResponse(tau).cut(0.01)`.
+    """
+
+
+@dataclass(frozen=True)
+class SlayerRefractory(_ModalKernel):
+    """SLAYER's refractory kernel as `srm` takes it: amplitude ((k+1)/tau) exp(1 - (k+1)/tau), k = 0, 1, ...
+
+    SLAYER's nu[k] = amplitude (k/tau) exp(1 - k/tau) acts k steps after the spike, and nu[0] = 0 is not felt; `srm`
+    counts from the step after the spike. So this is nu[1], nu[2], ...
+
+    Args:
+        tau: tauRef in steps, tauRef / Ts, positive.
+        amplitude: the largest value, negative: -scaleRef theta.
+
+    Raises:
+        TypeError: an argument is not a number.
+        ValueError: tau is not positive, or a value is not finite.
+    """
+
+    tau: float
+    amplitude: float
+
+    def __post_init__(self) -> None:
+        tau, amplitude = _check_tau(self.tau), _number("amplitude", self.amplitude)
+        first = amplitude / tau * math.exp(1 - 1 / tau)
+        object.__setattr__(self, "modes", Modes((math.exp(-1 / tau),), (first,), (first,)))
+
+
+MODAL_KERNELS: tuple[type, ...] = (ExponentialKernel, AlphaKernel, SlayerRefractory)
+Kernel = Tensor | ExponentialKernel | AlphaKernel | SlayerRefractory

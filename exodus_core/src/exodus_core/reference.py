@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from exodus_core.arguments import check_method, reset_code
-from exodus_core.kernels import Kernel
+from exodus_core.kernels import Kernel, Modes
 from exodus_core.ops import compute_dtype
 from exodus_core.surrogate import Exponential, Surrogate
 
@@ -33,7 +33,8 @@ class _Spike(torch.autograd.Function):
         ctx.surrogate = surrogate
         if max_spikes == 1:
             return (membrane >= threshold).to(membrane.dtype)
-        return torch.floor(membrane / threshold).clamp(0, max_spikes)
+        count = torch.floor(membrane / threshold)
+        return torch.where(count > 0, count.clamp(max=max_spikes), 0.0)  # none where the membrane is NaN
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -220,18 +221,43 @@ def lif_on_trace(
     return x, _stack(spikes, x, time_dim), _stack(membranes, x, time_dim)
 
 
-def _response(taps: Tensor, signal: list[Tensor]) -> Tensor | None:
-    """sum_j taps[j] signal[n-j] (5, 6) for the newest n, last in the list; None where nothing came yet."""
-    newest_first = signal[: -taps.shape[0] - 1 : -1]
-    if not newest_first:
-        return None
-    return torch.einsum("j,j...->...", taps[: len(newest_first)], torch.stack(newest_first))
+class _TapsState:
+    """sum_k taps[k] x[n-k] (5, 6) of a signal that is pushed step by step; what was pushed first is added first."""
+
+    def __init__(self, taps: Tensor) -> None:
+        self.taps = taps
+        self.coming: Tensor | None = None  # what is known of the next responses, (K, ...)
+
+    def push(self, signal: Tensor) -> Tensor:
+        added = self.taps.reshape(-1, *[1] * signal.dim()) * signal
+        if self.coming is not None:
+            added = torch.cat([self.coming[1:] + added[:-1], added[-1:]])
+        self.coming = added
+        return added[0]
 
 
-def _taps(kernel: Kernel, like: Tensor, length: int) -> Tensor:
-    if isinstance(kernel, Tensor):
-        return kernel.to(like.dtype)
-    return kernel.taps(max(length, 1), like.dtype).to(like.device)
+class _ModesState:
+    """The same for sum_m (constant_m + linear_m k) decay_m^k, as recurrences in float64 (section 3)."""
+
+    def __init__(self, modes: Modes) -> None:
+        self.modes = list(zip(modes.decay, modes.constant, modes.linear, strict=True))
+        self.state: list[tuple[Tensor, Tensor]] = []
+
+    def push(self, signal: Tensor) -> Tensor:
+        x = signal.double()
+        state = self.state or [(torch.zeros_like(x), torch.zeros_like(x))] * len(self.modes)
+        self.state = []
+        response = torch.zeros_like(x)
+        for (decay, constant, linear), (p, q) in zip(self.modes, state, strict=True):
+            q = decay * (q + p)
+            p = decay * p + x
+            response = response + (constant * p if linear == 0 else constant * p + linear * q)
+            self.state.append((p, q))
+        return response.to(signal.dtype)
+
+
+def _kernel_state(kernel: Kernel, like: Tensor) -> _TapsState | _ModesState:
+    return _TapsState(kernel.to(like.dtype)) if isinstance(kernel, Tensor) else _ModesState(kernel.modes)
 
 
 def _srm_loop(
@@ -244,19 +270,18 @@ def _srm_loop(
     dtype: torch.dtype,
 ) -> tuple[list[Tensor], list[Tensor]]:
     check_method(method)
-    nu = _taps(reset_kernel, psp, psp.shape[0])
+    reset = _kernel_state(reset_kernel, psp)
     theta = _as_tensor(threshold, psp)
     membranes: list[Tensor] = []
     spikes: list[Tensor] = []
-    past: list[Tensor] = []  # what the reset sees: SLAYER lets no gradient through it
+    response: Tensor | None = None
     for n, z_n in enumerate(psp.unbind()):
-        response = _response(nu, past)
         u = z_n if response is None else z_n + response
         u = _stored(u, dtype) if trace is None else _pin(u, trace[n])
         s = _spike(u, theta, surrogate, 1)
         membranes.append(u)
         spikes.append(s)
-        past.append(s.detach() if method == "slayer" else s)
+        response = reset.push(s.detach() if method == "slayer" else s)  # SLAYER lets no gradient through the reset
     return spikes, membranes
 
 
@@ -269,7 +294,7 @@ def srm(
     method: str = "bptt",
     time_dim: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """An SRM neuron as a loop over time and taps (5 to 8); arguments and results are those of `exodus_core.srm`."""
+    """An SRM neuron as a loop over time (5 to 8); arguments and results are those of `exodus_core.srm`."""
     spikes, membranes = _srm_loop(_time_first(z, time_dim), None, reset_kernel, threshold, surrogate, method, z.dtype)
     return _stack(spikes, z, time_dim), _stack(membranes, z, time_dim)
 
@@ -286,11 +311,11 @@ def srm_on_trace(
     """The loop of `srm` on a membrane trace that is given; returns (psp, spikes, membrane) like `lif_on_trace`."""
     trace = _time_first(membrane.detach(), time_dim)
     with torch.no_grad():
-        fired = list(_spike(trace, _as_tensor(threshold, trace), surrogate, 1))
-        nu = _taps(reset_kernel, trace, trace.shape[0])
-        responses = [_response(nu, fired[:n]) for n in range(len(fired))]
-        recovered = [u if r is None else u - r for u, r in zip(trace, responses, strict=True)]
-    psp = (torch.stack(recovered) if recovered else trace.clone()).movedim(0, time_dim).requires_grad_()
+        reset = _kernel_state(reset_kernel, trace)
+        responses = [reset.push(s) for s in _spike(trace, _as_tensor(threshold, trace), surrogate, 1)]
+        recovered = [u - r for u, r in zip(trace[1:], responses[:-1], strict=True)]
+    psp = torch.stack([*trace[:1], *recovered]) if len(trace) else trace.clone()
+    psp = psp.movedim(0, time_dim).requires_grad_()
     spikes, membranes = _srm_loop(
         psp.movedim(time_dim, 0), trace, reset_kernel, threshold, surrogate, method, psp.dtype
     )
@@ -298,8 +323,7 @@ def srm_on_trace(
 
 
 def filter(x: Tensor, kernel: Kernel, *, time_dim: int = 1) -> Tensor:
-    """y[n] = sum_k kernel[k] x[n-k] (5) as a loop over time and taps; arguments are those of `exodus_core.filter`."""
-    signal = list(_time_first(x, time_dim).unbind())
-    eps = _taps(kernel, x.to(compute_dtype(x.dtype)), len(signal))
-    steps = [response for n in range(len(signal)) if (response := _response(eps, signal[: n + 1])) is not None]
-    return _stack(steps, x, time_dim)
+    """y[n] = sum_k kernel[k] x[n-k] (5) as a loop over time; arguments are those of `exodus_core.filter`."""
+    signal = _time_first(x, time_dim)
+    state = _kernel_state(kernel, signal)
+    return _stack([state.push(x_n) for x_n in signal.unbind()], x, time_dim)

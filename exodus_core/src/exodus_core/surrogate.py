@@ -83,7 +83,8 @@ class Boxcar(Surrogate):
     kind = "boxcar"
 
     def _unscaled(self, x: Tensor) -> Tensor:
-        return self.slope * (self.slope * x.abs() <= 0.5).to(x.dtype)
+        a = self.slope * x.abs()
+        return torch.where(a > 0.5, 0.0, torch.where(a <= 0.5, self.slope, a))  # NaN is neither
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 import exodus_core
 from exodus_client.wire import Message
 from exodus_service.operands import Operands
-from exodus_service.params import ExponentialTaps, Method, Params, SrmNeuron, TensorName, parse_params
+from exodus_service.params import AlphaTaps, ExponentialTaps, Method, Params, SrmNeuron, TensorName, parse_params
 from exodus_service.problems import Problem, invalid
 
 P = ParamSpec("P")
@@ -227,7 +227,8 @@ def _reset_kernel(srm: SrmNeuron, operands: Operands) -> object:
         return operands.value("reset_kernel", chosen)
     if isinstance(chosen, ExponentialTaps):
         return exodus_core.ExponentialKernel(chosen.alpha, chosen.amplitude)
-    return exodus_core.AlphaKernel(chosen.tau, chosen.amplitude)
+    made = exodus_core.AlphaKernel if isinstance(chosen, AlphaTaps) else exodus_core.SlayerRefractory
+    return made(chosen.tau, chosen.amplitude)
 
 
 def _one_of(operands: Operands, *names: str) -> str:

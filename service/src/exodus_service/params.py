@@ -89,23 +89,36 @@ class AlphaTaps(Strict):
     amplitude: float = Field(default=1.0, description="Largest value; negative for a reset that inhibits.")
 
 
+class SlayerRefractoryTaps(Strict):
+    """SLAYER's refractory kernel: amplitude * ((k + 1) / tau) * exp(1 - (k + 1) / tau) for k = 0, 1, ..."""
+
+    kind: Literal["slayer_refractory"]
+    tau: float = Field(gt=0, description="Time of the largest value behind the spike, in steps.")
+    amplitude: float = Field(description="Largest value, negative: SLAYER's -scaleRef theta.")
+
+
+_KERNEL_KINDS = ("exponential", "alpha", "slayer_refractory")
+
+
 def _reset_kernel(value: object) -> str | None:
     if not isinstance(value, dict):
         return None
     kind = value.get("kind")
     if kind is None:
         return "<tensor>"
-    return f"<{kind}>" if kind in ("exponential", "alpha") else None
+    return f"<{kind}>" if kind in _KERNEL_KINDS else None
 
 
 ResetKernel = Annotated[
     Annotated[ExponentialTaps, Tag("<exponential>")]
     | Annotated[AlphaTaps, Tag("<alpha>")]
+    | Annotated[SlayerRefractoryTaps, Tag("<slayer_refractory>")]
     | Annotated[TensorName, Tag("<tensor>")],
     Discriminator(
         _reset_kernel,
         custom_error_type="reset_kernel",
-        custom_error_message="Input should be a tensor, or an object whose kind is exponential or alpha",
+        custom_error_message="Input should be a tensor, or an object whose kind is "
+        "exponential, alpha or slayer_refractory",
     ),
 ]
 

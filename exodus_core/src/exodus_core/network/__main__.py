@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from exodus_core import losses
 from exodus_core.fields import described, plain
 from exodus_core.network.description import KINDS
-from exodus_core.network.neurons import AlphaTaps, ExponentialTaps, Recurrent, SurrogateData
+from exodus_core.network.neurons import AlphaTaps, ExponentialTaps, Recurrent, SlayerRefractoryTaps, SurrogateData
 from exodus_core.training.optimizer import OPTIMIZERS
 
 
@@ -44,6 +44,7 @@ def part_tables() -> str:
         "recurrent": Recurrent,
         'kernel, `"kind": "exponential"`': ExponentialTaps,
         'kernel, `"kind": "alpha"`': AlphaTaps,
+        'kernel, `"kind": "slayer_refractory"`': SlayerRefractoryTaps,
     }
     return "\n".join(_section("###", name, cls) for name, cls in parts.items())
 

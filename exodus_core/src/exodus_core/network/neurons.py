@@ -24,7 +24,7 @@ from exodus_core.fields import (
     record,
     some_of,
 )
-from exodus_core.kernels import AlphaKernel, ExponentialKernel
+from exodus_core.kernels import AlphaKernel, ExponentialKernel, SlayerRefractory
 from exodus_core.network.layers import Layer, Parameters, Shape, text
 
 _ALPHA = nested(number(0, 1))
@@ -74,7 +74,7 @@ class ExponentialTaps:
 
 @dataclass(frozen=True)
 class AlphaTaps:
-    """amplitude (k/tau) exp(1 - k/tau), k = 0, 1, ..."""
+    """amplitude (k/tau) exp(1 - k/tau), k = 0, 1, ...: SLAYER's response kernel."""
 
     kind: ClassVar[str] = "alpha"
 
@@ -86,9 +86,23 @@ class AlphaTaps:
         return AlphaKernel(self.tau, self.amplitude)
 
 
-_KERNELS: dict[str, type[Any]] = {cls.kind: cls for cls in (ExponentialTaps, AlphaTaps)}
+@dataclass(frozen=True)
+class SlayerRefractoryTaps:
+    """amplitude ((k+1)/tau) exp(1 - (k+1)/tau), k = 0, 1, ...: SLAYER's refractory kernel, as a reset_kernel."""
+
+    kind: ClassVar[str] = "slayer_refractory"
+
+    tau: Annotated[float, number(0, above=True), "time of the largest value behind the spike, in steps"]
+    amplitude: Annotated[float, number(), "the largest value, negative: SLAYER's -scaleRef theta"]
+
+    def made(self) -> SlayerRefractory:
+        """The kernel that it describes."""
+        return SlayerRefractory(self.tau, self.amplitude)
+
+
+_KERNELS: dict[str, type[Any]] = {cls.kind: cls for cls in (ExponentialTaps, AlphaTaps, SlayerRefractoryTaps)}
 _TAPS = array(number())
-_KERNEL_WANTED = "a list of taps, or an object whose kind is exponential or alpha"
+_KERNEL_WANTED = "a list of taps, or an object whose kind is exponential, alpha or slayer_refractory"
 
 
 def _read_kernel(value: Any, place: Place) -> Any:

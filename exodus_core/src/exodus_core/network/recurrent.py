@@ -109,7 +109,7 @@ def _gradients(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
         delta = found[:, 0]
         grad_x[t].copy_(delta)
         if any(wanted):
-            total = lanes.clone() if total is None else total.add_(lanes)
+            total = lanes.double() if total is None else total.add_(lanes)  # many small ones: float32 loses them
     grad_weight = None
     if ctx.needs_input_grad[1]:
         n = weight.shape[0]
