@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exodus_core import AlphaKernel, ExponentialKernel, network, reference
+from exodus_core import AlphaKernel, ExponentialKernel, SlayerRefractory, network, reference
 from exodus_core.surrogate import KINDS as SURROGATES
 
 EVERY_LIF = {

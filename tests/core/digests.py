@@ -12,6 +12,7 @@ from torch import Tensor
 
 import exodus_core
 from agreement import DTYPES, KERNELS, SURROGATES, name_of
+from exodus_core import ExponentialKernel
 from exodus_core.surrogate import Sigmoid
 
 # (outer, time, inner): time last in one block and in several, the last of one step, in one tile and in several, the
@@ -19,11 +20,14 @@ from exodus_core.surrogate import Sigmoid
 SHAPES = [(300, 3, 1), (897, 100, 1), (37, 129, 1), (911, 250, 1), (5, 257, 1), (2, 140, 5), (2, 140, 64), (2, 33, 259)]
 
 
+FILTERS = {"filter": KERNELS["alpha"](None), "slow filter": ExponentialKernel((0.9999, 0.99), (1.0, -0.5))}
+
+
 def results_of(neuron: str, x: Tensor, weight: Tensor, surrogate: exodus_core.surrogate.Surrogate) -> list[Tensor]:
     """Outputs and gradients."""
     x = x.clone().requires_grad_()
-    if neuron == "filter":
-        output = exodus_core.filter(x, KERNELS["alpha"](None))
+    if neuron in FILTERS:
+        output = exodus_core.filter(x, FILTERS[neuron])
         return [output.detach(), *torch.autograd.grad(output, x, weight)]
     parameter = torch.tensor(0.9, dtype=torch.promote_types(x.dtype, torch.float32), requires_grad=True)
     if neuron == "srm":
@@ -42,11 +46,16 @@ def digests() -> Iterator[tuple[str, str]]:
     cases += [(dtype, (3, 20, 33), surrogate) for dtype in DTYPES[:2] for surrogate in SURROGATES]
     for dtype, shape, surrogate in cases:
         x, weight = torch.randn(2, *shape).to(dtype)
-        for neuron in ("lif", "lif, input only", "srm", "filter"):
-            found = hashlib.sha256()
-            for result in results_of(neuron, x, weight, surrogate):
-                found.update(result.reshape(-1).view(torch.uint8).numpy().tobytes())
-            yield f"{neuron}, {name_of(dtype)}, {name_of(shape)}, {name_of(surrogate)}", found.hexdigest()
+        broken = x.clone()
+        broken.view(-1)[x.numel() // 2] = torch.nan
+        signals = {"": x, " of subnormal numbers": x * 1e-39, " with NaN": broken}
+        for neuron in ("lif", "lif, input only", "srm", *FILTERS):
+            for name, signal in signals.items():
+                found = hashlib.sha256()
+                for result in results_of(neuron, signal, weight, surrogate):
+                    numbers = result.nan_to_num(12.0)  # which NaN it is, is nobody's business
+                    found.update(numbers.reshape(-1).view(torch.uint8).numpy().tobytes())
+                yield f"{neuron}{name}, {name_of(dtype)}, {name_of(shape)}, {name_of(surrogate)}", found.hexdigest()
 
 
 if __name__ == "__main__":
