@@ -301,7 +301,6 @@ U, W = torch.rand(2, 5, 3), torch.rand(4, 3)
         ({"model": "srm", "reset_kernel": {"kind": "b"}}, {"psp": U, "grad_output": U}, "/params/neuron/reset_kernel"),
         ({"model": "srm", "reset_kernel": {"kind": []}}, {"psp": U, "grad_output": U}, "/params/neuron/reset_kernel"),
         ({"model": "srm"}, {"psp": U, "grad_output": U, "reset_kernel": W[0], "wrt": ["alpha"]}, "/params/wrt"),
-        ({"model": "srm", "reset_kernel": {"kind": []}}, {"psp": U, "grad_output": U}, "/params/neuron/reset_kernel"),
         ({"model": "srm", "reset_kernel": {"kind": {}}}, {"psp": U, "grad_output": U}, "/params/neuron/reset_kernel"),
         ({"model": []}, {"membrane": U, "grad_output": U}, "/params/neuron"),
     ],
