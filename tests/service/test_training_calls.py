@@ -444,7 +444,7 @@ def test_the_largest_numbers_that_are_taken_fail_no_step(serve, connect, kind):
 
 
 def test_activations_beyond_the_limit_are_refused_before_anything_is_unpacked(serve, connect):
-    remote = connect(serve(max_activation_bytes=100_000).port)
+    remote = connect(serve(max_activation_bytes=1_000_000).port)
     remote.create()
     spikes = Tensor.of("input", torch.zeros(64, 1000, 6, dtype=torch.bool), "bits")
     for path, params in ((STEP, {"sequence": 1, "loss": LOSS}), (FORWARD, {})):
@@ -456,6 +456,28 @@ def test_activations_beyond_the_limit_are_refused_before_anything_is_unpacked(se
         assert "EXODUS_MAX_ACTIVATION_BYTES" in error["expected"]
         assert "64, 1000, 6" in error["got"]
     assert remote.step(1).status == 200
+
+
+LARGE_KERNEL = {"kind": "conv2d", "out_channels": 1, "kernel_size": 60}
+NARROW = {"kind": "lif", "alpha": 0.9, "trainable": ["alpha"], "recurrent": {}}
+MORE_THAN_IT_SEEMS = {
+    "windows": ({"input_shape": [1, 200, 200], "dtype": "float64", "layers": [LARGE_KERNEL]}, (1, 2, 1, 200, 200)),
+    "steps": ({"input_shape": [1], "layers": [NARROW | {"method": "bptt"}]}, (1, 100_000, 1)),
+    "neurons": ({"input_shape": [1000], "layers": [NARROW]}, (1, 10_000, 1000)),
+}
+
+
+@pytest.mark.parametrize("case", MORE_THAN_IT_SEEMS)
+def test_work_memory_and_steps_count_as_activations(serve, connect, case):
+    network, shape = MORE_THAN_IT_SEEMS[case]
+    remote = connect(serve(max_activation_bytes=64 * 2**20).port)
+    assert remote.post("/v1/models", {"id": "m", "network": network, "optimizer": ADAM}).status == 201
+    spikes = Tensor.of("input", torch.zeros(shape, dtype=torch.bool), "bits")
+    for path, params in ((STEP, {"sequence": 1, "loss": LOSS}), (FORWARD, {}), (FORWARD, {"context": True})):
+        encoded = encode(Message.of(params, [spikes]))
+        answer = remote.call("POST", path, b"".join(encoded.chunks), {"Content-Type": encoded.content_type})
+        assert (answer.status, answer.json["code"]) == (413, "too_large"), answer.json
+        assert "EXODUS_MAX_ACTIVATION_BYTES" in answer.json["errors"][0]["expected"]
 
 
 def test_gradients_that_json_has_no_room_for_are_refused_before_the_step(remote):

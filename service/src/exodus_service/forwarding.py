@@ -57,7 +57,8 @@ class ForwardCall:
         if params.context and params.mode == "eval":
             raise invalid("/params/mode", "'train', as a context asks for", "'eval'")
         self._train = params.context or params.mode == "train"
-        inputs = opened.input(model.network, engine.settings.max_activation_bytes)
+        limit = engine.settings.max_activation_bytes
+        inputs = opened.input(model.network, limit, training=params.context)
         self._inputs = owned(inputs, opened.body) if params.context else inputs
         self._loss: Loss | None = None
         self._targets: torch.Tensor | None = None
@@ -111,8 +112,9 @@ class ForwardCall:
 
     def _keep(self, kept: Kept) -> str:
         contexts = self._engine.store.contexts
+        nbytes = kept.forward.nbytes + self._model.network.graph(self._inputs.shape[1])
         try:
-            return contexts.put(self._received.owner, kept, kept.forward.nbytes, self._model.id)
+            return contexts.put(self._received.owner, kept, nbytes, self._model.id)
         except Problem as problem:
             expected = f"at most {contexts.max_bytes} bytes of contexts"
-            raise pointed(problem, "/params/context", expected, f"{kept.forward.nbytes} bytes") from None
+            raise pointed(problem, "/params/context", expected, f"{nbytes} bytes") from None

@@ -6,7 +6,6 @@ for others waits with its body as it came.
 """
 
 import hashlib
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,9 +26,6 @@ from exodus_service.params import parse
 from exodus_service.problems import Fault, Problem, invalid
 
 Params = TypeVar("Params", bound=BaseModel)
-
-#: Copies of every activation that a forward and a backward pass are taken to need.
-_COPIES = 3
 
 _CPU = torch.device("cpu")
 
@@ -73,20 +69,21 @@ class Opened:
         digest.update(self.body)
         return digest.hexdigest()
 
-    def input(self, network: Description, max_activation_bytes: int) -> torch.Tensor:
-        """The tensor `input`, shape (batch, time, *input_shape). Raises Problem: invalid, too_large."""
+    def input(self, network: Description, max_activation_bytes: int, *, training: bool) -> torch.Tensor:
+        """The tensor `input`, shape (batch, time, *input_shape), of a pass with or without a backward pass.
+
+        Raises Problem: invalid, too_large.
+        """
         tensor = self._present("input")
         wanted = network.input_shape
         if len(tensor.shape) != 2 + len(wanted) or tensor.shape[2:] != wanted or 0 in tensor.shape[:2]:
             sizes = ", ".join(map(str, wanted))
             expected = f"[batch, time, {sizes}], at least one sample and step, as the network takes it"
             raise self.operands.fault("input", "shape", expected, str(list(tensor.shape)))
-        nbytes = math.prod(tensor.shape[:2]) * network.activations * _itemsize(network) * _COPIES
+        nbytes = network.memory(*tensor.shape[:2], training=training)
         if nbytes > max_activation_bytes:
-            expected = (
-                f"a batch whose activations take at most {max_activation_bytes} bytes (EXODUS_MAX_ACTIVATION_BYTES)"
-            )
-            got = f"{list(tensor.shape)}, which makes about {nbytes}"
+            expected = f"a batch that takes at most {max_activation_bytes} bytes (EXODUS_MAX_ACTIVATION_BYTES)"
+            got = f"{list(tensor.shape)}, which takes up to {nbytes}"
             detail = f"tensor 'input': expected {expected}, got {got}"
             raise Problem("too_large", detail, (Fault(f"{tensor.pointer}/shape", expected, got),))
         return self.take("input")
@@ -102,7 +99,7 @@ class Opened:
     def flat(self, name: str, network: Description) -> torch.Tensor:
         """A tensor that has an element for each parameter of the network. Raises Problem: invalid."""
         tensor = self._present(name)
-        count = network.nbytes // _itemsize(network)
+        count = network.nbytes // network.itemsize
         if tensor.shape != (count,):
             raise self.operands.fault(name, "shape", f"[{count}], all parameters in order", str(list(tensor.shape)))
         if tensor.dtype != network.dtype:
@@ -154,10 +151,6 @@ def refusal(error: ValueError | TypeError, operands: Operands) -> Problem:
         return Problem("invalid", detail, (Fault(pointer, error.expected, error.got),))
     expected, _, got = str(error).partition(", got ")
     return Problem("invalid", str(error), (Fault("/tensors", expected, got),))
-
-
-def _itemsize(network: Description) -> int:
-    return 4 if network.dtype == "float32" else 8
 
 
 def scalars(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:

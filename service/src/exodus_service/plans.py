@@ -15,6 +15,7 @@ import torch
 from exodus_client.wire import Limits, check_plain
 from exodus_core import network as networks
 from exodus_core.fields import DescriptionError
+from exodus_core.fields import shown as _shown
 from exodus_core.network import Description
 from exodus_core.training import OptimizerError, StateError, Trainer, parse_optimizer
 from exodus_service.about import renewed
@@ -108,9 +109,10 @@ def plan(
 
 def require_size(network: Description, max_model_bytes: int) -> None:
     """Refuse a network that is too large to be built. Raises Problem: too_large."""
-    if network.nbytes > max_model_bytes:
-        limit = f"at most {max_model_bytes} bytes of parameters (EXODUS_MAX_MODEL_BYTES)"
-        got = f"{network.nbytes} bytes"
+    nbytes = network.nbytes + network.statistics_nbytes
+    if nbytes > max_model_bytes:
+        limit = f"at most {max_model_bytes} bytes of parameters and running statistics (EXODUS_MAX_MODEL_BYTES)"
+        got = f"{nbytes} bytes"
         raise Problem("too_large", f"/params/network: expected {limit}, got {got}", _fault("network", limit, got))
 
 
@@ -225,8 +227,3 @@ def _fault(name: str, expected: str, got: str) -> tuple[Fault]:
 
 def _is_int(value: object, least: int, end: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < end
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."

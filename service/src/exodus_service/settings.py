@@ -78,7 +78,9 @@ class Settings(BaseSettings):
     models_disk_bytes: int = Field(
         default=16384 * MIB, ge=1, description="Bytes of saved models in state_dir, all owners together."
     )
-    max_model_bytes: int = Field(default=1024 * MIB, ge=1, description="Largest model, in bytes of its weights.")
+    max_model_bytes: int = Field(
+        default=1024 * MIB, ge=1, description="Largest model, in bytes of its weights and running statistics."
+    )
     max_layers: int = Field(default=1024, ge=1, description="Most layers of a network.")
     max_description_bytes: int = Field(
         default=56 * 1024,
@@ -88,7 +90,7 @@ class Settings(BaseSettings):
     max_activation_bytes: int = Field(
         default=8192 * MIB,
         ge=1,
-        description="Most bytes that the activations of one call on a model may take, by estimate.",
+        description="Most bytes that a network may take for one call beside its weights, by an upper bound.",
     )
     context_bytes: int = Field(
         default=256 * MIB,

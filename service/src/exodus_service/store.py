@@ -42,7 +42,7 @@ T = TypeVar("T")
 Execute = Callable[[Callable[[], Any]], "Future[Any]"]
 
 _SWEEP_S = 5.0
-#: What a context of a small network takes beside its tensors: the objects of its graph.
+#: What a context takes at least: its handle, and the objects of a small graph.
 _AROUND_CONTEXT = 32 * 1024
 
 

@@ -170,7 +170,7 @@ class TrainingCall:
         if params.context is not None:
             self.grad_output = opened.outputs_gradient(None)
             return
-        self.inputs = opened.input(model.network, limit)
+        self.inputs = opened.input(model.network, limit, training=True)
         if own:
             self.grad_output = opened.outputs_gradient((*self.inputs.shape[:2], *model.network.output_shape))
             return

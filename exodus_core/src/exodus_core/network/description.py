@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as dataclass_replace
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from exodus_core.fields import LARGEST, DescriptionError, Place, choice, plain, read_record, shown
 from exodus_core.network import layers as plain_layers
 from exodus_core.network import neurons
-from exodus_core.network.layers import COUNT, SHAPE, Layer, Shape, text
+from exodus_core.network.layers import COUNT, SHAPE, Layer, Parameters, Shape, text
+from exodus_core.network.memory import graph_bytes, peak_bytes
 
 KINDS: dict[str, type[Layer]] = {
     cls.kind: cls
@@ -81,17 +82,52 @@ class Description:
     @property
     def parameters(self) -> tuple[tuple[str, Shape], ...]:
         """(name, shape) of every parameter, in the order of `Network.named_parameters()`."""
+        return self._tensors(lambda layer, shape: layer.parameters(shape))
+
+    @property
+    def statistics(self) -> tuple[tuple[str, Shape], ...]:
+        """(name, shape) of every running statistic, which forward passes in training change."""
+        return self._tensors(lambda layer, shape: layer.statistics(shape))
+
+    def _tensors(self, of: Callable[[Layer, Shape], Parameters]) -> tuple[tuple[str, Shape], ...]:
         by_name = {INPUT: self.input_shape}
         found = []
         for layer, shape in zip(self.layers, self.shapes, strict=True):
-            found += [(f"{layer.name}.{own}", size) for own, size in layer.parameters(by_name[layer.inputs[0]])]
+            found += [(f"{layer.name}.{own}", size) for own, size in of(layer, by_name[layer.inputs[0]])]
             by_name[layer.name] = shape
         return tuple(found)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all parameters."""
-        return sum(math.prod(shape) for _, shape in self.parameters) * ITEMSIZES[self.dtype]
+        return self._nbytes(self.parameters)
+
+    @property
+    def statistics_nbytes(self) -> int:
+        """Bytes of all running statistics."""
+        return self._nbytes(self.statistics)
+
+    def _nbytes(self, tensors: tuple[tuple[str, Shape], ...]) -> int:
+        return sum(math.prod(shape) for _, shape in tensors) * self.itemsize
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return ITEMSIZES[self.dtype]
+
+    def memory(self, batch: int, time: int, *, training: bool) -> int:
+        """An upper bound of the bytes that a pass takes at one time, beside the weights and the given input.
+
+        Args:
+            batch, time: of the input.
+            training: a forward and a backward pass with a loss, and the step of an optimiser; else a forward pass
+                without a graph.
+        """
+        return peak_bytes(self, batch, time, training=training)
+
+    def graph(self, time: int) -> int:
+        """An upper bound of the bytes of a graph that a forward pass leaves, beside the tensors that it keeps."""
+        return graph_bytes(self, time)
 
     @property
     def activations(self) -> int:

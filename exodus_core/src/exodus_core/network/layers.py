@@ -50,6 +50,10 @@ class Layer:
         """Names and shapes of its parameters, given the shape of its input."""
         return ()
 
+    def statistics(self, shape: Shape) -> Parameters:
+        """Names and shapes of its running statistics, given the shape of its input."""
+        return ()
+
 
 def _check_channels(given: int | None, found: int, place: Place) -> None:
     if given is not None and given != found:
@@ -245,6 +249,9 @@ class BatchNorm(Layer):
 
     def parameters(self, shape: Shape) -> Parameters:
         return (("weight", shape[:1]), ("bias", shape[:1])) if self.affine else ()
+
+    def statistics(self, shape: Shape) -> Parameters:
+        return (("running_mean", shape[:1]), ("running_var", shape[:1]))
 
 
 @dataclass(frozen=True, kw_only=True)

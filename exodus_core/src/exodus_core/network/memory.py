@@ -1,0 +1,270 @@
+"""Upper bounds of the memory that passes through a network take, known before anything is allocated.
+
+For each kind of layer: what lies between its forward and its backward pass, and what either takes while it runs. The
+numbers are those of PyTorch's kernels on the CPU, measured (tests/core/test_network_memory.py holds them to it). Memory
+of the weights is not in them, nor some MiB that libraries take once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from exodus_core.network.layers import Shape, per_dimension
+
+if TYPE_CHECKING:
+    from exodus_core.network.description import Description
+
+# Channels that oneDNN's kernels take at a time; it copies images to layouts in which they are padded to so many.
+_BLOCK = 16
+# Below, PyTorch computes the convolution of a single image by itself, in float32 too.
+_SMALL_IMAGE = 20480
+# Python objects and nodes of autograd's graph, measured: of a layer (4 to 13 KiB), and of one step of a loop over time.
+_LAYER = 16 * 1024
+_STEP = 24 * 1024
+# Gradients of a neuron's parameters are summed for each lane (sample and neuron): so many sums, in float64.
+_LANE_BYTES = 8 * 8
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer in a pass: its description, the sizes that it meets, if something before it learns, and if it does."""
+
+    data: Any
+    input: Shape
+    output: Shape
+    batch: int
+    time: int
+    itemsize: int
+    learns: bool
+    training: bool
+
+    @property
+    def x(self) -> int:
+        """Bytes of the input."""
+        return self.batch * self.time * math.prod(self.input) * self.itemsize
+
+    @property
+    def grad(self) -> int:
+        """Bytes of the gradient of the input."""
+        return self.x if self.learns else 0
+
+    @property
+    def y(self) -> int:
+        """Bytes of the output."""
+        return self.batch * self.time * math.prod(self.output) * self.itemsize
+
+    @property
+    def step(self) -> int:
+        """Bytes of one step of the output."""
+        return self.batch * math.prod(self.output) * self.itemsize
+
+    @property
+    def spread(self) -> int:
+        """Bytes of the parameters of neurons, spread to all of them."""
+        return 4 * math.prod(self.output) * self.itemsize
+
+    @property
+    def lanes(self) -> int:
+        """Bytes of the gradients of trained parameters of neurons before they are summed."""
+        return self.batch * math.prod(self.output) * _LANE_BYTES if self.data.trainable else 0
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Bytes that a layer takes beside its inputs and its output.
+
+    Attributes:
+        kept: from its forward to its backward pass.
+        forward: while its forward pass runs, with what is kept then.
+        backward: while its backward pass runs, with the gradient of its input, without that of its output.
+        reads_input, reads_output: the backward pass does.
+        view: the output lies where the input does.
+    """
+
+    kept: int = 0
+    forward: int = 0
+    backward: int = 0
+    reads_input: bool = False
+    reads_output: bool = False
+    view: bool = False
+
+
+def _linear(layer: _Layer) -> _Need:
+    weight = math.prod((*layer.output, *layer.input)) * layer.itemsize
+    return _Need(forward=weight, backward=layer.grad + weight, reads_input=True)
+
+
+def _convolution(layer: _Layer) -> _Need:
+    data, images = layer.data, layer.batch * layer.time
+    kernel = per_dimension(data.kernel_size, data.dimensions)
+    dilated = any(step > 1 for step in per_dimension(data.dilation, data.dimensions))
+    windows = math.prod(kernel) * math.prod(layer.output[1:]) * layer.itemsize
+
+    def padded(shape: Shape) -> int:
+        channels = -(-shape[0] // _BLOCK) * _BLOCK
+        return images * channels * math.prod(shape[1:]) * layer.itemsize
+
+    channels = [-(-n // _BLOCK) * _BLOCK for n in (layer.input[0], layer.output[0])]
+    weights = math.prod((*channels, *kernel)) // data.groups * layer.itemsize * (1 + torch.get_num_threads())
+    blocked = padded(layer.input) + padded(layer.output) + weights
+    # Unfolded: every window as a column, of one group at a time; of all images at once where it is not dilated.
+    columns = (1 if dilated else images) * layer.input[0] // data.groups * windows
+    unfolded = columns + layer.x // data.groups + layer.y
+    single = images == 1 and math.prod(layer.input) <= _SMALL_IMAGE
+    if layer.itemsize == 4 and torch.backends.mkldnn.is_available():
+        forward = max(blocked, unfolded) if single else blocked
+        backward = forward + layer.grad
+    else:
+        forward = unfolded
+        backward = unfolded + layer.x + (columns + layer.x if layer.learns else 0)
+    return _Need(forward=forward, backward=backward, reads_input=True)
+
+
+def _pool(layer: _Layer) -> _Need:
+    return _Need(backward=layer.x, reads_input=True)
+
+
+def _flatten(layer: _Layer) -> _Need:
+    return _Need(view=True)
+
+
+def _dropout(layer: _Layer) -> _Need:
+    return _Need(kept=layer.step, forward=layer.step, backward=layer.x)
+
+
+def _batch_norm(layer: _Layer) -> _Need:
+    return _Need(kept=4 * layer.input[0] * layer.itemsize, forward=layer.x, backward=2 * layer.x, reads_input=True)
+
+
+def _add(layer: _Layer) -> _Need:
+    inputs = len(layer.data.inputs)
+    return _Need(forward=layer.y if inputs > 2 else 0, backward=layer.y)
+
+
+def _loop(layer: _Layer, arrays: int) -> _Need:
+    """A loop over time that autograd differentiates: it keeps so many arrays, and two where it does not."""
+    kept = (arrays if layer.training else 2) * layer.y + layer.time * _STEP
+    return _Need(kept=kept, forward=kept + 2 * layer.y, backward=4 * layer.y, reads_input=True)
+
+
+def _lif(layer: _Layer) -> _Need:
+    data = layer.data
+    if _loops(data):
+        return _loop(layer, 24 if data.recurrent is None else 32)
+    if data.recurrent is None:
+        return _Need(kept=layer.y, forward=layer.y + layer.spread, backward=2 * layer.x + layer.spread + layer.lanes)
+    weights = math.prod(layer.output) ** 2 * layer.itemsize
+    return _Need(
+        kept=2 * layer.y,
+        forward=3 * layer.y + 8 * layer.step + weights,
+        backward=3 * layer.x + 20 * layer.step + layer.lanes + weights,
+    )
+
+
+def _exp_leak(layer: _Layer) -> _Need:
+    forward = layer.y + layer.spread
+    return _Need(forward=forward, backward=2 * layer.x + layer.spread + layer.lanes, reads_output=True)
+
+
+def _srm(layer: _Layer) -> _Need:
+    data = layer.data
+    if not _loops(data):
+        return _Need(kept=layer.y, forward=2 * layer.y, backward=3 * layer.x)
+    taps = len(data.reset_kernel) if isinstance(data.reset_kernel, tuple) else layer.time
+    # Each step keeps all the spikes that its reset sees.
+    most = min(taps, layer.time)
+    seen = (most * layer.time - most * most // 2) * layer.step
+    loop = _loop(layer, 12)
+    return _Need(kept=loop.kept + seen, forward=loop.forward + seen, backward=loop.backward + seen, reads_input=True)
+
+
+_NEEDS: dict[str, Callable[[_Layer], _Need]] = {
+    "linear": _linear,
+    "conv1d": _convolution,
+    "conv2d": _convolution,
+    "sum_pool": _pool,
+    "avg_pool": _pool,
+    "flatten": _flatten,
+    "dropout": _dropout,
+    "batch_norm": _batch_norm,
+    "add": _add,
+    "lif": _lif,
+    "if": _lif,
+    "srm": _srm,
+    "exp_leak": _exp_leak,
+}
+
+
+def _loops(layer: Any) -> bool:
+    """Whether autograd differentiates a loop over time."""
+    return getattr(layer, "method", None) == "bptt"
+
+
+def graph_bytes(description: Description, time: int) -> int:
+    """Bytes of the objects of autograd's graph that a forward pass leaves, beside the tensors that it keeps."""
+    return sum(_LAYER + (time * _STEP if _loops(layer) else 0) for layer in description.layers)
+
+
+# Of the outputs: what a loss and its gradient take, and what of them stays during the backward pass.
+_LOSS, _LOSS_KEPT = 5, 2
+# Of the weights: their gradients, and what clipping, sums and the optimiser's step make of them.
+_GRADIENTS, _UPDATE = 2, 5
+
+
+def peak_bytes(description: Description, batch: int, time: int, *, training: bool) -> int:
+    """An upper bound of the bytes that a pass takes at one time, beside the weights and the given input.
+
+    Args:
+        batch, time: of the input.
+        training: a forward and a backward pass with a loss, and the step of an optimiser; else a forward pass without a
+            graph.
+    """
+    itemsize = description.itemsize
+    shapes = {"input": description.input_shape}
+    learning: set[str] = set()  # values that have a gradient
+    roots, uses = {"input": "input"}, Counter[str]()  # roots: the value in whose memory another one lies
+    for layer in description.layers:
+        uses.update(layer.inputs)
+    left = Counter(uses)
+    size = {"input": batch * time * math.prod(description.input_shape) * itemsize}
+    names: Counter[str] = Counter(["input"])  # how many values that are still read lie in this memory
+    kept: set[str] = set()
+    alive = peak = size["input"]
+    backward = 0
+    for layer, shape in zip(description.layers, description.shapes, strict=True):
+        learns = not learning.isdisjoint(layer.inputs)
+        met = _Layer(layer, shapes[layer.inputs[0]], shape, batch, time, itemsize, learns, training)
+        if learns or layer.parameters(met.input):
+            learning.add(layer.name)
+        need = _NEEDS[layer.kind](met)
+        name, source = layer.name, roots[layer.inputs[0]]
+        shapes[name] = shape
+        roots[name] = root = source if need.view else name
+        names[root] += 1
+        size[name] = 0 if need.view else met.y
+        peak = max(peak, alive + size[name] + need.forward + _LAYER)
+        alive += size[name]
+        if training:
+            alive += need.kept + _LAYER
+            backward = max(backward, met.y + need.backward)
+            kept.update([source] if need.reads_input else [], [root] if need.reads_output else [])
+        for given in set(layer.inputs):
+            left[given] -= layer.inputs.count(given)
+            if not left[given]:
+                names[roots[given]] -= 1
+                if not names[roots[given]] and roots[given] not in kept:
+                    alive -= size[roots[given]]
+    if not training:
+        return peak
+    outputs = batch * time * math.prod(description.output_shape) * itemsize
+    # Gradients of values that several layers take wait for each other.
+    waiting = sum(size[name] for name, count in uses.items() if count > 1)
+    loss = alive + _LOSS * outputs
+    after = alive + _LOSS_KEPT * outputs + waiting + backward + _GRADIENTS * description.nbytes
+    return max(peak, loss, after, _UPDATE * description.nbytes)

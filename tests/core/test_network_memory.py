@@ -1,0 +1,134 @@
+"""The memory that passes through networks take is at most what their description says, and not much less."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exodus_core import network
+
+LEARN = {"kind": "exp_leak", "alpha": 0.9, "trainable": ["alpha"]}  # what is behind it has a gradient of its input
+LIF = {"kind": "lif", "alpha": 0.9, "trainable": ["alpha", "threshold"]}
+EVERY_LIF = LIF | {"alpha": [0.9] * 500, "reset_by": [0.5] * 500, "min_membrane": -1.0}
+EVERY_LIF |= {"decay_reset": True, "max_spikes": 3}
+EXPONENTIAL = {"kind": "exponential", "alpha": 0.9, "amplitude": -1.0}
+LINEAR = {"kind": "linear", "out_features": 500}
+CONV = {"kind": "conv2d", "out_channels": 8, "kernel_size": 3}
+# Shape of a sample, batch, time, layers: some MiB each.
+CASES = {
+    "linear": ([500], 20, 50, [LINEAR] * 3),
+    "deep": ([500], 20, 50, [LINEAR, LIF] * 4),
+    "conv1d": ([4, 500], 10, 30, [LEARN, {"kind": "conv1d", "out_channels": 8, "kernel_size": 9}]),
+    "conv2d": ([2, 32, 32], 10, 30, [LEARN, CONV]),
+    "conv2d of odd channels": ([17, 24, 24], 5, 20, [LEARN, CONV | {"out_channels": 17}]),
+    "conv2d first": ([2, 32, 32], 10, 30, [CONV]),
+    "conv2d strided": ([4, 64, 64], 5, 10, [CONV | {"stride": 3, "padding": 2}]),
+    "conv2d dilated": ([4, 32, 32], 10, 20, [LEARN, CONV | {"dilation": 2}]),
+    "conv2d in groups": ([8, 32, 32], 5, 20, [LEARN, CONV | {"groups": 4}]),
+    "conv2d of a large kernel": ([1, 80, 80], 1, 4, [CONV | {"out_channels": 1, "kernel_size": 30}]),
+    "pool": ([4, 32, 32], 10, 30, [LEARN, {"kind": "sum_pool", "kernel_size": 2}]),
+    "flatten": ([4, 500], 10, 50, [LEARN, {"kind": "flatten"}]),
+    "dropout": ([1000], 500, 2, [LEARN, {"kind": "dropout"}]),
+    "batch_norm": ([4, 32, 16], 10, 50, [LEARN, {"kind": "batch_norm"}]),
+    "add": ([1000], 20, 50, [LEARN | {"name": "a"}, {"kind": "add", "inputs": ["a", "input", "a"]}]),
+    "exp_leak": ([1000], 20, 50, [LEARN]),
+    "lif": ([1000], 20, 50, [LIF]),
+    "lif of one step": ([500], 2000, 1, [EVERY_LIF]),
+    "lif bptt": ([500], 10, 50, [EVERY_LIF | {"method": "bptt"}]),
+    "lif bptt of one neuron": ([1], 1, 1000, [LIF | {"method": "bptt"}]),
+    "recurrent": ([500], 10, 100, [EVERY_LIF | {"recurrent": {"bias": True}}]),
+    "recurrent of one neuron": ([1], 1, 10000, [LIF | {"recurrent": {}}]),
+    "recurrent bptt": ([500], 10, 25, [EVERY_LIF | {"recurrent": {"bias": True}, "method": "bptt"}]),
+    "recurrent bptt of one neuron": ([1], 1, 600, [LIF | {"recurrent": {}, "method": "bptt"}]),
+    "srm": ([1000], 20, 50, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "response_kernel": [1.0] * 5}]),
+    "srm bptt": ([500], 5, 50, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "method": "bptt"}]),
+    "srm bptt of taps": ([500], 5, 50, [LEARN, {"kind": "srm", "reset_kernel": [-1.0] * 5, "method": "bptt"}]),
+    "weights": ([1000], 1, 1, [{"kind": "linear", "out_features": 1000}] * 3),
+}
+# Runs every case by itself and prints the most that a forward pass and training calls added to the process. What is
+# freed goes back to the system at once.
+MEASURE = """
+import ctypes, gc, json, sys
+import torch, exodus_core
+from exodus_core import network, training
+
+exodus_core.keep_memory(0)
+ctypes.CDLL(None).mallopt(-3, 65536)
+dtype, cases = sys.argv[1], json.loads(sys.stdin.read())
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+def peak(function):
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = status("VmRSS")
+    function()
+    return status("VmHWM") - before
+
+for name, (shape, batch, time, layers) in cases.items():
+    net = network.build({"input_shape": shape, "dtype": dtype, "layers": layers})
+    trainer = training.Trainer(net, "adam")
+    x = torch.rand(batch, time, *shape) < 0.3
+    targets = torch.ones(batch, time, *net.description.output_shape)
+    trainer.step(x[:2, :3], targets[:2, :3], "spike_train_mse")
+    forward = peak(lambda: trainer.forward(x))
+    calls = [
+        lambda: trainer.backward(trainer.begin(x), targets),
+        lambda: trainer.step(x, targets, {"kind": "van_rossum", "alpha": 0.9}, clip_norm=1.0),
+    ]
+    print(json.dumps([name, forward, max(map(peak, calls))]), flush=True)
+"""
+MIB = 2**20
+# What libraries take once, and what a process has around its tensors.
+BESIDE = 4 * MIB
+
+
+@pytest.fixture(scope="module", params=["float32", "float64"])
+def measured(request):
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("there is no /proc to measure with")
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, request.param],
+        input=json.dumps(CASES),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return request.param, {name: peaks for name, *peaks in map(json.loads, run.stdout.splitlines())}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_pass_takes_at_most_what_the_description_says_and_not_much_less(measured, case):
+    dtype, peaks = measured
+    shape, batch, time, layers = CASES[case]
+    description = network.parse({"input_shape": shape, "dtype": dtype, "layers": layers})
+    for training, peak in zip((False, True), peaks[case], strict=True):
+        bound = description.memory(batch, time, training=training)
+        assert peak <= bound + BESIDE, f"training={training}: {peak / MIB:.1f} MiB, at most {bound / MIB:.1f} said"
+        assert bound <= 4 * peak + 2 * BESIDE, f"training={training}: {peak / MIB:.1f} MiB, {bound / MIB:.1f} said"
+
+
+def test_every_kind_of_layer_has_a_bound():
+    kinds = {layer["kind"] for *_, layers in CASES.values() for layer in layers}
+    assert kinds | {"if", "avg_pool"} == set(network.KINDS)
+
+
+def test_a_large_kernel_in_float64_is_known_to_take_what_it_takes():
+    layers = [{"kind": "conv2d", "out_channels": 1, "kernel_size": 60}]
+    description = network.parse({"input_shape": [1, 200, 200], "dtype": "float64", "layers": layers})
+    assert description.memory(1, 2, training=False) > 1090 * MIB
+
+
+def test_memory_grows_with_batch_and_time_and_a_long_way_beyond_64_bits():
+    layers = [{"kind": "linear", "out_features": 2**31 - 1}, {"kind": "if", "recurrent": {}, "method": "bptt"}]
+    description = network.parse({"input_shape": [2**31 - 1], "layers": layers})
+    sizes = [description.memory(b, t, training=True) for b, t in [(1, 1), (2, 1), (2, 2), (2**31, 2**31)]]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) == 4
+    assert description.memory(1, 1, training=False) < sizes[0]
