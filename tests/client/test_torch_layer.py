@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from exodus_client import Client, InvalidResponseError, Tanh
@@ -261,10 +262,81 @@ class TestModule:
 
     def test_tensors_move_with_the_module_and_numbers_stay(self, service: Any) -> None:
         layer = RemoteLIF(service.client(), torch.full((3,), 0.9), reset_by=0.5, min_membrane=torch.tensor(-1.0))
-        assert set(layer.state_dict()) == {"alpha", "min_membrane"}
+        assert {name for name, _ in layer.named_buffers()} == {"alpha", "min_membrane"}
         assert layer.reset_by == 0.5
         assert layer.double().alpha.dtype == torch.float64  # type: ignore[union-attr]
         assert not list(layer.parameters())
+
+    def test_tensors_are_copied(self, service: Any) -> None:
+        alpha = torch.tensor(0.9).expand(3)
+        first, second = (RemoteLIF(service.client(), alpha, threshold=alpha, trainable="threshold") for _ in range(2))
+        first.load_state_dict({"alpha": torch.zeros(3), "threshold": torch.ones(3)})
+        for untouched in (alpha, second.alpha, second.threshold):
+            assert torch.equal(untouched, torch.full((3,), 0.9))
+
+    def test_a_tensor_that_requires_a_gradient_is_trained_or_refused(self, service: Any) -> None:
+        start = torch.zeros(3, requires_grad=True).sigmoid()
+        with pytest.raises(ValueError, match=r"alpha must be named in trainable, or need no gradient.*alpha\.detach"):
+            RemoteLIF(service.client(), start)
+        layer = RemoteLIF(service.client(), start, trainable="alpha")
+        assert torch.equal(copy.deepcopy(layer).alpha, start)
+        layer = RemoteLIF(service.client(), torch.ones(3))
+        layer.alpha = start
+        assert torch.equal(copy.deepcopy(layer).alpha, start)
+
+    def test_numbers_are_in_the_state_dict(self, service: Any) -> None:
+        saved = torch.nn.Sequential(RemoteLIF(service.client(), 0.9, threshold=0.7, min_membrane=-1.0))
+        loaded = torch.nn.Sequential(RemoteLIF(service.client(), 0.5, min_membrane=-2.0))
+        loaded.load_state_dict(saved.state_dict())
+        assert (loaded[0].alpha, loaded[0].threshold, loaded[0].min_membrane) == (0.9, 0.7, -1.0)
+        loaded = torch.nn.Sequential(RemoteLIF(service.client(), 0.5, trainable="alpha", min_membrane=0.0))
+        loaded.load_state_dict(saved.state_dict())
+        assert loaded[0].alpha.item() == pytest.approx(0.9)
+
+    def test_a_state_dict_from_before_numbers_were_in_it_is_loaded(self, service: Any) -> None:
+        layer = RemoteLIF(service.client(), 0.5)
+        state = layer.state_dict()
+        del state["alpha"]
+        with pytest.raises(RuntimeError, match=r'Missing key.* "alpha"'):
+            layer.load_state_dict(state)
+        layer.load_state_dict({})
+        assert layer.alpha == 0.5
+
+    @pytest.mark.parametrize(
+        ("saved", "message"),
+        [
+            (torch.ones(3), r"alpha must have one element, got shape \(3,\)"),
+            (torch.tensor(torch.nan), "alpha: LIF.alpha: got nan"),
+        ],
+    )
+    def test_a_state_dict_that_does_not_fit_is_refused(self, service: Any, saved: Tensor, message: str) -> None:
+        with pytest.raises(RuntimeError, match=message):
+            RemoteLIF(service.client(), 0.5).load_state_dict({"alpha": saved})
+
+    @pytest.mark.parametrize("sign", [-1, 1])
+    @pytest.mark.parametrize("copied", [lambda layer: layer, copy.deepcopy])
+    def test_learnt_parameters_stay_in_their_ranges(self, service: Any, x: Tensor, sign: int, copied: Any) -> None:
+        layer = copied(RemoteLIF(service.client(), 0.95, trainable=("alpha", "threshold")))
+        others = RemoteLIF(service.client(), 0.9, trainable="alpha")
+        with torch.no_grad():
+            others.alpha.fill_(1.5)  # type: ignore[union-attr]
+        optimiser = torch.optim.SGD(layer.parameters(), 1.0)
+        (layer(x).sum() + 100 * sign * (layer.alpha + layer.threshold)).backward()
+        optimiser.step()
+        assert layer.alpha == (0.0 if sign == 1 else 1.0)
+        assert layer.threshold >= 1e-3
+        assert others.alpha == 1.5  # it is no parameter of this optimiser
+        others.constrain()
+        assert others.alpha == 1.0
+
+    def test_a_threshold_to_be_trained_must_be_positive(self, service: Any) -> None:
+        with pytest.raises(ValueError, match=r"threshold must be positive where it is trainable, got 0.0"):
+            RemoteLIF(service.client(), 0.9, threshold=0.0, trainable="threshold")
+
+    def test_neurons_are_not_taken_for_time(self, service: Any, x: Tensor) -> None:
+        with pytest.raises(ValueError, match=r"x must have the shape \(batch, time, .*got \(2, 3\); pass x.unsqueeze"):
+            RemoteLIF(service.client(), 0.9)(x[:, 0])
+        assert not service.requests
 
     def test_its_arguments_reach_the_server(self, service: Any) -> None:
         layer = RemoteLIF(
@@ -326,6 +398,49 @@ class TestModule:
         kept = layer.state
         layer(x[:, 5:5])
         assert layer.state is kept
+
+    def test_what_is_done_to_the_output_does_not_reach_the_state(self, service: Any, x: Tensor) -> None:
+        layer = RemoteLIF(service.client(), 0.9, stateful=True, return_membrane=True)
+        with torch.no_grad():
+            layer(x[:, :5]).zero_()
+            layer.membrane.zero_()  # type: ignore[union-attr]
+            assert torch.equal(layer(x[:, 5:]), local_lif(x, 0.9)[0][:, 5:])
+        assert layer.state is not None
+        assert all(part.untyped_storage().nbytes() == part.nbytes for part in layer.state)
+
+    def test_pieces_of_a_half_type_are_the_whole(self, service: Any) -> None:
+        layer = RemoteLIF(service.client(), 1.0, stateful=True, return_membrane=True)
+        x = torch.full((1, 300, 1), 2**-8, dtype=torch.bfloat16)
+        joined = torch.cat([layer(x[:, t : t + 1]) for t in range(300)], 1)
+        assert joined.dtype == layer.membrane.dtype == torch.bfloat16  # type: ignore[union-attr]
+        assert torch.equal(joined, local_lif(x.double(), 1.0)[0].bfloat16())
+
+    def test_the_state_follows_the_layer_and_is_never_rounded(self, service: Any, x: Tensor) -> None:
+        layer = RemoteLIF(service.client(), 0.9, stateful=True).double()
+        layer(x)
+        assert layer.state is not None
+        kept = layer.state[0]
+        layer.half()
+        assert torch.equal(layer.state[0], kept)
+        layer.float()
+        assert torch.equal(layer.state[0], kept.float())
+
+    @pytest.mark.parametrize("use_reentrant", [False, True])
+    def test_a_stateful_layer_is_not_recomputed(self, service: Any, x: Tensor, use_reentrant: bool) -> None:
+        layer = RemoteLIF(service.client(), 0.9, stateful=True)
+        spikes = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=use_reentrant)
+        kept = layer.state
+        with pytest.raises(RuntimeError, match="a stateful layer must not be recomputed in a backward pass"):
+            spikes.sum().backward()
+        assert layer.state is kept
+
+    def test_training_goes_on_from_a_state_of_inference_mode(self, service: Any, x: Tensor) -> None:
+        layer, other = (RemoteLIF(service.client(), 0.9, stateful=True) for _ in range(2))
+        with torch.inference_mode():
+            layer(x)
+        other(x)
+        found, wanted = (torch.autograd.grad(each(x).sum(), x)[0] for each in (layer, other))
+        assert torch.equal(found, wanted)
 
     def test_a_batch_of_another_shape_than_the_state_is_refused(self, service: Any, x: Tensor) -> None:
         layer = RemoteLIF(service.client(), 0.9, stateful=True, time_dim=-2)

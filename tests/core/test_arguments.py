@@ -1,11 +1,14 @@
 """Bad arguments: a ValueError or TypeError that names the argument, what came and what was wanted."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import exodus_core
-from exodus_core import AlphaKernel, ExponentialKernel, reference
+from exodus_core import AlphaKernel, ExponentialKernel, nn, reference
 from exodus_core.surrogate import Exponential, Sigmoid, Surrogate
 
 X = torch.zeros(2, 5, 3)
@@ -39,6 +42,27 @@ WRONG_LIF = [
     (TypeError, "min_membrane must be a float or a float tensor, got bool", {"min_membrane": True}),
     (ValueError, r"initial_membrane must broadcast .* \(2, 3\), got shape \(5,\)", {"initial_membrane": torch.ones(5)}),
     (ValueError, "alpha must be on the device of the input, cpu, got meta", {"alpha": torch.ones(3, device="meta")}),
+    (ValueError, r"alpha must be in \[0, 1\], got 1.5", {"alpha": torch.tensor([0.5, 1.5, 0.5])}),
+    (ValueError, r"alpha must be in \[0, 1\], got -0.5", {"alpha": torch.tensor(-0.5)}),
+    (ValueError, "alpha must be a number, got nan", {"alpha": torch.tensor([0.5, math.nan, 0.5])}),
+    (ValueError, "threshold must be a number, got nan", {"threshold": torch.tensor(math.nan)}),
+    (ValueError, "threshold must be positive, got 0.0", {"threshold": torch.zeros(3), "max_spikes": 2}),
+    (ValueError, "reset_by must be a number, got nan", {"reset_by": torch.tensor(math.nan)}),
+    (ValueError, "min_membrane must be a number, got nan", {"min_membrane": torch.tensor(math.nan)}),
+    *[
+        (TypeError, f"{name} must be a dense tensor, got one of layout torch.sparse_coo", {name: shape.to_sparse()})
+        for name, shape in (
+            ("x", torch.ones(2, 5, 3)),
+            *((name, torch.full((3,), 0.5)) for name in ("alpha", "threshold", "reset_by", "min_membrane")),
+            *((name, torch.full((2, 3), 0.5)) for name in ("initial_membrane", "initial_spikes")),
+        )
+    ],
+    (TypeError, "x must be a dense tensor, got one of layout torch._mkldnn", {"x": torch.ones(2, 5).to_mkldnn()}),
+    (TypeError, "max_spikes must be an int, got bool", {"max_spikes": True}),
+    (TypeError, "max_spikes must be an int, got float64", {"max_spikes": np.float64(2)}),
+    (TypeError, "alpha must be a float or a float tensor, got bool", {"alpha": np.bool_(True)}),
+    (ValueError, r"alpha must be in \[0, 1\], got 1.5", {"alpha": np.float32(1.5)}),
+    (ValueError, "threshold must be a number, got nan", {"threshold": np.float64("nan")}),
 ]
 
 
@@ -55,6 +79,8 @@ def test_lif_names_what_is_wrong(error, message, wrong):
         (ValueError, r"kernel must be a 1-d tensor with at least one tap, got shape \(0,\)", torch.zeros(0)),
         (ValueError, r"kernel must be a 1-d tensor with at least one tap, got shape \(2, 2\)", torch.zeros(2, 2)),
         (TypeError, "kernel must be a float or a float tensor, got a tensor of torch.int64", torch.zeros(2).long()),
+        (TypeError, "kernel must be a dense tensor, got one of layout torch.sparse_coo", torch.ones(2).to_sparse()),
+        (ValueError, "kernel must be a number, got nan", torch.tensor([1.0, math.nan])),
     ],
 )
 def test_kernels_name_what_is_wrong(error, message, kernel):
@@ -91,6 +117,7 @@ def test_value_objects_name_what_is_wrong(error, message, make):
         (TypeError, "grad_spikes must have the dtype of membrane, torch.float32, got torch.float64", X.double()),
         (ValueError, r"grad_spikes must have the shape of membrane, \(2, 5, 3\), got \(2, 5\)", X[..., 0]),
         (ValueError, "grad_spikes must be on the device of membrane, cpu, got meta", X.to("meta")),
+        (TypeError, "grad_spikes must be a dense tensor, got one of layout torch.sparse_coo", X.to_sparse()),
     ],
 )
 def test_gradient_functions_name_what_is_wrong(error, message, grad):
@@ -101,6 +128,47 @@ def test_gradient_functions_name_what_is_wrong(error, message, grad):
     if isinstance(grad, torch.Tensor):
         with pytest.raises(error, match=message.replace("grad_spikes", "grad_membrane")):
             exodus_core.lif_gradient(X, X, 0.9, grad_membrane=grad)
+
+
+NUMPY = {
+    "alpha": np.float32(0.5),
+    "threshold": np.float64(1.0),
+    "reset_by": np.int32(1),
+    "min_membrane": np.float16(-1.0),
+    "initial_membrane": np.float32(0.5),
+    "initial_spikes": np.uint8(1),
+    "max_spikes": np.int64(2),
+    "time_dim": np.int16(1),
+    "decay_reset": np.bool_(True),
+}
+
+
+@pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
+def test_numbers_of_numpy_are_numbers(method):
+    plain = {name: value.item() for name, value in NUMPY.items()}
+    x = torch.linspace(-1, 2, 30).view(2, 5, 3)
+    for function, arguments in ((exodus_core.lif, (x,)), (exodus_core.lif_gradient, (x, torch.ones_like(x)))):
+        for found, wanted in zip(
+            function(*arguments, method=method, **NUMPY), function(*arguments, method=method, **plain), strict=True
+        ):
+            assert found is wanted is None or torch.equal(found, wanted)
+    assert AlphaKernel(np.float64(3), np.int64(-1)).modes == AlphaKernel(3.0, -1.0).modes
+    assert (
+        ExponentialKernel((np.float64(0.5), 0.25), (1, np.int8(2))).modes
+        == ExponentialKernel((0.5, 0.25), (1, 2)).modes
+    )
+    assert repr(Sigmoid(np.float32(4), np.int64(1))) == repr(Sigmoid(4.0, 1.0))
+    layer = nn.LIF(**{name: NUMPY[name] for name in ("alpha", "threshold", "max_spikes", "time_dim")})
+    assert [type(value) for value in (layer.alpha, layer.max_spikes, layer.time_dim)] == [float, int, int]
+
+
+def test_a_parameter_that_is_traced_or_trained_is_not_read():
+    trained = torch.tensor(1.5, requires_grad=True)
+    exodus_core.lif(X, trained)[0].sum().backward()
+    assert torch.vmap(lambda alpha: exodus_core.lif(X, alpha)[0])(torch.full((4, 3), 0.5)).shape == (4, *X.shape)
+    for mode in ("real", "fake", "symbolic"):
+        graph = make_fx(lambda x, alpha: exodus_core.lif(x, alpha)[1], tracing_mode=mode)(X, torch.full((3,), 0.5))
+        assert torch.equal(graph(X + 0.5, torch.full((3,), 0.25)), exodus_core.lif(X + 0.5, 0.25)[1])
 
 
 def test_the_loops_refuse_a_reset_or_method_that_they_do_not_know():

@@ -108,6 +108,8 @@ Y = torch.zeros(B, T, N)
 @pytest.mark.parametrize(
     ("kind", "y", "target", "pointer", "expected", "got"),
     [
+        ("spike_train_mse", Y.to_sparse(), Y, "/outputs", "a dense tensor", "torch.sparse_coo"),
+        ("spike_train_mse", Y, Y.to_sparse(), "/targets", "a dense tensor", "torch.sparse_coo"),
         ("sum_over_time_ce", Y, torch.tensor([0, 1, 5]), "/targets", "class numbers from 0 to 4", "5"),
         ("sum_over_time_ce", Y, torch.tensor([0, 1, -100]), "/targets", "class numbers from 0 to 4", "-100"),
         ("max_over_time_ce", Y, torch.tensor([0, 1]), "/targets", "shape (3,), one class for each", "(2,)"),

@@ -4,8 +4,10 @@ import copy
 import pickle
 
 import network_cases as cases
+import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from agreement import assert_agrees
 from exodus_core import losses, network
@@ -390,3 +392,28 @@ def test_compiled_dropout_draws_the_masks_of_the_network_in_their_order():
     copied = copy.deepcopy(net)
     assert torch.equal(torch.compile(copied, fullgraph=True, backend="aot_eager")(x), other(x))
     assert not torch.equal(net.generator.get_state(), other.generator.get_state())
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_dropout_is_not_recomputed_with_another_mask(use_reentrant):
+    net = network.build({"input_shape": [3], "layers": [{"kind": "dropout"}, {"kind": "if"}]})
+    x = torch.ones(2, 5, 3, requires_grad=True)
+    outputs = torch.utils.checkpoint.checkpoint(net, x, use_reentrant=use_reentrant)
+    with pytest.raises(RuntimeError, match=r"dropout .* must not be recomputed in a backward pass"):
+        outputs.sum().backward()
+    torch.utils.checkpoint.checkpoint(net.eval(), x, use_reentrant=use_reentrant).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.uint8(3)])
+def test_a_seed_may_be_a_number_of_numpy(seed):
+    data = [{"kind": "linear", "in_features": 3, "out_features": 2}]
+    assert torch.equal(
+        network.build(data, seed=seed).state_dict()["0.weight"], network.build(data, seed=3)._modules["0"].weight
+    )
+
+
+def test_a_sparse_input_is_refused():
+    net = network.build([{"kind": "linear", "in_features": 3, "out_features": 2}])
+    with pytest.raises(TypeError, match=r"x must be a dense tensor, got one of layout torch.sparse_coo"):
+        net(torch.ones(2, 5, 3).to_sparse())

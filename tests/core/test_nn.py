@@ -1,11 +1,13 @@
 """Modules: parameters that train, state that is kept, and the functions that they call."""
 
 import copy
+import io
 import math
 import pickle
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 import exodus_core
 from agreement import relative_error
@@ -75,9 +77,47 @@ def test_taps_train():
 
 def test_tensors_that_do_not_train_are_buffers_and_travel_with_the_module():
     layer = nn.LIF(torch.full((3,), 0.9))
-    assert list(layer.state_dict()) == ["alpha"]
+    assert [name for name, _ in layer.named_buffers()] == ["alpha"]
     assert layer.double().alpha.dtype == torch.float64
     assert not list(layer.parameters())
+
+
+@pytest.mark.parametrize("trainable", [(), ("alpha", "threshold")])
+def test_tensors_are_copied(trainable):
+    alpha = torch.tensor(0.9).expand(3)
+    first, second = (nn.LIF(alpha, threshold=alpha, trainable=trainable) for _ in range(2))
+    first.load_state_dict({"alpha": torch.zeros(3), "threshold": torch.full((3,), 0.5)})
+    assert first.alpha.tolist() == [0.0] * 3
+    assert first.threshold.tolist() == [0.5] * 3
+    for untouched in (alpha, second.alpha, second.threshold):
+        assert torch.equal(untouched, torch.full((3,), 0.9))
+    taps = torch.ones(4)
+    nn.SRM(taps[:2], trainable=trainable[2:]).reset_kernel.data.zero_()
+    assert torch.equal(taps, torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    "start", [torch.full((3,), 0.5, requires_grad=True), torch.zeros(3, requires_grad=True).sigmoid()]
+)
+def test_a_tensor_that_requires_a_gradient_is_trained_or_refused(start):
+    with pytest.raises(
+        ValueError, match=r"alpha must be named in trainable, or need no gradient.*pass alpha\.detach\(\)"
+    ):
+        nn.LIF(start)
+    with pytest.raises(ValueError, match="response_kernel must be named in trainable"):
+        nn.SRM(torch.ones(2), response_kernel=start)
+    layer = copy.deepcopy(nn.LIF(start, trainable="alpha"))
+    assert torch.equal(layer.alpha, start)
+    assert layer.alpha.is_leaf
+
+
+def test_a_layer_whose_tensor_was_set_within_a_graph_can_be_copied():
+    layer = nn.LIF(torch.full((3,), 0.5))
+    weight = torch.zeros(3, requires_grad=True)
+    layer.alpha = weight.sigmoid()
+    layer(X).sum().backward()
+    assert weight.grad.abs().sum() > 0
+    assert torch.equal(copy.deepcopy(layer).alpha, torch.full((3,), 0.5))
 
 
 @pytest.mark.parametrize("wrong", ["beta", "reset_by"])
@@ -99,6 +139,87 @@ def test_stateful_module_goes_on_where_it_ended(make, time_dim):
     assert torch.equal(joined, whole(x))
     whole.reset_state()
     assert torch.equal(joined, whole(x))
+
+
+@pytest.mark.parametrize("make", [nn.LIF, nn.ExpLeak])
+def test_what_is_done_to_the_output_does_not_reach_the_state(make):
+    changed, left = make(0.9, stateful=True), make(0.9, stateful=True)
+    for x in (X[:, :5], X[:, 5:6], X[:, 6:]):
+        with torch.no_grad():
+            found = changed(x)
+            assert torch.equal(found, left(x))
+            found.zero_()
+
+
+def test_the_state_is_as_large_as_one_step():
+    layer = nn.IF(stateful=True)
+    layer(torch.zeros(1, 100_000, 1))
+    assert len(pickle.dumps(layer)) < 4000
+    assert all(part.untyped_storage().nbytes() == 4 for part in copy.deepcopy(layer).state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("make", "x"),
+    [
+        (lambda: nn.IF(stateful=True), torch.full((1, 513, 1), 2**-9)),
+        (lambda: nn.LIF(0.999, stateful=True, max_spikes=2), torch.randn(3, 200, 4)),
+        (lambda: nn.ExpLeak(0.999, stateful=True), torch.full((1, 600, 2), 0.01)),
+    ],
+)
+def test_pieces_of_a_half_type_are_the_whole(make, x, dtype):
+    x = x.to(dtype)
+    whole, pieces = make(), make()
+    joined = torch.cat([pieces(x[:, t : t + 1]) for t in range(x.shape[1])], 1)
+    assert joined.dtype == dtype
+    assert torch.equal(joined, whole(x))
+    assert torch.equal(joined, make()(x.float()).to(dtype))
+
+
+def test_the_state_follows_the_layer_and_is_never_rounded():
+    layer = nn.ExpLeak(0.9, stateful=True)
+    layer(X)
+    kept = layer.state[0]
+    for conversion, dtype in (("half", torch.float32), ("bfloat16", torch.float32), ("double", torch.float64)):
+        getattr(layer, conversion)()
+        assert layer.state[0].dtype == dtype
+        assert torch.equal(layer.state[0], kept.to(dtype))
+    layer.to("meta")
+    assert layer.state[0].is_meta
+    with pytest.raises(ValueError, match="x must be on the device of the kept state, meta, got cpu; move the layer"):
+        layer(X)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_stateful_layer_is_not_recomputed(use_reentrant):
+    layer = nn.IF(stateful=True)
+    x = torch.tensor([[[1.5], [0.0]]], requires_grad=True)
+    spikes = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=use_reentrant)
+    kept = layer.state
+    with pytest.raises(RuntimeError, match="a stateful layer must not be recomputed in a backward pass"):
+        spikes.sum().backward()
+    assert layer.state is kept
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_other_layers_are_recomputed(use_reentrant):
+    x = torch.tensor([[[1.5], [0.0]]], requires_grad=True)
+    torch.utils.checkpoint.checkpoint(nn.IF(), x, use_reentrant=use_reentrant).sum().backward()
+    torch.testing.assert_close(x.grad.flatten(), torch.tensor([0.8452, 0.6065]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("shape", "time_dim"), [((1, 4, 3), 1), ((4, 2, 3), 0), ((2, 4, 3), 1)])
+@pytest.mark.parametrize("make", [nn.LIF, nn.ExpLeak])
+def test_training_goes_on_from_a_state_of_inference_mode(make, shape, time_dim):
+    layer, other = (make(0.9, stateful=True, time_dim=time_dim) for _ in range(2))
+    x = torch.randn(shape)
+    with torch.inference_mode():
+        layer(x)
+    other(x)
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    for each, leaf in zip((layer, other), leaves, strict=True):
+        each(leaf).sum().backward()
+    assert torch.equal(leaves[0].grad, leaves[1].grad)
 
 
 def test_state_carries_gradients_until_detached():
@@ -146,11 +267,186 @@ class Arctan:
         (lambda: nn.SRM(torch.ones(2), threshold="1"), "threshold must be a float or a float tensor, got str"),
         (lambda: nn.SRM(torch.ones(2), method="x"), "method must be one of"),
         (lambda: nn.SRM(torch.ones(2), surrogate="arctan"), "got str"),
+        (lambda: nn.LIF(torch.tensor([0.5, 1.5])), r"alpha must be in \[0, 1\], got 1.5"),
+        (lambda: nn.LIF(torch.tensor(-0.5), trainable="alpha"), r"alpha must be in \[0, 1\], got -0.5"),
+        (lambda: nn.ExpLeak(torch.tensor(math.nan)), "alpha must be a number, got nan"),
+        (lambda: nn.LIF(0.9, threshold=torch.tensor(math.nan)), "threshold must be a number, got nan"),
+        (lambda: nn.LIF(0.9, threshold=torch.zeros(3), max_spikes=2), "threshold must be positive, got 0.0"),
+        (lambda: nn.SRM(torch.tensor([math.nan])), "reset_kernel must be a number, got nan"),
+        (lambda: nn.LIF(torch.rand(3).to_sparse()), "alpha must be a dense tensor, got one of layout torch.sparse_coo"),
     ],
 )
 def test_arguments_that_can_never_fit_are_refused_when_the_module_is_made(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+NUMBERS = {
+    "lif": (
+        lambda: nn.LIF(0.9, threshold=0.7, reset_by=0.6, min_membrane=-0.5),
+        lambda: nn.LIF(0.5, reset_by=1.0, min_membrane=-2.0),
+    ),
+    "if": (lambda: nn.IF(threshold=0.7), lambda: nn.IF()),
+    "exp_leak": (lambda: nn.ExpLeak(0.9), lambda: nn.ExpLeak(0.5)),
+    "srm": (
+        lambda: nn.SRM(
+            AlphaKernel(3.0, -1.0), response_kernel=ExponentialKernel((0.9, 0.5), (1.0, -1.0)), threshold=0.6
+        ),
+        lambda: nn.SRM(AlphaKernel(5), response_kernel=ExponentialKernel((0.1, 0.2), (1, 1))),
+    ),
+    "learnt into fixed": (lambda: nn.LIF(0.75, trainable="alpha"), lambda: nn.LIF(0.5)),
+    "fixed into learnt": (lambda: nn.LIF(0.75), lambda: nn.LIF(0.5, trainable="alpha")),
+}
+
+
+@pytest.mark.parametrize(("make", "make_other"), NUMBERS.values(), ids=NUMBERS)
+def test_numbers_are_in_the_state_dict(make, make_other):
+    saved, loaded = (torch.nn.Sequential(torch.nn.Linear(3, 3), layer()) for layer in (make, make_other))
+    with io.BytesIO() as file:
+        torch.save(saved.state_dict(), file)
+        file.seek(0)
+        loaded.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(loaded(X), saved(X))
+    assert all(isinstance(value, torch.Tensor) for value in saved.state_dict().values())
+
+
+def test_numbers_keep_their_precision_and_device_in_the_state_dict():
+    with torch.device("meta"):
+        state = nn.LIF(0.1).half().state_dict()
+    assert {name: value.item() for name, value in state.items()} == {"alpha": 0.1, "threshold": 1.0}
+    assert "alpha" not in nn.IF().state_dict()
+
+
+def test_a_state_dict_from_before_numbers_were_in_it_is_loaded():
+    state = nn.LIF(0.9).state_dict()
+    del state["alpha"], state["threshold"]
+    layer = nn.LIF(0.5)
+    with pytest.raises(RuntimeError, match=r'Missing key.* "alpha", "threshold"'):
+        layer.load_state_dict(state)
+    state._metadata[""]["version"] = 1
+    layer.load_state_dict(state)
+    layer.load_state_dict({})
+    assert layer.alpha == 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "state", "message"),
+    [
+        (lambda: nn.LIF(0.5), {"alpha": torch.tensor(1.5)}, r"alpha must be in \[0, 1\], got 1.5"),
+        (lambda: nn.LIF(0.5), {"threshold": torch.tensor(math.nan)}, "threshold must be a number, got nan"),
+        (lambda: nn.LIF(0.5), {"alpha": torch.ones(3)}, r"alpha must have 1 elements, got shape \(3,\)"),
+        (lambda: nn.LIF(0.5), {"reset_by": torch.ones(())}, 'Unexpected key.* "reset_by"'),
+        (lambda: nn.IF(), {"alpha": torch.ones(())}, 'Unexpected key.* "alpha"'),
+        (lambda: nn.SRM(AlphaKernel(3.0)), {"reset_kernel.tau": torch.zeros(())}, "tau must be positive, got 0.0"),
+        (lambda: nn.SRM(AlphaKernel(3.0)), {"reset_kernel.alpha": torch.zeros(())}, "Unexpected key"),
+    ],
+)
+def test_a_state_dict_that_does_not_fit_is_refused(make, state, message):
+    with pytest.raises(RuntimeError, match=message):
+        make().load_state_dict(state)
+
+
+OPTIMISERS = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, 1.0),
+    "adam": lambda parameters: torch.optim.Adam(parameters, 0.3),
+    "fused adam": lambda parameters: torch.optim.Adam(parameters, 0.3, fused=True),
+}
+LEARNT = {
+    "lif": (lambda: nn.LIF(0.95, trainable=("alpha", "threshold")), {"alpha": (0, 1), "threshold": (1e-3, math.inf)}),
+    "per neuron": (lambda: nn.LIF(torch.full((3,), 0.95), trainable="alpha"), {"alpha": (0, 1)}),
+    "many spikes": (lambda: nn.LIF(0.9, max_spikes=9, trainable="threshold"), {"threshold": (1e-3, math.inf)}),
+    "exp_leak": (lambda: nn.ExpLeak(0.999, trainable="alpha"), {"alpha": (0, 1)}),
+    "srm": (lambda: nn.SRM(AlphaKernel(3.0, -1.0), trainable="threshold"), {"threshold": (1e-3, math.inf)}),
+}
+
+
+@pytest.mark.parametrize(
+    "copied", [lambda layer: layer, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))]
+)
+@pytest.mark.parametrize("optimiser", OPTIMISERS.values(), ids=OPTIMISERS)
+@pytest.mark.parametrize(("make", "ranges"), LEARNT.values(), ids=LEARNT)
+def test_learnt_parameters_stay_in_their_ranges(make, ranges, optimiser, copied):
+    for sign in (-1, 1):
+        layer = copied(make())
+        steps = optimiser(layer.parameters())
+        moved = False
+
+        def loss(layer=layer, steps=steps, sign=sign):
+            steps.zero_grad()
+            # The second term pulls with all its might, whatever the neurons do.
+            value = layer(X).sum() + sign * 100 * sum(parameter.sum() for parameter in layer.parameters())
+            value.backward()
+            return value
+
+        for _ in range(5):
+            before = {name: getattr(layer, name).detach().clone() for name in ranges}
+            steps.step(loss)
+            for name, (low, high) in ranges.items():
+                value = getattr(layer, name).detach()
+                assert ((value >= low) & (value <= high)).all()
+                moved |= not torch.equal(value, before[name])
+        assert moved
+
+
+def test_a_learnt_decay_comes_back_from_the_end_of_its_range():
+    layer = nn.ExpLeak(1.0, trainable="alpha")
+    layer(X).square().sum().backward()
+    assert layer.alpha.grad > 0
+    torch.optim.SGD(layer.parameters(), 0.1 / layer.alpha.grad.item()).step()
+    assert layer.alpha.item() == pytest.approx(0.9)
+
+
+def test_an_optimiser_changes_no_parameter_of_another():
+    ours, others = nn.LIF(0.9, trainable="alpha"), nn.LIF(0.9, trainable="alpha")
+    with torch.no_grad():
+        others.alpha.fill_(1.5)
+    spikes = others(X)  # keeps the parameter for the backward pass
+    ours(X).sum().backward()
+    torch.optim.SGD(ours.parameters(), 1.0).step()
+    spikes.sum().backward()
+    assert others.alpha == 1.5
+    others.constrain()
+    assert others.alpha == 1.0
+
+
+def test_a_threshold_to_be_trained_must_be_positive():
+    for threshold in (0.0, torch.tensor([1.0, -1.0])):
+        with pytest.raises(ValueError, match="threshold must be positive, got"):
+            nn.LIF(0.9, threshold=threshold, trainable="threshold")
+
+
+@pytest.mark.parametrize("step", ["adam", "sgd"])
+def test_the_readme_network_trains_at_a_high_rate(step):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(10, 32, bias=False),
+        nn.LIF(0.95, surrogate=surrogate.Arctan(), trainable="alpha"),
+        torch.nn.Linear(32, 4, bias=False),
+        nn.ExpLeak(0.9, trainable="alpha"),
+    )
+    x = torch.randn(4, 100, 10)
+    optimiser = (
+        torch.optim.Adam(network.parameters(), 5e-2) if step == "adam" else torch.optim.SGD(network.parameters(), 5e-2)
+    )
+    for _ in range(30):
+        optimiser.zero_grad()
+        readout = network(x)
+        (-readout.max(dim=1).values.sum()).backward()
+        optimiser.step()
+        assert all(0 <= network[i].alpha <= 1 for i in (1, 3))
+    assert readout.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda **o: nn.LIF(0.9, **o), lambda **o: nn.ExpLeak(0.9, **o), lambda **o: nn.SRM(torch.ones(2), **o)]
+)
+def test_neurons_are_not_taken_for_time(make):
+    with pytest.raises(
+        ValueError, match=r"x must have the shape \(batch, time, neurons...\) .*got \(2, 3\); pass x.unsqueeze"
+    ):
+        make()(X[:, 0])
+    assert torch.equal(make(time_dim=-1)(X[0]), make(time_dim=-1)(X[:1])[0])
+    assert make(time_dim=0)(X[0]).shape == X[0].shape
 
 
 def test_state_of_another_batch_is_refused():

@@ -1,6 +1,7 @@
 """The operators as PyTorch sees them: opcheck, torch.compile, threads, instruction sets, repeated runs."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -124,6 +125,47 @@ def test_shapes_and_numbers_may_be_dynamic_when_compiled():
     for shape in [(2, 9, 4), (3, 9, 4), (3, 70, 5), (1, 1, 1)]:
         x = torch.randn(shape)
         torch.testing.assert_close(compiled(x), network(x))
+
+
+NEURONS = {
+    "lif": lambda: exodus_core.nn.LIF(0.9),
+    "learnt": lambda: exodus_core.nn.LIF(0.9, trainable=("alpha", "threshold")),
+    "exp_leak": lambda: exodus_core.nn.ExpLeak(0.8),
+    "srm": lambda: exodus_core.nn.SRM(
+        AlphaKernel(3.0, -1.0), response_kernel=ExponentialKernel((0.9, 0.5), (1.0, -1.0))
+    ),
+    "bptt": lambda: exodus_core.nn.LIF(0.9, method="bptt"),
+}
+
+
+@traced
+@pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
+def test_several_layers_compile_with_dynamic_numbers(make):
+    torch._dynamo.reset()
+    network = torch.nn.Sequential(make(), torch.nn.Linear(4, 4), make(), make())
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=True)
+    for shape in [(2, 9, 4), (3, 9, 4)] if make is not NEURONS["bptt"] else [(2, 9, 4)]:
+        leaves = [torch.linspace(-1, 2, math.prod(shape)).view(shape).requires_grad_() for _ in range(2)]
+        for function, leaf in zip((network, compiled), leaves, strict=True):
+            function(leaf).sum().backward()
+        torch.testing.assert_close(*[leaf.grad for leaf in leaves])
+
+
+@traced
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_stateful_module_compiles_as_one_graph(dtype):
+    torch._dynamo.reset()
+    layer, eager = (exodus_core.nn.LIF(0.9, stateful=True) for _ in range(2))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        leaves = [torch.linspace(-1, 2, 72).view(2, 9, 4).to(dtype).requires_grad_() for _ in range(2)]
+        spikes = [function(leaf) for function, leaf in zip((compiled, eager), leaves, strict=True)]
+        assert torch.equal(*spikes)
+        for each in spikes:
+            each.sum().backward()
+        assert torch.equal(*[leaf.grad for leaf in leaves])
+        layer.detach_state()
+        eager.detach_state()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, on entering the level

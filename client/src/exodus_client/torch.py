@@ -10,7 +10,7 @@ in a second backward pass too, the input is sent again. Nothing is kept for a ca
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from ._client import Client
 from ._gradients import GradientArguments, Gradients, Method, Parameter, Trace
 from ._layers import Context, layer_backward, layer_forward
 from ._once import once_differentiable
+from ._ranges import constrain, watch
 from .neuron import LIF, Reset
 from .surrogate import Exponential, Surrogate
 
@@ -29,6 +30,8 @@ __all__ = ["RemoteLIF", "remote_lif"]
 #: The differentiable arguments of a call beside its input, in the order in which autograd sees them.
 _PARAMETERS: tuple[Parameter, ...] = ("alpha", "threshold", "reset_by", "initial_membrane")
 _TRAINABLE = ("alpha", "threshold", "reset_by")
+
+_HALVES = (torch.float16, torch.bfloat16)
 
 _Value = float | Tensor | None
 
@@ -173,23 +176,31 @@ class RemoteLIF(torch.nn.Module):
 
     Args:
         client: connected to the server. It is no part of the state of the module, which can be saved without it.
-        trainable: names of "alpha", "threshold", "reset_by" that become `torch.nn.Parameter`.
+        trainable: names of "alpha", "threshold", "reset_by" that become `torch.nn.Parameter`. After each step of an
+            optimiser of torch.optim alpha is brought back to [0, 1] and the threshold above 0.001; after other changes
+            call `constrain`.
         stateful: start each call from the state that the last one ended with. The state carries values and no
             gradients: backpropagation through time ends at the border between two calls, as it does for a local layer
-            whose `detach_state` is called after each. The membrane of each call comes from the server for it.
+            whose `detach_state` is called after each. The membrane of each call comes from the server for it, and
+            float16 and bfloat16 travel as float32, so that a sequence in pieces is that in one call.
         return_membrane: fetch the membrane of each call too, for `membrane`; as much again as the spikes.
 
-    The other arguments are those of `remote_lif`.
+    The other arguments are those of `remote_lif`. Tensors are copied. Numbers are in the state_dict beside them,
+    float64, and are set by load_state_dict; a state_dict from before they were is loaded without.
 
     Attributes:
         membrane: of the last call, with its gradient, if `return_membrane`; None before the first.
-        state: membrane and spikes of the last step, if stateful; None at rest.
+        state: membrane and spikes of the last step, a copy, if stateful; None at rest.
 
     Raises:
         TypeError: client is no `Client`; a parameter is neither a number nor an array of numbers.
         ValueError: trainable names something else, or a parameter that is None; a parameter is out of range, as of
-            `LIF`.
+            `LIF`; a threshold to be trained is not positive; a tensor that is not trained requires a gradient. In the
+            call: x has two dimensions where time_dim is 1.
+        RuntimeError: a stateful layer is called by a backward pass, to be recomputed (torch.utils.checkpoint).
     """
+
+    _version = 2  # of the state_dict; 1 had no numbers
 
     alpha: float | Tensor
     threshold: float | Tensor
@@ -228,6 +239,9 @@ class RemoteLIF(torch.nn.Module):
                 f"trainable: got {', '.join(sorted(unknown))}, want names of parameters "
                 f"that have a value, among {', '.join(_TRAINABLE)}"
             )
+        # Checks what the server would refuse in the first call.
+        LIF(alpha, threshold=threshold, reset=reset, reset_by=reset_by, decay_reset=decay_reset,
+            min_membrane=min_membrane, max_spikes=max_spikes)  # fmt: skip
         for name, value in values.items():
             self._keep(name, value, name in names)
         self._keep("min_membrane", min_membrane, False)
@@ -242,20 +256,28 @@ class RemoteLIF(torch.nn.Module):
         self.return_membrane = return_membrane
         self._membrane: Tensor | None = None
         self.state: tuple[Tensor, Tensor] | None = None
+        watch(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of the input current x, with its shape and dtype; raises as `remote_lif`."""
         _check(self.client, x)
+        if self.time_dim == 1 and x.dim() == 2:
+            raise ValueError(
+                f"x must have the shape (batch, time, neurons...) where time_dim is 1, got {tuple(x.shape)}; pass "
+                "x.unsqueeze(1) for one step, or set time_dim=-1 where the last axis is time"
+            )
         initial_membrane, initial_spikes = self._initial(x)
         call = _Call(
             self.client, self.reset, self.decay_reset, self.surrogate, self.method, initial_spikes,
             self.min_membrane, self.max_spikes, self.time_dim, self.return_membrane or self.stateful,
         )  # fmt: skip
-        spikes, membrane = call.run(x, self.alpha, self.threshold, self.reset_by, initial_membrane)
-        self._membrane = membrane if self.return_membrane else None
+        # The state of a half type must not be rounded between calls: the whole call is in the precision of the state.
+        current = x.float() if self.stateful and x.dtype in _HALVES else x
+        spikes, membrane = call.run(current, self.alpha, self.threshold, self.reset_by, initial_membrane)
         if self.stateful and membrane is not None and x.shape[self.time_dim] > 0:
             self.state = (_last(membrane, self.time_dim), _last(spikes, self.time_dim))
-        return spikes
+        self._membrane = membrane.to(x.dtype) if membrane is not None and self.return_membrane else None
+        return spikes.to(x.dtype)
 
     @property
     def membrane(self) -> Tensor | None:
@@ -272,15 +294,83 @@ class RemoteLIF(torch.nn.Module):
     def detach_state(self) -> None:
         """Does nothing, so that the layer can stand in for a local one: its state never has a gradient to cut."""
 
+    def constrain(self) -> None:
+        """Bring trained parameters back to where the neuron is defined: alpha in [0, 1], the threshold above 0.001.
+
+        Every optimiser of torch.optim does so after its step; to be called where parameters are changed otherwise.
+        """
+        constrain(self)
+
     def __getstate__(self) -> dict[str, Any]:
         """For copies, which are of the layer and not of its last call: a tensor within a graph cannot be copied."""
-        return self.__dict__ | {"_membrane": None}
+        buffers = self._buffers.items()
+        kept = {name: buffer.detach() if buffer is not None and buffer.grad_fn else buffer for name, buffer in buffers}
+        return self.__dict__ | {"_membrane": None, "_buffers": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        watch(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What .to() and its like do: the state follows to other devices, and is never rounded to a half type."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.state is not None:
+            self.state = (_moved(self.state[0], fn), _moved(self.state[1], fn))
+        return self
+
+    def _numbers(self) -> dict[str, float]:
+        """The parameters that are numbers."""
+        found = {name: getattr(self, name) for name in (*_TRAINABLE, "min_membrane")}
+        return {name: value for name, value in found.items() if value is not None and not isinstance(value, Tensor)}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, value in self._numbers().items():
+            destination[prefix + name] = torch.tensor(value, dtype=torch.float64, device="cpu")
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        numbers = self._numbers()
+        rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in numbers}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        for name in numbers:
+            key = prefix + name
+            if key not in state_dict:
+                if strict and (local_metadata.get("version") or 1) >= 2:
+                    missing_keys.append(key)
+                continue
+            saved = torch.as_tensor(state_dict[key])
+            if saved.numel() != 1:
+                error_msgs.append(f"{key} must have one element, got shape {tuple(saved.shape)}")
+                continue
+            value = saved.double().item()
+            try:
+                LIF(**({"alpha": 1.0} | {name: value}))  # type: ignore[arg-type]
+            except ValueError as error:
+                error_msgs.append(f"{key}: {error}")
+            else:
+                setattr(self, name, value)
 
     def extra_repr(self) -> str:
         """What repr() shows: the server and the neuron, and no key."""
         return f"client={self.client!r}, method={self.method!r}, reset={self.reset!r}, time_dim={self.time_dim}"
 
     def _initial(self, x: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        # -1 where no backward pass is running.
+        if self.stateful and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "a stateful layer must not be recomputed in a backward pass, as torch.utils.checkpoint does: it would "
+                "not start from where the first call did; leave it out of the checkpoint, or pass the state on as "
+                "tensors, to and from remote_lif"
+            )
         if self.state is None:
             return None, None
         time = self.time_dim % x.dim()
@@ -290,17 +380,28 @@ class RemoteLIF(torch.nn.Module):
                 f"x: got shape {list(x.shape)}, and the kept state has {list(self.state[0].shape)} without time; "
                 "call reset_state() before a batch of another shape"
             )
+        if self.state[0].is_inference():  # autograd can keep a copy of what was made in inference mode
+            return self.state[0].clone(), self.state[1].clone()
         return self.state
 
     def _keep(self, name: str, value: _Value, is_trainable: bool) -> None:
         """A parameter where trainable, a buffer where a tensor, else a plain number."""
         if is_trainable:
-            start = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.get_default_dtype())
-            self.register_parameter(name, torch.nn.Parameter(start.detach().clone()))
+            start = (
+                _copied(value) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.get_default_dtype())
+            )
+            if name == "threshold" and not start.is_meta and not (start > 0).all():
+                raise ValueError(f"threshold must be positive where it is trainable, got {value}")
+            self.register_parameter(name, torch.nn.Parameter(start))
         elif isinstance(value, Tensor):
-            self.register_buffer(name, value)
+            if value.requires_grad:
+                raise ValueError(
+                    f"{name} must be named in trainable, or need no gradient, got a tensor that requires one; pass "
+                    f"{name}.detach(), or call remote_lif, which passes gradients on"
+                )
+            self.register_buffer(name, _copied(value))
         else:
-            setattr(self, name, value)
+            setattr(self, name, None if value is None else float(value))
 
 
 def _check_client(client: object) -> None:
@@ -315,5 +416,16 @@ def _check(client: object, x: object) -> None:
 
 
 def _last(trace: Tensor, time_dim: int) -> Tensor:
-    """The last step of a trace, without its graph."""
-    return trace.detach().select(time_dim, -1)
+    """A copy of the last step of a trace, without its graph."""
+    return trace.detach().select(time_dim, -1).clone()
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy of its own, contiguous, without a graph."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _moved(part: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """A part of the state after a conversion of the layer, but in float32 where that is to a half type."""
+    moved = fn(part)
+    return part.to(moved.device) if moved.dtype in _HALVES else moved

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +26,28 @@ _METHOD_NUMBERS = {"exodus": 0, "slayer": 1, "bptt": 0}
 _RESETS = {("none", False): 0, ("subtract", False): 1, ("subtract", True): 2, ("zero", False): 3}
 
 
-def check_time_dim(time_dim: int) -> None:
-    """Checks the type of an axis."""
-    if not isinstance(time_dim, int) or isinstance(time_dim, bool):
-        raise TypeError(f"time_dim must be an int, got {type(time_dim).__name__}")
+def is_number(value: Any) -> bool:
+    """If a value is a real number, NumPy's scalars too, and no bool."""
+    return isinstance(value, (float, int, Real)) and not isinstance(value, bool)
+
+
+def is_integer(value: Any) -> bool:
+    """If a value is an integer, NumPy's too, and no bool."""
+    return isinstance(value, (int, Integral)) and not isinstance(value, bool)
+
+
+def integer(name: str, value: Any) -> int:
+    """A value as an int, checked to be an integer."""
+    if not is_integer(value):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    return int(value)
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Checks that a tensor has strides: is neither sparse nor nested nor of another library's layout."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        got = "a nested tensor" if tensor.is_nested else f"one of layout {tensor.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {got}")
 
 
 def check_signal(name: str, x: Tensor, time_dim: int) -> int:
@@ -37,10 +56,11 @@ def check_signal(name: str, x: Tensor, time_dim: int) -> int:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
+    check_dense(name, x)
     if x.is_cuda and not CUDA.loaded:
         raise RuntimeError(f"{name} is on {x.device}, and there are no CUDA kernels: {CUDA.reason}")
     ndim = x.dim()
-    check_time_dim(time_dim)
+    time_dim = integer("time_dim", time_dim)
     if not -ndim <= time_dim < ndim:
         raise ValueError(f"time_dim must be an axis of {name} with shape {tuple(x.shape)}, got {time_dim}")
     return time_dim % ndim
@@ -52,6 +72,7 @@ def check_like(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype != like.dtype:
         raise TypeError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {tensor.dtype}")
+    check_dense(name, tensor)
     if tensor.shape != like.shape:
         raise ValueError(f"{name} must have the shape of {like_name}, {tuple(like.shape)}, got {tuple(tensor.shape)}")
     if tensor.device != like.device:
@@ -75,8 +96,7 @@ def check_surrogate(surrogate: Surrogate) -> None:
 
 def reset_code(reset: str, decay_reset: bool, max_spikes: int) -> int:
     """The operator's number of a reset; checks what goes together."""
-    if isinstance(max_spikes, bool) or not isinstance(max_spikes, int):
-        raise TypeError(f"max_spikes must be an int, got {type(max_spikes).__name__}")
+    max_spikes = integer("max_spikes", max_spikes)
     if max_spikes < 1:
         raise ValueError(f"max_spikes must be at least 1, got {max_spikes}")
     if reset not in ("subtract", "zero", "none"):
@@ -96,22 +116,69 @@ def _broadcast(name: str, tensor: Tensor, shape: Sequence[int], what: str) -> Te
 
 
 def check_value(name: str, value: float | Tensor) -> None:
-    """Checks that a parameter is a number, or a tensor of floats. A tensor is not read."""
+    """Checks that a parameter is a number, or a dense tensor of floats. A tensor is not read."""
     if isinstance(value, Tensor):
         if value.dtype not in FLOATS:
             raise TypeError(f"{name} must be a float or a float tensor, got a tensor of {value.dtype}")
+        check_dense(name, value)
         return
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise TypeError(f"{name} must be a float or a float tensor, got {type(value).__name__}")
     if value != value:  # not math.isnan, which torch.compile cannot trace where numbers are dynamic
         raise ValueError(f"{name} must be a number, got nan")
 
 
 def check_alpha(alpha: float | Tensor) -> None:
-    """Checks that a decay is in [0, 1]. A tensor is not read: that would wait for the device."""
+    """Checks that a decay is in [0, 1]. A tensor is not read."""
     check_value("alpha", alpha)
     if not isinstance(alpha, Tensor) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+
+
+# Up to here Python looks at numbers faster than torch starts an operator.
+_FEW = 32
+
+
+def _is_traced(tensor: Tensor) -> bool:
+    """If a tensor stands for others, so that it has no values: in torch.compile, export, make_fx, vmap, on meta."""
+    return (
+        torch.compiler.is_compiling()
+        or type(tensor) not in (Tensor, torch.nn.Parameter)
+        or tensor.is_meta
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def _bounds(tensor: Tensor) -> tuple[float, float]:
+    """Least and largest element, both NaN where one element is."""
+    if tensor.numel() > _FEW:
+        low, high = torch.aminmax(tensor.detach())
+        return low.item(), high.item()
+    values = tensor.flatten().tolist()
+    for value in values:
+        if value != value:
+            return value, value
+    return min(values), max(values)
+
+
+def check_values(name: str, tensor: Tensor, *, positive: bool = False) -> None:
+    """Reads a parameter: no NaN, alpha in [0, 1], a threshold positive where asked. A traced tensor is not read."""
+    if _is_traced(tensor) or tensor.numel() == 0:
+        return
+    low, high = _bounds(tensor)
+    if low != low:
+        raise ValueError(f"{name} must be a number, got nan")
+    if name == "alpha" and not 0 <= low <= high <= 1:
+        raise ValueError(f"alpha must be in [0, 1], got {low if low < 0 else high}")
+    if positive and low <= 0:
+        raise ValueError(f"{name} must be positive, got {low}")
+
+
+def _check_constant(name: str, value: Tensor, *, positive: bool = False) -> None:
+    """Reads a parameter where that is cheap, on the CPU, and where it is not being trained."""
+    if value.is_cpu and not value.requires_grad:
+        check_values(name, value, positive=positive)
 
 
 def _check_parameter_tensor(name: str, value: Tensor, x: Tensor) -> None:
@@ -120,7 +187,9 @@ def _check_parameter_tensor(name: str, value: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must be on the device of the input, {x.device}, got {value.device}")
 
 
-def parameter(name: str, value: float | Tensor, x: Tensor, time_dim: int) -> tuple[float, Tensor | None]:
+def parameter(
+    name: str, value: float | Tensor, x: Tensor, time_dim: int, *, positive: bool = False
+) -> tuple[float, Tensor | None]:
     """A neuron parameter as (number, tensor or None).
 
     The tensor is contiguous, in the compute dtype, with one element, or one for each inner index; it is made by
@@ -128,6 +197,7 @@ def parameter(name: str, value: float | Tensor, x: Tensor, time_dim: int) -> tup
     """
     if isinstance(value, Tensor):
         _check_parameter_tensor(name, value, x)
+        _check_constant(name, value, positive=positive)
         if value.numel() != 1:
             value = _broadcast(name, value, x.shape[time_dim + 1 :], "inner dimensions").reshape(-1)
         return 0.0, value.to(compute_dtype(x.dtype)).contiguous()
@@ -173,6 +243,15 @@ def check_kernel(name: str, kernel: Kernel) -> None:
         raise TypeError(f"{name} must be a tensor of taps or one of exodus_core.kernels, got {type(kernel).__name__}")
 
 
+def _read(numbers: Sequence[float]) -> tuple[float, ...]:
+    """Numbers, read here and not within an autograd function.
+
+    torch.compile makes inputs of a graph from dynamic numbers where it first sees them read. Those that the graph of
+    one autograd function reads first are not found from that of the next.
+    """
+    return tuple(float(number) for number in numbers)
+
+
 KernelArguments = tuple[Tensor | None, tuple[float, ...], tuple[float, ...], tuple[float, ...]]
 
 
@@ -181,8 +260,10 @@ def kernel_arguments(name: str, kernel: Kernel, x: Tensor) -> KernelArguments:
     check_kernel(name, kernel)
     if isinstance(kernel, Tensor):
         _check_parameter_tensor(name, kernel, x)
+        _check_constant(name, kernel)
         return kernel.to(compute_dtype(x.dtype)).contiguous(), (), (), ()
-    return None, kernel.modes.decay, kernel.modes.constant, kernel.modes.linear
+    modes = kernel.modes
+    return None, _read(modes.decay), _read(modes.constant), _read(modes.linear)
 
 
 class LifSettings(NamedTuple):
@@ -234,13 +315,14 @@ def lif_arguments(
     reset_number = reset_code(reset, decay_reset, max_spikes)
     check_threshold(threshold, max_spikes)
     alpha_value, alphas = decay(alpha, x, time_dim)
-    threshold_value, thresholds = parameter("threshold", threshold, x, time_dim)
+    threshold_value, thresholds = parameter("threshold", threshold, x, time_dim, positive=max_spikes > 1)
     reset_by_value, resets_by = threshold_value, thresholds
     if reset_by is not None:
         reset_by_value, resets_by = parameter("reset_by", reset_by, x, time_dim)
     min_value, min_membranes = -math.inf, None
     if min_membrane is not None:
         min_value, min_membranes = parameter("min_membrane", min_membrane, x, time_dim)
+    slope, scale = _read((surrogate.slope, surrogate.scale))
     settings = LifSettings(
         alpha_value,
         threshold_value,
@@ -249,8 +331,8 @@ def lif_arguments(
         float(max_spikes),
         reset_number,
         surrogate.code,
-        surrogate.slope,
-        surrogate.scale,
+        slope,
+        scale,
         _METHOD_NUMBERS[method],
         time_dim,
         reset_by is None,
@@ -288,14 +370,15 @@ def srm_arguments(
     check_surrogate(surrogate)
     taps, decay, constant, linear = kernel_arguments("reset_kernel", reset_kernel, z)
     threshold_value, thresholds = parameter("threshold", threshold, z, time_dim)
+    slope, scale = _read((surrogate.slope, surrogate.scale))
     settings = SrmSettings(
         decay,
         constant,
         linear,
         threshold_value,
         surrogate.code,
-        surrogate.slope,
-        surrogate.scale,
+        slope,
+        scale,
         _METHOD_NUMBERS[method],
         time_dim,
     )

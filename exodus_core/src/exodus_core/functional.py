@@ -63,18 +63,21 @@ def lif(
         initial_membrane: u[-1], before the reset that initial_spikes causes; None means 0. A float, or a tensor that
             broadcasts to the shape of x without time.
         initial_spikes: s[-1], likewise. With the last membrane and spikes of one call as the initial ones of the next,
-            a sequence in pieces gives the gradients of the whole.
+            a sequence in pieces gives the gradients of the whole. A membrane of float16 or bfloat16 has been rounded:
+            there compute in float32, as `exodus_core.nn` does with stateful=True.
         min_membrane: lower bound of the membrane, or None. It is rounded to the dtype of x.
         max_spikes: most spikes in one step.
         time_dim: the axis of x that is time.
 
-    alpha, threshold, reset_by and min_membrane are floats, or tensors that broadcast over the inner dimensions.
+    alpha, threshold, reset_by and min_membrane are floats, or tensors that broadcast over the inner dimensions. Numbers
+    of NumPy are numbers. Of tensors on the CPU that need no gradient, the values are checked as those of floats are;
+    of others they are not, which would wait for the device or stop a training.
 
     Returns:
         (spikes, membrane), both with the shape and dtype of x; membrane is u before the reset that its spikes cause.
 
     Raises:
-        TypeError: an argument has the wrong type or dtype.
+        TypeError: an argument has the wrong type or dtype, or is a tensor without strides (sparse, nested).
         ValueError: an argument has the wrong value or shape.
     """
     time_dim = arguments.check_signal("x", x, time_dim)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,8 +61,8 @@ class _ModalKernel:
         raise ValueError(f"below must leave at most {most} taps, got {below}")
 
 
-def _number(name: str, value: float, wanted: str = "a number") -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def _number(name: str, value: Any, wanted: str = "a number") -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")

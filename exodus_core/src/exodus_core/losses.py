@@ -35,11 +35,17 @@ class LossValue(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+def _check_dense(tensor: Tensor, place: Place) -> None:
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise place.refuse_as("a dense tensor", "a nested tensor" if tensor.is_nested else str(tensor.layout))
+
+
 def _check_outputs(outputs: Tensor, dimensions: int | None) -> Tensor:
     """The outputs in the dtype that they are computed in: bfloat16 cannot count to 257."""
     place = Place("/outputs", LossError)
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
         raise place.refuse_as("a float tensor", str(getattr(outputs, "dtype", type(outputs).__name__)))
+    _check_dense(outputs, place)
     if dimensions is not None and outputs.dim() != dimensions:
         raise place.refuse_as("shape (batch, time, classes)", str(tuple(outputs.shape)))
     if outputs.dim() < 2 or outputs.numel() == 0:
@@ -52,6 +58,7 @@ def _check_targets(targets: object, shape: tuple[int, ...], what: str) -> Tensor
     if not isinstance(targets, Tensor) or targets.is_complex():
         got = str(targets.dtype) if isinstance(targets, Tensor) else type(targets).__name__
         raise place.refuse_as("a real tensor", got)
+    _check_dense(targets, place)
     if targets.shape != shape:
         raise place.refuse_as(f"shape {tuple(shape)}, {what}", str(tuple(targets.shape)))
     return targets

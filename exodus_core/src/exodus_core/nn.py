@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from exodus_core import arguments, functional
+from exodus_core import arguments, functional, ranges
 from exodus_core.functional import DEFAULT_SURROGATE
-from exodus_core.kernels import Kernel
+from exodus_core.kernels import AlphaKernel, ExponentialKernel, Kernel
+from exodus_core.ops import compute_dtype
+from exodus_core.recomputation import refuse_recomputation
 from exodus_core.surrogate import Surrogate
 
 __all__ = ["IF", "LIF", "SRM", "ExpLeak"]
 
 
 class _Neuron(torch.nn.Module):
-    """Keeps neuron parameters: as torch.nn.Parameter where trainable, as a buffer where a tensor, else as a float."""
+    """Keeps neuron parameters: as torch.nn.Parameter where trainable, as a buffer where a tensor, else as a float.
 
-    def __init__(self, trainable: Collection[str], **parameters: float | Tensor | None) -> None:
+    Tensors are copied. Floats are in the state_dict too, as 0-d float64 tensors.
+    """
+
+    _version = 2  # of the state_dict; 1 had no floats
+    time_dim: int
+
+    def __init__(self, trainable: Collection[str], time_dim: int, **parameters: float | Tensor | None) -> None:
         super().__init__()
+        self.time_dim = arguments.integer("time_dim", time_dim)
         names = {trainable} if isinstance(trainable, str) else set(trainable)
         unknown = names - {name for name, value in parameters.items() if value is not None}
         if unknown:
@@ -31,13 +41,28 @@ class _Neuron(torch.nn.Module):
             )
         for name, value in parameters.items():
             if name in names:
-                start = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value))  # type: ignore[arg-type]
+                start = torch.tensor(float(value)) if not isinstance(value, Tensor) else _copied(value)  # type: ignore[arg-type]
+                arguments.check_values(name, start, positive=name == "threshold")
                 self.register_parameter(name, torch.nn.Parameter(start))
             elif isinstance(value, Tensor):
-                self.register_buffer(name, value)
+                if value.requires_grad:
+                    raise ValueError(
+                        f"{name} must be named in trainable, or need no gradient, got a tensor that requires one; pass "
+                        f"{name}.detach(), or call exodus_core.lif, srm or filter, which pass gradients on"
+                    )
+                arguments.check_values(name, value)
+                self.register_buffer(name, _copied(value))
             else:
-                setattr(self, name, value)
+                setattr(self, name, None if value is None else float(value))
         self._parameter_names = tuple(parameters)
+        ranges.watch(self)
+
+    def constrain(self) -> None:
+        """Brings trained parameters back to where the neuron is defined: alpha in [0, 1], the threshold above 0.001.
+
+        Every optimiser of torch.optim does so after its step; to be called where parameters are changed otherwise.
+        """
+        ranges.constrain(self)
 
     def extra_repr(self) -> str:
         """The parameters, for repr()."""
@@ -51,14 +76,81 @@ class _Neuron(torch.nn.Module):
                 parts.append(f"{name}={value}")
         return ", ".join(parts)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made from: values, as a graph can be neither copied nor saved."""
+        buffers = self._buffers.items()
+        kept = {name: buffer.detach() if buffer is not None and buffer.grad_fn else buffer for name, buffer in buffers}
+        return self.__dict__ | {"_buffers": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        ranges.watch(self)
+
+    def _check_steps(self, x: Tensor) -> None:
+        if self.time_dim == 1 and isinstance(x, Tensor) and x.dim() == 2:
+            raise ValueError(
+                f"x must have the shape (batch, time, neurons...) where time_dim is 1, got {tuple(x.shape)}; pass "
+                "x.unsqueeze(1) for one step, or set time_dim=-1 where the last axis is time"
+            )
+
+    def _numbers(self) -> dict[str, float | tuple[float, ...]]:
+        """The parameters that are numbers, by their names in the state_dict."""
+        found = {name: getattr(self, name) for name in self._parameter_names}
+        return {name: value for name, value in found.items() if arguments.is_number(value)}
+
+    def _set_number(self, name: str, value: Any) -> None:
+        arguments.check_alpha(value) if name == "alpha" else arguments.check_value(name, value)
+        setattr(self, name, value)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, value in self._numbers().items():
+            destination[prefix + name] = torch.tensor(value, dtype=torch.float64, device="cpu")
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        numbers = self._numbers()
+        rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in numbers}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        for name, own in numbers.items():
+            key, length = prefix + name, len(own) if isinstance(own, tuple) else 1
+            if key not in state_dict:
+                if strict and (local_metadata.get("version") or 1) >= 2:
+                    missing_keys.append(key)
+                continue
+            saved = torch.as_tensor(state_dict[key])
+            if saved.numel() != length:
+                error_msgs.append(f"{key} must have {length} elements, got shape {tuple(saved.shape)}")
+                continue
+            values = saved.double().reshape(-1).tolist()
+            try:
+                self._set_number(name, tuple(values) if isinstance(own, tuple) else values[0])
+            except ValueError as error:
+                error_msgs.append(f"{key}: {error}")
+
 
 class _Stateful(_Neuron):
-    """A neuron that can go on where the last call ended."""
+    """A neuron that can go on where the last call ended.
+
+    Attributes:
+        state: membrane and spikes of the last step, a copy, if stateful; None at rest. Shape of the input without time;
+            float32, or float64 where the input was.
+    """
 
     state: tuple[Tensor, Tensor] | None
 
-    def __init__(self, trainable: Collection[str], stateful: bool, **parameters: float | Tensor | None) -> None:
-        super().__init__(trainable, **parameters)
+    def __init__(
+        self, trainable: Collection[str], time_dim: int, stateful: bool, **parameters: float | Tensor | None
+    ) -> None:
+        super().__init__(trainable, time_dim, **parameters)
         self.stateful = stateful
         self.state = None
 
@@ -66,45 +158,98 @@ class _Stateful(_Neuron):
         """Forgets the last call: the next one starts from rest."""
         self.state = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles are made from: the state as values, as a graph can be neither copied nor saved."""
-        kept = self.__dict__.copy()
-        if self.state is not None:
-            kept["state"] = (self.state[0].detach(), self.state[1].detach())
-        return kept
-
     def detach_state(self) -> None:
         """Keeps the state and cuts its gradient: truncated backpropagation through time."""
         if self.state is not None:
             self.state = (self.state[0].detach(), self.state[1].detach())
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = None if self.state is None else (_copied(self.state[0]), _copied(self.state[1]))
+        return super().__getstate__() | {"state": state}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What .to() and its like do: the state follows to other devices, and is never rounded to a half type."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.state is not None:
+            self.state = (_moved(self.state[0], fn), _moved(self.state[1], fn))
+        return self
+
+    def _lif(self, x: Tensor, alpha: float | Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """`exodus_core.lif`, from the kept state on where stateful."""
+        self._check_steps(x)
+        if not self.stateful:
+            return functional.lif(x, alpha, time_dim=self.time_dim, **options)
+        refuse_recomputation("a stateful layer", "pass the state on as tensors, to and from exodus_core.lif")
+        time_dim = arguments.check_signal("x", x, self.time_dim)
+        membrane, spikes = self._initial(x, time_dim)
+        # The state of a half type must not be rounded between calls: the whole call is in the precision of the state.
+        fired, trace = functional.lif(
+            x.to(compute_dtype(x.dtype)),
+            alpha,
+            initial_membrane=membrane,
+            initial_spikes=spikes,
+            time_dim=time_dim,
+            **options,
+        )
+        if x.shape[time_dim] > 0:
+            self.state = (_last(trace, time_dim), _last(fired, time_dim))
+        return fired.to(x.dtype), trace.to(x.dtype)
+
     def _initial(self, x: Tensor, time_dim: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        if not self.stateful or self.state is None:
+        if self.state is None:
             return None, None
-        lanes = torch.Size(size for d, size in enumerate(x.shape) if d != time_dim % x.dim())
-        if self.state[0].shape != lanes:
+        kept = self.state[0]
+        if kept.shape != x.shape[:time_dim] + x.shape[time_dim + 1 :]:
             raise ValueError(
-                f"x must have the shape of the kept state, {tuple(self.state[0].shape)}, beside time, got "
+                f"x must have the shape of the kept state, {tuple(kept.shape)}, beside time, got "
                 f"{tuple(x.shape)}; call reset_state() before a batch of another shape"
             )
+        if kept.device != x.device:
+            raise ValueError(
+                f"x must be on the device of the kept state, {kept.device}, got {x.device}; move the layer, or call "
+                "reset_state()"
+            )
+        # Autograd can keep a copy of what was made in inference mode; torch.compile cannot ask, and fuses the copy.
+        if torch.compiler.is_compiling() or kept.is_inference():
+            return self.state[0].clone(), self.state[1].clone()
         return self.state
 
-    def _keep(self, spikes: Tensor, membrane: Tensor, time_dim: int) -> None:
-        if self.stateful and membrane.shape[time_dim] > 0:
-            self.state = (membrane.select(time_dim, -1), spikes.select(time_dim, -1))
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy of its own, contiguous, without a graph."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _moved(part: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """A part of the state after a conversion of the layer, but in float32 where that is to a half type."""
+    moved = fn(part)
+    return moved if moved.dtype == compute_dtype(moved.dtype) else part.to(moved.device)
+
+
+def _last(trace: Tensor, time_dim: int) -> Tensor:
+    """A copy of the last step: the caller may do with the trace what it likes. Gradients reach back."""
+    return trace.select(time_dim, -1).clone()
 
 
 class LIF(_Stateful):
     """Leaky integrate-and-fire neurons; the arguments are those of `exodus_core.lif`.
 
     Args:
-        trainable: names of "alpha", "threshold", "reset_by", "min_membrane" that become torch.nn.Parameter.
+        trainable: names of "alpha", "threshold", "reset_by", "min_membrane" that become torch.nn.Parameter. After each
+            step of an optimiser of torch.optim alpha is brought back to [0, 1] and the threshold above 0.001; after
+            other changes call `constrain`.
         stateful: start each call from the membrane and spikes that the last one ended with. Gradients reach back into
-            that call unless `detach_state` is called between them.
+            that call unless `detach_state` is called between them. float16 and bfloat16 are computed in float32 as a
+            whole, membrane and spike decisions too, so that a sequence in pieces is that in one call.
+
+    Parameters that are tensors are copied. Numbers are in the state_dict beside them, float64, and are set by
+    load_state_dict; a state_dict from before they were is loaded without.
 
     Raises:
         TypeError, ValueError: an argument does not fit, as far as the call does not tell; or trainable names something
-            else, or a parameter that is None.
+            else, or a parameter that is None; a threshold to be trained is not positive; a tensor that is not trained
+            requires a gradient. In the call: x has two dimensions where time_dim is 1.
+        RuntimeError: a stateful layer is called by a backward pass, to be recomputed (torch.utils.checkpoint).
     """
 
     alpha: float | Tensor
@@ -137,21 +282,26 @@ class LIF(_Stateful):
             if value is not None:
                 arguments.check_value(name, value)
         arguments.check_threshold(threshold, max_spikes)
-        arguments.check_time_dim(time_dim)
+        if isinstance(threshold, Tensor):
+            arguments.check_values("threshold", threshold, positive=max_spikes > 1)
         super().__init__(
-            trainable, stateful, alpha=alpha, threshold=threshold, reset_by=reset_by, min_membrane=min_membrane
+            trainable,
+            time_dim,
+            stateful,
+            alpha=alpha,
+            threshold=threshold,
+            reset_by=reset_by,
+            min_membrane=min_membrane,
         )
         self.reset = reset
         self.decay_reset = decay_reset
         self.surrogate = surrogate
         self.method = method
-        self.max_spikes = max_spikes
-        self.time_dim = time_dim
+        self.max_spikes = int(max_spikes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes, with the shape and dtype of the input current x."""
-        initial_membrane, initial_spikes = self._initial(x, self.time_dim)
-        spikes, membrane = functional.lif(
+        spikes, _ = self._lif(
             x,
             self.alpha,
             threshold=self.threshold,
@@ -160,13 +310,9 @@ class LIF(_Stateful):
             decay_reset=self.decay_reset,
             surrogate=self.surrogate,
             method=self.method,
-            initial_membrane=initial_membrane,
-            initial_spikes=initial_spikes,
             min_membrane=self.min_membrane,
             max_spikes=self.max_spikes,
-            time_dim=self.time_dim,
         )
-        self._keep(spikes, membrane, self.time_dim)
         return spikes
 
 
@@ -176,14 +322,20 @@ class IF(LIF):
     def __init__(self, **options: Any) -> None:
         super().__init__(1.0, **options)
 
+    def _numbers(self) -> dict[str, float | tuple[float, ...]]:
+        return {name: value for name, value in super()._numbers().items() if name != "alpha"}
+
 
 class ExpLeak(_Stateful):
     """A leaky integrator without spikes, u[t] = alpha u[t-1] + x[t]: the usual readout.
 
     Args:
         alpha: decay per step, exp(-dt/tau); a float or a tensor that broadcasts over the inner dimensions.
-        trainable: "alpha" makes it a torch.nn.Parameter.
-        stateful: start each call from the value that the last one ended with.
+        trainable: "alpha" makes it a torch.nn.Parameter, which is kept in [0, 1] as that of `LIF`.
+        stateful: start each call from the value that the last one ended with, as `LIF` does.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `LIF`.
     """
 
     alpha: float | Tensor
@@ -197,22 +349,11 @@ class ExpLeak(_Stateful):
         stateful: bool = False,
     ) -> None:
         arguments.check_alpha(alpha)
-        arguments.check_time_dim(time_dim)
-        super().__init__(trainable, stateful, alpha=alpha)
-        self.time_dim = time_dim
+        super().__init__(trainable, time_dim, stateful, alpha=alpha)
 
     def forward(self, x: Tensor) -> Tensor:
         """The membrane, with the shape and dtype of x."""
-        initial_membrane, _ = self._initial(x, self.time_dim)
-        spikes, membrane = functional.lif(
-            x,
-            self.alpha,
-            threshold=math.inf,
-            reset="none",
-            initial_membrane=initial_membrane,
-            time_dim=self.time_dim,
-        )
-        self._keep(spikes, membrane, self.time_dim)
+        _, membrane = self._lif(x, self.alpha, threshold=math.inf, reset="none")
         return membrane
 
 
@@ -223,11 +364,15 @@ class SRM(_Neuron):
         reset_kernel: nu, taps (K,), `ExponentialKernel` or `AlphaKernel`; usually negative.
         response_kernel: eps, likewise; None where the input is filtered already.
         threshold, surrogate, method, time_dim: as in `exodus_core.srm`.
-        trainable: names of "threshold", and of "reset_kernel" and "response_kernel" where they are taps.
+        trainable: names of "threshold", and of "reset_kernel" and "response_kernel" where they are taps. The threshold
+            is kept positive as that of `LIF`.
+
+    Tensors are copied, and numbers are in the state_dict, as those of `LIF`; those of a kernel as reset_kernel.tau and
+    so on.
 
     Raises:
         TypeError, ValueError: an argument does not fit, as far as the call does not tell; or trainable names something
-            else.
+            else; or as `LIF`.
     """
 
     threshold: float | Tensor
@@ -251,20 +396,35 @@ class SRM(_Neuron):
         if response_kernel is not None:
             arguments.check_kernel("response_kernel", response_kernel)
         arguments.check_value("threshold", threshold)
-        arguments.check_time_dim(time_dim)
         parameters: dict[str, float | Tensor | None] = {"threshold": threshold}
         kernels = {"reset_kernel": reset_kernel, "response_kernel": response_kernel}
         parameters.update({name: kernel for name, kernel in kernels.items() if isinstance(kernel, Tensor)})
-        super().__init__(trainable, **parameters)
+        super().__init__(trainable, time_dim, **parameters)
         for name, kernel in kernels.items():
             if name not in parameters:
                 setattr(self, name, kernel)
         self.surrogate = surrogate
         self.method = method
-        self.time_dim = time_dim
+
+    def _numbers(self) -> dict[str, float | tuple[float, ...]]:
+        found = super()._numbers()
+        for name in ("reset_kernel", "response_kernel"):
+            kernel = getattr(self, name)
+            if isinstance(kernel, ExponentialKernel | AlphaKernel):
+                fields = [field.name for field in dataclasses.fields(kernel) if field.init]
+                found |= {f"{name}.{field}": getattr(kernel, field) for field in fields}
+        return found
+
+    def _set_number(self, name: str, value: Any) -> None:
+        kernel, _, field = name.partition(".")
+        if field:
+            setattr(self, kernel, dataclasses.replace(getattr(self, kernel), **{field: value}))
+        else:
+            super()._set_number(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes, with the shape and dtype of the weighted input x."""
+        self._check_steps(x)
         psp = x if self.response_kernel is None else functional.filter(x, self.response_kernel, time_dim=self.time_dim)
         spikes, _ = functional.srm(
             psp,

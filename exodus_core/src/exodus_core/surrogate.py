@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -49,10 +50,11 @@ class Surrogate:
     def __post_init__(self) -> None:
         for name in ("slope", "scale"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"{name} must be a number, got {type(value).__name__}")
             if not math.isfinite(value):
                 raise ValueError(f"{name} must be finite, got {value}")
+            object.__setattr__(self, name, float(value))
         if self.slope <= 0:
             raise ValueError(f"slope must be positive, got {self.slope}")
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from exodus_core.arguments import check_dense, is_integer
 from exodus_core.network import modules, spiking
 from exodus_core.network.description import INPUT, Description, parse
 
@@ -115,6 +116,7 @@ class Network(torch.nn.Module):
         if not isinstance(x, Tensor) or x.is_complex():
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x must be a tensor of floats, integers or bool, got {got}")
+        check_dense("x", x)
         wanted = self.description.input_shape
         if x.dim() != 2 + len(wanted) or x.shape[2:] != wanted or 0 in x.shape[:2]:
             sizes = ", ".join(str(size) for size in wanted)
@@ -170,7 +172,7 @@ def build(
         NetworkError: the description does not fit.
         ValueError: the seed is not such a number.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not is_integer(seed) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
     description = data if isinstance(data, Description) else parse(data)
-    return Network(description, seed, device)
+    return Network(description, int(seed), device)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from exodus_core.network import layers
 from exodus_core.network.layers import Layer, Shape, per_dimension
+from exodus_core.recomputation import refuse_recomputation
 
 
 class Drawing:
@@ -127,6 +128,7 @@ class Dropout(torch.nn.Module):
 
     def mask(self, x: Tensor) -> Tensor:
         """A mask for x, shape (batch, 1, *shape), drawn on the device of the generator."""
+        refuse_recomputation("dropout that draws from a network's generator", "build the network without dropout")
         kept = 1 - self.p
         mask = torch.empty((x.shape[0], 1, *x.shape[2:]), dtype=x.dtype, device=self.generator.device)
         mask.bernoulli_(kept, generator=self.generator)

@@ -8,15 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exodus_core import functional, ops
+from exodus_core import functional, ops, ranges
 from exodus_core.kernels import Kernel
 from exodus_core.network import neurons
 from exodus_core.network.layers import Shape
 from exodus_core.network.modules import Drawing, Weights
 from exodus_core.network.recurrent import recurrent_lif
-
-# What a trainable threshold is kept above: at zero a neuron would fire without input.
-MIN_THRESHOLD = 1e-3
 
 
 class _Neurons(torch.nn.Module):
@@ -33,13 +30,9 @@ class _Neurons(torch.nn.Module):
             else:
                 setattr(self, name, value)
 
-    @torch.no_grad()
     def constrain(self) -> None:
         """Brings trained parameters back to where the neuron is defined."""
-        for name, low, high in (("alpha", 0.0, 1.0), ("threshold", MIN_THRESHOLD, None)):
-            value = self._parameters.get(name)
-            if value is not None:
-                value.clamp_(low, high)
+        ranges.constrain(self)
 
 
 class Lif(_Neurons):

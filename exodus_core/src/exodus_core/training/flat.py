@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from exodus_core.arguments import check_dense
+
 
 def check(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
     """Checks that a tensor is of floats and has a shape."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a float tensor, got {got}")
+    check_dense(name, tensor)
     if tensor.shape != tuple(shape):
         raise ValueError(f"{name} must have the shape {tuple(shape)}, got {tuple(tensor.shape)}")
 

@@ -1,0 +1,50 @@
+"""Keeps parameters that are trained where neurons are defined: alpha in [0, 1], the threshold positive.
+
+An optimiser knows no bounds. torch calls a hook after each step of any optimiser of torch.optim; the one here projects
+those of the optimiser's parameters that belong to a neuron. Forward passes change nothing, so that they can be
+compiled, recomputed, run twice before a backward pass and given other parameters.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+# At zero a neuron would fire without input.
+MIN_THRESHOLD = 1e-3
+RANGES: dict[str, tuple[float, float | None]] = {"alpha": (0.0, 1.0), "threshold": (MIN_THRESHOLD, None)}
+
+_watched: WeakValueDictionary[int, torch.nn.Module] = WeakValueDictionary()
+
+
+def constrain(module: torch.nn.Module, only: set[int] | None = None) -> None:
+    """Projects a neuron's own trained parameters to their ranges; `only`: those with these ids."""
+    with torch.no_grad():
+        for name, (low, high) in RANGES.items():
+            parameter = module._parameters.get(name)
+            if parameter is not None and (only is None or id(parameter) in only):
+                parameter.clamp_(low, high)
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    neurons = [neuron for reference in _watched.valuerefs() if (neuron := reference()) is not None]
+    if neurons:
+        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for neuron in neurons:
+            constrain(neuron, stepped)
+
+
+@functools.cache
+def _install() -> None:
+    register_optimizer_step_post_hook(_after_step)
+
+
+def watch(module: torch.nn.Module) -> None:
+    """Constrains a neuron after each step of an optimiser that has its parameters."""
+    if any(module._parameters.get(name) is not None for name in RANGES):
+        _watched[id(module)] = module
+        _install()

@@ -1,0 +1,17 @@
+"""Refuses the recomputation of what depends on earlier calls: it would be wrong without a word."""
+
+from __future__ import annotations
+
+import torch
+
+
+def refuse_recomputation(what: str, instead: str) -> None:
+    """Raises RuntimeError where a backward pass is running, from which torch.utils.checkpoint calls a layer again.
+
+    A compiled graph is recomputed from its inputs, of which the state is one.
+    """
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            f"{what} must not be recomputed in a backward pass, as torch.utils.checkpoint does: it would not start "
+            f"from where the first call did; leave it out of the checkpoint, or {instead}"
+        )
