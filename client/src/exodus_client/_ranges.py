@@ -29,11 +29,10 @@ def constrain(module: torch.nn.Module, only: set[int] | None = None) -> None:
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    layers = [layer for reference in _watched.valuerefs() if (layer := reference()) is not None]
-    if layers:
-        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for layer in layers:
-            constrain(layer, stepped)
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    # Not values(): another thread may make a layer meanwhile.
+    for layer in [found for reference in _watched.valuerefs() if (found := reference()) is not None]:
+        constrain(layer, stepped)
 
 
 @functools.cache

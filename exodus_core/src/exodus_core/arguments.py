@@ -260,7 +260,6 @@ def kernel_arguments(name: str, kernel: Kernel, x: Tensor) -> KernelArguments:
     check_kernel(name, kernel)
     if isinstance(kernel, Tensor):
         _check_parameter_tensor(name, kernel, x)
-        _check_constant(name, kernel)
         return kernel.to(compute_dtype(x.dtype)).contiguous(), (), (), ()
     modes = kernel.modes
     return None, _read(modes.decay), _read(modes.constant), _read(modes.linear)
@@ -369,6 +368,8 @@ def srm_arguments(
     check_method(method)
     check_surrogate(surrogate)
     taps, decay, constant, linear = kernel_arguments("reset_kernel", reset_kernel, z)
+    if isinstance(reset_kernel, Tensor):
+        _check_constant("reset_kernel", reset_kernel)  # unlike a filter's output, spikes would not show a NaN
     threshold_value, thresholds = parameter("threshold", threshold, z, time_dim)
     slope, scale = _read((surrogate.slope, surrogate.scale))
     settings = SrmSettings(

@@ -31,11 +31,10 @@ def constrain(module: torch.nn.Module, only: set[int] | None = None) -> None:
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    neurons = [neuron for reference in _watched.valuerefs() if (neuron := reference()) is not None]
-    if neurons:
-        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for neuron in neurons:
-            constrain(neuron, stepped)
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    # Not values(): another thread may make a layer meanwhile.
+    for neuron in [found for reference in _watched.valuerefs() if (found := reference()) is not None]:
+        constrain(neuron, stepped)
 
 
 @functools.cache
