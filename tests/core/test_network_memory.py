@@ -45,6 +45,7 @@ CASES = {
     "srm": ([1000], 20, 50, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "response_kernel": [1.0] * 5}]),
     "srm bptt": ([500], 5, 50, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "method": "bptt"}]),
     "srm bptt of taps": ([500], 5, 50, [LEARN, {"kind": "srm", "reset_kernel": [-1.0] * 5, "method": "bptt"}]),
+    "srm bptt of one neuron": ([1], 1, 500, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "method": "bptt"}]),
     "weights": ([1000], 1, 1, [{"kind": "linear", "out_features": 1000}] * 3),
 }
 # Runs every case by itself and prints the most that a forward pass and training calls added to the process. What is
@@ -55,6 +56,7 @@ import torch, exodus_core
 from exodus_core import network, training
 
 exodus_core.keep_memory(0)
+torch.set_num_threads(1)
 ctypes.CDLL(None).mallopt(-3, 65536)
 dtype, cases = sys.argv[1], json.loads(sys.stdin.read())
 

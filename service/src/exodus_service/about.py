@@ -10,7 +10,7 @@ from exodus_service.checkpoint import Header
 #: Bytes of objects, which outweigh the weights of a small model, as measured: of any model, the generator's state among
 #: them; of a layer (4 to 6 KiB: a module, its description, and that as plain data); of a tensor (1.1 KiB); and of a
 #: number in a list, which stands in the description, as plain data and in a tensor.
-_AROUND, _AROUND_LAYER, _AROUND_TENSOR, _AROUND_NUMBER = 48 * 1024, 6 * 1024, 1280, 64
+_AROUND, _AROUND_LAYER, _AROUND_TENSOR, _AROUND_NUMBER = 64 * 1024, 6 * 1024, 1280, 64
 
 
 def footprint(network: Description, optimizer: dict[str, Any]) -> int:

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 _BLOCK = 16
 # Below, PyTorch computes the convolution of a single image by itself, in float32 too.
 _SMALL_IMAGE = 20480
-# Python objects and nodes of autograd's graph, measured: of a layer (4 to 13 KiB), and of one step of a loop over time.
+# Python objects and nodes of autograd's graph, measured: of a layer (4 to 13 KiB); of one step of a loop over time,
+# without a graph (2 KiB), with one (9 KiB), and with recurrent connections (23 KiB); of a tensor in a list of them.
 _LAYER = 16 * 1024
-_STEP = 24 * 1024
+_STEP, _STEP_GRAPH, _STEP_RECURRENT, _LISTED = 3 * 1024, 14 * 1024, 28 * 1024, 64
 # Gradients of a neuron's parameters are summed for each lane (sample and neuron): so many sums, in float64.
 _LANE_BYTES = 8 * 8
 
@@ -147,16 +148,29 @@ def _add(layer: _Layer) -> _Need:
     return _Need(forward=layer.y if inputs > 2 else 0, backward=layer.y)
 
 
+def _loops(data: Any) -> bool:
+    """Whether autograd differentiates a loop over time."""
+    return getattr(data, "method", None) == "bptt"
+
+
+def _step_graph(data: Any) -> int:
+    """Bytes of the graph of one step of a loop over time."""
+    return _STEP_GRAPH if getattr(data, "recurrent", None) is None else _STEP_RECURRENT
+
+
 def _loop(layer: _Layer, arrays: int) -> _Need:
-    """A loop over time that autograd differentiates: it keeps so many arrays, and two where it does not."""
-    kept = (arrays if layer.training else 2) * layer.y + layer.time * _STEP
+    """A loop over time, which keeps so many arrays for autograd, and two without it."""
+    if layer.training:
+        kept = arrays * layer.y + layer.time * _step_graph(layer.data)
+    else:
+        kept = 2 * layer.y + layer.time * _STEP
     return _Need(kept=kept, forward=kept + 2 * layer.y, backward=4 * layer.y, reads_input=True)
 
 
 def _lif(layer: _Layer) -> _Need:
     data = layer.data
     if _loops(data):
-        return _loop(layer, 24 if data.recurrent is None else 32)
+        return _loop(layer, 10 if data.recurrent is None else 16)
     if data.recurrent is None:
         return _Need(kept=layer.y, forward=layer.y + layer.spread, backward=2 * layer.x + layer.spread + layer.lanes)
     weights = math.prod(layer.output) ** 2 * layer.itemsize
@@ -177,11 +191,12 @@ def _srm(layer: _Layer) -> _Need:
     if not _loops(data):
         return _Need(kept=layer.y, forward=2 * layer.y, backward=3 * layer.x)
     taps = len(data.reset_kernel) if isinstance(data.reset_kernel, tuple) else layer.time
-    # Each step keeps all the spikes that its reset sees.
+    # Each step looks at all the spikes that its reset sees, and keeps them.
     most = min(taps, layer.time)
-    seen = (most * layer.time - most * most // 2) * layer.step
-    loop = _loop(layer, 12)
-    return _Need(kept=loop.kept + seen, forward=loop.forward + seen, backward=loop.backward + seen, reads_input=True)
+    loop, seen = _loop(layer, 10), layer.step + _LISTED
+    kept = loop.kept + (most * layer.time - most * most // 2) * seen if layer.training else 0
+    forward = max(kept, loop.kept) + 3 * layer.y + 3 * most * seen
+    return _Need(kept=kept, forward=forward, backward=loop.backward + 2 * most * seen, reads_input=True)
 
 
 _NEEDS: dict[str, Callable[[_Layer], _Need]] = {
@@ -201,14 +216,9 @@ _NEEDS: dict[str, Callable[[_Layer], _Need]] = {
 }
 
 
-def _loops(layer: Any) -> bool:
-    """Whether autograd differentiates a loop over time."""
-    return getattr(layer, "method", None) == "bptt"
-
-
 def graph_bytes(description: Description, time: int) -> int:
     """Bytes of the objects of autograd's graph that a forward pass leaves, beside the tensors that it keeps."""
-    return sum(_LAYER + (time * _STEP if _loops(layer) else 0) for layer in description.layers)
+    return sum(_LAYER + (time * _step_graph(layer) if _loops(layer) else 0) for layer in description.layers)
 
 
 # Of the outputs: what a loss and its gradient take, and what of them stays during the backward pass.
