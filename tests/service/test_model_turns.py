@@ -224,6 +224,22 @@ def test_the_wait_for_a_gap_does_not_run_while_a_call_runs() -> None:
     on_loop(test, wait=0.1)
 
 
+def test_calls_that_come_together_are_near_and_those_behind_a_gap_are_not() -> None:
+    async def test(device: Device) -> None:
+        device.free.clear()
+        calls = [asyncio.ensure_future(device.call(number)) for number in (1, 2, 3, 6)]
+        await soon(lambda: device.model.near(4))
+        assert [number for number in range(1, 10) if device.model.near(number)] == [1, 2, 3, 4]
+        calls += [asyncio.ensure_future(device.call(number)) for number in (4, 5)]
+        await soon(lambda: device.model.near(5))
+        assert [number for number in range(1, 10) if device.model.near(number)] == [1, 2, 3, 4, 5]  # four ahead
+        device.free.set()
+        await asyncio.gather(*calls)
+        assert device.done == [1, 2, 3, 4, 5, 6]
+
+    on_loop(test)
+
+
 def test_a_call_is_near_when_the_one_before_it_has_its_turn() -> None:
     async def test(device: Device) -> None:
         model = device.model

@@ -211,11 +211,11 @@ class Model:
             hold.leave()
 
     def near(self, sequence: int) -> bool:
-        """Whether the turn of the call with this number is now or next, or was. On any thread."""
+        """Whether the call of this number is to be opened, as `Turns.near` says. On any thread."""
         return self.turns.near(sequence)
 
     async def approach(self, sequence: int, deadline: float | None = None) -> None:
-        """Return when the turn of the call with this number is near. Raises Problem as `turn` does."""
+        """Return when the call of this number is near. Raises Problem as `turn` does."""
         await self.turns.approach(sequence, deadline)
 
     async def wait_for(self, sequence: int, deadline: float | None = None) -> None:

@@ -1,8 +1,8 @@
 """Calls that train a model: received, checked, done in the order of their numbers, answered.
 
-A call is unpacked and checked on a helper thread while the one before it computes; until then it waits with its body
-as it came. Then it waits for its turn. On the thread that computes it is done, encoded and recorded, in this order:
-what is recorded was answered, whether or not the client is still there.
+A call is unpacked and checked on a helper thread while those before it compute; where one of them is missing it waits
+with its body as it came. Then it waits for its turn. On the thread that computes it is done, encoded and recorded, in
+this order: what is recorded was answered, whether or not the client is still there.
 """
 
 import asyncio

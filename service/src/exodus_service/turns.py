@@ -7,6 +7,7 @@ in the order in which they came.
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import TypeVar
@@ -15,6 +16,9 @@ from exodus_service.answers import Answer, Progress
 from exodus_service.problems import Fault, Problem
 
 T = TypeVar("T")
+
+#: Calls that are opened ahead of the one that has its turn.
+_AHEAD = 4
 
 
 class Hold:
@@ -66,6 +70,7 @@ class Turns:
         self._reach = reach
         self._hold: object | None = None
         self._running: int | None = None
+        self._opened: Counter[int] = Counter()
         self._moved = time.monotonic()
         self._places: dict[object, asyncio.Future[None] | None] = {}
         self._closed: Callable[[], Problem] | None = None
@@ -90,20 +95,29 @@ class Turns:
                 return progress.replay(sequence, digest)
             if sequence == progress.sequence + 1 and self._hold is None:
                 self._running = sequence
-                hold = self._grant(ended)
-                self._wake()  # the next call is near
-                return hold
+                return self._grant(ended)
             return None
 
-        return await self._when(attempt, deadline, sequence)
+        self._opened[sequence] += 1
+        self._wake()  # the next call may be near
+        try:
+            return await self._when(attempt, deadline, sequence)
+        finally:
+            self._opened[sequence] -= 1
+            if not self._opened[sequence]:
+                del self._opened[sequence]
 
     def near(self, sequence: int) -> bool:
-        """Whether the call before this one is done, or has its turn. On any thread."""
-        running = self._running
-        return sequence <= max(self._progress().sequence, running or 0) + 1
+        """Whether a call is to be opened: the one before it is done, has its turn or waits for it. On any thread.
+
+        So calls that are on their way together are opened while others compute, in their order, and those behind a gap
+        are not.
+        """
+        reached = max(self._progress().sequence, self._running or 0)
+        return sequence <= reached + 1 or (sequence <= reached + _AHEAD and sequence - 1 in self._opened)
 
     async def approach(self, sequence: int, deadline: float | None) -> None:
-        """Wait until the call before this one is done, or has its turn.
+        """Wait until the call of this number is near.
 
         Raises:
             Problem: sequence_gap, deadline, or what the turns were closed with.
