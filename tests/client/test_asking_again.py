@@ -273,9 +273,9 @@ class TestSpacing:
 def test_closing_ends_a_wait_for_a_call_that_lasts(stubborn: Stubborn) -> None:
     with Client("http://node:8000", transport=stubborn, retries=Retries(first_delay=STUCK, max_delay=STUCK)) as client:
         model = client.create_model(LAYERS, optimizer="sgd", id="m")
-        stubborn.change = to("", later)
+        stubborn.change = lambda request: later()
         future = model.step(X, Y, loss=LOSS)
-        while stubborn.stubborn < 1:
+        while stubborn.stubborn < 2:  # the second question is asked at once, the third in a minute
             time.sleep(0.001)
         model.close()
         with pytest.raises(ModelClosedError):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from exodus_client import LIF, APITimeoutError, Client, ClientClosedError, ServiceUnavailableError, Timeout
-from exodus_client._transport import tcp
+from exodus_client._transport import DEADLINE, SocketTransport, tcp
 from exodus_client._within import within
 
 TOTAL = 0.4
@@ -241,6 +241,12 @@ def test_all_requests_of_a_call_share_it() -> None:
 
     with Client("http://node", timeout=TOTAL, transport=httpx.MockTransport(slow)) as client:
         ends_in_time(client.ping)
+
+
+def test_nothing_begins_after_the_end() -> None:
+    request = httpx.Request("GET", "http://x/", extensions={DEADLINE: time.monotonic() - 1})
+    with contextlib.closing(SocketTransport(tcp("127.0.0.1", 9), 1)) as transport, pytest.raises(httpx.ConnectTimeout):
+        transport.handle_request(request)
 
 
 def test_a_transport_that_hangs_is_left() -> None:

@@ -149,6 +149,9 @@ def test_a_transport_of_ones_own_asks_no_environment(environment: Any) -> None:
 def test_a_host_that_cannot_be_looked_up_is_refused_at_once(url: str) -> None:
     with pytest.raises(ValueError, match=r"^base_url: got "):
         Client(url)
+    with pytest.raises(ValueError, match=r"^base_url: ") as caught:
+        Client(url.replace("://", "://user:secret@"))
+    assert "secret" not in str(caught.value)
 
 
 class TestAdvice:

@@ -232,6 +232,8 @@ class TestRetries:
         assert parse_retry_after("soon") is None
         assert parse_retry_after("-3") is None
         assert parse_retry_after("²") is None
+        assert parse_retry_after("Mon, 01 Jan 99999999999 00:00:00 GMT") is None
+        assert parse_retry_after("Mon, 01 Jan 2000 00:00:00 +99999999999999") is None
         assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
         later = datetime.now(UTC) + timedelta(seconds=100)
         assert parse_retry_after(format_datetime(later, usegmt=True)) == pytest.approx(100, abs=5)

@@ -70,8 +70,9 @@ class Client:
         transport: an httpx transport in place of real sockets, or one with its own TLS or proxy settings.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message never shows the key.
-        ModuleNotFoundError: `compress` without zstandard.
+        TypeError, ValueError: an argument, or a variable of the environment for proxies or TLS, does not fit; the
+            message names it, and never shows the key.
+        ModuleNotFoundError: `compress` without zstandard, or a SOCKS proxy of the environment without socksio.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class Client:
             name: a label for people.
             id: of the model, at most 64 letters, digits, "-" and "_"; made here where it is None.
             ahead: training calls submitted and not yet answered, beyond which the next call waits.
-            patience: seconds that training waits for a server that does not answer.
+            patience: seconds that training waits for a server that does not answer, or asks for the same again.
             time_dim: axis of time in spikes, outputs and target spike trains: 1 for (batch, time, ...), 0 for
                 (time, batch, ...), -1 for (batch, ..., time). It is of this handle; the network knows nothing of it.
 

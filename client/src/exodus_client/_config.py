@@ -17,10 +17,12 @@ class Timeout:
     """Waiting times in seconds; None waits without end.
 
     Attributes:
-        connect: for a connection.
+        connect: for a connection, the addresses of the host included.
         write: for the network to take the next chunk of a request.
-        read: for the next bytes of an answer, the time in the server's queue included.
-        total: for a whole call with its retries. The server is told what is left of it, and drops what comes too late.
+        read: for the head of an answer, the time in the server's queue included; then for the next bytes of its body.
+        total: for a whole call with its retries and waits, however slowly anything goes or comes. The server is told
+            what is left of it, and drops what comes too late. In training it is for each request; the calls have
+            patience.
     """
 
     connect: float | None = defaults.CONNECT_TIMEOUT

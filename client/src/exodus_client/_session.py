@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
 from types import MappingProxyType
@@ -115,8 +115,7 @@ class Session:
         self._limits = limits
         self._ever_answered = False
         self._failure: ExodusError | None = None
-        # The time at which the call ends that this thread is in, where several requests are one call.
-        self._ends: ContextVar[float | None] = ContextVar("ends", default=None)
+        self._one_call = threading.local()  # when the call ends that a thread is in, where it is of several requests
         self._http = httpx.Client(
             base_url=url,
             transport=transport,
@@ -127,15 +126,15 @@ class Session:
     @contextmanager
     def one_call(self) -> Iterator[None]:
         """Requests within are one call, which `Timeout.total` is for."""
-        token = self._ends.set(self.ends())
+        before, self._one_call.ends = getattr(self._one_call, "ends", None), self.ends()
         try:
             yield
         finally:
-            self._ends.reset(token)
+            self._one_call.ends = before
 
     def ends(self) -> float | None:
         """The time of `time.monotonic()` at which a call that begins now has to end; None for never."""
-        ends = self._ends.get()
+        ends: float | None = getattr(self._one_call, "ends", None)
         if ends is None and self._timeout.total is not None:
             return time.monotonic() + self._timeout.total
         return ends
@@ -388,10 +387,10 @@ def _address(
     try:
         parts = urlsplit(base_url)
     except ValueError as error:  # half a bracket, for example
-        raise ValueError(f"base_url: got {base_url!r}, want http://HOST:PORT, https://HOST or unix:/PATH") from error
+        raise _no_address(base_url) from error
     fits = parts.scheme in ("http", "https") and parts.hostname and not (parts.query or parts.fragment)
     if not fits or " " in base_url or not _has_port(parts) or not _is_host(base_url, parts):
-        raise ValueError(f"base_url: got {base_url!r}, want http://HOST:PORT, https://HOST or unix:/PATH")
+        raise _no_address(base_url)
     if parts.username is not None or parts.password is not None:
         raise ValueError("base_url: want no user or password in it; keys go to api_key")
     host = cast(str, parts.hostname)
@@ -403,6 +402,11 @@ def _address(
             limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
             transport = httpx_transport(proxy, limits)
     return base_url.rstrip("/"), transport
+
+
+def _no_address(base_url: str) -> ValueError:
+    shown = base_url.rpartition("@")[2]  # without the password
+    return ValueError(f"base_url: got {shown!r}, want http://HOST:PORT, https://HOST or unix:/PATH")
 
 
 def _is_host(base_url: str, parts: SplitResult) -> bool:
