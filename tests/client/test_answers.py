@@ -419,7 +419,7 @@ def test_any_bytes_from_a_socket(parts: list[bytes], sound: bool) -> None:
 
 
 class TestExamples:
-    """What the changes above have found, and what was filed."""
+    """What the changes above have found, one by one."""
 
     def answered(self, **arguments: Any) -> Client:
         return Client("http://node", transport=httpx.MockTransport(lambda request: httpx.Response(**arguments)))
@@ -576,8 +576,15 @@ class TestExamples:
         ],
     )
     def test_a_state_of_other_tensors(self, name: str, about: Any) -> None:
+        self.refused_state({"__metadata__": {"exodus": '{"sequence": 0}'}, name: about})
+
+    @pytest.mark.parametrize("sequence", ["1", -1, 2**70, None, True])
+    def test_a_state_after_a_number_of_calls_that_is_none(self, sequence: Any) -> None:
+        self.refused_state({"__metadata__": {"exodus": json.dumps({"sequence": sequence})}})
+
+    def refused_state(self, described: dict[str, Any]) -> None:
         server = TrainingServer()
-        header = json.dumps({"__metadata__": {"exodus": '{"sequence": 0}'}, name: about}).encode()
+        header = json.dumps(described).encode()
         body = len(header).to_bytes(8, "little") + header + bytes(8)
         state = httpx.Response(200, content=body)
         answer = lambda request: state if request.url.path.endswith("/state") else server(request)  # noqa: E731
