@@ -269,6 +269,15 @@ def test_a_network_is_converted_as_any_module(case, dtype):
         assert torch.equal(back(x), other(x))
 
 
+def test_a_network_has_the_dtype_of_the_parameters_that_it_is_given():
+    net, other = build("linear", "float32"), build("linear", "float64")
+    x = signal(other, 2, 3)
+    given = {name: p.detach().clone() for name, p in other.named_parameters()}
+    torch.testing.assert_close(torch.func.functional_call(net, given, x), other(x))
+    net.load_state_dict(given, assign=True)
+    torch.testing.assert_close(net(x), other(x))
+
+
 def test_a_network_without_parameters_is_converted_too():
     net = network.build({"input_shape": [3], "layers": [{"kind": "if"}]})
     assert net.double()(torch.ones(1, 1, 3)).dtype == torch.float64

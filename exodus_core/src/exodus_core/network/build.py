@@ -72,12 +72,12 @@ class Network(torch.nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """What its parameters are in now, and inputs are converted to."""
-        return self._like.dtype
+        return next(self.parameters(), self._like).dtype
 
     @property
     def device(self) -> torch.device:
         """Where it is now, and inputs are moved to."""
-        return self._like.device
+        return next(self.parameters(), self._like).device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What to(), cuda(), double() and their like do; masks are drawn where the network goes."""
