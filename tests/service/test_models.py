@@ -265,7 +265,8 @@ def test_a_full_disk_is_said_and_harms_nothing(serve, tmp_path, connect):
 
 
 def test_models_that_left_memory_come_back_when_called(serve, tmp_path, connect):
-    remote = connect(serve(state_dir=tmp_path / "s", models_memory_bytes=80_000).port)
+    room = 2 * footprint(parse(NETWORK), ADAM) + 10_000
+    remote = connect(serve(state_dir=tmp_path / "s", models_memory_bytes=room).port)
     for id in ("a", "b", "c", "d"):
         assert remote.create(id).status == 201
         assert remote.step(1, id).status == 200
