@@ -150,6 +150,7 @@ def test_a_frame_has_to_be_whole_and_alone() -> None:
     frame = zstandard.ZstdCompressor().compress(b"abc" * 100)
     assert refusal(frame[:-1], "zstd") == "malformed"
     assert refusal(frame + b"x", "zstd") == "malformed"
+    assert refusal(frame + b"x" * 1000, "zstd") == "malformed"
     assert refusal(frame + frame, "zstd") == "malformed"
 
 
