@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.utils.checkpoint
 
-from agreement import assert_agrees
+from agreement import assert_agrees, relative_error
 from exodus_core import losses, network
+from exodus_core.network.recurrent import recurrent_lif
 
 # (batch, time), odd, of one, and beyond a vector register
 SIZES = [(1, 1), (3, 7), (2, 65)]
@@ -426,3 +427,13 @@ def test_a_sparse_input_is_refused():
     net = network.build([{"kind": "linear", "in_features": 3, "out_features": 2}])
     with pytest.raises(TypeError, match=r"x must be a dense tensor, got one of layout torch.sparse_coo"):
         net(torch.ones(2, 5, 3).to_sparse())
+
+
+def test_parameter_gradients_of_a_recurrent_layer_keep_their_precision_over_many_steps():
+    x, weight = torch.rand(1, 6000, 4), 0.01 * torch.randn(4, 4)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        alpha = torch.full((4,), 0.5, dtype=dtype, requires_grad=True)
+        recurrent_lif(x.to(dtype), weight.to(dtype), alpha, threshold=5.0).sum().backward()
+        found.append(alpha.grad)
+    assert relative_error(*found) < 2e-7
