@@ -138,7 +138,7 @@ def main() -> None:
         uvicorn.run(_echo(), http="httptools", **same)
     else:
         pace = Pace(stall_timeout=30, min_upload_rate=1, min_download_rate=1, max_unwanted=1 << 30)
-        uvicorn.run(_sink(), http=partial(Protocol, pace=pace), lifespan="off", **same)
+        uvicorn.run(_sink(), lifespan="off", **same | {"http": partial(Protocol, pace=pace)})
 
 
 if __name__ == "__main__":
