@@ -195,7 +195,7 @@ def _srm(layer: _Layer) -> _Need:
     most = min(taps, layer.time)
     loop, seen = _loop(layer, 10), layer.step + _LISTED
     kept = loop.kept + (most * layer.time - most * most // 2) * seen if layer.training else 0
-    forward = max(kept, loop.kept) + 3 * layer.y + 3 * most * seen
+    forward = max(kept, loop.kept) + 7 * layer.y + 3 * most * seen
     return _Need(kept=kept, forward=forward, backward=loop.backward + 2 * most * seen, reads_input=True)
 
 
