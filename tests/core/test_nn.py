@@ -485,3 +485,22 @@ def test_network_trains():
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_parameters_of_neurons_can_be_kept_from_weight_decay():
+    hidden = nn.LIF(0.9, threshold=2.0, trainable=("alpha", "threshold"))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(3, 3), hidden, torch.nn.Sequential(hidden, nn.ExpLeak(0.5, trainable="alpha"))
+    )
+    neurons = list(nn.neuron_parameters(net))
+    assert [id(p) for p in neurons] == [id(p) for p in (hidden.alpha, hidden.threshold, net[2][1].alpha)]
+    weights = [p for p in net.parameters() if all(p is not neuron for neuron in neurons)]
+    optimizer = torch.optim.AdamW(
+        [{"params": weights}, {"params": neurons, "weight_decay": 0.0}], lr=0.1, weight_decay=0.5
+    )
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    before = net[0].weight.clone()
+    optimizer.step()
+    assert not torch.equal(net[0].weight, before)
+    assert [round(p.item(), 6) for p in neurons] == [0.9, 2.0, 0.5]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from exodus_core.ops import compute_dtype
 from exodus_core.recomputation import refuse_recomputation
 from exodus_core.surrogate import Surrogate
 
-__all__ = ["IF", "LIF", "SRM", "ExpLeak"]
+__all__ = ["IF", "LIF", "SRM", "ExpLeak", "neuron_parameters"]
 
 
 class _Neuron(torch.nn.Module):
@@ -435,3 +435,14 @@ class SRM(_Neuron):
             time_dim=self.time_dim,
         )
         return spikes
+
+
+def neuron_parameters(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+    """The trained parameters of the neurons in a module: alpha, threshold, reset_by, min_membrane, taps.
+
+    They are constants of a model, which weight decay would pull to 0: give them to an optimiser in a group of their own
+    with `weight_decay=0`. `exodus_core.network.Network.neuron_parameters` has those of a network from a description.
+    """
+    for part in module.modules():
+        if isinstance(part, _Neuron):
+            yield from part.parameters(recurse=False)
