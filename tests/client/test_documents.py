@@ -36,7 +36,8 @@ def test_the_client_guide_runs_from_top_to_bottom(
         message = decode(request.content, MSGPACK_TYPE)
         if message.params.get("neuron", {}).get("model") == "srm":
             grad_psp = Tensor.of("grad_psp", np.zeros((8, 100, 32), np.float32))
-            answer = Message.of({"device": "cpu", "method": "exodus", "grad_norms": {}}, [grad_psp])
+            method = request.url.path.rpartition("/")[2]
+            answer = Message.of({"device": "cpu", "method": method, "grad_norms": {}}, [grad_psp])
             body = b"".join(encode(answer).chunks)
             return httpx.Response(200, content=body, headers={"Content-Type": MSGPACK_TYPE})
         if message.tensors.get("alpha") is not None and message.tensors["alpha"].shape == (7,):

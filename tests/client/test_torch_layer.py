@@ -306,7 +306,7 @@ class TestModule:
         ("saved", "message"),
         [
             (torch.ones(3), r"alpha must have one element, got shape \(3,\)"),
-            (torch.tensor(torch.nan), "alpha: LIF.alpha: got nan"),
+            (torch.tensor(torch.nan), "alpha: LIF.alpha must be a finite number, got nan"),
         ],
     )
     def test_a_state_dict_that_does_not_fit_is_refused(self, service: Any, saved: Tensor, message: str) -> None:

@@ -28,6 +28,8 @@ WRONG_LIF = [
     (ValueError, "reset must be 'subtract', 'zero' or 'none', got 'soft'", {"reset": "soft"}),
     (ValueError, "max_spikes must be 1 with reset 'zero', got 2", {"reset": "zero", "max_spikes": 2}),
     (ValueError, "max_spikes must be at least 1, got 0", {"max_spikes": 0}),
+    (ValueError, "max_spikes must be at most 2147483647, got an integer of 1329 bits", {"max_spikes": 10**400}),
+    (ValueError, "threshold must be a number of a float's size, got an integer of 1329 bits", {"threshold": 10**400}),
     (TypeError, "max_spikes must be an int, got float", {"max_spikes": 2.0}),
     (ValueError, "method must be one of exodus, slayer, bptt, got 'BPTT'", {"method": "BPTT"}),
     (TypeError, "surrogate must be one of exodus_core.surrogate, got str", {"surrogate": "exponential"}),

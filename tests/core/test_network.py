@@ -328,6 +328,22 @@ def test_networks_train_under_autocast(case):
     assert all(g is None or (g.dtype == torch.float32 and g.isfinite().all()) for g in found)
 
 
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_recurrent_network_trains_under_autocast(backend, within):
+    layers = [{"kind": "linear", "out_features": 8}, {"kind": "lif", "alpha": 0.9, "recurrent": {}}]
+    net = network.build({"input_shape": [3], "layers": layers})
+    x = torch.rand(2, 5, 3)
+    results = []
+    for call in (net, torch.compile(net, backend=backend)):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = call(x).float().sum()
+            found = torch.autograd.grad(loss, list(net.parameters())) if within else None
+        results.append(found or torch.autograd.grad(loss, list(net.parameters())))
+    assert all(torch.allclose(a, b, rtol=1e-2, atol=1e-6) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("method", ["exodus", "bptt"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_recurrent_neurons_keep_their_precision_under_autocast(method, bias):

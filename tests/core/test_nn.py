@@ -11,7 +11,7 @@ import torch.utils.checkpoint
 
 import exodus_core
 from agreement import relative_error
-from exodus_core import AlphaKernel, ExponentialKernel, nn, surrogate
+from exodus_core import AlphaKernel, ExponentialKernel, SlayerRefractory, SlayerResponse, network, nn, surrogate
 from exodus_core.surrogate import Sigmoid
 
 X = torch.linspace(-1, 2, 2 * 20 * 3).view(2, 20, 3)
@@ -504,3 +504,69 @@ def test_the_parameters_of_neurons_can_be_kept_from_weight_decay():
     optimizer.step()
     assert not torch.equal(net[0].weight, before)
     assert [round(p.item(), 6) for p in neurons] == [0.9, 2.0, 0.5]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of compiling
+@pytest.mark.parametrize(("backend", "use_reentrant"), [("eager", True), ("aot_eager", True), ("aot_eager", False)])
+def test_a_compiled_stateful_layer_is_not_recomputed(backend, use_reentrant):
+    layer = nn.IF(stateful=True)
+    compiled = torch.compile(layer, backend=backend)
+    x = torch.tensor([[[1.5], [0.0]]], requires_grad=True)
+    for call in (compiled, lambda x: torch.utils.checkpoint.checkpoint(compiled, x, use_reentrant=use_reentrant)):
+        layer.state = (torch.full((1, 1), 0.6), torch.zeros(1, 1))
+        outputs = call(x)
+    with pytest.raises(RuntimeError, match="a stateful layer must not be recomputed"):
+        outputs.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of compiling
+def test_a_compiled_layer_keeps_no_more_than_a_step():
+    layer = nn.LIF(0.9, stateful=True, time_dim=0)
+    with torch.no_grad():
+        torch.compile(layer)(torch.zeros(500, 4, 8))
+    assert [part.untyped_storage().nbytes() for part in layer.state] == [128, 128]
+
+
+def test_slayers_kernels_are_in_the_state_dict():
+    layer = nn.SRM(SlayerRefractory(9.0, -5.0), response_kernel=SlayerResponse(2.0))
+    layer.load_state_dict(nn.SRM(SlayerRefractory(3.0, -1.0), response_kernel=SlayerResponse(4.0)).state_dict())
+    assert (layer.reset_kernel, layer.response_kernel) == (SlayerRefractory(3.0, -1.0), SlayerResponse(4.0))
+
+
+def overshoot(module, parameter, optimizer=None):
+    optimizer = optimizer or torch.optim.SGD(module.parameters(), lr=0.1)
+    parameter.grad = torch.full_like(parameter, -10.0)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_parameters_that_are_set_later_stay_in_range_too(copied):
+    layer = nn.LIF(0.9)
+    layer.alpha = torch.nn.Parameter(torch.tensor(0.999))
+    layer = copy.deepcopy(layer) if copied else layer
+    overshoot(layer, layer.alpha)
+    assert layer.alpha.item() == 1
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_networks_from_descriptions_stay_in_range_in_a_loop_of_ones_own(copied):
+    lif = {"kind": "lif", "alpha": 0.999, "trainable": ["alpha"]}
+    net = network.build([{"kind": "linear", "in_features": 3, "out_features": 3}, lif])
+    net = copy.deepcopy(net) if copied else net
+    overshoot(net, net.get_parameter("1.alpha"))
+    assert net.get_parameter("1.alpha").item() == 1
+    assert [id(p) for p in nn.neuron_parameters(torch.nn.Sequential(net))] == [id(net.get_parameter("1.alpha"))]
+
+
+def test_an_optimiser_does_not_write_to_a_parameter_that_it_left_alone():
+    layer, other = nn.LIF(0.9, trainable=["alpha"]), torch.nn.Linear(3, 3)
+    optimizer = torch.optim.SGD([*layer.parameters(), *other.parameters()], 0.1)
+    loss = layer(torch.rand(2, 4, 3)).sum()
+    overshoot(other, other.bias, optimizer)
+    loss.backward()
+    assert layer.alpha.grad is not None
+
+
+def test_a_threshold_to_be_trained_starts_within_its_range():
+    with pytest.raises(ValueError, match=r"threshold must be at least 0.001 where trained, got 0.0005"):
+        nn.LIF(0.9, threshold=torch.tensor([1.0, 5e-4]), trainable=["threshold"])

@@ -121,6 +121,17 @@ def test_a_cut_kernel_is_the_kernel_up_to_there():
         exodus_core.ExponentialKernel(1.0).cut(0.1)
 
 
+def test_a_kernel_that_rises_slowly_is_cut_where_it_falls():
+    assert len(SlayerResponse(4e4).cut(0.01)) == 305535
+    assert len(exodus_core.ExponentialKernel((0.99999, 0.9999), (1.0, -1.0)).cut(0.02)) == 391201
+
+
+@pytest.mark.parametrize("kernel", [AlphaKernel, SlayerRefractory])
+def test_a_kernel_that_no_float_holds_is_refused(kernel):
+    with pytest.raises(ValueError, match=r"amplitude / tau must be finite, got -?inf"):
+        kernel(0.5, 1e308)
+
+
 @pytest.mark.parametrize("kernel", [SlayerResponse, SlayerRefractory])
 def test_arguments_are_checked(kernel):
     with pytest.raises(ValueError, match="tau must be positive, got 0"):

@@ -453,6 +453,9 @@ def test_a_compiled_network_can_be_trained():
         other.step(*batch(i), LOSS)
     assert torch.allclose(ours.weights(), other.weights(), atol=1e-6)
     assert torch.equal(net.generator.get_state(), other.net.generator.get_state())
+    assert ours.state().keys() == other.state().keys()
+    other.load_state(ours.state())
+    assert equal(ours.state(), other.state())
 
 
 def test_a_network_is_trained_in_the_dtype_that_it_was_converted_to():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from exodus_core.surrogate import KINDS, Surrogate
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 METHODS = ("exodus", "slayer", "bptt")
+LARGEST = 2**31 - 1
 _SURROGATES = tuple(KINDS.values())
 
 # The numbers are those of enum Method in csrc/core/adjoint.h. BPTT does not reach the operators.
@@ -99,6 +101,8 @@ def reset_code(reset: str, decay_reset: bool, max_spikes: int) -> int:
     max_spikes = integer("max_spikes", max_spikes)
     if max_spikes < 1:
         raise ValueError(f"max_spikes must be at least 1, got {max_spikes}")
+    if max_spikes > LARGEST:
+        raise ValueError(f"max_spikes must be at most {LARGEST}, got an integer of {max_spikes.bit_length()} bits")
     if reset not in ("subtract", "zero", "none"):
         raise ValueError(f"reset must be 'subtract', 'zero' or 'none', got {reset!r}")
     if reset == "zero" and max_spikes > 1:
@@ -126,6 +130,8 @@ def check_value(name: str, value: float | Tensor) -> None:
         raise TypeError(f"{name} must be a float or a float tensor, got {type(value).__name__}")
     if value != value:  # not math.isnan, which torch.compile cannot trace where numbers are dynamic
         raise ValueError(f"{name} must be a number, got nan")
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ValueError(f"{name} must be a number of a float's size, got an integer of {value.bit_length()} bits")
 
 
 def check_alpha(alpha: float | Tensor) -> None:

@@ -51,7 +51,9 @@ class _ModalKernel:
         below, most = _number("below", below), 2**20
         if below <= 0:
             raise ValueError(f"below must be positive, got {below}")
-        length = 64
+        # No kernel rises for longer than the time constant of its slowest mode.
+        rise = max((-1 / math.log(decay) for decay in self.modes.decay if 0 < decay < 1), default=0.0)
+        length = max(64, math.ceil(rise))
         while length <= most:
             taps = self.taps(2 * length)
             kept = int((taps.abs() >= below).nonzero().max()) + 1 if bool((taps.abs() >= below).any()) else 1
@@ -127,7 +129,8 @@ class AlphaKernel(_ModalKernel):
 
     def __post_init__(self) -> None:
         tau, amplitude = _check_tau(self.tau), _number("amplitude", self.amplitude)
-        object.__setattr__(self, "modes", Modes((math.exp(-1 / tau),), (0.0,), (amplitude * math.e / tau,)))
+        slope = _number("amplitude / tau", amplitude * math.e / tau)
+        object.__setattr__(self, "modes", Modes((math.exp(-1 / tau),), (0.0,), (slope,)))
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class SlayerRefractory(_ModalKernel):
 
     def __post_init__(self) -> None:
         tau, amplitude = _check_tau(self.tau), _number("amplitude", self.amplitude)
-        first = amplitude / tau * math.exp(1 - 1 / tau)
+        first = _number("amplitude / tau", amplitude / tau * math.exp(1 - 1 / tau))
         object.__setattr__(self, "modes", Modes((math.exp(-1 / tau),), (first,), (first,)))
 
 

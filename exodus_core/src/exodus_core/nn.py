@@ -12,7 +12,8 @@ from torch import Tensor
 
 from exodus_core import arguments, functional, ranges
 from exodus_core.functional import DEFAULT_SURROGATE
-from exodus_core.kernels import AlphaKernel, ExponentialKernel, Kernel
+from exodus_core.kernels import Kernel
+from exodus_core.network import spiking
 from exodus_core.ops import compute_dtype
 from exodus_core.recomputation import refuse_recomputation
 from exodus_core.surrogate import Surrogate
@@ -20,7 +21,7 @@ from exodus_core.surrogate import Surrogate
 __all__ = ["IF", "LIF", "SRM", "ExpLeak", "neuron_parameters"]
 
 
-class _Neuron(torch.nn.Module):
+class _Neuron(ranges.Bounded):
     """Keeps neuron parameters: as torch.nn.Parameter where trainable, as a buffer where a tensor, else as a float.
 
     Tensors are copied. Floats are in the state_dict too, as 0-d float64 tensors.
@@ -43,6 +44,9 @@ class _Neuron(torch.nn.Module):
             if name in names:
                 start = torch.tensor(float(value)) if not isinstance(value, Tensor) else _copied(value)  # type: ignore[arg-type]
                 arguments.check_values(name, start, positive=name == "threshold")
+                if name == "threshold" and not start.is_meta and bool((start < ranges.MIN_THRESHOLD).any()):
+                    got = f"{start.min().item():g}"
+                    raise ValueError(f"threshold must be at least {ranges.MIN_THRESHOLD} where trained, got {got}")
                 self.register_parameter(name, torch.nn.Parameter(start))
             elif isinstance(value, Tensor):
                 if value.requires_grad:
@@ -55,14 +59,6 @@ class _Neuron(torch.nn.Module):
             else:
                 setattr(self, name, None if value is None else float(value))
         self._parameter_names = tuple(parameters)
-        ranges.watch(self)
-
-    def constrain(self) -> None:
-        """Brings trained parameters back to where the neuron is defined: alpha in [0, 1], the threshold above 0.001.
-
-        Every optimiser of torch.optim does so after its step; to be called where parameters are changed otherwise.
-        """
-        ranges.constrain(self)
 
     def extra_repr(self) -> str:
         """The parameters, for repr()."""
@@ -81,10 +77,6 @@ class _Neuron(torch.nn.Module):
         buffers = self._buffers.items()
         kept = {name: buffer.detach() if buffer is not None and buffer.grad_fn else buffer for name, buffer in buffers}
         return self.__dict__ | {"_buffers": kept}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        ranges.watch(self)
 
     def _check_steps(self, x: Tensor) -> None:
         if self.time_dim == 1 and isinstance(x, Tensor) and x.dim() == 2:
@@ -169,7 +161,7 @@ class _Stateful(_Neuron):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """What .to() and its like do: the state follows to other devices, and is never rounded to a half type."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         if self.state is not None:
             self.state = (_moved(self.state[0], fn), _moved(self.state[1], fn))
         return self
@@ -211,7 +203,7 @@ class _Stateful(_Neuron):
             )
         # Autograd can keep a copy of what was made in inference mode; torch.compile cannot ask, and fuses the copy.
         if torch.compiler.is_compiling() or kept.is_inference():
-            return self.state[0].clone(), self.state[1].clone()
+            return _kept(self.state[0]), _kept(self.state[1])
         return self.state
 
 
@@ -228,7 +220,25 @@ def _moved(part: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
 
 def _last(trace: Tensor, time_dim: int) -> Tensor:
     """A copy of the last step: the caller may do with the trace what it likes. Gradients reach back."""
-    return trace.select(time_dim, -1).clone()
+    return _kept(trace.select(time_dim, -1))
+
+
+def _kept(part: Tensor) -> Tensor:
+    return _compiled_copy(part) if torch.compiler.is_compiling() else part.clone()
+
+
+@torch.library.custom_op("exodus::kept_state", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _compiled_copy(part: Tensor) -> Tensor:
+    refuse_recomputation("a stateful layer", "pass the state on as tensors, to and from exodus_core.lif")
+    return part.clone(memory_format=torch.contiguous_format)
+
+
+@_compiled_copy.register_fake
+def _(part: Tensor) -> Tensor:
+    return torch.empty_like(part, memory_format=torch.contiguous_format)
+
+
+_compiled_copy.register_autograd(lambda ctx, grad: grad)
 
 
 class LIF(_Stateful):
@@ -243,7 +253,8 @@ class LIF(_Stateful):
             whole, membrane and spike decisions too, so that a sequence in pieces is that in one call.
 
     Parameters that are tensors are copied. Numbers are in the state_dict beside them, float64, and are set by
-    load_state_dict; a state_dict from before they were is loaded without.
+    load_state_dict; a state_dict from before they were is loaded without. `torch.func.functional_call` takes parameters
+    and buffers, `dict(net.named_parameters()) | dict(net.named_buffers())`, and no state_dict with numbers in it.
 
     Raises:
         TypeError, ValueError: an argument does not fit, as far as the call does not tell; or trainable names something
@@ -410,7 +421,7 @@ class SRM(_Neuron):
         found = super()._numbers()
         for name in ("reset_kernel", "response_kernel"):
             kernel = getattr(self, name)
-            if isinstance(kernel, ExponentialKernel | AlphaKernel):
+            if not isinstance(kernel, Tensor | None):
                 fields = [field.name for field in dataclasses.fields(kernel) if field.init]
                 found |= {f"{name}.{field}": getattr(kernel, field) for field in fields}
         return found
@@ -441,8 +452,8 @@ def neuron_parameters(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
     """The trained parameters of the neurons in a module: alpha, threshold, reset_by, min_membrane, taps.
 
     They are constants of a model, which weight decay would pull to 0: give them to an optimiser in a group of their own
-    with `weight_decay=0`. `exodus_core.network.Network.neuron_parameters` has those of a network from a description.
+    with `weight_decay=0`. Networks of `exodus_core.network.build` in the module count too.
     """
     for part in module.modules():
-        if isinstance(part, _Neuron):
+        if isinstance(part, _Neuron | spiking.Lif | spiking.ExpLeak):
             yield from part.parameters(recurse=False)

@@ -8,7 +8,7 @@ import torch
 def refuse_recomputation(what: str, instead: str) -> None:
     """Raises RuntimeError where a backward pass is running, from which torch.utils.checkpoint calls a layer again.
 
-    A compiled graph is recomputed from its inputs, of which the state is one.
+    A graph that is being compiled has no backward pass yet: what may not be recomputed is an operator there.
     """
     if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
         raise RuntimeError(

@@ -16,7 +16,7 @@ from exodus_core.network.modules import Drawing, Weights
 from exodus_core.network.recurrent import recurrent_lif
 
 
-class _Neurons(torch.nn.Module):
+class _Neurons(ranges.Bounded):
     """Keeps parameters of neurons: a Parameter where trainable, a tensor where a list, else a number."""
 
     def _keep(self, layer: Any, trainable: tuple[str, ...], draw: Drawing, *names: str) -> None:
@@ -29,10 +29,6 @@ class _Neurons(torch.nn.Module):
                 self.register_buffer(name, draw.constant(value), persistent=False)
             else:
                 setattr(self, name, value)
-
-    def constrain(self) -> None:
-        """Brings trained parameters back to where the neuron is defined."""
-        ranges.constrain(self)
 
 
 class Lif(_Neurons):

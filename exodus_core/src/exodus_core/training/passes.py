@@ -6,7 +6,7 @@ copies, so that a call that fails later has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -44,10 +44,11 @@ class Forward:
 
 
 class Passes:
-    """Runs a network without changing it."""
+    """Runs a network without changing it; `compiled` is the same network, to be called in its place."""
 
-    def __init__(self, net: Network) -> None:
+    def __init__(self, net: Network, compiled: Callable[[Tensor], Tensor] | None = None) -> None:
         self.net = net
+        self._call: Callable[[Tensor], Tensor] = net if compiled is None else compiled
         modules = list(net.modules())
         self._norms = [module for module in modules if isinstance(module, BatchNorm)]
         self._draws = any(isinstance(module, Dropout) and module.p > 0 for module in modules)
@@ -84,12 +85,12 @@ class Passes:
     def evaluate(self, x: Tensor, train: bool) -> Tensor:
         """The outputs, without a graph."""
         with torch.no_grad(), self._isolated(train):
-            return self.net(x)  # type: ignore[no-any-return]
+            return self._call(x)
 
     def run(self, x: Tensor) -> tuple[Tensor, Changes]:
         """The outputs in training with their graph, and what the pass would change."""
         with torch.enable_grad(), self._isolated(True) as changes:
-            outputs: Tensor = self.net(x)
+            outputs = self._call(x)
         return outputs, changes
 
     def run_counted(self, x: Tensor) -> tuple[Tensor, Changes, int]:

@@ -66,15 +66,17 @@ class Trainer:
 
     def __init__(self, net: Network, optimizer: str | Mapping[str, Any]) -> None:
         self._kind = parse_optimizer(optimizer)
-        if not isinstance(getattr(net, "_orig_mod", net), Network):
+        plain = getattr(net, "_orig_mod", net)  # of torch.compile, which gives parameters other names
+        if not isinstance(plain, Network):
             raise TypeError(f"net must be a network of exodus_core.network.build, got {type(net).__name__}")
+        compiled, net = net, plain
         self.net = net
         self.optimizer_data = self._kind.data
         self._named = dict(net.named_parameters())
         self._parameters = list(self._named.values())
         if not self._parameters:
             raise ValueError("net must have at least one parameter, got none")
-        self._passes = Passes(net)
+        self._passes = Passes(net, compiled)
         self.optimizer = self._kind.made(net)
         net.train()
 
