@@ -329,6 +329,15 @@ class TestModule:
         others.constrain()
         assert others.alpha == 1.0
 
+    def test_an_optimiser_does_not_write_to_a_parameter_that_it_left_alone(self, service: Any, x: Tensor) -> None:
+        layer, weight = RemoteLIF(service.client(), 0.9, trainable="alpha"), torch.nn.Parameter(torch.ones(1))
+        optimiser = torch.optim.SGD([*layer.parameters(), weight], 0.1)
+        loss = layer(x).sum()
+        weight.sum().backward()
+        optimiser.step()
+        loss.backward()
+        assert layer.alpha.grad is not None  # type: ignore[union-attr]
+
     def test_a_threshold_to_be_trained_must_be_positive(self, service: Any) -> None:
         with pytest.raises(ValueError, match=r"threshold must be positive where it is trainable, got 0.0"):
             RemoteLIF(service.client(), 0.9, threshold=0.0, trainable="threshold")

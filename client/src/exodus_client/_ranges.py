@@ -24,7 +24,7 @@ def constrain(module: torch.nn.Module, only: set[int] | None = None) -> None:
     with torch.no_grad():
         for name, (low, high) in RANGES.items():
             parameter = module._parameters.get(name)
-            if parameter is not None and (only is None or id(parameter) in only):
+            if parameter is not None and (only is None or (id(parameter) in only and parameter.grad is not None)):
                 parameter.clamp_(low, high)
 
 
