@@ -43,7 +43,7 @@ demo: setup ## start the service and train over HTTP; DATA=DIR for the Oxford ra
 	$(BIN)/python -m examples.demo $(if $(DATA),--data $(DATA))
 
 test: setup ## all tests; those against other libraries run where `make peers` has installed them
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore tests/client
 	$(BIN)/pytest -q tests/client --cov --cov-fail-under=100 --cov-report=term:skip-covered
 
 lint: setup ## ruff and mypy
