@@ -529,6 +529,29 @@ class TestExamples:
             with pytest.raises(InvalidResponseError, match="model"):
                 model.info()
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"input_shape": "ab"}, {"input_shape": [-1]}, {"input_shape": [2.0]}, {"input_shape": [True]},
+            {"input_shape": 3}, {"input_shape": {}}, {"layers": [{"kind": 3}]}, {"layers": [{"kind": None}]},
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_a_network_of_something_else(self, change: Any) -> None:
+        server = TrainingServer()
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            found = server(request)
+            if request.method == "POST":
+                return found
+            info = found.json()
+            return httpx.Response(200, json=info | {"network": info["network"] | change})
+
+        with Client("http://node", transport=httpx.MockTransport(answer)) as client:
+            client.create_model(LAYERS, id="m")
+            with pytest.raises(InvalidResponseError, match="its network cannot be"):
+                client.model("m")
+
     def test_another_model(self) -> None:
         server = TrainingServer()
         with Client("http://node", transport=httpx.MockTransport(server)) as client:

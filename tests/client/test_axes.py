@@ -215,3 +215,41 @@ def test_spikes_of_every_dtype_travel_as_bits(client: Client, server: TrainingSe
     for dtype in (np.uint8, np.int64, np.uint32, np.float16, np.bool_):
         model.step((X % 2).astype(dtype), LABELS, loss="max_over_time_ce").result(10)
     assert [message.tensors["input"].encoding for message in calls(server)] == ["bits"] * 5
+
+
+LOSSES = ["max_over_time_ce", lambda outputs, targets: outputs.sum()]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=["a loss by name", "a function"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "got None"),
+        ([[[1.0, 2.0, 3.0]], [[1.0, 2.0]]], "got lists of several lengths"),
+        (torch.as_tensor(X).to_sparse(), "got a tensor that is sparse_coo"),
+        (torch.empty(2, 4, 3, device="meta"), "got a tensor on meta"),
+        (torch.nested.nested_tensor([torch.ones(4, 3), torch.ones(2, 3)], layout=torch.jagged), "got a tensor that is nested"),
+    ],
+    ids=["none", "ragged", "sparse", "meta", "nested"],
+)
+@each_order
+def test_what_is_no_dense_array_is_refused_by_name(
+    client: Client, server: TrainingServer, sharded: Any, time_dim: int, given: Any, message: str, loss: Any
+) -> None:
+    models: list[Any] = [make(client, time_dim=time_dim), sharded(time_dim=time_dim)]
+    for model in models:
+        with pytest.raises((TypeError, ValueError), match=f"^spikes must be a dense array of numbers, {message}"):
+            model.step(given, LABELS, loss=loss)
+        if given is not None:
+            spikes = ORDERS[time_dim](X)
+            with pytest.raises((TypeError, ValueError), match=f"^targets must be a dense array of numbers, {message}"):
+                model.step(spikes, given, loss=loss)
+    assert not calls(server)
+
+
+@pytest.mark.parametrize("kind", [["a"], {}, None, 3])
+def test_a_loss_of_no_kind_is_for_the_server_to_refuse(client: Client, server: TrainingServer, kind: Any) -> None:
+    model = make(client)
+    for loss in ({"kind": kind}, {}):
+        model.forward(X, LABELS, loss=loss).result(10)
+        assert calls(server)[-1].params["loss"] == loss

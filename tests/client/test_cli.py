@@ -135,7 +135,10 @@ class TestGradient:
                 "--out: got grad.txt, want a name that ends in",
             ),
             (("--membrane", "u.npy", "--alpha", "0.9", "--out", "none/grad.npy"), "--out: there is no folder none"),
-            (("--membrane", "u.npy", "--alpha", "0.9", "--url", "node"), "base_url: got 'node'"),
+            (
+                ("--membrane", "u.npy", "--alpha", "0.9", "--url", "node"),
+                "base_url must be http://HOST:PORT, https://HOST or unix:/PATH, got 'node'",
+            ),
             (("--membrane", "u.npy", "--alpha", "nan"), "LIF.alpha must be a finite number, got nan"),
             (("--membrane", "u.npy", "--alpha", "0.9", "--wrt", "beta", "--grad-output", "g.npy"), "wrt: got 'beta'"),
         ],

@@ -35,8 +35,8 @@ def test_the_client_guide_runs_from_top_to_bottom(
             return httpx.Response(200, json={"methods": ["exodus"]})
         message = decode(request.content, MSGPACK_TYPE)
         if message.params.get("neuron", {}).get("model") == "srm":
-            grad_psp = Tensor.of("grad_psp", np.zeros((8, 100, 32), np.float32))
             method = request.url.path.rpartition("/")[2]
+            grad_psp = Tensor.of("grad_psp", np.zeros((8, 100, 32), np.float32))
             answer = Message.of({"device": "cpu", "method": method, "grad_norms": {}}, [grad_psp])
             body = b"".join(encode(answer).chunks)
             return httpx.Response(200, content=body, headers={"Content-Type": MSGPACK_TYPE})

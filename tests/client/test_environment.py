@@ -55,6 +55,15 @@ EXCEPTIONS = [
     ("node,.example.org", "a.example.org", "node.org"),
     ("a, *", "anything", None),
     ("*", "anything", None),
+    ("node:8000", "node", "other"),
+    ("LocalHost:8000", "localhost", "node"),
+    ("127.0.0.1:8000", "127.0.0.1", "127.0.0.2"),
+    ("[::1]:8000", "[::1]", "[::2]"),
+    ("all://localhost", "localhost", "node"),
+    ("all://.example.org", "a.example.org", "node"),
+    ("http://127.0.0.1, https://127.0.0.1", "127.0.0.1", "127.0.0.2"),
+    ("http://node:8000/, https://node:8000", "node", "other"),
+    ("http://[::1]:8000,https://[::1]:8000", "[::1]", "[::2]"),
     ("[nonsense, ://, 1.2.3.4/99, fe80::/x, node", "node", "1.2.3.4"),
 ]
 
@@ -68,6 +77,22 @@ def test_hosts_and_networks_without_a_proxy(
     environment(all_proxy=PROXY, **{name: excepted})
     assert not has_proxy(f"{scheme}://{direct}:8000")
     assert through is None or has_proxy(f"{scheme}://{through}:8000")
+
+
+def test_an_exception_with_a_scheme_is_for_that_scheme(environment: Any) -> None:
+    environment(all_proxy=PROXY, no_proxy="https://node")
+    assert not has_proxy("https://node")
+    assert has_proxy("http://node")
+
+
+@pytest.mark.parametrize(
+    ("url", "port"), [("http://node", 80), ("https://node", 443), ("http://node:81", 81), ("https://node:80", 80)]
+)
+def test_an_exception_with_a_port_is_for_that_port(environment: Any, url: str, port: int) -> None:
+    environment(all_proxy=PROXY, no_proxy=f"node:{port}")
+    assert not has_proxy(url)
+    environment(no_proxy=f"node:{port + 1}")
+    assert has_proxy(url)
 
 
 def test_what_is_excepted_matters_where_there_is_no_proxy_neither(environment: Any) -> None:
@@ -112,7 +137,7 @@ def test_a_socks_proxy_names_the_variable_and_the_package(
 def test_a_proxy_that_is_none_names_the_variable_and_shows_no_password(environment: Any, proxy: str) -> None:
     environment(HTTP_PROXY=proxy)
     with pytest.raises(
-        ValueError, match=r"^the environment variable HTTP_PROXY: got '.*', want the URL of a pro"
+        ValueError, match=r"^the environment variable HTTP_PROXY must be the URL of a proxy, such as .*, got '"
     ) as caught:
         Client("http://node")
     assert "secret" not in str(caught.value)
@@ -122,7 +147,7 @@ def test_a_proxy_that_is_none_names_the_variable_and_shows_no_password(environme
 
 def test_a_proxy_of_the_system_has_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("urllib.request.getproxies", lambda: {"http": "ftp://x"})
-    with pytest.raises(ValueError, match=r"^the proxy of this system: got 'ftp://x'"):
+    with pytest.raises(ValueError, match=r"^the proxy of this system must be the URL of a proxy, .*, got 'ftp://x'"):
         Client("http://node")
 
 
@@ -133,7 +158,7 @@ def test_certificates_that_cannot_be_read_name_the_variable(environment: Any, tm
         file.touch()
     environment(SSL_CERT_FILE=str(file))
     with pytest.raises(
-        ValueError, match=r"^the environment variables for TLS: got SSL_CERT_FILE='.*certificates.pem', w"
+        ValueError, match=r"^the environment variables for TLS must name .*, got SSL_CERT_FILE='.*certificates.pem': "
     ):
         Client("https://node")
     assert CliRunner().invoke(app, ["ping", "https://node"]).exit_code == 2
@@ -147,9 +172,9 @@ def test_a_transport_of_ones_own_asks_no_environment(environment: Any) -> None:
 
 @pytest.mark.parametrize("url", ["http://a..b", f"http://{'a' * 70}", "http://[::1", "http://\ud800", "https://x\x00y"])
 def test_a_host_that_cannot_be_looked_up_is_refused_at_once(url: str) -> None:
-    with pytest.raises(ValueError, match=r"^base_url: got "):
+    with pytest.raises(ValueError, match=r"^base_url must be http://HOST:PORT, https://HOST or unix:/PATH, got "):
         Client(url)
-    with pytest.raises(ValueError, match=r"^base_url: ") as caught:
+    with pytest.raises(ValueError, match=r"^base_url must be ") as caught:
         Client(url.replace("://", "://user:secret@"))
     assert "secret" not in str(caught.value)
 
@@ -190,6 +215,20 @@ class TestAdvice:
 
     def test_no_such_socket(self, tmp_path: Path) -> None:
         self.advised(f"unix:{tmp_path}/none", r"there is no such socket: is the service running.*EXODUS_UDS")
+
+    @pytest.mark.parametrize("proxy", ["127.0.0.1", "proxy.invalid"])
+    def test_a_proxy_that_is_not_there(self, environment: Any, listener: socket.socket, proxy: str) -> None:
+        port = listener.getsockname()[1]
+        listener.close()
+        environment(HTTP_PROXY=f"http://user:secret@{proxy}:{port}")
+        with (
+            Client("http://node:8000", retries=0, timeout=30) as client,
+            pytest.raises(
+                APIConnectionError, match=r"the environment variable HTTP_PROXY names a proxy, .*NO_PROXY"
+            ) as caught,
+        ):
+            client.capabilities()
+        assert "secret" not in str(caught.value)
 
     def test_a_socket_of_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(self: Any, address: Any) -> None:

@@ -1,5 +1,6 @@
 """What the client does when a request fails: errors, retries, timeouts. No test sleeps for a retry."""
 
+import logging
 import re
 import time
 from collections.abc import Iterator
@@ -315,3 +316,28 @@ class TestTimeouts:
         with pytest.raises(APITimeoutError, match=r"no answer within Timeout.total of 0.1 s"):
             client.gradients(neuron=LIF(0.9), membrane=large, grad_output=large)
         assert 0 < sum(sent) < large.nbytes
+
+
+def test_a_call_that_has_been_lost_for_seconds_is_a_warning(service: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "exodus_client"):
+        service.answers = [httpx.ConnectError("refused")] * 6
+        clock = Clock()
+        retries = Retries(count=6, first_delay=2.0, max_delay=2.0, jitter=0.0, sleep=clock.sleep)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("exodus_client._session.time.monotonic", clock.now)
+            service.client(retries=retries).capabilities()
+    levels = [record.levelno for record in caplog.records if "next attempt" in record.getMessage()]
+    assert levels == [logging.INFO] * 2 + [logging.WARNING] * 4  # SAY_AFTER is 5 s
+
+
+class Clock:
+    """Time that passes by sleeping."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds

@@ -73,6 +73,34 @@ def answered(server: TrainingServer, change: Callable[[httpx.Request], httpx.Res
     return Client("http://node:8000", transport=transport, retries=Retries(first_delay=0.0))
 
 
+bad_weights = pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("in.bias", None, r"^in\.bias must be a number or an array of numbers, got NoneType"),
+        ("in.bias", "text", r"^in\.bias must be a number or an array of numbers, got 'text'"),
+        ("in.bias", ["a", "b"], r"^in\.bias must be a number or an array of numbers, got list"),
+        ("in.bias", [[1.0], [1.0, 2.0]], r"^in\.bias must be a number or an array of numbers, got list"),
+        (
+            "in.bias",
+            np.array([True, False]),
+            r"^in\.bias must be a number or an array of numbers, got an array of bool",
+        ),
+        (
+            "in.bias",
+            np.ones(2, complex),
+            r"^in\.bias must be a number or an array of numbers, got an array of complex128",
+        ),
+        ("in.bias", torch.ones(2).to_sparse(), r"^in\.bias must be .*, got a sparse_coo tensor"),
+        ("in.bias", torch.ones(2, device="meta"), r"^in\.bias must be a number or an array of numbers, got a "),
+        ("in.bias", np.array([0.0, math.nan]), r"^in\.bias must be a number, got nan at \[1\]"),
+        ("1.alpha", np.array(1.5), r"^1\.alpha must be in \[0, 1\], got 1\.5"),
+        ("1.alpha", torch.tensor([0.5, -0.5]), r"^1\.alpha must be in \[0, 1\], got -0\.5 at \[1\]"),
+        ("1.threshold", 0.0, r"^1\.threshold must be above 0, got 0\.0"),
+        ("1.threshold", np.array([1.0, -1.0]), r"^1\.threshold must be above 0, got -1 at \[1\]"),
+    ],
+)
+
+
 class TestMaking:
     def test_layers_become_a_network(self, client: Client, server: TrainingServer) -> None:
         create(client, seed=4, durable_every=3, name="mine")
@@ -136,6 +164,7 @@ class TestMaking:
             ({"ahead": 1.5}, "ahead must be an integer of at least 1, got 1.5"),
             ({"patience": -1.0}, "patience must be at least 0, got -1.0"),
             ({"patience": True}, "patience must be a number, got True"),
+            ({"patience": np.ones(2)}, "patience must be a number, got ndarray"),
             ({"patience": math.nan}, "patience must be a finite number, got nan"),
             ({"time_dim": 2}, "time_dim must be an integer from -1 to 1, got 2"),
             ({"seed": -1}, "seed must be an integer from 0 to 9223372036854775807, got -1"),
@@ -158,6 +187,27 @@ class TestMaking:
 
     def test_patience_may_have_no_end(self, client: Client) -> None:
         assert create(client, patience=math.inf).step(X, Y, loss=LOSS).result(10).sequence == 1
+
+    @pytest.mark.parametrize("timeout", [math.inf, 1e10, np.float64(1e300)])
+    def test_a_result_may_be_waited_for_without_end(self, model: Model, timeout: float) -> None:
+        assert model.step(X, Y, loss=LOSS).result(timeout).sequence == 1
+
+    @bad_weights
+    def test_weights_to_begin_with_have_values_that_fit(
+        self, client: Client, server: TrainingServer, name: str, given: Any, message: str
+    ) -> None:
+        for weights in ({name: given}, {"in.bias": np.zeros(2), name: given}):
+            with pytest.raises((TypeError, ValueError), match=message):
+                create(client, weights=weights)
+        assert not server.requests
+
+    @pytest.mark.parametrize("given", [[1.0, math.nan], np.array([True]), "text", np.ones(2, complex)])
+    def test_flat_weights_to_begin_with_have_values_that_fit(
+        self, client: Client, server: TrainingServer, given: Any
+    ) -> None:
+        with pytest.raises((TypeError, ValueError), match=r"^weights must be a number"):
+            create(client, weights=given)
+        assert not server.requests
 
     def test_models_are_found_listed_and_deleted(self, client: Client, model: Model) -> None:
         model.step(X, Y, loss=LOSS).result()
@@ -472,7 +522,7 @@ class TestState:
             assert isinstance(tensors[name], torch.Tensor)
             np.testing.assert_array_equal(tensors[name].numpy(), array)
             array[:] = 0  # it is the caller's
-        with pytest.raises(ValueError, match=r"kind: got 'jax', want numpy or torch"):
+        with pytest.raises(ValueError, match=r"^kind must be numpy or torch, got 'jax'$"):
             model.state_dict("jax")  # type: ignore[arg-type]
 
     def test_weights_are_replaced(self, model: Model, server: TrainingServer) -> None:
@@ -534,9 +584,33 @@ class TestState:
         given = {"in.bias": np.zeros(2), "in.weight": np.zeros((2, 3)), "nose": np.zeros(2)}
         with pytest.raises(ValueError, match=r"got missing out\.weight and unexpected nose; strict=False"):
             model.load_state_dict(given)
-        with pytest.raises(ValueError, match=r"weights: got shape \[3\] for in.bias, want \[2\]"):
+        with pytest.raises(ValueError, match=r"^weights: in.bias must have shape \[2\], got \[3\]$"):
             model.load_state_dict(model.state_dict() | {"in.bias": np.zeros(3)})
         assert server.models["m"].state is before
+
+    @bad_weights
+    def test_weights_have_values_that_fit(
+        self, model: Model, server: TrainingServer, name: str, given: Any, message: str
+    ) -> None:
+        weights = model.state_dict() | {name: given}
+        asked = len(server.requests)
+        with pytest.raises((TypeError, ValueError), match=message):
+            model.load_state_dict(weights)
+        if name == "in.bias":
+            with pytest.raises((TypeError, ValueError), match=message):
+                model.load_state_dict({name: given}, strict=False)
+        assert len(server.requests) == asked
+
+    def test_weights_of_buffers_have_values_that_fit(self) -> None:
+        file = safetensors.numpy.save({"weights.1.alpha": np.array(0.9, np.float32)}, metadata={"exodus": "{}"})
+        with pytest.raises(ValueError, match=r"^1\.alpha must be in \[0, 1\], got 2"):
+            State(file, 0).with_weights({"1.alpha": np.array(2.0)})
+
+    def test_weights_may_be_of_a_half_type(self, model: Model) -> None:
+        given = {"in.bias": torch.tensor([1.5, -2.0], dtype=torch.bfloat16), "out.weight": torch.eye(2).half()}
+        model.load_state_dict(model.state_dict() | given)
+        assert model.state_dict()["in.bias"].tolist() == [1.5, -2.0]
+        assert model.state_dict()["out.weight"].tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
     def test_some_of_the_weights_are_replaced_where_that_is_wanted(self, model: Model) -> None:
         before = model.state_dict()

@@ -1,6 +1,9 @@
 """`exodus models`, against a server that keeps models: what it prints, writes and exits with."""
 
+import contextlib
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 from client.training_server import TrainingServer
 from typer.testing import CliRunner, Result
 
-from exodus_client import Client, Retries, _command_line, _commands, _model_commands
+from exodus_client import Client, Ping, Retries, _command_line, _commands, _model_commands, cli
 
 URL = "http://node:8000"
 LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
@@ -206,3 +209,69 @@ class TestDelete:
         result = exodus("delete", URL, "none")
         assert result.exit_code == 1
         assert result.stderr.startswith("exodus: 404")
+
+
+class TestOutput:
+    """What becomes of a command whose output nobody takes."""
+
+    @pytest.fixture(params=["full", "closed"])
+    def run(
+        self, request: Any, connect: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    ) -> Callable[..., str]:
+        """Runs `exodus`, with a full disk or a reader that has gone as its output; what it says on stderr."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(_command_line, "Client", connect)
+
+        def run(*arguments: str) -> str:
+            if request.param == "full":
+                output = os.open("/dev/full", os.O_WRONLY)
+            else:
+                reading, output = os.pipe()
+                os.close(reading)
+            stdout = os.fdopen(output, "w")
+            with monkeypatch.context() as patched:
+                patched.setattr("sys.argv", ["exodus", *arguments])
+                patched.setattr("sys.stdout", stdout)
+                with pytest.raises(SystemExit) as ended:
+                    cli.main()
+                assert ended.value.code == 1
+                if not sys.stdout.closed:  # as Python does at its end
+                    sys.stdout.flush()
+            with contextlib.suppress(OSError):
+                stdout.close()
+            said: str = capfd.readouterr().err
+            assert "Traceback" not in said
+            return said
+
+        run.closed = request.param == "closed"  # type: ignore[attr-defined]
+        return run
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("models", "list", URL), ("models", "list", URL, "--json"), ("models", "show", URL, "one"),
+            ("models", "show", URL, "one", "--json"), ("capabilities", URL), ("ping", URL), ("--help",),
+            ("models", "--help"),
+        ],
+        ids=" ".join,
+    )  # fmt: skip
+    def test_is_told_in_a_line_or_not_at_all(
+        self, run: Any, server: TrainingServer, trained: str, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Client, "capabilities", lambda self: {"methods": ["exodus"]})
+        monkeypatch.setattr(Client, "ping", lambda self: Ping(ready=True, reason="", round_trip=1.0))
+        said = "" if run.closed else "exodus: the output cannot be written: No space left on device\n"
+        assert run(*command) == said
+
+    @pytest.mark.parametrize("json", [(), ("--json",)], ids=["text", "json"])
+    def test_does_not_hide_what_was_done(
+        self, run: Any, server: TrainingServer, trained: str, json: tuple[str, ...]
+    ) -> None:
+        reason = "Broken pipe" if run.closed else "No space left on device"
+        ends = f", but the output cannot be written: {reason}\n"
+        said = run("models", "save", URL, "one", "one.safetensors", *json)
+        assert said == f"exodus: one -> one.safetensors, after 2 calls{ends}"
+        said = run("models", "load", URL, "one", "one.safetensors", *json)
+        assert said == f"exodus: one.safetensors -> one, after 2 calls{ends}"
+        assert run("models", "delete", URL, "one", "--yes", *json) == f"exodus: one is deleted{ends}"
+        assert not server.models

@@ -130,7 +130,7 @@ def test_options_of_a_step_are_refused_by_their_names(client: Client, arguments:
 
 def test_spikes_and_weights_are_called_what_the_caller_calls_them(client: Client) -> None:
     model: Any = client.create_model(LAYERS)
-    with pytest.raises(TypeError, match=r"^spikes: got None, want an array"):
+    with pytest.raises(TypeError, match=r"^spikes must be a dense array of numbers, got None$"):
         model.step(None, Y, loss=LOSS)
     with pytest.raises(TypeError, match="'spikes': dtype object cannot travel"):
         model.step({"a": 1}, Y, loss=LOSS)

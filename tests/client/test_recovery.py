@@ -485,8 +485,47 @@ class TestOrder:
             assert not log.to_report
         assert log._reports == {}
 
+    @pytest.mark.parametrize("ask", ["forward", "make_durable", "state_dict", "load_state_dict"])
+    def test_are_given_up_when_patience_ends(self, road: Road, ask: str) -> None:
+        retries = Retries(first_delay=60.0, max_delay=60.0)  # beyond what is left of patience
+        with patient_client(road, retries=retries) as client:
+            model = create(client, patience=0.2)
+            weights = model.state_dict()
+            road.down = 10**9
+            ended = (
+                r"^a question after call 0 was given up after patience=0\.2 seconds of failures\. The last failure: "
+            )
+            began = time.monotonic()
+            with pytest.raises(APIConnectionError, match=ended):
+                {
+                    "forward": lambda: model.forward(spikes(0)).result(STUCK),
+                    "make_durable": lambda: model.make_durable().result(STUCK),
+                    "state_dict": model.state_dict,
+                    "load_state_dict": lambda: model.load_state_dict(weights),
+                }[ask]()
+            assert time.monotonic() - began < 30
+            assert 10**9 - road.down == 2  # one attempt, and one when patience ends
+            road.down = 0
+
+    def test_that_are_refused_say_nothing_of_patience(self, server: TrainingServer) -> None:
+        def change(request: httpx.Request) -> httpx.Response:
+            return httpx.Response(403) if request.url.path.endswith("/forward") else server(request)
+
+        with patient_client(httpx.MockTransport(change)) as client:
+            with pytest.raises(ExodusError) as caught:
+                create(client).forward(spikes(0)).result(STUCK)
+            assert "patience" not in str(caught.value)
+
 
 class TestPatience:
+    def test_a_wait_is_no_longer_than_what_is_left_of_it(self, road: Road) -> None:
+        with patient_client(road, retries=Retries(first_delay=60.0, max_delay=60.0)) as client:
+            model = create(client, patience=0.2)
+            road.down = 10**9
+            with pytest.raises(APIConnectionError, match=r"training ended after patience=0\.2 seconds"):
+                submit(model, "step", 1).result(30)
+            road.down = 0
+
     def test_it_ends(self, road: Road) -> None:
         with patient_client(road, retries=Retries(first_delay=0.01, max_delay=0.01)) as client:
             model = create(client, patience=0.3)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
@@ -496,3 +497,77 @@ class TestModule:
     ) -> None:
         with pytest.raises(ValueError, match=message):
             RemoteLIF(service.client(), **arguments)
+
+
+class TestParameters:
+    """What a layer takes as parameters, and what it loads."""
+
+    @pytest.mark.parametrize("name", ["alpha", "threshold", "reset_by", "min_membrane"])
+    @pytest.mark.parametrize(
+        ("given", "dtype"),
+        [
+            (np.array([0.25, 0.5, 0.75]), torch.float64),
+            (np.array([0.25, 0.5, 0.75], np.float32), torch.float32),
+            ([0.25, 0.5, 0.75], torch.float32),
+            ((1, 1, 1), torch.float32),
+            (np.array(0.5), torch.float64),
+            (np.ones(3, np.int32), torch.float32),
+        ],
+        ids=str,
+    )
+    def test_may_be_arrays_of_numpy_and_lists(
+        self, service: Any, x: Tensor, name: str, given: Any, dtype: torch.dtype
+    ) -> None:
+        layer = RemoteLIF(service.client(), **({"alpha": 0.9} | {name: given}))
+        kept = getattr(layer, name)
+        assert kept.dtype == dtype
+        assert kept.tolist() == np.asarray(given).tolist()
+        layer(x.detach())
+        (message,) = service.messages
+        assert message.params["neuron"][name] == {"tensor": name}
+        if name != "min_membrane":
+            trained = RemoteLIF(service.client(), **({"alpha": 0.9, "trainable": name} | {name: given}))
+            assert isinstance(getattr(trained, name), torch.nn.Parameter)
+
+    def test_arrays_are_copied(self, service: Any) -> None:
+        alpha = np.array([0.25, 0.5])
+        layer = RemoteLIF(service.client(), alpha)
+        alpha[:] = 0.0
+        assert layer.alpha.tolist() == [0.25, 0.5]  # type: ignore[union-attr]
+
+    def test_of_an_array_out_of_range_are_refused_by_name(self, service: Any) -> None:
+        with pytest.raises(ValueError, match=r"^LIF\.alpha must be in \[0, 1\], got 2 at \[1\]"):
+            RemoteLIF(service.client(), np.array([0.5, 2.0]))
+
+    def test_may_be_on_meta_until_there_are_values(self, service: Any, x: Tensor) -> None:
+        with torch.device("meta"):
+            layer = RemoteLIF(service.client(), torch.empty(3), threshold=torch.empty(()), trainable="alpha")
+        values = {"alpha": torch.full((3,), 0.5), "threshold": torch.tensor(2.0)}
+        layer.load_state_dict(values, assign=True)
+        layer(x.detach().float())
+        (message,) = service.messages
+        assert message.tensors["alpha"].numpy().tolist() == [0.5] * 3
+
+    @pytest.mark.parametrize(
+        ("options", "saved", "message"),
+        [
+            ({"max_spikes": 2}, {"threshold": -1.0}, "threshold: LIF.threshold must be above 0, got -1.0"),
+            ({"threshold": torch.ones(2), "max_spikes": 2}, {"threshold": [1.0, -1.0]}, "threshold must be above 0"),
+            ({"threshold": 1.0, "trainable": "threshold", "max_spikes": 2}, {"threshold": 0.0}, "must be above 0"),
+            ({"alpha": torch.ones(2)}, {"alpha": [0.5, 1.5]}, r"alpha: LIF.alpha must be in \[0, 1\], got 1.5 at"),
+            ({"trainable": "alpha"}, {"alpha": -0.5}, r"alpha: LIF.alpha must be in \[0, 1\], got -0.5"),
+            ({"min_membrane": torch.zeros(2)}, {"min_membrane": [0.0, torch.nan]}, "min_membrane must be a number"),
+        ],
+    )
+    def test_out_of_range_are_not_loaded(self, service: Any, options: Any, saved: Any, message: str) -> None:
+        layer = RemoteLIF(service.client(), **({"alpha": 0.9} | options))
+        before = copy.deepcopy(layer.state_dict())
+        given = {name: torch.tensor(value) for name, value in saved.items()}
+        with pytest.raises(RuntimeError, match=message):
+            layer.load_state_dict(before | given)
+        torch.testing.assert_close(dict(layer.state_dict()), dict(before))
+
+    def test_a_threshold_below_0_is_loaded_where_spikes_are_not_counted_by_it(self, service: Any) -> None:
+        layer = RemoteLIF(service.client(), 0.9)
+        layer.load_state_dict({"alpha": torch.tensor(0.9), "threshold": torch.tensor(-1.0)})
+        assert layer.threshold == -1.0

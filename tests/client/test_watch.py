@@ -142,6 +142,12 @@ class TestTimes:
             watch.look(time.monotonic() + 100)
         assert warnings(caplog) == ["m: no answer for 100 s to call 1, and no failure; still waiting"]
 
+    def test_the_silence_begins_with_the_watch(self, watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
+        assert float(str(watch).removesuffix(" s").rpartition(" ")[2]) < 60
+        watch.failed(REFUSED)  # of somebody who does not wait any more
+        with watch.waits("call 1"):
+            assert 5 <= self.lines(watch, caplog, 60)[0] <= 6
+
     def test_nothing_is_said_where_nobody_waits(self, watch: Watch, caplog: pytest.LogCaptureFixture) -> None:
         with watch.waits("call 1"):
             watch.failed(REFUSED)

@@ -211,3 +211,39 @@ def test_a_tensor_on_a_gpu_without_cuda_kernels_is_told_why():
         x = torch.empty(2, 5, 3, device="cuda")
     with pytest.raises(RuntimeError, match=r"x is on cuda:0, and there are no CUDA kernels: .+"):
         exodus_core.lif(x, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "saved", "message"),
+    [
+        ({"max_spikes": 2}, {"threshold": -1.0}, "threshold must be positive where max_spikes > 1, got -1.0"),
+        (
+            {"threshold": torch.ones(2), "max_spikes": 2},
+            {"threshold": [1.0, -1.0]},
+            "threshold must be positive, got -1.0",
+        ),
+        ({"trainable": "threshold", "max_spikes": 2}, {"threshold": 0.0}, "threshold must be positive, got 0.0"),
+        ({"alpha": torch.ones(2)}, {"alpha": [0.5, 1.5]}, r"alpha must be in \[0, 1\], got 1.5"),
+        ({"trainable": "alpha"}, {"alpha": -0.5}, r"alpha must be in \[0, 1\], got -0.5"),
+        ({}, {"alpha": 1.5}, r"alpha must be in \[0, 1\], got 1.5"),
+        (
+            {"min_membrane": torch.zeros(2)},
+            {"min_membrane": [0.0, torch.nan]},
+            "min_membrane must be a number, got nan",
+        ),
+    ],
+)
+def test_parameters_out_of_range_are_not_loaded(options, saved, message):
+    layer = nn.LIF(**({"alpha": 0.9} | options))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    given = {name: torch.tensor(value) for name, value in saved.items()}
+    with pytest.raises(RuntimeError, match=message):
+        layer.load_state_dict(before | given)
+    torch.testing.assert_close(dict(layer.state_dict()), before)
+
+
+@pytest.mark.parametrize("threshold", [1.0, torch.ones(2)], ids=["number", "tensor"])
+def test_a_threshold_below_0_is_loaded_where_spikes_are_not_counted_by_it(threshold):
+    layer = nn.LIF(0.9, threshold=threshold)
+    layer.load_state_dict(layer.state_dict() | {"threshold": -torch.as_tensor(threshold)})
+    assert torch.equal(torch.as_tensor(layer.threshold), -torch.as_tensor(threshold))

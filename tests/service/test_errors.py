@@ -517,3 +517,12 @@ def test_a_body_that_is_not_understood_is_never_an_internal_error(caller, good):
             assert caller.post(candidate, MSGPACK_TYPE).status in (200, 400, 413, 415, 422)
 
     damaged()
+
+
+def test_a_gradient_of_a_parameter_that_is_none_is_refused_in_one_sentence(caller, ask):
+    problem = caller.gradients(ask(LIF, membrane=U, grad_output=U, wrt=["reset_by"])).problem
+    (error,) = problem["errors"]
+    assert error["pointer"] == "/params/wrt"
+    assert error["expected"].endswith("parameters that are not None")
+    assert error["got"].startswith("reset_by")
+    assert problem["detail"].count(error["expected"]) == problem["detail"].count(error["got"]) == 1

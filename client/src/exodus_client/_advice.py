@@ -12,12 +12,14 @@ _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"
 _ALERT = "\x15\x03"
 
 
-def advice(error: BaseException, *, ever_answered: bool) -> str:
+def advice(error: BaseException, *, ever_answered: bool, proxy: str = "") -> str:
     """A sentence on what to do, for an error of the way to a server; "" where there is nothing to say.
 
     `ever_answered`: whether the server has answered before, so that its address is right.
     """
     for cause in _causes(error):
+        if proxy and isinstance(cause, ConnectionRefusedError | socket.gaierror):
+            return f"{proxy} names a proxy, which cannot be reached: is it right? NO_PROXY takes hosts without one"
         if isinstance(cause, ConnectionRefusedError):
             if ever_answered:
                 return "nothing listens there any more: was the service stopped, or did it end?"

@@ -26,6 +26,22 @@ def check_time_dim(given: Any) -> int:
     return integer("time_dim", given, -1, 1)
 
 
+def dense(name: str, given: Array) -> Array:
+    """An array of numpy or torch that has its elements. Raises TypeError, ValueError: something is none."""
+    wanted = f"{name} must be a dense array of numbers"
+    if is_torch(given):
+        layout = "nested" if given.is_nested else str(given.layout).removeprefix("torch.")
+        if layout != "strided" or given.is_meta:
+            raise TypeError(f"{wanted}, got a tensor {'on meta' if layout == 'strided' else f'that is {layout}'}")
+        return given
+    if given is None:
+        raise TypeError(f"{wanted}, got None")
+    try:
+        return np.asarray(given)
+    except ValueError as error:
+        raise ValueError(f"{wanted}, got lists of several lengths") from error
+
+
 def batch_first(array: Array, time_dim: int) -> Array:
     """An array of a caller as (batch, time, ...), a view; one without both axes as it is."""
     if time_dim == 1 or array is None:
@@ -75,7 +91,8 @@ def check_shapes(
 
 
 def _kind(loss: Loss) -> Any:
-    return loss.get("kind") if isinstance(loss, Mapping) else loss
+    kind = loss.get("kind") if isinstance(loss, Mapping) else loss
+    return kind if isinstance(kind, str) else None  # what is no name is for the server to refuse
 
 
 def _shown(shape: Sequence[int], time_dim: int) -> list[int]:

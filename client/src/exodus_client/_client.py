@@ -21,11 +21,12 @@ from ._future import Future
 from ._gradients import GradientArguments, Gradients
 from ._lanes import Lanes
 from ._model import MEMORY_ONLY, Model
-from ._numbers import Range, integer, real
+from ._numbers import Range, check_parameter, integer, is_real, real
 from ._plain import kind_of, model_id, network_of, plain, refused
 from ._request import gradient_request
 from ._session import Answer, Session, read_json
 from ._shared import SharedMemory
+from ._state import check_weights
 from ._training import ModelInfo, read_info, training_body
 from .neuron import Array
 from .wire import MSGPACK_TYPE, Encoded, Tensor, compress, encode
@@ -213,6 +214,10 @@ class Client:
             "name": plain("name", name),
         }
         by_name = weights if isinstance(weights, Mapping) else None
+        if by_name is not None:
+            check_weights(by_name)
+        elif weights is not None:
+            check_parameter("weights", weights)
         tensors = () if weights is None or by_name is not None else (Tensor.of("weights", weights),)
         answer = self._session.call("POST", "/v1/models", training_body(params, tensors))
         model = self._model(read_info(answer, self._wire_limits, params["id"]), options)
@@ -344,7 +349,7 @@ def _of_handle(ahead: Any, patience: Any, time_dim: Any) -> dict[str, Any]:
     """The options of a model's handle, checked. Raises TypeError, ValueError."""
     return {
         "ahead": integer("ahead", ahead, 1),
-        "patience": math.inf if patience == math.inf else real("patience", patience, Range(0)),
+        "patience": math.inf if is_real(patience) and patience == math.inf else real("patience", patience, Range(0)),
         "time_dim": check_time_dim(time_dim),
     }
 
@@ -374,11 +379,14 @@ class _Link:
     def submit(self, run: Callable[[], Result], about: Callable[[], str]) -> Future[Result]:
         return self._client._submit(run, about)
 
-    def call(self, method: str, path: str, encoded: Encoded | None = None) -> Answer:
-        return self._call(method, path, encoded)
+    def call(self, method: str, path: str) -> Answer:
+        return self._call(method, path, None)
 
     def post(self, path: str, encoded: Encoded | None, headers: Mapping[str, str]) -> Answer:
         return self._call("POST", path, encoded, retry=False, headers=headers)
+
+    def put(self, path: str, encoded: Encoded) -> Answer:
+        return self._call("PUT", path, encoded, retry=False)
 
     def get(self, path: str, headers: Mapping[str, str]) -> Answer:
         return self._call("GET", path, None, retry=False, headers=headers)

@@ -1,13 +1,15 @@
 """What all commands of `exodus` have in common: options, the client they make, and how they end.
 
-Exit codes: 0 done, 1 the server refused or failed, or a question was answered with no, 2 the arguments do not fit,
-3 no server, or one that is not ready.
+Exit codes: 0 done, 1 the server refused or failed, a question was answered with no, or the output cannot be written,
+2 the arguments do not fit, 3 no server, or one that is not ready.
 """
 
 # No `from __future__ import annotations`: typer reads the annotations.
+import errno
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -44,6 +46,23 @@ def reported() -> Iterator[None]:
         return
     typer.echo(f"exodus: {message}", err=True)
     raise typer.Exit(code)
+
+
+@contextmanager
+def printed(deed: str = "") -> Iterator[None]:
+    """What is printed within; where the output cannot be written, `deed` says on stderr what is done nevertheless.
+
+    A reader that has gone, as in `exodus ... | head`, is no news otherwise.
+    """
+    try:
+        yield
+    except OSError as error:
+        with suppress(OSError):  # it would be flushed at the end of the process, and fail once more
+            sys.stdout.close()
+        if deed or error.errno != errno.EPIPE:
+            did = f"{deed}, but " if deed else ""
+            typer.echo(f"exodus: {did}the output cannot be written: {error.strerror or error}", err=True)
+        raise SystemExit(REFUSED) from error
 
 
 def client_of(url: str, api_key: str | None, timeout: float | None, *, shared_memory: bool = False) -> Client:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, cast
 import numpy as np
 import typer
 
-from ._command_line import NO_SERVER, ApiKey, Seconds, Url, client_of, reported
+from ._command_line import NO_SERVER, ApiKey, Seconds, Url, client_of, printed, reported
 from ._gradients import GradientArguments, Gradients, Method
 from ._model_commands import models
 from .neuron import IF, LIF, SRM, Neuron, Reset
@@ -37,14 +37,17 @@ def ping(url: Url, api_key: ApiKey = None, timeout: Seconds = None) -> None:
     if not found.ready:
         typer.echo(f"not ready: {found.reason} ({found.round_trip:.1f} ms)", err=True)
         raise typer.Exit(NO_SERVER)
-    typer.echo(f"ready ({found.round_trip:.1f} ms)")
+    with printed():
+        typer.echo(f"ready ({found.round_trip:.1f} ms)")
 
 
 @app.command()
 def capabilities(url: Url, api_key: ApiKey = None, timeout: Seconds = None) -> None:
     """Print what a server can do, as JSON."""
     with reported(), client_of(url, api_key, timeout) as client:
-        typer.echo(json.dumps(client.capabilities(), indent=2))
+        found = client.capabilities()
+    with printed():
+        typer.echo(json.dumps(found, indent=2))
 
 
 @app.command()
@@ -115,7 +118,8 @@ def gradient(
         with client_of(url, api_key, timeout, shared_memory=shared_memory) as client:
             result = client.gradients(**cast(GradientArguments, arrays | arguments))
         _save(out, result)
-    _print(result, out, as_json)
+    with printed(f"the result is in {out}"):
+        _print(result, out, as_json)
 
 
 def _neuron(model: NeuronModel, alpha: float | None, **parameters: Any) -> Neuron:

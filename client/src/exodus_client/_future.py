@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
+import threading
 from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar
 
@@ -24,9 +26,9 @@ class Future(Generic[Result]):
             TimeoutError: it is not there yet, says what is waited for and the last failure; the request goes on.
             ExodusError: the request failed, as in a call that waits.
         """
-        seconds = None if timeout is None else float(timeout)  # a lock takes no number of numpy
+        seconds = math.inf if timeout is None else float(timeout)  # a lock takes no number of numpy, nor every one
         try:
-            return self._running.result(seconds)
+            return self._running.result(None if seconds > threading.TIMEOUT_MAX else seconds)
         except TimeoutError:
             if self._running.done():  # its own, or it has come just now
                 return self._running.result()

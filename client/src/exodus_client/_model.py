@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from . import _constants as defaults
-from ._axes import as_given, batch_first, check_shapes, targets_first
+from ._axes import as_given, batch_first, check_shapes, dense, targets_first
 from ._calls import Call, Calls
 from ._config import Retries
 from ._errors import ExodusError, InvalidResponseError, ModelClosedError
@@ -22,7 +22,7 @@ from ._questions import Line, Questions, require
 from ._retry import is_retryable
 from ._sending import Link, Sender
 from ._session import Answer, read_json, read_number
-from ._state import IncompatibleKeys, State
+from ._state import IncompatibleKeys, State, check_weights
 from ._training import (
     Batch,
     Loss,
@@ -59,7 +59,8 @@ class ModelLink(Link, Line, Protocol):
     def max_in_flight(self) -> int: ...
     @property
     def wire_limits(self) -> Limits: ...
-    def call(self, method: str, path: str, encoded: Encoded | None = None) -> Answer: ...
+    def call(self, method: str, path: str) -> Answer: ...
+    def put(self, path: str, encoded: Encoded) -> Answer: ...
 
 
 class Model:
@@ -241,7 +242,7 @@ class Model:
             raise ExodusError(f"make_durable: the server keeps models in memory only: {MEMORY_ONLY}")
 
         def run(after: int) -> int:
-            answer = self._link.call("POST", f"{self._path}/save")
+            answer = self._link.post(f"{self._path}/save", None, {})
             require(after, read_number(answer, "sequence"))
             durable = read_number(answer, "durable")
             self._calls.kept(durable)
@@ -275,10 +276,13 @@ class Model:
             `missing_keys` and `unexpected_keys`, as torch's modules; with `strict` both are empty.
 
         Raises:
-            TypeError: weights are not by name.
-            ValueError: names are missing or unknown where `strict`, or a shape is another. Nothing has changed.
+            TypeError: weights are not by name, or one is no dense array of numbers.
+            ValueError: names are missing or unknown where `strict`, a shape is another, or a value is NaN or out of
+                range: alpha in [0, 1], the threshold above 0. Nothing has changed.
         """
         by_name("weights", weights)
+        names = {name for name, _ in self._info.parameters}
+        check_weights({name: array for name, array in weights.items() if strict or name in names})
         found = IncompatibleKeys([], [])
 
         def replaced() -> bytes:
@@ -386,7 +390,8 @@ class Model:
         path = f"{self._path}/{what}"
         if callable(loss):
             # It is encoded when its turn comes, and the caller may write to the arrays before.
-            batch, kept = self._batch(spikes, None, loss).copied(), None if targets is None else copied(targets)
+            batch = self._batch(spikes, None, loss).copied()
+            kept = None if targets is None else copied(dense("targets", targets))
             differentiated = partial(self._differentiated, params, batch, loss, kept)
         else:
             batch, differentiated = self._batch(spikes, targets, loss), None
@@ -431,6 +436,7 @@ class Model:
     def _batch(self, spikes: Array, targets: Array | None, loss: Loss | None) -> Batch:
         """The tensors of a call, batch first. Raises TypeError, ValueError."""
         time_dim = self._time_dim
+        spikes, targets = dense("spikes", spikes), None if targets is None else dense("targets", targets)
         batch = Batch.of(batch_first(spikes, time_dim), targets_first(targets, loss, time_dim))
         shapes = [tensor.shape for tensor in batch.tensors]
         input_shape = self._info.network.get("input_shape")
@@ -438,7 +444,7 @@ class Model:
         return batch
 
     def _forward(self, body: Encoded, kind: Kind, wanted: Mapping[str, Wanted]) -> Outputs:
-        answer = self._link.call("POST", f"{self._path}/forward", body)
+        answer = self._link.post(f"{self._path}/forward", body, {})
         return read_outputs(answer, kind, self._link.wire_limits, wanted)
 
     def _ask(self, make: Callable[[int], Callable[[], Result]]) -> Future[Result]:
@@ -460,7 +466,7 @@ class Model:
         after = questions.after
 
         def run() -> State:
-            state = State.of(self._link.call("GET", f"{self._path}/state"))
+            state = State.of(self._link.get(f"{self._path}/state", {}))
             require(after, state.sequence)
             return state
 
@@ -484,7 +490,7 @@ class Model:
         encoded = Encoded("application/vnd.safetensors", len(body), [body])
 
         def run() -> ModelInfo:
-            answer = self._link.call("PUT", f"{self._path}/state", encoded)
+            answer = self._link.put(f"{self._path}/state", encoded)
             return ModelInfo.of(read_json(answer), answer.request_id, self.id)
 
         questions.wait()

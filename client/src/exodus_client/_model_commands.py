@@ -12,7 +12,7 @@ import typer
 
 from . import _constants as defaults
 from ._client import Client
-from ._command_line import ApiKey, Seconds, Url, client_of, reported
+from ._command_line import ApiKey, Seconds, Url, client_of, printed, reported
 from ._errors import NotFoundError
 from ._model import Model
 from ._training import ModelInfo
@@ -33,15 +33,17 @@ def list_models(url: Url, api_key: ApiKey = None, timeout: Seconds = None, as_js
     with reported(), client_of(url, api_key, timeout) as client:
         found = client.models()
     if as_json:
-        _print_json([_plain(info) for info in found])
+        with printed():
+            _print_json([_plain(info) for info in found])
         return
     rows = [("ID", "NAME", "CALLS", "DURABLE", "PARAMETERS", "CREATED")]
     rows += [
         (info.id, info.name, str(info.sequence), _durable(info), _size(info.nbytes), info.created) for info in found
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    with printed():
+        for row in rows:
+            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @models.command()
@@ -50,7 +52,8 @@ def show(url: Url, id: Id, api_key: ApiKey = None, timeout: Seconds = None, as_j
     with reported(), client_of(url, api_key, timeout) as client:
         info = client.model(id).info()
     if as_json:
-        _print_json(_plain(info))
+        with printed():
+            _print_json(_plain(info))
         return
     lines = {
         "id": info.id,
@@ -67,9 +70,10 @@ def show(url: Url, id: Id, api_key: ApiKey = None, timeout: Seconds = None, as_j
     lines["weights"] = f"{_size(info.nbytes)} of {info.dtype}, {'' if info.in_memory else 'not '}in memory"
     lines |= {f"  {name}": _shape(shape) for name, shape in info.parameters}
     width = max(map(len, lines))
-    for name, line in lines.items():
-        if line:
-            typer.echo(f"{name.ljust(width)}  {line}")
+    with printed():
+        for name, line in lines.items():
+            if line:
+                typer.echo(f"{name.ljust(width)}  {line}")
 
 
 @models.command()
@@ -119,10 +123,12 @@ def delete(
                 name = f" ({info.name})" if info.name else ""
                 typer.confirm(f"delete {id}{name} after {info.sequence} calls?", abort=True, err=True)
             client.delete_model(id)
-    if as_json:
-        _print_json({"id": id, "deleted": True})
-    else:
-        typer.echo(f"{id} is deleted")
+    deed = f"{id} is deleted"
+    with printed(deed):
+        if as_json:
+            _print_json({"id": id, "deleted": True})
+        else:
+            typer.echo(deed)
 
 
 def _is_terminal() -> bool:
@@ -160,11 +166,13 @@ def _made_from(file: Path) -> dict[str, Any]:
 
 
 def _moved(model: Model, file: Path, as_json: bool, line: str) -> None:
-    if as_json:
-        sizes = {"sequence": model.sequence, "durable": model.durable, "bytes": file.stat().st_size}
-        _print_json({"id": model.id, "file": str(file)} | sizes)
-    else:
-        typer.echo(f"{line}, after {model.sequence} calls")
+    deed = f"{line}, after {model.sequence} calls"
+    with printed(deed):
+        if as_json:
+            sizes = {"sequence": model.sequence, "durable": model.durable, "bytes": file.stat().st_size}
+            _print_json({"id": model.id, "file": str(file)} | sizes)
+        else:
+            typer.echo(deed)
 
 
 def _plain(info: ModelInfo) -> dict[str, Any]:

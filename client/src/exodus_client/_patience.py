@@ -33,18 +33,27 @@ class Patience:
             self._since = now
         wait = delay(self._failures, error, self._retries)
         self._failures += 1
-        self._over = now - self._since > self._seconds
+        left = self._since + self._seconds - now
+        self._over = left <= 0
         if wait is None or self._over:
             return False
+        wait = min(wait, left)  # one attempt more when it ends
         _log.info("%s: next attempt in %.2f s: %s", self._path, wait, error)
         return not self._closing.wait(wait)
 
     def last(self, error: ExodusError) -> ExodusError:
         """The error that ends the training after a failure for which nothing was left; says why it ended."""
+        return self._ended(error, "training ended", "; resync() goes on from what is on the server")
+
+    def last_of(self, question: str, error: ExodusError) -> ExodusError:
+        """The error of a question after a failure for which nothing was left; says why it is not asked any more."""
+        return self._ended(error, f"{question} was given up", "")
+
+    def _ended(self, error: ExodusError, what: str, advice: str) -> ExodusError:
         if not self._over:
             return error
-        ended = f"training ended after patience={self._seconds:g} seconds of failures; resync() goes on from what is "
-        return reworded(error, f"{ended}on the server. The last failure: {error}")
+        reason = f"after patience={self._seconds:g} seconds of failures"
+        return reworded(error, f"{what} {reason}{advice}. The last failure: {error}")
 
 
 class Spacing:

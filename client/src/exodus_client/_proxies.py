@@ -14,11 +14,11 @@ import urllib.request
 import httpx
 
 
-def proxy_of(scheme: str, host: str) -> tuple[str, str] | None:
+def proxy_of(scheme: str, host: str, port: int) -> tuple[str, str] | None:
     """Name of the variable and URL of the proxy for a server; None where there is none, or `no_proxy` has the host."""
     proxies = urllib.request.getproxies()
     name = next((name for name in (scheme, "all") if proxies.get(name)), None)
-    if name is None or urllib.request.proxy_bypass(host) or _is_excepted(host, proxies.get("no", "")):
+    if name is None or _is_excepted(scheme, host, port, proxies.get("no", "")):
         return None
     wanted = f"{name}_proxy"
     # A lower-case name goes before an upper-case one, as in urllib.
@@ -46,7 +46,7 @@ def httpx_transport(proxy: tuple[str, str] | None, limits: httpx.Limits) -> http
         raise ModuleNotFoundError(f"{reason}: pip install 'httpx[socks]', or unset it") from error
     except (httpx.InvalidURL, ValueError) as error:
         shown = url.rpartition("@")[2]  # without the password
-        raise ValueError(f"{name}: got {shown!r:.200}, want the URL of a proxy, such as http://HOST:PORT") from error
+        raise ValueError(f"{name} must be the URL of a proxy, such as http://HOST:PORT, got {shown!r:.200}") from error
 
 
 def _tls() -> ssl.SSLContext:
@@ -56,21 +56,33 @@ def _tls() -> ssl.SSLContext:
     except OSError as error:  # ssl.SSLError among them
         names = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
         got = ", ".join(f"{name}={os.environ[name]!r:.200}" for name in names if name in os.environ)
-        raise ValueError(f"the environment variables for TLS: got {got}, which cannot be used: {error}") from error
+        wanted = "the environment variables for TLS must name files that can be used"
+        raise ValueError(f"{wanted}, got {got}: {error}") from error
 
 
-def _is_excepted(host: str, excepted: str) -> bool:
-    """Whether a list of `no_proxy` has all in it, or an address, also as a network (fe80::/10) or in brackets."""
-    entries = [entry.strip().replace("[", "").replace("]", "") for entry in excepted.split(",")]
-    if "*" in entries:
+def _is_excepted(scheme: str, host: str, port: int, excepted: str) -> bool:
+    """Whether a list of `no_proxy` has all in it, or the host: by name, domain, address or network (fe80::/10).
+
+    Entries may have a port, a scheme (all://localhost) and brackets.
+    """
+    entries = []
+    for given in excepted.lower().split(","):
+        only, _, entry = given.strip().rpartition("://")
+        if only in ("", "all", scheme):
+            entries.append(entry.rstrip("/").replace("[", "").replace("]", ""))
+    shown = f"[{host}]" if ":" in host else host
+    if "*" in entries or urllib.request.proxy_bypass(f"{shown}:{port}"):
+        return True
+    names = (f".{host}", f".{host}:{port}")
+    if any(entry and name.endswith(f".{entry.lstrip('.')}") for entry in entries for name in names):
         return True
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return False  # names are for urllib
-    for bare in entries:
+        return False
+    for entry in entries:
         try:
-            if address in ipaddress.ip_network(bare, strict=False):
+            if address in ipaddress.ip_network(entry, strict=False):
                 return True
         except ValueError:
             continue

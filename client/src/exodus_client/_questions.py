@@ -54,13 +54,17 @@ class Questions:
         return future
 
     def ask(self, after: int, run: Callable[[], Result]) -> Result:
-        """Run when the calls up to this one are done, and again where the server has lost some or does not answer."""
+        """Run when the calls up to this one are done, and again where the server has lost some or does not answer.
+
+        `run` is one attempt: how often it is made is bounded by patience.
+        """
         self._line.check_process()
         patience, spacing, watch = self._sender.patient(), self._sender.spacing(), self._sender.watch
+        question = f"a question after call {after}"
         while True:
             self._calls.wait_done(after)
             kept_from = self._calls.kept_from
-            with watch.waits(f"a question after call {after}"):
+            with watch.waits(question):
                 try:
                     found = run()
                     watch.answered()
@@ -75,8 +79,10 @@ class Questions:
                     else:
                         watch.answered()
                     if not self._sender.lost(error, kept_from):
-                        if not patience(error):
+                        if not patience.left(error):
                             watch.gave_up()
+                            if (last := patience.last_of(question, error)) is not error:
+                                raise last from error
                             raise
                         continue
                 if not spacing.left():

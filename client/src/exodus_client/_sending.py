@@ -143,9 +143,9 @@ class Sender:
         if again:
             _log.info("%s: the server came back with %d calls done, %d are sent again", self._path, done, again)
 
-    def patient(self) -> Callable[[ExodusError], bool]:
-        """A question to be asked after each failure of something that may be done again: whether to do so now."""
-        return self._new_patience().left
+    def patient(self) -> Patience:
+        """The patience for something else that may be done again."""
+        return self._new_patience()
 
     def spacing(self) -> Spacing:
         """To be asked whether to do something again that was answered."""

@@ -41,6 +41,8 @@ _log = logging.getLogger("exodus_client")
 
 _NO_RETRIES = Retries(count=0)
 
+_ADDRESS = "http://HOST:PORT, https://HOST or unix:/PATH"
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -104,7 +106,7 @@ class Session:
         transport: httpx.BaseTransport | None,
         user_agent: str,
     ) -> None:
-        url, transport = _address(base_url, transport, limits.max_in_flight)
+        url, transport, self._proxy = _address(base_url, transport, limits.max_in_flight)
         self._ours = isinstance(transport, SocketTransport)
         self._chunk_bytes = defaults.CHUNK_BYTES if self._ours else defaults.HTTPX_CHUNK_BYTES
         self.base_url = base_url.rstrip("/")
@@ -164,6 +166,7 @@ class Session:
         ends = self.ends()
         retries = self._retries if retry else _NO_RETRIES
         attempt = 0
+        began = time.monotonic()
         while True:
             try:
                 body = encoded() if callable(encoded) else encoded
@@ -173,7 +176,8 @@ class Session:
                 wait = delay(attempt, error, retries)
                 if wait is None or (ends is not None and time.monotonic() + wait >= ends):
                     raise
-                level = logging.INFO if wait < defaults.SAY_AFTER else logging.WARNING
+                lost = time.monotonic() - began + wait
+                level = logging.INFO if lost < defaults.SAY_AFTER else logging.WARNING
                 _log.log(level, "%s %s failed, next attempt in %.2f s: %s", method, path, wait, error)
             attempt += 1
             retries.sleep(wait)
@@ -223,7 +227,7 @@ class Session:
                 request_id=request_id,
             ) from error
         except httpx.TransportError as error:
-            what_to_do = advice(error, ever_answered=self._ever_answered)
+            what_to_do = advice(error, ever_answered=self._ever_answered, proxy=self._proxy)
             raise APIConnectionError(
                 f"{method} {path}: no answer from {self.base_url} ({type(error).__name__}: {error})"
                 + (what_to_do and f"; {what_to_do}"),
@@ -374,16 +378,16 @@ def is_count(value: object) -> bool:
 
 def _address(
     base_url: str, transport: httpx.BaseTransport | None, max_connections: int
-) -> tuple[str, httpx.BaseTransport]:
+) -> tuple[str, httpx.BaseTransport, str]:
     """The URL to build on, and the transport for it: `unix:/path` is HTTP through a socket of the file system.
 
     TLS and proxies of the environment are httpx's business.
     """
     if not isinstance(base_url, str):
-        raise TypeError(f"base_url: got {base_url!r:.80}, want http://HOST:PORT, https://HOST or unix:/PATH")
+        raise TypeError(f"base_url must be {_ADDRESS}, got {base_url!r:.80}")
     scheme, _, socket = base_url.partition(":")
     if scheme == "unix" and socket:
-        return "http://localhost", transport or SocketTransport(unix(socket), max_connections)
+        return "http://localhost", transport or SocketTransport(unix(socket), max_connections), ""
     try:
         parts = urlsplit(base_url)
     except ValueError as error:  # half a bracket, for example
@@ -392,21 +396,22 @@ def _address(
     if not fits or " " in base_url or not _has_port(parts) or not _is_host(base_url, parts):
         raise _no_address(base_url)
     if parts.username is not None or parts.password is not None:
-        raise ValueError("base_url: want no user or password in it; keys go to api_key")
+        raise ValueError("base_url must be without user and password, got one of them; keys go to api_key")
     host = cast(str, parts.hostname)
+    proxy = None
     if transport is None:
-        proxy = proxy_of(parts.scheme, host)
+        proxy = proxy_of(parts.scheme, host, parts.port or (443 if parts.scheme == "https" else 80))
         if parts.scheme == "http" and proxy is None:
             transport = SocketTransport(tcp(host, parts.port or 80), max_connections)
         else:
             limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
             transport = httpx_transport(proxy, limits)
-    return base_url.rstrip("/"), transport
+    return base_url.rstrip("/"), transport, proxy[0] if proxy else ""
 
 
 def _no_address(base_url: str) -> ValueError:
     shown = base_url.rpartition("@")[2]  # without the password
-    return ValueError(f"base_url: got {shown!r}, want http://HOST:PORT, https://HOST or unix:/PATH")
+    return ValueError(f"base_url must be {_ADDRESS}, got {shown!r}")
 
 
 def _is_host(base_url: str, parts: SplitResult) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from ._axes import as_given, batch_first, check_shapes, targets_first
+from ._axes import as_given, batch_first, check_shapes, dense, targets_first
 from ._errors import ModelClosedError
 from ._future import Future
 from ._lanes import Lanes
@@ -186,6 +186,7 @@ class ShardedModel:
     def _parts(self, spikes: Array, targets: Array | None, loss: Loss | None, shards: int) -> list[Part]:
         """The parts of a batch, batch first. Raises TypeError, ValueError."""
         time_dim = self._time_dim
+        spikes, targets = dense("spikes", spikes), None if targets is None else dense("targets", targets)
         if callable(loss) and time_dim == 0 and _shape(spikes)[:2] == _shape(targets)[:2]:
             raise ValueError(
                 "targets of a function must be (batch, ...), since they are split along their first axis, "

@@ -12,11 +12,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ._errors import InvalidResponseError
+from ._numbers import ANY, DECAY, POSITIVE, check_parameter, values_of
 from ._session import Answer, is_count
 from .neuron import Array
-from .wire import is_torch
+from .wire import Tensor
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+#: Where the parameters of neurons have to be, as networks have them.
+_RANGES = {"alpha": DECAY, "threshold": POSITIVE}
 
 _WEIGHTS, _GRADIENTS, _RANDOM = "weights.", "gradients.", "random"
 
@@ -52,7 +56,7 @@ class State:
         try:
             sequence = json.loads(_metadata(body)["exodus"])["sequence"]
             if not is_count(sequence):
-                raise ValueError(f"sequence: got {sequence!r:.80}, want a number")
+                raise ValueError(f"sequence must be a number of calls, got {sequence!r:.80}")
             _check_tensors(body)
             return cls(body, sequence)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -61,7 +65,7 @@ class State:
     def weights(self, kind: Literal["numpy", "torch"]) -> dict[str, Array]:
         """Parameters and running statistics by name. Raises ValueError, ModuleNotFoundError."""
         if kind not in ("numpy", "torch"):
-            raise ValueError(f"kind: got {kind!r}, want numpy or torch")
+            raise ValueError(f"kind must be numpy or torch, got {kind!r:.80}")
         arrays = {
             name.removeprefix(_WEIGHTS): array
             for name, array in _safetensors().load(self.body).items()
@@ -85,14 +89,15 @@ class State:
         return found
 
     def with_weights(self, weights: Mapping[str, Array]) -> State:
-        """The same with other weights of these names. Raises ValueError where one does not fit."""
+        """The same with other weights of these names. Raises TypeError, ValueError where one does not fit."""
+        check_weights(weights)
         library = _safetensors()
         tensors = library.load(self.body)
         for name, given in weights.items():
             old = tensors[_WEIGHTS + name]
-            array = np.asarray(given.detach().cpu() if is_torch(given) else given)
+            array = values_of(Tensor.of(name, given))
             if array.shape != old.shape:
-                raise ValueError(f"weights: got shape {list(array.shape)} for {name}, want {list(old.shape)}")
+                raise ValueError(f"weights: {name} must have shape {list(old.shape)}, got {list(array.shape)}")
             # Not ascontiguousarray, which gives a scalar a dimension.
             tensors[_WEIGHTS + name] = np.asarray(array, old.dtype, order="C")
         return State(library.save(tensors, metadata=_metadata(self.body)), self.sequence)
@@ -109,6 +114,12 @@ class State:
         if random is not None:
             tensors[_RANDOM] = library.load(random.body)[_RANDOM]
         return State(library.save(tensors, metadata=_metadata(self.body)), self.sequence)
+
+
+def check_weights(weights: Mapping[str, Array]) -> None:
+    """Refuse what is no array of numbers, or out of the range of its parameter. Raises TypeError, ValueError."""
+    for name, given in weights.items():
+        check_parameter(str(name), given, _RANGES.get(str(name).rpartition(".")[2], ANY))
 
 
 def _header(body: bytes) -> dict[str, Any]:

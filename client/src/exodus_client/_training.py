@@ -83,7 +83,10 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 def _is_network(value: object) -> bool:
     layers = value.get("layers") if isinstance(value, dict) else None
-    return isinstance(layers, list) and all(isinstance(each, dict) and "kind" in each for each in layers)
+    shape = value.get("input_shape") if isinstance(value, dict) else None
+    shaped = shape is None or (isinstance(shape, list) and all(is_count(size) for size in shape))
+    named = isinstance(layers, list) and all(isinstance(e, dict) and isinstance(e.get("kind"), str) for e in layers)
+    return shaped and named
 
 
 def _are_parameters(value: tuple[tuple[Any, tuple[Any, ...]], ...]) -> bool:
@@ -179,8 +182,6 @@ class Batch:
     def of(cls, spikes: Array, targets: Array | None = None) -> Batch:
         """Raises TypeError where an element type cannot travel."""
         given = [spikes] if targets is None else [spikes, targets]
-        if spikes is None:
-            raise TypeError("spikes: got None, want an array (B, T, *input_shape)")
         tensors = [replace(packed("spikes", spikes, of_any_dtype=True), name="input")]  # what the caller calls it
         if targets is not None:
             # One number a sample is no spike train, though all may happen to be 0 and 1.

@@ -32,7 +32,7 @@ class Watch:
         self._closing = closing
         self._lock = threading.Lock()
         self._waiting: list[str] = []
-        self._silent_since = 0.0
+        self._silent_since = time.monotonic()
         self._failure: ExodusError | None = None
         self._failing_since = 0.0
         self._next = 0.0  # seconds of silence of the next line; 0 before the first

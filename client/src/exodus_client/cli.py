@@ -6,9 +6,11 @@ import sys
 def main() -> None:
     """Run the command line, or say what is missing for it."""
     try:
+        from ._command_line import printed
         from ._commands import app
     except ModuleNotFoundError as error:
         if error.name != "typer":
             raise
         sys.exit("exodus: the command line needs typer: pip install 'exodus-client[cli]'")
-    app()
+    with printed():  # the help, for example
+        app()

@@ -14,12 +14,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ._client import Client
 from ._gradients import GradientArguments, Gradients, Method, Parameter, Trace
 from ._layers import Context, layer_backward, layer_forward
+from ._numbers import elements_of, is_real
 from ._once import once_differentiable
 from ._ranges import constrain, watch
 from .neuron import LIF, Reset
@@ -228,10 +230,11 @@ class RemoteLIF(torch.nn.Module):
         super().__init__()
         _check_client(client)
         LIF(  # refuses what does not fit before there is a layer
-            alpha, threshold=threshold, reset=reset, reset_by=reset_by, decay_reset=decay_reset,
-            min_membrane=min_membrane, max_spikes=max_spikes,
+            _checkable(alpha), threshold=_checkable(threshold), reset=reset, reset_by=_checkable(reset_by),
+            decay_reset=decay_reset, min_membrane=_checkable(min_membrane), max_spikes=max_spikes,
         )  # fmt: skip
-        values = {"alpha": alpha, "threshold": threshold, "reset_by": reset_by}
+        given = {"alpha": alpha, "threshold": threshold, "reset_by": reset_by}
+        values = {name: _as_value(name, value) for name, value in given.items()}
         names = {trainable} if isinstance(trainable, str) else set(trainable)
         unknown = names - {name for name, value in values.items() if value is not None}
         if unknown:
@@ -239,12 +242,9 @@ class RemoteLIF(torch.nn.Module):
                 f"trainable: got {', '.join(sorted(unknown))}, want names of parameters "
                 f"that have a value, among {', '.join(_TRAINABLE)}"
             )
-        # Checks what the server would refuse in the first call.
-        LIF(alpha, threshold=threshold, reset=reset, reset_by=reset_by, decay_reset=decay_reset,
-            min_membrane=min_membrane, max_spikes=max_spikes)  # fmt: skip
         for name, value in values.items():
             self._keep(name, value, name in names)
-        self._keep("min_membrane", min_membrane, False)
+        self._keep("min_membrane", _as_value("min_membrane", min_membrane), False)
         self.client = client
         self.reset = reset
         self.decay_reset = decay_reset
@@ -340,6 +340,11 @@ class RemoteLIF(torch.nn.Module):
     ) -> None:
         numbers = self._numbers()
         rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in numbers}
+        for name in (*_TRAINABLE, "min_membrane"):
+            key = prefix + name
+            if isinstance(rest.get(key), Tensor) and (fault := self._fault(name, _checkable(rest[key]))):
+                error_msgs.append(f"{key}: {fault}")
+                rest[key] = getattr(self, name)  # it stays what it is
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         for name in numbers:
             key = prefix + name
@@ -352,12 +357,18 @@ class RemoteLIF(torch.nn.Module):
                 error_msgs.append(f"{key} must have one element, got shape {tuple(saved.shape)}")
                 continue
             value = saved.double().item()
-            try:
-                LIF(**({"alpha": 1.0} | {name: value}))  # type: ignore[arg-type]
-            except ValueError as error:
-                error_msgs.append(f"{key}: {error}")
+            if fault := self._fault(name, value):
+                error_msgs.append(f"{key}: {fault}")
             else:
                 setattr(self, name, value)
+
+    def _fault(self, name: str, value: Any) -> str:
+        """Why a parameter cannot have a value; "" where it can."""
+        try:
+            LIF(**({"alpha": 1.0, "max_spikes": self.max_spikes} | {name: value}))
+        except (TypeError, ValueError) as error:
+            return str(error)
+        return ""
 
     def extra_repr(self) -> str:
         """What repr() shows: the server and the neuron, and no key."""
@@ -402,6 +413,20 @@ class RemoteLIF(torch.nn.Module):
             self.register_buffer(name, _copied(value))
         else:
             setattr(self, name, None if value is None else float(value))
+
+
+def _checkable(value: Any) -> Any:
+    """A value for the checks of `LIF`: what a tensor on meta will have for elements is not known, and fits."""
+    return 1.0 if isinstance(value, Tensor) and value.is_meta else value
+
+
+def _as_value(name: str, value: Any) -> _Value:
+    """A number, or a tensor of the elements of an array: of its type where that is one of floats."""
+    if value is None or isinstance(value, Tensor) or is_real(value):
+        return cast(_Value, value)
+    elements = elements_of(name, value)
+    keeps_dtype = isinstance(value, np.ndarray) and elements.dtype.kind == "f"
+    return torch.tensor(elements, dtype=None if keeps_dtype else torch.get_default_dtype())
 
 
 def _check_client(client: object) -> None:

@@ -157,7 +157,9 @@ def lif_gradient(
     parameters = {"alpha": alpha, "threshold": threshold, "reset_by": reset_by, "initial_membrane": initial_membrane}
     wanted = _wanted(wrt, parameters)
     if "reset_by" in wanted and reset_by is None:
-        raise ValueError("wrt names reset_by, which is None here: its gradient is part of the threshold's")
+        raise ValueError(
+            "wrt must name parameters that are not None, got reset_by, whose gradient is part of the threshold's"
+        )
     if method == "bptt":
         return _bptt(
             membrane,

@@ -92,7 +92,13 @@ class _Neuron(ranges.Bounded):
 
     def _set_number(self, name: str, value: Any) -> None:
         arguments.check_alpha(value) if name == "alpha" else arguments.check_value(name, value)
+        if name == "threshold":
+            arguments.check_threshold(value, self._max_spikes)
         setattr(self, name, value)
+
+    @property
+    def _max_spikes(self) -> int:
+        return getattr(self, "max_spikes", 1)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -111,6 +117,16 @@ class _Neuron(ranges.Bounded):
     ) -> None:
         numbers = self._numbers()
         rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in numbers}
+        for name in self._parameter_names:
+            key = prefix + name
+            given, own = rest.get(key), getattr(self, name)
+            if not isinstance(given, Tensor) or not isinstance(own, Tensor):
+                continue
+            try:
+                arguments.check_values(name, given, positive=name == "threshold" and self._max_spikes > 1)
+            except ValueError as error:
+                error_msgs.append(f"{key}: {error}")
+                rest[key] = own  # it stays what it is
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         for name, own in numbers.items():
             key, length = prefix + name, len(own) if isinstance(own, tuple) else 1

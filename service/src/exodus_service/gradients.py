@@ -17,7 +17,7 @@ import exodus_core
 from exodus_client.wire import Message
 from exodus_service.operands import Operands
 from exodus_service.params import AlphaTaps, ExponentialTaps, Method, Params, SrmNeuron, TensorName, parse_params
-from exodus_service.problems import Fault, Problem, invalid
+from exodus_service.problems import Problem, invalid
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -293,8 +293,10 @@ _EXPECTED = {
 
 def _refusal(message: str) -> Problem:
     parts = _REFUSAL.match(message)
-    name, expected, got = parts.groups() if parts else (message.partition(" ")[0], message, "something else")
+    if parts is None:
+        return Problem("invalid", message)
+    name, expected, got = parts.groups()
     verb = next((verb for verb in _EXPECTED if expected.startswith(verb)), "")
     expected = _EXPECTED.get(verb, "") + expected.removeprefix(verb)
     pointer = f"/params/{name}" if name in Params.model_fields else f"/params/neuron/{name}"
-    return invalid(pointer, expected, got) if parts else Problem("invalid", message, (Fault(pointer, expected, got),))
+    return invalid(pointer, expected, got)
