@@ -10,7 +10,7 @@ import time
 import pytest
 
 from exodus_client.wire import MSGPACK_TYPE, encode
-from exodus_service.protocol import MAX_AHEAD, MAX_HEAD_BYTES
+from exodus_service.protocol import MAX_AHEAD, MAX_HEAD_BYTES, Protocol
 
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 GRADIENT = "POST /v1/gradients/exodus HTTP/1.1\r\nContent-Type: application/msgpack\r\n"
@@ -229,6 +229,42 @@ def test_a_connection_that_waits_for_its_answer_is_kept(serve, good):
             patient.sendall(head.encode() + body + GET)
             time.sleep(1.5)
         assert patient.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
+
+
+def test_upgrades_without_end_are_read_as_far_as_others(running, caplog):
+    offer = GET + b"Upgrade: h2c\r\nConnection: Upgrade\r\n\r\n"
+    with running.raw() as eager:
+        eager.sendall(offer * 3000)
+        served = answers(eager)
+    assert set(served) == {b"200"}
+    assert MAX_AHEAD < len(served) < 3000
+    assert "Traceback" not in caplog.text
+
+
+def test_upgrades_that_come_at_once_are_not_read_within_each_other(running, monkeypatch):
+    parse, depth, deepest = Protocol._parse, [0], [0]
+
+    def counted(self, data):
+        depth[0] += 1
+        deepest[0] = max(deepest[0], depth[0])
+        parse(self, data)
+        depth[0] -= 1
+
+    monkeypatch.setattr(Protocol, "_parse", counted)
+    offer = GET + b"Upgrade: h2c\r\nConnection: Upgrade\r\n\r\n"
+    with running.raw() as connection:
+        connection.sendall(offer * 30 + GET + b"Connection: close\r\n\r\n")
+        assert answers(connection) == [b"200"] * 31
+    assert deepest == [1]
+
+
+@pytest.mark.parametrize(("path", "status"), [("/livez", b"405"), ("/nowhere", b"404")])
+def test_the_broken_rest_of_an_answered_body_is_not_answered_again(running, path, status):
+    with running.raw() as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        assert connection.recv(12) == b"HTTP/1.1 " + status
+        connection.sendall(b"this is no number of bytes\r\n")
+        assert answers(connection) == []
 
 
 def test_an_upgrade_is_refused_where_the_body_would_get_lost(running, good):

@@ -209,6 +209,11 @@ def test_the_commands_beside_serve():
         (["serve"], {"EXODUS_HOST": ""}, "EXODUS_HOST: expected something, or no such variable at all, got ''"),
         (["serve"], {"EXODUS_STATE_DIR": ""}, "EXODUS_STATE_DIR: expected something, or no such variable"),
         (["serve", "--uds", ""], {}, "--uds: expected something"),
+        (["serve", "--uds", " "], {}, "--uds: expected something"),
+        *(
+            (["serve"], {f"EXODUS_{name}": " \t"}, f"EXODUS_{name}: expected something, or no such variable")
+            for name in ("HOST", "UDS", "STATE_DIR", "API_KEYS_FILE")
+        ),
         (["serve", "--drain-delay-s", "inf"], {}, "--drain-delay-s: expected a finite number, got inf"),
         (["check"], {"EXODUS_DEVICE": "tpu"}, "device: expected "),
         (["openapi"], {"EXODUS_DEVICE": "tpu"}, "device: expected "),

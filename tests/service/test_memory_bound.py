@@ -1,13 +1,19 @@
 """What requests take when they are unpacked is within EXODUS_MAX_QUEUE_BYTES, whichever way they come and wait."""
 
+import asyncio
+import gc
 import http.client
 import json
+import math
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +22,9 @@ import zstandard
 from remote_models import ADAM, LOSS, NETWORK, Remote
 
 from exodus_client.wire import Message, Tensor, encode
+from exodus_service.calls import Received
+from exodus_service.context import Timings
+from exodus_service.scheduler import Scheduler
 
 MIB = 2**20
 BODY, QUEUE = 64 * MIB, 160 * MIB
@@ -166,3 +175,75 @@ def test_calls_in_a_gap_wait_as_they_came(service):
     remote = Remote(port)
     assert remote.step(2).status == 200
     remote.connection.close()
+
+
+def raw(verb, path, body):
+    kind = "application/vnd.safetensors" if verb == "PUT" else MSGPACK
+    return f"{verb} {path} HTTP/1.1\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+SMALL = Tensor.of("input", np.zeros((1, 10, 6), np.int8))
+
+
+@pytest.mark.parametrize(
+    ("unpacking", "request_"),
+    {
+        "models._unpack_state": ("PUT", "/v1/models/m/state", bytes(100)),
+        "plans.upload": ("PUT", "/v1/models/m/state", bytes(100)),
+        "models._prepare": ("POST", "/v1/models", message({"network": NETWORK, "optimizer": ADAM}, [])),
+        "forwarding.ForwardCall.prepare": ("POST", FORWARD, message({}, [SMALL])),
+        "training.TrainingCall.prepare": ("POST", STEP, message({"sequence": 1, "loss": LOSS}, [SMALL])),
+    }.items(),
+)
+def test_a_client_that_leaves_is_counted_until_its_body_is_unpacked(
+    serve, connect, until, monkeypatch, caplog, unpacking, request_
+):
+    caplog.set_level("INFO")
+    service = serve()
+    connect(service.port).create()
+    began, finish = threading.Event(), threading.Event()
+
+    def unpack(*_arguments):
+        began.set()
+        finish.wait(30)
+
+    monkeypatch.setattr(f"exodus_service.{unpacking}", unpack)
+    scheduler, sent = service.engine.scheduler, raw(*request_)
+    caplog.clear()
+    with service.raw() as leaving:
+        leaving.sendall(sent)
+        assert began.wait(10)
+        counted = scheduler.bytes
+    until(lambda: request_[1] in caplog.text)
+    assert (scheduler.requests, scheduler.bytes) == (1, counted)
+    finish.set()
+    until(lambda: scheduler.requests == scheduler.bytes == 0)
+
+
+def test_what_waits_to_be_unpacked_is_let_go_of_when_its_client_leaves():
+    scheduler = Scheduler("test", max_requests=2, max_bytes=100)
+    finish, done = threading.Event(), []
+
+    async def leave():
+        with ThreadPoolExecutor(1) as helper:
+            helper.submit(finish.wait, 30)
+            ticket = scheduler.admit(5)
+            received = Received("", memoryview(b""), "", None, math.inf, ticket, Timings(), 0.0)
+            body = np.zeros(5, np.uint8)
+            freed = weakref.ref(body)
+            waiting = asyncio.create_task(received.aside(partial(done.append, body), helper))
+            del body
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait((waiting,))
+            ticket.__exit__(None, None, None)
+            await asyncio.sleep(0)
+            del waiting
+            gc.collect()  # of what the traceback holds
+            left = freed() is None, scheduler.requests, scheduler.bytes
+            finish.set()
+        return left
+
+    assert asyncio.run(leave()) == (True, 0, 0)
+    assert done == []
+    scheduler.close()

@@ -21,6 +21,7 @@ from remote_models import ADAM, NETWORK, batch, local, same_state, trained
 
 from exodus_core import losses
 from exodus_service.disk import StateDir
+from exodus_service.state_file import MAX_HEADER_BYTES
 
 COMMAND = str(Path(sys.executable).with_name("exodus-service"))
 STATE = "/v1/models/m/state"
@@ -393,3 +394,47 @@ def test_downloads_beyond_the_bytes_of_the_queue_are_refused(serve, connect, unt
     assert sorted(answer.status for answer in answers) == [200, 429, 429, 429]
     until(lambda: service.engine.scheduler.requests == 0)
     assert service.engine.scheduler.bytes == 0
+
+
+@pytest.mark.parametrize("coding", [None, "zstd"])
+def test_a_body_larger_than_any_state_of_the_model_is_refused_before_it_is_read(remote, monkeypatch, coding):
+    import zstandard
+
+    def read(*_arguments):
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr("exodus_service.plans.decode_state", read)
+    body = safetensors.torch.save({"a": torch.zeros(2**19)})
+    headers = TYPE if coding is None else {**TYPE, "Content-Encoding": coding}
+    answer = remote.call("PUT", STATE, body if coding is None else zstandard.compress(body), headers)
+    assert (answer.status, answer.json["code"]) == (413, "too_large")
+
+
+def test_the_header_of_a_state_is_bounded_before_it_is_read(remote, monkeypatch):
+    remote.step(1)
+    saved = remote.call("GET", STATE).body
+    (length,) = struct.unpack_from("<Q", saved)
+    monkeypatch.setattr("exodus_service.state_file.MAX_HEADER_BYTES", length)
+    assert remote.call("PUT", STATE, saved, TYPE).status == 200
+    monkeypatch.setattr("exodus_service.state_file.MAX_HEADER_BYTES", length - 1)
+    answer = remote.call("PUT", STATE, saved, TYPE)
+    assert (answer.status, answer.json["code"]) == (400, "malformed")
+    assert f"expected a header of at most {length - 1} bytes, got one of {length}" in answer.json["detail"]
+
+
+def test_the_longest_description_has_a_state_that_is_taken(remote):
+    layers = [{"kind": "batch_norm", "name": f"{number:032}"} for number in range(400)]
+    network = {"input_shape": [1], "layers": layers}
+    amsgrad = {"kind": "adam", "amsgrad": True}
+    assert remote.post("/v1/models", {"id": "m", "network": network, "optimizer": ADAM}).status == 413
+    while remote.post("/v1/models", {"id": "long", "network": network, "optimizer": amsgrad}).status == 413:
+        del layers[-10:]
+    spikes, target = torch.ones(2, 3, 1), torch.ones(2, 3, 1)
+    params = {"sequence": 1}
+    answer = remote.post("/v1/models/long/forward_backward", params, input=spikes, grad_output=target)
+    assert answer.status == 200, answer.body
+    assert remote.post("/v1/models/long/optim_step", {"sequence": 2}).status == 200
+    saved = remote.call("GET", "/v1/models/long/state").body
+    assert len(layers) > 200
+    assert 8 * struct.unpack_from("<Q", saved)[0] > MAX_HEADER_BYTES
+    assert remote.call("PUT", "/v1/models/long/state", saved, TYPE).status == 200

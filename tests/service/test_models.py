@@ -277,6 +277,31 @@ def test_models_that_left_memory_come_back_when_called(serve, tmp_path, connect)
     assert remote.step(2, "a").params["sequence"] == 2
 
 
+def test_models_in_memory_are_listed_without_a_look_at_the_disk(remote, service, monkeypatch):
+    for id in ("a", "b"):
+        assert remote.create(id).status == 201
+
+    def find(_self, _owner, id):
+        raise AssertionError(f"{id} was read")
+
+    monkeypatch.setattr("exodus_service.saved.Saved.find", find)
+    assert [model["id"] for model in remote.call("GET", "/v1/models").json["models"]] == ["a", "b"]
+
+
+def test_a_model_that_leaves_memory_while_models_are_listed_is_listed(remote, service, monkeypatch):
+    remote.create("a")
+    store = service.engine.store
+    listed = store._saved.list
+
+    def leave(owner, known):
+        (model,) = store._residents
+        store._residents.pop(model)
+        return listed(owner, known)
+
+    monkeypatch.setattr(store._saved, "list", leave)
+    assert [model["id"] for model in remote.call("GET", "/v1/models").json["models"]] == ["a"]
+
+
 def test_two_models_are_trained_at_once_and_do_not_mix(remote, service, connect):
     def train(id, seed):
         own = connect(service.port)

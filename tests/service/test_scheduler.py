@@ -323,3 +323,19 @@ def test_a_ticket_says_whether_its_work_could_be_stopped():
         assert future.cancelled()
         finish.set()
     scheduler.close()
+
+
+def test_a_place_is_kept_until_everything_that_is_attached_to_it_has_ended():
+    scheduler = Scheduler("test", max_requests=1, max_bytes=100)
+    helpers = [Future(), Future()]
+    with scheduler.admit(5) as ticket:
+        for helper in helpers:
+            ticket.attach(helper)
+        ticket.submit(lambda: None).result(10)
+    helpers[0].set_result(None)
+    assert (scheduler.requests, scheduler.bytes) == (1, 5)
+    ticket.reserve(40)  # by the one that goes on
+    assert (scheduler.requests, scheduler.bytes) == (1, 40)
+    helpers[1].cancel()
+    assert (scheduler.requests, scheduler.bytes) == (0, 0)
+    scheduler.close()

@@ -82,8 +82,22 @@ def every(seconds, nbytes, until=1000):
 @pytest.mark.parametrize("close", [False, True], ids=["open", "closing"])
 def test_a_client_that_takes_nothing_is_cut_off_after_the_stall_timeout(monkeypatch, caplog, close):
     assert cut_off(monkeypatch, [], close=close) == pytest.approx(10, abs=1)
-    assert cut_off(monkeypatch, [(8, 90_000)], close=close) == pytest.approx(18, abs=2)
     assert "the client took nothing of the response for 10.0 s" in caplog.text
+
+
+@pytest.mark.parametrize("close", [False, True], ids=["open", "closing"])
+def test_a_client_that_stops_is_cut_off_when_it_can_have_read_what_its_kernel_took(monkeypatch, caplog, close):
+    long = 10_000_000
+    stopped = cut_off(monkeypatch, [(8, long - 10_000)], long, close=close)
+    assert stopped == pytest.approx(8 + 10 + 512 * 1024 / 1000, abs=2)
+    assert "the client took nothing of the response for 534.3 s" in caplog.text
+    assert cut_off(monkeypatch, [(8, 90_000)], close=close) == pytest.approx(10 + 90, abs=2)
+
+
+def test_a_steady_reader_whose_kernel_tells_of_it_in_great_pieces_is_served(monkeypatch):
+    """At twice the slowest rate a large buffer has room again after 200 s of 400 000 bytes."""
+    pairs = [(1, 3_000_000), *((1 + 200 * number, 400_000) for number in range(1, 20))]
+    assert cut_off(monkeypatch, pairs, 8_000_000) is None
 
 
 def test_a_client_that_takes_a_little_steadily_is_served(monkeypatch):
@@ -123,7 +137,7 @@ def lazy(port, request):
 
 
 def test_lists_that_nobody_takes_are_bounded_and_dropped(serve, until, monkeypatch, caplog):
-    service = serve(max_queue_bytes=25_000_000, stall_timeout_s=1)
+    service = serve(max_queue_bytes=25_000_000, stall_timeout_s=1, min_download_rate=1_000_000)
 
     async def long_list(_owner):
         return [{"id": "m", "name": "x" * 9_000_000}]
@@ -138,7 +152,7 @@ def test_lists_that_nobody_takes_are_bounded_and_dropped(serve, until, monkeypat
     until(lambda: service.engine.scheduler.bytes == 0)
     assert len(service.caller.call("GET", "/v1/models").body) > 9_000_000
     assert service.engine.scheduler.bytes == 0
-    assert "the client took nothing of the response" in caplog.text
+    assert "the client took less than 1000000 bytes a second of the response" in caplog.text
     for client in clients:
         client.close()
 

@@ -182,3 +182,18 @@ def test_the_protocol_works_on_the_event_loop_of_the_standard_library():
         return filling.filled
 
     assert asyncio.Runner().run(serve()) == 100_000
+
+
+@pytest.mark.parametrize("nbytes", [60_000, 200_000_000], ids=["small", "large"])
+def test_408_for_a_body_that_drips_from_the_beginning_however_long_it_is(serve, nbytes):
+    service = serve(stall_timeout_s=0.3)
+    with service.raw() as connection:
+        connection.sendall(head(range(nbytes)) + b"x")
+        connection.settimeout(0.05)
+        began = time.monotonic()
+        came = b""
+        while not came and time.monotonic() - began < 3:
+            connection.sendall(b"x")
+            with contextlib.suppress(TimeoutError):
+                came = connection.recv(100)
+        assert came.startswith(b"HTTP/1.1 408 ")

@@ -48,7 +48,8 @@ async def read_body(
     Args:
         receive: the ASGI channel of the request; not called before, so that `Expect: 100-continue` is answered now.
         stall_timeout: seconds that the next piece may take.
-        min_rate: bytes a second; the whole body may take `stall_timeout + nbytes / min_rate` seconds.
+        min_rate: bytes a second on average: `n` bytes in, the next piece has to be there `stall_timeout + n / min_rate`
+            seconds after the beginning.
         seconds_left: until the deadline of the request; may be infinite.
         scope: of the request; where the server offers it there, the body comes without the detour through messages.
         pinned: read into memory that a GPU copies from by itself.
@@ -63,14 +64,19 @@ async def read_body(
         raise Problem("out_of_memory", f"no room for a body of {nbytes} bytes") from None
     clock = asyncio.get_running_loop().time
     deadline = clock() + seconds_left
-    latest = min(clock() + stall_timeout + nbytes / min_rate, deadline)
+    began = clock()
     filling = place(scope, body) or Filling(body)
+
+    def latest() -> float:
+        """When the next piece has to be there."""
+        return min(clock() + stall_timeout, began + stall_timeout + filling.filled / min_rate, deadline)
+
     try:
-        async with asyncio.timeout_at(min(clock() + stall_timeout, latest)) as timeout:
+        async with asyncio.timeout_at(latest()) as timeout:
 
             def extend() -> None:
                 if not timeout.expired():
-                    timeout.reschedule(min(clock() + stall_timeout, latest))
+                    timeout.reschedule(latest())
 
             filling.on_progress = extend
             while True:

@@ -4,9 +4,11 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Awaitable, Mapping
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
@@ -18,8 +20,11 @@ from exodus_service.context import Timings
 from exodus_service.problems import Problem
 from exodus_service.scheduler import DeadlineError, Ticket
 from exodus_service.segments import Shared
+from exodus_service.waiting import Entry
 
 T = TypeVar("T")
+
+_HELPERS = ThreadPoolExecutor(thread_name_prefix="exodus-helper")
 
 
 @dataclass
@@ -64,6 +69,17 @@ class Received:
             pass
         raise Problem("deadline", "the deadline passed before the result was there")
 
+    async def aside(self, work: Callable[[], T], threads: Executor = _HELPERS) -> T:
+        """`within` for work on a helper thread, which is not done where it has not begun.
+
+        Once it has begun, the place is kept until it has ended, also where the client leaves before.
+        """
+        entry = Entry(partial(copy_context().run, work), self.due, None)
+        entry.future.add_done_callback(lambda _: entry.release())  # also of what is cancelled and still in line
+        threads.submit(_run, entry)
+        self.ticket.attach(entry.future)
+        return await self.within(asyncio.wrap_future(entry.future))
+
     async def computed(self, future: "Future[T]") -> T:
         """`within` for work on another thread, which is withdrawn where it has not begun."""
         return await self.within(asyncio.wrap_future(future))
@@ -82,6 +98,11 @@ class Reply:
         """A plain value."""
         body = json.dumps(value).encode()
         return cls(Encoded(JSON_TYPE, len(body), [body]), status, headers)
+
+
+def _run(entry: Entry) -> None:
+    if entry.begin():
+        entry.finish(lambda: None)
 
 
 def owned(tensor: torch.Tensor, body: bytes | bytearray | memoryview) -> torch.Tensor:

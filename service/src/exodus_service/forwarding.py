@@ -1,6 +1,5 @@
 """Forward passes of a model, which change nothing and have no number."""
 
-import asyncio
 import time
 from contextlib import AsyncExitStack
 from functools import partial
@@ -25,7 +24,7 @@ async def forward(engine: Engine, id: str, received: Received) -> Reply:
     async with AsyncExitStack() as stack:
         model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
         prepare = partial(ForwardCall.prepare, engine, model, received)
-        while isinstance(call := await received.within(asyncio.to_thread(translated, prepare, engine.device)), Early):
+        while isinstance(call := await received.aside(partial(translated, prepare, engine.device)), Early):
             await model.wait_for(call.sequence, received.due)
         work = partial(translated, call.run, engine.device)
         return Reply(await received.computed(received.ticket.submit(work, received.due)))

@@ -1,6 +1,5 @@
 """What is done to models as a whole: made, saved, downloaded, replaced by an uploaded state. Knows nothing of HTTP."""
 
-import asyncio
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from exodus_client.wire import Encoded, Limits, Message, decompress, encode
 from exodus_core import network as networks
 from exodus_core.fields import DescriptionError
 from exodus_core.network import Description
+from exodus_service.body import JSON_GROWTH
 from exodus_service.calls import Received, Reply
 from exodus_service.engine import Engine
 from exodus_service.failures import pointed, translated
@@ -19,7 +19,7 @@ from exodus_service.model_inputs import Opened
 from exodus_service.plans import require_size
 from exodus_service.problems import Fault, Problem, invalid
 from exodus_service.settings import Settings
-from exodus_service.state_file import MEDIA_TYPE
+from exodus_service.state_file import MEDIA_TYPE, StateFileError, header_bytes
 from exodus_service.training_params import CreateParams
 
 #: Room for the rest of what is said of a model.
@@ -33,8 +33,8 @@ _SLOTS, _BESIDE_STATE = 6, 1024 * 1024
 async def create(engine: Engine, received: Received) -> Reply:
     """Make a model, or find the one that the same call has made. Raises Problem."""
     prepare = partial(_prepare, engine, received)
-    making = engine.store.aside(partial(translated, prepare, engine.device))
-    opened, params, network, weights = await received.within(making)
+    prepared = received.aside(partial(translated, prepare, engine.device), engine.store.maker)
+    opened, params, network, weights = await prepared
     made = engine.store.create(
         received.owner,
         id=params.id,
@@ -81,9 +81,9 @@ async def upload(engine: Engine, id: str, received: Received) -> Reply:
     async with AsyncExitStack() as stack:
         model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
         unpack = partial(_unpack_state, received, model.network)
-        await received.within(asyncio.to_thread(translated, unpack, engine.device))
+        await received.aside(partial(translated, unpack, engine.device))
         body, received.body = received.body, memoryview(b"")
-        replaced = engine.store.replace_state(model, body)
+        replaced = engine.store.replace_state(model, body, received.aside)
         del body  # the store lets go of it once it is read
         return Reply.json(await received.within(replaced))
 
@@ -94,7 +94,7 @@ def largest_state(engine: Engine) -> int:
 
 
 def _unpack_state(received: Received, network: Description) -> None:
-    """Put the state in the place of the body that it came in. Raises WireError, QueueFullError."""
+    """Put the state in the place of the body that it came in. Raises Problem, WireError, QueueFullError."""
     # As many bytes as its weights are its gradients, and each of what an optimiser and batch norms keep for a weight.
     limits = Limits(max_bytes=_SLOTS * network.nbytes + _BESIDE_STATE)
 
@@ -102,7 +102,14 @@ def _unpack_state(received: Received, network: Description) -> None:
         received.ticket.reserve(max(len(received.body) + nbytes, _COPIES * nbytes))
 
     body = decompress(received.body, received.content_encoding, limits=limits, reserve=reserve)
-    received.ticket.reserve(_COPIES * len(body))
+    if len(body) > limits.max_bytes:
+        expected, got = f"at most {limits.max_bytes} bytes, as many as a state of this model has", f"{len(body)} bytes"
+        raise Problem("too_large", f"the body: expected {expected}, got {got}", (Fault("", expected, got),))
+    try:
+        header = header_bytes(body)
+    except StateFileError as error:
+        raise Problem("malformed", str(error)) from error
+    received.ticket.reserve(_COPIES * len(body) + JSON_GROWTH * header)
     received.content_encoding, received.body = None, memoryview(body)
 
 

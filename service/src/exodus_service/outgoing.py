@@ -15,13 +15,18 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+#: What a client may have to read before its kernel acknowledges more: a sixteenth of its buffer, of 6 MiB on Linux,
+#: with room to spare.
+_UNREAD = 512 * 1024
+
 
 @dataclass(frozen=True)
 class Pace:
     """How slowly a client may send or take.
 
     Attributes:
-        stall_timeout: seconds without a single byte.
+        stall_timeout: seconds without a single byte; of a response, after what its client has to read at the slowest
+            rate before its kernel tells of it.
         min_upload_rate, min_download_rate: bytes a second, on average and after one stall timeout.
         max_unwanted: bytes that are read of the rest of a body that was answered already.
     """
@@ -82,8 +87,9 @@ class Outgoing(asyncio.Transport):
         if taken > self._taken:
             self._taken, self._moved = taken, now
         pace = self._pace
-        if now - self._moved >= pace.stall_timeout:
-            self._cut_off(f"took nothing of the response for {pace.stall_timeout} s", waiting)
+        patience = pace.stall_timeout + min(self._taken - self._before, _UNREAD) / pace.min_download_rate
+        if now - self._moved >= patience:
+            self._cut_off(f"took nothing of the response for {patience:.1f} s", waiting)
         elif now - self._began >= pace.stall_timeout + (self._taken - self._before) / pace.min_download_rate:
             self._cut_off(f"took less than {pace.min_download_rate} bytes a second of the response", waiting)
         else:

@@ -77,21 +77,21 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(Problem("too_large", detail, (Fault("/headers", expected, got),)))
 
     def _parse(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.logger.warning("Invalid HTTP request received.")
-            self._refuse(Problem("malformed", "this is not a request of HTTP/1.1"))
-        except httptools.HttpParserUpgrade as upgrade:
-            # The parser takes what follows for another protocol; none is spoken here, so that it is HTTP/1.1 still.
-            if _announces_body(self.headers):
-                self.cycle.keep_alive = False  # the parser has skipped the body, and where it ends is not known
-                self._deaf = True
+        while data and not self._deaf:
+            try:
+                self.parser.feed_data(data)
                 return
-            self._new_parser()
-            rest = data[upgrade.args[0] :]
-            if rest:
-                self._parse(rest)
+            except httptools.HttpParserError:
+                self.logger.warning("Invalid HTTP request received.")
+                self._refuse(Problem("malformed", "this is not a request of HTTP/1.1"))
+            except httptools.HttpParserUpgrade as upgrade:
+                # The parser takes what follows for another protocol; none is spoken here, so that it is HTTP/1.1 still.
+                if _announces_body(self.headers):
+                    self.cycle.keep_alive = False  # the parser has skipped the body, and where it ends is not known
+                    self._deaf = True
+                else:
+                    self._new_parser()
+                    data = data[upgrade.args[0] :]
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_AHEAD:
@@ -183,6 +183,9 @@ class Protocol(HttpToolsProtocol):
         """Answer what is no request, after those before it, and close: where the next one would begin is not known."""
         self._deaf = True
         cycle = self.cycle
+        if cycle is not None and cycle.response_complete and cycle.more_body:  # another answer would be no one's
+            self._close_gently()
+            return
         if self._is_answering() and cycle.more_body:  # it is this request that cannot be read on
             _leave(cycle)
             cycle.response_complete = True
@@ -210,7 +213,10 @@ class Protocol(HttpToolsProtocol):
         ]
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         self.transport.write(STATUS_LINE[problem.kind.status] + lines + b"\r\n" + body)
-        # To close at once would reset the connection where the client still sends, and the answer would be lost.
+        self._close_gently()
+
+    def _close_gently(self) -> None:
+        """To close at once would reset the connection where the client still sends, and the answer would be lost."""
         self.transport.write_eof()
         self._set_timer(_LINGER_S, self.transport.close)
 

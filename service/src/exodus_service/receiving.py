@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 from fastapi import Request
@@ -80,7 +81,7 @@ async def unshared(received: Received) -> None:
     if received.shared is None:
         return
     body = empty_buffer(len(received.body))
-    await asyncio.to_thread(np.copyto, np.frombuffer(body, np.uint8), np.frombuffer(received.body, np.uint8))
+    await received.aside(partial(np.copyto, np.frombuffer(body, np.uint8), np.frombuffer(received.body, np.uint8)))
     received.body = body
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,10 +97,12 @@ class Saved:
         except DescriptionError as error:  # saved by another version
             raise _unreadable(id, error) from error
 
-    def list(self, owner: str) -> list[Found]:
-        """All models of an owner; what cannot be read is left out and named in the log."""
+    def list(self, owner: str, known: Collection[str] = ()) -> list[Found]:
+        """The models of an owner but those that are known; what cannot be read is left out and named in the log."""
         found = []
         for entry in self._disk.catalogue.list(owner) if self._disk is not None else ():
+            if entry.id in known:
+                continue
             try:
                 found.append(self.find(owner, entry.id))
             except Problem as problem:

@@ -6,7 +6,8 @@ A request is admitted before its body is read, so that a full queue costs no upl
         result = await asyncio.wrap_future(ticket.submit(work, deadline))
 
 Leaving the block withdraws work that still waits. Work that is running cannot be stopped: it stays in the accounts
-until it ends. What unpacks a request asks for the memory before it takes it (`Ticket.reserve`). The work itself says
+until it ends, as does what unpacks a request on another thread (`Ticket.attach`), which asks for the memory before it
+takes it (`Ticket.reserve`). The work itself says
 what its result occupies (`Ticket.resize`); where results that nobody takes have filled the queue, the work behind them
 is refused in its turn.
 
@@ -18,7 +19,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from exodus_service.waiting import Batching, DeadlineError, Entry, Member, Waiting
 
@@ -155,7 +156,8 @@ class Ticket:
         self._places = places
         self._nbytes = nbytes
         self._lock = threading.Lock()
-        self._released = False
+        self._released = self._left = False
+        self._working = 0
         self._entry: Entry | None = None
 
     def submit(self, work: Callable[[], T], deadline: float | None = None, member: Member | None = None) -> "Future[T]":
@@ -167,7 +169,14 @@ class Ticket:
         entry = Entry(work, deadline, member)
         self._scheduler.queue(entry)
         self._entry = entry
+        self.attach(entry.future)
         return entry.future
+
+    def attach(self, future: "Future[Any]") -> None:
+        """Keep the place until this work has ended, too, where the block is left before. Not after it was left."""
+        with self._lock:
+            self._working += 1
+        future.add_done_callback(lambda _: self._ended())
 
     def resize(self, nbytes: int) -> None:
         """Count another size from now on, such as that of the result in place of that of the request. On any thread."""
@@ -206,12 +215,19 @@ class Ticket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._entry is None:
-            self._release()
-            return
-        if self._entry.future.cancel():
+        if self._entry is not None and self._entry.future.cancel():
             self._scheduler.withdraw(self._entry)
-        self._entry.future.add_done_callback(lambda _: self._release())
+        with self._lock:
+            self._left, over = True, not self._working
+        if over:
+            self._release()
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._working -= 1
+            over = self._left and not self._working
+        if over:
+            self._release()
 
     def _release(self) -> None:
         with self._lock:

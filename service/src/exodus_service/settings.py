@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     @classmethod
     def _not_empty(cls, value: object) -> object:
         """An empty path would be the present folder, an empty host every interface: a variable that was forgotten."""
-        if value == "":
+        if isinstance(value, str | Path) and not str(value).strip():
             raise PydanticCustomError("empty", "something, or no such variable at all")
         return value
 

@@ -16,6 +16,10 @@ import torch
 
 MEDIA_TYPE = "application/vnd.safetensors"
 
+#: Reading a header takes many times its bytes. A model that may be made, with names for 64 KiB and six tensors of 200
+#: bytes of header for each, has less than this.
+MAX_HEADER_BYTES = 2 * 2**20
+
 Buffer = bytes | bytearray | memoryview
 
 _NAMES = {
@@ -81,12 +85,26 @@ def decode_state(body: Buffer) -> tuple[dict[str, torch.Tensor], dict[str, str]]
         StateFileError: it is not one.
     """
     try:
+        length = header_bytes(body)
         tensors = safetensors.torch.load(bytes(body))
-        (length,) = struct.unpack_from("<Q", body)
         metadata = json.loads(bytes(memoryview(body)[8 : 8 + length])).get("__metadata__")
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise StateFileError(f"expected a safetensors file, got {len(body)} bytes that are not: {error}") from error
     return tensors, metadata or {}
+
+
+def header_bytes(body: Buffer) -> int:
+    """The length of the header of a file in memory, without a look at it.
+
+    Raises:
+        StateFileError: it is no safetensors file, or the header is longer than any of a training state.
+    """
+    length = int.from_bytes(memoryview(body)[:8], "little")
+    if len(body) < 8 + length:
+        raise StateFileError(f"expected a safetensors file, got {len(body)} bytes that are not: it ends in the header")
+    if length > MAX_HEADER_BYTES:
+        raise StateFileError(f"expected a header of at most {MAX_HEADER_BYTES} bytes, got one of {length}")
+    return length
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Execute = Callable[[Callable[[], Any]], "Future[Any]"]
+Aside = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 _SWEEP_S = 5.0
 #: What a context takes at least: its handle, and the objects of a small graph.
@@ -203,8 +204,9 @@ class Store:
 
     async def list(self, owner: str) -> list[dict[str, Any]]:
         """All models of an owner, by age. One whose state cannot be read is left out, and named in the log."""
-        saved = await self.aside(partial(self._saved.list, owner))
-        infos = {found.header.id: found.info() for found in saved}
+        infos = {model.id: model.info() for model in self._residents if model.owner == owner}
+        saved = await self.aside(partial(self._saved.list, owner, frozenset(infos)))
+        infos |= {found.header.id: found.info() for found in saved}
         infos |= {model.id: model.info() for model in self._residents if model.owner == owner}
         return sorted(infos.values(), key=lambda info: (info["created"], info["id"]))
 
@@ -238,15 +240,17 @@ class Store:
             snapshot = await self._on_device(model.snapshot)
         return await self._off(partial(plans.state_file, snapshot))
 
-    async def replace_state(self, model: Model, body: Buffer) -> dict[str, Any]:
+    async def replace_state(self, model: Model, body: Buffer, off: Aside | None = None) -> dict[str, Any]:
         """Go on from a state that `export` gave; durable when this returns, where anything is.
+
+        `off` reads the state on another thread, in place of one of the store's.
 
         Raises:
             Problem: malformed, state_mismatch, storage_full; nothing has changed then.
         """
         read = partial(plans.upload, model, body, self._device)
         del body  # it goes when it is read
-        uploaded = await self._off(read)
+        uploaded: plans.Upload = await (self._off if off is None else off)(read)
         del read
         return await self._moves.run((model.owner, model.id), lambda: self._replace(model, uploaded))
 
@@ -376,6 +380,11 @@ class Store:
         while True:
             await asyncio.sleep(min(_SWEEP_S, self._settings.context_ttl_s))
             self.contexts.sweep()
+
+    @property
+    def maker(self) -> Executor:
+        """The thread of `aside`."""
+        return self._maker
 
     async def aside(self, work: Callable[[], T]) -> T:
         """Do something that no call that trains a model is to wait for, one at a time; left before, it is not done."""

@@ -5,7 +5,6 @@ with its body as it came. Then it waits for its turn. On the thread that compute
 this order: what is recorded was answered, whether or not the client is still there.
 """
 
-import asyncio
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -61,7 +60,7 @@ async def train(engine: Engine, operation: Operation, id: str, received: Receive
     async with AsyncExitStack() as stack:
         model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
         prepare = partial(TrainingCall.prepare, engine, operation, model, received)
-        while isinstance(call := await received.within(asyncio.to_thread(translated, prepare, engine.device)), Early):
+        while isinstance(call := await received.aside(partial(translated, prepare, engine.device)), Early):
             await model.approach(call.sequence, received.due)
         params = call.params
         turn = await stack.enter_async_context(
