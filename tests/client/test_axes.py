@@ -228,7 +228,10 @@ LOSSES = ["max_over_time_ce", lambda outputs, targets: outputs.sum()]
         ([[[1.0, 2.0, 3.0]], [[1.0, 2.0]]], "got lists of several lengths"),
         (torch.as_tensor(X).to_sparse(), "got a tensor that is sparse_coo"),
         (torch.empty(2, 4, 3, device="meta"), "got a tensor on meta"),
-        (torch.nested.nested_tensor([torch.ones(4, 3), torch.ones(2, 3)], layout=torch.jagged), "got a tensor that is nested"),
+        (
+            torch.nested.nested_tensor([torch.ones(4, 3), torch.ones(2, 3)], layout=torch.jagged),
+            "got a tensor that is nested",
+        ),
     ],
     ids=["none", "ragged", "sparse", "meta", "nested"],
 )
