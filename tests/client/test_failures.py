@@ -320,7 +320,7 @@ class TestTimeouts:
 
 def test_a_call_that_has_been_lost_for_seconds_is_a_warning(service: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "exodus_client"):
-        service.answers = [httpx.ConnectError("refused")] * 6
+        service.answers = [*[httpx.ConnectError("refused")] * 6, httpx.Response(200, json={})]
         clock = Clock()
         retries = Retries(count=6, first_delay=2.0, max_delay=2.0, jitter=0.0, sleep=clock.sleep)
         with pytest.MonkeyPatch.context() as patched:
