@@ -209,6 +209,7 @@ def test_a_client_that_leaves_is_counted_until_its_body_is_unpacked(
 
     monkeypatch.setattr(f"exodus_service.{unpacking}", unpack)
     scheduler, sent = service.engine.scheduler, raw(*request_)
+    until(lambda: "POST /v1/models" in caplog.text)
     caplog.clear()
     with service.raw() as leaving:
         leaving.sendall(sent)
