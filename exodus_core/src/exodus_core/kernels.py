@@ -8,6 +8,7 @@ kernels of SLAYER (arXiv 1810.08646) are `SlayerResponse` for `filter` and `Slay
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 __all__ = ["MODAL_KERNELS", "AlphaKernel", "ExponentialKernel", "Kernel", "SlayerRefractory", "SlayerResponse"]
+
+_MOST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class _ModalKernel:
 def _number(name: str, value: Any, wanted: str = "a number") -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -_MOST <= value <= _MOST:  # not math.isfinite, which torch.compile cannot trace where numbers are dynamic
         raise ValueError(f"{name} must be finite, got {value}")
     return float(value)
 
