@@ -69,9 +69,10 @@ class _ModalKernel:
 def _number(name: str, value: Any, wanted: str = "a number") -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
-    if not -_MOST <= value <= _MOST:  # not math.isfinite, which torch.compile cannot trace where numbers are dynamic
-        raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
+    number: Any = value
+    if not -_MOST <= number <= _MOST:  # not math.isfinite, which torch.compile cannot trace where numbers are dynamic
+        raise ValueError(f"{name} must be finite, got {number}")
+    return float(number)
 
 
 def _numbers(name: str, value: float | tuple[float, ...]) -> tuple[float, ...]:
