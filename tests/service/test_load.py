@@ -259,7 +259,7 @@ def test_the_deadline_holds_while_the_body_is_read(running, good):
 
 
 def test_a_client_that_does_not_take_its_result_gives_its_place_back(serve, ask, good, until, caplog):
-    service = serve(stall_timeout_s=0.2)
+    service = serve(stall_timeout_s=0.2, min_download_rate=10**9)
     body = body_of(ask(LIF, membrane=torch.rand(64, 64, 1024), grad_output=torch.rand(64, 64, 1024)))
     with socket.socket() as lazy:
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -267,7 +267,7 @@ def test_a_client_that_does_not_take_its_result_gives_its_place_back(serve, ask,
         lazy.sendall(head(body) + body)
         until(lambda: service.engine.scheduler.requests == 1)
         until(lambda: service.engine.scheduler.requests == 0)
-        until(lambda: "the client took nothing of the response" in caplog.text)
+        until(lambda: "the client took" in caplog.text)
     assert service.caller.gradients(good).status == 200
 
 

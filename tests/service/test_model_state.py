@@ -135,9 +135,10 @@ def test_the_answers_say_what_is_durable(remote, until):
     assert remote.step(2).params["durable"] == 1
 
 
-def test_a_save_waits_for_the_call_that_runs(remote, service):
+def test_a_save_waits_for_the_call_that_runs(remote, service, until):
     with service.busy():
         remote.step(1, headers={"Prefer": "wait=0"})
+        until(lambda: service.engine.scheduler.waiting)
         saving = remote.call("POST", "/v1/models/m/save", headers={"Prefer": "wait=0"})
         assert remote.call("GET", saving.headers["location"]).status == 202
     found = remote.call("GET", saving.headers["location"], headers={"Prefer": "wait=30"})
