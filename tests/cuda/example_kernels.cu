@@ -18,6 +18,9 @@
 #include "core/neuron.h"
 #include "core/surrogate.h"
 
+template <>
+struct exodus::SmallestNormal<exodus::emulation::Counted> : exodus::SmallestNormal<float> {};
+
 namespace {
 
 using exodus::emulation::count_global_load;

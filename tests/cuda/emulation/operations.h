@@ -40,6 +40,7 @@ class Counted {
   // What csrc/core does to a float by overloads; found here by the type of the argument.
   friend Counted load(Counted stored) { return stored; }
   friend Counted floor(Counted x) { return std::floor(x.value_); }
+  friend Counted fabs(Counted x) { return std::fabs(x.value_); }
   friend Counted exp_nonpositive(Counted x) { return count(this_launch.exponentials), std::exp(x.value_); }
 
  private:
