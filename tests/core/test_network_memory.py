@@ -44,6 +44,13 @@ CASES = {
     "recurrent bptt of one neuron": ([1], 1, 600, [LIF | {"recurrent": {}, "method": "bptt"}]),
     "srm": ([1000], 20, 50, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "response_kernel": [1.0] * 5}]),
     "srm bptt": ([500], 5, 50, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "method": "bptt"}]),
+    "srm bptt of many steps": ([100], 2, 1000, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "method": "bptt"}]),
+    "srm bptt of more taps than steps": (
+        [500],
+        5,
+        50,
+        [LEARN, {"kind": "srm", "reset_kernel": [-1.0] * 100, "method": "bptt"}],
+    ),
     "srm bptt of taps": ([500], 5, 50, [LEARN, {"kind": "srm", "reset_kernel": [-1.0] * 5, "method": "bptt"}]),
     "srm bptt of one neuron": ([1], 1, 500, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "method": "bptt"}]),
     "weights": ([1000], 1, 1, [{"kind": "linear", "out_features": 1000}] * 3),

@@ -257,7 +257,10 @@ class _ModesState:
 
 
 def _kernel_state(kernel: Kernel, like: Tensor) -> _TapsState | _ModesState:
-    return _TapsState(kernel.to(like.dtype)) if isinstance(kernel, Tensor) else _ModesState(kernel.modes)
+    """A kernel for a signal like this one, time first: of its taps those that are felt within it."""
+    if isinstance(kernel, Tensor):
+        return _TapsState(kernel[: max(len(like), 1)].to(like.dtype))
+    return _ModesState(kernel.modes)
 
 
 def _srm_loop(

@@ -25,9 +25,11 @@ _BLOCK = 16
 # Below, PyTorch computes the convolution of a single image by itself, in float32 too.
 _SMALL_IMAGE = 20480
 # Python objects and nodes of autograd's graph, measured: of a layer (4 to 13 KiB); of one step of a loop over time,
-# without a graph (2 KiB), with one (9 KiB), and with recurrent connections (23 KiB); of a tensor in a list of them.
+# without a graph (2 KiB), with one (9 KiB), and with recurrent connections (23 KiB).
 _LAYER = 16 * 1024
-_STEP, _STEP_GRAPH, _STEP_RECURRENT, _LISTED = 3 * 1024, 14 * 1024, 28 * 1024, 64
+_STEP, _STEP_GRAPH, _STEP_RECURRENT = 3 * 1024, 14 * 1024, 28 * 1024
+# Copies of what a step of an SRM loop has of the past that its backward pass takes at a time, with what the heap keeps.
+_PAST_BACKWARD = 64
 # Gradients of a neuron's parameters are summed for each lane (sample and neuron): so many sums, in float64.
 _LANE_BYTES = 8 * 8
 
@@ -190,13 +192,16 @@ def _srm(layer: _Layer) -> _Need:
     data = layer.data
     if not _loops(data):
         return _Need(kept=layer.y, forward=2 * layer.y, backward=3 * layer.x)
-    taps = len(data.reset_kernel) if isinstance(data.reset_kernel, tuple) else layer.time
-    # Each step looks at all the spikes that its reset sees, and keeps them.
-    most = min(taps, layer.time)
-    loop, seen = _loop(layer, 10), layer.step + _LISTED
-    kept = loop.kept + (most * layer.time - most * most // 2) * seen if layer.training else 0
-    forward = max(kept, loop.kept) + 7 * layer.y + 3 * most * seen
-    return _Need(kept=kept, forward=forward, backward=loop.backward + 2 * most * seen, reads_input=True)
+    loop = _loop(layer, 10)
+    # What a step has of the past: a response for each tap that is still to come, or p and q in float64.
+    taps = len(data.reset_kernel) if isinstance(data.reset_kernel, tuple) else 0
+    past = min(taps, layer.time) * layer.step if taps else 16 * layer.step // layer.itemsize
+    return _Need(
+        kept=loop.kept,
+        forward=loop.forward + 5 * layer.y + 12 * past,
+        backward=loop.backward + _PAST_BACKWARD * past,
+        reads_input=True,
+    )
 
 
 _NEEDS: dict[str, Callable[[_Layer], _Need]] = {
