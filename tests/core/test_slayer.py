@@ -124,6 +124,11 @@ def test_a_cut_kernel_is_the_kernel_up_to_there():
 def test_a_kernel_that_rises_slowly_is_cut_where_it_falls():
     assert len(SlayerResponse(4e4).cut(0.01)) == 305535
     assert len(exodus_core.ExponentialKernel((0.99999, 0.9999), (1.0, -1.0)).cut(0.02)) == 391201
+    # exp(-t/1000) (1 - exp(-t/10000))^3 rises for 2,600 steps.
+    decays = tuple(math.exp(-1e-3 - 1e-4 * i) for i in range(4))
+    late = exodus_core.ExponentialKernel(decays, (1.0, -3.0, 3.0, -1.0))
+    felt = (late.taps(20000) >= 8.4e-4).nonzero()
+    assert len(late.cut(8.4e-4)) == int(felt.max()) + 1 > 2600
 
 
 @pytest.mark.parametrize("kernel", [AlphaKernel, SlayerRefractory])

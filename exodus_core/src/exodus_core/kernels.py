@@ -54,16 +54,23 @@ class _ModalKernel:
         below, most = _number("below", below), 2**20
         if below <= 0:
             raise ValueError(f"below must be positive, got {below}")
-        # No kernel rises for longer than the time constant of its slowest mode.
-        rise = max((-1 / math.log(decay) for decay in self.modes.decay if 0 < decay < 1), default=0.0)
-        length = max(64, math.ceil(rise))
-        while length <= most:
-            taps = self.taps(2 * length)
-            kept = int((taps.abs() >= below).nonzero().max()) + 1 if bool((taps.abs() >= below).any()) else 1
-            if kept < length:
-                return taps[:kept].to(dtype)
+        # Past the time constant of its slowest mode the bound of a kernel falls, whatever the kernel itself does.
+        length = max((-1 / math.log(decay) for decay in self.modes.decay if 0 < decay < 1), default=0.0)
+        length = max(64, math.ceil(length))
+        while length <= 2 * most and self._bound(length) >= below:
             length *= 2
+        if length <= 2 * most:
+            taps = self.taps(length)
+            felt = (taps.abs() >= below).nonzero()
+            kept = int(felt.max()) + 1 if len(felt) else 1
+            if kept <= most:
+                return taps[:kept].to(dtype)
         raise ValueError(f"below must leave at most {most} taps, got {below}")
+
+    def _bound(self, k: int) -> float:
+        """A bound of the value at k: the sum of the modes' absolute values."""
+        modes = zip(self.modes.decay, self.modes.constant, self.modes.linear, strict=True)
+        return sum((abs(constant) + abs(linear) * k) * decay**k for decay, constant, linear in modes)
 
 
 def _number(name: str, value: Any, wanted: str = "a number") -> float:

@@ -14,8 +14,7 @@ import torch
 
 from exodus_client.wire import Limits, check_plain
 from exodus_core import network as networks
-from exodus_core.fields import DescriptionError
-from exodus_core.fields import shown as _shown
+from exodus_core.fields import DescriptionError, shown
 from exodus_core.network import Description
 from exodus_core.training import OptimizerError, StateError, Trainer, parse_optimizer
 from exodus_service.about import renewed
@@ -90,11 +89,11 @@ def plan(
         raise invalid("/params/network", "a network with parameters to train", "one without")
     require_size(description, max_model_bytes)
     if not _is_int(seed, 0, 2**63):
-        raise invalid("/params/seed", "an integer from 0 to 2**63 - 1", _shown(seed))
+        raise invalid("/params/seed", "an integer from 0 to 2**63 - 1", shown(seed))
     if not _is_int(durable_every, 1, 2**31):
-        raise invalid("/params/durable_every", "an integer of at least 1", _shown(durable_every))
+        raise invalid("/params/durable_every", "an integer of at least 1", shown(durable_every))
     if not isinstance(name, str) or len(name) > _MAX_NAME:
-        raise invalid("/params/name", f"a text of at most {_MAX_NAME} characters", _shown(name))
+        raise invalid("/params/name", f"a text of at most {_MAX_NAME} characters", shown(name))
     made_from = {
         "network": description.data,
         "optimizer": options,
@@ -165,7 +164,7 @@ def upload(model: Model, body: Buffer, device: torch.device) -> Upload:
     except DescriptionError as error:
         raise _mismatch(f"/optimizer{error.pointer}", str(error.expected), str(error.got)) from error
     if options["kind"] != model.optimizer["kind"]:
-        raise _mismatch("/optimizer/kind", _shown(model.optimizer["kind"]), _shown(options["kind"]))
+        raise _mismatch("/optimizer/kind", shown(model.optimizer["kind"]), shown(options["kind"]))
     trainer = new_trainer(model.network, options, seed, device)
     try:
         trainer.load_state(tensors)
@@ -190,7 +189,7 @@ def _parse_optimizer(value: Any) -> dict[str, Any]:
     options = parse_optimizer(value).data
     for name, number in options.items():
         if isinstance(number, float) and abs(number) > LARGEST_FACTOR:
-            raise OptimizerError(f"/{name}", f"a number of a magnitude of at most {LARGEST_FACTOR:g}", _shown(number))
+            raise OptimizerError(f"/{name}", f"a number of a magnitude of at most {LARGEST_FACTOR:g}", shown(number))
     return options
 
 
@@ -211,7 +210,7 @@ def _difference(pointer: str, wanted: object, got: object) -> tuple[str, str, st
     elif isinstance(wanted, list | tuple) and isinstance(got, list | tuple) and len(wanted) == len(got):
         pairs = [(str(i), mine, theirs) for i, (mine, theirs) in enumerate(zip(wanted, got, strict=True))]
     else:
-        return None if wanted == got else (pointer, _shown(wanted), _shown(got))
+        return None if wanted == got else (pointer, shown(wanted), shown(got))
     found = (_difference(f"{pointer}/{key}", mine, theirs) for key, mine, theirs in pairs)
     return next((difference for difference in found if difference is not None), None)
 

@@ -216,7 +216,7 @@ class Protocol(HttpToolsProtocol):
         self._close_gently()
 
     def _close_gently(self) -> None:
-        """To close at once would reset the connection where the client still sends, and the answer would be lost."""
+        """Send no more, and close a moment later: a close with bytes still to read would reset the answer away."""
         self.transport.write_eof()
         self._set_timer(_LINGER_S, self.transport.close)
 

@@ -336,9 +336,7 @@ class Store:
         except OSError as error:
             raise Problem("storage_full", f"{refusal}: {error}") from error
         except GoneError:
-            raise Problem(
-                "draining", "the service is stopping; nothing was changed", headers=self._retry_after
-            ) from None
+            raise self._stopping() from None
 
     def _stopping(self) -> Problem:
         return Problem("draining", "the service is stopping; nothing was changed", headers=self._retry_after)

@@ -44,9 +44,9 @@ class Trainer:
     """A network, its optimiser and its accumulated gradients.
 
     With the same data, seed and calls the bits are those of the plain torch loop (forward, `loss.backward()`,
-    `optimizer.step()`, `zero_grad()`, `net.constrain()`), in which `net.neuron_parameters()` are a group without weight
-    decay. A call that raises has changed nothing: weights, running statistics, generator and accumulated gradients are
-    as before. The one exception is an optimiser of torch that itself fails within its step, as for want of memory.
+    `optimizer.step()`, `zero_grad()`), in which `net.neuron_parameters()` are a group without weight decay. A call that
+    raises has changed nothing: weights, running statistics, generator and accumulated gradients are as before. The one
+    exception is an optimiser of torch that itself fails within its step, as for want of memory.
 
     Args:
         net: a network of `exodus_core.network.build`, or what `torch.compile` makes of one; its parameters' `.grad` are
@@ -189,7 +189,7 @@ class Trainer:
         else:
             return dict.fromkeys([*self._named, "total"], 0.0)
         found = self._found(used, Changes(), {}, allow_non_finite)
-        update.apply(self.optimizer, self.net, self._parameters, used, found.result.grad_norms["total"])
+        update.apply(self.optimizer, self._parameters, used, found.result.grad_norms["total"])
         return found.result.grad_norms
 
     def step(
@@ -215,7 +215,7 @@ class Trainer:
         if self._accumulated:
             used = self._sums(found.gradients)
             total = self._found(used, found.changes, {}, allow_non_finite).result.grad_norms["total"]
-        update.apply(self.optimizer, self.net, self._parameters, used, total)
+        update.apply(self.optimizer, self._parameters, used, total)
         self._passes.commit(found.changes)
         return found.result
 

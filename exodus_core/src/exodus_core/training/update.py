@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from exodus_core.fields import Place, number
-from exodus_core.network import Network
 from exodus_core.training.optimizer import OptimizerError
 
 _LIMITS = {
@@ -55,7 +54,6 @@ class Update:
     def apply(
         self,
         optimizer: torch.optim.Optimizer,
-        net: Network,
         parameters: Sequence[torch.nn.Parameter],
         gradients: Sequence[Tensor],
         total: float,
@@ -80,6 +78,5 @@ class Update:
         finally:
             for group, name, value in own:
                 group[name] = value
-        net.constrain()
         for parameter in parameters:
             parameter.grad = None
