@@ -419,7 +419,7 @@ def test_any_bytes_from_a_socket(parts: list[bytes], sound: bool) -> None:
 
 
 class TestExamples:
-    """What the changes above have found, one by one."""
+    """Answers that the changes above have found, one by one."""
 
     def answered(self, **arguments: Any) -> Client:
         return Client("http://node", transport=httpx.MockTransport(lambda request: httpx.Response(**arguments)))

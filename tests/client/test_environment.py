@@ -1,4 +1,4 @@
-"""What the environment says of proxies and TLS: a client, or an error that names the variable."""
+"""Proxies and TLS of the environment: a client, or an error that names the variable."""
 
 import contextlib
 import shutil
@@ -180,7 +180,7 @@ def test_a_host_that_cannot_be_looked_up_is_refused_at_once(url: str) -> None:
 
 
 class TestAdvice:
-    """What to do about a server that cannot be talked to."""
+    """Advice on a server that cannot be talked to."""
 
     @pytest.fixture
     def listener(self) -> Iterator[socket.socket]:

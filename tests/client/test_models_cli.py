@@ -212,7 +212,7 @@ class TestDelete:
 
 
 class TestOutput:
-    """What becomes of a command whose output nobody takes."""
+    """Commands whose output nobody takes."""
 
     @pytest.fixture(params=["full", "closed"])
     def run(

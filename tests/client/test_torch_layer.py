@@ -500,7 +500,7 @@ class TestModule:
 
 
 class TestParameters:
-    """What a layer takes as parameters, and what it loads."""
+    """Parameters that a layer takes, and those that it loads."""
 
     @pytest.mark.parametrize("name", ["alpha", "threshold", "reset_by", "min_membrane"])
     @pytest.mark.parametrize(

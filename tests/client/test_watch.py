@@ -1,4 +1,4 @@
-"""What is said while training waits for a server that is gone: in the log, and where a result is not there in time."""
+"""Messages while training waits for a server that is gone: in the log, and of a result that is not there in time."""
 
 import itertools
 import logging
@@ -106,7 +106,7 @@ def test_a_question_about_a_model_says_so_too(
 
 
 class TestTimes:
-    """When a line is due. `look` is what the thread of a watch does from time to time."""
+    """Times at which a line is due. The thread of a watch calls `look` from time to time."""
 
     @pytest.fixture
     def watch(self, monkeypatch: pytest.MonkeyPatch) -> Watch:

@@ -74,7 +74,7 @@ def on_disk(path: Path) -> list[tuple[str, int]]:
 
 
 async def seen(store: Store) -> Any:
-    """What callers can see of the models; whether an attempt to save has failed is none of it."""
+    """The models as callers see them, without failed attempts to save."""
     return [info | {"durable_error": None} for info in await store.list("")]
 
 
@@ -86,7 +86,7 @@ def test_what_the_disk_fails_has_changed_nothing(
     refused = 0
 
     async def attempt(nth: int) -> bool:
-        """Whether the operation had so many calls of the disk."""
+        """True if the operation had so many calls of the disk."""
         nonlocal refused
         path = tmp_path / str(nth)
         async with opened(path) as store:

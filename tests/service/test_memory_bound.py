@@ -1,4 +1,4 @@
-"""What requests take when they are unpacked is within EXODUS_MAX_QUEUE_BYTES, whichever way they come and wait."""
+"""Memory of unpacked requests stays within EXODUS_MAX_QUEUE_BYTES, whichever way they come and wait."""
 
 import asyncio
 import gc

@@ -58,7 +58,7 @@ class Peer:
 
 
 def cut_off(monkeypatch, pairs, nbytes=100_000, close=False):
-    """When a connection is cut off whose peer takes bytes so; None where it is not."""
+    """Time at which a connection is cut off whose peer takes bytes so; None where it is not."""
     monkeypatch.setattr(Outgoing, "_in_kernel", lambda _self: 0)
 
     async def test():

@@ -123,7 +123,7 @@ def test_a_socket_in_use_stops_the_command(serve, path):
 
 
 def open_files(pid):
-    """What a process has open; a connection may close while we look."""
+    """Files that a process has open; a connection may close while we look."""
     found = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):

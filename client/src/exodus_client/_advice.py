@@ -1,4 +1,4 @@
-"""What to do about a server that cannot be talked to."""
+"""Advice on a server that cannot be talked to."""
 
 from __future__ import annotations
 

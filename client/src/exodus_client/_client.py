@@ -272,7 +272,7 @@ class Client:
         return capabilities
 
     def ping(self) -> Ping:
-        """Whether the server takes requests with this key, and how far away it is; asked once, without retries.
+        """Ask once, without retries, if the server takes requests with this key, and time the round trip.
 
         Raises:
             AuthenticationError, PermissionDeniedError: it is ready, and wants a key, or another one.

@@ -50,7 +50,7 @@ def reported() -> Iterator[None]:
 
 @contextmanager
 def printed(deed: str = "") -> Iterator[None]:
-    """What is printed within; where the output cannot be written, `deed` says on stderr what is done nevertheless.
+    """Printing within; where the output cannot be written, `deed` says on stderr what is done nevertheless.
 
     A reader that has gone, as in `exodus ... | head`, is no news otherwise.
     """

@@ -99,7 +99,7 @@ class Fault:
         return f"{self.pointer or 'request'}: expected {self.expected}, got {self.got}"
 
     def beside(self, detail: str, *, alone: bool) -> str:
-        """What it adds to a sentence that is about it, alone or among others; "" where that says it all."""
+        """The part of it that a sentence about it, alone or among others, leaves out; "" where that says it all."""
         if not self.got or self.got not in detail or not (alone or self.expected in detail):
             return str(self)
         return "" if self.pointer in detail else f"at {self.pointer}"

@@ -97,7 +97,7 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a tensor of an answer has to be.
+    """Dtype and shape that a tensor of an answer has to have.
 
     Attributes:
         dtypes: one of these.
@@ -108,7 +108,7 @@ class Wanted:
     shape: tuple[int | EllipsisType, ...]
 
     def fits(self, tensor: Tensor) -> bool:
-        """Whether a tensor is such a one."""
+        """True if a tensor has them."""
         sizes: tuple[int | EllipsisType, ...] = tensor.shape
         if ... in self.shape:
             return tensor.dtype in self.dtypes and sizes[: len(self.shape) - 1] == self.shape[:-1]
@@ -121,7 +121,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Neurons:
-    """What a request is about, without its arrays: what an answer has to bring follows from it.
+    """A request without its arrays, from which follows what its answer has to bring.
 
     Attributes:
         model: "lif", "if" or "srm".
@@ -157,11 +157,11 @@ class Neurons:
         return cls(neuron["model"], source.shape, source.dtype, parameters, None, result_dtype)
 
     def traces(self, names: Collection[str]) -> dict[str, Wanted]:
-        """What the traces of these names have to be."""
+        """Dtype and shape of the traces of these names."""
         return {name: Wanted(self._dtypes, self.trace) for name in names}
 
     def gradients(self, wrt: Collection[str]) -> dict[str, Wanted]:
-        """What the gradients have to be, with those of these parameters of the neuron."""
+        """Dtype and shape of the gradients, with those of these parameters of the neuron."""
         wanted = {"grad_psp" if self.model == "srm" else "grad_input": Wanted(self._dtypes, self.trace)}
         for name in wrt:
             shape, dtype = self.parameters.get(name, ((), self.dtype))

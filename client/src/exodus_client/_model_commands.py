@@ -132,12 +132,12 @@ def delete(
 
 
 def _is_terminal() -> bool:
-    """Whether somebody can answer."""
+    """True if somebody can answer."""
     return sys.stdin.isatty()
 
 
 def _patience(timeout: float | None) -> float:
-    """How long a model waits for its server: no longer than a request does."""
+    """Seconds that a model waits for its server: no longer than a request does."""
     return defaults.PATIENCE if timeout is None else timeout
 
 

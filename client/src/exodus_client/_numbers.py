@@ -37,7 +37,7 @@ class Range:
         return "a number"
 
     def has(self, values: Any) -> Any:
-        """Whether they are within; elementwise, and never where one is NaN."""
+        """True for those within; elementwise, and never where one is NaN."""
         return ((values > self.low) if self.above else (values >= self.low)) & (values <= self.high)
 
 
@@ -47,7 +47,7 @@ POSITIVE = Range(0, above=True)
 
 
 def is_real(given: object) -> bool:
-    """Whether something is a real number of Python or numpy: no boolean, and no array."""
+    """True for a real number of Python or numpy: no boolean, and no array."""
     return isinstance(given, Real) and not isinstance(given, bool)
 
 
@@ -127,7 +127,7 @@ def shown(given: object) -> str:
 
 
 def _kind(given: Any) -> str:
-    """What kind of array, or of something else, it is."""
+    """The kind of an array, or of something else, for an error message."""
     if is_torch(given):
         layout = str(given.layout).removeprefix("torch.")
         return f"a {layout} tensor of {given.dtype}"

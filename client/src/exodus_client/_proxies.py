@@ -61,7 +61,7 @@ def _tls() -> ssl.SSLContext:
 
 
 def _is_excepted(scheme: str, host: str, port: int, excepted: str) -> bool:
-    """Whether a list of `no_proxy` has all in it, or the host: by name, domain, address or network (fe80::/10).
+    """True if a list of `no_proxy` has all in it, or the host: by name, domain, address or network (fe80::/10).
 
     Entries may have a port, a scheme (all://localhost) and brackets.
     """

@@ -184,7 +184,7 @@ class Session:
 
     @property
     def state(self) -> str:
-        """How the last attempt went, for people."""
+        """The outcome of the last attempt, for people."""
         return "nothing has failed" if self._failure is None else f"the last failure: {self._failure}"
 
     @property
@@ -372,7 +372,7 @@ def read_number(answer: Answer, name: str) -> int:
 
 
 def is_count(value: object) -> bool:
-    """Whether something is a whole number, 0 or more, of 63 bits."""
+    """True for a whole number, 0 or more, of 63 bits."""
     return type(value) is int and 0 <= value < 2**63
 
 
@@ -415,7 +415,7 @@ def _no_address(base_url: str) -> ValueError:
 
 
 def _is_host(base_url: str, parts: SplitResult) -> bool:
-    """Whether the host can be asked for."""
+    """True if the name service can be asked for the host."""
     try:
         httpx.URL(base_url)
         return bool(cast(str, parts.hostname).encode("idna"))
@@ -424,7 +424,7 @@ def _is_host(base_url: str, parts: SplitResult) -> bool:
 
 
 def _is_size(declared: str) -> bool:
-    """Whether a Content-Length is a number of bytes that there may be."""
+    """True for a Content-Length that is a number of bytes of at most 63 bits."""
     return declared.isascii() and declared.isdecimal() and len(declared) < 20
 
 

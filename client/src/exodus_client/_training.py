@@ -308,7 +308,7 @@ def read_outputs(answer: Answer, kind: Kind, limits: Limits, wanted: Mapping[str
 
 
 def outputs_wanted(batch: Batch, info: ModelInfo) -> dict[str, Wanted]:
-    """What the outputs for a batch have to be."""
+    """Dtype and shape of the outputs for a batch."""
     return {"outputs": Wanted((info.dtype,), (*batch.tensors[0].shape[:2], ...))}
 
 

@@ -152,7 +152,7 @@ class SocketTransport(httpx.BaseTransport):
 
 
 class _Source(io.RawIOBase):
-    """What comes from a connection, as http.client wants it.
+    """Reading side of a connection, as http.client wants it.
 
     Attributes:
         wait: seconds for the next bytes; None for no end.
@@ -251,7 +251,7 @@ def _head(
 
 
 def _is_interim(status: int) -> bool:
-    """Whether another answer follows. http.client knows this of 100 alone."""
+    """True if another answer follows. http.client knows this of 100 alone."""
     return 100 <= status < 200 and status != http.client.SWITCHING_PROTOCOLS
 
 

@@ -78,7 +78,7 @@ class Watch:
             self._failure = error
 
     def __str__(self) -> str:
-        """What is known of the server now."""
+        """State of the server as far as it is known, for people."""
         with self._lock:
             if self._failure is not None:
                 return f"{self._path}: trying again until {self._until()}; the last failure: {self._failure}"

@@ -312,7 +312,7 @@ class RemoteLIF(torch.nn.Module):
         watch(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """What .to() and its like do: the state follows to other devices, and is never rounded to a half type."""
+        """Conversion by .to() and its like: the state follows to other devices, and is never rounded to a half type."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.state is not None:
             self.state = (_moved(self.state[0], fn), _moved(self.state[1], fn))

@@ -29,12 +29,12 @@ _RESETS = {("none", False): 0, ("subtract", False): 1, ("subtract", True): 2, ("
 
 
 def is_number(value: Any) -> bool:
-    """If a value is a real number, NumPy's scalars too, and no bool."""
+    """True for a real number, NumPy's scalars too, and for no bool."""
     return isinstance(value, (float, int, Real)) and not isinstance(value, bool)
 
 
 def is_integer(value: Any) -> bool:
-    """If a value is an integer, NumPy's too, and no bool."""
+    """True for an integer, NumPy's too, and for no bool."""
     return isinstance(value, (int, Integral)) and not isinstance(value, bool)
 
 
@@ -146,7 +146,7 @@ _FEW = 32
 
 
 def _is_traced(tensor: Tensor) -> bool:
-    """If a tensor stands for others, so that it has no values: in torch.compile, export, make_fx, vmap, on meta."""
+    """True for a tensor that stands for others and has no values: in torch.compile, export, make_fx, vmap, on meta."""
     return (
         torch.compiler.is_compiling()
         or type(tensor) not in (Tensor, torch.nn.Parameter)

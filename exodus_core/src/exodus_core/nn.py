@@ -73,7 +73,7 @@ class _Neuron(ranges.Bounded):
         return ", ".join(parts)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles are made from: values, as a graph can be neither copied nor saved."""
+        """State for copies and pickles: values, as a graph can be neither copied nor saved."""
         buffers = self._buffers.items()
         kept = {name: buffer.detach() if buffer is not None and buffer.grad_fn else buffer for name, buffer in buffers}
         return self.__dict__ | {"_buffers": kept}
@@ -176,7 +176,7 @@ class _Stateful(_Neuron):
         return super().__getstate__() | {"state": state}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """What .to() and its like do: the state follows to other devices, and is never rounded to a half type."""
+        """Conversion by .to() and its like: the state follows to other devices, and is never rounded to a half type."""
         super()._apply(fn, recurse)
         if self.state is not None:
             self.state = (_moved(self.state[0], fn), _moved(self.state[1], fn))

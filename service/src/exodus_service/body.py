@@ -68,7 +68,7 @@ async def read_body(
     filling = place(scope, body) or Filling(body)
 
     def latest() -> float:
-        """When the next piece has to be there."""
+        """Time by which the next piece has to be there."""
         return min(clock() + stall_timeout, began + stall_timeout + filling.filled / min_rate, deadline)
 
     try:
@@ -133,7 +133,7 @@ def open_body(
 
 
 def _unpacked_bytes(tensor: Tensor, message: Message) -> int:
-    """What a tensor takes that is no view of the body: JSON is text, and inline payloads may start anywhere."""
+    """Bytes of a tensor that is no view of the body: JSON is text, and inline payloads may start anywhere."""
     if tensor.encoding != "raw":
         return tensor.size
     return 0 if message.form == "stream" else tensor.nbytes

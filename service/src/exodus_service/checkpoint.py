@@ -149,7 +149,7 @@ class Folder:
         return manifest
 
     def exists(self) -> bool:
-        """Whether there is a state, readable or not. What is left of a save that failed is none."""
+        """True if there is a state, readable or not. The rest of a save that failed is none."""
         try:
             names = os.listdir(self.path)
         except (FileNotFoundError, NotADirectoryError):

@@ -211,7 +211,7 @@ class Model:
             hold.leave()
 
     def near(self, sequence: int) -> bool:
-        """Whether the call of this number is to be opened, as `Turns.near` says. On any thread."""
+        """True if the call of this number is to be opened, as `Turns.near` says. On any thread."""
         return self.turns.near(sequence)
 
     async def approach(self, sequence: int, deadline: float | None = None) -> None:

@@ -22,7 +22,7 @@ _UNREAD = 512 * 1024
 
 @dataclass(frozen=True)
 class Pace:
-    """How slowly a client may send or take.
+    """Slowest pace at which a client may send or take.
 
     Attributes:
         stall_timeout: seconds without a single byte; of a response, after what its client has to read at the slowest

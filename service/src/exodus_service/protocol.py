@@ -176,7 +176,7 @@ class Protocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn would answer by itself is answered like everything else."""
+        """Answer what uvicorn would answer by itself like everything else."""
         self._refuse(Problem("malformed", "this is not a request of HTTP/1.1"))
 
     def _refuse(self, problem: Problem) -> None:

@@ -77,7 +77,7 @@ class Saved:
         self._device = device
 
     def has(self, owner: str, id: str) -> bool:
-        """Whether there is something of a model, readable or not. Raises Problem: internal_error."""
+        """True if there is something of a model, readable or not. Raises Problem: internal_error."""
         try:
             return self._disk is not None and is_id(id) and self._disk.has(owner, id)
         except OSError as error:

@@ -108,7 +108,7 @@ class Turns:
                 del self._opened[sequence]
 
     def near(self, sequence: int) -> bool:
-        """Whether a call is to be opened: the one before it is done, has its turn or waits for it. On any thread.
+        """True if a call is to be opened: the one before it is done, has its turn or waits for it. On any thread.
 
         So calls that are on their way together are opened while others compute, in their order, and those behind a gap
         are not.

@@ -96,7 +96,7 @@ def peek_params(
 
 
 def _unpacked_bytes(body: bytes | bytearray | memoryview, limits: Limits) -> int:
-    """What a frame unpacks to: as it says, or counted where it does not say."""
+    """Unpacked size of a frame: as it says, or counted where it does not say."""
     zstandard = _library()
     try:
         nbytes: int = zstandard.frame_content_size(body)  # -1: the frame does not say
@@ -114,7 +114,7 @@ def _unpacked_bytes(body: bytes | bytearray | memoryview, limits: Limits) -> int
 
 
 def _pieces(body: bytes | bytearray | memoryview) -> Iterator[bytes]:
-    """What one whole frame unpacks to, in order."""
+    """The unpacked bytes of one whole frame, in order."""
     zstandard = _library()
     view = memoryview(body)
     frame = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).decompressobj()

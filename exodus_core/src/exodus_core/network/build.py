@@ -71,16 +71,16 @@ class Network(torch.nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What its parameters are in now, and inputs are converted to."""
+        """Dtype of its parameters now, to which inputs are converted."""
         return next(self.parameters(), self._like).dtype
 
     @property
     def device(self) -> torch.device:
-        """Where it is now, and inputs are moved to."""
+        """Device of its parameters now, to which inputs are moved."""
         return next(self.parameters(), self._like).device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What to(), cuda(), double() and their like do; masks are drawn where the network goes."""
+        """Conversion by to(), cuda(), double() and their like; masks are drawn where the network goes."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # The device "meta" has no random numbers.
         if self.device != self.generator.device and self.device.type != "meta":

@@ -153,7 +153,7 @@ def _input_shape(data: Mapping[str, Any], place: Place) -> Shape:
 
 
 def _check_elements(shape: Shape, place: Place) -> None:
-    """What a sample has in one step can be counted in the integers that descriptions hold."""
+    """Refuses more elements of a sample in one step than the integers of descriptions count."""
     if math.prod(shape) > LARGEST:
         raise place.refuse_as(f"a shape of at most {LARGEST} elements", text(shape))
 

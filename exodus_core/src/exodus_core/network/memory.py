@@ -151,7 +151,7 @@ def _add(layer: _Layer) -> _Need:
 
 
 def _loops(data: Any) -> bool:
-    """Whether autograd differentiates a loop over time."""
+    """True if autograd differentiates a loop over time."""
     return getattr(data, "method", None) == "bptt"
 
 

@@ -31,7 +31,7 @@ _STEPS = 256
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Where dtypes stay what they are: the state of a neuron is not to be rounded from step to step."""
+    """A context without autocast: the state of a neuron is not to be rounded from step to step."""
     # torch.compile sees a backward pass where it sees the forward pass, within this context, and runs it elsewhere.
     if device.type != "meta" and (torch.compiler.is_compiling() or torch.is_autocast_enabled(device.type)):
         return torch.autocast(device.type, enabled=False)
