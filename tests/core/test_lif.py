@@ -380,3 +380,12 @@ def test_parameter_gradients_keep_their_precision_over_a_million_steps(signal, l
         expected = getattr(exact, name)
         error = abs(getattr(found, name).item() - expected.item())
         assert error <= 4 * torch.finfo(torch.float32).eps * abs(expected.item()), name
+
+
+@pytest.mark.parametrize(("tau", "documented"), [(20, 1.2e-6), (200, 6.6e-6), (2000, 1.2e-4)])
+def test_the_decay_of_a_neuron_is_rounded_to_float32_as_documented(tau, documented):
+    x = torch.zeros(1, 2 * tau + 1, 1)
+    x[0, 0, 0] = 1
+    _, membrane = exodus_core.lif(x, math.exp(-1 / tau), threshold=math.inf, reset="none")
+    error = abs(membrane[0, -1, 0].item() / math.exp(-2) - 1)
+    assert error == pytest.approx(documented, rel=0.05)
