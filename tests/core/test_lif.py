@@ -1,5 +1,7 @@
 """LIF and IF: the kernels agree with the plain loop, outputs and all gradients."""
 
+import math
+
 import pytest
 import torch
 
