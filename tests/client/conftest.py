@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from client.training_faults import Road, patient_client
+from client.training_server import TrainingServer
 
 from exodus_client import Client, Retries
 from exodus_client.wire import Encoded, Message, Tensor, decode, decompress, encode
@@ -81,6 +83,19 @@ def service() -> Iterator[FakeService]:
     yield fake
     for client in fake.clients:
         client.close()
+
+
+@pytest.fixture
+def server() -> TrainingServer:
+    """A training server within the process."""
+    return TrainingServer()
+
+
+@pytest.fixture
+def client(server: TrainingServer) -> Iterator[Client]:
+    """A client of that server, without faults on the way."""
+    with patient_client(Road(server)) as made:
+        yield made
 
 
 def message_of(request: httpx.Request) -> Message:

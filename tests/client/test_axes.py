@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from client.training_faults import Road, patient_client
 from client.training_server import TrainingServer
 
 from exodus_client import Client, Model, ShardedClient, ShardedModel
@@ -28,17 +27,6 @@ ORDERS: dict[int, Callable[[Any], Any]] = {
 
 each_order = pytest.mark.parametrize("time_dim", ORDERS)
 each_kind = pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor, np.ndarray.tolist])
-
-
-@pytest.fixture
-def server() -> TrainingServer:
-    return TrainingServer()
-
-
-@pytest.fixture
-def client(server: TrainingServer) -> Iterator[Client]:
-    with patient_client(Road(server)) as made:
-        yield made
 
 
 def make(client: Client, **options: Any) -> Model:

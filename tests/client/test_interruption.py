@@ -44,17 +44,6 @@ class InterruptedLoopError(Exception):
 
 
 @pytest.fixture
-def server() -> TrainingServer:
-    return TrainingServer()
-
-
-@pytest.fixture
-def client(server: TrainingServer) -> Iterator[Client]:
-    with patient_client(Road(server)) as made:
-        yield made
-
-
-@pytest.fixture
 def gate(server: TrainingServer) -> Iterator[threading.Event]:
     """Until it is set, work on the server lasts."""
     gate = threading.Event()

@@ -7,7 +7,7 @@ import gc
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,6 @@ NAMES = ["in.weight", "in.bias", "out.weight"]
 X = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
 Y = np.array([0, 1])
 LOSS = "max_over_time_ce"
-
-
-@pytest.fixture
-def server() -> TrainingServer:
-    return TrainingServer()
-
-
-@pytest.fixture
-def client(server: TrainingServer) -> Iterator[Client]:
-    with patient_client(Road(server)) as made:
-        yield made
 
 
 @pytest.fixture

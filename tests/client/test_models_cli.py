@@ -22,11 +22,6 @@ X = np.zeros((2, 4, 3), np.float32)
 
 
 @pytest.fixture
-def server() -> TrainingServer:
-    return TrainingServer()
-
-
-@pytest.fixture
 def connect(server: TrainingServer) -> Callable[..., Client]:
     def client(url: str, **arguments: Any) -> Client:
         return Client(url, transport=httpx.MockTransport(server), retries=Retries(count=0), **arguments)

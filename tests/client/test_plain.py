@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from client.training_faults import Road, patient_client
 from client.training_server import TrainingServer
 
 from exodus_client import Arctan, Client, ShardedClient
@@ -18,17 +16,6 @@ LAYERS: list[dict[str, Any]] = [{"kind": "linear", "in_features": 3, "out_featur
 X = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
 Y = np.array([0, 1])
 LOSS = "max_over_time_ce"
-
-
-@pytest.fixture
-def server() -> TrainingServer:
-    return TrainingServer()
-
-
-@pytest.fixture
-def client(server: TrainingServer) -> Iterator[Client]:
-    with patient_client(Road(server)) as made:
-        yield made
 
 
 @pytest.mark.parametrize(
