@@ -330,6 +330,13 @@ class TestModule:
         others.constrain()
         assert others.alpha == 1.0
 
+    def test_a_parameter_that_is_set_later_stays_in_its_range(self, service: Any) -> None:
+        layer = RemoteLIF(service.client(), 0.9)
+        layer.alpha = torch.nn.Parameter(torch.tensor(0.999))
+        layer.alpha.grad = torch.tensor(-1.0)
+        torch.optim.SGD(layer.parameters(), 1.0).step()
+        assert layer.alpha == 1.0
+
     def test_an_optimiser_does_not_write_to_a_parameter_that_it_left_alone(self, service: Any, x: Tensor) -> None:
         layer, weight = RemoteLIF(service.client(), 0.9, trainable="alpha"), torch.nn.Parameter(torch.ones(1))
         optimiser = torch.optim.SGD([*layer.parameters(), weight], 0.1)

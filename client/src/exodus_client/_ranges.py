@@ -1,47 +1,74 @@
 """Keeps parameters that are trained where neurons are defined: alpha in [0, 1], the threshold positive.
 
+The remote layer's copy of `exodus_core.ranges`, which the client does not need.
+
 An optimiser knows no bounds. torch calls a hook after each step of any optimiser of torch.optim; the one here projects
-those of the optimiser's parameters that belong to a remote layer, as local layers and models on the server are.
+those of the parameters that it has changed which belong to a neuron. Forward passes change nothing, so that they can be
+compiled, recomputed, run twice before a backward pass and given other parameters.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
-from weakref import WeakValueDictionary
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-# At a threshold of zero a neuron would fire without input.
-RANGES: dict[str, tuple[float, float | None]] = {"alpha": (0.0, 1.0), "threshold": (1e-3, None)}
+# At zero a neuron would fire without input.
+MIN_THRESHOLD = 1e-3
+RANGES: dict[str, tuple[float, float | None]] = {"alpha": (0.0, 1.0), "threshold": (MIN_THRESHOLD, None)}
 
-_watched: WeakValueDictionary[int, torch.nn.Module] = WeakValueDictionary()
+# The attribute of a parameter that has its range: the hook sees parameters, and not whose they are.
+_RANGE = "_exodus_range"
 
 
-def constrain(module: torch.nn.Module, only: set[int] | None = None) -> None:
-    """Project a layer's own trained parameters to their ranges; `only`: those with these ids."""
-    with torch.no_grad():
-        for name, (low, high) in RANGES.items():
-            parameter = module._parameters.get(name)
-            if parameter is not None and (only is None or (id(parameter) in only and parameter.grad is not None)):
-                parameter.clamp_(low, high)
+class Bounded(torch.nn.Module):
+    """A module whose own parameters, by their names in RANGES, stay in range when an optimiser of torch.optim steps."""
+
+    def register_parameter(self, name: str, param: torch.nn.Parameter | None) -> None:
+        super().register_parameter(name, param)
+        self._mark()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._mark()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._mark()  # a conversion may make other parameters
+        return self
+
+    def _mark(self) -> None:
+        for name, limits in RANGES.items():
+            parameter = self._parameters.get(name)
+            if parameter is not None:
+                setattr(parameter, _RANGE, limits)
+                _install()
+
+    def constrain(self) -> None:
+        """Bring trained parameters back to where the neuron is defined: alpha in [0, 1], the threshold at least 0.001.
+
+        Every optimiser of torch.optim does so after its step; to be called where parameters are changed otherwise.
+        """
+        with torch.no_grad():
+            for name, limits in RANGES.items():
+                parameter = self._parameters.get(name)
+                if parameter is not None:
+                    parameter.clamp_(*limits)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    # Not values(): another thread may make a layer meanwhile.
-    for layer in [found for reference in _watched.valuerefs() if (found := reference()) is not None]:
-        constrain(layer, stepped)
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                limits = getattr(parameter, _RANGE, None)
+                if limits is not None and parameter.grad is not None:
+                    parameter.clamp_(*limits)
 
 
 @functools.cache
 def _install() -> None:
     register_optimizer_step_post_hook(_after_step)
-
-
-def watch(module: torch.nn.Module) -> None:
-    """Constrain a layer after each step of an optimiser that has its parameters."""
-    if any(module._parameters.get(name) is not None for name in RANGES):
-        _watched[id(module)] = module
-        _install()

@@ -23,7 +23,7 @@ from ._gradients import GradientArguments, Gradients, Method, Parameter, Trace
 from ._layers import Context, layer_backward, layer_forward
 from ._numbers import elements_of, is_real
 from ._once import once_differentiable
-from ._ranges import constrain, watch
+from ._ranges import Bounded
 from .neuron import LIF, Reset
 from .surrogate import Exponential, Surrogate
 
@@ -173,7 +173,7 @@ class _RemoteLif(torch.autograd.Function):
         return None, None, result.grad_input if needs_input else None, *by_parameter
 
 
-class RemoteLIF(torch.nn.Module):
+class RemoteLIF(Bounded):
     """Leaky integrate-and-fire neurons on the server, in the place of a local layer of the same arguments.
 
     Args:
@@ -256,7 +256,6 @@ class RemoteLIF(torch.nn.Module):
         self.return_membrane = return_membrane
         self._membrane: Tensor | None = None
         self.state: tuple[Tensor, Tensor] | None = None
-        watch(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of the input current x, with its shape and dtype; raises as `remote_lif`."""
@@ -294,26 +293,15 @@ class RemoteLIF(torch.nn.Module):
     def detach_state(self) -> None:
         """Does nothing, so that the layer can stand in for a local one: its state never has a gradient to cut."""
 
-    def constrain(self) -> None:
-        """Bring trained parameters back to where the neuron is defined: alpha in [0, 1], the threshold above 0.001.
-
-        Every optimiser of torch.optim does so after its step; to be called where parameters are changed otherwise.
-        """
-        constrain(self)
-
     def __getstate__(self) -> dict[str, Any]:
         """For copies, which are of the layer and not of its last call: a tensor within a graph cannot be copied."""
         buffers = self._buffers.items()
         kept = {name: buffer.detach() if buffer is not None and buffer.grad_fn else buffer for name, buffer in buffers}
         return self.__dict__ | {"_membrane": None, "_buffers": kept}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        watch(self)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Conversion by .to() and its like: the state follows to other devices, and is never rounded to a half type."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         if self.state is not None:
             self.state = (_moved(self.state[0], fn), _moved(self.state[1], fn))
         return self
