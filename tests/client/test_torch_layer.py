@@ -346,9 +346,10 @@ class TestModule:
         loss.backward()
         assert layer.alpha.grad is not None  # type: ignore[union-attr]
 
-    def test_a_threshold_to_be_trained_must_be_positive(self, service: Any) -> None:
-        with pytest.raises(ValueError, match=r"threshold must be positive where it is trainable, got 0.0"):
-            RemoteLIF(service.client(), 0.9, threshold=0.0, trainable="threshold")
+    @pytest.mark.parametrize("start", [0.0, 5e-4])
+    def test_a_threshold_to_be_trained_starts_within_its_range(self, service: Any, start: float) -> None:
+        with pytest.raises(ValueError, match=rf"threshold must be at least 0.001 where it is trained, got {start}"):
+            RemoteLIF(service.client(), 0.9, threshold=start, trainable="threshold")
 
     def test_neurons_are_not_taken_for_time(self, service: Any, x: Tensor) -> None:
         with pytest.raises(ValueError, match=r"x must have the shape \(batch, time, .*got \(2, 3\); pass x.unsqueeze"):

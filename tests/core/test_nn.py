@@ -568,5 +568,5 @@ def test_an_optimiser_does_not_write_to_a_parameter_that_it_left_alone():
 
 
 def test_a_threshold_to_be_trained_starts_within_its_range():
-    with pytest.raises(ValueError, match=r"threshold must be at least 0.001 where trained, got 0.0005"):
+    with pytest.raises(ValueError, match=r"threshold must be at least 0.001 where it is trained, got 0.0005"):
         nn.LIF(0.9, threshold=torch.tensor([1.0, 5e-4]), trainable=["threshold"])

@@ -23,7 +23,7 @@ from ._gradients import GradientArguments, Gradients, Method, Parameter, Trace
 from ._layers import Context, layer_backward, layer_forward
 from ._numbers import elements_of, is_real
 from ._once import once_differentiable
-from ._ranges import Bounded
+from ._ranges import MIN_THRESHOLD, Bounded
 from .neuron import LIF, Reset
 from .surrogate import Exponential, Surrogate
 
@@ -389,8 +389,8 @@ class RemoteLIF(Bounded):
             start = (
                 _copied(value) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.get_default_dtype())
             )
-            if name == "threshold" and not start.is_meta and not (start > 0).all():
-                raise ValueError(f"threshold must be positive where it is trainable, got {value}")
+            if name == "threshold" and not start.is_meta and not (start >= MIN_THRESHOLD).all():
+                raise ValueError(f"threshold must be at least {MIN_THRESHOLD} where it is trained, got {value}")
             self.register_parameter(name, torch.nn.Parameter(start))
         elif isinstance(value, Tensor):
             if value.requires_grad:

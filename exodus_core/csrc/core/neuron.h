@@ -42,7 +42,7 @@ EXODUS_HOST_DEVICE Real retained(Reset reset, Real membrane, Real spikes, Real r
   }
 }
 
-// What the next step sees of a membrane: nothing of a subnormal one that leaks. Rounding would keep it from ever reaching
+// The membrane as the next step sees it: nothing of a subnormal one that leaks. Rounding would keep it from ever reaching
 // zero, and processors multiply subnormal numbers a hundred times slower.
 template <class Real>
 EXODUS_HOST_DEVICE Real unless_faded(Real membrane, Real alpha) {

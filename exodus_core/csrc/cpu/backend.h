@@ -42,7 +42,7 @@ void fill_parameter(Real* row, const Parameter& parameter, const Layout& layout,
   }
 }
 
-// Whether no value of a parameter is zero or subnormal: then a comparison with it ends as it would if subnormal numbers
+// True if no value of a parameter is zero or subnormal: then a comparison with it ends as it would if subnormal numbers
 // were zero.
 template <class Real>
 bool is_normal(const Parameter& parameter) {

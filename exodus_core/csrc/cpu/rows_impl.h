@@ -65,7 +65,7 @@ void forget_faded_modes(const ModesRow<Real>& row) {
   }
 }
 
-// What a strip of one mode adds to its response.
+// The share of one mode in the response of a strip.
 template <bool has_linear>
 EXODUS_HOST_DEVICE DoubleStrip push_strip(const Mode& mode, DoubleStrip input, double* p_row, double* q_row) {
   const DoubleStrip decay(mode.decay), constant(mode.constant), linear(mode.linear);

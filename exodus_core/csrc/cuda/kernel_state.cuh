@@ -1,6 +1,6 @@
 // The response of a causal kernel to what is pushed, one lane a thread: the counterpart of csrc/cpu/kernel_state.h.
 //
-// What a lane remembers, the last inputs for taps and two doubles for each mode, lies in shared memory where that is large
+// The memory of a lane, the last inputs for taps and two doubles for each mode, lies in shared memory where that is large
 // enough for a block, else in global memory that the host allocates. Neighbouring lanes are neighbours in both.
 #pragma once
 
