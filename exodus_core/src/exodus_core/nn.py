@@ -46,7 +46,9 @@ class _Neuron(ranges.Bounded):
                 arguments.check_values(name, start, positive=name == "threshold")
                 if name == "threshold" and not start.is_meta and bool((start < ranges.MIN_THRESHOLD).any()):
                     got = f"{start.min().item():g}"
-                    raise ValueError(f"threshold must be at least {ranges.MIN_THRESHOLD} where it is trained, got {got}")
+                    raise ValueError(
+                        f"threshold must be at least {ranges.MIN_THRESHOLD} where it is trained, got {got}"
+                    )
                 self.register_parameter(name, torch.nn.Parameter(start))
             elif isinstance(value, Tensor):
                 if value.requires_grad:
