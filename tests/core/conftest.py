@@ -5,11 +5,18 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch._dynamo
 
 import exodus_core
 
 # The device on which tensors are made, "cpu" or "cuda".
 DEVICE = os.environ.get("EXODUS_TEST_DEVICE", "cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_is_compiled_yet() -> None:
+    # torch.compile counts how often a function was compiled, also for layers of other tests, and gives up at eight.
+    torch._dynamo.reset()
 
 
 @pytest.fixture(autouse=True)
