@@ -24,7 +24,7 @@ import torch
 
 from exodus_client.wire import MSGPACK_TYPE, Limits, Message, Tensor, encode
 from exodus_service.context import Timings
-from exodus_service.exchange import Exchange, compute_ahead
+from exodus_service.gradients.request import Exchange, compute_ahead
 
 CPU = torch.device("cpu")
 SHAPES = [

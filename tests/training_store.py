@@ -11,9 +11,9 @@ import torch
 from exodus_core import losses
 from exodus_core.network import build
 from exodus_core.training import Trainer
-from exodus_service.model import Answer, Turn
+from exodus_service.models.model import Answer, Turn
+from exodus_service.models.store import Store
 from exodus_service.settings import Settings
-from exodus_service.store import Store
 
 NETWORK: dict[str, Any] = {
     "input_shape": [5],

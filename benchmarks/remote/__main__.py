@@ -21,7 +21,7 @@ from benchmarks.service import servers
 from benchmarks.service.__main__ import table
 from benchmarks.service.lines import Line
 from benchmarks.speed.machine import Others, describe, sentence
-from exodus_service.heap import keep_memory
+from exodus_service.compute.allocator import keep_memory
 from exodus_service.settings import Settings
 
 from . import lines

@@ -64,7 +64,7 @@ class Caller:
 
     def timing(self) -> dict[str, float]:
         """Milliseconds of the Server-Timing header of the last answer."""
-        from exodus_client._gradients import read_timing
+        from exodus_client._gradients.result import read_timing
 
         lines = [line for line in self.head.decode().split("\r\n") if line.lower().startswith("server-timing:")]
         return read_timing(lines[0].partition(":")[2]) if lines else {}

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 
 from exodus_client import LIF, Client
-from exodus_client._session import Session
+from exodus_client._transport.session import Session
 from exodus_client.wire import MSGPACK_TYPE, Encoded, Message, Tensor, decode, encode
 
 from . import servers

@@ -100,7 +100,7 @@ def _echo() -> Any:
 
 def _sink() -> Any:
     """Takes and gives bytes as fast as Python can, so that what is measured is the client."""
-    from exodus_service.body import empty_buffer, read_body
+    from exodus_service.http.body import empty_buffer, read_body
 
     given = empty_buffer(1 << 25)
     given[:] = bytes(len(given))
@@ -126,8 +126,8 @@ def main() -> None:
 
     import uvicorn
 
-    from exodus_service.outgoing import Pace
-    from exodus_service.protocol import Protocol
+    from exodus_service.http.outgoing import Pace
+    from exodus_service.http.protocol import Protocol
 
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=("echo", "sink"))

@@ -85,7 +85,7 @@ class Points:
         from exodus_core.network import Network
         from exodus_core.training import Trainer
         from exodus_core.training.passes import Passes
-        from exodus_service.model import Turn
+        from exodus_service.models.model import Turn
 
         before(Trainer, "step", lambda: self.reach("before the forward pass"))
         after(Passes, "run", lambda: self.reach("between forward and backward pass"))
@@ -145,8 +145,8 @@ class Points:
         RequestResponseCycle.send = sending  # type: ignore[method-assign]
 
     def _starting(self) -> None:
-        from exodus_service.disk import StateDir
-        from exodus_service.saved import Saved
+        from exodus_service.models.storage.restore import Saved
+        from exodus_service.models.storage.state_dir import StateDir
 
         before(StateDir, "_tidy", lambda: self.reach("folder being tidied"))
         load = Saved.load
@@ -161,9 +161,9 @@ class Points:
         Saved.load = loading  # type: ignore[method-assign]
 
     def _saving(self) -> None:
-        from exodus_service import checkpoint
-        from exodus_service.catalogue import Catalogue
-        from exodus_service.disk import StateDir
+        from exodus_service.models.storage import checkpoint
+        from exodus_service.models.storage.index import Catalogue
+        from exodus_service.models.storage.state_dir import StateDir
 
         disk, local = self._disk, threading.local()
         write = StateDir.write

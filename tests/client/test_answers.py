@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exodus_client import LIF, SRM, Client, ExodusError, InvalidResponseError, Limits, Retries
-from exodus_client._transport import SocketTransport
+from exodus_client._transport.sockets import SocketTransport
 from exodus_client.torch import remote_lif
 from exodus_client.wire import JSON_TYPE, decode, encode
 

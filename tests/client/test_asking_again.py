@@ -20,7 +20,7 @@ from exodus_client import (
     Retries,
     _constants,
 )
-from exodus_client._patience import Spacing
+from exodus_client._transport.patience import Spacing
 from exodus_client.torch import remote_lif
 
 LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from exodus_client import Client, Retries, _command_line, _commands, cli
+from exodus_client import Client, Retries, cli
+from exodus_client._cli import command_line, commands
 
 U = np.linspace(-1, 2, 24, dtype=np.float32).reshape(2, 4, 3)
 
@@ -27,10 +28,10 @@ def exodus(service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
             url, transport=httpx.MockTransport(service), retries=Retries(sleep=service.waits.append), **arguments
         )
 
-    monkeypatch.setattr(_command_line, "Client", client)
+    monkeypatch.setattr(command_line, "Client", client)
 
     def run(*arguments: str, **environment: str) -> Result:
-        result = CliRunner().invoke(_commands.app, list(arguments), env=environment)
+        result = CliRunner().invoke(commands.app, list(arguments), env=environment)
         assert result.exception is None or isinstance(result.exception, SystemExit)
         return result
 
@@ -225,15 +226,15 @@ class TestEntryPoint:
         assert "gradient" in capsys.readouterr().out
 
     def test_without_typer_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delitem(sys.modules, "exodus_client._commands")
-        monkeypatch.delattr("exodus_client._commands")
+        monkeypatch.delitem(sys.modules, "exodus_client._cli.commands")
+        monkeypatch.delattr("exodus_client._cli.commands")
         monkeypatch.setitem(sys.modules, "typer", None)
         with pytest.raises(SystemExit, match=r"needs typer: pip install 'exodus-client\[cli\]'"):
             cli.main()
 
     def test_another_missing_package_is_not_mistaken_for_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delitem(sys.modules, "exodus_client._commands")
-        monkeypatch.delattr("exodus_client._commands")
+        monkeypatch.delitem(sys.modules, "exodus_client._cli.commands")
+        monkeypatch.delattr("exodus_client._cli.commands")
         monkeypatch.setitem(sys.modules, "numpy", None)
         with pytest.raises(ModuleNotFoundError, match="numpy"):
             cli.main()

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from exodus_client import LIF, APITimeoutError, Client, ClientClosedError, ServiceUnavailableError, Timeout
-from exodus_client._transport import DEADLINE, SocketTransport, tcp
-from exodus_client._within import within
+from exodus_client._transport.sockets import DEADLINE, SocketTransport, tcp
+from exodus_client._transport.within import within
 
 TOTAL = 0.4
 #: Seconds by which a loaded machine may be late; without a bound these servers take a minute, or never end.
@@ -282,6 +282,6 @@ class TestWithin:
 
 
 def test_our_transport_is_bounded_without_a_thread(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exodus_client._session.within", None)
+    monkeypatch.setattr("exodus_client._transport.session.within", None)
     with Client(serve(silent), timeout=TOTAL) as client:
         ends_in_time(client.capabilities)

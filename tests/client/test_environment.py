@@ -15,9 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from exodus_client import APIConnectionError, Client
-from exodus_client._advice import advice
-from exodus_client._commands import app
-from exodus_client._transport import SocketTransport
+from exodus_client._cli.commands import app
+from exodus_client._transport.advice import advice
+from exodus_client._transport.sockets import SocketTransport
 
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir", "sslkeylogfile")
 PROXY = "http://user:secret@127.0.0.1:9"
@@ -235,7 +235,7 @@ class TestAdvice:
             raise PermissionError(13, "Permission denied")
 
         with monkeypatch.context() as patched:
-            patched.setattr("exodus_client._transport.socket.socket.connect", refuse)
+            patched.setattr("exodus_client._transport.sockets.socket.socket.connect", refuse)
             self.advised("unix:/there", "this user may not connect to it")
 
     def test_no_such_host(self) -> None:

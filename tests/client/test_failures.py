@@ -27,7 +27,7 @@ from exodus_client import (
     UnprocessableError,
 )
 from exodus_client._errors import STATUS_ERRORS
-from exodus_client._retry import parse_retry_after
+from exodus_client._transport.retry import parse_retry_after
 
 U = np.ones((1, 2, 3), np.float32)
 
@@ -324,7 +324,7 @@ def test_a_call_that_has_been_lost_for_seconds_is_a_warning(service: Any, caplog
         clock = Clock()
         retries = Retries(count=6, first_delay=2.0, max_delay=2.0, jitter=0.0, sleep=clock.sleep)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("exodus_client._session.time.monotonic", clock.now)
+            patched.setattr("exodus_client._transport.session.time.monotonic", clock.now)
             service.client(retries=retries).capabilities()
     levels = [record.levelno for record in caplog.records if "next attempt" in record.getMessage()]
     assert levels == [logging.INFO] * 2 + [logging.WARNING] * 4  # SAY_AFTER is 5 s

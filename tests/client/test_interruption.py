@@ -29,9 +29,9 @@ from exodus_client import (
     StateLostError,
     _constants,
 )
-from exodus_client._gradients import Kind
-from exodus_client._lanes import Lanes
-from exodus_client._transport import SocketTransport, tcp
+from exodus_client._gradients.result import Kind
+from exodus_client._threads import Lanes
+from exodus_client._transport.sockets import SocketTransport, tcp
 
 LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
 X = np.arange(12, dtype=np.float32).reshape(2, 2, 3)

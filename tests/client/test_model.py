@@ -32,7 +32,7 @@ from exodus_client import (
     Retries,
     UnprocessableError,
 )
-from exodus_client._state import State
+from exodus_client._models.state import State
 
 LAYERS = [
     {"kind": "linear", "in_features": 3, "out_features": 2, "name": "in"},

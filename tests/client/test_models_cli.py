@@ -14,7 +14,8 @@ import pytest
 from client.training_server import TrainingServer
 from typer.testing import CliRunner, Result
 
-from exodus_client import Client, Ping, Retries, _command_line, _commands, _model_commands, cli
+from exodus_client import Client, Ping, Retries, cli
+from exodus_client._cli import command_line, commands, model_commands
 
 URL = "http://node:8000"
 LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
@@ -33,10 +34,10 @@ def connect(server: TrainingServer) -> Callable[..., Client]:
 def exodus(connect: Callable[..., Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs `exodus models` in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_command_line, "Client", connect)
+    monkeypatch.setattr(command_line, "Client", connect)
 
     def run(*arguments: str, typed: str = "") -> Result:
-        result = CliRunner().invoke(_commands.app, ["models", *arguments], input=typed)
+        result = CliRunner().invoke(commands.app, ["models", *arguments], input=typed)
         assert result.exception is None or isinstance(result.exception, SystemExit)
         return result
 
@@ -76,7 +77,7 @@ class TestList:
         ("nbytes", "shown"), [(32, "32 B"), (1536, "1.5 KiB"), (3 * 2**20, "3 MiB"), (5 * 2**40, "5120 GiB")]
     )
     def test_sizes_are_readable(self, nbytes: int, shown: str) -> None:
-        assert _model_commands._size(nbytes) == shown
+        assert model_commands._size(nbytes) == shown
 
 
 class TestShow:
@@ -192,7 +193,7 @@ class TestDelete:
         answer: str,
         is_deleted: bool,
     ) -> None:
-        monkeypatch.setattr(_model_commands, "_is_terminal", lambda: True)
+        monkeypatch.setattr(model_commands, "_is_terminal", lambda: True)
         result = exodus("delete", URL, "one", "--json", typed=answer)
         assert result.stderr.startswith("delete one (braille) after 2 calls? [y/N]:")
         assert result.exit_code == (0 if is_deleted else 1)
@@ -200,7 +201,7 @@ class TestDelete:
         assert ('"deleted": true' in result.stdout) is is_deleted
 
     def test_a_model_that_is_not_there_is_not_asked_about(self, exodus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_model_commands, "_is_terminal", lambda: True)
+        monkeypatch.setattr(model_commands, "_is_terminal", lambda: True)
         result = exodus("delete", URL, "none")
         assert result.exit_code == 1
         assert result.stderr.startswith("exodus: 404")
@@ -215,7 +216,7 @@ class TestOutput:
     ) -> Callable[..., str]:
         """Runs `exodus`, with a full disk or a reader that has gone as its output; what it says on stderr."""
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(_command_line, "Client", connect)
+        monkeypatch.setattr(command_line, "Client", connect)
 
         def run(*arguments: str) -> str:
             if request.param == "full":

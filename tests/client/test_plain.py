@@ -10,7 +10,7 @@ import torch
 from client.training_server import TrainingServer
 
 from exodus_client import Arctan, Client, ShardedClient
-from exodus_client._plain import plain
+from exodus_client._plain_data import plain
 
 LAYERS: list[dict[str, Any]] = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
 X = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
@@ -141,6 +141,6 @@ def test_spikes_and_weights_are_called_what_the_caller_calls_them(client: Client
     ],
 )
 def test_class_numbers_and_counts_keep_their_dtype_and_spike_trains_travel_as_bits(targets: Any, dtype: str) -> None:
-    from exodus_client._training import Batch
+    from exodus_client._models.messages import Batch
 
     assert Batch.of(X, targets).tensors[1].dtype == dtype

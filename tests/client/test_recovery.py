@@ -41,7 +41,7 @@ from exodus_client import (
     UnprocessableError,
     _constants,
 )
-from exodus_client._calls import Call, Calls
+from exodus_client._models.replay_log import Call, Calls
 
 LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
 #: Seconds after which something is taken to wait for ever.

@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from exodus_client import APIConnectionError, NotFoundError, Retries
-from exodus_client._calls import Calls
-from exodus_client._sending import Sender
-from exodus_client._session import Answer
+from exodus_client._models.replay_log import Calls
+from exodus_client._models.sender import Sender
+from exodus_client._transport.session import Answer
 from exodus_client.wire import Encoded
 
 

@@ -30,7 +30,7 @@ from exodus_client import (
     ShardedModel,
     UnprocessableError,
 )
-from exodus_client._shards import combined_gradients, combined_metrics, parts_of
+from exodus_client._data_parallel.shards import combined_gradients, combined_metrics, parts_of
 from exodus_client.wire import Message, decode, encode
 
 LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]

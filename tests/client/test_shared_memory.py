@@ -237,7 +237,7 @@ def test_a_service_that_does_not_take_a_segment_is_waited_for_within_the_total_t
         given.append(timeout)
         raise TimeoutError("silent")
 
-    monkeypatch.setattr("exodus_client._shared._hand_over", silent)
+    monkeypatch.setattr("exodus_client._transport.shared_memory._hand_over", silent)
     client = shared.client(shared_memory=True, timeout=Timeout(total=total))
     assert ask(client).grad_input.shape == U.shape  # bytes were sent
     assert 0 < given[0] <= (2.0 if total == 2.0 else 5.0)
@@ -284,7 +284,7 @@ class TestFallback:
         self.falls_back(shared, "ConnectionRefusedError", 1)
 
     def test_where_the_socket_is_another_users(self, shared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("exodus_client._shared.os.geteuid", lambda: 12345)
+        monkeypatch.setattr("exodus_client._transport.shared_memory.os.geteuid", lambda: 12345)
         self.falls_back(shared, "the client to 12345", 1)
 
     @pytest.mark.parametrize(("words", "reason"), [("no room", "bytes are sent: room"), ("", "the service hung up")])
@@ -295,7 +295,7 @@ class TestFallback:
         self.falls_back(shared, reason, 1)
 
     def test_where_the_system_has_no_memfd(self, shared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delattr("exodus_client._shared.os.memfd_create")
+        monkeypatch.delattr("exodus_client._transport.shared_memory.os.memfd_create")
         self.falls_back(shared, "AttributeError", 1)
 
     def test_and_compressed_where_that_is_wanted(self, shared: Any) -> None:

@@ -21,8 +21,8 @@ from exodus_client import (
     PayloadTooLargeError,
     Timeout,
 )
-from exodus_client._session import Session
-from exodus_client._transport import SocketTransport, tcp, unix
+from exodus_client._transport.session import Session
+from exodus_client._transport.sockets import SocketTransport, tcp, unix
 
 Script = Callable[[socket.socket], None]
 LARGE = np.ones((4, 500, 300), np.float32)

@@ -14,7 +14,7 @@ import pytest
 from client.training_server import TrainingServer
 
 from exodus_client import APIConnectionError, Client, Future, Model, Retries, ShardedClient, _constants
-from exodus_client._watch import Watch
+from exodus_client._models.watch import Watch
 
 LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
 X = np.arange(12, dtype=np.float32).reshape(2, 2, 3)

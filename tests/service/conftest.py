@@ -16,11 +16,11 @@ import torch
 from remote_models import Remote
 
 from exodus_client.wire import Form, Message, Tensor, decode, encode
-from exodus_service.app import create_app
 from exodus_service.engine import Engine
-from exodus_service.segments import Segments
-from exodus_service.server import Server
+from exodus_service.http.app import create_app
+from exodus_service.http.server import Server
 from exodus_service.settings import Settings
+from exodus_service.shared_memory import Segments
 
 
 @dataclass

@@ -9,11 +9,11 @@ import torch
 
 import exodus_core
 from exodus_client.wire import MSGPACK_TYPE, Limits, decode, encode
-from exodus_service import batching, exchange
+from exodus_service.compute.scheduler import QueueFullError
 from exodus_service.context import Timings
-from exodus_service.exchange import Exchange, compute_ahead
-from exodus_service.problems import Problem
-from exodus_service.scheduler import QueueFullError
+from exodus_service.errors import Problem
+from exodus_service.gradients import batching, request
+from exodus_service.gradients.request import Exchange, compute_ahead
 
 CPU = torch.device("cpu")
 LIF = {"model": "lif", "alpha": 0.9}
@@ -287,7 +287,7 @@ def test_without_memory_for_all_each_is_computed_alone(ask, monkeypatch, calls, 
     def no_memory(_computations):
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
-    monkeypatch.setattr(exchange, "compute_together", no_memory)
+    monkeypatch.setattr(request, "compute_together", no_memory)
     joined = [exchange_of(message) for message in messages]
     compute_ahead(joined)
     assert [body_of(one.run()) for one in joined] == expected
@@ -300,7 +300,7 @@ def test_a_fault_of_the_service_is_not_hidden(ask, monkeypatch):
     def broken(_computations):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(exchange, "compute_together", broken)
+    monkeypatch.setattr(request, "compute_together", broken)
     message = ask(LIF, membrane=torch.rand(1, 5, 3), grad_output=torch.rand(1, 5, 3))
     with pytest.raises(RuntimeError, match="a bug"):
         compute_ahead([exchange_of(message), exchange_of(message)])

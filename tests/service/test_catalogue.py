@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from exodus_service.catalogue import Catalogue, Entry
+from exodus_service.models.storage.index import Catalogue, Entry
 
 ENTRIES = [
     Entry("", "b", "label", "2026-01-02", 5.0, 10, 300),

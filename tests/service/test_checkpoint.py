@@ -16,9 +16,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from exodus_service import checkpoint
-from exodus_service.checkpoint import CheckpointError, Folder, Header
-from exodus_service.state_file import StateFile, StateFileError, decode_state, encode_state
+from exodus_service.models.storage import checkpoint
+from exodus_service.models.storage.checkpoint import CheckpointError, Folder, Header
+from exodus_service.models.storage.state_file import StateFile, StateFileError, decode_state, encode_state
 
 HEADER = Header("m", "", "label", "2026-01-01T00:00:00+00:00", {"layers": [1.5]}, {"kind": "sgd"}, 3, 10, "abc")
 CALLS = ("open", "fsync", "rename")
@@ -195,7 +195,7 @@ def test_a_full_file_system_is_an_error_and_the_state_before_stays(tmp_path: Pat
     """On a file system of 1 MiB, in a process that may mount one."""
     script = """
 import sys; from pathlib import Path; import torch
-from exodus_service.checkpoint import Folder
+from exodus_service.models.storage.checkpoint import Folder
 sys.path.insert(0, sys.argv[2]); from test_checkpoint import HEADER, holds, save
 folder = Folder(Path(sys.argv[1]) / "m")
 save(folder, 1)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from exodus_client.wire import MSGPACK_TYPE, encode
-from exodus_service.protocol import MAX_AHEAD, MAX_HEAD_BYTES, Protocol
+from exodus_service.http.protocol import MAX_AHEAD, MAX_HEAD_BYTES, Protocol
 
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 GRADIENT = "POST /v1/gradients/exodus HTTP/1.1\r\nContent-Type: application/msgpack\r\n"

@@ -6,8 +6,8 @@ import weakref
 import pytest
 import torch
 
-from exodus_service.contexts import Contexts
-from exodus_service.problems import Problem
+from exodus_service.errors import Problem
+from exodus_service.models.forward_contexts import Contexts
 
 
 class Clock:

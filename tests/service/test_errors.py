@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from exodus_client.wire import JSON_TYPE, MSGPACK_TYPE, Message, Tensor, encode
-from exodus_service.params import wanted
-from exodus_service.problems import KINDS, MAX_FAULTS
+from exodus_service.errors import KINDS, MAX_FAULTS
+from exodus_service.gradients.params import wanted
 
 LIF = {"model": "lif", "alpha": 0.9}
 MEMBERS = {
@@ -417,7 +417,7 @@ def test_500_says_nothing_of_the_inside_and_the_log_has_the_traceback(caller, go
         raise ZeroDivisionError("secret")
 
     with monkeypatch.context() as patch:
-        patch.setattr("exodus_service.exchange.prepare", broken)
+        patch.setattr("exodus_service.gradients.request.prepare", broken)
         answer = caller.gradients(good, headers={"X-Request-ID": "find-me"})
     assert_problem(answer, 500, "internal_error")
     assert b"secret" not in answer.body
@@ -443,7 +443,7 @@ def test_503_while_the_service_starts_or_stops(serve, good):
 
 def test_504_at_the_deadline_and_the_work_is_never_done(running, caller, good, monkeypatch):
     computed = []
-    prepare = "exodus_service.exchange.prepare"
+    prepare = "exodus_service.gradients.request.prepare"
     with running.busy(), monkeypatch.context() as patch:
         patch.setattr(prepare, lambda *_args, **_more: computed.append(1))
         answer = caller.gradients(good, headers={"X-Deadline-Ms": "30"})
@@ -469,7 +469,7 @@ def test_507_when_an_allocation_fails(caller, good, monkeypatch, error):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("exodus_service.gradients.Computation.run", exhausted)
+        patch.setattr("exodus_service.gradients.computation.Computation.run", exhausted)
         answer = caller.gradients(good)
     assert_problem(answer, 507, "out_of_memory")
 
@@ -479,7 +479,7 @@ def test_507_when_there_is_no_room_for_the_body(caller, good, monkeypatch):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("exodus_service.body.empty_buffer", exhausted)
+        patch.setattr("exodus_service.http.body.empty_buffer", exhausted)
         assert_problem(caller.gradients(good), 507, "out_of_memory")
 
 

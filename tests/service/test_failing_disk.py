@@ -11,10 +11,10 @@ import pytest
 from training_store import ADAM, NETWORK, call, create, equal, opened, state, undisturbed
 
 from exodus_core.network import parse
-from exodus_service.about import footprint
-from exodus_service.checkpoint import Folder
-from exodus_service.problems import Problem
-from exodus_service.store import Store
+from exodus_service.errors import Problem
+from exodus_service.models.model_info import footprint
+from exodus_service.models.storage.checkpoint import Folder
+from exodus_service.models.store import Store
 
 CALLS = ("open", "fsync", "rename", "mkdir", "unlink", "rmdir", "stat", "listdir")
 

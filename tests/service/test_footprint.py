@@ -25,9 +25,9 @@ MEASURE = """
 import ctypes, gc, json, sys
 import torch
 torch.set_num_threads(1)
-from exodus_service import plans
-from exodus_service.answers import Progress
-from exodus_service.model import Bounds, Model
+from exodus_service.models import model_spec
+from exodus_service.models.progress import Progress
+from exodus_service.models.model import Bounds, Model
 
 libc = ctypes.CDLL(None)
 libc.mallopt(-8, 1)
@@ -40,7 +40,8 @@ def resident():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
 
 def made(layers, optimizer="adam"):
-    plan = plans.plan("o", plans.new_id(), network={"input_shape": [1], "layers": layers}, optimizer=optimizer, seed=0,
+    network = {"input_shape": [1], "layers": layers}
+    plan = model_spec.plan("o", model_spec.new_id(), network=network, optimizer=optimizer, seed=0,
                       durable_every=10, name="", weights=None, max_model_bytes=2**30)
     model = Model(plan.header, plan.network, plan.build(torch.device("cpu")), Bounds(2**20, 10.0), progress=Progress())
     x, y = torch.rand(2, STEPS, 1), torch.zeros(2, STEPS, 1)

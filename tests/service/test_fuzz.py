@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from remote_models import ADAM, LOSS, NETWORK, Remote
 
-from exodus_service.state_file import MEDIA_TYPE, encode_state
+from exodus_service.models.storage.state_file import MEDIA_TYPE, encode_state
 
 JSON, MSGPACK = "application/json", "application/vnd.msgpack"
 HANDLE = "a" * 32

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import exodus_core
-from exodus_service import heap
+from exodus_service.compute import allocator
 from exodus_service.settings import MIB, Settings
 
 # What a thread allocates lies in the heap of the process, and is still resident when it is freed.
@@ -16,7 +16,7 @@ THREAD = """
 import re, sys, threading
 from pathlib import Path
 import torch
-from exodus_service.heap import keep_memory
+from exodus_service.compute.allocator import keep_memory
 
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
@@ -63,19 +63,19 @@ def calls(monkeypatch):
 
 
 def test_limits_are_c_ints(calls):
-    heap.keep_memory(2**40)
+    allocator.keep_memory(2**40)
     assert calls.made == [(-8, 1), (-1, 2**31 - 1), (-3, (2**31 - 1) // 8)]
 
 
 def test_a_refusal_is_logged(calls, caplog):
     calls.answer = 0
-    heap.keep_memory(MIB)
+    allocator.keep_memory(MIB)
     assert "mallopt(-1, 1048576) failed" in caplog.text
 
 
 def test_without_glibc_outputs_are_kept(monkeypatch, calls):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    heap.keep_memory(3 * MIB)
+    allocator.keep_memory(3 * MIB)
     assert exodus_core.keep_memory(3 * MIB) == 3 * MIB
 
 

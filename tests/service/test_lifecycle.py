@@ -19,11 +19,11 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 import exodus_core
-from exodus_service.app import create_app
 from exodus_service.cli import app as commands
 from exodus_service.engine import Phase
-from exodus_service.selftest import SelfTestError
-from exodus_service.server import Server, tcp_sockets
+from exodus_service.gradients.selftest import SelfTestError
+from exodus_service.http.app import create_app
+from exodus_service.http.server import Server, tcp_sockets
 from exodus_service.settings import Settings
 
 COMMAND = str(Path(sys.executable).with_name("exodus-service"))
@@ -293,7 +293,7 @@ def test_a_service_that_is_told_to_end_while_it_starts_is_never_ready(monkeypatc
 
 def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one(monkeypatch, caplog):
     monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
-    monkeypatch.setattr("exodus_service.server.Server.run", lambda _self: None)
+    monkeypatch.setattr("exodus_service.http.server.Server.run", lambda _self: None)
     strange = {"EXODUS_MAX_QUEU": "3", "EXODUS_COLOUR": "red"}
     ours = ("API_KEY", "DATA", "KEEP_MEMORY", "CUDA_BACKWARD", "INSTRUCTION_SET", "EMULATE", "EMULATE_ORDER", "PORT")
     environment = strange | {f"EXODUS_{name}": "0" for name in ours}
@@ -330,7 +330,7 @@ def test_settings_refuse_what_they_do_not_know():
 )
 def test_a_service_that_is_open_to_the_network_says_so(monkeypatch, caplog, host, keys, warned):
     monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
-    monkeypatch.setattr("exodus_service.server.Server.run", lambda _self: None)
+    monkeypatch.setattr("exodus_service.http.server.Server.run", lambda _self: None)
     host_flag = ["--host", host] if host else []
     assert CliRunner(env={"EXODUS_API_KEYS": keys}).invoke(commands, ["serve", *host_flag]).exit_code == 0
     assert ("no API keys: everyone who reaches 0.0.0.0 may use the service" in caplog.text) == warned
@@ -341,5 +341,5 @@ def test_ctrl_c_ends_with_the_status_that_shells_give_it(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
-    monkeypatch.setattr("exodus_service.server.Server.run", interrupted)
+    monkeypatch.setattr("exodus_service.http.server.Server.run", interrupted)
     assert CliRunner().invoke(commands, ["serve"]).exit_code == 130

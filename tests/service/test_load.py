@@ -14,7 +14,7 @@ import torch
 
 import exodus_core
 from exodus_client.wire import MSGPACK_TYPE, encode
-from exodus_service.scheduler import DeadlineError, QueueFullError, Scheduler
+from exodus_service.compute.scheduler import DeadlineError, QueueFullError, Scheduler
 
 LIF = {"model": "lif", "alpha": 0.9}
 
@@ -198,11 +198,11 @@ def test_the_body_bytes_of_all_requests_are_bounded(serve, good, until):
 
 
 def test_work_of_a_client_that_left_is_never_computed(running, caller, good, until, monkeypatch, caplog):
-    caplog.set_level(logging.INFO, "exodus_service.access")
+    caplog.set_level(logging.INFO, "exodus_service.http.auth")
     computed = []
     body = body_of(good)
     with running.busy(), monkeypatch.context() as patch:
-        patch.setattr("exodus_service.exchange.prepare", lambda *_args, **_more: computed.append(1))
+        patch.setattr("exodus_service.gradients.request.prepare", lambda *_args, **_more: computed.append(1))
         with running.raw() as leaving:
             leaving.sendall(head(body) + body)
             until(lambda: running.engine.scheduler.requests == 1)

@@ -22,9 +22,9 @@ import zstandard
 from remote_models import ADAM, LOSS, NETWORK, Remote
 
 from exodus_client.wire import Message, Tensor, encode
-from exodus_service.calls import Received
+from exodus_service.compute.scheduler import Scheduler
 from exodus_service.context import Timings
-from exodus_service.scheduler import Scheduler
+from exodus_service.operations.call import Received
 
 MIB = 2**20
 BODY, QUEUE = 64 * MIB, 160 * MIB

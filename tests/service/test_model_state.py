@@ -20,8 +20,8 @@ import torch
 from remote_models import ADAM, NETWORK, batch, local, same_state, trained
 
 from exodus_core import losses
-from exodus_service.disk import StateDir
-from exodus_service.state_file import MAX_HEADER_BYTES
+from exodus_service.models.storage.state_dir import StateDir
+from exodus_service.models.storage.state_file import MAX_HEADER_BYTES
 
 COMMAND = str(Path(sys.executable).with_name("exodus-service"))
 STATE = "/v1/models/m/state"
@@ -350,7 +350,7 @@ def test_a_state_whose_optimiser_could_make_no_step_is_refused(remote, value):
 
 @pytest.mark.parametrize("part", ["network", "optimizer"])
 def test_a_saved_model_that_this_version_cannot_build_hides_no_other(serve, connect, tmp_path, part):
-    from exodus_service.checkpoint import Folder
+    from exodus_service.models.storage.checkpoint import Folder
 
     state = tmp_path / "state"
     service = serve(state_dir=state)
@@ -404,7 +404,7 @@ def test_a_body_larger_than_any_state_of_the_model_is_refused_before_it_is_read(
     def read(*_arguments):
         raise AssertionError("it was read")
 
-    monkeypatch.setattr("exodus_service.plans.decode_state", read)
+    monkeypatch.setattr("exodus_service.models.model_spec.decode_state", read)
     body = safetensors.torch.save({"a": torch.zeros(2**19)})
     headers = TYPE if coding is None else {**TYPE, "Content-Encoding": coding}
     answer = remote.call("PUT", STATE, body if coding is None else zstandard.compress(body), headers)
@@ -415,9 +415,9 @@ def test_the_header_of_a_state_is_bounded_before_it_is_read(remote, monkeypatch)
     remote.step(1)
     saved = remote.call("GET", STATE).body
     (length,) = struct.unpack_from("<Q", saved)
-    monkeypatch.setattr("exodus_service.state_file.MAX_HEADER_BYTES", length)
+    monkeypatch.setattr("exodus_service.models.storage.state_file.MAX_HEADER_BYTES", length)
     assert remote.call("PUT", STATE, saved, TYPE).status == 200
-    monkeypatch.setattr("exodus_service.state_file.MAX_HEADER_BYTES", length - 1)
+    monkeypatch.setattr("exodus_service.models.storage.state_file.MAX_HEADER_BYTES", length - 1)
     answer = remote.call("PUT", STATE, saved, TYPE)
     assert (answer.status, answer.json["code"]) == (400, "malformed")
     assert f"expected a header of at most {length - 1} bytes, got one of {length}" in answer.json["detail"]

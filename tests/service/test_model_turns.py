@@ -13,11 +13,11 @@ from training_store import ADAM, LOSS, NETWORK, apply, batch, equal, undisturbed
 
 from exodus_core import network as networks
 from exodus_core.training import Trainer
-from exodus_service.answers import MAX_ANSWERS, Answer, Progress, joined
-from exodus_service.checkpoint import Header
-from exodus_service.fingerprint import fingerprint, same
-from exodus_service.model import Bounds, Model, Snapshot, Turn
-from exodus_service.problems import Problem
+from exodus_service.errors import Problem
+from exodus_service.models.fingerprint import fingerprint, same
+from exodus_service.models.model import Bounds, Model, Snapshot, Turn
+from exodus_service.models.progress import MAX_ANSWERS, Answer, Progress, joined
+from exodus_service.models.storage.checkpoint import Header
 
 LONG = 5.0
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from remote_models import LOSS, NETWORK, batch, same_state, trained
 
-from exodus_service.training import TrainingCall
+from exodus_service.operations.train import TrainingCall
 
 LATER = {"Prefer": "wait=0"}
 

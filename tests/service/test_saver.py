@@ -13,10 +13,10 @@ from typing import Any, cast
 import pytest
 import torch
 
-from exodus_service.answers import Progress
-from exodus_service.checkpoint import Header
-from exodus_service.model import Model, Snapshot
-from exodus_service.saver import GoneError, Saver
+from exodus_service.models.model import Model, Snapshot
+from exodus_service.models.progress import Progress
+from exodus_service.models.storage.checkpoint import Header
+from exodus_service.models.storage.writer import GoneError, Saver
 
 HEADER = Header("m", "", "", "2026", {}, {}, 0, 1, "")
 

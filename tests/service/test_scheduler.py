@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from exodus_service.scheduler import Batching, DeadlineError, QueueFullError, Scheduler
-from exodus_service.waiting import Entry, Likeness, Waiting
+from exodus_service.compute.queue import Entry, Likeness, Waiting
+from exodus_service.compute.scheduler import Batching, DeadlineError, QueueFullError, Scheduler
 
 
 @dataclass(eq=False)

@@ -210,7 +210,7 @@ class TestRefusals:
         os.close(descriptor)
 
     def test_another_user_is_not_let_in(self, service, hand_over, monkeypatch, caplog):
-        monkeypatch.setattr("exodus_service.segments.os.geteuid", lambda: 12345)
+        monkeypatch.setattr("exodus_service.shared_memory.os.geteuid", lambda: 12345)
         descriptor = memfd()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.connect(f"\0{service.segments.socket_name}")

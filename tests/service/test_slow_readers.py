@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from exodus_client.wire import MSGPACK_TYPE, encode
-from exodus_service.outgoing import Outgoing, Pace
+from exodus_service.http.outgoing import Outgoing, Pace
 
 PACE = Pace(stall_timeout=10.0, min_upload_rate=1, min_download_rate=1000, max_unwanted=1)
 

@@ -20,15 +20,15 @@ import torch
 from training_store import ADAM, LOSS, NETWORK, apply, batch, call, create, equal, opened, state, undisturbed
 
 from exodus_core.network import parse
-from exodus_service import checkpoint
-from exodus_service.about import footprint
-from exodus_service.checkpoint import Folder
-from exodus_service.disk import StateDir, StateDirError
-from exodus_service.model import Answer, Turn
-from exodus_service.problems import Problem
+from exodus_service.errors import Problem
+from exodus_service.models.model import Answer, Turn
+from exodus_service.models.model_info import footprint
+from exodus_service.models.storage import checkpoint
+from exodus_service.models.storage.checkpoint import Folder
+from exodus_service.models.storage.state_dir import StateDir, StateDirError
+from exodus_service.models.storage.state_file import decode_state, encode_state
+from exodus_service.models.store import Store
 from exodus_service.settings import Settings
-from exodus_service.state_file import decode_state, encode_state
-from exodus_service.store import Store
 
 FOOTPRINT = footprint(parse(NETWORK), ADAM)
 

@@ -21,7 +21,7 @@ from exodus_client.cli import main as exodus
 from exodus_client.torch import RemoteLIF
 from exodus_core import nn
 from exodus_service.cli import app as commands
-from exodus_service.uds import SocketPathError, unix_socket
+from exodus_service.http.unix_socket import SocketPathError, unix_socket
 
 COMMAND = str(Path(sys.executable).with_name("exodus-service"))
 U = np.random.default_rng(0).standard_normal((2, 20, 5), np.float32)
@@ -46,7 +46,7 @@ def test_nobody_gets_in_before_the_permissions_are_set(path, monkeypatch):
         with socket.socket(socket.AF_UNIX) as early, pytest.raises(ConnectionRefusedError):
             early.connect(str(there))
 
-    monkeypatch.setattr("exodus_service.uds.os.chmod", chmod)
+    monkeypatch.setattr("exodus_service.http.unix_socket.os.chmod", chmod)
     with unix_socket(path, 0o600), socket.socket(socket.AF_UNIX) as caller:
         caller.connect(str(path))
 

@@ -12,9 +12,11 @@
 import importlib
 from types import ModuleType
 
-from ._client import Client, Ping
-from ._config import Limits, Retries, Timeout
-from ._errors import (
+from exodus_client._client import Client, Ping
+from exodus_client._config import Limits, Retries, Timeout
+from exodus_client._data_parallel.client import ShardedClient
+from exodus_client._data_parallel.model import ShardedModel
+from exodus_client._errors import (
     APIConnectionError,
     APIStatusError,
     APITimeoutError,
@@ -42,16 +44,24 @@ from ._errors import (
     UnprocessableError,
     UnsupportedMediaTypeError,
 )
-from ._future import Future
-from ._gradients import Gradients
-from ._model import Model
-from ._sharded import ShardedClient
-from ._sharded_model import ShardedModel
-from ._state import IncompatibleKeys
-from ._training import ModelInfo, Outputs, StepResult
-from .neuron import IF, LIF, SRM, AlphaKernel, ExponentialKernel, SlayerRefractory
-from .surrogate import Arctan, Boxcar, Exponential, FastSigmoid, Gaussian, Sigmoid, Surrogate, Tanh, Triangle
-from .wire import WireError
+from exodus_client._future import Future
+from exodus_client._gradients.result import Gradients
+from exodus_client._models.messages import ModelInfo, Outputs, StepResult
+from exodus_client._models.model import Model
+from exodus_client._models.state import IncompatibleKeys
+from exodus_client.neuron import IF, LIF, SRM, AlphaKernel, ExponentialKernel, SlayerRefractory
+from exodus_client.surrogate import (
+    Arctan,
+    Boxcar,
+    Exponential,
+    FastSigmoid,
+    Gaussian,
+    Sigmoid,
+    Surrogate,
+    Tanh,
+    Triangle,
+)
+from exodus_client.wire import WireError
 
 __all__ = [
     "IF",

@@ -13,24 +13,24 @@ from typing import Any, Literal, NoReturn, Self, TypeVar, Unpack, overload
 
 import httpx
 
-from . import _constants as defaults
-from ._axes import check_time_dim
-from ._config import Limits, Retries, Timeout
-from ._errors import InvalidResponseError, NotFoundError, ServiceUnavailableError, reworded
-from ._future import Future
-from ._gradients import GradientArguments, Gradients
-from ._lanes import Lanes
-from ._model import MEMORY_ONLY, Model
-from ._numbers import Range, check_parameter, integer, is_real, real
-from ._plain import kind_of, model_id, network_of, plain, refused
-from ._request import gradient_request
-from ._session import Answer, Session, read_json
-from ._shared import SharedMemory
-from ._state import check_weights
-from ._training import ModelInfo, read_info, training_body
-from .neuron import Array
-from .wire import MSGPACK_TYPE, Encoded, Tensor, compress, encode
-from .wire import Limits as WireLimits
+from exodus_client import _constants as defaults
+from exodus_client._config import Limits, Retries, Timeout
+from exodus_client._errors import InvalidResponseError, NotFoundError, ServiceUnavailableError, reworded
+from exodus_client._future import Future
+from exodus_client._gradients.request import gradient_request
+from exodus_client._gradients.result import GradientArguments, Gradients
+from exodus_client._models.axes import check_time_dim
+from exodus_client._models.messages import ModelInfo, read_info, training_body
+from exodus_client._models.model import MEMORY_ONLY, Model
+from exodus_client._models.state import check_weights
+from exodus_client._numbers import Range, check_parameter, integer, is_real, real
+from exodus_client._plain_data import kind_of, model_id, network_of, plain, refused
+from exodus_client._threads import Lanes
+from exodus_client._transport.session import Answer, Session, read_json
+from exodus_client._transport.shared_memory import SharedMemory
+from exodus_client.neuron import Array
+from exodus_client.wire import MSGPACK_TYPE, Encoded, Tensor, compress, encode
+from exodus_client.wire import Limits as WireLimits
 
 Result = TypeVar("Result")
 

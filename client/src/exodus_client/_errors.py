@@ -36,7 +36,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ._constants import MAX_DETAIL_CHARACTERS
+from exodus_client._constants import MAX_DETAIL_CHARACTERS
 
 
 class ExodusError(Exception):

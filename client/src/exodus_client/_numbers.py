@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .wire import Tensor, is_torch
-from .wire.tensor import widen
+from exodus_client.wire import Tensor, is_torch
+from exodus_client.wire.tensor import widen
 
 #: The largest integer of a setting.
 LARGEST = 2**31 - 1

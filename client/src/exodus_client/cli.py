@@ -6,8 +6,8 @@ import sys
 def main() -> None:
     """Run the command line, or say what is missing for it."""
     try:
-        from ._command_line import printed
-        from ._commands import app
+        from exodus_client._cli.command_line import printed
+        from exodus_client._cli.commands import app
     except ModuleNotFoundError as error:
         if error.name != "typer":
             raise

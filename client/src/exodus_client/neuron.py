@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from ._numbers import ANY, DECAY, POSITIVE, check_parameter, elements_of, integer, is_real, real, shown
-from .wire import Tensor
+from exodus_client._numbers import ANY, DECAY, POSITIVE, check_parameter, elements_of, integer, is_real, real, shown
+from exodus_client.wire import Tensor
 
 #: A numpy array, a torch tensor, or nested lists of numbers.
 Array: TypeAlias = Any

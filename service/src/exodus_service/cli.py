@@ -11,15 +11,15 @@ import typer
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from exodus_service.app import create_app
+from exodus_service.compute.allocator import keep_memory
 from exodus_service.engine import Engine
-from exodus_service.heap import keep_memory
-from exodus_service.logs import configure_logging
-from exodus_service.params import wanted
-from exodus_service.selftest import SelfTestError
-from exodus_service.server import AddressError, Server
+from exodus_service.gradients.params import wanted
+from exodus_service.gradients.selftest import SelfTestError
+from exodus_service.http.app import create_app
+from exodus_service.http.logs import configure_logging
+from exodus_service.http.server import AddressError, Server
+from exodus_service.http.unix_socket import SocketPathError
 from exodus_service.settings import Settings, settings_table, unknown_variables
-from exodus_service.uds import SocketPathError
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from exodus_client.wire import DTYPES, ENCODINGS, VERSION, Limits
 from exodus_core import losses, network
 from exodus_core.training import OPTIMIZERS
 from exodus_service import __version__
-from exodus_service.exchange import CONTENT_ENCODINGS, CONTENT_TYPES, compute_ahead
-from exodus_service.params import Method
-from exodus_service.problems import Problem
-from exodus_service.scheduler import Batching, Scheduler
-from exodus_service.selftest import self_test
+from exodus_service.compute.scheduler import Batching, Scheduler
+from exodus_service.errors import Problem
+from exodus_service.gradients.params import Method
+from exodus_service.gradients.request import CONTENT_ENCODINGS, CONTENT_TYPES, compute_ahead
+from exodus_service.gradients.selftest import self_test
+from exodus_service.models.store import Store
 from exodus_service.settings import Settings
-from exodus_service.store import Store
 
 
 class Phase(Enum):

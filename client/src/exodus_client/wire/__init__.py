@@ -3,12 +3,12 @@
 Its one home: the service reads and writes with this code too. The bytes are described in docs/wire-format.md.
 """
 
-from .bounds import MAX_PAYLOAD_BYTES, ErrorCode, Limits, WireError
-from .compression import compress, decompress, peek_params
-from .header import VERSION
-from .json_form import NON_FINITE, check_plain
-from .message import JSON_TYPE, MSGPACK_TYPE, Encoded, Form, Message, decode, encode
-from .segment import (
+from exodus_client.wire.bounds import MAX_PAYLOAD_BYTES, ErrorCode, Limits, WireError
+from exodus_client.wire.compression import compress, decompress, peek_params
+from exodus_client.wire.header import VERSION
+from exodus_client.wire.json_form import NON_FINITE, check_plain
+from exodus_client.wire.message import JSON_TYPE, MSGPACK_TYPE, Encoded, Form, Message, decode, encode
+from exodus_client.wire.segment import (
     MAX_REFERENCE_BYTES,
     SEGMENT_GREETING,
     SEGMENT_SOCKET,
@@ -17,7 +17,7 @@ from .segment import (
     Span,
     read_reference,
 )
-from .tensor import DTYPES, ENCODINGS, Encoding, Tensor, is_torch
+from exodus_client.wire.tensor import DTYPES, ENCODINGS, Encoding, Tensor, is_torch
 
 __all__ = [
     "DTYPES",

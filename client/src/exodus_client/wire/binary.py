@@ -7,10 +7,10 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
 
-from .bounds import Limits, WireError
-from .header import VERSION, Entry, describe, read_header
-from .tensor import Tensor
-from .walk import Walk
+from exodus_client.wire.bounds import Limits, WireError
+from exodus_client.wire.header import VERSION, Entry, describe, read_header
+from exodus_client.wire.tensor import Tensor
+from exodus_client.wire.walk import Walk
 
 ALIGNMENT = 64
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from .bounds import MAX_PAYLOAD_BYTES, Limits, WireError
-from .tensor import DTYPES, ENCODINGS, Encoding, Tensor
+from exodus_client.wire.bounds import MAX_PAYLOAD_BYTES, Limits, WireError
+from exodus_client.wire.tensor import DTYPES, ENCODINGS, Encoding, Tensor
 
 VERSION = 1
 

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .bounds import MAX_DEPTH, Limits, WireError
-from .header import VERSION, Entry, read_header
-from .tensor import DTYPES, AnyArray, Tensor, widen
+from exodus_client.wire.bounds import MAX_DEPTH, Limits, WireError
+from exodus_client.wire.header import VERSION, Entry, read_header
+from exodus_client.wire.tensor import DTYPES, AnyArray, Tensor, widen
 
 #: JSON has no such numbers: they travel as these strings, in tensors and in parameters.
 NON_FINITE = ("NaN", "Infinity", "-Infinity")

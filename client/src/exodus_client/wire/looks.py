@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .bounds import WireError
+from exodus_client.wire.bounds import WireError
 
 #: How bodies begin. A message is a map in every form, which settles the first byte.
 _BEGINNINGS: dict[str, tuple[bytes, ...]] = {

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
-from .binary import inline_chunks, read_binary, stream_chunks
-from .bounds import DEFAULT_LIMITS, Limits, WireError
-from .header import check_sendable
-from .json_form import read_json, write_json
-from .looks import require_form
-from .tensor import Tensor
+from exodus_client.wire.binary import inline_chunks, read_binary, stream_chunks
+from exodus_client.wire.bounds import DEFAULT_LIMITS, Limits, WireError
+from exodus_client.wire.header import check_sendable
+from exodus_client.wire.json_form import read_json, write_json
+from exodus_client.wire.looks import require_form
+from exodus_client.wire.tensor import Tensor
 
 Form: TypeAlias = Literal["stream", "inline", "json"]
 

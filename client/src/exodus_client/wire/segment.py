@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .binary import ALIGNMENT
-from .bounds import WireError
+from exodus_client.wire.binary import ALIGNMENT
+from exodus_client.wire.bounds import WireError
 
 SEGMENT_TYPE = "application/vnd.exodus.segment+json"
 

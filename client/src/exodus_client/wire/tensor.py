@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .bounds import WireError
+from exodus_client.wire.bounds import WireError
 
 if TYPE_CHECKING:
     import torch

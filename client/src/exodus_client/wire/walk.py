@@ -10,7 +10,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
-from .bounds import MAX_DEPTH, Limits, WireError
+from exodus_client.wire.bounds import MAX_DEPTH, Limits, WireError
 
 _NUMBERS = {
     0xCA: Struct(">f"), 0xCB: Struct(">d"),

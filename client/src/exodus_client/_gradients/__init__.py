@@ -1,0 +1,1 @@
+"""Gradient requests as messages, and their results."""

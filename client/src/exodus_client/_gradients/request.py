@@ -1,0 +1,178 @@
+"""From the keywords of `Client.gradients` to a message: all that can be found wrong without asking the server."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any, cast, get_args
+
+from exodus_client._gradients.result import (
+    FloatName,
+    GradientArguments,
+    GradientRequest,
+    Kind,
+    Method,
+    Parameter,
+    SpikeEncoding,
+    Trace,
+)
+from exodus_client._numbers import DECAY, integer, real
+from exodus_client.neuron import IF, LIF, SRM, Neuron, Operands
+from exodus_client.surrogate import Exponential, Surrogate
+from exodus_client.wire import Form, Message, Tensor
+
+_SOURCES = ("membrane", "input", "spikes", "weight", "psp")
+_ALLOWED: dict[type, tuple[set[str], ...]] = {
+    LIF: ({"membrane"}, {"input"}, {"spikes", "weight"}),
+    IF: ({"membrane"}, {"input"}, {"spikes", "weight"}),
+    SRM: ({"membrane"}, {"psp"}),
+}
+_GRADIENTS = ("grad_output", "grad_membrane")
+_INITIAL = ("initial_membrane", "initial_spikes")
+
+
+def gradient_request(arguments: GradientArguments) -> GradientRequest:
+    """Check the keywords, and make the message that they stand for.
+
+    Raises:
+        TypeError: a keyword is unknown, missing, of the wrong type, or does not go with the others.
+        ValueError: a value or shape does not fit.
+    """
+    unknown = arguments.keys() - GradientArguments.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"gradients() got an unexpected keyword argument {min(unknown)!r}")
+    given: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
+    neuron = _neuron(given)
+    operands = Operands()
+    reference, shape = _source(given, neuron, operands)
+    time_dim = _time_dim(given.get("time_dim", 1), shape, fixed_last="weight" in given)
+    for name in _GRADIENTS:
+        if name in given:
+            _expect_shape(_float_tensor(name, given, operands), shape, reference)
+    wrt, traces = _wanted(given, neuron)
+    kind = Kind.of([given[name] for name in _SOURCES if name in given])
+    params: dict[str, Any] = {
+        "neuron": neuron.params(operands) | _initial(given, operands),
+        "surrogate": _surrogate(given.get("surrogate", Exponential())).params(),
+        "time_dim": time_dim,
+        "wrt": wrt,
+        "return": traces,
+    }
+    if "output_filter" in given:
+        params["output_filter"] = {"alpha": real("output_filter", given["output_filter"], DECAY)}
+    if "result_dtype" in given:
+        params["result_dtype"] = _result_dtype(given["result_dtype"], kind)
+    method = cast(Method, _choice("method", given.get("method", "exodus"), get_args(Method)))
+    form = cast(Form, _choice("form", given.get("form", "stream"), get_args(Form)))
+    return GradientRequest(method, Message(params, operands.tensors), form, kind)
+
+
+def _neuron(given: dict[str, Any]) -> Neuron:
+    neuron = given.get("neuron")
+    if not isinstance(neuron, LIF | IF | SRM):
+        raise TypeError(f"neuron: got {type(neuron).__name__}, want LIF(...), IF(...) or SRM(...)")
+    if not isinstance(neuron, SRM):
+        if "reset_kernel" in given:
+            raise TypeError(f"reset_kernel: goes with neuron=SRM(...), got neuron={type(neuron).__name__}(...)")
+        return neuron
+    if (neuron.reset_kernel is None) != ("reset_kernel" in given):
+        raise TypeError("reset_kernel: an SRM wants exactly one, in neuron=SRM(...) or as a keyword")
+    for name in _INITIAL:
+        if name in given:
+            raise TypeError(f"{name}: goes with neuron=LIF(...) or IF(...), got neuron=SRM(...)")
+    return dataclasses.replace(neuron, reset_kernel=given.get("reset_kernel", neuron.reset_kernel))
+
+
+def _source(given: dict[str, Any], neuron: Neuron, operands: Operands) -> tuple[str, tuple[int, ...]]:
+    """The tensors that the membrane is or comes from: the name of the one to compare with, and the membrane's shape."""
+    names = [name for name in _SOURCES if name in given]
+    if set(names) not in _ALLOWED[type(neuron)]:
+        allowed = "; or ".join(" and ".join(sorted(names)) for names in _ALLOWED[type(neuron)])
+        raise TypeError(f"{type(neuron).__name__} wants {allowed}; got {' and '.join(names) or 'none of them'}")
+    encoding = cast(SpikeEncoding, _choice("encoding", given.get("encoding", "auto"), get_args(SpikeEncoding)))
+    if "spikes" not in given:
+        return names[0], _float_tensor(names[0], given, operands).shape
+    spikes = operands.add(_spikes(given["spikes"], encoding))
+    weight = _float_tensor("weight", given, operands)
+    if len(weight.shape) != 2 or len(spikes.shape) < 2 or spikes.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"weight: want shape (N_out, N_in) for spikes of shape (..., N_in), "
+            f"got weight {list(weight.shape)} and spikes {list(spikes.shape)}"
+        )
+    return "spikes and weight", (*spikes.shape[:-1], weight.shape[0])
+
+
+def _spikes(array: Any, encoding: SpikeEncoding) -> Tensor:
+    if encoding != "auto":
+        return Tensor.of("spikes", array, encoding)
+    try:
+        return Tensor.of("spikes", array, "bits")
+    except ValueError:  # counts: several spikes a step
+        return Tensor.of("spikes", array)
+
+
+def _float_tensor(name: str, given: dict[str, Any], operands: Operands) -> Tensor:
+    tensor = Tensor.of(name, given[name])
+    if tensor.dtype not in get_args(FloatName):
+        raise TypeError(f"{name}: got dtype {tensor.dtype}, want one of {', '.join(get_args(FloatName))}")
+    return operands.add(tensor)
+
+
+def _expect_shape(tensor: Tensor, shape: tuple[int, ...], reference: str) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{tensor.name}: got shape {list(tensor.shape)}, want {list(shape)} to go with {reference}")
+
+
+def _time_dim(time_dim: Any, shape: tuple[int, ...], *, fixed_last: bool) -> int:
+    axes = len(shape)
+    if not axes:
+        raise ValueError("membrane must have an axis of time, got shape []")
+    found = integer("time_dim", time_dim, -axes, axes - 1)
+    if fixed_last and found % axes == axes - 1:
+        raise ValueError(f"time_dim must be another axis than the last of spikes, that of the neurons, got {found}")
+    return found
+
+
+def _wanted(given: dict[str, Any], neuron: Neuron) -> tuple[list[str], list[str]]:
+    """What the answer is to have beside `grad_input`; a request has to ask for something."""
+    wrt = _names("wrt", given.get("wrt", ()), get_args(Parameter))
+    traces = _names("return_", given.get("return_", ()), get_args(Trace))
+    if wrt and isinstance(neuron, SRM):
+        raise TypeError(f"wrt: goes with neuron=LIF(...) or IF(...), got {', '.join(wrt)} for SRM")
+    if not any(name in given for name in _GRADIENTS):
+        if "membrane" in given or not traces:
+            raise TypeError(
+                "grad_output: is missing; without it a request runs forward, and wants return_ and no membrane"
+            )
+        if wrt:
+            raise TypeError("wrt: wants grad_output or grad_membrane, got neither")
+    return wrt, traces
+
+
+def _initial(given: dict[str, Any], operands: Operands) -> dict[str, Any]:
+    return {name: operands.value(name, given[name]) for name in _INITIAL if name in given}
+
+
+def _surrogate(surrogate: Any) -> Surrogate:
+    if not isinstance(surrogate, Surrogate) or type(surrogate) is Surrogate:
+        raise TypeError(f"surrogate: got {surrogate!r:.80}, want Exponential() or another of exodus_client.surrogate")
+    return surrogate
+
+
+def _result_dtype(dtype: Any, kind: Kind) -> str:
+    name = _choice("result_dtype", dtype, get_args(FloatName))
+    if name == "bfloat16" and kind.device is None:
+        raise ValueError("result_dtype: numpy has no bfloat16; send torch tensors, or ask for float32")
+    return name
+
+
+def _names(keyword: str, names: Collection[str], known: tuple[str, ...]) -> list[str]:
+    if isinstance(names, str):
+        raise TypeError(f"{keyword}: got the string {names!r}, want a collection of names, such as ({names!r},)")
+    return [_choice(keyword, name, known) for name in dict.fromkeys(names)]
+
+
+def _choice(keyword: str, value: Any, known: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{keyword}: got {value!r}, want one of {', '.join(known)}")
+    return value

@@ -1,0 +1,502 @@
+"""A model that lives on the server, and is trained from here."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+from exodus_client import _constants as defaults
+from exodus_client._config import Retries
+from exodus_client._errors import ExodusError, InvalidResponseError, ModelClosedError
+from exodus_client._future import Future
+from exodus_client._gradients.result import Kind, Wanted
+from exodus_client._models.axes import as_given, batch_first, check_shapes, dense, targets_first
+from exodus_client._models.messages import (
+    Batch,
+    Loss,
+    ModelInfo,
+    Outputs,
+    StepResult,
+    copied,
+    differentiate,
+    join,
+    outputs_wanted,
+    read_outputs,
+    read_step,
+    step_params,
+    training_body,
+)
+from exodus_client._models.reads import Line, Questions, require
+from exodus_client._models.replay_log import Call, Calls
+from exodus_client._models.sender import Link, Sender
+from exodus_client._models.state import IncompatibleKeys, State, check_weights
+from exodus_client._plain_data import by_name, check_loss
+from exodus_client._transport.retry import is_retryable
+from exodus_client._transport.session import Answer, read_json, read_number
+from exodus_client.neuron import Array
+from exodus_client.wire import Encoded, Limits, Tensor
+
+Result = TypeVar("Result")
+
+#: What to do about a server without a folder for its models.
+MEMORY_ONLY = "start it with EXODUS_STATE_DIR=FOLDER to have them saved"
+
+#: Called with each result, in the order of the calls.
+Callback = Callable[[StepResult], None]
+
+
+class ModelLink(Link, Line, Protocol):
+    """What a model needs of its client."""
+
+    @property
+    def retries(self) -> Retries: ...
+    @property
+    def max_in_flight(self) -> int: ...
+    @property
+    def wire_limits(self) -> Limits: ...
+    def call(self, method: str, path: str) -> Answer: ...
+    def put(self, path: str, encoded: Encoded) -> Answer: ...
+
+
+class Model:
+    """A model on the server; `Client.create_model` and `Client.model` make it. Threads may share it.
+
+    Training calls return a `Future` at once: `model.step(...).result()`, or `await model.step(...)`. They are done in
+    the order in which they are made, each exactly once, whatever happens to connections and to the server: what is not
+    yet durable there is kept here, and sent again. Arrays may be written to as soon as a call returns.
+
+    A call that fails raises at its future, and nothing else is harmed: the next ones go on from the state before it.
+    Where another handle trains the same model, the calls of this one fail with `ConflictError`; then, and after any
+    other error that ends the training, `resync()` goes on from where the model is.
+
+    Attributes:
+        id: of the model, for `Client.model`.
+        callbacks: called with each `StepResult`, in order, on a thread of the model. What they raise is logged.
+
+    Spikes, outputs and target spike trains are (batch, time, ...), (B, T, ...) below, unless the handle was made with
+    another `time_dim`.
+    """
+
+    def __init__(self, link: ModelLink, info: ModelInfo, *, ahead: int, patience: float, time_dim: int = 1) -> None:
+        self._link = link
+        self._info = info
+        self._ahead = ahead
+        self._patience = patience
+        self._time_dim = time_dim
+        self.id = info.id
+        self.callbacks: list[Callback] = []
+        self._path = f"/v1/models/{info.id}"
+        self._begin(info)
+
+    @property
+    def sequence(self) -> int:
+        """Number of training calls so far, those that are under way included."""
+        return self._calls.last
+
+    @property
+    def durable(self) -> int | None:
+        """How many of them would survive a crash of the server; None where it keeps models in memory alone."""
+        return self._calls.durable
+
+    def step(
+        self,
+        spikes: Array,
+        targets: Array | None = None,
+        *,
+        loss: Loss,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        gradients: bool = False,
+        allow_non_finite: bool = False,
+    ) -> Future[StepResult]:
+        """Forward, backward and a step of the optimiser in one round trip. Waits while too many calls are unanswered.
+
+        Args:
+            spikes: input, batch first: (B, T, *input_shape), or in the order of `time_dim`; zeros and ones travel as
+                bits.
+            targets: as the loss wants them: class numbers (B,), spike trains (B, T, *out) or in the order of
+                `time_dim`, counts (B, *out).
+            loss: by name, with options as a dict, or any function of the outputs (B, T, *out) or in the order of
+                `time_dim`, a torch tensor, and of the targets where they are given, to a scalar tensor. A function
+                costs a second round trip.
+            lr, weight_decay: in place of the optimiser's, for this call.
+            clip_norm, clip_value: bounds on the norm of all gradients together, and on each element.
+            gradients: whether to return them.
+            allow_non_finite: apply gradients that are infinite or not a number, where they are refused otherwise.
+
+        Returns:
+            A future of `StepResult`.
+
+        Raises:
+            TypeError, ValueError: an argument cannot travel, or shapes do not go together.
+            ExodusError: the model takes no calls any more; the error that ended it.
+        """
+        options = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
+        return self._train("step", spikes, targets, loss, gradients, allow_non_finite, options)
+
+    def forward_backward(
+        self,
+        spikes: Array,
+        targets: Array | None = None,
+        *,
+        loss: Loss,
+        gradients: bool = False,
+        allow_non_finite: bool = False,
+    ) -> Future[StepResult]:
+        """Forward and backward; gradients add up on the server until `optim_step`. Arguments as of `step`."""
+        return self._train("forward_backward", spikes, targets, loss, gradients, allow_non_finite, {})
+
+    def optim_step(
+        self,
+        *,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        gradients: Array | Mapping[str, Array] | None = None,
+        allow_non_finite: bool = False,
+    ) -> Future[StepResult]:
+        """A step of the optimiser by the gradients that have added up, or by others.
+
+        Args:
+            gradients: in place of those on the server, by parameter or flat, all parameters in order.
+
+        The other arguments are those of `step`.
+        """
+        params = step_params(
+            lr=lr,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            allow_non_finite=allow_non_finite,
+        )
+        tensors = () if gradients is None else (Tensor.of("gradients", join(gradients, self._info, "gradients")),)
+        read = partial(read_step, kind=Kind(), limits=self._link.wire_limits, info=self._info, gradients=False)
+
+        def make(sequence: int) -> Call:
+            body = training_body(params, tensors, sequence=sequence, writer=self._writer)
+            return Call(sequence, f"{self._path}/optim_step", body, read=partial(read, sequence=sequence))
+
+        return self._submit(make)
+
+    def forward(
+        self,
+        spikes: Array,
+        targets: Array | None = None,
+        *,
+        loss: str | Mapping[str, Any] | None = None,
+        train: bool = False,
+        outputs: bool = True,
+    ) -> Future[Outputs]:
+        """The outputs, and the metrics of a loss where one is given, after all calls made so far. Changes nothing.
+
+        Args:
+            spikes, targets: as of `step`.
+            loss: by name or as a dict; needs targets.
+            train: with dropout, and the statistics of the batch.
+            outputs: whether to return the outputs, (B, T, *out), or in the order of `time_dim`.
+        """
+        if callable(loss):
+            raise TypeError(
+                "loss: got a function, want a name or a dict; compute your own from the outputs that return"
+            )
+        if (loss is None) != (targets is None):
+            raise TypeError("loss and targets: want both, or neither")
+        batch = self._batch(spikes, targets, loss)
+        params = step_params(loss=loss) | {
+            "mode": "train" if train else "eval",
+            "return": ["outputs"] if outputs else [],
+        }
+
+        wanted = outputs_wanted(batch, self._info) if outputs else {}
+
+        def run(after: int, body: Encoded) -> Outputs:
+            found = self._forward(body, batch.kind, wanted)
+            require(after, found.sequence)
+            return replace(found, outputs=as_given(found.outputs, self._time_dim))
+
+        def make(after: int) -> Callable[[], Outputs]:
+            return partial(run, after, training_body(params | {"after": after}, batch.tensors))
+
+        return self._ask(make)
+
+    def info(self) -> ModelInfo:
+        """What the server says of the model now. Raises ExodusError."""
+        answer = self._link.call("GET", self._path)
+        return ModelInfo.of(read_json(answer), answer.request_id, self.id)
+
+    def make_durable(self) -> Future[int]:
+        """Have the server save the state after all calls made so far; the future has the number of calls saved.
+
+        Raises:
+            ExodusError: the server keeps models in memory only; see also its tree.
+        """
+        if self.durable is None:
+            raise ExodusError(f"make_durable: the server keeps models in memory only: {MEMORY_ONLY}")
+
+        def run(after: int) -> int:
+            answer = self._link.post(f"{self._path}/save", None, {})
+            require(after, read_number(answer, "sequence"))
+            durable = read_number(answer, "durable")
+            self._calls.kept(durable)
+            return durable
+
+        return self._ask(lambda after: partial(run, after))
+
+    def state_dict(self, kind: Literal["numpy", "torch"] = "numpy") -> dict[str, Array]:
+        """The weights after all calls made so far, by the names that the network has in `exodus_core`.
+
+        Raises:
+            ValueError: `kind` is another.
+            ModuleNotFoundError: safetensors is not installed.
+            ExodusError: see its tree.
+        """
+        arrays = self._state().weights(kind)
+        order = [name for name, _ in self._info.parameters]
+        shapes = {name: tuple(arrays[name].shape) for name in order if name in arrays}
+        if shapes != dict(self._info.parameters):
+            raise InvalidResponseError(f"the state has weights {shapes!r:.200}, want {self._info.parameters!r:.200}")
+        return {name: arrays[name] for name in [*order, *sorted(arrays.keys() - set(order))]}
+
+    def load_state_dict(self, weights: Mapping[str, Array], strict: bool = True) -> IncompatibleKeys:
+        """Replace weights on the server; the optimiser and everything else stay as they are.
+
+        Args:
+            weights: by the names that `state_dict` gives them.
+            strict: whether there have to be all of them, and no others; otherwise those that there are are replaced.
+
+        Returns:
+            `missing_keys` and `unexpected_keys`, as torch's modules; with `strict` both are empty.
+
+        Raises:
+            TypeError: weights are not by name, or one is no dense array of numbers.
+            ValueError: names are missing or unknown where `strict`, a shape is another, or a value is NaN or out of
+                range: alpha in [0, 1], the threshold above 0. Nothing has changed.
+        """
+        by_name("weights", weights)
+        names = {name for name, _ in self._info.parameters}
+        check_weights({name: array for name, array in weights.items() if strict or name in names})
+        found = IncompatibleKeys([], [])
+
+        def replaced() -> bytes:
+            nonlocal found
+            state = self._state()
+            found = state.compare(weights, strict=strict)
+            known = {name: array for name, array in weights.items() if name not in found.unexpected_keys}
+            return state.with_weights(known).body
+
+        self._replace(replaced)
+        return found
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole state to a file: weights, optimiser, random state, number of calls (safetensors)."""
+        target = Path(path)
+        part = target.with_name(f"{target.name}.part")
+        part.write_bytes(self._state().body)
+        part.replace(target)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a file that `save` wrote for a model of the same network. Waits for all calls made so far.
+
+        Raises:
+            OSError: the file cannot be read.
+            ConflictError: it is of another network or optimiser.
+        """
+        body = Path(path).read_bytes()
+        self._replace(lambda: body)
+
+    def resync(self) -> None:
+        """Go on from the state in which the model is on the server; calls that are not answered fail."""
+        self._sender.close()
+        self._begin(self.info())
+
+    def close(self) -> None:
+        """Fail the calls that were not sent yet, and wait for those under way. The model stays on the server."""
+        self._close(wait=True)
+
+    def __repr__(self) -> str:
+        return f"Model({self.id!r}, sequence={self.sequence}, durable={self.durable})"
+
+    def _close(self, *, wait: bool) -> None:
+        self._sender.close(wait=wait)
+
+    def _begin(self, info: ModelInfo) -> None:
+        # A handle of its own each time, so that the server can tell its calls from those of others.
+        self._writer = uuid.uuid4().hex
+        # A call that has a connection and waits for one before it that has none would wait in vain.
+        width = min(defaults.CALLS_UNDER_WAY, self._link.max_in_flight)
+        calls = Calls(info.sequence, info.durable, ahead=self._ahead, width=width)
+        sender = Sender(
+            self._link,
+            self._path,
+            calls,
+            writer=self._writer,
+            retries=self._link.retries,
+            patience=self._patience,
+            report=self._report,
+        )
+        self._questions = Questions(self._link, calls, sender)
+        self._calls = calls
+        self._sender = sender  # the last: who finds that it has changed finds all of the new
+
+    def _report(self, result: StepResult) -> None:
+        for callback in tuple(self.callbacks):
+            callback(result)
+
+    def _submit(self, make: Callable[[int], Call]) -> Future[StepResult]:
+
+        def submit(sender: Sender) -> Future[StepResult]:
+            call = sender.submit(make)
+            return Future(call.future, lambda: f"training call {call.sequence}; {sender.watch}")
+
+        self._link.check_process()
+        return self._with_sender(submit)
+
+    def _with_sender(self, run: Callable[[Sender], Result]) -> Result:
+        """Run with the sender of now, or with the next one where another thread replaces the state meanwhile."""
+        while True:
+            sender = self._sender
+            try:
+                return run(sender)
+            except ModelClosedError:
+                if sender is self._sender:
+                    raise
+
+    def _train(
+        self,
+        what: Literal["step", "forward_backward"],
+        spikes: Array,
+        targets: Array | None,
+        loss: Loss,
+        gradients: bool,
+        allow_non_finite: bool,
+        options: dict[str, float | None],
+    ) -> Future[StepResult]:
+        check_loss(loss)
+        kind_of_loss = None if callable(loss) else loss
+        params = step_params(
+            loss=kind_of_loss,
+            gradients=gradients,
+            allow_non_finite=allow_non_finite,
+            **options,
+        )
+        path = f"{self._path}/{what}"
+        if callable(loss):
+            # It is encoded when its turn comes, and the caller may write to the arrays before.
+            batch = self._batch(spikes, None, loss).copied()
+            kept = None if targets is None else copied(dense("targets", targets))
+            differentiated = partial(self._differentiated, params, batch, loss, kept)
+        else:
+            batch, differentiated = self._batch(spikes, targets, loss), None
+        limits, info = self._link.wire_limits, self._info
+        read = partial(read_step, kind=batch.kind, limits=limits, info=info, gradients=gradients)
+
+        def make(sequence: int) -> Call:
+            numbered = partial(read, sequence=sequence)
+            if differentiated is not None:
+                return Call(sequence, path, make=differentiated, read=numbered, in_turn=True)
+            return Call(sequence, path, self._body(params, batch.tensors, sequence), read=numbered)
+
+        return self._submit(make)
+
+    def _body(self, params: dict[str, Any], tensors: Any, sequence: int) -> Encoded:
+        return training_body(params, tensors, sequence=sequence, writer=self._writer)
+
+    def _differentiated(
+        self, params: dict[str, Any], batch: Batch, loss: Callable[..., Any], targets: Array | None, call: Call
+    ) -> None:
+        """Run forward, differentiate the loss here, and give the call what is to be sent."""
+        import torch
+
+        forward = {"mode": "train", "context": True, "return": ["outputs"], "after": call.sequence - 1}
+        wanted = outputs_wanted(batch, self._info)
+        outputs = self._forward(training_body(forward, batch.tensors), Kind(torch.device("cpu")), wanted)
+        if outputs.context is None or outputs.sequence != call.sequence - 1:
+            raise InvalidResponseError(
+                f"asked for outputs after call {call.sequence - 1} and a context, got those after {outputs.sequence} "
+                f"and {'no' if outputs.context is None else 'a'} context",
+                request_id=outputs.request_id,
+            )
+        value, gradient = differentiate(loss, as_given(outputs.outputs, self._time_dim), targets)
+        grad_output = Tensor.of("grad_output", batch_first(gradient, self._time_dim))
+        # Without the context the same comes of the inputs, which are sent where the server has forgotten it.
+        call.fallback = self._body(params, (*batch.tensors, grad_output), call.sequence)
+        call.body = self._body(params | {"context": outputs.context}, (grad_output,), call.sequence)
+        assert call.read is not None
+        call.read = partial(call.read, metrics={"loss:mean": value})
+        call.make = None
+
+    def _batch(self, spikes: Array, targets: Array | None, loss: Loss | None) -> Batch:
+        """The tensors of a call, batch first. Raises TypeError, ValueError."""
+        time_dim = self._time_dim
+        spikes, targets = dense("spikes", spikes), None if targets is None else dense("targets", targets)
+        batch = Batch.of(batch_first(spikes, time_dim), targets_first(targets, loss, time_dim))
+        shapes = [tensor.shape for tensor in batch.tensors]
+        input_shape = self._info.network.get("input_shape")
+        check_shapes(shapes[0], shapes[1] if targets is not None else None, loss, input_shape, time_dim)
+        return batch
+
+    def _forward(self, body: Encoded, kind: Kind, wanted: Mapping[str, Wanted]) -> Outputs:
+        answer = self._link.post(f"{self._path}/forward", body, {})
+        return read_outputs(answer, kind, self._link.wire_limits, wanted)
+
+    def _ask(self, make: Callable[[int], Callable[[], Result]]) -> Future[Result]:
+        """Have a question answered on another thread after all calls made so far; `make` gets their number."""
+
+        def submit(sender: Sender) -> Future[Result]:
+            with sender.calls.held():  # a state that another thread loads comes before it, or after its answer
+                questions = self._questions
+                return questions.submit(questions.after, make(questions.after))
+
+        self._link.check_process()
+        return self._with_sender(submit)
+
+    def _state(self) -> State:
+        return self._with_sender(self._state_now)
+
+    def _state_now(self, _: Sender) -> State:
+        questions = self._questions
+        after = questions.after
+
+        def run() -> State:
+            state = State.of(self._link.get(f"{self._path}/state", {}))
+            require(after, state.sequence)
+            return state
+
+        return questions.ask(after, run)
+
+    def _replace(self, body: Callable[[], bytes]) -> None:
+        """Put a state in the place of that after all calls made so far; what other threads do meanwhile comes after."""
+        self._link.check_process()
+
+        def replace(sender: Sender) -> None:
+            with sender.calls.held():
+                info = self._put(body())
+                sender.calls.wait_done(sender.calls.last)  # raises where the model was closed meanwhile
+                self._begin(info)
+                sender.close()
+
+        self._with_sender(replace)
+
+    def _put(self, body: bytes) -> ModelInfo:
+        questions = self._questions
+        encoded = Encoded("application/vnd.safetensors", len(body), [body])
+
+        def run() -> ModelInfo:
+            answer = self._link.put(f"{self._path}/state", encoded)
+            return ModelInfo.of(read_json(answer), answer.request_id, self.id)
+
+        questions.wait()
+        try:
+            return questions.ask(questions.after, run)
+        except ExodusError as error:
+            if is_retryable(error) or isinstance(error, InvalidResponseError):
+                self._calls.end(error)  # it may have been replaced: calls that are kept here may not belong to it
+            raise

@@ -1,0 +1,99 @@
+"""What is asked of a model after its training calls: outputs, states, saves. Nothing here changes it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from exodus_client._errors import ExodusError
+from exodus_client._future import Future
+from exodus_client._models.replay_log import Calls
+from exodus_client._models.sender import Sender
+from exodus_client._transport.retry import is_retryable
+
+Result = TypeVar("Result")
+
+
+class Line(Protocol):
+    """The threads of a client."""
+
+    def check_process(self) -> None: ...
+    def submit(self, run: Callable[[], Result], about: Callable[[], str]) -> Future[Result]: ...
+
+
+class Behind(Exception):  # noqa: N818 (no failure: the reason to ask again)
+    """The server has done fewer calls than it had."""
+
+    def __init__(self, done: int) -> None:
+        super().__init__(done)
+        self.done = done
+
+
+class Questions:
+    """Those about the calls of one log; where that has ended, they raise what has ended it."""
+
+    def __init__(self, line: Line, calls: Calls, sender: Sender) -> None:
+        self._line = line
+        self._calls = calls
+        self._sender = sender
+        self._open: set[concurrent.futures.Future[Any]] = set()
+
+    @property
+    def after(self) -> int:
+        """Number of the calls made so far."""
+        return self._calls.last
+
+    def submit(self, after: int, run: Callable[[], Result]) -> Future[Result]:
+        """Ask on another thread."""
+        future = self._line.submit(
+            lambda: self.ask(after, run), lambda: f"a question after call {after}; {self._sender.watch}"
+        )
+        self._open.add(future._running)
+        future._running.add_done_callback(self._open.discard)
+        return future
+
+    def ask(self, after: int, run: Callable[[], Result]) -> Result:
+        """Run when the calls up to this one are done, and again where the server has lost some or does not answer.
+
+        `run` is one attempt: how often it is made is bounded by patience.
+        """
+        self._line.check_process()
+        patience, spacing, watch = self._sender.patient(), self._sender.spacing(), self._sender.watch
+        question = f"a question after call {after}"
+        while True:
+            self._calls.wait_done(after)
+            kept_from = self._calls.kept_from
+            with watch.waits(question):
+                try:
+                    found = run()
+                    watch.answered()
+                    return found
+                except Behind as behind:
+                    watch.answered()
+                    self._sender.rewind(behind.done, kept_from)
+                    self._sender.pump()
+                except ExodusError as error:
+                    if is_retryable(error):
+                        watch.failed(error)
+                    else:
+                        watch.answered()
+                    if not self._sender.lost(error, kept_from):
+                        if not patience.left(error):
+                            watch.gave_up()
+                            if (last := patience.last_of(question, error)) is not error:
+                                raise last from error
+                            raise
+                        continue
+                if not spacing.left():
+                    raise self._sender.behind()
+
+    def wait(self) -> None:
+        """Wait for the answers to all that was submitted."""
+        concurrent.futures.wait(tuple(self._open))
+
+
+def require(after: int, done: int) -> None:
+    """Raises Behind where not all these calls are done."""
+    if done < after:
+        raise Behind(done)

@@ -1,0 +1,157 @@
+"""The file that a model's whole state travels in: safetensors, with what it belongs to in its metadata."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from exodus_client._errors import InvalidResponseError
+from exodus_client._numbers import ANY, DECAY, POSITIVE, check_parameter, values_of
+from exodus_client._transport.session import Answer, is_count
+from exodus_client.neuron import Array
+from exodus_client.wire import Tensor
+
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+#: Where the parameters of neurons have to be, as networks have them.
+_RANGES = {"alpha": DECAY, "threshold": POSITIVE}
+
+_WEIGHTS, _GRADIENTS, _RANDOM = "weights.", "gradients.", "random"
+
+
+class IncompatibleKeys(NamedTuple):
+    """Names by which weights and a network differ, as torch calls them.
+
+    Attributes:
+        missing_keys: of the network, and not among the weights.
+        unexpected_keys: among the weights, and not of the network.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of a model at one time.
+
+    Attributes:
+        body: the file.
+        sequence: number of training calls that led to it.
+    """
+
+    body: bytes
+    sequence: int
+
+    @classmethod
+    def of(cls, answer: Answer) -> State:
+        """Read an answer of the server. Raises InvalidResponseError."""
+        body = bytes(answer.body)
+        try:
+            sequence = json.loads(_metadata(body)["exodus"])["sequence"]
+            if not is_count(sequence):
+                raise ValueError(f"sequence must be a number of calls, got {sequence!r:.80}")
+            _check_tensors(body)
+            return cls(body, sequence)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InvalidResponseError(f"no state of a model: {error}", request_id=answer.request_id) from error
+
+    def weights(self, kind: Literal["numpy", "torch"]) -> dict[str, Array]:
+        """Parameters and running statistics by name. Raises ValueError, ModuleNotFoundError."""
+        if kind not in ("numpy", "torch"):
+            raise ValueError(f"kind must be numpy or torch, got {kind!r:.80}")
+        arrays = {
+            name.removeprefix(_WEIGHTS): array
+            for name, array in _safetensors().load(self.body).items()
+            if name.startswith(_WEIGHTS)
+        }
+        if kind == "numpy":
+            return arrays
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def compare(self, weights: Mapping[str, Array], *, strict: bool) -> IncompatibleKeys:
+        """The names by which weights differ from those of the network. Raises ValueError where `strict`, and any do."""
+        known = [name.removeprefix(_WEIGHTS) for name in _header(self.body) if name.startswith(_WEIGHTS)]
+        found = IncompatibleKeys(sorted(set(known) - set(weights)), [name for name in weights if name not in known])
+        if strict and any(found):
+            parts = {"missing": found.missing_keys, "unexpected": found.unexpected_keys}
+            got = " and ".join(f"{what} {', '.join(map(str, names))}" for what, names in parts.items() if names)
+            wanted = "all names that the network has, and no others"
+            raise ValueError(f"weights must have {wanted}, got {got}; strict=False replaces those that are there")
+        return found
+
+    def with_weights(self, weights: Mapping[str, Array]) -> State:
+        """The same with other weights of these names. Raises TypeError, ValueError where one does not fit."""
+        check_weights(weights)
+        library = _safetensors()
+        tensors = library.load(self.body)
+        for name, given in weights.items():
+            old = tensors[_WEIGHTS + name]
+            array = values_of(Tensor.of(name, given))
+            if array.shape != old.shape:
+                raise ValueError(f"weights: {name} must have shape {list(old.shape)}, got {list(array.shape)}")
+            # Not ascontiguousarray, which gives a scalar a dimension.
+            tensors[_WEIGHTS + name] = np.asarray(array, old.dtype, order="C")
+        return State(library.save(tensors, metadata=_metadata(self.body)), self.sequence)
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether gradients have been accumulated since the last step of the optimiser."""
+        return any(name.startswith(_GRADIENTS) for name in _header(self.body))
+
+    def without_gradients(self, random: State | None = None) -> State:
+        """The same without accumulated gradients, and with the random state of another where it is given."""
+        library = _safetensors()
+        tensors = {n: t for n, t in library.load(self.body).items() if not n.startswith(_GRADIENTS)}
+        if random is not None:
+            tensors[_RANDOM] = library.load(random.body)[_RANDOM]
+        return State(library.save(tensors, metadata=_metadata(self.body)), self.sequence)
+
+
+def check_weights(weights: Mapping[str, Array]) -> None:
+    """Refuse what is no array of numbers, or out of the range of its parameter. Raises TypeError, ValueError."""
+    for name, given in weights.items():
+        check_parameter(str(name), given, _RANGES.get(str(name).rpartition(".")[2], ANY))
+
+
+def _header(body: bytes) -> dict[str, Any]:
+    size = int.from_bytes(body[:8], "little")
+    header: dict[str, Any] = json.loads(body[8 : 8 + size])
+    return header
+
+
+def _metadata(body: bytes) -> dict[str, str]:
+    metadata: dict[str, str] = _header(body)["__metadata__"]
+    return metadata
+
+
+def _check_tensors(body: bytes) -> None:
+    """Raises ValueError, KeyError, TypeError, AttributeError: the tensors do not fill the file, one after the other."""
+    end = 0
+    tensors = {name: about for name, about in _header(body).items() if name != "__metadata__"}
+    for name, about in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+        shape, (start, stop) = about["shape"], about["data_offsets"]
+        if not all(is_count(number) for number in (*shape, start, stop)):
+            raise ValueError(f"{name}: its shape or place is none")
+        if start != end or stop - start != math.prod(shape) * _ITEM_BYTES[about["dtype"]]:
+            raise ValueError(f"{name}: its place is not that of {about['dtype']} of shape {shape}")
+        end = stop
+    if 8 + int.from_bytes(body[:8], "little") + end != len(body):
+        raise ValueError("its length is not that of its tensors")
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.numpy
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("weights are read with safetensors: pip install 'exodus-client[state]'") from error
+    module: Any = safetensors.numpy
+    return module  # type: ignore[no-any-return]

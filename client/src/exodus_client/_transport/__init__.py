@@ -1,0 +1,1 @@
+"""HTTP with retries, over sockets or shared memory."""

@@ -1,0 +1,450 @@
+"""HTTP with retries: one request in, one whole answer or one exception out. Knows nothing of gradients."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
+from types import MappingProxyType
+from typing import Any, cast
+from urllib.parse import SplitResult, urlsplit
+
+import httpx
+import numpy as np
+
+from exodus_client import _constants as defaults
+from exodus_client._config import Limits, Retries, Timeout
+from exodus_client._errors import (
+    APIConnectionError,
+    APITimeoutError,
+    ClientClosedError,
+    ExodusError,
+    InvalidResponseError,
+    status_error,
+)
+from exodus_client._transport.advice import advice
+from exodus_client._transport.proxies import httpx_transport, proxy_of
+from exodus_client._transport.retry import delay, parse_retry_after
+from exodus_client._transport.sockets import DEADLINE, SocketTransport, sooner, tcp, unix
+from exodus_client._transport.within import within
+from exodus_client.wire import Encoded
+
+_log = logging.getLogger("exodus_client")
+
+_NO_RETRIES = Retries(count=0)
+
+_ADDRESS = "http://HOST:PORT, https://HOST or unix:/PATH"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A successful response, its body whole and writable.
+
+    Attributes:
+        status: of the response, 200 to 299.
+        headers: of the response.
+        body: as it came, still compressed if `Content-Encoding` says so.
+        request_id: under which the server logged the request.
+        round_trip: milliseconds from sending to the last byte, of the attempt that was answered.
+    """
+
+    status: int
+    headers: httpx.Headers
+    body: memoryview
+    request_id: str
+    round_trip: float
+
+
+class Body:
+    """An encoded message in chunks, from the front whenever a request is tried again.
+
+    `before_chunk` is called before each; what it raises ends the upload.
+    """
+
+    def __init__(self, encoded: Encoded, chunk_bytes: int, before_chunk: Callable[[], None]) -> None:
+        self._encoded = encoded
+        self._chunk_bytes = chunk_bytes
+        self._before_chunk = before_chunk
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        if self._encoded.nbytes <= defaults.JOINED_BYTES:
+            yield b"".join(self._encoded.chunks)  # one packet rather than one for the header and each pad
+            return
+        for chunk in self._encoded.chunks:
+            view = memoryview(chunk)
+            for start in range(0, len(view), self._chunk_bytes):
+                self._before_chunk()
+                yield view[start : start + self._chunk_bytes]
+
+
+class _Cookies(DefaultCookiePolicy):
+    """Cookies, by which proxies send a client to one server, where they can be sent back: in ASCII."""
+
+    def set_ok(self, cookie: Cookie, request: urllib.request.Request) -> bool:
+        return cookie.name.isascii() and (cookie.value or "").isascii() and super().set_ok(cookie, request)
+
+
+class Session:
+    """Connections to one server, shared by the threads of a client."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None,
+        timeout: Timeout,
+        retries: Retries,
+        limits: Limits,
+        transport: httpx.BaseTransport | None,
+        user_agent: str,
+    ) -> None:
+        url, transport, self._proxy = _address(base_url, transport, limits.max_in_flight)
+        self._ours = isinstance(transport, SocketTransport)
+        self._chunk_bytes = defaults.CHUNK_BYTES if self._ours else defaults.HTTPX_CHUNK_BYTES
+        self.base_url = base_url.rstrip("/")
+        self._process = os.getpid()
+        self._authorization = _authorization(api_key)
+        self._timeout = timeout
+        self._retries = retries
+        self._limits = limits
+        self._ever_answered = False
+        self._failure: ExodusError | None = None
+        self._one_call = threading.local()  # when the call ends that a thread is in, where it is of several requests
+        self._http = httpx.Client(
+            base_url=url,
+            transport=transport,
+            cookies=CookieJar(_Cookies()),
+            headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
+        )
+
+    @contextmanager
+    def one_call(self) -> Iterator[None]:
+        """Requests within are one call, which `Timeout.total` is for."""
+        before, self._one_call.ends = getattr(self._one_call, "ends", None), self.ends()
+        try:
+            yield
+        finally:
+            self._one_call.ends = before
+
+    def ends(self) -> float | None:
+        """The time of `time.monotonic()` at which a call that begins now has to end; None for never."""
+        ends: float | None = getattr(self._one_call, "ends", None)
+        if ends is None and self._timeout.total is not None:
+            return time.monotonic() + self._timeout.total
+        return ends
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        encoded: Encoded | Callable[[], Encoded] | None = None,
+        *,
+        retry: bool = True,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> Answer:
+        """Send a request until it is answered or not worth another attempt. A body may be made anew for each.
+
+        `headers` are sent beside those of every request.
+
+        Raises:
+            APIStatusError, APIConnectionError, APITimeoutError, InvalidResponseError: as the last attempt failed.
+            ClientClosedError: the client is closed.
+            RuntimeError: the client was made in the process that this one was forked from.
+        """
+        self.check_process()
+        self.check_open()
+        # One id for all attempts: the server's log shows them as what they are.
+        request_id = uuid.uuid4().hex
+        ends = self.ends()
+        retries = self._retries if retry else _NO_RETRIES
+        attempt = 0
+        began = time.monotonic()
+        while True:
+            try:
+                body = encoded() if callable(encoded) else encoded
+                return self._attempt(method, path, body, request_id, ends, headers)
+            except ExodusError as error:
+                self._failure = error
+                wait = delay(attempt, error, retries)
+                if wait is None or (ends is not None and time.monotonic() + wait >= ends):
+                    raise
+                lost = time.monotonic() - began + wait
+                level = logging.INFO if lost < defaults.SAY_AFTER else logging.WARNING
+                _log.log(level, "%s %s failed, next attempt in %.2f s: %s", method, path, wait, error)
+            attempt += 1
+            retries.sleep(wait)
+
+    @property
+    def state(self) -> str:
+        """The outcome of the last attempt, for people."""
+        return "nothing has failed" if self._failure is None else f"the last failure: {self._failure}"
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is another process than the one that made these."""
+        return os.getpid() != self._process
+
+    def check_process(self) -> None:
+        """Refuse to go on in a forked process: two that share a connection get each other's answers."""
+        if self.is_forked:
+            raise RuntimeError("this client was made before the fork; make one in each process")
+
+    def check_open(self) -> None:
+        """Raises ClientClosedError where these are closed."""
+        if self._http.is_closed:
+            raise ClientClosedError("the client is closed")
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def _attempt(
+        self,
+        method: str,
+        path: str,
+        encoded: Encoded | None,
+        request_id: str,
+        ends: float | None,
+        more_headers: Mapping[str, str],
+    ) -> Answer:
+        self._check_time(request_id, ends)
+        request = self._request(method, path, encoded, request_id, ends, more_headers)
+        began = time.perf_counter()
+        try:
+            response, body = self._exchange(request, request_id, ends)
+        except (httpx.TimeoutException, TimeoutError) as error:
+            self._check_time(request_id, ends, error)
+            raise APITimeoutError(
+                f"{method} {path}: {self.base_url} did not answer in time ({type(error).__name__}: {error})",
+                request_id=request_id,
+            ) from error
+        except httpx.TransportError as error:
+            what_to_do = advice(error, ever_answered=self._ever_answered, proxy=self._proxy)
+            raise APIConnectionError(
+                f"{method} {path}: no answer from {self.base_url} ({type(error).__name__}: {error})"
+                + (what_to_do and f"; {what_to_do}"),
+                request_id=request_id,
+            ) from error
+        except httpx.HTTPError as error:  # of what came: it is no transport that failed
+            raise InvalidResponseError(
+                f"{method} {path}: the answer cannot be read ({type(error).__name__}: {error})", request_id=request_id
+            ) from error
+        round_trip = (time.perf_counter() - began) * 1e3
+        self._ever_answered = True
+        request_id = response.headers.get("X-Request-ID", request_id)
+        if not response.is_success:
+            raise status_error(
+                response.status_code,
+                bytes(body),
+                request_id=request_id,
+                retry_after=parse_retry_after(response.headers.get("Retry-After")),
+                location=response.headers.get("Location", ""),
+            )
+        self._failure = None
+        return Answer(response.status_code, response.headers, body, request_id, round_trip)
+
+    def _exchange(
+        self, request: httpx.Request, request_id: str, ends: float | None
+    ) -> tuple[httpx.Response, memoryview]:
+        def run() -> tuple[httpx.Response, memoryview]:
+            try:
+                response = self._http.send(request, stream=True)
+            except RuntimeError:
+                self.check_open()  # it was, when the call began
+                raise
+            try:
+                return response, self._download(response, request_id, ends)
+            finally:
+                response.close()
+
+        # Ours keeps to the time itself. Others bound each wait for some bytes, but neither their sum nor a host's name.
+        return run() if ends is None or self._ours else within(max(0.0, ends - time.monotonic()), run)
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        encoded: Encoded | None,
+        request_id: str,
+        ends: float | None,
+        more_headers: Mapping[str, str],
+    ) -> httpx.Request:
+        left = None if ends is None else ends - time.monotonic()
+        headers = {"X-Request-ID": request_id, **more_headers} | self._authorization
+        content: Any = None
+        if encoded is not None:
+            headers |= {"Content-Type": encoded.content_type, "Content-Length": str(encoded.nbytes)}
+            if encoded.content_encoding is not None:
+                headers["Content-Encoding"] = encoded.content_encoding
+            content = Body(encoded, self._chunk_bytes, lambda: self._check_time(request_id, ends))
+        if left is not None:
+            headers["X-Deadline-Ms"] = str(max(1, int(left * 1e3)))
+        connect, write, read = (
+            sooner(wait, left) for wait in (self._timeout.connect, self._timeout.write, self._timeout.read)
+        )
+        timeout = httpx.Timeout(connect=connect, write=write, read=read, pool=read)
+        extensions = {DEADLINE: ends} if self._ours else {}
+        return self._http.build_request(
+            method, path, headers=headers, content=content, timeout=timeout, extensions=extensions
+        )
+
+    def _download(self, response: httpx.Response, request_id: str, ends: float | None) -> memoryview:
+        """The body, received into one buffer that was allocated when the headers came."""
+        declared = response.headers.get("Content-Length")
+        if declared is None or not _is_size(declared) or "Transfer-Encoding" in response.headers:
+            return self._download_unsized(response, request_id, ends)
+        size = int(declared)
+        self._check_size(size, request_id)
+        # numpy leaves the pages untouched, where bytearray would write zeros to all of them first.
+        body = memoryview(cast(Any, np.empty(size, np.uint8)))
+        position = 0
+        if "read_into" in response.extensions:  # by our own transport, without a copy
+            read_into = response.extensions["read_into"]
+            while position < size and (came := read_into(body[position : position + defaults.CHUNK_BYTES])):
+                self._check_time(request_id, ends)
+                position += came
+        else:
+            for chunk in self._chunks(response, request_id, ends):
+                if position + len(chunk) > size:
+                    raise InvalidResponseError(
+                        f"the answer is longer than its Content-Length of {size}", request_id=request_id
+                    )
+                body[position : position + len(chunk)] = chunk
+                position += len(chunk)
+        if position != size:
+            raise APIConnectionError(f"the answer ended after {position} of {size} bytes", request_id=request_id)
+        return body
+
+    def _download_unsized(self, response: httpx.Response, request_id: str, ends: float | None) -> memoryview:
+        grown = bytearray()
+        for chunk in self._chunks(response, request_id, ends):
+            self._check_size(len(grown) + len(chunk), request_id)
+            grown += chunk
+        return memoryview(grown)
+
+    def _chunks(self, response: httpx.Response, request_id: str, ends: float | None) -> Iterator[bytes]:
+        # A response that a test injects with its content has been read already.
+        for chunk in (response.content,) if response.is_stream_consumed else response.iter_raw():
+            self._check_time(request_id, ends)
+            yield chunk
+
+    def _check_time(self, request_id: str, ends: float | None, cause: Exception | None = None) -> None:
+        if ends is not None and time.monotonic() >= ends:
+            raise APITimeoutError(
+                f"no answer within Timeout.total of {self._timeout.total} s", request_id=request_id
+            ) from cause
+
+    def _check_size(self, size: int, request_id: str) -> None:
+        if size > self._limits.max_response_bytes:
+            raise InvalidResponseError(
+                f"the answer has {size} bytes or more, Limits.max_response_bytes is {self._limits.max_response_bytes}",
+                request_id=request_id,
+            )
+
+
+def read_json(answer: Answer) -> Any:
+    """The value in an answer. Raises InvalidResponseError."""
+    text = bytes(answer.body)
+    try:
+        value = json.loads(text)
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # which halves of surrogate pairs cannot be
+        return value
+    except (ValueError, RecursionError) as error:
+        raise InvalidResponseError(f"the answer is not JSON: {error}", request_id=answer.request_id) from error
+
+
+def read_number(answer: Answer, name: str) -> int:
+    """A whole number of the object in an answer, 0 or more, of 63 bits. Raises InvalidResponseError."""
+    value = read_json(answer)
+    number = value.get(name) if isinstance(value, dict) else None
+    if not is_count(number):
+        raise InvalidResponseError(f"want a number {name!r}, got {value!r:.200}", request_id=answer.request_id)
+    return cast(int, number)
+
+
+def is_count(value: object) -> bool:
+    """True for a whole number, 0 or more, of 63 bits."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _address(
+    base_url: str, transport: httpx.BaseTransport | None, max_connections: int
+) -> tuple[str, httpx.BaseTransport, str]:
+    """The URL to build on, and the transport for it: `unix:/path` is HTTP through a socket of the file system.
+
+    TLS and proxies of the environment are httpx's business.
+    """
+    if not isinstance(base_url, str):
+        raise TypeError(f"base_url must be {_ADDRESS}, got {base_url!r:.80}")
+    scheme, _, socket = base_url.partition(":")
+    if scheme == "unix" and socket:
+        return "http://localhost", transport or SocketTransport(unix(socket), max_connections), ""
+    try:
+        parts = urlsplit(base_url)
+    except ValueError as error:  # half a bracket, for example
+        raise _no_address(base_url) from error
+    fits = parts.scheme in ("http", "https") and parts.hostname and not (parts.query or parts.fragment)
+    if not fits or " " in base_url or not _has_port(parts) or not _is_host(base_url, parts):
+        raise _no_address(base_url)
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("base_url must be without user and password, got one of them; keys go to api_key")
+    host = cast(str, parts.hostname)
+    proxy = None
+    if transport is None:
+        proxy = proxy_of(parts.scheme, host, parts.port or (443 if parts.scheme == "https" else 80))
+        if parts.scheme == "http" and proxy is None:
+            transport = SocketTransport(tcp(host, parts.port or 80), max_connections)
+        else:
+            limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
+            transport = httpx_transport(proxy, limits)
+    return base_url.rstrip("/"), transport, proxy[0] if proxy else ""
+
+
+def _no_address(base_url: str) -> ValueError:
+    shown = base_url.rpartition("@")[2]  # without the password
+    return ValueError(f"base_url must be {_ADDRESS}, got {shown!r}")
+
+
+def _is_host(base_url: str, parts: SplitResult) -> bool:
+    """True if the name service can be asked for the host."""
+    try:
+        httpx.URL(base_url)
+        return bool(cast(str, parts.hostname).encode("idna"))
+    except (httpx.InvalidURL, UnicodeError):
+        return False
+
+
+def _is_size(declared: str) -> bool:
+    """True for a Content-Length that is a number of bytes of at most 63 bits."""
+    return declared.isascii() and declared.isdecimal() and len(declared) < 20
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether the port is missing, or one that there is."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
+
+
+def _authorization(given: str | None) -> dict[str, str]:
+    # An empty variable is how a shell, or a compose file, says that there is none.
+    api_key = (os.environ.get(defaults.API_KEY_VARIABLE) or None) if given is None else given
+    if api_key is None:
+        return {}
+    name = "api_key" if given is not None else f"the environment variable {defaults.API_KEY_VARIABLE}"
+    if not isinstance(api_key, str):
+        raise TypeError(f"api_key: got {type(api_key).__name__}, want a string")
+    # Checked here because the HTTP library would quote a bad header, and with it the key, in its exception.
+    if not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key and api_key):
+        raise ValueError(f"{name}: want printable ASCII characters without spaces around them")
+    return {"Authorization": f"Bearer {api_key}"}

@@ -1,0 +1,1 @@
+"""The thread that computes, and the queue in front of it."""

@@ -1,0 +1,1 @@
+"""Stateless gradient requests: parameters, tensors, computation."""

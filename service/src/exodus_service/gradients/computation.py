@@ -1,0 +1,310 @@
+"""A gradient request as a computation: which kind of input it brings, and what is computed from it.
+
+`prepare` checks a request and takes its tensors to the device; `run` of what it returns computes, in two steps that can
+be taken apart: what the neurons do, and what is left for the request as a whole. All arithmetic of neurons is that of
+exodus_core. Equation numbers are those of arXiv 2205.10242.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+import exodus_core
+from exodus_client.wire import Message
+from exodus_service.errors import Problem, invalid
+from exodus_service.gradients.operands import Operands
+from exodus_service.gradients.params import (
+    AlphaTaps,
+    ExponentialTaps,
+    Method,
+    Params,
+    SrmNeuron,
+    TensorName,
+    parse_params,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Results = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What is known of the loss: `output` = dL/ds or, with a filter, dL/d(eps * s), and `membrane` = dL/du."""
+
+    output: torch.Tensor | None
+    membrane: torch.Tensor | None
+    filter_alpha: float | None
+    time_dim: int
+
+    @property
+    def given(self) -> bool:
+        return self.output is not None or self.membrane is not None
+
+    def grad_spikes(self, membrane: torch.Tensor) -> torch.Tensor:
+        """g = dL/ds. With a filter g[m] = sum_k alpha^k e[m + k] (11, 13): the filter, run from the end of time."""
+        if self.output is None:
+            return torch.zeros_like(membrane)
+        if self.filter_alpha is None:
+            return self.output
+        kernel = _checked(exodus_core.ExponentialKernel, self.filter_alpha)
+        reverse = _checked(exodus_core.filter, self.output.flip(self.time_dim), kernel, time_dim=self.time_dim)
+        return reverse.flip(self.time_dim)
+
+
+@dataclass(frozen=True)
+class Synapses:
+    """Input spikes (..., N_in) and weights (N_out, N_in); the current is x = s W^T."""
+
+    spikes: torch.Tensor
+    weight: torch.Tensor
+
+    def current(self) -> torch.Tensor:
+        return self.spikes @ self.weight.T
+
+    def gradients(self, grad_input: torch.Tensor) -> Results:
+        """(14) and its counterpart: dL/dW = sum over batch and time of lam s^T, dL/ds = W^T lam."""
+        rows = math.prod(self.spikes.shape[:-1])  # said, since -1 is ambiguous where there are no neurons
+        flat = grad_input.reshape(rows, self.weight.shape[0])
+        return {
+            "grad_weight": flat.T @ self.spikes.reshape(rows, self.weight.shape[1]),
+            "grad_spikes": grad_input @ self.weight,
+        }
+
+
+@dataclass(frozen=True)
+class Source:
+    """What drives the neuron, exactly one of: its membrane trace, its current or psp, or spikes and weights."""
+
+    membrane: torch.Tensor | None = None
+    drive: torch.Tensor | None = None
+    synapses: Synapses | None = None
+
+    def trace(self) -> torch.Tensor:
+        """The membrane where it is given, else the current or psp."""
+        if self.synapses is not None:
+            return self.synapses.current()
+        trace = self.drive if self.membrane is None else self.membrane
+        assert trace is not None, "a source has one of its members"
+        return trace
+
+
+@dataclass(frozen=True)
+class Computation:
+    """A checked request.
+
+    Attributes:
+        forward, backward: lif and lif_gradient, or srm and srm_gradient, of exodus_core.
+        neuron: keyword arguments of both.
+        wrt: further keyword arguments of `backward`.
+    """
+
+    params: Params
+    forward: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    backward: Callable[..., Any]
+    neuron: Mapping[str, Any]
+    wrt: Mapping[str, Any]
+    source: Source
+    loss: Loss
+
+    def run(self) -> Results:
+        """The response tensors by name."""
+        return self.finish(self.sweep(self.source.trace(), self.loss))
+
+    def sweep(self, trace: torch.Tensor, loss: Loss) -> Results:
+        """What the neurons compute, given the trace and the loss of this request, or those of several (`batching`)."""
+        results: Results = {}
+        membrane, spikes = trace, None
+        if self.source.membrane is None:
+            spikes, membrane = self.fire(trace)
+        if loss.given:
+            results |= self._gradients(membrane, loss)
+        if "spikes" in self.params.return_:
+            results["spikes"] = self._fired(membrane) if spikes is None else spikes
+        if "membrane" in self.params.return_:
+            results["membrane"] = membrane
+        return results
+
+    def fire(self, drive: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Spikes and membrane of the forward pass."""
+        return _checked(self.forward, drive, **self.neuron)
+
+    def finish(self, swept: Results) -> Results:
+        """The response, given what the neurons of this request computed."""
+        synapses = self.source.synapses
+        return swept | synapses.gradients(swept["grad_input"]) if synapses and self.loss.given else swept
+
+    def _gradients(self, membrane: torch.Tensor, loss: Loss) -> Results:
+        grad_spikes = loss.grad_spikes(membrane)
+        found = _checked(self.backward, membrane, grad_spikes, grad_membrane=loss.membrane, **self.neuron, **self.wrt)
+        return {f"grad_{name}": value for name, value in found._asdict().items() if value is not None}
+
+    def _fired(self, membrane: torch.Tensor) -> torch.Tensor:
+        """The spikes of a given trace (4): those of a neuron that keeps nothing from one step to the next."""
+        kept = {name: self.neuron[name] for name in ("threshold", "max_spikes", "time_dim") if name in self.neuron}
+        return _checked(exodus_core.lif, membrane, alpha=0.0, reset="none", **kept)[0]
+
+
+def prepare(method: Method, message: Message, *, device: torch.device, max_bytes: int) -> Computation:
+    """Check a request. `max_bytes` bounds the spikes in the dtype of the weights, and the current that they make.
+
+    Raises:
+        Problem: `invalid`, naming what does not fit.
+        WireError: a tensor whose payload contradicts its description.
+    """
+    params = parse_params(message.params)
+    operands = Operands(message, device)
+    computation = prepare_neurons(method, params, operands, max_bytes)
+    if not computation.loss.given and (computation.source.membrane is not None or not params.return_):
+        raise invalid(
+            "/tensors",
+            "a tensor 'grad_output' or 'grad_membrane', or `return` and an input for a forward pass alone",
+            operands.names(),
+        )
+    if params.wrt and not computation.loss.given:
+        raise invalid("/params/wrt", "nothing for a forward pass alone", str(params.wrt))
+    return computation
+
+
+def prepare_neurons(method: Method, params: Params, operands: Operands, max_bytes: int) -> Computation:
+    """Check the neurons and tensors of a request, whatever is asked of them; raises as `prepare` does."""
+    if isinstance(params.neuron, SrmNeuron):
+        computation = _prepare_srm(method, params, params.neuron, operands)
+    else:
+        computation = _prepare_lif(method, params, operands, max_bytes)
+    operands.finish()
+    return computation
+
+
+def _prepare_lif(method: Method, params: Params, operands: Operands, max_bytes: int) -> Computation:
+    name = _one_of(operands, "membrane", "input", "spikes")
+    if name == "spikes":
+        synapses = _synapses(params, operands, max_bytes)
+        source, like = Source(synapses=synapses), "weight"
+        shape, dtype = (*synapses.spikes.shape[:-1], synapses.weight.shape[0]), synapses.weight.dtype
+    else:
+        trace = operands.take_float(name)
+        source = Source(membrane=trace) if name == "membrane" else Source(drive=trace)
+        like, shape, dtype = name, tuple(trace.shape), trace.dtype
+    fields = {field: getattr(params.neuron, field) for field in type(params.neuron).model_fields if field != "model"}
+    neuron = {field: operands.value(field, value) for field, value in fields.items()}
+    return Computation(
+        params,
+        exodus_core.lif,
+        exodus_core.lif_gradient,
+        neuron | _common(method, params),
+        {"wrt": ("input", *params.wrt)},
+        source,
+        _loss(params, operands, like, shape, dtype),
+    )
+
+
+def _prepare_srm(method: Method, params: Params, srm: SrmNeuron, operands: Operands) -> Computation:
+    if params.wrt:
+        raise invalid("/params/wrt", "nothing for the model srm", str(params.wrt))
+    name = _one_of(operands, "membrane", "psp")
+    trace = operands.take_float(name)
+    neuron = {"threshold": operands.value("threshold", srm.threshold), "reset_kernel": _reset_kernel(srm, operands)}
+    return Computation(
+        params,
+        exodus_core.srm,
+        exodus_core.srm_gradient,
+        neuron | _common(method, params),
+        {},
+        Source(membrane=trace) if name == "membrane" else Source(drive=trace),
+        _loss(params, operands, name, tuple(trace.shape), trace.dtype),
+    )
+
+
+def _common(method: Method, params: Params) -> dict[str, Any]:
+    chosen = params.surrogate
+    kind = exodus_core.surrogate.KINDS[chosen.kind]
+    slope = {} if chosen.slope is None else {"slope": chosen.slope}
+    return {"method": method, "time_dim": params.time_dim, "surrogate": kind(**slope, scale=chosen.scale)}
+
+
+def _reset_kernel(srm: SrmNeuron, operands: Operands) -> object:
+    chosen = srm.reset_kernel
+    if chosen is None:
+        return operands.take_float("reset_kernel")
+    if isinstance(chosen, TensorName):
+        return operands.value("reset_kernel", chosen)
+    if isinstance(chosen, ExponentialTaps):
+        return exodus_core.ExponentialKernel(chosen.alpha, chosen.amplitude)
+    made = exodus_core.AlphaKernel if isinstance(chosen, AlphaTaps) else exodus_core.SlayerRefractory
+    return made(chosen.tau, chosen.amplitude)
+
+
+def _one_of(operands: Operands, *names: str) -> str:
+    found = [name for name in names if name in operands]
+    if len(found) != 1:
+        raise invalid("/tensors", f"exactly one of {', '.join(names)}", " and ".join(found) or operands.names())
+    return found[0]
+
+
+def _synapses(params: Params, operands: Operands, max_bytes: int) -> Synapses:
+    spikes, weight = operands.take("spikes"), operands.take_float("weight")
+    if weight.ndim != 2:
+        raise operands.fault("weight", "shape", "[N_out, N_in]", str(list(weight.shape)))
+    n_out, n_in = weight.shape
+    if spikes.ndim < 2 or spikes.shape[-1] != n_in:
+        expected = f"[..., {n_in}], as 'weight' of shape {[n_out, n_in]} asks for"
+        raise operands.fault("spikes", "shape", expected, str(list(spikes.shape)))
+    if params.time_dim in (-1, spikes.ndim - 1):
+        raise invalid("/params/time_dim", "another axis than the last, which holds the features", str(params.time_dim))
+    # Bits and events grow twice: to the dtype of the weights, and to the current.
+    widened = spikes.numel() * weight.element_size()
+    if widened > max_bytes:
+        expected = f"at most {max_bytes} bytes in the dtype of 'weight' (EXODUS_MAX_BODY_BYTES)"
+        raise operands.fault("spikes", "shape", expected, f"{list(spikes.shape)}, which makes {widened}")
+    nbytes = math.prod(spikes.shape[:-1]) * n_out * weight.element_size()
+    if nbytes > max_bytes:
+        expected = f"a product with spikes of at most {max_bytes} bytes (EXODUS_MAX_BODY_BYTES)"
+        raise operands.fault("weight", "shape", expected, f"{[n_out, n_in]}, which makes {nbytes}")
+    return Synapses(spikes.to(weight.dtype), weight)
+
+
+def _loss(params: Params, operands: Operands, like: str, shape: tuple[int, ...], dtype: torch.dtype) -> Loss:
+    """The gradients of the loss, which have the shape and dtype of the membrane."""
+    if not -len(shape) <= params.time_dim < len(shape):
+        raise invalid("/params/time_dim", f"an axis of shape {list(shape)}", str(params.time_dim))
+    output = operands.take_like("grad_output", like, shape, dtype)
+    membrane = operands.take_like("grad_membrane", like, shape, dtype)
+    chosen = params.output_filter
+    if chosen is not None and output is None:
+        raise invalid("/params/output_filter", "a tensor 'grad_output' to filter", "none")
+    return Loss(output, membrane, None if chosen is None else chosen.alpha, params.time_dim)
+
+
+def _checked(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call exodus_core; what it refuses about an argument becomes a Problem that points at the parameter."""
+    try:
+        return function(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise _refusal(str(error)) from error
+
+
+_REFUSAL = re.compile(r"(\w+) must (.+), got (.+)", re.DOTALL)
+#: What exodus_core says of a parameter that "must ...", as what is expected.
+_EXPECTED = {
+    "be in ": "a value in ",
+    "be at least ": "a value of at least ",
+    "be ": "",
+    "broadcast ": "values that broadcast ",
+    "have ": "",
+}
+
+
+def _refusal(message: str) -> Problem:
+    parts = _REFUSAL.match(message)
+    if parts is None:
+        return Problem("invalid", message)
+    name, expected, got = parts.groups()
+    verb = next((verb for verb in _EXPECTED if expected.startswith(verb)), "")
+    expected = _EXPECTED.get(verb, "") + expected.removeprefix(verb)
+    pointer = f"/params/{name}" if name in Params.model_fields else f"/params/neuron/{name}"
+    return invalid(pointer, expected, got)

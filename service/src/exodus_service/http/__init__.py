@@ -1,0 +1,1 @@
+"""HTTP: the only part of the service that knows FastAPI, starlette and uvicorn."""

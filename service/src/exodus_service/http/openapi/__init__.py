@@ -1,0 +1,1 @@
+"""The OpenAPI document, with examples that can be sent as they are."""

@@ -1,0 +1,137 @@
+"""The endpoints of models."""
+
+import asyncio
+import json
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from starlette.responses import Response
+
+from exodus_client.wire import JSON_TYPE, Encoded
+from exodus_service.engine import Engine
+from exodus_service.http.admission import admission, admit, receive, receive_file
+from exodus_service.http.conduct import conduct
+from exodus_service.http.middleware import CONTEXT
+from exodus_service.http.openapi import models as documented
+from exodus_service.http.responses import JOINED, TensorResponse
+from exodus_service.models.storage.state_file import MEDIA_TYPE
+from exodus_service.operations import forward as forwarding
+from exodus_service.operations import manage, train
+
+ModelId = Annotated[str, Path(description="Id of the model.")]
+
+router = APIRouter(tags=["models"])
+
+
+@router.post("/v1/models", **documented.CREATE)
+async def create(request: Request) -> Response:
+    """Make a model from a network, an optimiser and a seed, or from `weights`: all parameters in order, flat.
+
+    Durable when it is answered, where the service has a folder to save in. The same call again, with the same `id`, is
+    answered with 200 and the model as it is by then.
+    """
+    with admission(request) as held:
+        received = await receive(request, held)
+        work = partial(manage.create, request.app.state.engine)
+        return await conduct(request, held, received, work, stoppable=False)
+
+
+@router.get("/v1/models", **documented.LIST)
+async def find_all(request: Request) -> Response:
+    """All models of the caller, the oldest first."""
+    engine: Engine = request.app.state.engine
+    with admission(request) as held:
+        infos = await engine.store.list(request.scope[CONTEXT].owner)
+        body = await asyncio.to_thread(lambda: json.dumps({"models": infos}).encode())
+        if len(body) > JOINED:  # a short list is there for whoever looks into a full service
+            held.enter_context(engine.scheduler.admit_answer(len(body)))
+        return TensorResponse(Encoded(JSON_TYPE, len(body), [body]), held.pop_all().close)
+
+
+@router.get("/v1/models/{id}", **documented.INFO)
+async def info(id: ModelId, request: Request) -> Response:
+    """What a model is and how far it was trained."""
+    engine: Engine = request.app.state.engine
+    engine.require_ready()
+    return Response(json.dumps(await engine.store.info(request.scope[CONTEXT].owner, id)), media_type=JSON_TYPE)
+
+
+@router.delete("/v1/models/{id}", **documented.DELETE)
+async def delete(id: ModelId, request: Request) -> Response:
+    """Delete a model and all that was saved of it. A call that runs ends and is answered; those that wait get 404."""
+    engine: Engine = request.app.state.engine
+    engine.require_ready()
+    await engine.store.delete(request.scope[CONTEXT].owner, id)
+    return Response(status_code=204)
+
+
+@router.post("/v1/models/{id}/forward", **documented.FORWARD)
+async def forward(id: ModelId, request: Request) -> Response:
+    """Outputs of the network on `input`, and the metrics of a loss where `targets` and `loss` are there.
+
+    Changes nothing. With `context`, what a backward pass needs is kept for a while: send `grad_output` and the context
+    to `forward_backward` or `step`.
+    """
+    with admission(request) as held:
+        received = await receive(request, held)
+        return await conduct(request, held, received, partial(forwarding.forward, request.app.state.engine, id))
+
+
+@router.post("/v1/models/{id}/forward_backward", **documented.FORWARD_BACKWARD)
+async def forward_backward(id: ModelId, request: Request) -> Response:
+    """Add gradients to those accumulated.
+
+    The tensors are `input` and `targets`, with a loss; or `input` and `grad_output`, the gradient of any loss with
+    respect to the outputs; or `grad_output` alone, with the context of a forward pass.
+    """
+    return await _train(request, id, train.FORWARD_BACKWARD)
+
+
+@router.post("/v1/models/{id}/optim_step", **documented.OPTIM_STEP)
+async def optim_step(id: ModelId, request: Request) -> Response:
+    """Change the weights by the accumulated gradients, or by `gradients`, flat, in their place; then clear them."""
+    return await _train(request, id, train.OPTIM_STEP)
+
+
+@router.post("/v1/models/{id}/step", **documented.STEP)
+async def step(id: ModelId, request: Request) -> Response:
+    """`forward_backward` and `optim_step` in one round trip."""
+    return await _train(request, id, train.STEP)
+
+
+@router.post("/v1/models/{id}/save", **documented.SAVE)
+async def save(id: ModelId, request: Request) -> Response:
+    """Make the present state durable before answering. Has no body."""
+    with admission(request) as held:
+        received = admit(request, held)
+        work = partial(manage.save, request.app.state.engine, id)
+        return await conduct(request, held, received, work, stoppable=False)
+
+
+@router.get("/v1/models/{id}/state", **documented.GET_STATE)
+async def download(id: ModelId, request: Request) -> Response:
+    """Weights, optimiser, accumulated gradients, random state and sequence number, as a safetensors file."""
+    with admission(request) as held:
+        received = admit(request, held)
+        work = partial(manage.download, request.app.state.engine, id)
+        return await conduct(request, held, received, work, stoppable=False)
+
+
+@router.put("/v1/models/{id}/state", **documented.PUT_STATE)
+async def upload(id: ModelId, request: Request) -> Response:
+    """Go on from a state that was downloaded from a model of the same network and kind of optimiser.
+
+    It replaces weights, optimiser, random state and sequence number, and forgets answers and contexts. Durable when it
+    is answered.
+    """
+    engine: Engine = request.app.state.engine
+    with admission(request) as held:
+        received = await receive_file(request, held, MEDIA_TYPE, manage.largest_state(engine))
+        return await conduct(request, held, received, partial(manage.upload, engine, id), stoppable=False)
+
+
+async def _train(request: Request, id: str, operation: train.Operation) -> Response:
+    with admission(request) as held:
+        received = await receive(request, held)
+        return await conduct(request, held, received, partial(train.train, request.app.state.engine, operation, id))

@@ -1,0 +1,30 @@
+"""The endpoints of calls that were answered with 202."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from starlette.responses import Response
+
+from exodus_service.http.conduct import look
+from exodus_service.http.middleware import CONTEXT
+from exodus_service.http.openapi import models as documented
+from exodus_service.operations.pending import Requests
+
+RequestId = Annotated[str, Path(description="Id of the request, as in the 202 answer.")]
+
+router = APIRouter(tags=["requests"])
+
+
+@router.get("/v1/requests/{id}", **documented.GET_REQUEST)
+async def find(id: RequestId, request: Request) -> Response:
+    """The response of the call, status and headers and body, once it is there; else 202. `Prefer: wait=N` waits."""
+    request.app.state.engine.require_ready()
+    return await look(request, id)
+
+
+@router.delete("/v1/requests/{id}", **documented.DELETE_REQUEST)
+async def cancel(id: RequestId, request: Request) -> Response:
+    """Withdraw a call that has not begun, or let go of its result. 409 where it is running."""
+    requests: Requests = request.app.state.requests
+    requests.cancel(request.scope[CONTEXT].owner, id)
+    return Response(status_code=204)

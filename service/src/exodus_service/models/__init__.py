@@ -1,0 +1,1 @@
+"""Models that are trained: kept in memory, ordered by sequence number, saved."""

@@ -1,0 +1,1 @@
+"""Checkpoints of models on disk: written, found, restored."""

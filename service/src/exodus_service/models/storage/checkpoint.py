@@ -1,0 +1,349 @@
+"""Durable states of one model: a folder of generations, each a safetensors file and the manifest that commits it.
+
+    FOLDER/000000000020.safetensors     tensors of the trainer, and "answers"
+    FOLDER/000000000020.json            what they are, their size and SHA-256, and a checksum of the manifest itself
+
+Each file is written under another name, synced, renamed, and the folder synced. The manifest's rename is the commit:
+before it the previous generation is the state, after it this one. Two generations are kept. What does not verify is
+renamed to *.corrupt, said in the log, and the generation before it is used.
+
+A name is that of the sequence number; where it is taken, since a state with a smaller number was uploaded, the number
+of the generation follows it. Generations are ordered by their own number, which only grows.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+import torch
+
+from exodus_service.models.storage.state_file import Buffer, StateFileError, encode_state, read_state
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+GENERATIONS = 2
+
+#: The tensor with the answers that are kept, beside those of the trainer.
+ANSWERS = "answers"
+
+_TEMPORARY, _CORRUPT = ".tmp", ".corrupt"
+#: Says nothing about the file: another attempt may read it.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EINTR)
+
+
+class CheckpointError(Exception):
+    """No state of the model can be read."""
+
+
+class _Unsound(Exception):  # noqa: N818 (says what is wrong with one file)
+    """What is wrong with a file of a generation."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a model is, as far as training does not change it. `origin` is the digest of what it was made from."""
+
+    id: str
+    owner: str
+    name: str
+    created: str
+    network: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    seed: int
+    durable_every: int
+    origin: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One generation: the model, how far it was trained and by whom, and the file with its tensors."""
+
+    header: Header
+    sequence: int
+    writer: str | None
+    generation: int
+    file: str
+    nbytes: int
+    sha256: str
+
+    def encode(self) -> bytes:
+        """The JSON document, the same bytes for the same manifest."""
+        plain = asdict(self)
+        return _sealed({"format": FORMAT, **plain.pop("header"), **plain})
+
+    @property
+    def space(self) -> int:
+        """Bytes of its two files."""
+        return self.nbytes + len(self.encode())
+
+    @property
+    def document(self) -> str:
+        """Name of the manifest's own file."""
+        return Path(self.file).with_suffix(".json").name
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A generation with its tensors, which are views of the mapped file, and the packed answers."""
+
+    manifest: Manifest
+    tensors: dict[str, torch.Tensor]
+    answers: bytes
+
+
+class Folder:
+    """The generations of one model. One thread at a time may use it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(
+        self,
+        header: Header,
+        sequence: int,
+        writer: str | None,
+        tensors: Mapping[str, torch.Tensor],
+        answers: bytes,
+        allow: Callable[[int, int], None] = lambda coming, leaving: None,
+    ) -> Manifest:
+        """Make a state the newest generation; on disk for good when this returns.
+
+        `allow` is told before how many bytes come and how many leave, and may raise an OSError.
+
+        Raises:
+            OSError: the disk says no; the generations are as they were.
+        """
+        before = self.manifests()
+        generation = before[0].generation + 1 if before else 1
+        stem = f"{sequence:012d}"
+        if any((self.path / f"{stem}{suffix}").exists() for suffix in (".safetensors", ".json")):
+            stem += f".{generation}"
+        payload = torch.frombuffer(bytearray(answers), dtype=torch.uint8) if answers else torch.empty(0).byte()
+        encoded = encode_state({**tensors, ANSWERS: payload})
+        states, document = self.path / f"{stem}.safetensors", self.path / f"{stem}.json"
+        manifest = Manifest(header, sequence, writer, generation, states.name, encoded.nbytes, "0" * 64)
+        allow(manifest.space, sum(old.space for old in before[GENERATIONS - 1 :]))
+        try:
+            if not self.path.is_dir():
+                self.path.mkdir(mode=0o700)
+                sync_folder(self.path.parent)
+            manifest = replace(manifest, sha256=_write(states, encoded.chunks))
+            _write(document, [manifest.encode()])
+        except OSError:
+            # Also where the manifest stands, and only that it lasts could not be had: who is told that nothing was
+            # written must not find it later.
+            for name in (document, states):
+                _remove_quietly(name)
+            if not before:
+                _remove_if_empty(self.path)
+            raise
+        self._prune([manifest, *before])
+        return manifest
+
+    def exists(self) -> bool:
+        """True if there is a state, readable or not. The rest of a save that failed is none."""
+        try:
+            names = os.listdir(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return any(name.endswith((".json", f".json{_CORRUPT}")) for name in names)
+
+    def read(self) -> Checkpoint:
+        """The newest generation that verifies.
+
+        Raises:
+            CheckpointError: there is none.
+            OSError: the disk cannot be read at the moment.
+        """
+        for manifest in self.manifests():
+            try:
+                return self._read(manifest)
+            except _Unsound as error:
+                self._set_aside(manifest.document, str(error))
+        left = ", ".join(sorted(path.name for path in self.path.glob(f"*{_CORRUPT}"))) or "nothing"
+        raise CheckpointError(f"{self.path}: expected a state that verifies, got {left}")
+
+    def manifests(self) -> list[Manifest]:
+        """The manifests that verify, newest first; what does not is set aside."""
+        found = []
+        for path in sorted(self.path.glob("*.json")):
+            try:
+                manifest = _parse(_bytes(path))
+                if manifest.document != path.name:
+                    raise _Unsound(f"expected the manifest {manifest.document}")
+            except FileNotFoundError:  # an old one that a save has just removed
+                continue
+            except _Unsound as error:
+                self._set_aside(path.name, str(error))
+                continue
+            found.append(manifest)
+        return sorted(found, key=lambda manifest: manifest.generation, reverse=True)
+
+    def tidy(self) -> Manifest | None:
+        """Remove what an interrupted save left; to be called before anything is written. Returns the newest manifest.
+
+        A folder in which nothing is left is removed.
+        """
+        for stray in self.path.glob(f"*{_TEMPORARY}"):
+            _remove_quietly(stray)
+        manifests = self.manifests()
+        known = {manifest.file for manifest in manifests}
+        for orphan in self.path.glob("*.safetensors"):
+            if orphan.name not in known:
+                _remove_quietly(orphan)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+        return manifests[0] if manifests else None
+
+    def set_aside(self, sequence: int) -> list[str]:
+        """Files that did not verify of states after this one."""
+        names = sorted(path.name for path in self.path.glob(f"*{_CORRUPT}"))
+        return [name for name in names if name[:12].isdecimal() and int(name[:12]) > sequence]
+
+    def nbytes(self) -> int:
+        """Bytes on disk of all files, those set aside included."""
+        return sum(path.stat().st_size for path in self.path.iterdir()) if self.path.is_dir() else 0
+
+    def _read(self, manifest: Manifest) -> Checkpoint:
+        path = self.path / manifest.file
+        try:
+            size = path.stat().st_size
+            if size != manifest.nbytes:
+                raise _Unsound(f"{manifest.file}: expected {manifest.nbytes} bytes, got {size}")
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            if error.errno in _PASSING:
+                raise
+            raise _Unsound(f"{manifest.file}: {error.strerror}") from error
+        if digest != manifest.sha256:
+            raise _Unsound(f"{manifest.file}: expected the SHA-256 {manifest.sha256}, got {digest}")
+        try:
+            tensors = read_state(path)
+        except StateFileError as error:
+            raise _Unsound(str(error)) from error
+        if ANSWERS not in tensors:
+            raise _Unsound(f"{manifest.file}: expected a tensor {ANSWERS!r}")
+        return Checkpoint(manifest, tensors, tensors.pop(ANSWERS).numpy().tobytes())
+
+    def _prune(self, manifests: list[Manifest]) -> None:
+        for old in manifests[GENERATIONS:]:
+            # The manifest first: without it the tensors are a leftover, without them it would be a broken generation.
+            _remove_quietly(self.path / old.document)
+            _remove_quietly(self.path / old.file)
+
+    def _set_aside(self, document: str, reason: str) -> None:
+        logger.error("%s/%s does not verify and is set aside: %s", self.path, document, reason)
+        for name in (document, f"{document.removesuffix('.json')}.safetensors"):
+            try:
+                os.rename(self.path / name, self.path / f"{name}{_CORRUPT}")
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                logger.error("%s/%s cannot be renamed: %s", self.path, name, error)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames within a folder last."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write(path: Path, chunks: Iterable[Buffer]) -> str:
+    """Put a file in its place, whole and for good; returns its SHA-256 in hexadecimal digits."""
+    digest = hashlib.sha256()
+    temporary = path.with_name(f"{path.name}{_TEMPORARY}")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+            for chunk in chunks:
+                digest.update(chunk)
+                stream.write(chunk)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(temporary, path)
+    except OSError:
+        _remove_quietly(temporary)
+        raise
+    sync_folder(path.parent)
+    return digest.hexdigest()
+
+
+def _remove_quietly(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s is not needed any more and cannot be removed: %s", path, error)
+
+
+def _remove_if_empty(path: Path) -> None:
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        logger.warning("%s has no state in it and cannot be removed: %s", path, error)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno in (*_PASSING, errno.ENOENT):
+            raise
+        raise _Unsound(str(error)) from error
+
+
+def _sealed(plain: dict[str, Any]) -> bytes:
+    """JSON with a checksum over everything else in it."""
+    text = json.dumps(plain, indent=1, sort_keys=True)
+    return json.dumps(
+        {**plain, "checksum": hashlib.sha256(text.encode()).hexdigest()}, indent=1, sort_keys=True
+    ).encode()
+
+
+#: What the fields of a manifest hold. Whole numbers have to fit into the index.
+_KINDS: dict[str, type | UnionType] = {
+    "id": str, "owner": str, "name": str, "created": str, "network": dict, "optimizer": dict, "seed": int,
+    "durable_every": int, "origin": str, "sequence": int, "writer": str | None, "generation": int, "file": str,
+    "nbytes": int, "sha256": str,
+}  # fmt: skip
+
+
+def _check_kind(name: str, kind: type | UnionType, value: Any) -> None:
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if isinstance(value, int):
+        fits = fits and 0 <= value < 2**63
+    if isinstance(value, str):
+        value.encode()  # half a character has no place in the index; a ValueError
+        fits = fits and (name != "file" or Path(value).name == value)
+    if not fits:
+        wanted = {int: "a whole number", dict: "an object"}.get(kind, "a text")  # type: ignore[arg-type]
+        raise _Unsound(f"{name}: expected {wanted}, got {value!r:.80}")
+
+
+def _parse(raw: bytes) -> Manifest:
+    try:
+        plain = json.loads(raw)
+        del plain["checksum"]
+        # Written anew it must be the same, byte by byte.
+        if _sealed(plain) != raw:
+            raise _Unsound("expected another checksum")
+        if plain.pop("format") != FORMAT:
+            raise CheckpointError(f"expected a manifest of format {FORMAT}, got one of another version of the service")
+        for name, kind in _KINDS.items():
+            _check_kind(name, kind, plain[name])
+        header = Header(**{field.name: plain.pop(field.name) for field in fields(Header)})
+        return Manifest(header, **plain)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _Unsound(f"expected a manifest, got {error}") from error

@@ -1,0 +1,195 @@
+"""The folder that models are saved in: locked for one service, kept within its bound, and searched at start."""
+
+import errno
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from exodus_service.models.model import Snapshot
+from exodus_service.models.storage.checkpoint import GENERATIONS, CheckpointError, Folder, Manifest, sync_folder
+from exodus_service.models.storage.index import Catalogue, Entry
+
+logger = logging.getLogger(__name__)
+
+_TRASH = ".trash-"
+
+#: What file systems say that lock files alone, since they want what is locked to be open for writing.
+_NO_FOLDER_LOCKS = (errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOLCK, errno.ENOTSUP)
+
+
+class StateDirError(Exception):
+    """The folder cannot be used: another service uses it, or it cannot be written to."""
+
+
+class StateDir:
+    """STATE_DIR/models with a folder for each model, STATE_DIR/index.sqlite and STATE_DIR/lock.
+
+    Two locks keep a second service out: that of the file `lock`, which names the process, and that of the folder
+    `models` itself, which stays where someone removes the file. File systems that lock no folders, as NFS, have the
+    first one alone.
+
+    Args:
+        path: the folder; made where it is missing.
+        max_bytes: of all models together.
+
+    Raises:
+        StateDirError: it cannot be used.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self.path = path
+        self._models = path / "models"
+        self._max_bytes = max_bytes
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._models.mkdir(mode=0o700, exist_ok=True)
+            with ExitStack() as held:
+                self._take(held)
+                sync_folder(path)
+                self._tidy()
+                self.catalogue = Catalogue(path / "index.sqlite", self._scan)
+                self._held = held.pop_all()
+        except OSError as error:
+            raise StateDirError(f"state_dir {path}: expected a folder that can be written to, got: {error}") from error
+
+    def folder(self, owner: str, id: str) -> Folder:
+        """Where a model is. Equal ids of different owners are different folders; an id has no dot in it."""
+        return Folder(self._models / (f"{id}.{owner[:32]}" if owner else id))
+
+    def has(self, owner: str, id: str) -> bool:
+        """Whether there is something of a model, readable or not."""
+        return self.folder(owner, id).exists()
+
+    def newest(self, owner: str, id: str) -> Manifest | None:
+        """The newest manifest of a model, None where the owner has none of this id. Raises CheckpointError."""
+        folder = self.folder(owner, id)
+        if not folder.exists():
+            return None
+        manifests = folder.manifests()
+        if not manifests:
+            raise CheckpointError(f"{folder.path}: expected a manifest that verifies, got none")
+        newest = manifests[0]
+        return newest if (newest.header.owner, newest.header.id) == (owner, id) else None
+
+    def write(self, snapshot: Snapshot) -> Manifest:
+        """Make a snapshot the newest state of its model. Raises OSError; nothing has changed then."""
+        header, progress = snapshot.header, snapshot.progress
+        folder = self.folder(header.owner, header.id)
+        manifest = folder.write(
+            header, progress.sequence, progress.writer, snapshot.tensors, progress.pack(), self._require_room
+        )
+        try:
+            nbytes = folder.nbytes()
+        except OSError as error:  # the state is written, whatever is not known of the others
+            logger.warning("%s: its size is not known: %s", folder.path, error)
+            nbytes = GENERATIONS * manifest.space
+        self.catalogue.put(_entry(manifest, nbytes))
+        return manifest
+
+    def remove(self, owner: str, id: str) -> None:
+        """Remove a model with all its states, at once: it cannot come back by halves.
+
+        Raises:
+            OSError: the disk says no; the model is as it was.
+        """
+        path = self.folder(owner, id).path
+        trash = self._models / f"{_TRASH}{secrets.token_hex(8)}"
+        try:
+            os.rename(path, trash)
+        except FileNotFoundError:
+            return
+        try:
+            sync_folder(self._models)
+        except OSError:
+            os.rename(trash, path)
+            raise
+        self.catalogue.remove(owner, id)
+        shutil.rmtree(trash, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let go of the index and of the locks."""
+        self.catalogue.close()
+        self._held.close()
+
+    def _take(self, held: ExitStack) -> None:
+        file = _opened(held, self.path / "lock", os.O_RDWR | os.O_CREAT)
+        folder = _opened(held, self._models, os.O_RDONLY | os.O_DIRECTORY)
+        free = _locked(file)
+        try:
+            free = free and _locked(folder)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_LOCKS:
+                raise
+        if not free:
+            holder = os.pread(file, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise StateDirError(
+                f"state_dir {self.path}: expected a folder of its own, got one that another service uses, "
+                f"process {holder}"
+            )
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+
+    def _require_room(self, coming: int, leaving: int) -> None:
+        """Refuse what would exceed the bound once the generations before the last are gone."""
+        total = self.catalogue.nbytes() - leaving + coming
+        if total > self._max_bytes:
+            raise OSError(
+                errno.ENOSPC,
+                f"the saved models would take {total} bytes, models_disk_bytes allows {self._max_bytes}; delete some",
+            )
+
+    def _folders(self) -> Iterator[Folder]:
+        for path in sorted(self._models.iterdir()):
+            if path.is_dir() and not path.name.startswith(_TRASH):
+                yield Folder(path)
+
+    def _tidy(self) -> None:
+        for trash in self._models.glob(f"{_TRASH}*"):
+            shutil.rmtree(trash, ignore_errors=True)
+        for folder in self._folders():
+            try:
+                folder.tidy()
+            except (CheckpointError, OSError) as error:
+                logger.error("%s is left alone: %s", folder.path, error)
+
+    def _scan(self) -> Iterator[Entry]:
+        for folder in self._folders():
+            try:
+                manifests = folder.manifests()
+                nbytes = folder.nbytes()
+            except (CheckpointError, OSError) as error:
+                logger.error("%s is not served: %s", folder.path, error)
+                continue
+            header = manifests[0].header if manifests else None
+            if header is None or self.folder(header.owner, header.id).path != folder.path:
+                logger.error("%s is left alone: it has no state of a model of its name", folder.path)
+                continue
+            yield _entry(manifests[0], nbytes)
+
+
+def _opened(held: ExitStack, path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    held.callback(os.close, descriptor)
+    return descriptor
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock a file or folder until it is closed; false where another process has it locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        return False
+    return True
+
+
+def _entry(manifest: Manifest, nbytes: int) -> Entry:
+    header = manifest.header
+    return Entry(header.owner, header.id, header.name, header.created, time.time(), manifest.sequence, nbytes)

@@ -1,0 +1,1 @@
+"""Operations on received calls: train, forward, single layers, and models as a whole."""

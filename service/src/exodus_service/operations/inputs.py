@@ -1,0 +1,158 @@
+"""The body of a call on a model: unpacked, and its tensors checked against the network. Off the event loop.
+
+All sizes are checked before anything is unpacked: bits and events grow to a byte an element, and the activations of a
+network to many times its inputs. What a body takes once it is unpacked counts before it is, and a call that has to wait
+for others waits with its body as it came.
+"""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel
+
+from exodus_client.wire import Limits, peek_params
+from exodus_core import losses
+from exodus_core.fields import DescriptionError
+from exodus_core.network import Description
+from exodus_core.training import NonFiniteError
+from exodus_service.decoding import open_body
+from exodus_service.errors import Fault, Problem, invalid
+from exodus_service.gradients.operands import Operands
+from exodus_service.gradients.params import parse
+from exodus_service.operations.call import Received
+
+Params = TypeVar("Params", bound=BaseModel)
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Early:
+    """In place of a call that has to wait for the call of this number before it is opened."""
+
+    sequence: int
+
+
+class Opened:
+    """A body that has been read. Making it raises WireError, QueueFullError.
+
+    Attributes:
+        message: what it says.
+        body: the bytes after decompression, to which the tensors are views.
+        operands: hands out its tensors, on the CPU.
+    """
+
+    def __init__(self, received: Received, limits: Limits) -> None:
+        started = time.perf_counter()
+        self._received = received
+        self.body, self.message = open_body(
+            received.body,
+            received.content_type,
+            received.content_encoding,
+            limits=limits,
+            reserve=received.ticket.reserve,
+        )
+        self.operands = Operands(self.message, _CPU)
+        received.timings.decode += time.perf_counter() - started
+
+    def params(self, model: type[Params]) -> Params:
+        """The parameters, checked. Raises Problem: invalid."""
+        return parse(model, self.message.params)
+
+    def digest(self, operation: str) -> str:
+        """What tells this call from another: SHA-256 of the operation and the bytes."""
+        digest = hashlib.sha256(operation.encode() + b"\0")
+        digest.update(self.body)
+        return digest.hexdigest()
+
+    def input(self, network: Description, max_activation_bytes: int, *, training: bool) -> torch.Tensor:
+        """The tensor `input`, shape (batch, time, *input_shape), of a pass with or without a backward pass.
+
+        Raises Problem: invalid, too_large.
+        """
+        tensor = self._present("input")
+        wanted = network.input_shape
+        if len(tensor.shape) != 2 + len(wanted) or tensor.shape[2:] != wanted or 0 in tensor.shape[:2]:
+            sizes = ", ".join(map(str, wanted))
+            expected = f"[batch, time, {sizes}], at least one sample and step, as the network takes it"
+            raise self.operands.fault("input", "shape", expected, str(list(tensor.shape)))
+        nbytes = network.memory(*tensor.shape[:2], training=training)
+        if nbytes > max_activation_bytes:
+            expected = f"a batch that takes at most {max_activation_bytes} bytes (EXODUS_MAX_ACTIVATION_BYTES)"
+            got = f"{list(tensor.shape)}, which takes up to {nbytes}"
+            detail = f"tensor 'input': expected {expected}, got {got}"
+            raise Problem("too_large", detail, (Fault(f"{tensor.pointer}/shape", expected, got),))
+        return self.take("input")
+
+    def outputs_gradient(self, shape: tuple[int, ...] | None) -> torch.Tensor:
+        """The tensor `grad_output`, of the shape of the outputs where that is known. Raises Problem: invalid."""
+        tensor = self._present("grad_output")
+        if shape is not None and tensor.shape != shape:
+            expected = f"{list(shape)}, that of the outputs"
+            raise self.operands.fault("grad_output", "shape", expected, str(list(tensor.shape)))
+        return self.operands.take_float("grad_output")
+
+    def flat(self, name: str, network: Description) -> torch.Tensor:
+        """A tensor that has an element for each parameter of the network. Raises Problem: invalid."""
+        tensor = self._present(name)
+        count = network.nbytes // network.itemsize
+        if tensor.shape != (count,):
+            raise self.operands.fault(name, "shape", f"[{count}], all parameters in order", str(list(tensor.shape)))
+        if tensor.dtype != network.dtype:
+            raise self.operands.fault(name, "dtype", f"{network.dtype}, that of the network", tensor.dtype)
+        return self.take(name)
+
+    def take(self, name: str) -> torch.Tensor:
+        """Any tensor."""
+        return self.operands.take(name)
+
+    def _present(self, name: str) -> Any:
+        if name not in self.operands:
+            names = ", ".join(map(repr, self.message.tensors)) or "no tensors"
+            raise invalid("/tensors", f"a tensor {name!r}", names)
+        return self.message.tensors[name]
+
+    def close(self) -> None:
+        """Count the body as it came again: the call lets go of everything else."""
+        self._received.ticket.resize(len(self._received.body))
+
+
+def foreseen(received: Received, name: str, limits: Limits) -> int | None:
+    """A parameter that says what a call waits for, told without opening a compressed body; None where it cannot be."""
+    if received.content_encoding in (None, "identity"):  # opening it takes no memory
+        return None
+    params = peek_params(received.body, received.content_type, received.content_encoding, limits=limits)
+    value = None if params is None else params.get(name)
+    return value if type(value) is int else None
+
+
+def parsed_loss(given: Any) -> losses.Loss:
+    """The loss of a call. Raises Problem: invalid."""
+    try:
+        return losses.parse(given)
+    except DescriptionError as error:
+        raise invalid(f"/params/loss{error.pointer}", error.expected, error.got) from error
+
+
+def refusal(error: ValueError | TypeError, operands: Operands) -> Problem:
+    """What exodus_core refuses of the tensors of a call, pointed at."""
+    if isinstance(error, NonFiniteError):
+        fault = Fault("/tensors", "a finite loss and finite gradients", f"{error.value} as {error.what}")
+        return Problem("non_finite", f"{error}; nothing was changed", (fault,))
+    if isinstance(error, DescriptionError):
+        name = error.pointer.removeprefix("/")
+        # The outputs are the network's own: it is the loss that does not fit them.
+        pointer = operands.pointer(name) if name in operands else "/params/loss"
+        detail = f"{name}: expected {error.expected}, got {error.got}"
+        return Problem("invalid", detail, (Fault(pointer, error.expected, error.got),))
+    expected, _, got = str(error).partition(", got ")
+    return Problem("invalid", str(error), (Fault("/tensors", expected, got),))
+
+
+def scalars(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Metrics as numbers."""
+    return {name: float(value) for name, value in metrics.items()}

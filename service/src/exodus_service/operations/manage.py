@@ -1,0 +1,157 @@
+"""What is done to models as a whole: made, saved, downloaded, replaced by an uploaded state. Knows nothing of HTTP."""
+
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+import torch
+
+from exodus_client.wire import Encoded, Limits, Message, decompress, encode
+from exodus_core import network as networks
+from exodus_core.fields import DescriptionError
+from exodus_core.network import Description
+from exodus_service.compute.error_mapping import pointed, translated
+from exodus_service.decoding import JSON_GROWTH
+from exodus_service.engine import Engine
+from exodus_service.errors import Fault, Problem, invalid
+from exodus_service.models.model_spec import require_size
+from exodus_service.models.storage.state_file import MEDIA_TYPE, StateFileError, header_bytes
+from exodus_service.operations.call import Received, Reply
+from exodus_service.operations.inputs import Opened
+from exodus_service.operations.params import CreateParams
+from exodus_service.settings import Settings
+
+#: Room for the rest of what is said of a model.
+_BESIDE = 8 * 1024
+
+#: A state that is uploaded: the body, its tensors, and the trainer that they are loaded into.
+_COPIES = 3
+_SLOTS, _BESIDE_STATE = 6, 1024 * 1024
+
+
+async def create(engine: Engine, received: Received) -> Reply:
+    """Make a model, or find the one that the same call has made. Raises Problem."""
+    prepare = partial(_prepare, engine, received)
+    prepared = received.aside(partial(translated, prepare, engine.device), engine.store.maker)
+    opened, params, network, weights = await prepared
+    made = engine.store.create(
+        received.owner,
+        id=params.id,
+        network=network,
+        optimizer=params.optimizer,
+        seed=params.seed,
+        durable_every=params.durable_every,
+        name=params.name,
+        weights=weights,
+        deadline=received.due,
+    )
+    try:
+        created = await received.within(made)
+    except Problem as problem:
+        if problem.code != "model_exists":
+            raise
+        expected = "the id of no model, or what that model was made from"
+        raise pointed(problem, "/params/id", expected, repr(params.id)) from None
+    encoded = encode(Message.of(created.info, []), opened.message.form, limits=engine.limits)
+    return Reply(encoded, 201 if created.fresh else 200)
+
+
+async def save(engine: Engine, id: str, received: Received) -> Reply:
+    """Make the present state durable. Raises Problem."""
+    async with AsyncExitStack() as stack:
+        model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
+        durable = await received.within(engine.store.save(model))
+        return Reply.json({"sequence": model.sequence, "durable": durable})
+
+
+async def download(engine: Engine, id: str, received: Received) -> Reply:
+    """The present state as a file. Raises Problem."""
+    async with AsyncExitStack() as stack:
+        model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
+        received.ticket.reserve(model.nbytes)
+        file = await received.within(engine.store.export(model))
+    received.ticket.resize(file.nbytes)
+    chunks = [chunk if isinstance(chunk, bytes) else memoryview(chunk) for chunk in file.chunks]
+    return Reply(Encoded(MEDIA_TYPE, file.nbytes, chunks))
+
+
+async def upload(engine: Engine, id: str, received: Received) -> Reply:
+    """Go on from a state that was downloaded. Raises Problem."""
+    async with AsyncExitStack() as stack:
+        model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
+        unpack = partial(_unpack_state, received, model.network)
+        await received.aside(partial(translated, unpack, engine.device))
+        body, received.body = received.body, memoryview(b"")
+        replaced = engine.store.replace_state(model, body, received.aside)
+        del body  # the store lets go of it once it is read
+        return Reply.json(await received.within(replaced))
+
+
+def largest_state(engine: Engine) -> int:
+    """Bytes of the largest state that is taken: weights, gradients, and what an optimiser keeps for each."""
+    return 5 * engine.settings.max_model_bytes + engine.limits.max_json_bytes
+
+
+def _unpack_state(received: Received, network: Description) -> None:
+    """Put the state in the place of the body that it came in. Raises Problem, WireError, QueueFullError."""
+    # As many bytes as its weights are its gradients, and each of what an optimiser and batch norms keep for a weight.
+    limits = Limits(max_bytes=_SLOTS * network.nbytes + _BESIDE_STATE)
+
+    def reserve(nbytes: int) -> None:
+        received.ticket.reserve(max(len(received.body) + nbytes, _COPIES * nbytes))
+
+    body = decompress(received.body, received.content_encoding, limits=limits, reserve=reserve)
+    if len(body) > limits.max_bytes:
+        expected, got = f"at most {limits.max_bytes} bytes, as many as a state of this model has", f"{len(body)} bytes"
+        raise Problem("too_large", f"the body: expected {expected}, got {got}", (Fault("", expected, got),))
+    try:
+        header = header_bytes(body)
+    except StateFileError as error:
+        raise Problem("malformed", str(error)) from error
+    received.ticket.reserve(_COPIES * len(body) + JSON_GROWTH * header)
+    received.content_encoding, received.body = None, memoryview(body)
+
+
+def _prepare(engine: Engine, received: Received) -> tuple[Opened, CreateParams, Description, torch.Tensor | None]:
+    """Unpack and check a call, as far as the store does not. Raises Problem, WireError."""
+    opened = Opened(received, engine.limits)
+    params = opened.params(CreateParams)
+    _require_short(params.network, engine.settings)
+    try:
+        network = networks.parse(params.network)
+    except DescriptionError as error:
+        raise invalid(f"/params/network{error.pointer}", error.expected, error.got) from error
+    require_size(network, engine.settings.max_model_bytes)
+    _require_room_for_answers(network, engine.limits)
+    weights = opened.flat("weights", network) if "weights" in opened.operands else None
+    opened.operands.finish()
+    return opened, params, network, weights
+
+
+def _require_short(network: dict[str, Any], settings: Settings) -> None:
+    """Bound the work that a description makes, before it is read. Raises Problem: too_large."""
+    layers = network.get("layers")
+    count = len(layers) if isinstance(layers, list) else 0
+    nbytes = len(msgpack.packb(network))
+    if count > settings.max_layers:
+        pointer, most, got = "/layers", f"{settings.max_layers} layers (EXODUS_MAX_LAYERS)", f"{count} layers"
+    elif nbytes > settings.max_description_bytes:
+        most = f"{settings.max_description_bytes} bytes as msgpack (EXODUS_MAX_DESCRIPTION_BYTES)"
+        pointer, got = "", f"{nbytes} bytes"
+    else:
+        return
+    pointer = f"/params/network{pointer}"
+    fault = Fault(pointer, f"at most {most}", got)
+    raise Problem("too_large", f"{pointer}: expected at most {most}, got {got}", (fault,))
+
+
+def _require_room_for_answers(network: Description, limits: Limits) -> None:
+    """What is said of a model, and the norm of each parameter, have to fit into the head of a message."""
+    parameters: list[Any] = [{"name": name, "shape": list(shape)} for name, shape in network.parameters]
+    nbytes = len(msgpack.packb([network.data, parameters])) + _BESIDE
+    if nbytes > limits.max_header_bytes:
+        expected = f"a description of at most {limits.max_header_bytes - _BESIDE} bytes with all its defaults"
+        got = f"one of {nbytes - _BESIDE} bytes"
+        fault = Fault("/params/network/layers", expected, got)
+        raise Problem("too_large", f"/params/network/layers: expected {expected}, got {got}", (fault,))

@@ -1,0 +1,137 @@
+"""Calls that were answered with 202: found again by their id until their result has been kept for a time.
+
+Knows nothing of HTTP. A call that has ended leaves its place in the queue; the bytes of its result are counted on.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from exodus_service.errors import Problem
+from exodus_service.operations.call import Received, Reply
+
+logger = logging.getLogger(__name__)
+
+#: What a kept result takes at least, with all that is around it.
+_AROUND = 4096
+
+
+@dataclass(eq=False)
+class Pending:
+    """One call.
+
+    Attributes:
+        received: the request.
+        task: its work; has the Reply, or what was raised. Once it has ended, a future that has the same.
+        stoppable: whether what has not begun can be withdrawn.
+        release: gives back the place in the queue and the bytes.
+        readers: responses that send the result.
+        forgotten: whether it is not to be found any more.
+        path, request_id: of the request.
+    """
+
+    received: Received
+    task: asyncio.Future[Reply]
+    stoppable: bool
+    release: Callable[[], object]
+    path: str
+    request_id: str
+    readers: int = field(default=0, init=False)
+    forgotten: bool = field(default=False, init=False)
+
+    @property
+    def owner(self) -> str:
+        return self.received.owner
+
+
+class Requests:
+    """All on one event loop.
+
+    Args:
+        ttl: seconds that a result is kept.
+    """
+
+    def __init__(self, ttl: float) -> None:
+        self._ttl = ttl
+        self._pending: dict[str, Pending] = {}
+
+    def keep(self, pending: Pending) -> str:
+        """Take over a call; returns its id."""
+        id = secrets.token_urlsafe(24)
+        self._pending[id] = pending
+        pending.task.add_done_callback(lambda _: self._ended(id, pending))
+        return id
+
+    def find(self, owner: str, id: str) -> Pending:
+        """The owner's call of this id. Raises Problem: not_found."""
+        pending = self._pending.get(id)
+        if pending is None or pending.owner != owner:
+            raise Problem("not_found", "there is no such request, or its result is not kept any more")
+        return pending
+
+    def lend(self, pending: Pending) -> Callable[[], None]:
+        """Count a result on until it has been sent, however long it is kept; call what is returned then."""
+        pending.readers += 1
+        return lambda: self._returned(pending)
+
+    def cancel(self, owner: str, id: str) -> None:
+        """Withdraw a call that has not begun, or let go of the result of one that has ended.
+
+        Raises:
+            Problem: not_found; running: it cannot be stopped.
+        """
+        pending = self.find(owner, id)
+        if not pending.task.done():
+            if not pending.stoppable or not pending.received.ticket.stop():
+                raise Problem("running", "the call has begun and goes on to its end; its result will be kept")
+            pending.task.cancel()
+        self._forget(id)
+
+    def close(self) -> None:
+        """Withdraw what has not begun, and let go of all results."""
+        for id, pending in list(self._pending.items()):
+            pending.task.cancel()
+            self._forget(id)
+
+    def _ended(self, id: str, pending: Pending) -> None:
+        error = None if pending.task.cancelled() else pending.task.exception()
+        if error is not None and not isinstance(error, Problem):
+            logger.error("%s failed", pending.path, exc_info=error, extra={"fields": {"request": pending.request_id}})
+        if self._pending.get(id) is not pending:
+            return
+        nbytes = 0 if error is not None or pending.task.cancelled() else pending.task.result().encoded.nbytes
+        pending.received.ticket.resize(max(nbytes, _AROUND))
+        pending.received.ticket.step_aside()
+        pending.received.body, pending.received.shared = memoryview(b""), None
+        pending.task = _bare(pending.task)
+        asyncio.get_running_loop().call_later(self._ttl, self._forget, id)
+
+    def _forget(self, id: str) -> None:
+        pending = self._pending.pop(id, None)
+        if pending is not None:
+            pending.forgotten = True
+            if not pending.readers:
+                pending.release()
+
+    def _returned(self, pending: Pending) -> None:
+        pending.readers -= 1
+        if pending.forgotten and not pending.readers:
+            pending.release()
+
+
+def _bare(ended: asyncio.Future[Reply]) -> asyncio.Future[Reply]:
+    """A future of the same outcome, without the tracebacks, whose frames hold the request."""
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    if ended.cancelled():
+        future.cancel()
+        return future
+    error = ended.exception()
+    if error is None:
+        future.set_result(ended.result())
+        return future
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    future.set_exception(error)
+    future.exception()  # it was logged, or is told to who asks
+    return future
