@@ -11,7 +11,7 @@ import exodus_core
 from exodus_client.wire import MSGPACK_TYPE, Limits, decode, encode
 from exodus_service.compute.scheduler import QueueFullError
 from exodus_service.context import Timings
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.gradients import batching, request
 from exodus_service.gradients.request import Exchange, compute_ahead
 
@@ -235,7 +235,7 @@ def test_a_description_longer_than_any_that_is_needed_does_not_wait_as_objects(a
     exchange = exchange_of(message)
     assert exchange.likeness is None
     assert exchange._message is None
-    with pytest.raises(Problem, match="unknown"):
+    with pytest.raises(ServiceError, match="unknown"):
         exchange.run()
 
 
@@ -261,7 +261,7 @@ def test_a_request_that_is_refused_does_not_take_the_others_with_it(ask, calls):
     compute_ahead(joined)
     expected = [body_of(exchange_of(message).run()) for message in good]
     assert [body_of(first.run()), body_of(second.run())] == expected
-    with pytest.raises(Problem, match="grad_output") as caught:
+    with pytest.raises(ServiceError, match="grad_output") as caught:
         refused.run()
     assert caught.value.kind.status == 422
     assert calls[0] == (3, 5, 3)
@@ -275,7 +275,7 @@ def test_parameters_that_are_refused_are_refused_for_each(ask):
     joined = [exchange_of(message) for message in messages]
     compute_ahead(joined)
     for one in joined:
-        with pytest.raises(Problem, match=r"/params/neuron/alpha: expected a value in \[0, 1\], got 1.5"):
+        with pytest.raises(ServiceError, match=r"/params/neuron/alpha: expected a value in \[0, 1\], got 1.5"):
             one.run()
 
 

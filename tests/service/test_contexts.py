@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.models.forward_contexts import Contexts
 
 
@@ -21,7 +21,7 @@ class Clock:
 def expired(contexts: Contexts, owner: str, handle: str, group: str = "") -> bool:
     try:
         contexts.get(owner, handle, group)
-    except Problem as problem:
+    except ServiceError as problem:
         return problem.code == "context_expired"
     return False
 
@@ -60,7 +60,7 @@ def test_the_least_recently_used_make_room_within_the_bytes_of_each_owner() -> N
 def test_what_is_larger_than_all_may_be_is_refused_and_harms_nothing() -> None:
     contexts = Contexts(100, 10)
     kept = contexts.put("a", "kept", 100)
-    with pytest.raises(Problem, match=r"101 bytes.*100") as caught:
+    with pytest.raises(ServiceError, match=r"101 bytes.*100") as caught:
         contexts.put("a", "large", 101)
     assert caught.value.code == "too_large"
     assert contexts.get("a", kept) == "kept"

@@ -13,10 +13,10 @@ import exodus_core
 from exodus_client.wire import WireError, decode
 from exodus_core import losses, network
 from exodus_core.training import OPTIMIZERS
-from exodus_service.errors import KINDS, MEDIA_TYPE
 from exodus_service.gradients.params import FloatName, Method, SurrogateKind
 from exodus_service.gradients.request import CONTENT_TYPES
 from exodus_service.http.openapi import model_examples
+from exodus_service.http.problem_json import KINDS, MEDIA_TYPE
 from exodus_service.settings import settings_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "service.md"

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from exodus_client.wire import JSON_TYPE, MSGPACK_TYPE, Message, Tensor, encode
-from exodus_service.errors import KINDS, MAX_FAULTS
+from exodus_service.errors import MAX_FAULTS
 from exodus_service.gradients.params import wanted
+from exodus_service.http.problem_json import KINDS
 
 LIF = {"model": "lif", "alpha": 0.9}
 MEMBERS = {

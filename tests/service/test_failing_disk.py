@@ -11,7 +11,7 @@ import pytest
 from training_store import ADAM, NETWORK, call, create, equal, opened, state, undisturbed
 
 from exodus_core.network import parse
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.models.model_info import footprint
 from exodus_service.models.storage.checkpoint import Folder
 from exodus_service.models.store import Store
@@ -100,7 +100,7 @@ def test_what_the_disk_fails_has_changed_nothing(
                 disk = FailingDisk(patch, nth, all_after)
                 try:
                     await OPERATIONS[operation](store)
-                except Problem as problem:
+                except ServiceError as problem:
                     assert problem.code in ("storage_full", "internal_error")  # noqa: PT017 (it may succeed)
                     failed = True
                 else:
@@ -141,7 +141,7 @@ def test_a_model_that_the_disk_does_not_let_be_deleted_goes_on(tmp_path: Path, m
                 await call(store, number)
             with monkeypatch.context() as patch:
                 patch.setattr(os, "rename", refuse)
-                with pytest.raises(Problem, match="does not let") as caught:
+                with pytest.raises(ServiceError, match="does not let") as caught:
                     await store.delete("", "m")
                 assert caught.value.code == "storage_full"
             assert (await store.info("", "m"))["sequence"] == 7
@@ -179,7 +179,7 @@ def test_a_model_that_cannot_be_saved_does_not_leave_memory(tmp_path: Path, monk
             await call(store, 1)
             with monkeypatch.context() as patch:
                 disk = FailingDisk(patch, 1, all_after=True)
-                with pytest.raises(Problem):
+                with pytest.raises(ServiceError):
                     await create(store, "new")
                 assert disk.failed
             assert equal(await state(store), undisturbed(1).state())
@@ -214,7 +214,7 @@ def test_an_upload_does_not_decide_about_a_save_that_waits(
                 held.set()
                 assert await saving == 1
                 if fails:
-                    with pytest.raises(Problem, match="No space"):
+                    with pytest.raises(ServiceError, match="No space"):
                         await replacing
                     assert (model.sequence, model.durable) == (1, 1)
                 else:
@@ -238,7 +238,7 @@ def test_what_comes_when_the_service_has_stopped_saving_is_told_so_and_changes_n
             before, files = await seen(store), on_disk(tmp_path)
             assert store._saver is not None
             store._saver.close(10)
-            with pytest.raises(Problem, match="stopping") as caught:
+            with pytest.raises(ServiceError, match="stopping") as caught:
                 await OPERATIONS[operation](store)
             assert caught.value.code == "draining"
             assert (await seen(store), on_disk(tmp_path)) == (before, files)

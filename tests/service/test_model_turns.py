@@ -13,7 +13,7 @@ from training_store import ADAM, LOSS, NETWORK, apply, batch, equal, undisturbed
 
 from exodus_core import network as networks
 from exodus_core.training import Trainer
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.models.fingerprint import fingerprint, same
 from exodus_service.models.model import Bounds, Model, Snapshot, Turn
 from exodus_service.models.progress import MAX_ANSWERS, Answer, Progress, joined
@@ -89,8 +89,8 @@ def on_loop(test: Callable[[Device], Awaitable[None]], **options: Any) -> Model:
     return asyncio.run(run())
 
 
-async def problem(call: Awaitable[Any]) -> Problem:
-    with pytest.raises(Problem) as caught:
+async def problem(call: Awaitable[Any]) -> ServiceError:
+    with pytest.raises(ServiceError) as caught:
         await call
     return caught.value
 
@@ -131,7 +131,7 @@ def test_another_call_of_a_number_that_is_done_conflicts_and_names_the_writer() 
         assert "call 1" in wrong.detail
         assert "2 calls are done" in wrong.detail
         assert "'alice'" in wrong.detail
-        assert wrong.errors[0] == ("/params/sequence", "3", "1")
+        assert wrong.faults[0] == ("/params/sequence", "3", "1")
         assert "without a name" in (await problem(device.call(2, digest="other"))).detail
 
     on_loop(test)
@@ -264,7 +264,7 @@ def test_a_call_whose_turn_does_not_come_near_is_told_of_the_gap() -> None:
     async def test(device: Device) -> None:
         wrong = await problem(device.model.approach(3))
         assert wrong.code == "sequence_gap"
-        assert wrong.errors[0] == ("/params/sequence", "1", "3")
+        assert wrong.faults[0] == ("/params/sequence", "1", "3")
         assert (await problem(device.model.approach(2, time.monotonic()))).code == "sequence_gap"
 
     on_loop(test, wait=0.1)
@@ -391,7 +391,7 @@ def test_a_model_that_is_closed_refuses_those_that_wait_and_lets_the_running_cal
         await asyncio.to_thread(device.began.wait)
         waiting = [asyncio.create_task(call) for call in (device.call(2), device.model.wait_for(1))]
         await asyncio.sleep(0.01)
-        device.model.close(lambda: Problem("not_found", "deleted"))
+        device.model.close(lambda: ServiceError("not_found", "deleted"))
         for task in waiting:
             assert (await problem(task)).code == "not_found"
         device.free.set()
@@ -493,7 +493,7 @@ def test_answers_are_bounded_in_number() -> None:
     progress = progress_of(*[1] * (MAX_ANSWERS + 5))
     assert len(progress.answers) == MAX_ANSWERS
     assert progress.replay(6, "6").body == b"\0"
-    with pytest.raises(Problem, match="not kept") as caught:
+    with pytest.raises(ServiceError, match="not kept") as caught:
         progress.replay(5, "5")
     assert caught.value.code == "answer_expired"
 
@@ -501,11 +501,11 @@ def test_answers_are_bounded_in_number() -> None:
 def test_answers_are_bounded_in_bytes_and_the_oldest_make_room() -> None:
     progress = progress_of(40, 40, 40, max_bytes=100)
     assert progress.nbytes == 80
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(ServiceError) as caught:
         progress.replay(1, "1")
     assert caught.value.code == "answer_expired"
     assert len(progress.replay(2, "2").body or b"") == 40
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(ServiceError) as caught:
         progress.replay(1, "another")
     assert caught.value.code == "sequence_conflict", "the digest is remembered without the body"
 

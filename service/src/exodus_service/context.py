@@ -27,7 +27,8 @@ class Timings:
 class Context:
     """One request, from its first to its last byte.
 
-    `arrived` is a time.monotonic() value; `owner` tells callers with different API keys apart.
+    `arrived` is a time.monotonic() value; `owner` tells callers with different API keys apart; `closing` ends the
+    connection with the response.
     """
 
     request_id: str
@@ -38,6 +39,7 @@ class Context:
     bytes_in: int = 0
     bytes_out: int = 0
     status: int = 0
+    closing: bool = False
 
     @property
     def elapsed(self) -> float:

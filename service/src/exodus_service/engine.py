@@ -14,7 +14,7 @@ from exodus_core import losses, network
 from exodus_core.training import OPTIMIZERS
 from exodus_service import __version__
 from exodus_service.compute.scheduler import Batching, Scheduler
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.gradients.params import Method
 from exodus_service.gradients.request import CONTENT_ENCODINGS, CONTENT_TYPES, compute_ahead
 from exodus_service.gradients.selftest import self_test
@@ -93,15 +93,11 @@ class Engine:
         self.scheduler.close()
 
     def require_ready(self) -> None:
-        """Raise a Problem while the service is starting or stopping. A draining service still serves."""
+        """Raise a ServiceError while the service is starting or stopping. A draining service still serves."""
         if self.phase is Phase.STARTING:
-            raise Problem("not_ready", "the self-test is running", headers=self.retry_after)
+            raise ServiceError("not_ready", "the self-test is running")
         if self.phase is Phase.STOPPING:
-            raise Problem("draining", "the service is stopping; another instance may answer", headers=self.retry_after)
-
-    @property
-    def retry_after(self) -> dict[str, str]:
-        return {"Retry-After": str(self.settings.retry_after_s)}
+            raise ServiceError("draining", "the service is stopping; another instance may answer")
 
     def capabilities(self) -> Capabilities:
         settings, limits = self.settings, self.limits

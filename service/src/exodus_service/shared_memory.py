@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from exodus_client.wire import SEGMENT_GREETING, SEGMENT_TYPE, Encoded, Reference, Span
-from exodus_service.errors import Fault, Problem, invalid
+from exodus_service.errors import Fault, ServiceError, invalid
 
 logger = logging.getLogger(__name__)
 
@@ -115,12 +115,12 @@ class Segments:
         """What a reference refers to.
 
         Raises:
-            Problem: segment_gone, or invalid where the segment is smaller than the reference says.
+            ServiceError: segment_gone, or invalid where the segment is smaller than the reference says.
         """
         memory = self._memory.get(reference.segment)
         if memory is None:
             detail = "there is no such segment any more; hand one over, or send the body itself"
-            raise Problem("segment_gone", detail, (Fault("/segment", "a token of this service", "another one"),))
+            raise ServiceError("segment_gone", detail, (Fault("/segment", "a token of this service", "another one"),))
         spans = {"/body": reference.body, "/answer": reference.answer or Span(0, 0)}
         for pointer, span in spans.items():
             if span.end > len(memory):

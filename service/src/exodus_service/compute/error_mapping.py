@@ -1,17 +1,22 @@
 """What a computation may fail of, as an answer to its caller. Knows nothing of HTTP."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
 
 from exodus_client.wire import WireError
-from exodus_service.errors import Fault, Problem
+from exodus_service.errors import Code, Fault, ServiceError
 
 T = TypeVar("T")
 
-_CODES = {"malformed": "malformed", "too_large": "too_large", "unsupported": "unsupported", "mismatch": "invalid"}
+_CODES: Mapping[str, Code] = {
+    "malformed": "malformed",
+    "too_large": "too_large",
+    "unsupported": "unsupported",
+    "mismatch": "invalid",
+}
 #: How PyTorch words it on the CPU. The last is an allocation inside a kernel: the stable ABI passes on that it failed,
 #: not why, and a lack of memory is the only reason there is.
 _OUT_OF_MEMORY = re.compile(
@@ -24,7 +29,7 @@ def translated(work: Callable[[], T], device: torch.device) -> T:
     """What the work returns.
 
     Raises:
-        Problem: the body is wrong, or the memory does not suffice.
+        ServiceError: the body is wrong, or the memory does not suffice.
     """
     try:
         return work()
@@ -36,17 +41,17 @@ def translated(work: Callable[[], T], device: torch.device) -> T:
         attempt = _ATTEMPT.search(str(error))
         wanted = f"could not allocate {attempt[1]}" if attempt else "an allocation failed"
         free = _free_memory(device)
-        problem = Problem("out_of_memory", f"{wanted} on {device}{free}; send a smaller batch")
+        problem = ServiceError("out_of_memory", f"{wanted} on {device}{free}; send a smaller batch")
     # Raised here, and not where the error is at hand: its traceback holds on to all that was computed.
     raise problem
 
 
-def problem_of(error: WireError) -> Problem:
+def problem_of(error: WireError) -> ServiceError:
     """The answer to a body that the wire format refuses."""
     expected, got = error.expected, error.got
     if not got:  # the sentence alone says it
         expected, got = expected or "what docs/wire-format.md describes", str(error)
-    return Problem(_CODES[error.code], str(error), (Fault(error.pointer, expected, got),))
+    return ServiceError(_CODES[error.code], str(error), (Fault(error.pointer, expected, got),))
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
@@ -54,9 +59,9 @@ def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
-def pointed(problem: Problem, pointer: str, expected: str, got: str) -> Problem:
+def pointed(problem: ServiceError, pointer: str, expected: str, got: str) -> ServiceError:
     """The problem with the place in the request that it is about, where it does not say one itself."""
-    problem.errors = problem.errors or (Fault(pointer, expected, got),)
+    problem.faults = problem.faults or (Fault(pointer, expected, got),)
     return problem
 
 

@@ -15,7 +15,7 @@ import torch
 
 import exodus_core
 from exodus_client.wire import Message
-from exodus_service.errors import Problem, invalid
+from exodus_service.errors import ServiceError, invalid
 from exodus_service.gradients.operands import Operands
 from exodus_service.gradients.params import (
     AlphaTaps,
@@ -153,7 +153,7 @@ def prepare(method: Method, message: Message, *, device: torch.device, max_bytes
     """Check a request. `max_bytes` bounds the spikes in the dtype of the weights, and the current that they make.
 
     Raises:
-        Problem: `invalid`, naming what does not fit.
+        ServiceError: `invalid`, naming what does not fit.
         WireError: a tensor whose payload contradicts its description.
     """
     params = parse_params(message.params)
@@ -281,7 +281,7 @@ def _loss(params: Params, operands: Operands, like: str, shape: tuple[int, ...],
 
 
 def _checked(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call exodus_core; what it refuses about an argument becomes a Problem that points at the parameter."""
+    """Call exodus_core; what it refuses about an argument becomes a ServiceError that points at the parameter."""
     try:
         return function(*args, **kwargs)
     except (TypeError, ValueError) as error:
@@ -299,10 +299,10 @@ _EXPECTED = {
 }
 
 
-def _refusal(message: str) -> Problem:
+def _refusal(message: str) -> ServiceError:
     parts = _REFUSAL.match(message)
     if parts is None:
-        return Problem("invalid", message)
+        return ServiceError("invalid", message)
     name, expected, got = parts.groups()
     verb = next((verb for verb in _EXPECTED if expected.startswith(verb)), "")
     expected = _EXPECTED.get(verb, "") + expected.removeprefix(verb)

@@ -3,7 +3,7 @@
 import torch
 
 from exodus_client.wire import Message
-from exodus_service.errors import Fault, Problem, invalid
+from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.gradients.params import Number, TensorName
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -64,17 +64,17 @@ class Operands:
         return self.take(value.tensor)
 
     def finish(self) -> None:
-        """Raise a Problem where a tensor of the request was not taken."""
+        """Raise a ServiceError where a tensor of the request was not taken."""
         unused = [name for name in self._tensors if name not in self._taken]
         if unused:
             expected = "no tensor that the request does not use"
             faults = tuple(Fault(self.pointer(name), expected, repr(name)) for name in unused)
-            raise Problem("invalid", f"not used by this request: tensors {', '.join(map(repr, unused))}", faults)
+            raise ServiceError("invalid", f"not used by this request: tensors {', '.join(map(repr, unused))}", faults)
 
-    def fault(self, name: str, member: str, expected: str, got: str) -> Problem:
+    def fault(self, name: str, member: str, expected: str, got: str) -> ServiceError:
         """A 422 for the shape or dtype of one tensor."""
         detail = f"tensor {name!r}: expected {member} {expected}, got {got}"
-        return Problem("invalid", detail, (Fault(f"{self.pointer(name)}/{member}", expected, got),))
+        return ServiceError("invalid", detail, (Fault(f"{self.pointer(name)}/{member}", expected, got),))
 
     def names(self) -> str:
         """The tensors of the request, for a message."""

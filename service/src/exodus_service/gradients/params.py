@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from exodus_service.errors import MAX_FAULTS, Fault, Problem
+from exodus_service.errors import MAX_FAULTS, Fault, ServiceError
 
 Method = Literal["exodus", "slayer", "bptt"]
 FloatName = Literal["float32", "float64", "float16", "bfloat16"]
@@ -185,14 +185,14 @@ def parse_params(params: Mapping[str, Any]) -> Params:
 
 
 def parse(model: type[Model], params: Mapping[str, Any]) -> Model:
-    """The parameters, checked; raises a Problem (422) that points at each value that does not fit."""
+    """The parameters, checked; raises a ServiceError (422) that points at each value that does not fit."""
     try:
         return model.model_validate(params)
     except ValidationError as error:
         found = error.errors(include_url=False)
         faults = tuple(_fault(entry) for entry in found[:MAX_FAULTS])
         more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
-        raise Problem("invalid", f"{faults[0].sentence}{more}", faults) from None
+        raise ServiceError("invalid", f"{faults[0].sentence}{more}", faults) from None
 
 
 def wanted(message: str) -> str:

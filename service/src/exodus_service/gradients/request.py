@@ -27,7 +27,7 @@ from exodus_service.compute.queue import Likeness
 from exodus_service.compute.scheduler import QueueFullError
 from exodus_service.context import Timings
 from exodus_service.decoding import open_body
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.gradients.batching import compute_together, likeness
 from exodus_service.gradients.computation import Computation, Results, prepare
 from exodus_service.gradients.params import Method
@@ -98,7 +98,7 @@ class Exchange:
         """The body of the response, in the form of the request.
 
         Raises:
-            Problem: whatever is wrong with the request, or `out_of_memory`.
+            ServiceError: whatever is wrong with the request, or `out_of_memory`.
             QueueFullError: there is no room for it once it is unpacked.
         """
         try:
@@ -154,7 +154,7 @@ def compute_ahead(exchanges: Sequence[Exchange]) -> None:
     for exchange in exchanges:
         try:
             ready.append((exchange, exchange._prepare()))
-        except (Problem, WireError, QueueFullError):
+        except (ServiceError, WireError, QueueFullError):
             continue
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -165,7 +165,7 @@ def compute_ahead(exchanges: Sequence[Exchange]) -> None:
     try:
         with torch.no_grad():
             swept = compute_together([computation for _, computation in ready])
-    except Problem:  # about parameters that all of them have
+    except ServiceError:  # about parameters that all of them have
         return
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

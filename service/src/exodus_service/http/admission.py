@@ -22,7 +22,7 @@ from exodus_service.compute.error_mapping import problem_of
 from exodus_service.compute.scheduler import QueueFullError
 from exodus_service.context import Context
 from exodus_service.engine import Engine
-from exodus_service.errors import Fault, Problem
+from exodus_service.errors import Code, Fault, ServiceError
 from exodus_service.gradients.request import CONTENT_ENCODINGS, CONTENT_TYPES
 from exodus_service.http.body import empty_buffer, read_body
 from exodus_service.http.middleware import CONTEXT
@@ -46,20 +46,20 @@ def admission(request: Request) -> Iterator[ExitStack]:
         with ExitStack() as held:
             yield held
     except QueueFullError as error:
-        raise Problem("queue_full", str(error), headers=engine.retry_after) from error
+        raise ServiceError("queue_full", str(error)) from error
     except asyncio.CancelledError:  # by the server, when EXODUS_SHUTDOWN_TIMEOUT_S is over
-        headers = {**engine.retry_after, "Connection": "close"}
-        raise Problem("draining", "the service stopped before the result was there", headers=headers) from None
+        request.scope[CONTEXT].closing = True
+        raise ServiceError("draining", "the service stopped before the result was there") from None
 
 
 def admit(request: Request, held: ExitStack) -> Received:
-    """A request whose body is of no interest. Raises Problem, QueueFullError."""
+    """A request whose body is of no interest. Raises ServiceError, QueueFullError."""
     deadline = request.scope[CONTEXT].arrived + _deadline_seconds(request.headers)
     return _received(request, held, memoryview(b""), "", None, deadline)
 
 
 async def receive(request: Request, held: ExitStack) -> Received:
-    """A request whose body is a message, or a reference to one in shared memory. Raises Problem, QueueFullError."""
+    """Receive a message, or a reference to one in shared memory. Raises ServiceError, QueueFullError."""
     engine: Engine = request.app.state.engine
     content_type = _content_type(request.headers, _MESSAGES)
     limit, why = engine.settings.max_body_bytes, _SETTING
@@ -71,7 +71,7 @@ async def receive(request: Request, held: ExitStack) -> Received:
 
 
 async def receive_file(request: Request, held: ExitStack, content_type: str, limit: int) -> Received:
-    """A request whose body is of one other content type and at most `limit` bytes. Raises Problem, QueueFullError."""
+    """Receive a body of another content type, of at most `limit` bytes. Raises ServiceError, QueueFullError."""
     given = _content_type(request.headers, (content_type,))
     return await _receive(request, held, given, limit, "(5 times EXODUS_MAX_MODEL_BYTES, and 1 MiB)")
 
@@ -89,9 +89,9 @@ async def _receive(request: Request, held: ExitStack, content_type: str, limit: 
     headers = request.headers
     encoding = headers.get("content-encoding")
     _require_known_encoding(encoding)
-    _require_no_upgrade(headers)
-    nbytes = _content_length(headers, limit, why)
     context: Context = request.scope[CONTEXT]
+    _require_no_upgrade(headers, context)
+    nbytes = _content_length(headers, limit, why)
     deadline = context.arrived + _deadline_seconds(headers)
     if content_type == SEGMENT_TYPE:
         shared = _find(request, await _read(request, nbytes, deadline))
@@ -156,9 +156,11 @@ def _find(request: Request, body: memoryview) -> Shared:
     limit = request.app.state.engine.settings.max_body_bytes
     if reference.body.nbytes > limit:
         expected, got = f"at most {limit} bytes {_SETTING}", f"{reference.body.nbytes} bytes"
-        raise Problem("too_large", f"body: expected {expected}, got {got}", (Fault("/body/nbytes", expected, got),))
+        raise ServiceError(
+            "too_large", f"body: expected {expected}, got {got}", (Fault("/body/nbytes", expected, got),)
+        )
     if segments is None:
-        raise Problem("segment_gone", "shared memory is off on this service; send the body itself")
+        raise ServiceError("segment_gone", "shared memory is off on this service; send the body itself")
     return segments.find(reference)
 
 
@@ -178,13 +180,12 @@ def _require_known_encoding(given: str | None) -> None:
         raise header_problem("unsupported", "content-encoding", " or ".join(CONTENT_ENCODINGS), shown(given))
 
 
-def _require_no_upgrade(headers: Mapping[str, str]) -> None:
+def _require_no_upgrade(headers: Mapping[str, str], context: Context) -> None:
     """The parser takes what follows an upgrade for another protocol, and with it the body."""
     given = headers.get("upgrade", "")
     if given and "upgrade" in headers.get("connection", "").lower():
-        problem = header_problem("malformed", "upgrade", "none, as HTTP/1.1 is all that is spoken here", shown(given))
-        problem.headers["Connection"] = "close"
-        raise problem
+        context.closing = True
+        raise header_problem("malformed", "upgrade", "none, as HTTP/1.1 is all that is spoken here", shown(given))
 
 
 def _content_length(headers: Mapping[str, str], limit: int, why: str) -> int:
@@ -214,7 +215,7 @@ def shown(value: str) -> str:
     return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
 
 
-def header_problem(code: str, name: str, expected: str, got: str) -> Problem:
+def header_problem(code: Code, name: str, expected: str, got: str) -> ServiceError:
     """A problem with one header of a request."""
     detail = f"header {name}: expected {expected}, got {got or 'nothing'}"
-    return Problem(code, detail, (Fault(f"/headers/{name}", expected, got or "nothing"),))
+    return ServiceError(code, detail, (Fault(f"/headers/{name}", expected, got or "nothing"),))

@@ -1,6 +1,6 @@
 """Puts the application together: routes, middleware, error handlers, and start-up to shut-down."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from urllib.parse import quote
 
@@ -13,12 +13,12 @@ from starlette.routing import Match
 
 from exodus_service import __version__
 from exodus_service.engine import Engine
-from exodus_service.errors import Problem
+from exodus_service.errors import Code, ServiceError
 from exodus_service.gradients.selftest import SelfTestError
 from exodus_service.http.auth import Keys
 from exodus_service.http.middleware import CONTEXT, Authentication, Envelope, response_headers
 from exodus_service.http.openapi import document
-from exodus_service.http.responses import problem_response
+from exodus_service.http.problem_json import problem_response
 from exodus_service.http.routes import gradients, layers, models, requests, service
 from exodus_service.models.storage.state_dir import StateDirError
 from exodus_service.operations.pending import Requests
@@ -29,7 +29,7 @@ from exodus_service.shared_memory import Segments
 _SAVE_S = 10
 
 _ROUTERS = (gradients.router, models.router, layers.router, requests.router, service.router)
-_CODES = {404: "not_found", 405: "method_not_allowed"}
+_CODES: Mapping[int, Code] = {404: "not_found", 405: "method_not_allowed"}
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -87,7 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(Authentication, keys=Keys.of(settings))
     app.add_middleware(Envelope)
-    app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(ServiceError, _problem)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _unknown_method)
     app.add_exception_handler(Exception, _internal_error)
@@ -95,12 +95,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _answer(request: Request, problem: Problem) -> Response:
-    return problem_response(problem, quote(request.scope["path"]), request.scope[CONTEXT].request_id)
+def _answer(request: Request, error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
+    return problem_response(
+        error,
+        quote(request.scope["path"]),
+        request.scope[CONTEXT].request_id,
+        retry_after_s=request.app.state.engine.settings.retry_after_s,
+        headers=headers,
+    )
 
 
 async def _problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)
+    assert isinstance(error, ServiceError)
     return _answer(request, error)
 
 
@@ -111,7 +117,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = _allowed(request) or headers["Allow"]
-    return _answer(request, Problem(_CODES[error.status_code], detail, headers=headers))
+    return _answer(request, ServiceError(_CODES[error.status_code], detail), headers)
 
 
 def _allowed(request: Request) -> str:
@@ -125,12 +131,12 @@ def _allowed(request: Request) -> str:
 async def _unknown_method(request: Request, error: Exception) -> Response:
     """The only parameter that the framework checks is {method}, which is part of the path."""
     methods = ", ".join(request.app.state.capabilities.methods)
-    return _answer(request, Problem("not_found", f"{quote(request.scope['path'])}: the methods are {methods}"))
+    return _answer(request, ServiceError("not_found", f"{quote(request.scope['path'])}: the methods are {methods}"))
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
     """A bug. The server logs the traceback and closes the connection; the caller gets a name to look it up by."""
     detail = "a bug; the log of the service has it under this request_id"
-    response = _answer(request, Problem("internal_error", detail, headers={"Connection": "close"}))
+    response = _answer(request, ServiceError("internal_error", detail), {"Connection": "close"})
     response.raw_headers += response_headers(request.scope[CONTEXT])
     return response

@@ -5,7 +5,7 @@ import hmac
 from collections.abc import Iterable
 from pathlib import Path
 
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.settings import Settings
 
 
@@ -27,24 +27,20 @@ class Keys:
         """Who calls: the digest of their key in hexadecimal digits, "" where there are no keys.
 
         Raises:
-            Problem: the value of the Authorization header does not carry one of the keys.
+            ServiceError: the value of the Authorization header does not carry one of the keys.
         """
         if not self._digests:
             return ""
         scheme, _, key = (authorization or b"").partition(b" ")
         if scheme.lower() != b"bearer" or not key.strip():
-            raise Problem(
-                "unauthorized",
-                "send the header Authorization: Bearer KEY",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+            raise ServiceError("unauthorized", "send the header Authorization: Bearer KEY")
         digest = hashlib.sha256(key.strip()).digest()
         # All are compared, so that the time taken tells nothing about which one was nearly right.
         accepted = False
         for known in self._digests:
             accepted |= hmac.compare_digest(digest, known)
         if not accepted:
-            raise Problem("forbidden", "the key in the Authorization header is not one of the service's")
+            raise ServiceError("forbidden", "the key in the Authorization header is not one of the service's")
         return digest.hex()
 
 

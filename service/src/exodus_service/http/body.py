@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from exodus_service.errors import Fault, Problem
+from exodus_service.errors import Fault, ServiceError
 from exodus_service.http.upload import Filling, place
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -50,13 +50,13 @@ async def read_body(
         pinned: read into memory that a GPU copies from by itself.
 
     Raises:
-        Problem: body_timeout, deadline, malformed (another length than announced), client_disconnected,
+        ServiceError: body_timeout, deadline, malformed (another length than announced), client_disconnected,
             out_of_memory.
     """
     try:
         body = empty_buffer(nbytes, pinned=pinned)
     except (MemoryError, torch.OutOfMemoryError):
-        raise Problem("out_of_memory", f"no room for a body of {nbytes} bytes") from None
+        raise ServiceError("out_of_memory", f"no room for a body of {nbytes} bytes") from None
     clock = asyncio.get_running_loop().time
     deadline = clock() + seconds_left
     began = clock()
@@ -77,7 +77,9 @@ async def read_body(
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise Problem("client_disconnected", f"{filling.filled} of {nbytes} bytes of the body had arrived")
+                    raise ServiceError(
+                        "client_disconnected", f"{filling.filled} of {nbytes} bytes of the body had arrived"
+                    )
                 piece = message.get("body", b"")
                 if len(piece) > filling.remaining:
                     raise _wrong_length(nbytes, f"at least {filling.filled + len(piece)} bytes")
@@ -86,11 +88,10 @@ async def read_body(
                     break
     except TimeoutError:
         if timeout.when() == deadline:  # the clock itself may stand a little before it: timers are rounded
-            raise Problem("deadline", "the deadline passed while the body was read") from None
-        raise Problem(
+            raise ServiceError("deadline", "the deadline passed while the body was read") from None
+        raise ServiceError(
             "body_timeout",
             f"{filling.filled} of {nbytes} bytes of the body had arrived",
-            headers={"Connection": "close"},
         ) from None
     finally:
         filling.abandon()
@@ -99,6 +100,6 @@ async def read_body(
     return body
 
 
-def _wrong_length(nbytes: int, got: str) -> Problem:
+def _wrong_length(nbytes: int, got: str) -> ServiceError:
     expected = f"{nbytes} bytes, as Content-Length says"
-    return Problem("malformed", f"the body: expected {expected}, got {got}", (Fault("", expected, got),))
+    return ServiceError("malformed", f"the body: expected {expected}, got {got}", (Fault("", expected, got),))

@@ -13,10 +13,11 @@ from starlette.responses import JSONResponse, Response
 from exodus_service.compute.scheduler import QueueFullError
 from exodus_service.context import Context
 from exodus_service.engine import Engine
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.http.admission import unshared
 from exodus_service.http.middleware import CONTEXT
-from exodus_service.http.responses import TensorResponse, problem_response
+from exodus_service.http.problem_json import problem_response
+from exodus_service.http.responses import TensorResponse
 from exodus_service.operations.call import Received, Reply
 from exodus_service.operations.pending import Pending, Requests
 
@@ -42,7 +43,7 @@ async def conduct(
         stoppable: whether it can be stopped as long as nothing of it runs on the thread that computes.
 
     Raises:
-        Problem: what the work raises, client_disconnected.
+        ServiceError: what the work raises, client_disconnected.
     """
     engine: Engine = request.app.state.engine
     patience = wait_seconds(request.headers)
@@ -58,9 +59,10 @@ async def conduct(
 
 
 async def look(request: Request, id: str) -> Response:
-    """The answer of a call that was answered with 202, or 202 again. Raises Problem: not_found."""
+    """The answer of a call that was answered with 202, or 202 again. Raises ServiceError: not_found."""
     requests: Requests = request.app.state.requests
     context: Context = request.scope[CONTEXT]
+    retry_after_s = request.app.state.engine.settings.retry_after_s
     pending = requests.find(context.owner, id)
     if not pending.task.done():
         ended = asyncio.create_task(_end_of(pending.task))
@@ -71,11 +73,12 @@ async def look(request: Request, id: str) -> Response:
     context.timings = pending.received.timings
     try:
         return _sent(pending.task.result(), requests.lend(pending))
-    except Problem as problem:
-        return problem_response(problem, pending.path, pending.request_id)
+    except ServiceError as problem:
+        return problem_response(problem, pending.path, pending.request_id, retry_after_s=retry_after_s)
     except (Exception, asyncio.CancelledError):  # noqa: BLE001  (it was logged when it came)
         detail = "a bug; the log of the service has it under this request_id"
-        return problem_response(Problem("internal_error", detail), pending.path, pending.request_id)
+        error = ServiceError("internal_error", detail)
+        return problem_response(error, pending.path, pending.request_id, retry_after_s=retry_after_s)
 
 
 async def settled(task: "asyncio.Task[Any]", receive: Callable[[], Awaitable[Any]], seconds: float | None) -> bool:
@@ -84,7 +87,7 @@ async def settled(task: "asyncio.Task[Any]", receive: Callable[[], Awaitable[Any
     Where the client leaves, or the server stops, the task is cancelled.
 
     Raises:
-        Problem: client_disconnected.
+        ServiceError: client_disconnected.
     """
     left = asyncio.ensure_future(disconnected(receive))
     try:
@@ -102,7 +105,7 @@ async def settled(task: "asyncio.Task[Any]", receive: Callable[[], Awaitable[Any
     task.add_done_callback(_seen)
     task.cancel()
     await asyncio.wait((task,))
-    raise Problem("client_disconnected", "the client left before the result was there")
+    raise ServiceError("client_disconnected", "the client left before the result was there")
 
 
 async def disconnected(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
@@ -124,7 +127,7 @@ def _later(request: Request, pending: Pending) -> Response:
 
 def _running(request: Request, id: str) -> Response:
     location = f"{request.scope.get('root_path', '')}/v1/requests/{id}"
-    headers = {**request.app.state.engine.retry_after, "Location": location}
+    headers = {"Retry-After": str(request.app.state.engine.settings.retry_after_s), "Location": location}
     return JSONResponse({"id": id, "status": "running"}, 202, headers)
 
 
@@ -144,7 +147,7 @@ async def _done(work: Callable[[Received], Coroutine[Any, Any, Reply]], received
     try:
         return await work(received)
     except QueueFullError as error:
-        raise Problem("queue_full", str(error), headers=engine.retry_after) from error
+        raise ServiceError("queue_full", str(error)) from error
 
 
 async def _end_of(task: "asyncio.Future[Any]") -> None:

@@ -12,9 +12,9 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from exodus_service.context import Context, current_request_id
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.http.auth import Keys
-from exodus_service.http.responses import problem_response
+from exodus_service.http.problem_json import problem_response
 
 logger = logging.getLogger("exodus_service.http.auth")
 
@@ -75,7 +75,7 @@ class Envelope:
             if message["type"] == "http.response.start":
                 context.status = message["status"]
                 headers = [*message["headers"], *response_headers(context)]
-                if unread:
+                if unread or context.closing:
                     # The client may or may not send the body that it was never asked for: only a new connection
                     # can tell where the next request starts.
                     headers.append((b"connection", b"close"))
@@ -103,8 +103,8 @@ class Authentication:
         if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in _OPEN:
             try:
                 scope[CONTEXT].owner = self._keys.check(header(scope, b"authorization"))
-            except Problem as problem:
-                response = problem_response(problem, quote(scope["path"]), scope[CONTEXT].request_id)
+            except ServiceError as problem:
+                response = problem_response(problem, quote(scope["path"]), scope[CONTEXT].request_id, retry_after_s=0)
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -14,9 +14,10 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from exodus_service.context import Context
-from exodus_service.errors import MEDIA_TYPE, Fault, Problem
+from exodus_service.errors import Fault, ServiceError
 from exodus_service.http.middleware import new_request_id, response_headers
 from exodus_service.http.outgoing import Outgoing, Pace
+from exodus_service.http.problem_json import KINDS, MEDIA_TYPE, problem_body
 from exodus_service.http.upload import EXTENSION, Filling, Upload
 
 #: Bytes of a request line with its headers. What the connection brought together with their beginning is not counted.
@@ -47,7 +48,7 @@ class Protocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self._filling: Filling | None = None
         self._deaf = False  # what still comes is not looked at
-        self._refusal: Problem | None = None  # to be sent once everything before it is answered
+        self._refusal: ServiceError | None = None  # to be sent once everything before it is answered
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(Outgoing(transport, self._pace))
@@ -74,7 +75,7 @@ class Protocol(HttpToolsProtocol):
             if self._head_bytes > MAX_HEAD_BYTES:
                 expected, got = f"at most {MAX_HEAD_BYTES} bytes", "more"
                 detail = f"the head of the request: expected {expected}, got {got}"
-                self._refuse(Problem("too_large", detail, (Fault("/headers", expected, got),)))
+                self._refuse(ServiceError("too_large", detail, (Fault("/headers", expected, got),)))
 
     def _parse(self, data: bytes) -> None:
         while data and not self._deaf:
@@ -83,7 +84,7 @@ class Protocol(HttpToolsProtocol):
                 return
             except httptools.HttpParserError:
                 self.logger.warning("Invalid HTTP request received.")
-                self._refuse(Problem("malformed", "this is not a request of HTTP/1.1"))
+                self._refuse(ServiceError("malformed", "this is not a request of HTTP/1.1"))
             except httptools.HttpParserUpgrade as upgrade:
                 # The parser takes what follows for another protocol; none is spoken here, so that it is HTTP/1.1 still.
                 if _announces_body(self.headers):
@@ -177,9 +178,9 @@ class Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what uvicorn would answer by itself like everything else."""
-        self._refuse(Problem("malformed", "this is not a request of HTTP/1.1"))
+        self._refuse(ServiceError("malformed", "this is not a request of HTTP/1.1"))
 
-    def _refuse(self, problem: Problem) -> None:
+    def _refuse(self, problem: ServiceError) -> None:
         """Answer what is no request, after those before it, and close: where the next one would begin is not known."""
         self._deaf = True
         cycle = self.cycle
@@ -200,10 +201,10 @@ class Protocol(HttpToolsProtocol):
         if not self._is_answering():
             self._answer_refused(problem)
 
-    def _answer_refused(self, problem: Problem) -> None:
+    def _answer_refused(self, problem: ServiceError) -> None:
         self._refusal = None
         context = Context(new_request_id(), "")
-        body = problem.body(context.path, context.request_id)
+        body = problem_body(problem, context.path, context.request_id)
         headers = [
             *self.server_state.default_headers,
             (b"content-type", MEDIA_TYPE.encode()),
@@ -212,7 +213,7 @@ class Protocol(HttpToolsProtocol):
             *response_headers(context),
         ]
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
-        self.transport.write(STATUS_LINE[problem.kind.status] + lines + b"\r\n" + body)
+        self.transport.write(STATUS_LINE[KINDS[problem.code].status] + lines + b"\r\n" + body)
         self._close_gently()
 
     def _close_gently(self) -> None:

@@ -1,4 +1,4 @@
-"""The two kinds of response with a body of our own: results, sent in pieces, and problems."""
+"""Responses that carry results, sent in pieces."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,7 +6,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from exodus_client.wire import Encoded
-from exodus_service.errors import MEDIA_TYPE, Problem
 
 #: The transport takes a piece without copying it, and waits for the reader between pieces.
 PIECE = 1 << 20
@@ -47,9 +46,3 @@ def pieces(encoded: Encoded) -> Iterator[bytes | memoryview]:
     for chunk in encoded.chunks:
         for start in range(0, len(chunk), PIECE):
             yield chunk[start : start + PIECE]
-
-
-def problem_response(problem: Problem, path: str, request_id: str) -> Response:
-    """The answer to a request that failed."""
-    body = problem.body(path, request_id)
-    return Response(body, problem.kind.status, headers=dict(problem.headers), media_type=MEDIA_TYPE)

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 
 
 @dataclass
@@ -43,10 +43,10 @@ class Contexts:
         """Keep a value; returns its handle. `group` is what it belongs to and can be forgotten with.
 
         Raises:
-            Problem: too_large: it is larger than all contexts of an owner may be.
+            ServiceError: too_large: it is larger than all contexts of an owner may be.
         """
         if nbytes > self.max_bytes:
-            raise Problem(
+            raise ServiceError(
                 "too_large",
                 f"the context takes {nbytes} bytes, those of one owner may take {self.max_bytes} "
                 "(EXODUS_CONTEXT_BYTES); send a smaller batch, or the inputs again in place of the context",
@@ -63,13 +63,13 @@ class Contexts:
         """The value, which from now on is the most recently used.
 
         Raises:
-            Problem: context_expired: it is not kept, another owner's or of another group.
+            ServiceError: context_expired: it is not kept, another owner's or of another group.
         """
         with self._lock:
             contexts = self._live(owner)
             kept = contexts.get(handle)
             if kept is None or kept.group != group:
-                raise Problem("context_expired", f"the context {handle[:64]!r} is not kept; send the inputs again")
+                raise ServiceError("context_expired", f"the context {handle[:64]!r} is not kept; send the inputs again")
             contexts.move_to_end(handle)
             kept.until = self._clock() + self.ttl
             return kept.value

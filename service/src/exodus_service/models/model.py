@@ -15,7 +15,7 @@ import torch
 
 from exodus_core.network import Description
 from exodus_core.training import Trainer
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.models.fingerprint import fingerprint, same
 from exodus_service.models.model_info import description, footprint
 from exodus_service.models.progress import Answer, Progress, joined
@@ -189,7 +189,7 @@ class Model:
             writer: who makes the call.
 
         Raises:
-            Problem: sequence_conflict, sequence_gap, answer_expired, deadline; not_found where the model was deleted
+            ServiceError: sequence_conflict, sequence_gap, answer_expired, deadline; not_found if the model was deleted
                 meanwhile, not_ready where it is restored.
         """
         taken = await self.turns.take(sequence, digest, deadline, self._ended)
@@ -203,7 +203,7 @@ class Model:
 
     @asynccontextmanager
     async def exclusive(self, deadline: float | None = None) -> AsyncIterator[None]:
-        """The model for a while, between training calls, without a number. Raises Problem as `turn` does."""
+        """The model for a while, between training calls, without a number. Raises ServiceError as `turn` does."""
         hold = await self.turns.exclusive(deadline)
         try:
             yield
@@ -215,14 +215,14 @@ class Model:
         return self.turns.near(sequence)
 
     async def approach(self, sequence: int, deadline: float | None = None) -> None:
-        """Return when the call of this number is near. Raises Problem as `turn` does."""
+        """Return when the call of this number is near. Raises ServiceError as `turn` does."""
         await self.turns.approach(sequence, deadline)
 
     async def wait_for(self, sequence: int, deadline: float | None = None) -> None:
-        """Return when the training call with this number has been done. Raises Problem as `turn` does."""
+        """Return when the training call with this number has been done. Raises ServiceError as `turn` does."""
         await self.turns.reached(sequence, deadline)
 
-    def close(self, problem: Callable[[], Problem]) -> None:
+    def close(self, problem: Callable[[], ServiceError]) -> None:
         """It is not the service's model any more: refuse calls that wait, save nothing more of it."""
         self.gone = True
         self.turns.close(problem)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.models.model import Model
 from exodus_service.models.storage.writer import GoneError
 
@@ -20,8 +20,7 @@ class Residents:
 
     Args:
         max_bytes: of all models in memory.
-        retry_after: headers of an answer that asks to come again.
-        save: makes a model durable, and raises OSError or a Problem where that fails; None: models live in memory
+        save: makes a model durable, and raises OSError or a ServiceError where that fails; None: models live in memory
             alone, and none may leave.
         left: called when a model has left.
     """
@@ -29,12 +28,10 @@ class Residents:
     def __init__(
         self,
         max_bytes: int,
-        retry_after: dict[str, str],
         save: Callable[[Model], Awaitable[None]] | None,
         left: Callable[[Model], None],
     ) -> None:
         self._max_bytes = max_bytes
-        self._retry_after = retry_after
         self._save = save
         self._left = left
         self._models: OrderedDict[Key, Model] = OrderedDict()
@@ -83,10 +80,10 @@ class Residents:
         is alone.
 
         Raises:
-            Problem: out_of_memory: it can never be had; queue_full: not while calls need the models that are there.
+            ServiceError: out_of_memory: it never fits; queue_full: not while calls use the models in memory.
         """
         if nbytes > self._max_bytes and new:
-            raise Problem(
+            raise ServiceError(
                 "out_of_memory",
                 f"the model grows to {nbytes} bytes with its gradients and optimiser; all models in memory may take "
                 f"{self._max_bytes}",
@@ -138,18 +135,18 @@ class Residents:
                 await save(model)
             except GoneError:  # it was deleted meanwhile
                 return
-            except (OSError, Problem) as error:
+            except (OSError, ServiceError) as error:
                 logger.warning("model %s stays in memory, since it cannot be saved: %s", model.id, error)
                 return
         # A call may have come while it was saved.
         if model.idle and not model.dirty and self._models.get((model.owner, model.id)) is model:
             self.pop(model)
-            model.close(lambda: Problem("not_ready", "the model has left memory", headers=self._retry_after))
+            model.close(lambda: ServiceError("not_ready", "the model has left memory"))
             self._left(model)
             logger.info("model %s has left memory at %d", model.id, model.sequence)
 
-    def _refusal(self, nbytes: int) -> Problem:
+    def _refusal(self, nbytes: int) -> ServiceError:
         detail = f"the model takes {nbytes} bytes, those in memory {self.nbytes} of {self._max_bytes}"
         if self._save is None:
-            return Problem("out_of_memory", f"{detail}; none can leave, since there is no state_dir; delete some")
-        return Problem("queue_full", f"{detail}, and calls need them", headers=self._retry_after)
+            return ServiceError("out_of_memory", f"{detail}; none can leave, since there is no state_dir; delete some")
+        return ServiceError("queue_full", f"{detail}, and calls need them")

@@ -17,7 +17,7 @@ from exodus_core import network as networks
 from exodus_core.fields import DescriptionError, shown
 from exodus_core.network import Description
 from exodus_core.training import OptimizerError, StateError, Trainer, parse_optimizer
-from exodus_service.errors import Fault, Problem, invalid
+from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.models.model import Model, Snapshot
 from exodus_service.models.model_info import renewed
 from exodus_service.models.storage.checkpoint import Header
@@ -48,7 +48,7 @@ class Plan:
     weights: torch.Tensor | None
 
     def build(self, device: torch.device) -> Trainer:
-        """Allocate it. Raises Problem where the weights do not fit."""
+        """Allocate it. Raises ServiceError where the weights do not fit."""
         trainer = new_trainer(self.network, self.header.optimizer, self.header.seed, device)
         if self.weights is not None:
             try:
@@ -83,7 +83,7 @@ def plan(
     weights: torch.Tensor | None,
     max_model_bytes: int,
 ) -> Plan:
-    """Check what a caller wants. Raises Problem: invalid, too_large."""
+    """Check what a caller wants. Raises ServiceError: invalid, too_large."""
     description = (
         network if isinstance(network, Description) else _described("/params/network", networks.parse, network)
     )
@@ -110,12 +110,12 @@ def plan(
 
 
 def require_size(network: Description, max_model_bytes: int) -> None:
-    """Refuse a network that is too large to be built. Raises Problem: too_large."""
+    """Refuse a network that is too large to be built. Raises ServiceError: too_large."""
     nbytes = network.nbytes + network.statistics_nbytes
     if nbytes > max_model_bytes:
         limit = f"at most {max_model_bytes} bytes of parameters and running statistics (EXODUS_MAX_MODEL_BYTES)"
         got = f"{nbytes} bytes"
-        raise Problem("too_large", f"/params/network: expected {limit}, got {got}", _fault("network", limit, got))
+        raise ServiceError("too_large", f"/params/network: expected {limit}, got {got}", _fault("network", limit, got))
 
 
 def new_id() -> str:
@@ -146,7 +146,7 @@ class Upload:
 
 
 def upload(model: Model, body: Buffer, device: torch.device) -> Upload:
-    """Read a state that a caller sent for a model. Raises Problem: malformed, state_mismatch."""
+    """Read a state that a caller sent for a model. Raises ServiceError: malformed, state_mismatch."""
     try:
         tensors, metadata = decode_state(body)
         about = json.loads(metadata[_METADATA])
@@ -154,11 +154,13 @@ def upload(model: Model, body: Buffer, device: torch.device) -> Upload:
         version, sequence, seed = about["version"], about["sequence"], about["seed"]
         network, optimizer = about["network"], about["optimizer"]
     except StateFileError as error:
-        raise Problem("malformed", str(error)) from error
+        raise ServiceError("malformed", str(error)) from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise Problem("malformed", f"expected a state of this service, with {_METADATA!r} in its metadata") from error
+        raise ServiceError(
+            "malformed", f"expected a state of this service, with {_METADATA!r} in its metadata"
+        ) from error
     if version != _VERSION or not all(_is_int(n, 0, 2**63) for n in (sequence, seed)):
-        raise Problem("malformed", f"expected version {_VERSION}, a sequence number and a seed in the metadata")
+        raise ServiceError("malformed", f"expected version {_VERSION}, a sequence number and a seed in the metadata")
     difference = _difference("/network", dict(model.header.network), network)
     if difference is not None:
         raise _mismatch(*difference)
@@ -172,7 +174,7 @@ def upload(model: Model, body: Buffer, device: torch.device) -> Upload:
     try:
         trainer.load_state(tensors)
     except StateError as error:
-        raise Problem("state_mismatch", f"the state is not of this model: {error}") from error
+        raise ServiceError("state_mismatch", f"the state is not of this model: {error}") from error
     for name, tensor in tensors.items():
         if name.startswith("optimizer.") and name.endswith(".step") and not 0 <= float(tensor) < math.inf:
             raise _mismatch(f"/{name}", "a number of steps", str(float(tensor)))
@@ -218,9 +220,9 @@ def _difference(pointer: str, wanted: object, got: object) -> tuple[str, str, st
     return next((difference for difference in found if difference is not None), None)
 
 
-def _mismatch(pointer: str, expected: str, got: str) -> Problem:
+def _mismatch(pointer: str, expected: str, got: str) -> ServiceError:
     detail = f"the state is not of this model: {pointer}: expected {expected}, got {got}"
-    return Problem("state_mismatch", detail, (Fault(pointer, expected, got),))
+    return ServiceError("state_mismatch", detail, (Fault(pointer, expected, got),))
 
 
 def _fault(name: str, expected: str, got: str) -> tuple[Fault]:

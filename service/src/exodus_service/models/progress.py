@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import msgpack  # type: ignore[import-untyped]
 
-from exodus_service.errors import Fault, Problem
+from exodus_service.errors import Fault, ServiceError
 from exodus_service.models.storage.state_file import Buffer
 
 #: Calls remembered for each model.
@@ -63,20 +63,20 @@ class Progress:
         """The answer of a call that was done.
 
         Raises:
-            Problem: sequence_conflict: another call had this number; answer_expired.
+            ServiceError: sequence_conflict: another call had this number; answer_expired.
         """
         answer = next((answer for answer in self.answers if answer.sequence == sequence), None)
         fault = Fault("/params/sequence", str(self.sequence + 1), str(sequence))
         if answer is not None and answer.digest != digest:
             writer = "without a name" if answer.writer is None else repr(answer.writer)
-            raise Problem(
+            raise ServiceError(
                 "sequence_conflict",
                 f"another client trains this model: call {sequence} was another one, by the writer {writer}, and "
                 f"{self.sequence} calls are done; nothing was changed",
                 (fault,),
             )
         if answer is None or answer.body is None:
-            raise Problem(
+            raise ServiceError(
                 "answer_expired",
                 f"call {sequence} was done, {self.sequence} are, and its answer is not kept any more; "
                 f"the next call carries {self.sequence + 1}",

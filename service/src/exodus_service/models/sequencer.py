@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import TypeVar
 
-from exodus_service.errors import Fault, Problem
+from exodus_service.errors import Fault, ServiceError
 from exodus_service.models.progress import Answer, Progress
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class Turns:
         self._opened: Counter[int] = Counter()
         self._moved = time.monotonic()
         self._places: dict[object, asyncio.Future[None] | None] = {}
-        self._closed: Callable[[], Problem] | None = None
+        self._closed: Callable[[], ServiceError] | None = None
 
     @property
     def idle(self) -> bool:
@@ -86,7 +86,7 @@ class Turns:
         """Wait for the turn of a training call; an Answer, where it was done before. `ended` is called after the turn.
 
         Raises:
-            Problem: sequence_conflict, answer_expired, sequence_gap, deadline, or what the turns were closed with.
+            ServiceError: sequence_conflict, answer_expired, sequence_gap, deadline, or what the turns were closed with.
         """
 
         def attempt() -> Hold | Answer | None:
@@ -120,7 +120,7 @@ class Turns:
         """Wait until the call of this number is near.
 
         Raises:
-            Problem: sequence_gap, deadline, or what the turns were closed with.
+            ServiceError: sequence_gap, deadline, or what the turns were closed with.
         """
         await self._when(lambda: self.near(sequence) or None, deadline, sequence)
 
@@ -128,7 +128,7 @@ class Turns:
         """Wait until no call has the model, and have it.
 
         Raises:
-            Problem: deadline, or what the turns were closed with.
+            ServiceError: deadline, or what the turns were closed with.
         """
         return await self._when(lambda: self._grant(lambda: None) if self._hold is None else None, deadline, None)
 
@@ -136,11 +136,11 @@ class Turns:
         """Wait until the call of this number has been done.
 
         Raises:
-            Problem: sequence_gap, deadline, or what the turns were closed with.
+            ServiceError: sequence_gap, deadline, or what the turns were closed with.
         """
         await self._when(lambda: self._progress().sequence >= sequence or None, deadline, sequence + 1)
 
-    def close(self, problem: Callable[[], Problem]) -> None:
+    def close(self, problem: Callable[[], ServiceError]) -> None:
         """Refuse all that wait and all that come. The call that has the model keeps it."""
         self._closed = problem
         self._wake()
@@ -207,8 +207,8 @@ def _set(woken: asyncio.Future[None]) -> None:
         woken.set_result(None)
 
 
-def _gap(done: int, sequence: int) -> Problem:
-    return Problem(
+def _gap(done: int, sequence: int) -> ServiceError:
+    return ServiceError(
         "sequence_gap",
         f"{done} calls are done and the next is {done + 1}; it did not come in time for call {sequence}: "
         f"send the calls from {done + 1} on",
@@ -216,6 +216,6 @@ def _gap(done: int, sequence: int) -> Problem:
     )
 
 
-def _late(done: int, running: int | None) -> Problem:
+def _late(done: int, running: int | None) -> ServiceError:
     state = f"call {running} is running" if running is not None else "the model is busy"
-    return Problem("deadline", f"the deadline passed before the call could begin: {done} calls are done, {state}")
+    return ServiceError("deadline", f"the deadline passed before the call could begin: {done} calls are done, {state}")

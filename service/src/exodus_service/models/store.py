@@ -21,7 +21,7 @@ import torch
 
 from exodus_core.network import Description
 from exodus_core.training import Trainer
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.models import model_spec
 from exodus_service.models.forward_contexts import Contexts
 from exodus_service.models.keyed_tasks import Moves
@@ -75,13 +75,12 @@ class Store:
         self._threads = ThreadPoolExecutor(2, "exodus-store")
         # By itself, so that no call that trains a model waits for a model to be made.
         self._maker = ThreadPoolExecutor(1, "exodus-store-maker")
-        self._retry_after = {"Retry-After": str(settings.retry_after_s)}
         self._bounds = Bounds(settings.answer_bytes, settings.sequence_wait_s, settings.max_queue)
         self.contexts = Contexts(settings.context_bytes, settings.context_ttl_s, least=_AROUND_CONTEXT)
         self._disk: StateDir | None = None
         self._saver: Saver | None = None
         save = None if settings.state_dir is None else self._save
-        self._residents = Residents(settings.models_memory_bytes, self._retry_after, save, self._forget_contexts)
+        self._residents = Residents(settings.models_memory_bytes, save, self._forget_contexts)
         self._moves = Moves()
         self._saved = Saved(None, device)
         self._restoring: set[Key] = set()
@@ -117,7 +116,7 @@ class Store:
         for model in sorted(self._residents, key=lambda model: not model.turns.idle):
             try:
                 await asyncio.wait_for(self._save(model), max(0.0, until - time.monotonic()))
-            except (TimeoutError, OSError, RuntimeError, Problem, GoneError) as error:
+            except (TimeoutError, OSError, RuntimeError, ServiceError, GoneError) as error:
                 reason = str(error) or "the time was over"
                 logger.error("model %s: %s is saved, %d is lost: %s", model.id, model.durable, model.sequence, reason)
         for threads in (self._threads, self._maker, self._own):
@@ -158,12 +157,14 @@ class Store:
             deadline: a time.monotonic() value; what has not begun by then is not done.
 
         Raises:
-            Problem: invalid, too_large, model_exists, storage_full, out_of_memory, queue_full, deadline.
+            ServiceError: invalid, too_large, model_exists, storage_full, out_of_memory, queue_full, deadline.
         """
         if id is None:
             id = model_spec.new_id()
         if not isinstance(id, str) or not model_spec.is_id(id):
-            raise Problem("invalid", f"/params/id: expected 1 to 64 letters, digits, - and _, got {str(id)[:100]!r}")
+            raise ServiceError(
+                "invalid", f"/params/id: expected 1 to 64 letters, digits, - and _, got {str(id)[:100]!r}"
+            )
         planned = partial(
             model_spec.plan,
             owner,
@@ -184,7 +185,7 @@ class Store:
         """The owner's model of this id, which stays in memory while the block is. Loads it where it had left.
 
         Raises:
-            Problem: not_found; out_of_memory, queue_full: there is no room for it; internal_error: no state is sound.
+            ServiceError: not_found; out_of_memory, queue_full: no room for it; internal_error: no state is sound.
         """
         key = (owner, id)
         while (model := self._residents.get(key)) is None:
@@ -195,7 +196,7 @@ class Store:
             yield model
 
     async def info(self, owner: str, id: str) -> dict[str, Any]:
-        """What a model is and how far, without loading it. Raises Problem: not_found, internal_error."""
+        """What a model is and how far, without loading it. Raises ServiceError: not_found, internal_error."""
         await self._moves.ended((owner, id))
         model = self._residents.get((owner, id))
         if model is not None:
@@ -214,7 +215,7 @@ class Store:
         """Delete a model with all that was saved of it. A call that runs ends; those that wait get not_found.
 
         Raises:
-            Problem: not_found; storage_full where the disk does not let it.
+            ServiceError: not_found; storage_full where the disk does not let it.
         """
         if not model_spec.is_id(id):
             raise unknown(id)
@@ -224,12 +225,12 @@ class Store:
         """Make the present state durable; returns what is durable then, None where models live in memory alone.
 
         Raises:
-            Problem: storage_full, not_found, draining.
+            ServiceError: storage_full, not_found, draining.
         """
         try:
             await self._save(model)
         except OSError as error:
-            raise Problem("storage_full", f"the state could not be saved: {error}") from error
+            raise ServiceError("storage_full", f"the state could not be saved: {error}") from error
         except GoneError as error:
             raise (unknown(model.id) if model.gone else self._stopping()) from error
         return model.durable
@@ -246,7 +247,7 @@ class Store:
         `off` reads the state on another thread, in place of one of the store's.
 
         Raises:
-            Problem: malformed, state_mismatch, storage_full; nothing has changed then.
+            ServiceError: malformed, state_mismatch, storage_full; nothing has changed then.
         """
         read = partial(model_spec.upload, model, body, self._device)
         del body  # it goes when it is read
@@ -259,7 +260,7 @@ class Store:
     async def _create(self, plan: model_spec.Plan, deadline: float | None) -> Created:
         def build() -> Trainer:
             if deadline is not None and time.monotonic() >= deadline:
-                raise Problem("deadline", "the deadline passed before the model was made")
+                raise ServiceError("deadline", "the deadline passed before the model was made")
             return plan.build(self._device)
 
         header = plan.header
@@ -322,7 +323,7 @@ class Store:
             return model.info()
 
     async def _save(self, model: Model) -> None:
-        """Raises OSError, GoneError, Problem."""
+        """Raises OSError, GoneError, ServiceError."""
         async with model.exclusive():
             if not model.dirty or self._saver is None:
                 return
@@ -330,16 +331,16 @@ class Store:
         await _done(written)
 
     async def _written(self, future: "Future[Any]", refusal: str = "the state could not be saved") -> None:
-        """Wait for the saver. Raises Problem: storage_full; draining: it takes nothing more."""
+        """Wait for the saver. Raises ServiceError: storage_full; draining: it takes nothing more."""
         try:
             await _done(future)
         except OSError as error:
-            raise Problem("storage_full", f"{refusal}: {error}") from error
+            raise ServiceError("storage_full", f"{refusal}: {error}") from error
         except GoneError:
             raise self._stopping() from None
 
-    def _stopping(self) -> Problem:
-        return Problem("draining", "the service is stopping; nothing was changed", headers=self._retry_after)
+    def _stopping(self) -> ServiceError:
+        return ServiceError("draining", "the service is stopping; nothing was changed")
 
     # Small things.
 
@@ -369,7 +370,7 @@ class Store:
         )
         self._restoring.add((model.owner, model.id))
         detail = "a call failed half-way and the model is restored from its last save; send again"
-        model.turns.close(lambda: Problem("not_ready", detail, headers=self._retry_after))
+        model.turns.close(lambda: ServiceError("not_ready", detail))
 
     def _forget_contexts(self, model: Model) -> None:
         self.contexts.forget(model.owner, model.id)
@@ -402,5 +403,5 @@ async def _done(future: "Future[Any]") -> None:
 
 def _again(header: Header, there: Header, info: dict[str, Any]) -> Created:
     if there.origin != header.origin:
-        raise Problem("model_exists", f"the model {header.id!r} exists and was made from something else")
+        raise ServiceError("model_exists", f"the model {header.id!r} exists and was made from something else")
     return Created(info, False)

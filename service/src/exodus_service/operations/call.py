@@ -19,7 +19,7 @@ from exodus_client.wire import JSON_TYPE, Encoded
 from exodus_service.compute.queue import Entry
 from exodus_service.compute.scheduler import DeadlineError, Ticket
 from exodus_service.context import Timings
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.shared_memory import Shared
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class Received:
         return None if math.isinf(self.deadline) else self.deadline
 
     async def within(self, work: Awaitable[T]) -> T:
-        """What comes of the work, unless the deadline passes before. Raises Problem: deadline."""
+        """What comes of the work, unless the deadline passes before. Raises ServiceError: deadline."""
         limit = None if self.due is None else max(0.0, self.due - time.monotonic())
         try:
             async with asyncio.timeout(limit) as timeout:
@@ -67,7 +67,7 @@ class Received:
                 raise
         except DeadlineError:
             pass
-        raise Problem("deadline", "the deadline passed before the result was there")
+        raise ServiceError("deadline", "the deadline passed before the result was there")
 
     async def aside(self, work: Callable[[], T], threads: Executor = _HELPERS) -> T:
         """`within` for work on a helper thread, which is not done where it has not begun.

@@ -11,7 +11,7 @@ from exodus_client.wire import Encoded, Message, Tensor, encode
 from exodus_core.losses import Loss
 from exodus_service.compute.error_mapping import pointed, translated
 from exodus_service.engine import Engine
-from exodus_service.errors import Problem, invalid
+from exodus_service.errors import ServiceError, invalid
 from exodus_service.models.model import Model
 from exodus_service.operations.call import Received, Reply, owned
 from exodus_service.operations.inputs import Early, Opened, foreseen, parsed_loss, refusal, scalars
@@ -20,7 +20,7 @@ from exodus_service.operations.train import Kept
 
 
 async def forward(engine: Engine, id: str, received: Received) -> Reply:
-    """Make a forward call. Raises Problem."""
+    """Make a forward call. Raises ServiceError."""
     async with AsyncExitStack() as stack:
         model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
         prepare = partial(ForwardCall.prepare, engine, model, received)
@@ -31,11 +31,11 @@ async def forward(engine: Engine, id: str, received: Received) -> Reply:
 
 
 class ForwardCall:
-    """A checked call. Making it raises Problem, WireError."""
+    """A checked call. Making it raises ServiceError, WireError."""
 
     @classmethod
     def prepare(cls, engine: Engine, model: Model, received: Received) -> "ForwardCall | Early":
-        """Unpack and check a call, unless it has to wait for another. Raises Problem, WireError, QueueFullError."""
+        """Unpack and check a call, unless it waits for another. Raises ServiceError, WireError, QueueFullError."""
         after = foreseen(received, "after", engine.limits)
         if after is not None and after > model.sequence:
             return Early(after)
@@ -68,12 +68,12 @@ class ForwardCall:
         received.timings.decode += time.perf_counter() - started
 
     def run(self) -> Encoded:
-        """The answer; on the thread that computes. Raises Problem, WireError."""
+        """The answer; on the thread that computes. Raises ServiceError, WireError."""
         clock, spent = time.perf_counter, self._received.timings
         began = clock()
         spent.queue = began - self._received.queued_at - spent.decode
         if self._model.broken:
-            raise Problem("not_ready", "a call before this one failed half-way", headers=self._engine.retry_after)
+            raise ServiceError("not_ready", "a call before this one failed half-way")
         trainer = self._model.trainer
         params: dict[str, Any] = {"sequence": self._model.sequence, "durable": self._model.durable}
         kept: Kept | None = None
@@ -114,6 +114,6 @@ class ForwardCall:
         nbytes = kept.forward.nbytes + self._model.network.graph(self._inputs.shape[1])
         try:
             return contexts.put(self._received.owner, kept, nbytes, self._model.id)
-        except Problem as problem:
+        except ServiceError as problem:
             expected = f"at most {contexts.max_bytes} bytes of contexts"
             raise pointed(problem, "/params/context", expected, f"{nbytes} bytes") from None

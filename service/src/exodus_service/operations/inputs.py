@@ -20,7 +20,7 @@ from exodus_core.fields import DescriptionError
 from exodus_core.network import Description
 from exodus_core.training import NonFiniteError
 from exodus_service.decoding import open_body
-from exodus_service.errors import Fault, Problem, invalid
+from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.gradients.operands import Operands
 from exodus_service.gradients.params import parse
 from exodus_service.operations.call import Received
@@ -60,7 +60,7 @@ class Opened:
         received.timings.decode += time.perf_counter() - started
 
     def params(self, model: type[Params]) -> Params:
-        """The parameters, checked. Raises Problem: invalid."""
+        """The parameters, checked. Raises ServiceError: invalid."""
         return parse(model, self.message.params)
 
     def digest(self, operation: str) -> str:
@@ -72,7 +72,7 @@ class Opened:
     def input(self, network: Description, max_activation_bytes: int, *, training: bool) -> torch.Tensor:
         """The tensor `input`, shape (batch, time, *input_shape), of a pass with or without a backward pass.
 
-        Raises Problem: invalid, too_large.
+        Raises ServiceError: invalid, too_large.
         """
         tensor = self._present("input")
         wanted = network.input_shape
@@ -85,11 +85,11 @@ class Opened:
             expected = f"a batch that takes at most {max_activation_bytes} bytes (EXODUS_MAX_ACTIVATION_BYTES)"
             got = f"{list(tensor.shape)}, which takes up to {nbytes}"
             detail = f"tensor 'input': expected {expected}, got {got}"
-            raise Problem("too_large", detail, (Fault(f"{tensor.pointer}/shape", expected, got),))
+            raise ServiceError("too_large", detail, (Fault(f"{tensor.pointer}/shape", expected, got),))
         return self.take("input")
 
     def outputs_gradient(self, shape: tuple[int, ...] | None) -> torch.Tensor:
-        """The tensor `grad_output`, of the shape of the outputs where that is known. Raises Problem: invalid."""
+        """The tensor `grad_output`, of the shape of the outputs where that is known. Raises ServiceError: invalid."""
         tensor = self._present("grad_output")
         if shape is not None and tensor.shape != shape:
             expected = f"{list(shape)}, that of the outputs"
@@ -97,7 +97,7 @@ class Opened:
         return self.operands.take_float("grad_output")
 
     def flat(self, name: str, network: Description) -> torch.Tensor:
-        """A tensor that has an element for each parameter of the network. Raises Problem: invalid."""
+        """A tensor that has an element for each parameter of the network. Raises ServiceError: invalid."""
         tensor = self._present(name)
         count = network.nbytes // network.itemsize
         if tensor.shape != (count,):
@@ -131,26 +131,26 @@ def foreseen(received: Received, name: str, limits: Limits) -> int | None:
 
 
 def parsed_loss(given: Any) -> losses.Loss:
-    """The loss of a call. Raises Problem: invalid."""
+    """The loss of a call. Raises ServiceError: invalid."""
     try:
         return losses.parse(given)
     except DescriptionError as error:
         raise invalid(f"/params/loss{error.pointer}", error.expected, error.got) from error
 
 
-def refusal(error: ValueError | TypeError, operands: Operands) -> Problem:
+def refusal(error: ValueError | TypeError, operands: Operands) -> ServiceError:
     """What exodus_core refuses of the tensors of a call, pointed at."""
     if isinstance(error, NonFiniteError):
         fault = Fault("/tensors", "a finite loss and finite gradients", f"{error.value} as {error.what}")
-        return Problem("non_finite", f"{error}; nothing was changed", (fault,))
+        return ServiceError("non_finite", f"{error}; nothing was changed", (fault,))
     if isinstance(error, DescriptionError):
         name = error.pointer.removeprefix("/")
         # The outputs are the network's own: it is the loss that does not fit them.
         pointer = operands.pointer(name) if name in operands else "/params/loss"
         detail = f"{name}: expected {error.expected}, got {error.got}"
-        return Problem("invalid", detail, (Fault(pointer, error.expected, error.got),))
+        return ServiceError("invalid", detail, (Fault(pointer, error.expected, error.got),))
     expected, _, got = str(error).partition(", got ")
-    return Problem("invalid", str(error), (Fault("/tensors", expected, got),))
+    return ServiceError("invalid", str(error), (Fault("/tensors", expected, got),))
 
 
 def scalars(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:

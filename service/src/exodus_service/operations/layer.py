@@ -14,7 +14,7 @@ import torch
 from exodus_client.wire import Encoded, Message, Tensor, encode
 from exodus_service.compute.error_mapping import pointed, translated
 from exodus_service.engine import Engine
-from exodus_service.errors import Problem, invalid
+from exodus_service.errors import ServiceError, invalid
 from exodus_service.gradients.computation import Computation, Loss, Results, Source, Synapses, prepare_neurons
 from exodus_service.gradients.operands import Operands
 from exodus_service.gradients.params import Params
@@ -43,12 +43,12 @@ class KeptLayer:
 
 
 async def forward(engine: Engine, received: Received) -> Reply:
-    """The forward pass. Raises Problem."""
+    """The forward pass. Raises ServiceError."""
     return await _computed(engine, received, partial(_forward, engine, received))
 
 
 async def backward(engine: Engine, received: Received) -> Reply:
-    """The backward pass. Raises Problem."""
+    """The backward pass. Raises ServiceError."""
     return await _computed(engine, received, partial(_backward, engine, received))
 
 
@@ -86,7 +86,7 @@ def _forward(engine: Engine, received: Received) -> Encoded:
     contexts = engine.store.contexts
     try:
         handle = contexts.put(received.owner, kept, kept.nbytes)
-    except Problem as problem:
+    except ServiceError as problem:
         expected = f"at most {contexts.max_bytes} bytes of contexts"
         raise pointed(problem, "/tensors", expected, f"{kept.nbytes} bytes") from None
     about = {"context": handle, "expires_in_s": contexts.ttl, "nbytes": kept.nbytes, "device": str(engine.device)}
@@ -103,7 +103,7 @@ def _backward(engine: Engine, received: Received) -> Encoded:
     params = opened.params(LayerBackwardParams)
     kept = kept_context(engine, received.owner, params.context, "")
     if not isinstance(kept, KeptLayer):
-        raise Problem("context_expired", "the context is not one of a layer")
+        raise ServiceError("context_expired", "the context is not one of a layer")
     computation, membrane = kept.computation, kept.membrane
     operands = Operands(opened.message, engine.device)
     output, on_membrane = (

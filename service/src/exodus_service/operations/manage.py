@@ -14,7 +14,7 @@ from exodus_core.network import Description
 from exodus_service.compute.error_mapping import pointed, translated
 from exodus_service.decoding import JSON_GROWTH
 from exodus_service.engine import Engine
-from exodus_service.errors import Fault, Problem, invalid
+from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.models.model_spec import require_size
 from exodus_service.models.storage.state_file import MEDIA_TYPE, StateFileError, header_bytes
 from exodus_service.operations.call import Received, Reply
@@ -31,7 +31,7 @@ _SLOTS, _BESIDE_STATE = 6, 1024 * 1024
 
 
 async def create(engine: Engine, received: Received) -> Reply:
-    """Make a model, or find the one that the same call has made. Raises Problem."""
+    """Make a model, or find the one that the same call has made. Raises ServiceError."""
     prepare = partial(_prepare, engine, received)
     prepared = received.aside(partial(translated, prepare, engine.device), engine.store.maker)
     opened, params, network, weights = await prepared
@@ -48,7 +48,7 @@ async def create(engine: Engine, received: Received) -> Reply:
     )
     try:
         created = await received.within(made)
-    except Problem as problem:
+    except ServiceError as problem:
         if problem.code != "model_exists":
             raise
         expected = "the id of no model, or what that model was made from"
@@ -58,7 +58,7 @@ async def create(engine: Engine, received: Received) -> Reply:
 
 
 async def save(engine: Engine, id: str, received: Received) -> Reply:
-    """Make the present state durable. Raises Problem."""
+    """Make the present state durable. Raises ServiceError."""
     async with AsyncExitStack() as stack:
         model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
         durable = await received.within(engine.store.save(model))
@@ -66,7 +66,7 @@ async def save(engine: Engine, id: str, received: Received) -> Reply:
 
 
 async def download(engine: Engine, id: str, received: Received) -> Reply:
-    """The present state as a file. Raises Problem."""
+    """The present state as a file. Raises ServiceError."""
     async with AsyncExitStack() as stack:
         model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
         received.ticket.reserve(model.nbytes)
@@ -77,7 +77,7 @@ async def download(engine: Engine, id: str, received: Received) -> Reply:
 
 
 async def upload(engine: Engine, id: str, received: Received) -> Reply:
-    """Go on from a state that was downloaded. Raises Problem."""
+    """Go on from a state that was downloaded. Raises ServiceError."""
     async with AsyncExitStack() as stack:
         model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
         unpack = partial(_unpack_state, received, model.network)
@@ -94,7 +94,7 @@ def largest_state(engine: Engine) -> int:
 
 
 def _unpack_state(received: Received, network: Description) -> None:
-    """Put the state in the place of the body that it came in. Raises Problem, WireError, QueueFullError."""
+    """Put the state in the place of the body that it came in. Raises ServiceError, WireError, QueueFullError."""
     # As many bytes as its weights are its gradients, and each of what an optimiser and batch norms keep for a weight.
     limits = Limits(max_bytes=_SLOTS * network.nbytes + _BESIDE_STATE)
 
@@ -104,17 +104,17 @@ def _unpack_state(received: Received, network: Description) -> None:
     body = decompress(received.body, received.content_encoding, limits=limits, reserve=reserve)
     if len(body) > limits.max_bytes:
         expected, got = f"at most {limits.max_bytes} bytes, as many as a state of this model has", f"{len(body)} bytes"
-        raise Problem("too_large", f"the body: expected {expected}, got {got}", (Fault("", expected, got),))
+        raise ServiceError("too_large", f"the body: expected {expected}, got {got}", (Fault("", expected, got),))
     try:
         header = header_bytes(body)
     except StateFileError as error:
-        raise Problem("malformed", str(error)) from error
+        raise ServiceError("malformed", str(error)) from error
     received.ticket.reserve(_COPIES * len(body) + JSON_GROWTH * header)
     received.content_encoding, received.body = None, memoryview(body)
 
 
 def _prepare(engine: Engine, received: Received) -> tuple[Opened, CreateParams, Description, torch.Tensor | None]:
-    """Unpack and check a call, as far as the store does not. Raises Problem, WireError."""
+    """Unpack and check a call, as far as the store does not. Raises ServiceError, WireError."""
     opened = Opened(received, engine.limits)
     params = opened.params(CreateParams)
     _require_short(params.network, engine.settings)
@@ -130,7 +130,7 @@ def _prepare(engine: Engine, received: Received) -> tuple[Opened, CreateParams, 
 
 
 def _require_short(network: dict[str, Any], settings: Settings) -> None:
-    """Bound the work that a description makes, before it is read. Raises Problem: too_large."""
+    """Bound the work that a description makes, before it is read. Raises ServiceError: too_large."""
     layers = network.get("layers")
     count = len(layers) if isinstance(layers, list) else 0
     nbytes = len(msgpack.packb(network))
@@ -143,7 +143,7 @@ def _require_short(network: dict[str, Any], settings: Settings) -> None:
         return
     pointer = f"/params/network{pointer}"
     fault = Fault(pointer, f"at most {most}", got)
-    raise Problem("too_large", f"{pointer}: expected at most {most}, got {got}", (fault,))
+    raise ServiceError("too_large", f"{pointer}: expected at most {most}, got {got}", (fault,))
 
 
 def _require_room_for_answers(network: Description, limits: Limits) -> None:
@@ -154,4 +154,4 @@ def _require_room_for_answers(network: Description, limits: Limits) -> None:
         expected = f"a description of at most {limits.max_header_bytes - _BESIDE} bytes with all its defaults"
         got = f"one of {nbytes - _BESIDE} bytes"
         fault = Fault("/params/network/layers", expected, got)
-        raise Problem("too_large", f"/params/network/layers: expected {expected}, got {got}", (fault,))
+        raise ServiceError("too_large", f"/params/network/layers: expected {expected}, got {got}", (fault,))

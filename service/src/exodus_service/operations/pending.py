@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.operations.call import Received, Reply
 
 logger = logging.getLogger(__name__)
@@ -65,10 +65,10 @@ class Requests:
         return id
 
     def find(self, owner: str, id: str) -> Pending:
-        """The owner's call of this id. Raises Problem: not_found."""
+        """The owner's call of this id. Raises ServiceError: not_found."""
         pending = self._pending.get(id)
         if pending is None or pending.owner != owner:
-            raise Problem("not_found", "there is no such request, or its result is not kept any more")
+            raise ServiceError("not_found", "there is no such request, or its result is not kept any more")
         return pending
 
     def lend(self, pending: Pending) -> Callable[[], None]:
@@ -80,12 +80,12 @@ class Requests:
         """Withdraw a call that has not begun, or let go of the result of one that has ended.
 
         Raises:
-            Problem: not_found; running: it cannot be stopped.
+            ServiceError: not_found; running: it cannot be stopped.
         """
         pending = self.find(owner, id)
         if not pending.task.done():
             if not pending.stoppable or not pending.received.ticket.stop():
-                raise Problem("running", "the call has begun and goes on to its end; its result will be kept")
+                raise ServiceError("running", "the call has begun and goes on to its end; its result will be kept")
             pending.task.cancel()
         self._forget(id)
 
@@ -97,7 +97,7 @@ class Requests:
 
     def _ended(self, id: str, pending: Pending) -> None:
         error = None if pending.task.cancelled() else pending.task.exception()
-        if error is not None and not isinstance(error, Problem):
+        if error is not None and not isinstance(error, ServiceError):
             logger.error("%s failed", pending.path, exc_info=error, extra={"fields": {"request": pending.request_id}})
         if self._pending.get(id) is not pending:
             return

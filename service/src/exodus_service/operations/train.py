@@ -18,7 +18,7 @@ from exodus_core.losses import Loss
 from exodus_core.training import ContextStaleError, Forward, Trainer
 from exodus_service.compute.error_mapping import pointed, translated
 from exodus_service.engine import Engine
-from exodus_service.errors import Fault, Problem, invalid
+from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.models.model import Answer, Model, Turn
 from exodus_service.operations.call import Received, Reply
 from exodus_service.operations.inputs import Early, Opened, foreseen, parsed_loss, refusal
@@ -56,7 +56,7 @@ class Kept:
 
 
 async def train(engine: Engine, operation: Operation, id: str, received: Received) -> Reply:
-    """Make a training call. Raises Problem."""
+    """Make a training call. Raises ServiceError."""
     async with AsyncExitStack() as stack:
         model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
         prepare = partial(TrainingCall.prepare, engine, operation, model, received)
@@ -98,7 +98,7 @@ class TrainingCall:
 
     @classmethod
     def prepare(cls, engine: Engine, operation: Operation, model: Model, received: Received) -> "TrainingCall | Early":
-        """Unpack and check a call, unless its turn is not near. Raises Problem, WireError, QueueFullError."""
+        """Unpack and check a call, unless its turn is not near. Raises ServiceError, WireError, QueueFullError."""
         number = foreseen(received, "sequence", engine.limits)
         if number is not None and not model.near(number):
             return Early(number)
@@ -119,7 +119,7 @@ class TrainingCall:
         return call
 
     def run(self, turn: Turn) -> Encoded:
-        """Do the call, and record it with its answer; on the thread that computes. Raises Problem, WireError."""
+        """Do the call, and record it with its answer; on the thread that computes. Raises ServiceError, WireError."""
         clock, spent = time.perf_counter, self.received.timings
         began = clock()
         spent.queue = began - self.received.queued_at - spent.decode
@@ -127,7 +127,7 @@ class TrainingCall:
         try:
             metrics, norms, gradients = self._compute(model)
         except ContextStaleError as error:
-            raise Problem(
+            raise ServiceError(
                 "context_stale",
                 f"{error}; send the inputs again",
                 (Fault("/params/context", "one of the present weights", "one of earlier weights"),),
@@ -185,7 +185,7 @@ class TrainingCall:
         if self.received.content_type == JSON_TYPE and self.params.gradients and count > most:
             expected, got = f"at most {most} numbers in JSON; use msgpack", f"{count} gradients"
             detail = f"/params/gradients: expected {expected}, got {got}"
-            raise Problem("too_large", detail, (Fault("/params/gradients", expected, got),))
+            raise ServiceError("too_large", detail, (Fault("/params/gradients", expected, got),))
 
     def _compute(self, model: Model) -> tuple[Metrics, dict[str, float], torch.Tensor | None]:
         """Metrics, norms, and the gradients where they are asked for."""
@@ -225,11 +225,11 @@ class TrainingCall:
         return {SAMPLES: float(forward.outputs.shape[0])}, trainer.backward(forward, self.grad_output, **finite)
 
     def _forward(self, model: Model) -> Forward:
-        """The forward pass of the context. Raises Problem: context_expired, invalid."""
+        """The forward pass of the context. Raises ServiceError: context_expired, invalid."""
         handle = self.params.context
         kept = kept_context(self.engine, self.received.owner, handle, model.id)
         if not isinstance(kept, Kept) or kept.trainer is not model.trainer:
-            raise expired(Problem("context_expired", "the context is not one of the present model"), handle)
+            raise expired(ServiceError("context_expired", "the context is not one of the present model"), handle)
         shape = tuple(kept.forward.outputs.shape)
         assert self.grad_output is not None
         if self.grad_output.shape != shape:
@@ -239,13 +239,13 @@ class TrainingCall:
 
 
 def kept_context(engine: Engine, owner: str, handle: str, group: str) -> object:
-    """What a handle of a caller stands for. Raises Problem: context_expired."""
+    """What a handle of a caller stands for. Raises ServiceError: context_expired."""
     try:
         return engine.store.contexts.get(owner, handle, group)
-    except Problem as problem:
+    except ServiceError as problem:
         raise expired(problem, handle) from None
 
 
-def expired(problem: Problem, handle: str) -> Problem:
+def expired(problem: ServiceError, handle: str) -> ServiceError:
     """The problem, pointing at the context."""
     return pointed(problem, "/params/context", "a context that is kept", repr(handle[:64]))

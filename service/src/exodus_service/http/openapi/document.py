@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from exodus_client.wire import DTYPES, JSON_TYPE, SEGMENT_TYPE
-from exodus_service.errors import KINDS, MEDIA_TYPE, Category
+from exodus_service.errors import Code
 from exodus_service.gradients.params import Params
 from exodus_service.http.openapi.examples import EXAMPLES
+from exodus_service.http.problem_json import KINDS, MEDIA_TYPE, Category
 
 Document = dict[str, Any]
 
@@ -104,7 +105,7 @@ def reference(model: type[BaseModel]) -> Document:
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
-def responses_of(*codes: str, status: int = 200) -> dict[int | str, Document]:
+def responses_of(*codes: Code, status: int = 200) -> dict[int | str, Document]:
     """The responses of a route: success, and what can go wrong."""
     responses: dict[int | str, Document] = {status: {"headers": HEADERS}}
     for code in codes:
@@ -158,7 +159,7 @@ def answer_of(model: type[BaseModel]) -> Document:
 
 
 #: What any request with a body may meet.
-BODY_CODES = (
+BODY_CODES: tuple[Code, ...] = (
     "malformed", "unauthorized", "forbidden", "body_timeout", "segment_gone", "length_required", "too_large",
     "unsupported", "invalid", "queue_full", "internal_error", "not_ready", "draining", "deadline", "out_of_memory",
 )  # fmt: skip

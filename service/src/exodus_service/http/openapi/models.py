@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from starlette.responses import Response
 
 from exodus_client.wire import JSON_TYPE
+from exodus_service.errors import Code
 from exodus_service.http.openapi import document
 from exodus_service.http.openapi import model_examples as examples
 from exodus_service.http.openapi.document import BINARY, BODY_CODES, Document, JsonTensor
@@ -114,9 +115,9 @@ def _message(name: str, params: type[BaseModel]) -> type[BaseModel]:
     return made
 
 
-_CALLER = ("unauthorized", "forbidden", "internal_error", "not_ready", "draining")
-_MODEL = (*BODY_CODES, "not_found")
-_TRAINING = (
+_CALLER: tuple[Code, ...] = ("unauthorized", "forbidden", "internal_error", "not_ready", "draining")
+_MODEL: tuple[Code, ...] = (*BODY_CODES, "not_found")
+_TRAINING: tuple[Code, ...] = (
     *_MODEL, "sequence_conflict", "sequence_gap", "context_stale", "context_expired", "answer_expired", "non_finite",
 )  # fmt: skip
 
@@ -148,7 +149,7 @@ def _route(responses: dict[int | str, Document], extra: Document | None = None, 
     return {"responses": responses, "response_class": Response, "status_code": status, "openapi_extra": extra}
 
 
-def _call(name: str, params: type[BaseModel], info: type[BaseModel], shown: Document, *codes: str) -> dict[str, Any]:
+def _call(name: str, params: type[BaseModel], info: type[BaseModel], shown: Document, *codes: Code) -> dict[str, Any]:
     """A route that takes a message and answers with one."""
     request, answer = _message(f"{name}Request", params), _message(f"{name}Answer", info)
     responses = document.responses_of(*codes)
@@ -157,7 +158,7 @@ def _call(name: str, params: type[BaseModel], info: type[BaseModel], shown: Docu
     return _route(responses, document.request_of(request, shown, _PREFER))
 
 
-def _json(info: type[BaseModel] | None, *codes: str, status: int = 200) -> dict[str, Any]:
+def _json(info: type[BaseModel] | None, *codes: Code, status: int = 200) -> dict[str, Any]:
     """A route that takes no message and answers in JSON, or with nothing."""
     responses = document.responses_of(*codes, status=status)
     if info is not None:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from exodus_client.wire import Encoded
 from exodus_service.compute.scheduler import DeadlineError
 from exodus_service.engine import Engine
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.gradients.params import Method
 from exodus_service.gradients.request import Exchange
 from exodus_service.http.admission import admission, receive
@@ -88,5 +88,5 @@ async def _outcome(future: Future[Encoded], receive: Receive, deadline: float) -
         left.cancel()
         computed.cancel()
     if left in done:
-        raise Problem("client_disconnected", "the client left before the result was there")
-    raise Problem("deadline", "the deadline passed before the result was there")
+        raise ServiceError("client_disconnected", "the client left before the result was there")
+    raise ServiceError("deadline", "the deadline passed before the result was there")

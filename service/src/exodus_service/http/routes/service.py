@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
 from exodus_service.engine import Capabilities, Engine, Phase
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.http.openapi import document
 from exodus_service.shared_memory import Segments, SharedMemory
 
@@ -23,7 +23,7 @@ async def shared_memory(request: Request) -> SharedMemory:
     """Where clients of the same user on this machine hand over memory; docs/wire-format.md has the exchange."""
     segments: Segments | None = request.app.state.segments
     if segments is None:
-        raise Problem("not_found", "shared memory is off on this service; EXODUS_SHARED_MEMORY=1 turns it on")
+        raise ServiceError("not_found", "shared memory is off on this service; EXODUS_SHARED_MEMORY=1 turns it on")
     return SharedMemory(socket=segments.socket_name)
 
 
@@ -39,5 +39,5 @@ async def ready(request: Request) -> JSONResponse:
     engine: Engine = request.app.state.engine
     engine.require_ready()
     if engine.phase is Phase.DRAINING:
-        raise Problem("draining", "the service is stopping; send new requests elsewhere", headers=engine.retry_after)
+        raise ServiceError("draining", "the service is stopping; send new requests elsewhere")
     return JSONResponse({"status": "ready"})

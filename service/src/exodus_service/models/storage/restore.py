@@ -12,7 +12,7 @@ from exodus_core import network as networks
 from exodus_core.fields import DescriptionError
 from exodus_core.network import Description
 from exodus_core.training import StateError, Trainer, parse_optimizer
-from exodus_service.errors import Problem
+from exodus_service.errors import ServiceError
 from exodus_service.models.model_info import description, footprint
 from exodus_service.models.model_spec import is_id, new_trainer, settle
 from exodus_service.models.progress import Progress
@@ -77,14 +77,14 @@ class Saved:
         self._device = device
 
     def has(self, owner: str, id: str) -> bool:
-        """True if there is something of a model, readable or not. Raises Problem: internal_error."""
+        """True if there is something of a model, readable or not. Raises ServiceError: internal_error."""
         try:
             return self._disk is not None and is_id(id) and self._disk.has(owner, id)
         except OSError as error:
             raise _unreadable(id, error) from error
 
     def find(self, owner: str, id: str) -> Found:
-        """Look a model up. Raises Problem: not_found, internal_error."""
+        """Look a model up. Raises ServiceError: not_found, internal_error."""
         try:
             manifest = self._disk.newest(owner, id) if self._disk is not None and is_id(id) else None
         except (CheckpointError, OSError) as error:
@@ -105,12 +105,12 @@ class Saved:
                 continue
             try:
                 found.append(self.find(owner, entry.id))
-            except Problem as problem:
+            except ServiceError as problem:
                 logger.error("model %s is not listed: %s", entry.id, problem.detail)
         return found
 
     def load(self, found: Found) -> Loaded:
-        """Read the newest state that is sound. Raises Problem: internal_error where none is."""
+        """Read the newest state that is sound. Raises ServiceError: internal_error where none is."""
         assert self._disk is not None
         owner, id = found.header.owner, found.header.id
         try:
@@ -132,10 +132,10 @@ class Saved:
         return Loaded(header, trainer, Progress.unpack(sequence, checkpoint.answers), damage if aside else None)
 
 
-def unknown(id: str) -> Problem:
+def unknown(id: str) -> ServiceError:
     """The answer to who asks for a model that is not there, or not theirs."""
-    return Problem("not_found", f"there is no model {str(id)[:64]!r}")
+    return ServiceError("not_found", f"there is no model {str(id)[:64]!r}")
 
 
-def _unreadable(id: str, error: CheckpointError | DescriptionError | StateError | OSError) -> Problem:
-    return Problem("internal_error", f"no saved state of the model {id!r} can be read: {error}")
+def _unreadable(id: str, error: CheckpointError | DescriptionError | StateError | OSError) -> ServiceError:
+    return ServiceError("internal_error", f"no saved state of the model {id!r} can be read: {error}")
