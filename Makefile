@@ -50,8 +50,7 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy exodus_core/src client/src service/src
-	$(BIN)/mypy --exclude benchmarks/remote benchmarks examples
-	$(BIN)/mypy --explicit-package-bases -p benchmarks.remote
+	$(BIN)/mypy benchmarks examples tools tests/e2e tests/benchmarks tests/test_walls.py
 
 format: setup ## let ruff format the code
 	$(BIN)/ruff check --fix
@@ -67,10 +66,10 @@ bench-remote: setup ## a training step on the server against the step in process
 	$(BIN)/python -m benchmarks.remote $(if $(QUICK),--quick)
 
 chaos: setup ## train while the server is killed and the network fails; writes docs/reliability.md; QUICK=1 for a part, SEED=N to repeat one
-	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--markdown docs/reliability.md)
+	$(BIN)/python -m tools.chaos $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--markdown docs/reliability.md)
 
 exactness: setup ## kernels against autograd in float64, every setting; writes docs/exactness.md; QUICK=1 for a short run, SEED=N to repeat one
-	$(BIN)/python benchmarks/exactness.py $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--markdown docs/exactness.md)
+	$(BIN)/python -m tools.exactness $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--markdown docs/exactness.md)
 
 # --capture=sys: what a sanitizer says as it ends the program must reach the terminal.
 UNDER_SANITIZERS = ASAN_OPTIONS=detect_leaks=0 \
@@ -104,7 +103,7 @@ cuda-emulate: $(EMULATED) ## the CUDA kernels on the CPU, under sanitizers, in s
 			PYTHONPATH=build/emulate/lib $(BIN)/pytest $(SANITIZED_TESTS) \
 			-k "not compiles and not instruction_set $(if $(QUICK),and (any_axis or empty or edge or overflows))" || exit 1; \
 	done
-	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python benchmarks/exactness.py --quick --seed 0 \
+	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python -m tools.exactness --quick --seed 0 \
 		> build/emulate/exactness.txt || (cat build/emulate/exactness.txt; exit 1)
 	tail -7 build/emulate/exactness.txt
 
@@ -114,13 +113,13 @@ $(VENV)/.cuda-tools: requirements-cuda.txt $(VENV)/.installed
 	@touch $@
 
 cuda-check: $(VENV)/.cuda-tools ## compile the kernels for every architecture, check their budgets; writes docs/cuda-kernels.md
-	$(BIN)/python benchmarks/cuda_check.py $(if $(QUICK),--quick,--markdown docs/cuda-kernels.md)
+	$(BIN)/python -m tools.cuda.check $(if $(QUICK),--quick,--markdown docs/cuda-kernels.md)
 
 cuda-work: $(EMULATED) $(VENV)/.cuda-tools ## count the kernels' memory traffic, compute times from it; writes docs/cuda-roofline.md
-	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python benchmarks/cuda_work.py --markdown docs/cuda-roofline.md
+	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python -m tools.cuda.work --markdown docs/cuda-roofline.md
 
 gpu-check: setup ## on a machine with a GPU: the tests on the device, compute-sanitizer, times; writes gpu-report.md
-	$(BIN)/python benchmarks/gpu_check.py $(if $(QUICK),--quick)
+	$(BIN)/python -m tools.gpu_check $(if $(QUICK),--quick)
 
 peers: setup ## install the libraries that the tests compare with
 	$(PIP) install --quiet --no-deps --requirement requirements-peers.txt
@@ -142,4 +141,4 @@ image-lock: ## pin what PyTorch's CUDA build brings along in docker/gpu.lock, wh
 		--no-header --no-annotate --constraint build/constraints.txt --output-file docker/gpu.lock -
 
 image-check: setup ## build and use the image without a container engine, as root; TARGET=gpu for the other one
-	docker/image-check.sh $(TARGET)
+	tools/image_check.sh $(TARGET)

@@ -17,7 +17,7 @@ LABELS = np.array([0, 1, 1, 0, 1, 0], np.uint64)
 LAYERS = [{"kind": "linear", "in_features": 4, "out_features": 2, "gain": 3.0}, {"kind": "lif", "alpha": 0.9}]
 #: Where the axis of batches is, of time, and of neurons, by the axis of time.
 ORDERS = {0: (1, 0, 2), 1: (0, 1, 2), -1: (0, 2, 1)}
-LOSSES = {
+LOSSES: dict[str, np.ndarray] = {
     "max_over_time_ce": LABELS,
     "sum_over_time_ce": LABELS,
     "spike_count_mse": COUNTS,
@@ -35,6 +35,7 @@ def test_the_order_of_axes_changes_nothing(client: Client, kind: str) -> None:
         targets = LOSSES[kind].transpose(order) if kind in _PER_STEP else LOSSES[kind]
         result = model.step(X.transpose(order), targets, loss=loss).result(60)
         outputs = model.forward(X.transpose(order)).result(60).outputs
+        assert outputs is not None
         found[time_dim] = result.metrics, result.grad_norms, outputs.transpose(order).tolist()
         client.delete_model(model.id)
     assert found[0] == found[1] == found[-1]

@@ -2,25 +2,24 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import torch
-from chaos import kills, workload
-from chaos.points import Disk
-from chaos.proxy import FAULTS, Proxy
-from chaos.traffic import Message
 
 from exodus_client import LIF, APIConnectionError, Client, Retries
+from tools.chaos import kills, workload
+from tools.chaos.points import Disk
+from tools.chaos.proxy import FAULTS, Proxy
+from tools.chaos.traffic import Message
 
 RETRIES = Retries(count=50, first_delay=0.01, max_delay=0.05)
 
 
 @pytest.fixture
-def membrane() -> Iterator[np.ndarray]:
+def membrane() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((2, 30, 8), np.float32)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_braille_is_split_by_repetition(tmp_path: Path) -> None:
     assert (task.test.spikes[:, :, :12].any(1).nonzero()[:, 1] == task.test.labels).all()
 
 
-def event_arrays(events: list[tuple[int, int, int, int]]) -> tuple[np.ndarray, ...]:
+def event_arrays(events: list[tuple[int, int, int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Arrays of events (microseconds, x, y, polarity), in the types of the file."""
     t, x, y, p = (np.array(values) for values in zip(*events, strict=True))
     return t.astype(np.uint32), x.astype(np.uint8), y.astype(np.uint8), p.astype(np.uint8)
@@ -127,7 +128,7 @@ def test_events_outside_the_image_are_refused(event: tuple[int, int, int, int], 
 
 
 def test_digits_are_split_and_the_last_ones_validate(tmp_path: Path) -> None:
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for part, samples in (("train", 105), ("test", 3)):
         t, x, y, p = event_arrays([(1_000, number % 34, 0, 1) for number in range(samples)])
         arrays |= {f"{part}_t": t, f"{part}_x": x, f"{part}_y": y, f"{part}_p": p}

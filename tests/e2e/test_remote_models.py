@@ -1,7 +1,7 @@
 """Training on the server, over HTTP, against the same training in this process: equal to the bit."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import safetensors.torch
@@ -95,7 +95,7 @@ def test_fifty_steps_over_http_give_the_bits_of_fifty_in_process(
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
-def test_a_state_loads_what_it_gave_scalars_too(client: Client, kind: str) -> None:
+def test_a_state_loads_what_it_gave_scalars_too(client: Client, kind: Literal["numpy", "torch"]) -> None:
     layers = [{"kind": "linear", "in_features": 3, "out_features": 2}, LIF]
     model = client.create_model(layers, optimizer=OPTIMIZERS["adam"])
     weights = model.state_dict(kind)

@@ -1,6 +1,7 @@
 """One model on two services, and layers in two requests, against the same computed here."""
 
 from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_two_servers_train_as_one_trainer_does_and_stay_equal_to_the_bit(servers
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
-def test_both_servers_load_what_one_gave_scalars_too(servers: ShardedClient, kind: str) -> None:
+def test_both_servers_load_what_one_gave_scalars_too(servers: ShardedClient, kind: Literal["numpy", "torch"]) -> None:
     model = servers.create_model(LAYERS, optimizer=ADAM, seed=1)
     weights = model.state_dict(kind)
     assert weights["1.alpha"].shape == ()
@@ -81,7 +82,9 @@ def test_a_part_that_is_refused_leaves_no_trace_in_the_training(servers: Sharded
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("options", [{}, {"trainable": ("alpha", "threshold")}, {"reset": "zero", "stateful": True}])
-def test_a_remote_layer_has_the_bits_of_the_local_one(client: Client, dtype: torch.dtype, options: dict) -> None:
+def test_a_remote_layer_has_the_bits_of_the_local_one(
+    client: Client, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
     found = []
     for layer in (RemoteLIF(client, 0.9, **options).to(dtype), nn.LIF(0.9, **options).to(dtype)):
         torch.manual_seed(0)

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -97,7 +97,7 @@ class Points:
             self.tell(recorded=[turn.model.id, turn.sequence])
             self.reach("call recorded, answer not sent")
 
-        Turn.record = recording  # type: ignore[method-assign]
+        replace(Turn, "record", recording)
         if self._order.point in KERNELS:
             before(Trainer, "step", lambda: self._page.__setitem__(0, SOON))
             name = {"forward": "lif_forward", "backward": "lif_backward"}[self._order.point.split()[-1]]
@@ -121,11 +121,12 @@ class Points:
 
         from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-        send = RequestResponseCycle.send
+        send: Callable[..., Awaitable[None]] = RequestResponseCycle.send
 
         async def sending(cycle: Any, message: Any) -> None:
             if cycle.scope["method"] != "POST" or not cycle.scope["path"].endswith(TRAINING):
-                return await send(cycle, message)
+                await send(cycle, message)
+                return
             if self._order.point == HELD:
                 await asyncio.sleep(3600)
             if message["type"] == "http.response.start":
@@ -142,7 +143,7 @@ class Points:
                 await asyncio.sleep(0.01)
                 self.die("after the answer's last byte")
 
-        RequestResponseCycle.send = sending  # type: ignore[method-assign]
+        replace(RequestResponseCycle, "send", sending)
 
     def _starting(self) -> None:
         from exodus_service.models.storage.restore import Saved
@@ -158,7 +159,7 @@ class Points:
             self.reach("model loaded, call not begun")
             return loaded
 
-        Saved.load = loading  # type: ignore[method-assign]
+        replace(Saved, "load", loading)
 
     def _saving(self) -> None:
         from exodus_service.models.storage import checkpoint
@@ -264,10 +265,10 @@ class Points:
                 remove(path)
 
         remove = checkpoint._remove_quietly
-        checkpoint.os = Os()  # type: ignore[assignment]
-        checkpoint.open = opening  # type: ignore[attr-defined]
-        checkpoint._remove_quietly = removing  # type: ignore[assignment]
-        StateDir.write = writing  # type: ignore[method-assign]
+        replace(checkpoint, "os", Os())
+        replace(checkpoint, "open", opening)
+        replace(checkpoint, "_remove_quietly", removing)
+        replace(StateDir, "write", writing)
         before(Catalogue, "put", lambda: reach("the index, before"))
         after(Catalogue, "put", lambda: reach("the index, after"))
 
@@ -333,6 +334,11 @@ class Disk:
         for undo in reversed(self._undo):
             with contextlib.suppress(FileNotFoundError, FileExistsError):
                 undo()
+
+
+def replace(owner: Any, name: str, by: object) -> None:
+    """Patch an attribute of a class or a module of the service."""
+    setattr(owner, name, by)
 
 
 def before(owner: Any, name: str, hook: Callable[[], None]) -> None:

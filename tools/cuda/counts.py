@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine_code import Instruction, MissingToolError, disassemble, readable_names
 
-CORE = Path(__file__).absolute().parent.parent / "exodus_core"
+from tools.cuda.machine_code import Instruction, MissingToolError, disassemble, readable_names
+
+CORE = Path(__file__).absolute().parents[2] / "exodus_core"
 PLAIN_KERNELS = Path(__file__).with_name("plain_lif.cu")
 NEURON_STEPS_OF_A_ROUND = 16  # four steps of four lanes: kAhead and vector_width<float>() in tiles.cuh
 

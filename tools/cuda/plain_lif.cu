@@ -1,5 +1,5 @@
 // The LIF kernels with the settings of a plain neuron fixed, so that their walk through time has one path, whose
-// instructions can be counted. cuda_work.py compiles this; nothing runs it.
+// instructions can be counted. counts.py compiles this; nothing runs it.
 #include "cuda/lif.cu"
 
 namespace exodus::cuda {

@@ -29,7 +29,8 @@ def main() -> None:
         raise SystemExit(f"cannot fork servers: importing the service has started {threads - 1} threads")
     poll = select.poll()
     poll.register(0, select.POLLIN)
-    pending, lives = b"", {}
+    pending = b""
+    lives: dict[int, Life] = {}
     while True:
         for handle, _ in poll.poll():
             if handle in lives:

@@ -1,6 +1,6 @@
 """The work of the CUDA kernels, counted without a GPU, and how fast it could be done.
 
-    PYTHONPATH=build/emulate/lib python benchmarks/cuda_work.py [--markdown docs/cuda-roofline.md]
+    PYTHONPATH=build/emulate/lib python -m tools.cuda.work [--markdown docs/cuda-roofline.md]
 
 Bytes are counted by the emulation (tests/cuda), instructions in what nvcc makes of the plain LIF. Exits with 1 if a
 kernel moves more than its budget, or if its work does not grow linearly with time. The times are computed: the longest
@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from kernel_work import StepInstructions, Traffic, is_emulated, step_instructions, traffic
-from machine_code import MissingToolError
 from torch import Tensor
 
 import exodus_core
 from exodus_core import AlphaKernel, ExponentialKernel
 from exodus_core.surrogate import KINDS
+from tools.cuda.counts import StepInstructions, Traffic, is_emulated, step_instructions, traffic
+from tools.cuda.machine_code import MissingToolError
 
 WORKLOADS = [(32, 100, 1024), (128, 250, 128), (8, 1000, 1024), (16, 500, 4096), (1, 4000, 512), (16, 500, 16384)]
 TIMES = (250, 500, 1000, 2000, 4000)

@@ -1,6 +1,6 @@
 """How exact the gradients are: kernels against autograd through the plain loop in float64, for every setting.
 
-    python benchmarks/exactness.py [--quick] [--seed N] [--markdown docs/exactness.md]
+    python -m tools.exactness [--quick] [--seed N] [--markdown docs/exactness.md]
 
 For each neuron, method, reset, surrogate and dtype, over odd shapes and fresh random inputs, the table shows the
 largest difference of each gradient, relative to the largest value of that gradient. The loop is pinned to the membrane

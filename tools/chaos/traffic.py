@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 
 PIECE = 1 << 16
 

@@ -115,7 +115,7 @@ class Supervisor:
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._forker = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.server"],
+            [sys.executable, "-m", "tools.chaos.server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,

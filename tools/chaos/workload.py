@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,13 +76,14 @@ def in_process(steps: int, seed: int) -> Outcome:
     """The training without a server."""
     trainer = training.Trainer(network.build(NETWORK, seed=seed), OPTIMIZER)
     loss = losses.parse(LOSS)
-    answers = []
+    answers: list[tuple[dict[str, float], dict[str, float]]] = []
     for call in calls(steps, seed):
         if call.method == "optim_step":
             answers.append(({}, trainer.optim_step(**call.options)))
             continue
         spikes, targets = torch.from_numpy(call.spikes), torch.from_numpy(call.targets)
-        answers.append(tuple(getattr(trainer, call.method)(spikes, targets, loss, **call.options)))
+        metrics, norms = getattr(trainer, call.method)(spikes, targets, loss, **call.options)
+        answers.append((metrics, norms))
     return Outcome(answers, trainer.state())
 
 
@@ -135,6 +136,3 @@ def answer_differences(got: list[Any], wanted: Outcome, first: int = 0) -> list[
         if dict(result.metrics) != metrics or dict(result.grad_norms) != norms:
             found.append(f"call {place}: got {dict(result.metrics)}, want {metrics}")
     return found
-
-
-Check = Callable[[str, bool, str], None]

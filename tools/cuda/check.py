@@ -1,6 +1,6 @@
 """What the CUDA kernels need of a GPU, as compiled: registers, memory and instructions. Needs nvcc, and no GPU.
 
-    python benchmarks/cuda_check.py [--quick] [--markdown docs/cuda-kernels.md]
+    python -m tools.cuda.check [--quick] [--markdown docs/cuda-kernels.md]
 
 Builds the very library that an installation builds, for every architecture, and reads it. Exits with 1 if a kernel
 spills registers or uses local memory, if one needs more registers than a block of it can have, if one for float or a
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from machine_code import (
+from tools.cuda.machine_code import (
     Instruction,
     MissingToolError,
     disassemble,
@@ -33,7 +33,7 @@ from machine_code import (
     widths,
 )
 
-ROOT = Path(__file__).absolute().parent.parent
+ROOT = Path(__file__).absolute().parents[2]
 BUILD = ROOT / "build" / "cuda-check"
 LIBRARY = BUILD / "lib" / "exodus_core" / "_C_cuda.abi3.so"
 FACTS = LIBRARY.with_name("_C_cuda.json")

@@ -1,6 +1,6 @@
 """Proves the CUDA kernels on a machine with a GPU, in one command, and writes one report.
 
-    python benchmarks/gpu_check.py [--report gpu-report.md] [--quick]
+    python -m tools.gpu_check [--report gpu-report.md] [--quick]
 
 The whole test suite of the core runs on the device; then under compute-sanitizer (memcheck, racecheck, initcheck,
 synccheck) those tests that cross every edge of the kernels; then times: kernels against a device copy of as many bytes,

@@ -1,6 +1,6 @@
 """Trains while everything fails, and says whether the result is the same to the bit.
 
-    python -m tests.chaos [--quick] [--seed N] [--markdown FILE]
+    python -m tools.chaos [--quick] [--seed N] [--markdown FILE]
 
 Exit status 1 where anything differs. --markdown puts the tables between the marks in a file.
 """
@@ -12,12 +12,13 @@ import secrets
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from . import disks, kills, scenarios, workload
-from .verdicts import Verdicts
+from .verdicts import Scenario, Verdicts
 
 BEGIN, END = "<!-- chaos: begin, written by make chaos -->", "<!-- chaos: end -->"
 
@@ -38,7 +39,7 @@ def main() -> int:
         verdicts = run(Path(folder), steps, few, seed, arguments.quick, arguments.only or "")
     seconds = time.monotonic() - began
     quick = " --quick" if arguments.quick else ""
-    text = f"`python -m tests.chaos{quick} --seed {seed}`, {seconds:.0f} s:\n\n{verdicts.markdown()}"
+    text = f"`python -m tools.chaos{quick} --seed {seed}`, {seconds:.0f} s:\n\n{verdicts.markdown()}"
     print(text)
     print(f"\nverdict: {'everything is as undisturbed' if verdicts.fine else 'SOMETHING DIFFERS'}")
     if arguments.markdown is not None:
@@ -55,7 +56,7 @@ def run(folder: Path, steps: int, few: int, seed: int, quick: bool, only: str) -
     events: tuple[list[str], list[str]] = ([], [])
     with verdicts.scenario("nothing: over HTTP as in this process") as found:
         events = scenarios.undisturbed(folder / "undisturbed", few, seed, wanted_few, found)
-    planned = {
+    planned: dict[str, Callable[[Scenario], object]] = {
         "SIGKILL, faults of the network": lambda found: scenarios.disturbed(
             folder / "kill", steps, seed, kills.all_kinds(*events, seed, quick), wanted, found
         ),

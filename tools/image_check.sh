@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds a target of the Dockerfile (cpu, or gpu) without a container engine, on a Debian base made here in place of the ones
+# Builds a target of the Dockerfile (cpu, or gpu) without a container engine, on a Debian base made here instead of the ones
 # that the Dockerfile names, runs it as an engine would, and computes a gradient through it. Needs root, and the network.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,7 +35,7 @@ trap clean_up EXIT
 clean_up
 mkdir -p "$work"
 
-# What stands in for python:slim and the CUDA images: Debian with a Python. Kept for the next run.
+# Stands in for python:slim and the CUDA images: Debian with a Python. Kept for the next run.
 if [[ ! -f $base_tree ]]; then
     say "making a Debian base"
     debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$work/debian" > "$work/debootstrap.log"

@@ -1,0 +1,1 @@
+"""Benchmarks: the kernels, the service over HTTP, and training on a server, each against its peers."""
