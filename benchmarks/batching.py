@@ -1,7 +1,7 @@
 """Dynamic batching: from which size of request on it pays, and what it does to small requests over HTTP.
 
-    python benchmarks/batching.py compute     decode to encode, in process, one by one and together
-    python benchmarks/batching.py http        the service with batching and without, in turns
+    python -m benchmarks.batching compute     decode to encode, in process, one by one and together
+    python -m benchmarks.batching http        the service with batching and without, in turns
 
 Answers are compared, to the bit, before anything is timed.
 """

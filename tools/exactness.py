@@ -1,11 +1,11 @@
-"""How exact the gradients are: kernels against autograd through the plain loop in float64, for every setting.
+"""Compares the gradients of the kernels with autograd through the plain loop in float64, for every setting.
 
     python -m tools.exactness [--quick] [--seed N] [--markdown docs/exactness.md]
 
-For each neuron, method, reset, surrogate and dtype, over odd shapes and fresh random inputs, the table shows the
-largest difference of each gradient, relative to the largest value of that gradient. The loop is pinned to the membrane
-that the neuron really had (docs/equations.md, section 6), so that no spike is decided differently. Beside float32
-stands the error of the same loop in float32: the mean error of a gradient over the draws may be twice the loop's, or
+For each neuron, method, reset, surrogate and dtype, over odd shapes and fresh random inputs, it prints the largest
+difference of each gradient, relative to the largest value of that gradient. The loop is pinned to the membrane that the
+neuron really had (docs/equations.md, section 6), so that no spike is decided differently. Next to each float32 error
+stands that of the same loop in float32: the mean error of a gradient over the draws may be twice the loop's, or
 one unit in the last place where the loop happens to be exact. Exits with 1 if a limit is passed.
 """
 
@@ -245,23 +245,26 @@ COLUMNS = [
 ]
 
 
-def table(results: list[Result]) -> str:
-    """The results as a markdown table, one line a case."""
-    lines = [
-        "| dtype | neuron | method | reset | surrogate | " + " | ".join(COLUMNS) + " | within |",
-        "|" + "---|" * (len(COLUMNS) + 6),
-    ]
+def table(results: list[Result], *, each_surrogate: bool) -> str:
+    """The largest errors as a markdown table: one line a case, or one for all surrogates of a neuron together."""
+    groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         case = result.case
+        key = (str(case.dtype).removeprefix("torch."), case.neuron, case.method, case.reset)
+        surrogate = (case.surrogate,) if each_surrogate else ()
+        groups.setdefault(key + surrogate, []).append(result)
+    head = ["dtype", "neuron", "method", "reset", *(["surrogate"] if each_surrogate else []), *COLUMNS, "within"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for labels, group in groups.items():
         cells = []
         for name in COLUMNS:
-            cell = f"{max(result.errors[name]):.1e}" if name in result.errors else ""
-            if cell and case.dtype == torch.float32:
-                cell += f" ({max(result.plain[name]):.1e})"
+            own = [result for result in group if name in result.errors]
+            cell = f"{max(max(result.errors[name]) for result in own):.1e}" if own else ""
+            if own and labels[0] == "float32":
+                cell += f" ({max(max(result.plain[name]) for result in own):.1e})"
             cells.append(cell)
-        dtype = str(case.dtype).removeprefix("torch.")
-        head = [dtype, case.neuron, case.method, case.reset, case.surrogate]
-        lines.append("| " + " | ".join([*head, *cells, "yes" if result.passed else "NO"]) + " |")
+        passed = all(result.passed for result in group)
+        lines.append("| " + " | ".join([*labels, *cells, "yes" if passed else "NO"]) + " |")
     return "\n".join(lines)
 
 
@@ -289,7 +292,7 @@ def by_the_largest(results: list[Result]) -> str:
     pairs = [(max(r.errors[name]), max(r.plain[name])) for r in results for name in r.plain if r.errors[name]]
     kernel, loop = sum(ours > 2 * plain for ours, plain in pairs), sum(plain > 2 * ours for ours, plain in pairs)
     return (
-        f"Of {len(pairs)} float32 gradients the kernel's largest error is more than twice the loop's in {kernel}, "
+        f"Of {len(pairs)} float32 gradients the kernel's largest error is more than twice the loop's in {kernel},\n"
         f"the loop's more than twice the kernel's in {loop}."
     )
 
@@ -299,10 +302,11 @@ PAGE = """# Exactness
 Made by `make exactness` on {date}: torch {torch}, instruction set {instruction_set}, {machine}, seed {seed}.
 
 The largest difference between a gradient of the kernels and autograd through the plain loop in float64
-(`exodus_core.reference`), relative to the largest value of that gradient at that shape, over the shapes {shapes}
-(outer, time, inner) and {draws} random inputs each, with every parameter a tensor. In brackets: the same loop in
-float32. With float16 and bfloat16 the signals and their gradients are kept so, the parameters in float32. "exodus" is
-compared with the loop as it is (BPTT), "slayer" with the loop whose reset is detached from the state.
+(`exodus_core.reference`), relative to the largest value of that gradient at that shape. The shapes are
+{shapes} (outer, time, inner), with {draws} random inputs each; every parameter is a tensor. In
+brackets: the same loop in float32. With float16 and bfloat16 the signals and their gradients are kept so, the
+parameters in float32. "exodus" is compared with the loop as it is (BPTT), "slayer" with the loop whose reset is
+detached from the state.
 
 ## Summary
 
@@ -310,7 +314,9 @@ compared with the loop as it is (BPTT), "slayer" with the loop whose reset is de
 
 {by_the_largest}
 
-## All cases
+## By neuron, method and reset
+
+Each figure is the largest over all surrogates; `make exactness` prints one line for each of them.
 
 {table}
 """
@@ -326,7 +332,7 @@ def main() -> int:
     chosen = list(cases(options.quick))
     with ProcessPoolExecutor() as pool:
         results = list(pool.map(run, chosen, [seed + i for i in range(len(chosen))], [options.quick] * len(chosen)))
-    print(table(results), summary(results), sep="\n\n")
+    print(table(results, each_surrogate=True), summary(results), sep="\n\n")
     print("\n" + by_the_largest([r for r in results if r.case.dtype == torch.float32]))
     failed = [r for r in results if not r.passed]
     print(f"\n{len(results)} cases, {len(failed)} beyond their limit, seed {seed}")
@@ -342,7 +348,7 @@ def main() -> int:
                 shapes=", ".join("x".join(map(str, s)) for s in SHAPES[: 3 if options.quick else 4]),
                 summary=summary(results),
                 by_the_largest=by_the_largest([r for r in results if r.case.dtype == torch.float32]),
-                table=table(results),
+                table=table(results, each_surrogate=False),
             )
         )
     return 1 if failed else 0

@@ -3,18 +3,17 @@
     python -m benchmarks.remote [--quick]
 
 Server and client share the machine. Every way is checked first: its weights have to be those of the training in this
-process, to the bit, before and after it is timed. Contenders take turns. Writes benchmarks/results/remote.json and
-remote.md; --quick measures less, and writes nothing.
+process, to the bit, before and after it is timed. Contenders take turns. Writes benchmarks/results/remote.md;
+--quick measures less, and writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.service import servers
@@ -53,8 +52,6 @@ def main() -> int:
         print(f"{line.what} | {line.must} | {line.reached} | {verdict}", flush=True)
     machine["others"] = others.share()
     if not quick:
-        document = {"machine": machine, "lines": [asdict(line) for line in found]}
-        (RESULTS / "remote.json").write_text(json.dumps(document, indent=2) + "\n")
         (RESULTS / "remote.md").write_text(
             "# Training on the server\n\n"
             f"By `make bench-remote` ({sentence(machine)}). Server and client share the machine; the model is saved "

@@ -3,20 +3,18 @@
     python -m benchmarks.service [--quick]
 
 Every way is checked first: its gradient has to be the one that this machine computes itself. Contenders take turns.
-Writes benchmarks/results/service.json and service.md; --quick measures less, and writes nothing.
+Writes benchmarks/results/service.md; --quick measures less, and writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -80,8 +78,6 @@ def main() -> int:
     if not quick:
         RESULTS.mkdir(exist_ok=True)
         here = machine()
-        document = {"machine": here, "lines": [asdict(line) for line in found]}
-        (RESULTS / "service.json").write_text(json.dumps(document, indent=2) + "\n")
         described = ", ".join(f"{name} {value}" for name, value in here.items())
         (RESULTS / "service.md").write_text(
             f"# The way over HTTP\n\nBy `make bench-service`. {described}.\n\n{table(found)}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,10 @@ def kernel_sections(kernels: dict[str, dict[str, Any]]) -> dict[str, str]:
     }
 
 
+def wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
 def titled(sections: dict[str, str]) -> str:
     return "\n\n".join(f"## {title}\n\n{section}" for title, section in sections.items())
 
@@ -181,7 +186,7 @@ def full(
         **kernel_sections(kernels),
         "Best and median": median_table(comparison.neuron),
     }
-    return f"# Speed\n\nWritten by `make bench` on: {sentence(machine)}.\n\n{titled(sections)}\n"
+    return f"# Speed\n\n{wrapped(f'Written by `make bench` on: {sentence(machine)}.')}\n\n{titled(sections)}\n"
 
 
 def readme_section(comparison: Comparison, machine: dict[str, Any]) -> str:
@@ -195,8 +200,8 @@ def readme_section(comparison: Comparison, machine: dict[str, Any]) -> str:
 
 {NOTES}
 
-Written by `make bench` ({sentence(machine)}). Memory, growth, the kernels against the memory's speed:
-[benchmarks/results/speed.md](benchmarks/results/speed.md)."""
+{wrapped(f"Written by `make bench` ({sentence(machine)}).")}
+Memory, growth, the kernels against the memory's speed: [benchmarks/results/speed.md](benchmarks/results/speed.md)."""
 
 
 def rewrite_readme(path: Path, section: str) -> None:
