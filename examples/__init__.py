@@ -1,1 +1,1 @@
-"""Programs to copy from: training loops whose spiking layers run on a remote service."""
+"""Programs to copy from: each trainer is one file, and trains on a remote service or in its own process."""

@@ -7,132 +7,26 @@ Without a folder of .bs1 files it trains on Poisson spike trains.
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import torch
 import typer
 
-from examples.endings import NO_SERVER, connected
+from examples.local_service import own_service
 from examples.train_raster import (
     DataOption,
     EpochsOption,
     OutputOption,
     SeedOption,
     choose_task,
+    connected,
     fit,
+    local_layer,
+    remote_layers,
     report,
     save,
 )
-from examples.training import local_layer, remote_layers
-from exodus_client import APIConnectionError, Client
-
-START_SECONDS = 60
-STOP_SECONDS = 15
-
-#: What the environment may say of another service, and is not for the one that is started here.
-_OF_OTHERS = ("EXODUS_UDS", "EXODUS_API_KEYS", "EXODUS_API_KEYS_FILE", "EXODUS_DATA")
-
-
-class StartError(RuntimeError):
-    """A service that was started here has ended, or is not ready; with the end of its log."""
-
-
-@contextmanager
-def own_service(log: Path) -> Iterator[str]:
-    """`running_service` for the time of a command: where the command is told to end, the service is stopped too.
-
-    Raises:
-        typer.Exit: there is no service; the reason was printed.
-    """
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, _exit_on_signal)
-    try:
-        with running_service(log) as url:
-            yield url
-    except StartError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(NO_SERVER) from error
-
-
-@contextmanager
-def running_service(log: Path) -> Iterator[str]:
-    """A service on a free port of this machine, which is stopped however the block ends.
-
-    It keeps models in a folder of its own, which goes with it.
-
-    Args:
-        log: file for what the service prints.
-
-    Yields:
-        its URL; it is ready.
-
-    Raises:
-        OSError: the service or its log cannot be opened.
-        StartError: it ended, or was not ready within START_SECONDS.
-    """
-    with tempfile.TemporaryDirectory(prefix="exodus-") as folder, _started(log, Path(folder)) as url:
-        yield url
-
-
-@contextmanager
-def _started(log: Path, folder: Path) -> Iterator[str]:
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}"
-    program = str(Path(sys.executable).with_name("exodus-service"))
-    command = [program, "serve", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {name: value for name, value in os.environ.items() if name not in _OF_OTHERS}
-    environment["EXODUS_STATE_DIR"] = str(folder)
-    with log.open("wb") as out:
-        # In a group of its own Ctrl-C reaches only this program, which stops the service when it is done with it.
-        service = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=environment
-        )
-    try:
-        _wait_until_ready(service, url, log)
-        yield url
-    finally:
-        service.terminate()
-        try:
-            service.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            service.kill()
-            service.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _wait_until_ready(service: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    with Client(url) as client:
-        while service.poll() is None and time.monotonic() < deadline:
-            try:
-                if client.ping().ready:
-                    return
-            except APIConnectionError:
-                pass  # it does not listen yet
-            time.sleep(0.1)
-    state = "is not ready" if service.returncode is None else f"ended with status {service.returncode}"
-    raise StartError(f"the service {state}; the end of {log}:\n{log.read_text()[-2000:]}")
-
-
-def _exit_on_signal(number: int, frame: object) -> NoReturn:
-    """Leaves by an exception, so that `running_service` stops the service."""
-    sys.exit(128 + number)
 
 
 def main(

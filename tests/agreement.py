@@ -1,4 +1,4 @@
-"""How tests decide that two results agree, and the cases that they share."""
+"""Assertions that two results agree, and the cases that tests share."""
 
 from __future__ import annotations
 

@@ -133,5 +133,5 @@ def trained(numbers: int, seed: int = 0) -> Trainer:
 
 
 def same_state(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    """Whether two states are equal to the bit."""
+    """True if two states are equal to the bit."""
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())

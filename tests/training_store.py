@@ -37,7 +37,7 @@ def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def apply(trainer: Trainer, number: int) -> None:
-    """What training call `number` does: odd ones accumulate gradients, even ones use them."""
+    """Training call `number`: odd ones accumulate gradients, even ones use them."""
     trainer.forward_backward(*batch(number), LOSS)
     if number % 2 == 0:
         trainer.optim_step()
@@ -52,7 +52,7 @@ def undisturbed(calls: int, network: dict[str, Any] = NETWORK, optimizer: dict[s
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Whether two states are the same, to the bit."""
+    """True if two states are the same, to the bit."""
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
     )

@@ -70,7 +70,7 @@ class Result:
     plain: dict[str, list[float]]
 
     def is_rounded(self, name: str) -> bool:
-        """Whether a gradient is kept in a half type: computed in float32, and rounded once."""
+        """True if a gradient is kept in a half type: computed in float32, and rounded once."""
         return self.case.dtype in (torch.float16, torch.bfloat16) and name in SIGNALS
 
     def judged(self, name: str) -> float:
@@ -288,7 +288,7 @@ def summary(results: list[Result]) -> str:
 
 
 def by_the_largest(results: list[Result]) -> str:
-    """How often one program's largest error is more than twice the other's, in float32; no limit hangs on it."""
+    """Counts float32 gradients in which one program's largest error is twice the other's; no limit depends on it."""
     pairs = [(max(r.errors[name]), max(r.plain[name])) for r in results for name in r.plain if r.errors[name]]
     kernel, loop = sum(ours > 2 * plain for ours, plain in pairs), sum(plain > 2 * ours for ours, plain in pairs)
     return (

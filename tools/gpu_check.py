@@ -6,7 +6,7 @@ The whole test suite of the core runs on the device; then under compute-sanitize
 synccheck) those tests that cross every edge of the kernels; then times: kernels against a device copy of as many bytes,
 and forward + backward against SpikingJelly (CuPy, Triton) and sinabs-exodus where they are installed. A result is timed
 only after its gradient has been checked. What is not installed is listed as not run. Exits with 1 if a test or a
-sanitizer fails, with 2 where there is no GPU.
+sanitizer fails, with 2 if there is no GPU.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def sinabs_exodus() -> Contender:
 
 
 def contenders() -> tuple[dict[str, Contender], list[str]]:
-    """What can be timed here, and what cannot, with the reason."""
+    """Contenders that can be timed here, and the reasons for those that cannot."""
     makers: dict[str, Callable[[], Contender]] = {
         "SpikingJelly CuPy": lambda: spikingjelly("cupy"),
         "SpikingJelly Triton": lambda: spikingjelly("triton"),
@@ -152,17 +152,17 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("gpu-check needs a GPU and a torch with CUDA; this torch sees none", file=sys.stderr)
         return 2
-    told = exodus_core.capabilities()
-    if not told["cuda_library"]["loaded"]:
-        print(f"gpu-check needs the CUDA library: {told['cuda_library']['reason']}", file=sys.stderr)
+    capabilities = exodus_core.capabilities()
+    if not capabilities["cuda_library"]["loaded"]:
+        print(f"gpu-check needs the CUDA library: {capabilities['cuda_library']['reason']}", file=sys.stderr)
         return 2
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     report = [
         "# Report of gpu-check",
         "",
-        f"{datetime.date.today()}, commit {commit}, {torch.cuda.get_device_name()}, torch {told['torch']}, "
-        f"exodus_core {told['version']} built for CUDA {told['cuda_library']['built_for']} "
-        f"({told['cuda_library']['architectures']})",
+        f"{datetime.date.today()}, commit {commit}, {torch.cuda.get_device_name()}, torch {capabilities['torch']}, "
+        f"exodus_core {capabilities['version']} built for CUDA {capabilities['cuda_library']['built_for']} "
+        f"({capabilities['cuda_library']['architectures']})",
         "",
         "## Tests",
         "",

@@ -1,1 +1,1 @@
-"""What training on the server costs beyond training in the process."""
+"""Benchmark of training on a server against the same training in the process."""

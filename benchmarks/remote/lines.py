@@ -108,14 +108,14 @@ def encodings(server: Running, task: Task, repeats: int) -> Iterator[Line]:
     for kind in ("best", "p50"):
         few, many = getattr(times["bits"], kind) / STEPS, getattr(times["raw"], kind) / STEPS
         yield Line(
-            f"{task.name}, spikes as raw float32 in place of bits, {kind}",
+            f"{task.name}, spikes as raw float32 instead of bits, {kind}",
             "",
             f"{many / few:.3f}x ({ms(many)} against {ms(few)})",
         )
 
 
 def overhead(server: Running, task: Task, repeats: int) -> Iterator[Line]:
-    """What the way costs, where there is nearly nothing to compute."""
+    """Overhead of a request with next to nothing to compute."""
     trainer, step = task.local()
     with Client(server.url, api_key=KEY) as client:
         remote = Remote(client, task)

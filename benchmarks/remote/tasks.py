@@ -1,4 +1,4 @@
-"""What is trained, and the ways of training it."""
+"""The networks that are trained, and the ways of training them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How fast the way over HTTP is: the service against a bare FastAPI echo, the client against httpx."""
+"""Benchmark of requests over HTTP: the service against a bare FastAPI echo, the client against httpx."""

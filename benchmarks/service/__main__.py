@@ -46,7 +46,7 @@ def measured(quick: bool) -> Iterator[Line]:
 
 
 def machine() -> dict[str, str]:
-    """Where and with what it was measured."""
+    """Machine, commit and versions of the packages."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {

@@ -1,4 +1,4 @@
-"""What the design asks of the way over HTTP, each measured by one function that checks the result first."""
+"""Requirements on requests over HTTP, each measured by one function that checks the result first."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PATH = "/v1/gradients/exodus"
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table. `passed` is None where there is nothing to reach."""
+    """One line of the table. `passed` is None if there is nothing to reach."""
 
     what: str
     must: str
@@ -43,7 +43,7 @@ def ms(seconds: float) -> str:
 
 
 def against_echo(service: Running, echo: Running, repeats: dict[int, int]) -> Iterator[Line]:
-    """What the service costs beyond a bare FastAPI application that takes and gives the same bytes."""
+    """Overhead of the service over a bare FastAPI application that takes and gives the same bytes."""
     for nbytes, ratio in ((KIB, None), (32 * MIB, 1.15)):
         request = Request.of(nbytes)
         encoded = request.encoded
@@ -218,7 +218,7 @@ def probes_under_load(service: Running, seconds: float) -> Iterator[Line]:
 
 
 def memory_of_a_request() -> Iterator[Line]:
-    """How far the resident memory of a fresh service rises, for its first large requests."""
+    """Growth of a fresh service's resident memory with its first large requests."""
     request = Request.of(32 * MIB)
     carried = request.encoded.nbytes + request.membrane.nbytes
     for count in (1, 4):

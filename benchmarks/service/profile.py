@@ -1,4 +1,4 @@
-"""Where the time of a 32 MiB request goes: on the server by its own account, on the client by cProfile."""
+"""Profile of a 32 MiB request: the server by its own timings, the client by cProfile."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers; `uds` is "" where it listens on TCP."""
+    """A server that answers; `uds` is "" if it listens on TCP."""
 
     pid: int
     port: int
@@ -80,7 +80,7 @@ def command_of(started: "subprocess.Popen[bytes]") -> list[str]:
 
 
 def _echo() -> Any:
-    """What FastAPI costs with nothing of ours: reads a body whole and sends back its first bytes."""
+    """Bare FastAPI application as the baseline: reads a body whole and sends back its first bytes."""
     from fastapi import FastAPI, Request
     from starlette.responses import Response
 

@@ -1,1 +1,1 @@
-"""How fast the neurons are on the CPU: against other libraries, and against the limits of the machine."""
+"""Benchmark of the neurons on the CPU: against other libraries, and against the limits of the machine."""

@@ -46,9 +46,9 @@ def main() -> int:
     others = machine.Others()
     comparison = compare(quick)
     kernels = kernel_figures(quick)
-    told = machine.describe() | {"others": others.share()}
+    here = machine.describe() | {"others": others.share()}
     rows = requirements(comparison, kernels)
-    text = report.full(comparison, kernels, rows, told)
+    text = report.full(comparison, kernels, rows, here)
     print(f"\n{text}")
     if comparison.ours_is_wrong:
         print("A contender of ours is wrong: nothing is written.")
@@ -56,7 +56,7 @@ def main() -> int:
     if not quick:
         RESULTS.mkdir(exist_ok=True)
         figures = {
-            "machine": told,
+            "machine": here,
             "comparison": vars(comparison),
             "kernels": kernels,
             "requirements": [asdict(row) | {"holds": row.holds} for row in rows],
@@ -65,7 +65,7 @@ def main() -> int:
         REPEATS.write_text(json.dumps(figures, default=vars) + "\n")
         (RESULTS / "speed.md").write_text(text)
         plot.draw(comparison, RESULTS / "speed.png")
-        report.rewrite_readme(ROOT / "README.md", report.readme_section(comparison, told))
+        report.rewrite_readme(ROOT / "README.md", report.readme_section(comparison, here))
     return 0
 
 

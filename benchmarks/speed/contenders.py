@@ -187,7 +187,7 @@ CONTENDERS = [
     ),
 ]
 
-# Who cannot run beside the others, with the reason.
+# Libraries that cannot run next to the others, with the reason.
 ABSENT = {
     "lava-dl": "0.6.0, its newest release, asks for Python older than 3.11",
     "sinabs-exodus": "its kernels are for CUDA alone",

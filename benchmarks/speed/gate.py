@@ -35,7 +35,7 @@ def _clear_inputs(contender: Contender, workload: Workload) -> tuple[Tensor, Ten
 
 
 def fault(contender: Contender, spikes_of: Spikes, workload: Workload) -> str | None:
-    """What is wrong with the contender on a slice of the workload; None where it is right."""
+    """Error of the contender on a slice of the workload; None if it is right."""
     x, g = _clear_inputs(contender, workload)
     wanted_spikes, _, wanted = expected(contender, x, g)
     leaf = (contender.arrange(x) * contender.gain).requires_grad_()

@@ -1,4 +1,4 @@
-"""How forward + backward grows with time, neurons, batch and threads.
+"""Growth of forward + backward with time, neurons, batch and threads.
 
 One size is doubled while the others stay. "time, in the cache" has so few lanes that all arrays stay there; "time,
 beyond the cache" so many that no array ever does. Between the two, what grows is the distance of the memory, not the
@@ -70,7 +70,7 @@ def exponent(curve: dict[int, float]) -> float:
 
 
 def deviation(curve: dict[int, float], start: int) -> float:
-    """What a step costs at the worst size beyond `start`, in times of what it costs there; 1 is linear."""
+    """Cost of a step at the worst size beyond `start`, relative to its cost at `start`; 1 is linear."""
     return max(seconds / size for size, seconds in curve.items() if size > start) / (curve[start] / start)
 
 

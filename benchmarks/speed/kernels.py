@@ -144,7 +144,7 @@ def everything(quick: bool) -> dict[str, Any]:
 
 
 def _as_timings(data: Any) -> Any:
-    """What `everything` returned, read from JSON."""
+    """The result of `everything`, read from JSON."""
     if isinstance(data, dict) and set(data) == {"repeats"}:
         return Timing([tuple(repeat) for repeat in data["repeats"]])
     return {name: _as_timings(value) for name, value in data.items()} if isinstance(data, dict) else data

@@ -1,4 +1,4 @@
-"""What the figures were taken with: the machine, and the versions of everything."""
+"""The machine that was measured, and the versions of everything."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def peers() -> dict[str, str]:
 
 
 def describe() -> dict[str, Any]:
-    told = exodus_core.capabilities()
+    capabilities = exodus_core.capabilities()
     return {
         "cpu": _first("/proc/cpuinfo", r"^model name\s*:\s*(.+)$"),
         "architecture": platform.machine(),
@@ -75,11 +75,11 @@ def describe() -> dict[str, Any]:
         "caches": caches(),
         "memory": _memory(),
         "huge_pages": _first("/sys/kernel/mm/transparent_hugepage/enabled", r"\[(\w+)\]"),
-        "instruction_set": told["instruction_set"],
-        "threads": told["threads"],
-        "python": told["python"],
-        "torch": told["torch"],
-        "exodus": told["version"],
+        "instruction_set": capabilities["instruction_set"],
+        "threads": capabilities["threads"],
+        "python": capabilities["python"],
+        "torch": capabilities["torch"],
+        "exodus": capabilities["version"],
         "peers": peers(),
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
@@ -87,7 +87,7 @@ def describe() -> dict[str, Any]:
 
 
 class Others:
-    """How much of the processors went to other programs, or to other guests of the host, since this was made."""
+    """Share of processor time that went to other programs, or to other guests of the host, since construction."""
 
     def __init__(self) -> None:
         self._start = self._seconds()

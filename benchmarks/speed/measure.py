@@ -1,4 +1,4 @@
-"""How long things take: contenders take turns, after a warm-up; best and median of their repeats.
+"""Timing: contenders take turns, after a warm-up; best and median of their repeats.
 
 A turn is some calls to settle, and one that is timed: nobody inherits caches, or pages that the allocator kept, from
 whom came before, and everybody from himself, as in training. Calls that take seconds do without the former. A contender
@@ -38,7 +38,7 @@ class Timing:
 
 
 def _settling(seconds: float) -> int:
-    """How many calls before the one that is timed: five of a few milliseconds, one of up to a second."""
+    """Number of untimed calls before a timed one: five of a few milliseconds, one of up to a second."""
     return 0 if seconds >= 1.0 else max(1, min(5, int(0.05 / max(seconds, 1e-9))))
 
 

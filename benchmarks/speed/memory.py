@@ -1,4 +1,4 @@
-"""How much memory a contender takes, in arrays of the membrane's size.
+"""Memory of a contender, in arrays of the membrane's size.
 
 Kept for the backward pass: the bytes of all storages that autograd holds between forward and backward, seen by
 torch.autograd.graph.saved_tensors_hooks, each storage counted once.
@@ -28,14 +28,14 @@ ROOT = Path(__file__).parents[2]
 
 
 class _Kept:
-    """What autograd holds in a saved tensor's place; it dies with the node of the graph that holds it."""
+    """Stand-in for a saved tensor in autograd; it dies with the node of the graph that holds it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
 def kept_arrays(contender: Contender, spikes_of: Spikes, workload: Workload) -> float:
-    """What is kept for the backward pass, relative to the membrane's size."""
+    """Memory kept for the backward pass, relative to the membrane's size."""
     x, _ = workload.inputs()
     leaf = (contender.arrange(x) * contender.gain).requires_grad_()
     alive: weakref.WeakSet[_Kept] = weakref.WeakSet()

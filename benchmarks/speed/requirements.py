@@ -1,4 +1,4 @@
-"""What was to be reached, and what was: the table of the requirements, each with the figure that decides."""
+"""Table of the requirements: bound, measured figure and verdict of each."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Requirement:
 
 
 def beyond_the_cache(workload: Workload) -> bool:
-    """Whether the three arrays of a kernel are larger than twice the last cache."""
+    """True if the three arrays of a kernel exceed twice the last-level cache."""
     return 3 * workload.nbytes > 2 * last_level_cache()
 
 
 def speed_up(timings: dict[str, Timing], name: str, of: str = "exodus") -> float:
-    """How many times as long as exodus the contender takes, best against best."""
+    """Time of the contender in times of exodus, best against best."""
     return timings[name].best / timings[of].best
 
 

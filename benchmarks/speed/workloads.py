@@ -1,4 +1,4 @@
-"""What is computed: the sizes, the inputs, and the neuron that every contender has to be."""
+"""Workloads: the sizes, the inputs, and the neuron that every contender implements."""
 
 from __future__ import annotations
 

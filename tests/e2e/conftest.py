@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A client of a service that is started for these tests."""
-    from examples.demo import running_service
+    from examples.local_service import running_service
 
     with running_service(tmp_path_factory.mktemp("service") / "service.log") as url, Client(url) as client:
         yield client
@@ -22,7 +22,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def oxford_folder() -> Path:
-    """The folder of the Oxford raster: `oxford` in the folder EXODUS_DATA, or in ../shared/data beside the checkout."""
+    """The folder of the Oxford raster: `oxford` in EXODUS_DATA, or in ../shared/data next to the checkout."""
     folder = Path(os.environ.get("EXODUS_DATA", ROOT.parent / "shared" / "data")) / "oxford"
     if not folder.is_dir():
         pytest.skip(f"the Oxford raster is not at {folder}; EXODUS_DATA names the folder that has oxford/")

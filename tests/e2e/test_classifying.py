@@ -15,10 +15,23 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import torch
+import typer
 from torch import Tensor
+from typer.testing import CliRunner
 
-from examples.classifying import LocalLearner, Part, RemoteLearner, Task, confusion, lose, outputs, score, train
-from examples.demo import running_service
+from examples.local_service import running_service
+from examples.train_classifier import (
+    LocalLearner,
+    Part,
+    RemoteLearner,
+    Task,
+    confusion,
+    lose,
+    main,
+    outputs,
+    score,
+    train,
+)
 from exodus_client import Client
 
 ROOT = Path(__file__).parents[2]
@@ -143,8 +156,8 @@ def test_the_confusion_counts_classes_by_what_they_were_taken_for() -> None:
     assert confusion(spikes, labels).tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 1]]
 
 
-def command(module: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, "-m", f"examples.{module}", *options]
+def command(data_set: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-m", "examples.train_classifier", data_set, *options]
     env = os.environ | environment
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
 
@@ -168,7 +181,7 @@ def letters(folder: Path) -> Path:
 def test_the_command_trains_on_a_service_of_its_own_and_saves_figures(tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
     options = ("--data", str(letters(tmp_path)), "--epochs", "2", "--seed", "3", "--compare", "--out", str(out))
-    run = command("train_braille", *options)
+    run = command("braille", *options)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stderr == ""
     assert " warning " not in (out / "service.log").read_text()
@@ -191,7 +204,7 @@ def test_the_service_of_the_command_is_its_own_whatever_the_environment_says_of_
         "EXODUS_STATE_DIR": str(tmp_path / "states"),
         "EXODUS_DATA": str(letters(tmp_path)),
     }
-    run = command("train_braille", "--epochs", "1", "--out", str(tmp_path / "out"), **others)
+    run = command("braille", "--epochs", "1", "--out", str(tmp_path / "out"), **others)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stderr == ""
     assert " warning " not in (tmp_path / "out" / "service.log").read_text()
@@ -199,7 +212,7 @@ def test_the_service_of_the_command_is_its_own_whatever_the_environment_says_of_
 
 
 def test_a_service_that_does_not_start_ends_the_command_with_the_end_of_its_log(tmp_path: Path) -> None:
-    run = command("train_braille", "--data", str(letters(tmp_path)), "--out", str(tmp_path), EXODUS_DEVICE="abacus")
+    run = command("braille", "--data", str(letters(tmp_path)), "--out", str(tmp_path), EXODUS_DEVICE="abacus")
     assert run.returncode == 3
     assert run.stderr.startswith("the service ended with status 2; the end of ")
     assert "abacus" in run.stderr
@@ -208,7 +221,7 @@ def test_a_service_that_does_not_start_ends_the_command_with_the_end_of_its_log(
 
 def test_the_service_of_a_command_that_is_terminated_is_stopped(tmp_path: Path) -> None:
     options = ("--data", str(letters(tmp_path)), "--epochs", "1000000", "--out", str(tmp_path))
-    arguments = [sys.executable, "-u", "-m", "examples.train_braille", *options]
+    arguments = [sys.executable, "-u", "-m", "examples.train_classifier", "braille", *options]
     with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         line = next(line for line in run.stdout if line.startswith("model "))  # when the service is ready
@@ -222,7 +235,7 @@ def test_the_service_of_a_command_that_is_terminated_is_stopped(tmp_path: Path) 
 def test_the_command_leaves_its_model_on_a_given_service(tmp_path: Path) -> None:
     with running_service(tmp_path / "service.log") as url, Client(url) as client:
         options = ("--data", str(letters(tmp_path)), "--epochs", "1", "--out", str(tmp_path), "--url", url)
-        run = command("train_braille", *options, "--recurrent")
+        run = command("braille", *options, "--recurrent")
         assert run.returncode == 0, run.stdout + run.stderr
         (model,) = client.models()
     assert model.id in run.stdout
@@ -231,22 +244,25 @@ def test_the_command_leaves_its_model_on_a_given_service(tmp_path: Path) -> None
     assert model.network["layers"][1]["recurrent"] is not None
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--local", "--url", "http://x"), "--local goes neither with"),
-        (("--local", "--compare"), "--local goes neither"),
-    ],
-    ids=["url", "compare"],
-)
-def test_options_that_contradict_are_refused(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
-    run = command("train_braille", "--data", str(letters(tmp_path)), "--out", str(tmp_path), *options)
-    assert run.returncode == 2
-    assert message in run.stderr
+def refusal(*arguments: str) -> str:
+    """The error of a command line that is refused, in this process."""
+    app = typer.Typer()
+    app.command()(main)
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 2
+    return ended.stderr
 
 
-@pytest.mark.parametrize("module", ["train_braille", "train_nmnist"])
-def test_a_folder_without_recordings_is_refused(tmp_path: Path, module: str) -> None:
-    run = command(module, "--data", str(tmp_path), "--local")
-    assert run.returncode == 2
-    assert "No such file" in run.stderr
+@pytest.mark.parametrize("others", [("--url", "http://x"), ("--compare",)], ids=["url", "compare"])
+def test_options_that_contradict_are_refused(tmp_path: Path, others: tuple[str, ...]) -> None:
+    options = ("--data", str(letters(tmp_path)), "--out", str(tmp_path), "--local", *others)
+    assert "--local goes neither with" in refusal("braille", *options)
+
+
+@pytest.mark.parametrize("data_set", ["braille", "nmnist"])
+def test_a_folder_without_recordings_is_refused(tmp_path: Path, data_set: str) -> None:
+    assert "No such file" in refusal(data_set, "--data", str(tmp_path), "--local")
+
+
+def test_only_the_network_of_braille_has_a_recurrent_form(tmp_path: Path) -> None:
+    assert "--recurrent goes with braille" in refusal("nmnist", "--data", str(tmp_path), "--local", "--recurrent")

@@ -1,6 +1,7 @@
-"""How recordings become spikes in the examples, on recordings that are made here and on real ones where they are."""
+"""Encodings of recordings as spikes in the examples, on synthetic recordings and, if present, on real ones."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +10,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from examples import braille, nmnist
+from examples import train_classifier as classifier
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def recordings() -> Path:
-    """EXODUS_DATA, or ../shared/data beside the checkout."""
+    """EXODUS_DATA, or ../shared/data next to the checkout."""
     return Path(os.environ.get("EXODUS_DATA", ROOT.parent / "shared" / "data"))
 
 
 def train_of(values: list[float], quantum: float) -> tuple[list[int], list[int]]:
     """Upward and downward spikes of one channel."""
-    spikes = braille.changes(torch.tensor(values)[None, :, None], quantum)
+    spikes = classifier.changes(torch.tensor(values)[None, :, None], quantum)
     up, down = spikes[0].int().T.tolist()
     return up, down
 
 
 def test_readings_are_joined_by_straight_lines() -> None:
     readings = torch.tensor([[[0.0, 8.0], [3.0, 8.0], [0.0, 2.0]]])
-    joined = braille.interpolate(readings, 3)
+    joined = classifier.interpolate(readings, 3)
     assert joined[0].T.tolist() == [[0, 1, 2, 3, 2, 1, 0], [8, 8, 8, 8, 6, 4, 2]]
 
 
@@ -49,7 +50,7 @@ def test_spikes_tell_the_signal_to_within_a_quantum() -> None:
     generator = torch.Generator().manual_seed(3)
     steps = torch.rand(4, 200, 3, generator=generator) * 2 - 1  # less than a quantum each: no channel is late
     signal = steps.cumsum(1)
-    up, down = braille.changes(signal, 1.0).float().unflatten(2, (2, 3)).unbind(2)
+    up, down = classifier.changes(signal, 1.0).float().unflatten(2, (2, 3)).unbind(2)
     told = signal[:, :1] + (up - down).cumsum(1)
     assert (told - signal).abs().max() < 1
     assert up.sum() > 100
@@ -58,12 +59,12 @@ def test_spikes_tell_the_signal_to_within_a_quantum() -> None:
 def test_each_quantum_has_its_channels() -> None:
     readings = torch.zeros(1, 3, 12)
     readings[0, 1:, 7] = 4.5
-    spikes = braille.encode(readings)
-    assert spikes.shape == (1, 2 * braille.STEPS_PER_READING + 1, 24 * len(braille.QUANTA))
+    spikes = classifier.encode_touch(readings)
+    assert spikes.shape == (1, 2 * classifier.STEPS_PER_READING + 1, 24 * len(classifier.QUANTA))
     assert spikes.dtype == torch.bool
     fired = spikes[0].sum(0)
     assert {int(channel): int(fired[channel]) for channel in fired.nonzero()} == {7: 2, 24 + 7: 1}
-    down = braille.encode(-readings)[0].sum(0)
+    down = classifier.encode_touch(-readings)[0].sum(0)
     assert {int(channel): int(down[channel]) for channel in down.nonzero()} == {12 + 7: 2, 24 + 12 + 7: 1}
 
 
@@ -90,12 +91,12 @@ def braille_file(folder: Path, *, repetitions: int = 50, letters: int = 2) -> Pa
 
 
 def test_braille_is_split_by_repetition(tmp_path: Path) -> None:
-    task = braille.braille(braille_file(tmp_path))
+    task = classifier.braille(braille_file(tmp_path))
     assert task.classes == ("A", "Space")
     assert [len(part.labels) for part in (task.train, task.validation, task.test)] == [70, 10, 20]
     for part in (task.train, task.validation, task.test):
         assert part.labels.bincount().tolist() == [len(part.labels) // 2] * 2
-        assert part.spikes.shape[1:] == (9 * braille.STEPS_PER_READING + 1, 24 * len(braille.QUANTA))
+        assert part.spikes.shape[1:] == (9 * classifier.STEPS_PER_READING + 1, 24 * len(classifier.QUANTA))
     # The taxel of the letter is the first to fire, in each of its recordings.
     assert (task.test.spikes[:, :, :12].any(1).nonzero()[:, 1] == task.test.labels).all()
 
@@ -110,7 +111,7 @@ def test_events_fall_into_bins_of_ten_milliseconds() -> None:
     events = event_arrays(
         [(0, 1, 2, 0), (9_999, 1, 2, 0), (10_000, 1, 2, 1), (299_999, 33, 0, 0), (300_000, 5, 5, 0), (20_000, 3, 4, 1)]
     )
-    spikes = nmnist.bin_events(*events, np.array([0, 5, 6]))
+    spikes = classifier.bin_events(*events, np.array([0, 5, 6]))
     assert spikes.shape == (2, 30, 2, 34, 34)
     assert spikes.dtype == torch.bool
     # recording, step, polarity, row, column; the event at 300 ms is beyond the last bin
@@ -124,7 +125,7 @@ def test_events_fall_into_bins_of_ten_milliseconds() -> None:
 )
 def test_events_outside_the_image_are_refused(event: tuple[int, int, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        nmnist.bin_events(*event_arrays([event]), np.array([0, 1]))
+        classifier.bin_events(*event_arrays([event]), np.array([0, 1]))
 
 
 def test_digits_are_split_and_the_last_ones_validate(tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_digits_are_split_and_the_last_ones_validate(tmp_path: Path) -> None:
         arrays |= {f"{part}_t": t, f"{part}_x": x, f"{part}_y": y, f"{part}_p": p}
         arrays |= {f"{part}_offsets": np.arange(samples + 1), f"{part}_labels": np.arange(samples, dtype=np.uint8) % 10}
     np.savez(tmp_path / "nmnist_small.npz", **arrays)
-    task = nmnist.nmnist(tmp_path)
+    task = classifier.nmnist(tmp_path)
     assert task.train.labels.tolist() == [0, 1, 2, 3, 4]
     assert task.validation.labels.tolist() == [number % 10 for number in range(5, 105)]
     assert task.test.labels.tolist() == [0, 1, 2]
@@ -143,26 +144,34 @@ def test_digits_are_split_and_the_last_ones_validate(tmp_path: Path) -> None:
 
 def time_shifts(spikes: Tensor) -> list[Tensor]:
     """The spikes moved by every shift that is allowed; what leaves is gone."""
-    largest, steps = braille.LARGEST_SHIFT, spikes.shape[1]
+    largest, steps = classifier.LARGEST_DELAY, spikes.shape[1]
     padded = torch.nn.functional.pad(spikes, (0, 0, largest, largest))
     return [padded[:, start : start + steps] for start in range(2 * largest + 1)]
 
 
 def space_shifts(spikes: Tensor) -> list[Tensor]:
-    largest, pixels = nmnist.LARGEST_SHIFT, nmnist.PIXELS
+    largest, pixels = classifier.LARGEST_SHIFT, classifier.PIXELS
     padded = torch.nn.functional.pad(spikes, (largest,) * 4)
     corners = [(row, column) for row in range(2 * largest + 1) for column in range(2 * largest + 1)]
     return [padded[..., row : row + pixels, column : column + pixels] for row, column in corners]
 
 
 @pytest.mark.parametrize(
-    ("module", "shape", "shifts", "lost"),
-    [(braille, (60, 50, 24), time_shifts, 0.05), (nmnist, (60, 2, 2, 34, 34), space_shifts, 0.1)],
+    ("vary", "shape", "shifts", "lost"),
+    [
+        (classifier.vary_touch, (60, 50, 24), time_shifts, 0.05),
+        (classifier.vary_digits, (60, 2, 2, 34, 34), space_shifts, 0.1),
+    ],
     ids=["braille", "nmnist"],
 )
-def test_variations_move_samples_and_lose_spikes(module, shape, shifts, lost) -> None:  # type: ignore[no-untyped-def]
+def test_variations_move_samples_and_lose_spikes(
+    vary: Callable[[Tensor, torch.Generator], Tensor],
+    shape: tuple[int, ...],
+    shifts: Callable[[Tensor], list[Tensor]],
+    lost: float,
+) -> None:
     spikes = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.3
-    varied, again = (module.vary(spikes, torch.Generator().manual_seed(2)) for _ in range(2))
+    varied, again = (vary(spikes, torch.Generator().manual_seed(2)) for _ in range(2))
     assert varied.equal(again)
     assert varied.dtype == torch.bool
     used = set()
@@ -178,7 +187,7 @@ def test_variations_move_samples_and_lose_spikes(module, shape, shifts, lost) ->
 def test_the_real_letters_are_as_they_are_described(recordings: Path) -> None:
     if not (recordings / "braille_letters.npz").is_file():
         pytest.skip(f"braille_letters.npz is not in {recordings}; EXODUS_DATA names the folder that has it")
-    task = braille.braille(recordings)
+    task = classifier.braille(recordings)
     assert [len(part.labels) for part in (task.train, task.validation, task.test)] == [945, 135, 270]
     assert task.test.labels.bincount().tolist() == [10] * 27
     assert 0.005 < task.train.spikes.float().mean() < 0.05
@@ -187,7 +196,7 @@ def test_the_real_letters_are_as_they_are_described(recordings: Path) -> None:
 def test_the_real_digits_are_as_they_are_described(recordings: Path) -> None:
     if not (recordings / "nmnist_small.npz").is_file():
         pytest.skip(f"nmnist_small.npz is not in {recordings}; EXODUS_DATA names the folder that has it")
-    task = nmnist.nmnist(recordings)
+    task = classifier.nmnist(recordings)
     assert [len(part.labels) for part in (task.train, task.validation, task.test)] == [900, 100, 100]
     assert set(task.test.labels.tolist()) == set(range(10))
     assert 0.01 < task.train.spikes.float().mean() < 0.1

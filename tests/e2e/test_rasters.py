@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.rasters import oxford, poisson, raster, read_events, share_met
+from examples.train_raster import oxford, poisson, raster, read_events, share_met
 
 
 def event(neuron: int, polarity: int, microseconds: int) -> bytes:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from examples.demo import running_service
+from examples.local_service import running_service
 from exodus_client import Client, ShardedClient, UnprocessableError
 from exodus_client.torch import RemoteLIF
 from exodus_core import losses, network, nn, training

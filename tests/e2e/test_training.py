@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
-from examples.demo import largest_difference, running_service
-from examples.rasters import Task, oxford, poisson
-from examples.training import build_network, local_layer, remote_layers, train
+from examples.demo import largest_difference
+from examples.local_service import running_service
+from examples.train_raster import Task, build_network, local_layer, oxford, poisson, remote_layers, train
 from exodus_client import Client
 
 ROOT = Path(__file__).parents[2]

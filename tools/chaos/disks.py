@@ -147,7 +147,7 @@ def _generations(folder: Path) -> list[Path]:
 
 
 def _save(server: Supervisor, id: str) -> tuple[int, str]:
-    """Ask for a save, by hand: the client may have saved already what it was told of."""
+    """Ask for a save, by hand: the client may have saved already what it was asked to."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     try:
         connection.request("POST", f"/v1/models/{id}/save")

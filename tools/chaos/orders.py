@@ -1,11 +1,11 @@
-"""What the harness asks of one life of the server: how it is to end."""
+"""Orders of the harness for one life of the server: how it is to end."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-#: Places in the computation and the answer where a server can be told to die; those of a save are found by tracing one.
+#: Places in the computation and the answer where a server can be ordered to die; those of a save are traced.
 COMPUTING = (
     "before the forward pass",
     "between forward and backward pass",
@@ -23,14 +23,14 @@ STARTING = ("folder being tidied", "model being loaded", "model loaded, call not
 
 @dataclass(frozen=True)
 class Order:
-    """How a life of the server ends.
+    """The end of one life of the server.
 
     Attributes:
         kind: what the table counts it under.
         point: where the server kills itself with SIGKILL; "" for a kill from outside, or none.
         nth: at which time that it comes there.
         power_loss: what was not synced to disk is lost with it.
-        after: for a signal from outside: seconds after the server was ready; None: it is told by other means.
+        after: for a signal from outside: seconds after the server was ready; None: it is ordered by other means.
         from_fork: `after` counts from the start of the process instead.
         signal: sent from outside; 0 for none.
     """

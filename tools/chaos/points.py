@@ -59,7 +59,7 @@ class Points:
         os.write(self._report, json.dumps(what).encode() + b"\n")
 
     def at(self, point: str) -> bool:
-        """Whether this is where to die; counts."""
+        """True if the process is to die here; counts the visits."""
         if point != self._order.point:
             return False
         self._came[point] += 1
@@ -278,7 +278,7 @@ def kind(path: Any) -> str:
 
 
 class Disk:
-    """What a save has done and not synced, so that it can be lost as when the power fails.
+    """Changes of a save that are not synced yet, so that they can be lost as in a power failure.
 
     Lost is half of each file that was not synced, and each change of the folder since its last sync: files that were
     made, renamed or removed.
@@ -318,7 +318,7 @@ class Disk:
         self._undo.append(lambda: os.rename(target, source))
 
     def removed(self, path: Path) -> None:
-        """Keep what is about to be removed, beside the folders of models."""
+        """Keep what is about to be removed, next to the folders of models."""
         if not self._loses:
             return
         self._kept += 1

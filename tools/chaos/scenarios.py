@@ -1,4 +1,4 @@
-"""What is done to the server and to the network while a model is trained."""
+"""Scenarios: disturbances of the server and of the network while a model is trained."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def paced(model: Any, calls: list[Call], server: Supervisor, count: int) -> list
     futures: list[Any] = []
     for place, call in enumerate(calls):
         due = place * count // max(1, len(calls) - 10)
-        # Where nothing happens any more, it needs another call to come to where it is to die.
+        # If nothing happens any more, another call is needed to reach the place where it is to die.
         ends = time.monotonic() + 3.0
         while not server.wait_for_deaths(due, 0.01) and time.monotonic() < ends:
             if all(future.done() for future in futures):
@@ -117,10 +117,12 @@ def compare(found: Scenario, server: Supervisor, id: str, answers: list[Any], wa
     """Every answer is its call's, none is lost or doubled, and the state is that of the training undisturbed."""
     wrong = workload.answer_differences(answers, wanted)
     found.check("every future has its own answer, with the loss of the training undisturbed", not wrong, wrong[:3])
-    state, told = workload.saved_state(server.url, id)
+    state, header = workload.saved_state(server.url, id)
     wanted_calls = len(wanted.answers)
     found.check("as many answers as calls", len(answers) == wanted_calls, f"{len(answers)} of {wanted_calls}")
-    found.check("no call is lost or doubled", told["sequence"] == wanted_calls, f"the server is at {told['sequence']}")
+    found.check(
+        "no call is lost or doubled", header["sequence"] == wanted_calls, f"the server is at {header['sequence']}"
+    )
     unequal = workload.differences(state, wanted.state)
     found.check("the state is the same to the bit", not unequal, unequal[:5])
 
@@ -145,7 +147,7 @@ def two_models(folder: Path, steps: int, seed: int, found: Scenario) -> None:
 
 
 def one_model(folder: Path, steps: int, seed: int, wanted: Outcome, found: Scenario) -> None:
-    """A second client trains the model of another: it is told so, and the first goes on."""
+    """A second client trains the model of another: it is refused, and the first goes on."""
     with (
         Supervisor(folder, settings=SETTINGS) as server,
         client_of(server.url) as client,

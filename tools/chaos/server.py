@@ -59,16 +59,16 @@ def tell(**what: Any) -> None:
 class Life:
     """One process of the server."""
 
-    def __init__(self, told: dict[str, Any]) -> None:
-        self._order = Order(**told["order"])
+    def __init__(self, request: dict[str, Any]) -> None:
+        self._order = Order(**request["order"])
         self._page = mmap.mmap(-1, mmap.PAGESIZE)
         self.pid = os.fork()
         if self.pid == 0:
-            _live(told, self._order, self._page)
+            _live(request, self._order, self._page)
         tell(started=self.pid)
 
     def watch(self) -> None:
-        """Where it is to die inside of a kernel: wait until it is there, and kill it."""
+        """If it is to die inside of a kernel: waits until it is there, and kills it."""
         if self._order.point not in KERNELS:
             return
         ends = time.monotonic() + 30
@@ -87,21 +87,21 @@ class Life:
         tell(ended=self.pid, status=os.waitstatus_to_exitcode(status))
 
 
-def _live(told: dict[str, Any], order: Order, page: mmap.mmap) -> NoReturn:
+def _live(request: dict[str, Any], order: Order, page: mmap.mmap) -> NoReturn:
     """Be the server."""
-    log = os.open(Path(told["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = os.open(Path(request["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     report = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.environ.update({name: str(value) for name, value in told["environment"].items()})
-    sys.argv = ["exodus-service", "serve", "--port", str(told["port"])]
+    os.environ.update({name: str(value) for name, value in request["environment"].items()})
+    sys.argv = ["exodus-service", "serve", "--port", str(request["port"])]
     status = 1
     try:
         from exodus_service import cli
 
-        Points(order, report, page, told["trace"], Path(told["full"])).install()
+        Points(order, report, page, request["trace"], Path(request["full"])).install()
         cli.main()
         status = 0
     except SystemExit as stop:

@@ -27,7 +27,7 @@ PATIENCE = 30.0
 
 @dataclass(frozen=True)
 class Death:
-    """How one life ended. `where` is the place that was reached."""
+    """The end of one life. `where` is the place that was reached."""
 
     order: Order
     where: str
@@ -97,7 +97,7 @@ class Supervisor:
 
     @property
     def order(self) -> Order:
-        """How the present life is to end."""
+        """Order for the present life."""
         return self._order
 
     @property
@@ -108,7 +108,7 @@ class Supervisor:
 
     @property
     def log(self) -> str:
-        """What all lives have logged."""
+        """The log of all lives."""
         path = self.folder / "server.log"
         return path.read_text() if path.exists() else ""
 
@@ -138,13 +138,13 @@ class Supervisor:
 
     @property
     def tracebacks(self) -> str:
-        """What the log has of errors that nobody thought of; "" where there are none."""
+        """Tracebacks in the log; "" if there are none."""
         lines = self.log.splitlines()
         starts = [place for place, line in enumerate(lines) if line.startswith("Traceback")]
         return "\n".join(line for start in starts[:3] for line in lines[max(0, start - 1) : start + 60])
 
     def events_of(self, since: int) -> str:
-        """What the log says from a place on, without its lines for each request."""
+        """The log from an offset on, without the lines for each request."""
         return "\n".join(line for line in self.log[since:].splitlines() if " status=" not in line)
 
     def wait_for_deaths(self, count: int, seconds: float) -> bool:
@@ -220,14 +220,14 @@ class Supervisor:
     def _listen(self) -> None:
         assert self._forker.stdout is not None
         for line in self._forker.stdout:
-            told = json.loads(line)
+            message = json.loads(line)
             with self._lock:
-                self._heard(told)
+                self._heard(message)
                 self._lock.notify_all()
 
-    def _heard(self, told: dict[str, Any]) -> None:
-        if "started" in told:
-            self._pid = told["started"]
+    def _heard(self, message: dict[str, Any]) -> None:
+        if "started" in message:
+            self._pid = message["started"]
             self.lives += 1
             if self._order.after is not None:
                 threading.Thread(target=self._end_later, args=(self._pid, self._order), daemon=True).start()
@@ -236,30 +236,30 @@ class Supervisor:
                 overdue.daemon = True
                 overdue.start()
             self._on_start(self._order)
-        elif "event" in told:
-            events = self.first_events if told["first"] else self.events
-            if told["event"] not in events:
-                events.append(told["event"])
-        elif "recorded" in told:
-            id, sequence = told["recorded"]
+        elif "event" in message:
+            events = self.first_events if message["first"] else self.events
+            if message["event"] not in events:
+                events.append(message["event"])
+        elif "recorded" in message:
+            id, sequence = message["recorded"]
             self.recorded[id, sequence] += 1
-        elif "saved" in told:
-            id, sequence = told["saved"]
+        elif "saved" in message:
+            id, sequence = message["saved"]
             self._saved[id] = sequence
-        elif "loaded" in told:
-            id, sequence = told["loaded"]
+        elif "loaded" in message:
+            id, sequence = message["loaded"]
             if sequence < self._saved.get(id, 0):
                 self.lost.append(f"{id} was saved at {self._saved[id]} and came back at {sequence}")
-        elif "died" in told:
-            self._died = told["died"]
-        elif "ended" in told:
-            self._ended(told["status"])
+        elif "died" in message:
+            self._died = message["died"]
+        elif "ended" in message:
+            self._ended(message["status"])
 
     def _start(self) -> None:
         self._order = self._orders.popleft() if self._orders else Order()
         self._died = ""
         self._began = time.monotonic()
-        told = {
+        message = {
             "order": self._order.plain(),
             "log": str(self.folder / "server.log"),
             "environment": self._environment,
@@ -268,7 +268,7 @@ class Supervisor:
             "full": str(self.full),
         }
         assert self._forker.stdin is not None
-        self._forker.stdin.write(json.dumps(told).encode() + b"\n")
+        self._forker.stdin.write(json.dumps(message).encode() + b"\n")
         self._forker.stdin.flush()
 
     def _ended(self, status: int) -> None:

@@ -61,7 +61,7 @@ class Message:
 
     @cached_property
     def sequence(self) -> int | None:
-        """The sequence number of a training call, None where it is something else."""
+        """The sequence number of a training call, None if it is something else."""
         if not self.headers.get("content-type", "").endswith("msgpack") or "content-encoding" in self.headers:
             return None
         unpacker = msgpack.Unpacker(max_buffer_size=0)

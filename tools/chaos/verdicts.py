@@ -1,4 +1,4 @@
-"""What was checked, and the table of a run."""
+"""Checks of the scenarios, and the tables of a run."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class Verdicts:
         rows += ["", "| the server ended | times | where |", "|---|---|---|"]
         for kind in sorted({kind for kind, _ in kills}):
             places = sorted((where, count) for (one, where), count in kills.items() if one == kind)
-            told = "; ".join(where + (f" ({count})" if count > 1 else "") for where, count in places if where)
-            rows.append(f"| {kind} | {sum(count for _, count in places)} | {told} |")
+            reached = "; ".join(where + (f" ({count})" if count > 1 else "") for where, count in places if where)
+            rows.append(f"| {kind} | {sum(count for _, count in places)} | {reached} |")
         rows += ["", "| fault of the network | times |", "|---|---|"]
         rows += [f"| {fault} | {count} |" for fault, count in sorted(faults.items())]
         rows += ["", "| answers through the proxy | times |", "|---|---|"]

@@ -1,4 +1,4 @@
-"""What is trained: a network with every kind of state, the same calls each time, and what comes of it undisturbed."""
+"""The training: a network with every kind of state, deterministic calls, and the undisturbed result."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def saved_state(url: str, id: str) -> tuple[dict[str, torch.Tensor], dict[str, A
 
 
 def differences(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> list[str]:
-    """What of two states is not the same to the bit."""
+    """Tensors of two states that are not the same to the bit."""
     found = [f"{name} is missing" for name in wanted.keys() - got.keys()]
     found += [f"{name} is too many" for name in got.keys() - wanted.keys()]
     for name in sorted(wanted.keys() & got.keys()):
@@ -128,7 +128,7 @@ def differences(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -
 
 
 def answer_differences(got: list[Any], wanted: Outcome, first: int = 0) -> list[str]:
-    """Which answers are not those of the calls that they belong to."""
+    """Answers that are not those of their calls."""
     found = []
     for place, (result, (metrics, norms)) in enumerate(zip(got, wanted.answers[first:], strict=False), first + 1):
         if result.sequence != place:

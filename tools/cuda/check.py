@@ -1,4 +1,4 @@
-"""What the CUDA kernels need of a GPU, as compiled: registers, memory and instructions. Needs nvcc, and no GPU.
+"""Checks the resources of the compiled CUDA kernels: registers, memory, instructions. Needs nvcc, and no GPU.
 
     python -m tools.cuda.check [--quick] [--markdown docs/cuda-kernels.md]
 
@@ -52,7 +52,7 @@ ELEMENT_BITS = {"float": 32, "double": 64, "Half": 16, "BFloat16": 16}
 
 @dataclass(frozen=True)
 class Resources:
-    """What a kernel needs on one architecture; memory in bytes."""
+    """Resources of a kernel on one architecture; memory in bytes."""
 
     registers: int
     shared: int  # known when compiled; the rest is asked for at launch
@@ -77,7 +77,7 @@ class Kernel:
 
     @property
     def vector_bits(self) -> int | None:
-        """How wide the loads of its signals must be; None where a thread has one lane."""
+        """Required width of the loads of its signals; None if a thread has one lane."""
         match = re.match(r"\w+_in_place<(\w+), ([2-9])", self.name)
         return ELEMENT_BITS[match[1]] * int(match[2]) if match else None
 
@@ -143,7 +143,7 @@ def parse_resources(log: str) -> dict[str, dict[str, Resources]]:
 
 
 def built_architectures() -> str:
-    """What the library is for, as in TORCH_CUDA_ARCH_LIST."""
+    """Architectures of the library, as in TORCH_CUDA_ARCH_LIST."""
     listed: str = json.loads(FACTS.read_text())["architectures"]
     return listed
 
@@ -153,7 +153,7 @@ def read_kernels(log: str) -> list[Kernel]:
     by_architecture = parse_resources(log)
     expected = {f"sm_{entry.removesuffix('+PTX').replace('.', '')}" for entry in built_architectures().split(";")}
     if by_architecture.keys() != expected:
-        sys.exit(f"the assembler told of {sorted(by_architecture)}, and not of {sorted(expected)}: is nvcc on PATH?")
+        sys.exit(f"the assembler reported {sorted(by_architecture)}, not {sorted(expected)}: is nvcc on PATH?")
     for architecture, resources in by_architecture.items():
         listings = disassemble(LIBRARY, architecture)
         threads = threads_of_a_block(LIBRARY, architecture)
@@ -211,7 +211,7 @@ for {built_architectures().replace(";", ", ")}. Compiled and read, not run.
 
 ## Registers
 
-Of a thread, by architecture; beside it shared memory, stack and spills in bytes where there are any. "sums" are the
+Per thread, by architecture; then shared memory, stack and spills in bytes, if any. "sums" are the
 kernels that also compute the gradients of the neuron's parameters; a number is how many lanes a thread has.
 
 {table(kernels, lambda kernel: str(kernel.resources))}

@@ -24,7 +24,7 @@ NEURON_STEPS_OF_A_ROUND = 16  # four steps of four lanes: kAhead and vector_widt
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one kernel moved: bytes of global memory, launches, and the largest dynamic shared memory of a block."""
+    """Traffic of one kernel: global memory in bytes, launches, and the largest dynamic shared memory of a block."""
 
     kernel: str
     loaded: int
@@ -45,12 +45,12 @@ class StepInstructions:
 
 
 def is_emulated() -> bool:
-    """Whether exodus_core is the emulation, and not the CPU's kernels."""
+    """True if exodus_core is the emulation instead of the CPU's kernels."""
     return bool(torch.ops.exodus.instruction_set() == "emulated CUDA")
 
 
 def traffic(run: Callable[[], Any], backward: str = "auto") -> list[Traffic]:
-    """What every kernel that `run` launches moves; `backward` is how a LIF backward pass is computed."""
+    """Memory traffic of every kernel that `run` launches; `backward` selects the LIF backward pass."""
     torch.ops.exodus_emulation.reset_counters()
     os.environ["EXODUS_CUDA_BACKWARD"] = backward
     try:

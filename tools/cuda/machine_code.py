@@ -1,4 +1,4 @@
-"""What the CUDA compiler made of the kernels, read from a compiled file with cuobjdump (requirements-cuda.txt)."""
+"""Machine code of the CUDA kernels, read from a compiled file with cuobjdump (requirements-cuda.txt)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Instruction:
 
     @property
     def bits(self) -> int:
-        """How wide a load or store is."""
+        """Width of a load or store."""
         return next((BITS[part] for part in self.opcode.split(".") if part in BITS), 32)
 
     @property
@@ -88,7 +88,7 @@ def disassemble(binary: Path, architecture: str) -> dict[str, list[Instruction]]
 
 
 def threads_of_a_block(binary: Path, architecture: str) -> dict[str, int]:
-    """How many threads the kernels were compiled for (__launch_bounds__), by symbol."""
+    """Threads of a block that the kernels were compiled for (__launch_bounds__), by symbol."""
     found: dict[str, int] = {}
     kernel = attribute = ""
     for line in _cuobjdump("-elf", binary, architecture):
@@ -120,5 +120,5 @@ def element_type(kernel: str) -> str:
 
 
 def widths(instructions: Iterable[Instruction], *names: str) -> Counter[int]:
-    """How many loads or stores of these names ("LDG") there are of each width in bits."""
+    """Number of loads or stores of these names ("LDG") by width in bits."""
     return Counter(instruction.bits for instruction in instructions if instruction.name in names)
