@@ -189,6 +189,9 @@ def full(
     return f"# Speed\n\n{wrapped(f'Written by `make bench` on: {sentence(machine)}.')}\n\n{titled(sections)}\n"
 
 
+FURTHER = "Memory, growth, the kernels against the memory's speed: [benchmarks/results/speed.md](benchmarks/results/speed.md)."
+
+
 def readme_section(comparison: Comparison, machine: dict[str, Any]) -> str:
     """The plot and the main table."""
     names = {c.name for c in CONTENDERS}
@@ -200,8 +203,7 @@ def readme_section(comparison: Comparison, machine: dict[str, Any]) -> str:
 
 {NOTES}
 
-{wrapped(f"Written by `make bench` ({sentence(machine)}).")}
-Memory, growth, the kernels against the memory's speed: [benchmarks/results/speed.md](benchmarks/results/speed.md)."""
+{wrapped(f"Written by `make bench` ({sentence(machine)}). {FURTHER}")}"""
 
 
 def rewrite_readme(path: Path, section: str) -> None:
