@@ -24,7 +24,7 @@ from exodus_service.errors import ServiceError
 from exodus_service.models.model import Answer, Turn
 from exodus_service.models.model_info import footprint
 from exodus_service.models.storage import checkpoint
-from exodus_service.models.storage.checkpoint import Folder
+from exodus_service.models.storage.checkpoint import Folder, Header
 from exodus_service.models.storage.state_dir import StateDir, StateDirError
 from exodus_service.models.storage.state_file import decode_state, encode_state
 from exodus_service.models.store import Store
@@ -536,20 +536,41 @@ def test_tensors_of_another_network_than_the_manifest_says_are_an_error_with_the
     run(test())
 
 
-def test_the_index_may_be_lost_or_damaged(tmp_path: Path) -> None:
+def test_a_folder_with_the_index_of_an_earlier_version_is_opened_and_the_index_removed(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             await create(store)
-            await create(store, "n")
-        for body in (None, b"garbage" * 1000):
-            for file in tmp_path.glob("index.sqlite*"):
-                file.unlink()
-            if body is not None:
-                (tmp_path / "index.sqlite").write_bytes(body)
-            async with opened(tmp_path) as store:
-                assert [info["id"] for info in await store.list("")] == ["m", "n"]
+        for suffix in ("", "-wal", "-shm", ".corrupt"):
+            (tmp_path / f"index.sqlite{suffix}").write_bytes(b"garbage" * 1000)
+        async with opened(tmp_path) as store:
+            assert [info["id"] for info in await store.list("")] == ["m"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "models"]
 
     run(test())
+
+
+def saved_model(path: Path, owner: str, id: str, created: str, payload: int = 0) -> None:
+    header = Header(id, owner, "", created, {}, {}, 0, 1, "")
+    folder = Folder(path / "models" / (f"{id}.{owner}" if owner else id))
+    folder.write(header, 0, None, {"a": torch.zeros(payload)}, b"")
+
+
+def size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def test_the_listing_has_each_owners_models_by_age_and_the_bytes_of_all(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    for owner, id, created in (("", "a", "2026-01-03"), ("", "b", "2026-01-02"), ("owner", "b", "2026-01-01")):
+        saved_model(tmp_path, owner, id, created, payload=100)
+    state_dir = StateDir(tmp_path, 10**9)
+    assert [state_dir.ids(owner) for owner in ("", "owner", "nobody")] == [["b", "a"], ["b"], []]
+    assert state_dir.nbytes() == size(tmp_path / "models")
+    state_dir.remove("", "b")
+    state_dir.remove("", "no such model")
+    assert [state_dir.ids(owner) for owner in ("", "owner")] == [["a"], ["b"]]
+    assert state_dir.nbytes() == size(tmp_path / "models")
+    state_dir.close()
 
 
 # Memory.

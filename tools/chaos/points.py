@@ -163,7 +163,6 @@ class Points:
 
     def _saving(self) -> None:
         from exodus_service.models.storage import checkpoint
-        from exodus_service.models.storage.index import Catalogue
         from exodus_service.models.storage.state_dir import StateDir
 
         disk, local = self._disk, threading.local()
@@ -264,13 +263,11 @@ class Points:
                     disk.removed(path)
                 remove(path)
 
-        remove = checkpoint._remove_quietly
+        remove = checkpoint.remove_quietly
         replace(checkpoint, "os", Os())
         replace(checkpoint, "open", opening)
-        replace(checkpoint, "_remove_quietly", removing)
+        replace(checkpoint, "remove_quietly", removing)
         replace(StateDir, "write", writing)
-        before(Catalogue, "put", lambda: reach("the index, before"))
-        after(Catalogue, "put", lambda: reach("the index, after"))
 
 
 def kind(path: Any) -> str:

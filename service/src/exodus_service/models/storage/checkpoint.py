@@ -141,7 +141,7 @@ class Folder:
             # Also where the manifest stands, and only that it lasts could not be had: who is told that nothing was
             # written must not find it later.
             for name in (document, states):
-                _remove_quietly(name)
+                remove_quietly(name)
             if not before:
                 _remove_if_empty(self.path)
             raise
@@ -193,12 +193,12 @@ class Folder:
         A folder in which nothing is left is removed.
         """
         for stray in self.path.glob(f"*{_TEMPORARY}"):
-            _remove_quietly(stray)
+            remove_quietly(stray)
         manifests = self.manifests()
         known = {manifest.file for manifest in manifests}
         for orphan in self.path.glob("*.safetensors"):
             if orphan.name not in known:
-                _remove_quietly(orphan)
+                remove_quietly(orphan)
         if not any(self.path.iterdir()):
             self.path.rmdir()
         return manifests[0] if manifests else None
@@ -237,8 +237,8 @@ class Folder:
     def _prune(self, manifests: list[Manifest]) -> None:
         for old in manifests[GENERATIONS:]:
             # The manifest first: without it the tensors are a leftover, without them it would be a broken generation.
-            _remove_quietly(self.path / old.document)
-            _remove_quietly(self.path / old.file)
+            remove_quietly(self.path / old.document)
+            remove_quietly(self.path / old.file)
 
     def _set_aside(self, document: str, reason: str) -> None:
         logger.error("%s/%s does not verify and is set aside: %s", self.path, document, reason)
@@ -273,13 +273,13 @@ def _write(path: Path, chunks: Iterable[Buffer]) -> str:
             os.fsync(stream.fileno())
         os.rename(temporary, path)
     except OSError:
-        _remove_quietly(temporary)
+        remove_quietly(temporary)
         raise
     sync_folder(path.parent)
     return digest.hexdigest()
 
 
-def _remove_quietly(path: Path) -> None:
+def remove_quietly(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -312,7 +312,7 @@ def _sealed(plain: dict[str, Any]) -> bytes:
     ).encode()
 
 
-#: What the fields of a manifest hold. Whole numbers have to fit into the index.
+#: Types of a manifest's fields. Integers fit into 63 bits.
 _KINDS: dict[str, type | UnionType] = {
     "id": str, "owner": str, "name": str, "created": str, "network": dict, "optimizer": dict, "seed": int,
     "durable_every": int, "origin": str, "sequence": int, "writer": str | None, "generation": int, "file": str,
@@ -325,7 +325,7 @@ def _check_kind(name: str, kind: type | UnionType, value: Any) -> None:
     if isinstance(value, int):
         fits = fits and 0 <= value < 2**63
     if isinstance(value, str):
-        value.encode()  # half a character has no place in the index; a ValueError
+        value.encode()  # a lone surrogate is a ValueError: no response could carry it
         fits = fits and (name != "file" or Path(value).name == value)
     if not fits:
         wanted = {int: "a whole number", dict: "an object"}.get(kind, "a text")  # type: ignore[arg-type]

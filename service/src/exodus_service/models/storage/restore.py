@@ -1,7 +1,6 @@
 """Saved models, read: what is known of them, and what they go on from. On threads that may wait for the disk."""
 
 import logging
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -100,13 +99,13 @@ class Saved:
     def list(self, owner: str, known: Collection[str] = ()) -> list[Found]:
         """The models of an owner but those that are known; what cannot be read is left out and named in the log."""
         found = []
-        for entry in self._disk.catalogue.list(owner) if self._disk is not None else ():
-            if entry.id in known:
+        for id in self._disk.ids(owner) if self._disk is not None else ():
+            if id in known:
                 continue
             try:
-                found.append(self.find(owner, entry.id))
+                found.append(self.find(owner, id))
             except ServiceError as problem:
-                logger.error("model %s is not listed: %s", entry.id, problem.detail)
+                logger.error("model %s is not listed: %s", id, problem.detail)
         return found
 
     def load(self, found: Found) -> Loaded:
@@ -125,7 +124,6 @@ class Saved:
         except StateError as error:
             raise _unreadable(id, error) from error
         settle(self._device)
-        self._disk.catalogue.touch(owner, id, time.time())
         sequence = checkpoint.manifest.sequence
         aside = ", ".join(folder.set_aside(sequence))
         damage = f"a saved state did not verify and is set aside ({aside}); went on from state {sequence}"

@@ -6,14 +6,20 @@ import logging
 import os
 import secrets
 import shutil
-import time
-from collections.abc import Iterator
+import threading
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from exodus_service.models.model import Snapshot
-from exodus_service.models.storage.checkpoint import GENERATIONS, CheckpointError, Folder, Manifest, sync_folder
-from exodus_service.models.storage.index import Catalogue, Entry
+from exodus_service.models.storage.checkpoint import (
+    GENERATIONS,
+    CheckpointError,
+    Folder,
+    Manifest,
+    remove_quietly,
+    sync_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +33,18 @@ class StateDirError(Exception):
     """The folder cannot be used: another service uses it, or it cannot be written to."""
 
 
+@dataclass(frozen=True)
+class _Listed:
+    """A saved model in the listing: `nbytes` on disk."""
+
+    created: str
+    nbytes: int
+
+
 class StateDir:
-    """STATE_DIR/models with a folder for each model, STATE_DIR/index.sqlite and STATE_DIR/lock.
+    """STATE_DIR/models with a folder for each model, and STATE_DIR/lock. Any thread may use it.
+
+    A listing of the models is kept in memory: filled from the manifests at the start, then by each write and removal.
 
     Two locks keep a second service out: that of the file `lock`, which names the process, and that of the folder
     `models` itself, which stays where someone removes the file. File systems that lock no folders, as NFS, have the
@@ -53,7 +69,8 @@ class StateDir:
                 self._take(held)
                 sync_folder(path)
                 self._tidy()
-                self.catalogue = Catalogue(path / "index.sqlite", self._scan)
+                self._lock = threading.Lock()
+                self._listing = self._scan()
                 self._held = held.pop_all()
         except OSError as error:
             raise StateDirError(f"state_dir {path}: expected a folder that can be written to, got: {error}") from error
@@ -61,6 +78,17 @@ class StateDir:
     def folder(self, owner: str, id: str) -> Folder:
         """Where a model is. Equal ids of different owners are different folders; an id has no dot in it."""
         return Folder(self._models / (f"{id}.{owner[:32]}" if owner else id))
+
+    def ids(self, owner: str) -> list[str]:
+        """Ids of the saved models of an owner, by age."""
+        with self._lock:
+            own = [(listed.created, id) for (whose, id), listed in self._listing.items() if whose == owner]
+        return [id for _, id in sorted(own)]
+
+    def nbytes(self) -> int:
+        """Bytes on disk of all models of all owners."""
+        with self._lock:
+            return sum(listed.nbytes for listed in self._listing.values())
 
     def has(self, owner: str, id: str) -> bool:
         """Whether there is something of a model, readable or not."""
@@ -89,7 +117,8 @@ class StateDir:
         except OSError as error:  # the state is written, whatever is not known of the others
             logger.warning("%s: its size is not known: %s", folder.path, error)
             nbytes = GENERATIONS * manifest.space
-        self.catalogue.put(_entry(manifest, nbytes))
+        with self._lock:
+            self._listing[header.owner, header.id] = _Listed(header.created, nbytes)
         return manifest
 
     def remove(self, owner: str, id: str) -> None:
@@ -109,12 +138,12 @@ class StateDir:
         except OSError:
             os.rename(trash, path)
             raise
-        self.catalogue.remove(owner, id)
+        with self._lock:
+            self._listing.pop((owner, id), None)
         shutil.rmtree(trash, ignore_errors=True)
 
     def close(self) -> None:
-        """Let go of the index and of the locks."""
-        self.catalogue.close()
+        """Release the locks."""
         self._held.close()
 
     def _take(self, held: ExitStack) -> None:
@@ -137,19 +166,20 @@ class StateDir:
 
     def _require_room(self, coming: int, leaving: int) -> None:
         """Refuse what would exceed the bound once the generations before the last are gone."""
-        total = self.catalogue.nbytes() - leaving + coming
+        total = self.nbytes() - leaving + coming
         if total > self._max_bytes:
             raise OSError(
                 errno.ENOSPC,
                 f"the saved models would take {total} bytes, models_disk_bytes allows {self._max_bytes}; delete some",
             )
 
-    def _folders(self) -> Iterator[Folder]:
-        for path in sorted(self._models.iterdir()):
-            if path.is_dir() and not path.name.startswith(_TRASH):
-                yield Folder(path)
+    def _folders(self) -> list[Folder]:
+        paths = sorted(self._models.iterdir())
+        return [Folder(path) for path in paths if path.is_dir() and not path.name.startswith(_TRASH)]
 
     def _tidy(self) -> None:
+        for index in self.path.glob("index.sqlite*"):  # of versions before 0.2, which kept the listing there
+            remove_quietly(index)
         for trash in self._models.glob(f"{_TRASH}*"):
             shutil.rmtree(trash, ignore_errors=True)
         for folder in self._folders():
@@ -158,7 +188,8 @@ class StateDir:
             except (CheckpointError, OSError) as error:
                 logger.error("%s is left alone: %s", folder.path, error)
 
-    def _scan(self) -> Iterator[Entry]:
+    def _scan(self) -> dict[tuple[str, str], _Listed]:
+        listing = {}
         for folder in self._folders():
             try:
                 manifests = folder.manifests()
@@ -170,7 +201,8 @@ class StateDir:
             if header is None or self.folder(header.owner, header.id).path != folder.path:
                 logger.error("%s is left alone: it has no state of a model of its name", folder.path)
                 continue
-            yield _entry(manifests[0], nbytes)
+            listing[header.owner, header.id] = _Listed(header.created, nbytes)
+        return listing
 
 
 def _opened(held: ExitStack, path: Path, flags: int) -> int:
@@ -188,8 +220,3 @@ def _locked(descriptor: int) -> bool:
             raise
         return False
     return True
-
-
-def _entry(manifest: Manifest, nbytes: int) -> Entry:
-    header = manifest.header
-    return Entry(header.owner, header.id, header.name, header.created, time.time(), manifest.sequence, nbytes)
