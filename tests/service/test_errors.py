@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from exodus_client.wire import JSON_TYPE, MSGPACK_TYPE, Message, Tensor, encode
-from exodus_service.errors import MAX_FAULTS
-from exodus_service.gradients.params import wanted
+from exodus_service.errors import MAX_FAULTS, Fault, ServiceError, invalid
+from exodus_service.gradients.params import Params, parse
 from exodus_service.http.problem_json import KINDS
+from exodus_service.operations.params import CreateParams, OptimStepParams
 
 LIF = {"model": "lif", "alpha": 0.9}
 MEMBERS = {
@@ -155,7 +156,7 @@ def test_a_body_of_another_form_than_its_header_says_is_told_what_to_send(
 def test_a_problem_says_its_sentence_once_and_is_short_whatever_came(caller, ask):
     one = caller.gradients(ask({"model": "lif", "alpha": 1.5}, membrane=U, grad_output=U)).problem
     (fault,) = one["errors"]
-    assert one["detail"] == f"{fault['pointer']}: expected {fault['expected']}, got {fault['got']}"
+    assert one["detail"] == f"{fault['pointer']} must be {fault['expected']}, got {fault['got']}"
     many = caller.gradients(ask(LIF, membrane=U, grad_output=U, wrt=["x"] * 1000, **{"y" * 10_000: 1}))
     assert len(many.problem["errors"]) == MAX_FAULTS
     assert many.problem["detail"].endswith("; and 1000 more")
@@ -336,18 +337,70 @@ def test_a_request_that_asks_for_nothing_is_told_which_tensors_came(caller, ask)
     assert error["got"] == "'membrane'"
 
 
+CREATE = {"network": {}, "optimizer": {}}
+
+
 @pytest.mark.parametrize(
-    ("message", "said"),
+    ("model", "params", "sentence"),
     [
-        ("Input should be a valid integer, unable to parse string as an integer", "a valid integer"),
-        ("String should match pattern '^[a-z]$'", "a text that matches ^[a-z]$"),
-        ("String should have at most 3 characters", "a text of at most 3 characters"),
-        ("List should have at least 1 item", "a list of at least 1 item"),
-        ("Something else", "Something else"),
+        (Params, {}, "/params/neuron must be present, got nothing"),
+        (Params, {"neuron": LIF, "wrrt": []}, "/params/wrrt must be absent (unknown field), got []"),
+        (Params, {"neuron": 1}, "/params/neuron must be an object whose model is lif, if or srm, got 1"),
+        (
+            Params,
+            {"neuron": {"model": "srm", "reset_kernel": {"kind": "b"}}},
+            "/params/neuron/reset_kernel must be a tensor, or an object whose kind is exponential, alpha or "
+            "slayer_refractory, got {'kind': 'b'}",
+        ),
+        (Params, {"neuron": LIF | {"alpha": "1"}}, "/params/neuron/alpha must be a number, got '1'"),
+        (Params, {"neuron": LIF | {"alpha": np.inf}}, "/params/neuron/alpha must be a finite number, got inf"),
+        (
+            Params,
+            {"neuron": LIF | {"reset": "hard"}},
+            "/params/neuron/reset must be 'subtract', 'zero' or 'none', got 'hard'",
+        ),
+        (Params, {"neuron": LIF | {"max_spikes": 0}}, "/params/neuron/max_spikes must be at least 1, got 0"),
+        (Params, {"neuron": LIF | {"decay_reset": 1}}, "/params/neuron/decay_reset must be true or false, got 1"),
+        (
+            Params,
+            {"neuron": LIF | {"threshold": {"tensor": ""}}},
+            "/params/neuron/threshold/tensor must be a text of at least 1 characters, got ''",
+        ),
+        (Params, {"neuron": LIF, "time_dim": 1.5}, "/params/time_dim must be an integer, got 1.5"),
+        (Params, {"neuron": LIF, "time_dim": 8}, "/params/time_dim must be at most 7, got 8"),
+        (Params, {"neuron": LIF, "surrogate": 1}, "/params/surrogate must be an object, got 1"),
+        (
+            Params,
+            {"neuron": LIF, "surrogate": {"slope": -1.0}},
+            "/params/surrogate/slope must be greater than 0.0, got -1.0",
+        ),
+        (Params, {"neuron": LIF, "wrt": "alpha"}, "/params/wrt must be a list, got 'alpha'"),
+        (CreateParams, CREATE | {"name": 1}, "/params/name must be a text, got 1"),
+        (CreateParams, CREATE | {"name": "x" * 300}, "/params/name must be a text of at most 256 characters, got '"),
+        (
+            CreateParams,
+            CREATE | {"id": "a b"},
+            "/params/id must be a text that matches ^[A-Za-z0-9_-]{1,64}$, got 'a b'",
+        ),
+        (CreateParams, CREATE | {"network": []}, "/params/network must be an object, got []"),
+        (CreateParams, CREATE | {"seed": 10**30}, "/params/seed must be at most 9223372036854775807, got 1000"),
+        (OptimStepParams, {"sequence": 1.0}, "/params/sequence must be an integer, got 1.0"),
     ],
 )
-def test_what_pydantic_wants_is_said_in_our_words(message, said):
-    assert wanted(message) == said
+def test_a_wrong_parameter_is_named_with_what_it_must_be(model, params, sentence):
+    with pytest.raises(ServiceError) as caught:
+        parse(model, params)
+    assert caught.value.detail.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "name"),
+    [("", "the body"), ("/headers/x-deadline-ms", "header x-deadline-ms"), ("/params/wrt/1", "/params/wrt/1")],
+)
+def test_the_sentence_of_a_fault_names_the_body_a_header_or_the_pointer(pointer, name):
+    assert Fault(pointer, "an integer", "1.5").sentence == f"{name} must be an integer, got 1.5"
+    error = invalid(pointer, "an integer", "1.5", name="it", code="malformed")
+    assert (error.code, error.detail) == ("malformed", "it must be an integer, got 1.5")
 
 
 def test_422_for_a_payload_that_contradicts_its_description(caller, good):

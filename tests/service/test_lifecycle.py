@@ -191,32 +191,32 @@ def test_the_commands_beside_serve():
 @pytest.mark.parametrize(
     ("arguments", "environment", "complaint"),
     [
-        (["serve"], {"EXODUS_PORT": "many"}, "EXODUS_PORT: expected a valid integer, got 'many'"),
-        (["serve", "--max-queue", "0"], {}, "--max-queue: expected greater than or equal to 1, got 0"),
-        (["serve"], {"EXODUS_UDS_MODE": "abc"}, "EXODUS_UDS_MODE: expected a text that matches ^[0-7]{3}$, got 'abc'"),
-        (["serve", "--device", "tpu"], {}, "device: expected "),
+        (["serve"], {"EXODUS_PORT": "many"}, "EXODUS_PORT must be an integer, got 'many'"),
+        (["serve", "--max-queue", "0"], {}, "--max-queue must be at least 1, got 0"),
+        (["serve"], {"EXODUS_UDS_MODE": "abc"}, "EXODUS_UDS_MODE must be a text that matches ^[0-7]{3}$, got 'abc'"),
+        (["serve", "--device", "tpu"], {}, "device must be "),
         (
             ["serve", "--api-keys-file", "/nowhere"],
             {},
-            "/nowhere: expected a file that can be read, got: No such file",
+            "the API key file /nowhere must be readable, got No such file",
         ),
-        (["serve", "--api-keys-file", os.devnull], {}, "expected one key a line"),
-        (["serve", "--api-keys-file", sys.executable], {}, f"{sys.executable}: expected UTF-8 text"),
-        (["serve", "--log-format", "xml"], {}, "--log-format: expected 'plain' or 'json', got 'xml'"),
-        (["serve"], {"EXODUS_API_KEYS": " , "}, "EXODUS_API_KEYS: expected at least one key, or no such variable"),
-        (["serve"], {"EXODUS_API_KEYS": ""}, "EXODUS_API_KEYS: expected at least one key, or no such variable"),
-        (["serve"], {"EXODUS_API_KEYS_FILE": ""}, "EXODUS_API_KEYS_FILE: expected something, or no such variable"),
-        (["serve"], {"EXODUS_HOST": ""}, "EXODUS_HOST: expected something, or no such variable at all, got ''"),
-        (["serve"], {"EXODUS_STATE_DIR": ""}, "EXODUS_STATE_DIR: expected something, or no such variable"),
-        (["serve", "--uds", ""], {}, "--uds: expected something"),
-        (["serve", "--uds", " "], {}, "--uds: expected something"),
+        (["serve", "--api-keys-file", os.devnull], {}, " must be one API key a line, got none"),
+        (["serve", "--api-keys-file", sys.executable], {}, f"{sys.executable} must be UTF-8 text, got "),
+        (["serve", "--log-format", "xml"], {}, "--log-format must be 'plain' or 'json', got 'xml'"),
+        (["serve"], {"EXODUS_API_KEYS": " , "}, "EXODUS_API_KEYS must be at least one key, or unset"),
+        (["serve"], {"EXODUS_API_KEYS": ""}, "EXODUS_API_KEYS must be at least one key, or unset"),
+        (["serve"], {"EXODUS_API_KEYS_FILE": ""}, "EXODUS_API_KEYS_FILE must be non-empty, or unset"),
+        (["serve"], {"EXODUS_HOST": ""}, "EXODUS_HOST must be non-empty, or unset, got ''"),
+        (["serve"], {"EXODUS_STATE_DIR": ""}, "EXODUS_STATE_DIR must be non-empty, or unset"),
+        (["serve", "--uds", ""], {}, "--uds must be non-empty, or unset"),
+        (["serve", "--uds", " "], {}, "--uds must be non-empty, or unset"),
         *(
-            (["serve"], {f"EXODUS_{name}": " \t"}, f"EXODUS_{name}: expected something, or no such variable")
+            (["serve"], {f"EXODUS_{name}": " \t"}, f"EXODUS_{name} must be non-empty, or unset")
             for name in ("HOST", "UDS", "STATE_DIR", "API_KEYS_FILE")
         ),
-        (["serve", "--drain-delay-s", "inf"], {}, "--drain-delay-s: expected a finite number, got inf"),
-        (["check"], {"EXODUS_DEVICE": "tpu"}, "device: expected "),
-        (["openapi"], {"EXODUS_DEVICE": "tpu"}, "device: expected "),
+        (["serve", "--drain-delay-s", "inf"], {}, "--drain-delay-s must be a finite number, got inf"),
+        (["check"], {"EXODUS_DEVICE": "tpu"}, "device must be "),
+        (["openapi"], {"EXODUS_DEVICE": "tpu"}, "device must be "),
     ],
 )
 def test_a_setting_that_cannot_be_is_named_and_nothing_starts(arguments, environment, complaint):
@@ -231,7 +231,7 @@ def test_a_device_that_is_not_there_is_refused_with_the_reason(command):
     ended = CliRunner().invoke(commands, [command, "--device", "cuda"])
     assert ended.exit_code == 2
     reason = exodus_core.capabilities()["cuda_library"]["reason"] or "PyTorch sees no CUDA device"
-    assert ended.stderr == f"exodus-service: device: expected one of cpu, got 'cuda': {reason}\n"
+    assert ended.stderr == f"exodus-service: device must be one of cpu, got 'cuda': {reason}\n"
 
 
 def test_an_address_that_cannot_be_had_is_told_in_one_line_before_anything_starts(serve):
@@ -239,7 +239,7 @@ def test_an_address_that_cannot_be_had_is_told_in_one_line_before_anything_start
     ended = subprocess.run([COMMAND, "serve", "--port", str(taken)], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert ended.stderr == (
-        f"exodus-service: port {taken}: expected one that is free on 127.0.0.1, got one that another process listens "
+        f"exodus-service: port {taken} must be free on 127.0.0.1, got one that another process listens "
         "on; --port takes another one, --port 0 any that is free\n"
     )
 
@@ -247,8 +247,8 @@ def test_an_address_that_cannot_be_had_is_told_in_one_line_before_anything_start
 @pytest.mark.parametrize(
     ("host", "complaint"),
     [
-        ("nowhere.invalid", "host nowhere.invalid: expected an address of this machine, got: "),
-        ("203.0.113.1", "host 203.0.113.1: expected an address of this machine, got another one"),
+        ("nowhere.invalid", "host nowhere.invalid must be an address of this machine, got "),
+        ("203.0.113.1", "host 203.0.113.1 must be an address of this machine, got another one"),
     ],
 )
 def test_a_host_that_is_not_this_one_is_named(monkeypatch, host, complaint):
@@ -265,7 +265,7 @@ def test_a_port_that_is_lost_during_the_self_test_is_named_too(monkeypatch):
         port = rival.getsockname()[1]
         ended = CliRunner().invoke(commands, ["serve", "--port", str(port)])
     assert ended.exit_code == 1
-    assert f"port {port}: expected one that is free on 127.0.0.1" in ended.stderr
+    assert f"port {port} must be free on 127.0.0.1" in ended.stderr
 
 
 def test_every_address_of_a_host_has_the_same_port():
@@ -298,10 +298,10 @@ def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one(monkeypatch
     ours = ("API_KEY", "DATA", "KEEP_MEMORY", "CUDA_BACKWARD", "INSTRUCTION_SET", "EMULATE", "EMULATE_ORDER", "PORT")
     environment = strange | {f"EXODUS_{name}": "0" for name in ours}
     assert CliRunner(env=environment).invoke(commands, ["serve"]).exit_code == 0
-    said = [record.getMessage() for record in caplog.records if "is no setting" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "unknown setting" in record.getMessage()]
     assert sorted(said) == [
-        "EXODUS_COLOUR is no setting and is ignored",
-        "EXODUS_MAX_QUEU is no setting and is ignored; is EXODUS_MAX_QUEUE meant?",
+        "unknown setting EXODUS_COLOUR ignored",
+        "unknown setting EXODUS_MAX_QUEU ignored; did you mean EXODUS_MAX_QUEUE?",
     ]
 
 

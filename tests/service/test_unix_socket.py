@@ -90,7 +90,7 @@ def test_a_server_whose_backlog_is_full_is_alive(path):
 def test_other_files_are_left_alone(path):
     path.write_text("precious")
     with (
-        pytest.raises(SocketPathError, match="expected a socket or nothing, got something else"),
+        pytest.raises(SocketPathError, match="must be a socket or absent, got another kind of file"),
         unix_socket(path, 0o600),
     ):
         pass

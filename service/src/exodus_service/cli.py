@@ -13,7 +13,8 @@ from pydantic_core import ErrorDetails
 
 from exodus_service.compute.allocator import keep_memory
 from exodus_service.engine import Engine
-from exodus_service.gradients.params import wanted
+from exodus_service.errors import must_be
+from exodus_service.gradients.params import expected
 from exodus_service.gradients.selftest import SelfTestError
 from exodus_service.http.app import create_app
 from exodus_service.http.logs import configure_logging
@@ -95,7 +96,7 @@ def serve(
         _stop(str(error))
     configure_logging(settings.log_format, settings.log_level)
     for name, nearest in unknown_variables(os.environ).items():
-        logger.warning("%s is no setting and is ignored%s", name, f"; is {nearest} meant?" if nearest else "")
+        logger.warning("unknown setting %s ignored%s", name, f"; did you mean {nearest}?" if nearest else "")
     open_to_all = settings.uds is None and settings.host not in _LOOPBACK
     if not settings.api_keys and settings.api_keys_file is None and open_to_all:
         logger.warning("no API keys: everyone who reaches %s may use the service", settings.host)
@@ -165,7 +166,7 @@ def _complaint(entry: ErrorDetails, flags: dict[str, Any]) -> str:
     got = repr(entry["input"])
     if name == "api_keys":  # not for the terminal
         got = "none" if entry["type"] == "empty" else "something else"
-    return f"{source}: expected {wanted(entry['msg'])}, got {got}"
+    return must_be(source, expected(entry), got)
 
 
 def _stop(message: str, code: int = _WRONG) -> NoReturn:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from pydantic import BaseModel, Field
@@ -11,11 +11,12 @@ from pydantic import BaseModel, Field
 import exodus_core
 from exodus_client.wire import DTYPES, ENCODINGS, VERSION, Limits
 from exodus_core import losses, network
+from exodus_core.arguments import METHODS
 from exodus_core.training import OPTIMIZERS
 from exodus_service import __version__
 from exodus_service.compute.scheduler import Batching, Scheduler
 from exodus_service.errors import ServiceError
-from exodus_service.gradients.params import Method
+from exodus_service.gradients.params import NEURONS
 from exodus_service.gradients.request import CONTENT_ENCODINGS, CONTENT_TYPES, compute_ahead
 from exodus_service.gradients.selftest import self_test
 from exodus_service.models.store import Store
@@ -104,8 +105,8 @@ class Engine:
         return Capabilities(
             version=__version__,
             wire_versions=[VERSION],
-            methods=list(get_args(Method)),
-            neurons=["lif", "if", "srm"],
+            methods=list(METHODS),
+            neurons=list(NEURONS),
             surrogates=list(exodus_core.surrogate.KINDS),
             layers=list(network.KINDS),
             losses=list(losses.KINDS),
@@ -148,13 +149,13 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device: expected cpu, cuda or cuda:N, got {name!r}") from error
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}") from error
     told = exodus_core.capabilities()
     known = {device.partition(":")[0] for device in told["devices"]}
     if device.type not in known:
-        raise ValueError(f"device: expected one of {', '.join(sorted(known))}, got {name!r}{_why_not(device, told)}")
+        raise ValueError(f"device must be one of {', '.join(sorted(known))}, got {name!r}{_why_not(device, told)}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: got {name!r}, and PyTorch sees {torch.cuda.device_count()} CUDA devices here")
+        raise ValueError(f"device must be one of {torch.cuda.device_count()} CUDA devices, got {name!r}")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 

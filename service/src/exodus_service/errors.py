@@ -1,9 +1,12 @@
-"""Errors of requests, without HTTP: a code, a sentence, and the places in the request that are wrong."""
+"""Errors of requests, without HTTP: a code, a sentence, and the places in the request that are wrong.
+
+Every sentence about a value reads `NAME must be EXPECTED, got GOT`.
+"""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-#: Most faults that one error names.
+#: Most faults listed by one error.
 MAX_FAULTS = 32
 
 #: Every code; `http.problem_json` has the status and the title of each.
@@ -40,26 +43,38 @@ Code = Literal[
 
 
 class Fault(NamedTuple):
-    """One place in the request that is wrong: a JSON pointer to it, what was expected there, what it got."""
+    """One wrong value of a request.
+
+    Attributes:
+        pointer: JSON pointer into the body, "" for the body as a whole, /headers/NAME for a header.
+        expected: the value that is accepted, in words that go on from "must be".
+        got: the value that came.
+    """
 
     pointer: str
     expected: str
     got: str
 
     @property
+    def name(self) -> str:
+        """The value's name in a sentence."""
+        header = self.pointer.removeprefix("/headers/")
+        return f"header {header}" if header != self.pointer else self.pointer or "the body"
+
+    @property
     def sentence(self) -> str:
-        """The fault for people."""
-        return f"{self.pointer}: expected {self.expected}, got {self.got}"
+        """The fault, spelled out."""
+        return must_be(self.name, self.expected, self.got)
 
 
 @dataclass
 class ServiceError(Exception):
-    """A request that is not answered with success.
+    """A request that fails.
 
     Attributes:
-        code: what callers may depend on.
-        detail: what is wrong, in a sentence; it contains the first of `faults`, so that nobody shows both.
-        faults: every place in the request that is wrong.
+        code: stable name of the kind of error, for programs.
+        detail: the error in a sentence; it contains the first of `faults`, so that nobody shows both.
+        faults: every wrong value of the request.
     """
 
     code: Code
@@ -70,7 +85,12 @@ class ServiceError(Exception):
         super().__init__(self.detail)
 
 
-def invalid(pointer: str, expected: str, got: str) -> ServiceError:
-    """An error of code `invalid` for one place in the request."""
+def invalid(pointer: str, expected: str, got: str, *, name: str = "", code: Code = "invalid") -> ServiceError:
+    """An error about one value of the request, called `name` in its sentence, else by its pointer."""
     fault = Fault(pointer, expected, got)
-    return ServiceError("invalid", fault.sentence, (fault,))
+    return ServiceError(code, must_be(name or fault.name, expected, got), (fault,))
+
+
+def must_be(name: str, expected: str, got: str) -> str:
+    """The sentence for a wrong value."""
+    return f"{name} must be {expected}, got {got}"

@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     def _not_empty(cls, value: object) -> object:
         """An empty path would be the present folder, an empty host every interface: a variable that was forgotten."""
         if isinstance(value, str | Path) and not str(value).strip():
-            raise PydanticCustomError("empty", "something, or no such variable at all")
+            raise PydanticCustomError("empty", "non-empty, or unset")
         return value
 
     @field_validator("api_keys", mode="before")
@@ -162,7 +162,7 @@ class Settings(BaseSettings):
             return keys
         split = tuple(key.strip() for key in keys.split(",") if key.strip())
         if not split:  # a secret that came out empty must not open the service to everyone
-            raise PydanticCustomError("empty", "at least one key, or no such variable at all")
+            raise PydanticCustomError("empty", "at least one key, or unset")
         return split
 
 

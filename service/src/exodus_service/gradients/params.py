@@ -1,56 +1,73 @@
 """The `params` of a gradient request: every field, its meaning, and what is refused (all of it with a JSON pointer)."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
+from exodus_core import surrogate
+from exodus_core.arguments import FLOATS, METHODS, RESETS
 from exodus_service.errors import MAX_FAULTS, Fault, ServiceError
-
-Method = Literal["exodus", "slayer", "bptt"]
-FloatName = Literal["float32", "float64", "float16", "bfloat16"]
-SurrogateKind = Literal["exponential", "boxcar", "triangle", "fast_sigmoid", "sigmoid", "arctan", "tanh", "gaussian"]
-Parameter = Literal["alpha", "threshold", "reset_by", "initial_membrane"]
-Trace = Literal["spikes", "membrane"]
-
-_SHOWN = 80
-#: How pydantic words what is wanted of a text, list or number.
-_WANTED = re.compile(r"(Input should be|(String|List|Data) should (have|match pattern)) (.+)", re.DOTALL)
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class OneOf:
+    """Annotation of a text that must be one of the values, which are declared elsewhere, as pydantic's `Literal`."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        self._values = tuple(values)
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
+        return core_schema.literal_schema(list(self._values))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype on the wire."""
+    return str(dtype).removeprefix("torch.")
+
+
+NEURONS = ("lif", "if", "srm")
+Method = Annotated[str, OneOf(METHODS)]
+Reset = Annotated[str, OneOf(RESETS)]
+SurrogateKind = Annotated[str, OneOf(surrogate.KINDS)]
+FloatName = Annotated[str, OneOf(map(dtype_name, FLOATS))]
+Parameter = Literal["alpha", "threshold", "reset_by", "initial_membrane"]
+Trace = Literal["spikes", "membrane"]
+
+#: Characters shown of a value that is refused.
+_SHOWN = 80
+
+
 class Strict(BaseModel):
-    """Takes no other fields and no other types than those that are declared."""
+    """Parameters of exactly the declared fields and types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class TensorName(Strict):
-    """A value that travels as a tensor of the request."""
+    """Reference to a tensor of the request."""
 
     tensor: str = Field(min_length=1, description="Name of the tensor.")
 
 
-# Members of a union are tagged <so>, which tells them from the fields of a request in the location of an error.
 def _number_or_tensor(value: object) -> str:
     return "<tensor>" if isinstance(value, dict) else "<number>"
 
 
+# Members of a union are tagged <so>, to tell them from fields in the location of an error.
 Number = Annotated[
     Annotated[float, Tag("<number>")] | Annotated[TensorName, Tag("<tensor>")], Discriminator(_number_or_tensor)
 ]
 
 
 class _Leaky(Strict):
-    """What LIF and IF share."""
+    """Fields of both LIF and IF."""
 
     threshold: Number = Field(default=1.0, description="Membrane potential from which the neuron fires.")
-    reset: Literal["subtract", "zero", "none"] = Field(
-        default="subtract", description="What a spike does to the membrane."
-    )
+    reset: Reset = Field(default="subtract", description="What a spike does to the membrane.")
     reset_by: Number | None = Field(default=None, description="What a spike subtracts; null: the threshold.")
     decay_reset: bool = Field(default=False, description="Whether the reset is applied before the decay.")
     initial_membrane: Number | None = Field(default=None, description="Membrane before the first step; null: 0.")
@@ -97,16 +114,14 @@ class SlayerRefractoryTaps(Strict):
     amplitude: float = Field(description="Largest value, negative: SLAYER's -scaleRef theta.")
 
 
-_KERNEL_KINDS = ("exponential", "alpha", "slayer_refractory")
+def _by(field: str, kinds: tuple[str, ...], expected: str, default: str | None = None) -> Discriminator:
+    """Tells the members of a union apart by a field; an object without it is of the default."""
 
+    def tag(value: object) -> str | None:
+        kind = value.get(field, default) if isinstance(value, dict) else None
+        return f"<{kind}>" if kind in kinds else None
 
-def _reset_kernel(value: object) -> str | None:
-    if not isinstance(value, dict):
-        return None
-    kind = value.get("kind")
-    if kind is None:
-        return "<tensor>"
-    return f"<{kind}>" if kind in _KERNEL_KINDS else None
+    return Discriminator(tag, custom_error_type="expected", custom_error_message=expected)
 
 
 ResetKernel = Annotated[
@@ -114,11 +129,11 @@ ResetKernel = Annotated[
     | Annotated[AlphaTaps, Tag("<alpha>")]
     | Annotated[SlayerRefractoryTaps, Tag("<slayer_refractory>")]
     | Annotated[TensorName, Tag("<tensor>")],
-    Discriminator(
-        _reset_kernel,
-        custom_error_type="reset_kernel",
-        custom_error_message="Input should be a tensor, or an object whose kind is "
-        "exponential, alpha or slayer_refractory",
+    _by(
+        "kind",
+        ("exponential", "alpha", "slayer_refractory", "tensor"),
+        "a tensor, or an object whose kind is exponential, alpha or slayer_refractory",
+        default="tensor",
     ),
 ]
 
@@ -134,18 +149,9 @@ class SrmNeuron(Strict):
     )
 
 
-def _neuron(value: object) -> str | None:
-    model = value.get("model") if isinstance(value, dict) else None
-    return f"<{model}>" if model in ("lif", "if", "srm") else None
-
-
 Neuron = Annotated[
     Annotated[LifNeuron, Tag("<lif>")] | Annotated[IfNeuron, Tag("<if>")] | Annotated[SrmNeuron, Tag("<srm>")],
-    Discriminator(
-        _neuron,
-        custom_error_type="neuron",
-        custom_error_message="Input should be an object whose model is lif, if or srm",
-    ),
+    _by("model", NEURONS, "an object whose model is lif, if or srm"),
 ]
 
 
@@ -180,12 +186,16 @@ class Params(Strict):
 
 
 def parse_params(params: Mapping[str, Any]) -> Params:
-    """The parameters of a gradient request, checked; see `parse`."""
+    """The parameters of a gradient request. Raises as `parse` does."""
     return parse(Params, params)
 
 
 def parse(model: type[Model], params: Mapping[str, Any]) -> Model:
-    """The parameters, checked; raises a ServiceError (422) that points at each value that does not fit."""
+    """Parameters, checked.
+
+    Raises:
+        ServiceError: invalid: with a fault for each wrong value, up to MAX_FAULTS.
+    """
     try:
         return model.model_validate(params)
     except ValidationError as error:
@@ -195,26 +205,47 @@ def parse(model: type[Model], params: Mapping[str, Any]) -> Model:
         raise ServiceError("invalid", f"{faults[0].sentence}{more}", faults) from None
 
 
-def wanted(message: str) -> str:
-    """What pydantic wants, without its words around it."""
-    found = _WANTED.fullmatch(message)
-    if found is None:
-        return message
-    _, kind, verb, rest = found.groups()
-    if kind is None:
-        return rest.partition(", unable to")[0]
-    what = {"String": "a text", "List": "a list"}.get(kind, "a value")
-    return f"{what} of {rest}" if verb == "have" else f"{what} that matches {rest.strip(chr(39))}"
+#: The accepted values by pydantic's type of error, in words that go on from "must be"; filled in from its context.
+_EXPECTED = {
+    "missing": "present",
+    "extra_forbidden": "absent (unknown field)",
+    "literal_error": "{expected}",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "int_parsing": "an integer",
+    "int_parsing_size": "an integer of a usual size",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a text",
+    "string_too_short": "a text of at least {min_length} characters",
+    "string_too_long": "a text of at most {max_length} characters",
+    "string_pattern_mismatch": "a text that matches {pattern}",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "path_type": "a path",
+}
+
+
+def expected(error: ErrorDetails) -> str:
+    """The accepted values. Validators of our own say it in the message."""
+    known = _EXPECTED.get(error["type"])
+    return error["msg"] if known is None else known.format(**error.get("ctx", {}))
 
 
 def _fault(error: ErrorDetails) -> Fault:
-    """One complaint of pydantic, in our words and with a JSON pointer in place of its location."""
     pointer = "/params"
     for part in error["loc"]:
         if not str(part).startswith("<"):
             pointer += "/" + str(part).replace("~", "~0").replace("/", "~1")
     if error["type"] == "missing":
-        return Fault(pointer, "a value", "nothing")
-    expected = "no such field" if error["type"] == "extra_forbidden" else wanted(error["msg"])
+        return Fault(pointer, expected(error), "nothing")
     shown = repr(error["input"])
-    return Fault(pointer, expected, shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "...")
+    return Fault(pointer, expected(error), shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "...")

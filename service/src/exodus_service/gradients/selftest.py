@@ -1,33 +1,32 @@
-"""What has to hold before the service says that it is ready: every method computes what the plain loop does."""
+"""Self-test at start-up: every method agrees with the plain loop."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import get_args
 
 import torch
 
 import exodus_core
 from exodus_core import ExponentialKernel, reference
-from exodus_service.gradients.params import Method
+from exodus_core.arguments import METHODS
 
 #: Relative to the largest value of a gradient. float32 kernels agree with float32 loops far better than this.
 TOLERANCE = 1e-4
 
 
 class SelfTestError(RuntimeError):
-    """A kernel of this installation computes something else than its reference."""
+    """A kernel of this installation disagrees with its reference."""
 
 
 def self_test(device: torch.device) -> None:
     """Compare one small gradient of each model and method with autograd through the time loop.
 
     Raises:
-        SelfTestError: naming the model and the method.
+        SelfTestError: a gradient is wrong; names the model and the method.
     """
     generator = torch.Generator().manual_seed(0)
     drive, grad_spikes = torch.rand((2, 2, 12, 3), generator=generator).unbind()
     kernel = ExponentialKernel(alpha=0.8, amplitude=-1.0)
-    for method in get_args(Method):
+    for method in METHODS:
         _, membrane = exodus_core.lif(drive.to(device), 0.9)
         found = exodus_core.lif_gradient(membrane, grad_spikes.to(device), 0.9, method=method).input
         _compare(
@@ -48,7 +47,7 @@ def _expected(
     return torch.autograd.grad(spikes, leaf, grad_spikes)[0]
 
 
-def _compare(what: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+def _compare(case: str, found: torch.Tensor, expected: torch.Tensor) -> None:
     difference = float((found.cpu() - expected).abs().max())
     if not difference <= TOLERANCE * float(expected.abs().max()):
-        raise SelfTestError(f"{what} on {found.device}: the gradient is off by {difference}")
+        raise SelfTestError(f"{case} on {found.device}: the gradient is off by {difference}")

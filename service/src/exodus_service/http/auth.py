@@ -48,10 +48,10 @@ def _read(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
-        raise ValueError(f"api_keys_file {path}: expected a file that can be read, got: {error.strerror}") from error
+        raise ValueError(f"the API key file {path} must be readable, got {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"api_keys_file {path}: expected UTF-8 text, got {error}") from error
+        raise ValueError(f"the API key file {path} must be UTF-8 text, got {error}") from error
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
-        raise ValueError(f"api_keys_file {path}: expected one key a line, got none")
+        raise ValueError(f"the API key file {path} must be one API key a line, got none")
     return keys

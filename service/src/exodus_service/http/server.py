@@ -203,12 +203,12 @@ def tcp_sockets(host: str, port: int) -> Iterator[list[socket.socket]]:
 
 def _refused(host: str, port: int, error: OSError) -> AddressError:
     if isinstance(error, socket.gaierror):
-        return AddressError(f"host {host}: expected an address of this machine, got: {error.strerror}")
+        return AddressError(f"host {host} must be an address of this machine, got {error.strerror}")
     if error.errno == errno.EADDRINUSE:
         return AddressError(
-            f"port {port}: expected one that is free on {host}, got one that another process listens on; "
+            f"port {port} must be free on {host}, got one that another process listens on; "
             "--port takes another one, --port 0 any that is free"
         )
     if error.errno == errno.EADDRNOTAVAIL:
-        return AddressError(f"host {host}: expected an address of this machine, got another one")
-    return AddressError(f"{host}, port {port}: expected an address to listen on, got: {error.strerror}")
+        return AddressError(f"host {host} must be an address of this machine, got another one")
+    return AddressError(f"{host}, port {port} must be an address to listen on, got {error.strerror}")

@@ -58,7 +58,7 @@ def _remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(kind):
-        raise SocketPathError(f"uds {path}: expected a socket or nothing, got something else")
+        raise SocketPathError(f"uds {path} must be a socket or absent, got another kind of file")
     with socket.socket(socket.AF_UNIX) as caller:
         caller.settimeout(1.0)
         try:
