@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from exodus_client import LIF, APITimeoutError, Client, ClientClosedError, ServiceUnavailableError, Timeout
+from exodus_client._threads import within
 from exodus_client._transport.sockets import DEADLINE, SocketTransport, tcp
-from exodus_client._transport.within import within
 
 TOTAL = 0.4
 #: Seconds by which a loaded machine may be late; without a bound these servers take a minute, or never end.

@@ -30,7 +30,7 @@ from exodus_client import (
     _constants,
 )
 from exodus_client._gradients.result import Kind
-from exodus_client._threads import Lanes
+from exodus_client._threads import DaemonThreadPool
 from exodus_client._transport.sockets import SocketTransport, tcp
 
 LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
@@ -226,7 +226,7 @@ class TestClosing:
         model = create(client)
         gate, busy = threading.Event(), threading.Barrier(_constants.CALLS_UNDER_WAY + 1)
         for _ in range(_constants.CALLS_UNDER_WAY):
-            model._sender._lanes.submit(lambda: (busy.wait(30), wait(gate)))  # type: ignore[func-returns-value]
+            model._sender._pool.submit(lambda: (busy.wait(30), wait(gate)))  # type: ignore[func-returns-value]
         busy.wait(30)
         future = model.step(X, Y, loss=LOSS)
         closing = threading.Thread(target=model.close)
@@ -309,21 +309,21 @@ class TestAServerThatDoesNotSave:
 
 class TestLanes:
     @pytest.fixture
-    def lanes(self) -> Iterator[Lanes]:
-        lanes = Lanes(2, "test")
-        yield lanes
-        lanes.close()
+    def pool(self) -> Iterator[DaemonThreadPool]:
+        pool = DaemonThreadPool(2, "test")
+        yield pool
+        pool.close()
 
-    def test_run_what_is_submitted(self, lanes: Lanes) -> None:
-        assert [lanes.submit(lambda n=n: n).result(30) for n in range(5)] == list(range(5))  # type: ignore[misc]
+    def test_run_what_is_submitted(self, pool: DaemonThreadPool) -> None:
+        assert [pool.submit(lambda n=n: n).result(30) for n in range(5)] == list(range(5))  # type: ignore[misc]
 
-    def test_run_as_much_at_a_time_as_there_are(self, lanes: Lanes) -> None:
+    def test_run_as_much_at_a_time_as_there_are(self, pool: DaemonThreadPool) -> None:
         together = threading.Barrier(2)
-        futures = [lanes.submit(lambda: together.wait(30)) for _ in range(2)]
+        futures = [pool.submit(lambda: together.wait(30)) for _ in range(2)]
         assert {future.result(30) for future in futures} == {0, 1}
         gate = threading.Event()
-        blocked = [lanes.submit(lambda: wait(gate)) for _ in range(2)]
-        third = lanes.submit(lambda: 3)
+        blocked = [pool.submit(lambda: wait(gate)) for _ in range(2)]
+        third = pool.submit(lambda: 3)
         with pytest.raises(TimeoutError):
             third.result(0.05)
         gate.set()
@@ -331,82 +331,84 @@ class TestLanes:
         assert [future.result(30) for future in blocked] == [None, None]
 
     @pytest.mark.parametrize("error", [ValueError, SystemExit])
-    def test_pass_errors_on_and_stay(self, lanes: Lanes, error: type[BaseException]) -> None:
+    def test_pass_errors_on_and_stay(self, pool: DaemonThreadPool, error: type[BaseException]) -> None:
         def fail() -> None:
             raise error("no")
 
         for _ in range(3):
             with pytest.raises(error, match="no"):
-                lanes.submit(fail).result(30)
+                pool.submit(fail).result(30)
 
-    def test_do_not_run_what_was_cancelled(self, lanes: Lanes) -> None:
+    def test_do_not_run_what_was_cancelled(self, pool: DaemonThreadPool) -> None:
         gate, ran = threading.Event(), threading.Event()
-        blocked = [lanes.submit(lambda: wait(gate)) for _ in range(2)]
-        future = lanes.submit(ran.set)
+        blocked = [pool.submit(lambda: wait(gate)) for _ in range(2)]
+        future = pool.submit(ran.set)
         assert future.cancel()
         gate.set()
         for each in blocked:
             each.result(30)
-        lanes.submit(lambda: None).result(30)
+        pool.submit(lambda: None).result(30)
         assert not ran.is_set()
 
-    def test_end_when_they_are_idle_and_start_again(self, lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_end_when_they_are_idle_and_start_again(
+        self, pool: DaemonThreadPool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(_constants, "KEEP_IDLE", 0.0)
-        first = lanes.submit(threading.current_thread).result(30)
+        first = pool.submit(threading.current_thread).result(30)
         first.join(30)
         assert not first.is_alive()
-        assert lanes.submit(lambda: 1).result(30) == 1
+        assert pool.submit(lambda: 1).result(30) == 1
 
-    def test_drop_what_was_not_begun(self, lanes: Lanes) -> None:
+    def test_drop_what_was_not_begun(self, pool: DaemonThreadPool) -> None:
         gate = threading.Event()
-        blocked = [lanes.submit(lambda: wait(gate)) for _ in range(2)]
-        dropped = lanes.submit(lambda: None)
-        lanes.close(wait=False)
+        blocked = [pool.submit(lambda: wait(gate)) for _ in range(2)]
+        dropped = pool.submit(lambda: None)
+        pool.close(wait=False)
         with pytest.raises(CancelledError):
             dropped.result(0)
         gate.set()
-        lanes.close()
+        pool.close()
         assert all(future.done() for future in blocked)
         with pytest.raises(RuntimeError, match="after shutdown"):
-            lanes.submit(lambda: None)
+            pool.submit(lambda: None)
 
     @pytest.mark.parametrize("are_there", [True, False])
     def test_do_without_threads_that_cannot_be_started(
-        self, lanes: Lanes, monkeypatch: pytest.MonkeyPatch, are_there: bool
+        self, pool: DaemonThreadPool, monkeypatch: pytest.MonkeyPatch, are_there: bool
     ) -> None:
         gate, begun = threading.Event(), threading.Event()
         if are_there:
-            lanes.submit(lambda: (begun.set(), wait(gate)))  # type: ignore[func-returns-value]
+            pool.submit(lambda: (begun.set(), wait(gate)))  # type: ignore[func-returns-value]
             wait(begun)
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", fail_to_start)
             if are_there:
-                late = lanes.submit(lambda: 1)
+                late = pool.submit(lambda: 1)
                 gate.set()
                 assert late.result(30) == 1
             else:
                 with pytest.raises(RuntimeError, match="can't start new thread"):
-                    lanes.submit(lambda: 1)
-        assert lanes.submit(lambda: 2).result(30) == 2
-        closing = threading.Thread(target=lanes.close, daemon=True)
+                    pool.submit(lambda: 1)
+        assert pool.submit(lambda: 2).result(30) == 2
+        closing = threading.Thread(target=pool.close, daemon=True)
         closing.start()
         closing.join(30)
         assert not closing.is_alive()
 
     def test_of_the_process_before_a_fork_are_not_waited_for(
-        self, lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+        self, pool: DaemonThreadPool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         gate = threading.Event()
-        there = lanes.submit(lambda: wait(gate))
+        there = pool.submit(lambda: wait(gate))
         with monkeypatch.context() as forked:
             forked.setattr("os.getpid", lambda: -1)
-            lanes.close()
+            pool.close()
         assert not there.done()
         gate.set()
         there.result(30)
 
-    def test_can_be_closed_from_within(self, lanes: Lanes) -> None:
-        assert lanes.submit(lanes.close).result(30) is None
+    def test_can_be_closed_from_within(self, pool: DaemonThreadPool) -> None:
+        assert pool.submit(pool.close).result(30) is None
 
 
 def fail_to_start(thread: threading.Thread) -> None:

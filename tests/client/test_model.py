@@ -641,8 +641,8 @@ class TestState:
     ) -> None:
         model.save(tmp_path / "digits.safetensors")
         model.step(X, Y, loss=LOSS).result(10)
-        gate, lanes = threading.Event(), client._lanes
-        busy = [lanes.submit(lambda: gate.wait(10)) for _ in range(8)]  # as other evaluations are
+        gate, pool = threading.Event(), client._pool
+        busy = [pool.submit(lambda: gate.wait(10)) for _ in range(8)]  # as other evaluations are
         asked = model.forward(X)
         threading.Timer(0.1, gate.set).start()
         model.load(tmp_path / "digits.safetensors")
@@ -676,8 +676,8 @@ class TestState:
         self, client: Client, model: Model, server: TrainingServer
     ) -> None:
         model.step(X, Y, loss=LOSS).result(10)
-        gate, lanes = threading.Event(), client._lanes
-        busy = [lanes.submit(lambda: gate.wait(10)) for _ in range(8)]
+        gate, pool = threading.Event(), client._pool
+        busy = [pool.submit(lambda: gate.wait(10)) for _ in range(8)]
         asked = model.forward(X)
         server.crash()
         model.resync()

@@ -643,7 +643,7 @@ class TestOneCall:
             model.close()
             raise RuntimeError("cannot schedule new futures after shutdown")
 
-        monkeypatch.setattr(model._sender._lanes, "submit", submit_late)
+        monkeypatch.setattr(model._sender._pool, "submit", submit_late)
         with pytest.raises(ModelClosedError):
             submit(model, "step", 1).result(1)
 

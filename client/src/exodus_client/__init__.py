@@ -44,11 +44,11 @@ from exodus_client._errors import (
     UnprocessableError,
     UnsupportedMediaTypeError,
 )
-from exodus_client._future import Future
 from exodus_client._gradients.result import Gradients
 from exodus_client._models.messages import ModelInfo, Outputs, StepResult
 from exodus_client._models.model import Model
 from exodus_client._models.state import IncompatibleKeys
+from exodus_client._threads import Future
 from exodus_client.neuron import IF, LIF, SRM, AlphaKernel, ExponentialKernel, SlayerRefractory
 from exodus_client.surrogate import (
     Arctan,

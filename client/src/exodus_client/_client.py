@@ -16,7 +16,6 @@ import httpx
 from exodus_client import _constants as defaults
 from exodus_client._config import Limits, Retries, Timeout
 from exodus_client._errors import InvalidResponseError, NotFoundError, ServiceUnavailableError, reworded
-from exodus_client._future import Future
 from exodus_client._gradients.request import gradient_request
 from exodus_client._gradients.result import GradientArguments, Gradients
 from exodus_client._models.axes import check_time_dim
@@ -25,7 +24,7 @@ from exodus_client._models.model import MEMORY_ONLY, Model
 from exodus_client._models.state import check_weights
 from exodus_client._numbers import Range, check_parameter, integer, is_real, real
 from exodus_client._plain_data import kind_of, model_id, network_of, plain, refused
-from exodus_client._threads import Lanes
+from exodus_client._threads import DaemonThreadPool, Future
 from exodus_client._transport.session import Answer, Session, read_json
 from exodus_client._transport.shared_memory import SharedMemory
 from exodus_client.neuron import Array
@@ -108,7 +107,7 @@ class Client:
             if shared_memory
             else None
         )
-        self._lanes = Lanes(limits.max_in_flight, "exodus-client")
+        self._pool = DaemonThreadPool(limits.max_in_flight, "exodus-client")
         self._models: weakref.WeakSet[Model] = weakref.WeakSet()
         self._warned = False  # that models are in memory only
 
@@ -298,7 +297,7 @@ class Client:
             return  # the connections, and what is under way on them, are those of the process that made them
         for model in tuple(self._models):
             model._close(wait=wait)
-        self._lanes.close(wait=wait)
+        self._pool.close(wait=wait)
         if self._shared is not None:
             self._shared.close()
         self._session.close()
@@ -326,7 +325,7 @@ class Client:
     def _submit(self, run: Callable[[], Result], about: Callable[[], str]) -> Future[Result]:
         self._session.check_process()
         self._session.check_open()
-        return Future(self._lanes.submit(run), about)
+        return Future(self._pool.submit(run), about)
 
     def _model(self, info: ModelInfo, options: Mapping[str, Any]) -> Model:
         model = Model(_Link(self, info.durable is None), info, **options)

@@ -1,31 +1,68 @@
-"""Threads that do not keep a program from ending.
+"""Futures, and the daemon threads that fill them.
 
-Those of `concurrent.futures` are waited for when the interpreter ends: a program that was interrupted would stay for as
-long as its calls have patience with a server that is down.
+The threads of `concurrent.futures` are joined when the interpreter exits: an interrupted program would stay for as long
+as its calls wait for a server that is down.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator
+from concurrent.futures import Future as Running
+from typing import Any, Generic, TypeVar
 
 from exodus_client import _constants as defaults
 
 Result = TypeVar("Result")
 
 
-class Lanes:
+class Future(Generic[Result]):
+    """What a call returns that does not wait: `future.result()` waits in a thread, `await future` in an event loop."""
+
+    def __init__(self, running: Running[Result], about: Callable[[], str]) -> None:
+        self._running = running
+        self._about = about  # what it waits for, for people
+
+    def result(self, timeout: float | None = None) -> Result:
+        """The result, waited for at most `timeout` seconds.
+
+        Raises:
+            TimeoutError: it is not there yet, says what is waited for and the last failure; the request goes on.
+            ExodusError: the request failed, as in a call that waits.
+        """
+        seconds = math.inf if timeout is None else float(timeout)  # a lock takes no number of numpy, nor every one
+        try:
+            return self._running.result(None if seconds > threading.TIMEOUT_MAX else seconds)
+        except TimeoutError:
+            if self._running.done():  # its own, or it has come just now
+                return self._running.result()
+            raise TimeoutError(f"no result within {seconds:g} s of {self._about()}") from None
+
+    def done(self) -> bool:
+        """Whether `result()` would return or raise at once."""
+        return self._running.done()
+
+    def cancel(self) -> bool:
+        """Drop the request if it has not been sent yet; whether it was dropped."""
+        return self._running.cancel()
+
+    def __await__(self) -> Generator[Any, None, Result]:
+        return asyncio.wrap_future(self._running).__await__()
+
+
+class DaemonThreadPool:
     """At most `count` threads that run what is submitted. They are there while they are needed."""
 
     def __init__(self, count: int, name: str) -> None:
         self._count = count
         self._name = name
         self._changed = threading.Condition()
-        self._queued: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._queued: deque[tuple[Running[Any], Callable[[], Any]]] = deque()
         self._threads: set[threading.Thread] = set()
         self._idle = 0
         self._closed = False
@@ -41,13 +78,13 @@ class Lanes:
         """Whether these take nothing any more."""
         return self._closed
 
-    def submit(self, run: Callable[[], Result]) -> Future[Result]:
+    def submit(self, run: Callable[[], Result]) -> Running[Result]:
         """Run it when a thread is free.
 
         Raises:
             RuntimeError: these are closed, or there is no thread, and none can be started.
         """
-        future: Future[Result] = Future()
+        future: Running[Result] = Running()
         with self._changed:
             if self._closed:
                 raise RuntimeError("cannot be used after shutdown")
@@ -93,7 +130,7 @@ class Lanes:
                     future.set_exception(error)
             del work, future, run  # what it held is let go of before the next comes
 
-    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+    def _next(self) -> tuple[Running[Any], Callable[[], Any]] | None:
         with self._changed:
             self._idle += 1
             self._changed.wait_for(lambda: bool(self._queued) or self._closed, defaults.KEEP_IDLE)
@@ -103,3 +140,29 @@ class Lanes:
             self._threads.discard(threading.current_thread())
             self._changed.notify_all()
             return None
+
+
+def within(seconds: float | None, run: Callable[[], Result]) -> Result:
+    """The result of `run`, on a thread of its own, which it is left to where it takes longer; None for no bound.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    if seconds is None:
+        return run()
+    future: Running[Result] = Running()
+
+    def work() -> None:
+        try:
+            future.set_result(run())
+        except BaseException as error:  # noqa: BLE001 - raised by the future
+            future.set_exception(error)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(work,), name="exodus-within", daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():  # its own, or it has come just now
+            return future.result()
+        raise TimeoutError(f"timed out after {seconds:.3g} s") from None

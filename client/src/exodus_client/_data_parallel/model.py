@@ -16,13 +16,12 @@ import numpy as np
 from exodus_client._data_parallel.replicas import Replicas
 from exodus_client._data_parallel.shards import Part, parts_of
 from exodus_client._errors import ModelClosedError
-from exodus_client._future import Future
 from exodus_client._models.axes import as_given, batch_first, check_shapes, dense, targets_first
 from exodus_client._models.messages import Loss, ModelInfo, Outputs, StepResult
 from exodus_client._models.model import Callback, Model
 from exodus_client._models.state import IncompatibleKeys
 from exodus_client._plain_data import check_loss, number
-from exodus_client._threads import Lanes
+from exodus_client._threads import DaemonThreadPool, Future
 from exodus_client.neuron import Array
 
 Result = TypeVar("Result")
@@ -59,7 +58,7 @@ class ShardedModel:
         self.callbacks: list[Callback] = []
         self._replicas = Replicas(self.replicas)
         self._room = threading.BoundedSemaphore(steps_ahead)
-        self._lane = Lanes(1, "exodus-sharded")
+        self._pool = DaemonThreadPool(1, "exodus-sharded")
 
     def step(
         self,
@@ -101,11 +100,11 @@ class ShardedModel:
         options = {name: number(name, value) for name, value in given.items()}
         run = partial(self._step, parts, loss, options, gradients, allow_non_finite)
         self._check_process()
-        if self._lane.here:  # a callback would wait for the room that comes when it returns
-            return Future(self._on_lane(run), self._about)
+        if self._pool.here:  # a callback would wait for the room that comes when it returns
+            return Future(self._on_pool(run), self._about)
         self._room.acquire()
         try:
-            running = self._on_lane(run)
+            running = self._on_pool(run)
         except BaseException:
             self._room.release()
             raise
@@ -175,7 +174,7 @@ class ShardedModel:
         return f"ShardedModel({self.id!r}, {len(self.replicas)} replicas, sequence={self.replicas[0].sequence})"
 
     def _close(self, *, wait: bool) -> None:
-        self._lane.close(wait=wait)
+        self._pool.close(wait=wait)
         for replica in self.replicas:
             replica._close(wait=wait)
 
@@ -216,16 +215,16 @@ class ShardedModel:
     def _run(self, run: Callable[[], Result]) -> Result:
         return self._submit(run).result()
 
-    def _on_lane(self, run: Callable[[], Result]) -> Running[Result]:
-        if self._lane.closed:
+    def _on_pool(self, run: Callable[[], Result]) -> Running[Result]:
+        if self._pool.closed:
             raise ModelClosedError("the model is closed")
-        return self._lane.submit(run)
+        return self._pool.submit(run)
 
     def _submit(self, run: Callable[[], Result]) -> Future[Result]:
         """Run on the thread of the steps, after those submitted so far; within a callback, at once."""
         self._check_process()
-        if not self._lane.here:
-            return Future(self._on_lane(run), self._about)
+        if not self._pool.here:
+            return Future(self._on_pool(run), self._about)
         done: Running[Result] = Running()
         try:
             done.set_result(run())

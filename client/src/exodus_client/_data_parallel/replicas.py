@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from exodus_client._data_parallel.shards import Part, combined_gradients, combined_metrics, joined
-from exodus_client._future import Future
 from exodus_client._models.messages import Loss, Outputs, StepResult, split
 from exodus_client._models.model import Model
 from exodus_client._models.state import State
+from exodus_client._threads import Future
 from exodus_client.neuron import Array
 from exodus_client.wire import is_torch
 

@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol, TypeVar
 from exodus_client import _constants as defaults
 from exodus_client._config import Retries
 from exodus_client._errors import ExodusError, InvalidResponseError, ModelClosedError
-from exodus_client._future import Future
 from exodus_client._gradients.result import Kind, Wanted
 from exodus_client._models.axes import as_given, batch_first, check_shapes, dense, targets_first
 from exodus_client._models.messages import (
@@ -36,6 +35,7 @@ from exodus_client._models.replay_log import Call, Calls
 from exodus_client._models.sender import Link, Sender
 from exodus_client._models.state import IncompatibleKeys, State, check_weights
 from exodus_client._plain_data import by_name, check_loss
+from exodus_client._threads import Future
 from exodus_client._transport.retry import is_retryable
 from exodus_client._transport.session import Answer, read_json, read_number
 from exodus_client.neuron import Array

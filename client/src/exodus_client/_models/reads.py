@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from exodus_client._errors import ExodusError
-from exodus_client._future import Future
 from exodus_client._models.replay_log import Calls
 from exodus_client._models.sender import Sender
+from exodus_client._threads import Future
 from exodus_client._transport.retry import is_retryable
 
 Result = TypeVar("Result")

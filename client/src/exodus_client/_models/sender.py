@@ -28,7 +28,7 @@ from exodus_client._models.bound import Bound
 from exodus_client._models.messages import StepResult, training_body
 from exodus_client._models.replay_log import Call, Calls, fail, has_result
 from exodus_client._models.watch import Watch
-from exodus_client._threads import Lanes
+from exodus_client._threads import DaemonThreadPool
 from exodus_client._transport.patience import Patience, Spacing
 from exodus_client._transport.retry import is_retryable, parse_retry_after
 from exodus_client._transport.session import Answer, read_number
@@ -89,7 +89,7 @@ class Sender:
         self._waiting = self._new_patience()
         self.watch = Watch(path, patience, self._closing)
         self._bound = Bound(calls, self._save, path)
-        self._lanes = Lanes(defaults.CALLS_UNDER_WAY, "exodus-model")
+        self._pool = DaemonThreadPool(defaults.CALLS_UNDER_WAY, "exodus-model")
 
     def submit(self, make: Callable[[int], Call]) -> Call:
         """Number a call, and send it in its turn. Raises ExodusError: what has ended the log."""
@@ -101,7 +101,7 @@ class Sender:
         """Start what can be sent now."""
         while (call := self.calls.next()) is not None:
             try:
-                running = self._lanes.submit(partial(self._run, call))
+                running = self._pool.submit(partial(self._run, call))
             except RuntimeError as error:  # closed meanwhile, or no thread can be started
                 ended = _closed() if self._closing.is_set() else ExodusError(f"{self._path}: {error}")
                 self.calls.end(ended)
@@ -116,7 +116,7 @@ class Sender:
         """
         self._closing.set()
         self.calls.end(_closed(), under_way=not wait)
-        self._lanes.close(wait=wait)
+        self._pool.close(wait=wait)
 
     def lost(self, error: ExodusError, kept_from: int) -> bool:
         """Whether an answer says that the server has fewer calls than it had; they are sent again then.

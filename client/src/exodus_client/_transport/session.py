@@ -30,11 +30,11 @@ from exodus_client._errors import (
     InvalidResponseError,
     status_error,
 )
+from exodus_client._threads import within
 from exodus_client._transport.advice import advice
 from exodus_client._transport.proxies import httpx_transport, proxy_of
 from exodus_client._transport.retry import delay, parse_retry_after
 from exodus_client._transport.sockets import DEADLINE, SocketTransport, sooner, tcp, unix
-from exodus_client._transport.within import within
 from exodus_client.wire import Encoded
 
 _log = logging.getLogger("exodus_client")

@@ -22,7 +22,7 @@ from typing import Any, cast
 import httpx
 
 from exodus_client import _constants as defaults
-from exodus_client._transport.within import within
+from exodus_client._threads import within
 
 #: Extension of a request: the time of `time.monotonic()` at which all of its waiting ends; None for never.
 DEADLINE = "exodus_deadline"

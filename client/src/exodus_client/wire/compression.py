@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from exodus_client.wire.bounds import DEFAULT_LIMITS, Limits, WireError
-from exodus_client.wire.looks import require_form
-from exodus_client.wire.message import MSGPACK_TYPES, Encoded
-from exodus_client.wire.walk import Walk
+from exodus_client.wire.message import MSGPACK_TYPES, Encoded, require_form
+from exodus_client.wire.msgpack_form import Walk
 
 #: Fast enough to pay on a local network; higher levels hardly shrink spikes further.
 LEVEL = 1

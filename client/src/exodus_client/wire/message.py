@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
-from exodus_client.wire.binary import inline_chunks, read_binary, stream_chunks
 from exodus_client.wire.bounds import DEFAULT_LIMITS, Limits, WireError
 from exodus_client.wire.header import check_sendable
 from exodus_client.wire.json_form import read_json, write_json
-from exodus_client.wire.looks import require_form
+from exodus_client.wire.msgpack_form import inline_chunks, read_binary, stream_chunks
 from exodus_client.wire.tensor import Tensor
 
 Form: TypeAlias = Literal["stream", "inline", "json"]
@@ -19,6 +18,20 @@ MSGPACK_TYPE = "application/vnd.msgpack"
 JSON_TYPE = "application/json"
 
 MSGPACK_TYPES = frozenset({MSGPACK_TYPE, "application/msgpack", "application/x-msgpack"})
+
+#: How bodies begin. A message is a map in every form, which settles the first byte.
+_BEGINNINGS: dict[str, tuple[bytes, ...]] = {
+    "zstd": (b"\x28\xb5\x2f\xfd",),
+    "gzip": (b"\x1f\x8b",),
+    "JSON": (b"{", b"["),
+    "msgpack": (*(bytes([tag]) for tag in range(0x80, 0x90)), b"\xde", b"\xdf"),
+}
+_ADVICE = {
+    "zstd": "send it with Content-Encoding: zstd",
+    "gzip": "send it as it is, or as zstd",
+    "JSON": "send it with Content-Type: application/json",
+    "msgpack": "send it with Content-Type: application/vnd.msgpack",
+}
 
 
 @dataclass
@@ -107,3 +120,26 @@ def decode(body: bytes | bytearray | memoryview, content_type: str, *, limits: L
             got=content_type,
         )
     return Message.of(params, tensors, cast(Form, form))
+
+
+def looks_like(body: memoryview) -> str:
+    """The form or compression that the body begins as; "" where it is none of them."""
+    start = bytes(body[:64]).lstrip(b" \t\r\n")
+    return next((form for form, beginnings in _BEGINNINGS.items() if start.startswith(beginnings)), "")
+
+
+def require_form(body: memoryview, form: str, header: str) -> None:
+    """Refuse a body that is evidently of another form than its header says; what is none of them is not looked into.
+
+    Raises:
+        WireError: with the header that the body should have had.
+    """
+    found = looks_like(body)
+    if found in ("", form):
+        return
+    advice = "leave out Content-Encoding" if form == "zstd" else _ADVICE[found]
+    raise WireError(
+        f"body: expected {form}, as the header {header} says, got what looks like {found}; {advice}",
+        expected=f"{form}, as the header {header} says",
+        got=f"what looks like {found}; {advice}",
+    )

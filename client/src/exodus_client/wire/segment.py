@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from exodus_client.wire.binary import ALIGNMENT
 from exodus_client.wire.bounds import WireError
+from exodus_client.wire.msgpack_form import ALIGNMENT
 
 SEGMENT_TYPE = "application/vnd.exodus.segment+json"
 
