@@ -43,7 +43,7 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python3", "-c", "import http.client as h, os; c = h.HTTPConnection('127.0.0.1', int(os.environ['EXODUS_PORT']), timeout=2); c.request('GET', '/livez'); exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["exodus-service"]
 CMD ["serve"]
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="exodus-service" \
       org.opencontainers.image.description="HTTP server for gradients of spiking neural networks, on the CPU" \
@@ -94,7 +94,7 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python3", "-c", "import http.client as h, os; c = h.HTTPConnection('127.0.0.1', int(os.environ['EXODUS_PORT']), timeout=2); c.request('GET', '/livez'); exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["exodus-service"]
 CMD ["serve"]
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="exodus-service" \
       org.opencontainers.image.description="HTTP server for gradients of spiking neural networks, on an NVIDIA GPU" \

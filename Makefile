@@ -18,7 +18,7 @@ DATA ?=
 SEED ?=
 TARGET ?= cpu
 
-.PHONY: help setup serve demo test lint format bench bench-service bench-remote chaos exactness sanitize peers lock clean
+.PHONY: help setup serve demo test lint format bench bench-service bench-remote chaos exactness sanitize peers lock clean release pythons
 .PHONY: cuda-emulate cuda-check cuda-work gpu-check image-lock image-check
 
 help: ## list the targets
@@ -124,6 +124,12 @@ gpu-check: setup ## on a machine with a GPU: the tests on the device, compute-sa
 peers: setup ## install the libraries that the tests compare with
 	$(PIP) install --quiet --no-deps --requirement requirements-peers.txt
 
+release: setup ## build the three distributions from what is committed and check them; publishes nothing
+	$(BIN)/python -m tools.release
+
+pythons: ## a slice of the client's tests and the linters' target under each Python from 3.11 to 3.14 that is installed
+	$(PYTHON) tools/pythons.py
+
 lock: ## pin requirements.in in requirements.lock, on a machine of the kind that it is for
 	$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \
 		--output-file requirements.lock requirements.in
@@ -134,7 +140,13 @@ clean: ## remove everything that was built or installed
 	find . -name '*.egg-info' -prune -exec rm -rf {} + -o -name '__pycache__' -prune -exec rm -rf {} +
 	rm -rf exodus_core/build exodus_core/src/exodus_core/*.so
 
-image-lock: ## pin what PyTorch's CUDA build brings along in docker/gpu.lock, where pip finds that build
+image-release: setup ## build the three distributions from what is committed and check them; publishes nothing
+	$(BIN)/python -m tools.release
+
+pythons: ## a slice of the client's tests and the linters' target under each Python from 3.11 to 3.14 that is installed
+	$(PYTHON) tools/pythons.py
+
+lock: ## pin what PyTorch's CUDA build brings along in docker/gpu.lock, where pip finds that build
 	@mkdir -p build
 	sed -E 's/^(torch==[^+]*).*/\1/' requirements.lock > build/constraints.txt
 	echo torch | $(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links \

@@ -189,7 +189,10 @@ def full(
     return f"# Speed\n\n{wrapped(f'Written by `make bench` on: {sentence(machine)}.')}\n\n{titled(sections)}\n"
 
 
-FURTHER = "Memory, growth, the kernels against the memory's speed: [benchmarks/results/speed.md](benchmarks/results/speed.md)."
+FURTHER = (
+    "Memory, growth, the kernels against the memory's speed: "
+    "[benchmarks/results/speed.md](benchmarks/results/speed.md)."
+)
 
 
 def readme_section(comparison: Comparison, machine: dict[str, Any]) -> str:

@@ -1,0 +1,135 @@
+"""Builds the three distributions from what is committed and checks what would be published; publishes nothing.
+
+    python -m tools.release
+
+Wheels are built from the sdists, so that an sdist that lacks a file fails. Then: one version everywhere, with a section
+of the changelog; metadata (twine); every committed source in sdist and wheel; and the wheel of the client in a fresh
+environment without torch. Files are in build/release/dist. Exits with 1 if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import venv
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).absolute().parents[1]
+BUILD = ROOT / "build" / "release"
+DISTRIBUTIONS = ("exodus_core", "service", "client")
+SHIPPED = re.compile(r"(src|csrc)/|pyproject\.toml$|setup\.py$|README\.md$|LICENSE$")
+
+
+SCRIPT = """\
+import importlib.metadata, importlib.util
+import exodus_client
+print(importlib.metadata.version("exodus-client"), importlib.util.find_spec("torch"))
+"""
+
+
+class ReleaseError(Exception):
+    """A distribution is not what should be published."""
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
+    print("+", *command, flush=True)
+    ended = subprocess.run([str(part) for part in command], cwd=cwd, stdout=subprocess.PIPE, text=True)
+    if ended.returncode:
+        print(ended.stdout)
+        raise ReleaseError(f"{command[0]} ended with status {ended.returncode}")
+    return ended.stdout
+
+
+def committed(source: Path) -> None:
+    """Unpacks the committed files into a folder."""
+    if run("git", "status", "--porcelain"):
+        print("note: changes that are not committed are not part of the release", flush=True)
+    archive = BUILD / "source.tar"
+    run("git", "archive", "--output", archive, "HEAD")
+    with tarfile.open(archive) as files:
+        files.extractall(source, filter="fully_trusted")  # our own; a LICENSE is a link to the one of the project
+
+
+def check_version(source: Path) -> str:
+    """The one version of the distributions."""
+    projects = [tomllib.loads((source / name / "pyproject.toml").read_text())["project"] for name in DISTRIBUTIONS]
+    versions = {project["name"]: project["version"] for project in projects}
+    if len(set(versions.values())) != 1:
+        raise ReleaseError(f"versions must be equal, got {versions}")
+    version: str = projects[0]["version"]
+    if f"## [{version}] - " not in (source / "CHANGELOG.md").read_text():
+        raise ReleaseError(f"CHANGELOG.md must have a section {version}")
+    for dependency in (dependency for project in projects for dependency in project["dependencies"]):
+        if dependency.startswith("exodus-") and not dependency.endswith(f"~={version}"):
+            raise ReleaseError(f"dependency must be ~={version}, got {dependency}")
+    return version
+
+
+def check_files(source: Path, name: str, version: str) -> None:
+    """The sdist has every file that is built from, the wheel every file of the package."""
+    project = source / name
+    package = next(path.name for path in (project / "src").iterdir() if path.name.startswith("exodus_"))
+    files = [path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()]
+    distribution = package if name == "exodus_core" else f"exodus_{name}"
+    with tarfile.open(BUILD / "dist" / f"{distribution}-{version}.tar.gz") as sdist:
+        found = {member.partition("/")[2] for member in sdist.getnames()}
+    require(f"sdist of {distribution}", found, (file for file in files if SHIPPED.match(file)))
+    (path,) = (BUILD / "dist").glob(f"{distribution}-{version}-*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        names = set(wheel.namelist())
+    require(path.name, names, (file.removeprefix("src/") for file in files if file.startswith("src/")))
+    require(path.name, names, [f"{distribution}-{version}.dist-info/licenses/LICENSE"])
+
+
+def require(archive: str, found: set[str], wanted: Iterable[str]) -> None:
+    missing = sorted(set(wanted) - found)
+    if missing:
+        raise ReleaseError(f"{archive} lacks {', '.join(missing)}")
+
+
+def environment(name: str, *requirements: str | Path) -> Path:
+    """Makes a fresh environment with the requirements; returns its folder of programs."""
+    venv.create(BUILD / name, with_pip=True)
+    programs = BUILD / name / "bin"
+    run(programs / "pip", "--disable-pip-version-check", "install", "--quiet", *requirements)
+    return programs
+
+
+def check_client(version: str) -> None:
+    """The wheel of the client, installed without torch, imports and has its command."""
+    (wheel,) = (BUILD / "dist").glob(f"exodus_client-{version}-*.whl")
+    programs = environment("client", f"exodus-client[cli] @ {wheel.as_uri()}")
+    if (found := run(programs / "python", "-c", SCRIPT, cwd=BUILD).split()) != [version, "None"]:
+        raise ReleaseError(f"client must be {version}, in an environment without torch, got {found}")
+    run(programs / "exodus", "--help", cwd=BUILD)
+
+
+def main() -> int:
+    shutil.rmtree(BUILD, ignore_errors=True)
+    source = BUILD / "source"
+    source.mkdir(parents=True)
+    try:
+        committed(source)
+        version = check_version(source)
+        for name in DISTRIBUTIONS:
+            run(sys.executable, "-m", "build", "--no-isolation", "--outdir", BUILD / "dist", source / name)
+        twine = environment("twine", "--requirement", ROOT / "requirements-release.txt") / "twine"
+        run(twine, "check", "--strict", *sorted((BUILD / "dist").iterdir()))
+        for name in DISTRIBUTIONS:
+            check_files(source, name, version)
+        check_client(version)
+    except ReleaseError as error:
+        print(f"release: {error}", file=sys.stderr)
+        return 1
+    print(f"release: {version} is in {(BUILD / 'dist').relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
