@@ -127,8 +127,8 @@ peers: setup ## install the libraries that the tests compare with
 release: setup ## build the three distributions from what is committed and check them; publishes nothing
 	$(BIN)/python -m tools.release
 
-pythons: ## a slice of the client's tests and the linters' target under each Python from 3.11 to 3.14 that is installed
-	$(PYTHON) tools/pythons.py
+pythons: setup ## test the client under every Python from 3.11 on that is installed, without torch
+	$(BIN)/python -m tools.pythons
 
 lock: ## pin requirements.in in requirements.lock, on a machine of the kind that it is for
 	$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \
@@ -143,8 +143,8 @@ clean: ## remove everything that was built or installed
 image-release: setup ## build the three distributions from what is committed and check them; publishes nothing
 	$(BIN)/python -m tools.release
 
-pythons: ## a slice of the client's tests and the linters' target under each Python from 3.11 to 3.14 that is installed
-	$(PYTHON) tools/pythons.py
+pythons: setup ## test the client under every Python from 3.11 on that is installed, without torch
+	$(BIN)/python -m tools.pythons
 
 lock: ## pin what PyTorch's CUDA build brings along in docker/gpu.lock, where pip finds that build
 	@mkdir -p build
