@@ -22,10 +22,14 @@ WRONG_LIF = [
     (ValueError, "alpha must be a number, got nan", {"alpha": float("nan")}),
     (TypeError, "alpha must be a float or a float tensor, got str", {"alpha": "0.9"}),
     (TypeError, "alpha must be a float or a float tensor, got a tensor of torch.int64", {"alpha": torch.tensor(1)}),
-    (ValueError, r"alpha must broadcast to the inner dimensions, \(3,\), got shape \(4,\)", {"alpha": torch.ones(4)}),
-    (ValueError, r"threshold must broadcast .* \(3,\), got shape \(2, 3\)", {"threshold": torch.ones(2, 3)}),
-    (ValueError, "threshold must be positive where max_spikes > 1, got -1", {"threshold": -1, "max_spikes": 2}),
-    (ValueError, "reset must be 'subtract', 'zero' or 'none', got 'soft'", {"reset": "soft"}),
+    (
+        ValueError,
+        r"alpha must be broadcastable to the inner dimensions, \(3,\), got shape \(4,\)",
+        {"alpha": torch.ones(4)},
+    ),
+    (ValueError, r"threshold must be broadcastable .* \(3,\), got shape \(2, 3\)", {"threshold": torch.ones(2, 3)}),
+    (ValueError, "threshold must be positive if max_spikes > 1, got -1", {"threshold": -1, "max_spikes": 2}),
+    (ValueError, "reset must be one of subtract, zero, none, got 'soft'", {"reset": "soft"}),
     (ValueError, "max_spikes must be 1 with reset 'zero', got 2", {"reset": "zero", "max_spikes": 2}),
     (ValueError, "max_spikes must be at least 1, got 0", {"max_spikes": 0}),
     (ValueError, "max_spikes must be at most 2147483647, got an integer of 1329 bits", {"max_spikes": 10**400}),
@@ -42,7 +46,11 @@ WRONG_LIF = [
     (TypeError, "initial_spikes must be a float or a float tensor, got ndarray", {"initial_spikes": np.zeros(3)}),
     (TypeError, "reset_by must be a float or a float tensor, got str", {"reset_by": "x"}),
     (TypeError, "min_membrane must be a float or a float tensor, got bool", {"min_membrane": True}),
-    (ValueError, r"initial_membrane must broadcast .* \(2, 3\), got shape \(5,\)", {"initial_membrane": torch.ones(5)}),
+    (
+        ValueError,
+        r"initial_membrane must be broadcastable .* \(2, 3\), got shape \(5,\)",
+        {"initial_membrane": torch.ones(5)},
+    ),
     (ValueError, "alpha must be on the device of the input, cpu, got meta", {"alpha": torch.ones(3, device="meta")}),
     (ValueError, r"alpha must be in \[0, 1\], got 1.5", {"alpha": torch.tensor([0.5, 1.5, 0.5])}),
     (ValueError, r"alpha must be in \[0, 1\], got -0.5", {"alpha": torch.tensor(-0.5)}),
@@ -103,7 +111,11 @@ def test_a_reset_kernel_with_nan_is_refused_and_a_filter_shows_it():
     ("error", "message", "make"),
     [
         (ValueError, r"alpha must be in \[0, 1\], got 2", lambda: ExponentialKernel(2)),
-        (ValueError, "alpha and amplitude must have one length, got 2 and 1", lambda: ExponentialKernel((0.5, 0.6))),
+        (
+            ValueError,
+            "amplitude must be of the length of alpha, 2, and not empty, got 1",
+            lambda: ExponentialKernel((0.5, 0.6)),
+        ),
         (ValueError, "amplitude must be finite, got inf", lambda: ExponentialKernel(0.5, float("inf"))),
         (TypeError, "alpha must be a number or a tuple of numbers, got str", lambda: ExponentialKernel("a")),
         (TypeError, "alpha must be a number or a tuple of numbers, got list", lambda: ExponentialKernel([0.9])),
@@ -123,8 +135,8 @@ def test_value_objects_name_what_is_wrong(error, message, make):
     ("error", "message", "grad"),
     [
         (TypeError, "grad_spikes must be a torch.Tensor, got NoneType", None),
-        (TypeError, "grad_spikes must have the dtype of membrane, torch.float32, got torch.float64", X.double()),
-        (ValueError, r"grad_spikes must have the shape of membrane, \(2, 5, 3\), got \(2, 5\)", X[..., 0]),
+        (TypeError, "grad_spikes must be of the dtype of membrane, torch.float32, got torch.float64", X.double()),
+        (ValueError, r"grad_spikes must be of the shape of membrane, \(2, 5, 3\), got \(2, 5\)", X[..., 0]),
         (ValueError, "grad_spikes must be on the device of membrane, cpu, got meta", X.to("meta")),
         (TypeError, "grad_spikes must be a dense tensor, got one of layout torch.sparse_coo", X.to_sparse()),
     ],
@@ -216,7 +228,7 @@ def test_a_tensor_on_a_gpu_without_cuda_kernels_is_told_why():
 @pytest.mark.parametrize(
     ("options", "saved", "message"),
     [
-        ({"max_spikes": 2}, {"threshold": -1.0}, "threshold must be positive where max_spikes > 1, got -1.0"),
+        ({"max_spikes": 2}, {"threshold": -1.0}, "threshold must be positive if max_spikes > 1, got -1.0"),
         (
             {"threshold": torch.ones(2), "max_spikes": 2},
             {"threshold": [1.0, -1.0]},

@@ -111,9 +111,9 @@ def test_bptt_works_in_inference_mode(reset):
 
 def test_wrt_is_checked():
     membrane, g = torch.randn(2, *SHAPE)
-    with pytest.raises(ValueError, match=r"wrt must name some of input, alpha.*got beta"):
+    with pytest.raises(ValueError, match=r"wrt must be names of input, alpha.*got beta"):
         exodus_core.lif_gradient(membrane, g, 0.9, wrt=["beta"])
-    with pytest.raises(ValueError, match=r"^wrt must name parameters that are not None, got reset_by, whose"):
+    with pytest.raises(ValueError, match=r"^wrt must be names of parameters that are not None, got reset_by; its"):
         exodus_core.lif_gradient(membrane, g, 0.9, wrt="reset_by")
 
 

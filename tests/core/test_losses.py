@@ -90,7 +90,7 @@ def test_a_loss_is_its_data(kind):
         ({"kind": ["a"]}, "/kind", "one of sum_over_time_ce", "['a']"),
         ("van_rossum", "/alpha", "a number in [0, 1]", "nothing"),
         ({"kind": "van_rossum", "alpha": 2}, "/alpha", "a number in [0, 1]", "2"),
-        ({"kind": "spike_count_mse", "alpha": 0.5}, "/alpha", "no such field", "0.5"),
+        ({"kind": "spike_count_mse", "alpha": 0.5}, "/alpha", "absent (the fields are", "0.5"),
         ({"kind": "sum_over_time_ce", "label_smoothing": -0.1}, "/label_smoothing", "a number in [0, 1]", "-0.1"),
     ],
 )

@@ -106,7 +106,7 @@ REFUSED = [
     ),
     ({"layers": [{**LINEAR, "in_features": "3"}]}, "/layers/0/in_features", "an integer of at least 1", "'3'"),
     ({"layers": [{**LINEAR, "in_features": np.array([3])}]}, "/layers/0/in_features", "an integer", "array([3])"),
-    ({"layers": [LINEAR], "extra": 1}, "/extra", "no such field", "1"),
+    ({"layers": [LINEAR], "extra": 1}, "/extra", "absent (the fields are", "1"),
     ({"layers": []}, "/layers", "a list of one layer or more", "[]"),
     ({}, "/layers", "a list of one layer or more", "None"),
     ({"layers": [LINEAR]}, "/input_shape", "null where the first layer is linear with in_features", "None"),
@@ -155,7 +155,7 @@ REFUSED = [
     (one(**LINEAR, gain="1"), "/layers/0/gain", "a number", "'1'"),
     (one(**LINEAR, gain=float("nan")), "/layers/0/gain", "a number", "nan"),
     (one(**LINEAR, gain=10**400), "/layers/0/gain", "a number", "1000"),
-    (one(**LINEAR, **{"a/b~": 1}), "/layers/0/a~1b~0", "no such field; there are kind, name, inputs, out_", "1"),
+    (one(**LINEAR, **{"a/b~": 1}), "/layers/0/a~1b~0", "absent (the fields are kind, name, inputs, out_", "1"),
     ({"input_shape": [2, 3], "layers": [LINEAR]}, "/layers/0/inputs", "an input of shape [features]", "[2, 3]"),
     ({"input_shape": [3], "layers": [CONV]}, "/layers/0/inputs", "[channels, height, width]", "[3]"),
     (one(**CONV, in_channels=3), "/layers/0/in_channels", "4, as its input has", "3"),
@@ -178,7 +178,7 @@ REFUSED = [
     (one(kind="lif", alpha=[[0.5]]), "/layers/0/alpha", "broadcast to the neurons, [3]", "shape [1, 1]"),
     (one(kind="lif", alpha=[[0.5], [0.5, 0.5]]), "/layers/0/alpha/1", "as many values as", "[0.5, 0.5]"),
     (one(kind="lif", alpha=[]), "/layers/0/alpha", "a number in [0, 1]", "[]"),
-    (one(kind="if", alpha=0.9), "/layers/0/alpha", "no such field", "0.9"),
+    (one(kind="if", alpha=0.9), "/layers/0/alpha", "absent (the fields are", "0.9"),
     (one(**LIF, threshold=0), "/layers/0/threshold", "a number above 0", "0"),
     (one(**LIF, threshold=[1, 1]), "/layers/0/threshold", "broadcast", "shape [2]"),
     (one(**LIF, reset="half"), "/layers/0/reset", "one of subtract, zero, none", "'half'"),
@@ -194,9 +194,14 @@ REFUSED = [
     (one(**LIF, trainable=["alpha", "alpha"]), "/layers/0/trainable/1", "each once", "'alpha'"),
     (one(**LIF, trainable="alpha"), "/layers/0/trainable", "a list of names", "'alpha'"),
     (one(kind="if", trainable=["alpha"]), "/layers/0/trainable/0", "one of threshold, reset_by", "'alpha'"),
-    (one(**LIF, trainable=["reset_by"]), "/layers/0/trainable", "reset_by only where it has a value", "reset_by"),
+    (
+        one(**LIF, trainable=["reset_by"]),
+        "/layers/0/trainable",
+        "a list with reset_by only if that has a value",
+        "reset_by",
+    ),
     (one(**LIF, recurrent=True), "/layers/0/recurrent", "an object", "True"),
-    (one(**LIF, recurrent={"weight": 1}), "/layers/0/recurrent/weight", "no such field", "1"),
+    (one(**LIF, recurrent={"weight": 1}), "/layers/0/recurrent/weight", "absent (the fields are", "1"),
     (one(kind="srm"), "/layers/0/reset_kernel", "a list of taps, or an object", "nothing"),
     (one(kind="srm", reset_kernel=-1.0), "/layers/0/reset_kernel", "a list of taps, or an object", "-1.0"),
     (one(kind="srm", reset_kernel=[]), "/layers/0/reset_kernel", "a list of one or more", "[]"),
@@ -233,7 +238,7 @@ def test_numbers_of_numpy_are_numbers():
     assert data == json.loads(json.dumps(data))
     assert data["input_shape"] == [3]
     assert data["layers"][0]["gain"] == 0.5
-    with pytest.raises(network.NetworkError, match=r"/layers/0/bias: expected true or false, got"):
+    with pytest.raises(network.NetworkError, match=r"/layers/0/bias must be true or false, got"):
         network.parse([{**layers[0], "bias": np.bool_(True)}])
 
 

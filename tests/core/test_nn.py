@@ -101,7 +101,7 @@ def test_tensors_are_copied(trainable):
 )
 def test_a_tensor_that_requires_a_gradient_is_trained_or_refused(start):
     with pytest.raises(
-        ValueError, match=r"alpha must be named in trainable, or need no gradient.*pass alpha\.detach\(\)"
+        ValueError, match=r"alpha must be named in trainable, or without a gradient.*pass alpha\.detach\(\)"
     ):
         nn.LIF(start)
     with pytest.raises(ValueError, match="response_kernel must be named in trainable"):
@@ -122,9 +122,9 @@ def test_a_layer_whose_tensor_was_set_within_a_graph_can_be_copied():
 
 @pytest.mark.parametrize("wrong", ["beta", "reset_by"])
 def test_trainable_must_name_a_parameter_that_has_a_value(wrong):
-    with pytest.raises(ValueError, match=f"trainable must name .*got {wrong}"):
+    with pytest.raises(ValueError, match=f"trainable must be names .*got {wrong}"):
         nn.LIF(0.9, trainable=(wrong,))
-    with pytest.raises(ValueError, match="trainable must name"):
+    with pytest.raises(ValueError, match="trainable must be names"):
         nn.SRM(AlphaKernel(3.0), trainable=("reset_kernel",))
     with pytest.raises(TypeError, match="reset_kernel must be a tensor of taps"):
         nn.SRM("alpha")(X)
@@ -247,12 +247,12 @@ class Arctan:
         (lambda: nn.LIF("0.9"), "alpha must be a float or a float tensor, got str"),
         (lambda: nn.LIF(torch.tensor(1)), "alpha must be a float or a float tensor, got a tensor of torch.int64"),
         (lambda: nn.LIF(2.0, trainable=["alpha"]), r"alpha must be in \[0, 1\], got 2.0"),
-        (lambda: nn.LIF(0.9, reset="hard"), "reset must be 'subtract', 'zero' or 'none', got 'hard'"),
+        (lambda: nn.LIF(0.9, reset="hard"), "reset must be one of subtract, zero, none, got 'hard'"),
         (lambda: nn.LIF(0.9, method="bppt"), "method must be one of exodus, slayer, bptt, got 'bppt'"),
         (lambda: nn.LIF(0.9, max_spikes=0), "max_spikes must be at least 1, got 0"),
         (
             lambda: nn.LIF(0.9, max_spikes=2, threshold=-1.0),
-            "threshold must be positive where max_spikes > 1, got -1.0",
+            "threshold must be positive if max_spikes > 1, got -1.0",
         ),
         (lambda: nn.LIF(0.9, reset_by=math.nan), "reset_by must be a number, got nan"),
         (lambda: nn.LIF(0.9, min_membrane="-1"), "min_membrane must be a float or a float tensor, got str"),
@@ -334,7 +334,7 @@ def test_a_state_dict_from_before_numbers_were_in_it_is_loaded():
     [
         (lambda: nn.LIF(0.5), {"alpha": torch.tensor(1.5)}, r"alpha must be in \[0, 1\], got 1.5"),
         (lambda: nn.LIF(0.5), {"threshold": torch.tensor(math.nan)}, "threshold must be a number, got nan"),
-        (lambda: nn.LIF(0.5), {"alpha": torch.ones(3)}, r"alpha must have 1 elements, got shape \(3,\)"),
+        (lambda: nn.LIF(0.5), {"alpha": torch.ones(3)}, r"alpha must be of 1 elements, got shape \(3,\)"),
         (lambda: nn.LIF(0.5), {"reset_by": torch.ones(())}, 'Unexpected key.* "reset_by"'),
         (lambda: nn.IF(), {"alpha": torch.ones(())}, 'Unexpected key.* "alpha"'),
         (lambda: nn.SRM(AlphaKernel(3.0)), {"reset_kernel.tau": torch.zeros(())}, "tau must be positive, got 0.0"),
@@ -442,7 +442,7 @@ def test_the_readme_network_trains_at_a_high_rate(step):
 )
 def test_neurons_are_not_taken_for_time(make):
     with pytest.raises(
-        ValueError, match=r"x must have the shape \(batch, time, neurons...\) .*got \(2, 3\); pass x.unsqueeze"
+        ValueError, match=r"x must be of shape \(batch, time, neurons...\) .*got \(2, 3\); pass x.unsqueeze"
     ):
         make()(X[:, 0])
     assert torch.equal(make(time_dim=-1)(X[0]), make(time_dim=-1)(X[:1])[0])
@@ -568,5 +568,5 @@ def test_an_optimiser_does_not_write_to_a_parameter_that_it_left_alone():
 
 
 def test_a_threshold_to_be_trained_starts_within_its_range():
-    with pytest.raises(ValueError, match=r"threshold must be at least 0.001 where it is trained, got 0.0005"):
+    with pytest.raises(ValueError, match=r"threshold must be at least 0.001 if it is trained, got 0.0005"):
         nn.LIF(0.9, threshold=torch.tensor([1.0, 5e-4]), trainable=["threshold"])

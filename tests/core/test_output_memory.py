@@ -143,7 +143,7 @@ def test_small_outputs_are_not_kept():
 
 
 def test_a_negative_limit_is_named():
-    with pytest.raises(ValueError, match="limit must not be negative, got -1"):
+    with pytest.raises(ValueError, match="limit must be at least 0, got -1"):
         exodus_core.keep_memory(-1)
 
 

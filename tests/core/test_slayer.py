@@ -117,7 +117,7 @@ def test_a_cut_kernel_is_the_kernel_up_to_there():
     assert AlphaKernel(3.0, 0.1).cut(1.0).tolist() == [0.0]
     with pytest.raises(ValueError, match="below must be positive, got 0"):
         AlphaKernel(3.0).cut(0)
-    with pytest.raises(ValueError, match=r"below must leave at most 1048576 taps, got 0\.1"):
+    with pytest.raises(ValueError, match=r"below must be a value that leaves at most 1048576 taps, got 0\.1"):
         exodus_core.ExponentialKernel(1.0).cut(0.1)
 
 

@@ -8,14 +8,21 @@ memory that freed outputs leave to the next ones.
 
 from exodus_core import losses, network, nn, reference, surrogate, training
 from exodus_core._version import __version__
+from exodus_core.arguments import METHODS, RESETS
 from exodus_core.capability import capabilities
+from exodus_core.errors import ArgumentError, ArgumentTypeError, DescriptionError
 from exodus_core.functional import filter, lif, srm
 from exodus_core.gradients import LifGradient, SrmGradient, lif_gradient, srm_gradient
 from exodus_core.kernels import AlphaKernel, ExponentialKernel, SlayerRefractory, SlayerResponse
 from exodus_core.memory import keep_memory, kept_memory
 
 __all__ = [
+    "METHODS",
+    "RESETS",
     "AlphaKernel",
+    "ArgumentError",
+    "ArgumentTypeError",
+    "DescriptionError",
     "ExponentialKernel",
     "LifGradient",
     "SlayerRefractory",

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from exodus_core.errors import ArgumentError
+
 HERE = Path(__file__).parent
 LIBRARY = HERE / "_C.abi3.so"
 CUDA_LIBRARY = HERE / "_C_cuda.abi3.so"
@@ -34,10 +36,10 @@ class CudaLibrary:
 def _load_cpu() -> None:
     asked = os.environ.get("EXODUS_INSTRUCTION_SET", "")
     if asked and asked not in _INSTRUCTION_SETS:
-        raise ValueError(f"EXODUS_INSTRUCTION_SET must be one of {', '.join(_INSTRUCTION_SETS)}, got {asked!r}")
+        raise ArgumentError("EXODUS_INSTRUCTION_SET", f"one of {', '.join(_INSTRUCTION_SETS)}", repr(asked))
     limit = os.environ.get("EXODUS_KEEP_MEMORY", "")
     if limit and not (limit.isascii() and limit.isdigit()):
-        raise ValueError(f"EXODUS_KEEP_MEMORY must be a number of bytes, got {limit!r}")
+        raise ArgumentError("EXODUS_KEEP_MEMORY", "a number of bytes", repr(limit))
     if not LIBRARY.exists():
         raise ImportError(
             f"exodus_core is not built: {LIBRARY.name} is missing; run `pip install --no-build-isolation ./exodus_core`"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from exodus_core._library import CUDA
+from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.kernels import MODAL_KERNELS, Kernel
 from exodus_core.ops import compute_dtype
 from exodus_core.surrogate import KINDS, Surrogate
@@ -42,7 +43,7 @@ def is_integer(value: Any) -> bool:
 def integer(name: str, value: Any) -> int:
     """A value as an int, checked to be an integer."""
     if not is_integer(value):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        raise ArgumentTypeError(name, "an int", type(value).__name__)
     return int(value)
 
 
@@ -50,42 +51,42 @@ def check_dense(name: str, tensor: Tensor) -> None:
     """Checks that a tensor has strides: is neither sparse nor nested nor of another library's layout."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         got = "a nested tensor" if tensor.is_nested else f"one of layout {tensor.layout}"
-        raise TypeError(f"{name} must be a dense tensor, got {got}")
+        raise ArgumentTypeError(name, "a dense tensor", got)
 
 
 def check_signal(name: str, x: Tensor, time_dim: int) -> int:
     """Checks a (outer..., time, inner...) float tensor; returns time_dim counted from the front."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+        raise ArgumentTypeError(name, "a torch.Tensor", type(x).__name__)
     if x.dtype not in FLOATS:
-        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
+        raise ArgumentTypeError(name, "float32, float64, float16 or bfloat16", x.dtype)
     check_dense(name, x)
     if x.is_cuda and not CUDA.loaded:
         raise RuntimeError(f"{name} is on {x.device}, and there are no CUDA kernels: {CUDA.reason}")
     ndim = x.dim()
     time_dim = integer("time_dim", time_dim)
     if not -ndim <= time_dim < ndim:
-        raise ValueError(f"time_dim must be an axis of {name} with shape {tuple(x.shape)}, got {time_dim}")
+        raise ArgumentError("time_dim", f"an axis of {name} with shape {tuple(x.shape)}", time_dim)
     return time_dim % ndim
 
 
 def check_like(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
     """Checks that a gradient or companion has the shape, dtype and device of `like`."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        raise ArgumentTypeError(name, "a torch.Tensor", type(tensor).__name__)
     if tensor.dtype != like.dtype:
-        raise TypeError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {tensor.dtype}")
+        raise ArgumentTypeError(name, f"of the dtype of {like_name}, {like.dtype}", tensor.dtype)
     check_dense(name, tensor)
     if tensor.shape != like.shape:
-        raise ValueError(f"{name} must have the shape of {like_name}, {tuple(like.shape)}, got {tuple(tensor.shape)}")
+        raise ArgumentError(name, f"of the shape of {like_name}, {tuple(like.shape)}", tuple(tensor.shape))
     if tensor.device != like.device:
-        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
+        raise ArgumentError(name, f"on the device of {like_name}, {like.device}", tensor.device)
 
 
 def check_method(method: str) -> None:
     """Checks that a method is one of METHODS."""
     if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        raise ArgumentError("method", f"one of {', '.join(METHODS)}", repr(method))
 
 
 def check_surrogate(surrogate: Surrogate) -> None:
@@ -94,20 +95,20 @@ def check_surrogate(surrogate: Surrogate) -> None:
         cls = surrogate if isinstance(surrogate, type) else type(surrogate)
         name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
         got = f"the class {name}" if cls is surrogate else name
-        raise TypeError(f"surrogate must be one of exodus_core.surrogate, got {got}")
+        raise ArgumentTypeError("surrogate", "one of exodus_core.surrogate", got)
 
 
 def reset_code(reset: str, decay_reset: bool, max_spikes: int) -> int:
     """The operator's number of a reset; checks what goes together."""
     max_spikes = integer("max_spikes", max_spikes)
     if max_spikes < 1:
-        raise ValueError(f"max_spikes must be at least 1, got {max_spikes}")
+        raise ArgumentError("max_spikes", "at least 1", max_spikes)
     if max_spikes > LARGEST:
-        raise ValueError(f"max_spikes must be at most {LARGEST}, got an integer of {max_spikes.bit_length()} bits")
-    if reset not in ("subtract", "zero", "none"):
-        raise ValueError(f"reset must be 'subtract', 'zero' or 'none', got {reset!r}")
+        raise ArgumentError("max_spikes", f"at most {LARGEST}", f"an integer of {max_spikes.bit_length()} bits")
+    if reset not in RESETS:
+        raise ArgumentError("reset", f"one of {', '.join(RESETS)}", repr(reset))
     if reset == "zero" and max_spikes > 1:
-        raise ValueError(f"max_spikes must be 1 with reset 'zero', got {max_spikes}")
+        raise ArgumentError("max_spikes", "1 with reset 'zero'", max_spikes)
     return _RESETS[reset, bool(decay_reset) and reset == "subtract"]
 
 
@@ -115,31 +116,30 @@ def _broadcast(name: str, tensor: Tensor, shape: Sequence[int], what: str) -> Te
     try:
         return tensor.expand(shape)
     except RuntimeError:
-        raise ValueError(
-            f"{name} must broadcast to the {what}, {tuple(shape)}, got shape {tuple(tensor.shape)}"
-        ) from None
+        expected = f"broadcastable to the {what}, {tuple(shape)}"
+        raise ArgumentError(name, expected, f"shape {tuple(tensor.shape)}") from None
 
 
 def check_value(name: str, value: float | Tensor) -> None:
     """Checks that a parameter is a number, or a dense tensor of floats. A tensor is not read."""
     if isinstance(value, Tensor):
         if value.dtype not in FLOATS:
-            raise TypeError(f"{name} must be a float or a float tensor, got a tensor of {value.dtype}")
+            raise ArgumentTypeError(name, "a float or a float tensor", f"a tensor of {value.dtype}")
         check_dense(name, value)
         return
     if not is_number(value):
-        raise TypeError(f"{name} must be a float or a float tensor, got {type(value).__name__}")
+        raise ArgumentTypeError(name, "a float or a float tensor", type(value).__name__)
     if value != value:  # not math.isnan, which torch.compile cannot trace where numbers are dynamic
-        raise ValueError(f"{name} must be a number, got nan")
+        raise ArgumentError(name, "a number", "nan")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
-        raise ValueError(f"{name} must be a number of a float's size, got an integer of {value.bit_length()} bits")
+        raise ArgumentError(name, "a number of a float's size", f"an integer of {value.bit_length()} bits")
 
 
 def check_alpha(alpha: float | Tensor) -> None:
     """Checks that a decay is in [0, 1]. A tensor is not read."""
     check_value("alpha", alpha)
     if not isinstance(alpha, Tensor) and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        raise ArgumentError("alpha", "in [0, 1]", alpha)
 
 
 # Up to here Python looks at numbers faster than torch starts an operator.
@@ -175,11 +175,11 @@ def check_values(name: str, tensor: Tensor, *, positive: bool = False) -> None:
         return
     low, high = _bounds(tensor)
     if low != low:
-        raise ValueError(f"{name} must be a number, got nan")
+        raise ArgumentError(name, "a number", "nan")
     if name == "alpha" and not 0 <= low <= high <= 1:
-        raise ValueError(f"alpha must be in [0, 1], got {low if low < 0 else high}")
+        raise ArgumentError("alpha", "in [0, 1]", low if low < 0 else high)
     if positive and low <= 0:
-        raise ValueError(f"{name} must be positive, got {low}")
+        raise ArgumentError(name, "positive", low)
 
 
 def _check_constant(name: str, value: Tensor, *, positive: bool = False) -> None:
@@ -191,7 +191,7 @@ def _check_constant(name: str, value: Tensor, *, positive: bool = False) -> None
 def _check_parameter_tensor(name: str, value: Tensor, x: Tensor) -> None:
     check_value(name, value)
     if value.device != x.device:
-        raise ValueError(f"{name} must be on the device of the input, {x.device}, got {value.device}")
+        raise ArgumentError(name, f"on the device of the input, {x.device}", value.device)
 
 
 def parameter(
@@ -221,7 +221,7 @@ def decay(alpha: float | Tensor, x: Tensor, time_dim: int) -> tuple[float, Tenso
 def check_threshold(threshold: float | Tensor, max_spikes: int) -> None:
     """Checks that a threshold which spikes are counted by is positive. A tensor is not read."""
     if max_spikes > 1 and not isinstance(threshold, Tensor) and not threshold > 0:
-        raise ValueError(f"threshold must be positive where max_spikes > 1, got {threshold}")
+        raise ArgumentError("threshold", "positive if max_spikes > 1", threshold)
 
 
 def initial_state(name: str, value: float | Tensor | None, x: Tensor, time_dim: int) -> Tensor | None:
@@ -245,9 +245,9 @@ def check_kernel(name: str, kernel: Kernel) -> None:
     if isinstance(kernel, Tensor):
         check_value(name, kernel)
         if kernel.dim() != 1 or kernel.numel() == 0:
-            raise ValueError(f"{name} must be a 1-d tensor with at least one tap, got shape {tuple(kernel.shape)}")
+            raise ArgumentError(name, "a 1-d tensor with at least one tap", f"shape {tuple(kernel.shape)}")
     elif not isinstance(kernel, MODAL_KERNELS):
-        raise TypeError(f"{name} must be a tensor of taps or one of exodus_core.kernels, got {type(kernel).__name__}")
+        raise ArgumentTypeError(name, "a tensor of taps or one of exodus_core.kernels", type(kernel).__name__)
 
 
 def _read(numbers: Sequence[float]) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ import torch
 from exodus_core import ops
 from exodus_core._library import CUDA
 from exodus_core._version import __version__
-from exodus_core.arguments import FLOATS, METHODS
+from exodus_core.arguments import FLOATS, METHODS, RESETS
 from exodus_core.surrogate import KINDS
 
 STABLE_ABI_TARGET = "2.10"
@@ -32,7 +32,7 @@ def capabilities() -> dict[str, Any]:
         "python": platform.python_version(),
         "methods": list(METHODS),
         "neurons": ["lif", "if", "srm"],
-        "resets": ["subtract", "zero", "none"],
+        "resets": list(RESETS),
         "surrogates": sorted(KINDS),
         "kernels": ["taps", "exponential", "alpha"],
         "dtypes": [str(dtype).removeprefix("torch.") for dtype in FLOATS],

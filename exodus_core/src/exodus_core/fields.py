@@ -15,29 +15,12 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
+from exodus_core.errors import DescriptionError
+
 LARGEST = 2**31 - 1
 _SHOWN = 80
 # Python may be set to refuse more than 640 decimal digits.
 _SHOWN_BITS = 2048
-
-
-class DescriptionError(ValueError):
-    """Plain data that does not fit.
-
-    Args:
-        pointer: JSON pointer to the value within the data, "" for the whole.
-        expected: what would fit.
-        got: what is there.
-    """
-
-    def __init__(self, pointer: str, expected: str, got: str) -> None:
-        super().__init__(pointer, expected, got)
-        self.pointer = pointer
-        self.expected = expected
-        self.got = got
-
-    def __str__(self) -> str:
-        return f"{self.pointer or 'the whole'}: expected {self.expected}, got {self.got}"
 
 
 class _Shortened(reprlib.Repr):
@@ -121,7 +104,7 @@ def read_record(cls: type[Record], value: object, place: Place, ignore: Sequence
     fields = {field.name: field for field in described(cls)}  # type: ignore[arg-type]
     for key in value:
         if key not in fields and key not in ignore:
-            raise place.at(key).refuse(f"no such field; there are {', '.join([*ignore, *fields])}", value[key])
+            raise place.at(key).refuse(f"absent (the fields are {', '.join([*ignore, *fields])})", value[key])
     found = {}
     for name, field in fields.items():
         if name in value:

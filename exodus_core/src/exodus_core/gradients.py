@@ -10,6 +10,7 @@ from torch import Tensor
 
 from exodus_core import arguments, ops, reference
 from exodus_core.autograd import ALPHA, INITIAL_MEMBRANE, RESET_BY, THRESHOLD
+from exodus_core.errors import ArgumentError
 from exodus_core.functional import DEFAULT_SURROGATE
 from exodus_core.kernels import Kernel
 from exodus_core.surrogate import Surrogate
@@ -40,7 +41,7 @@ def _wanted(wrt: Collection[str] | None, parameters: dict[str, float | Tensor | 
     wanted = {wrt} if isinstance(wrt, str) else set(wrt)
     unknown = wanted - set(LifGradient._fields)
     if unknown:
-        raise ValueError(f"wrt must name some of {', '.join(LifGradient._fields)}, got {', '.join(sorted(unknown))}")
+        raise ArgumentError("wrt", f"names of {', '.join(LifGradient._fields)}", ", ".join(sorted(unknown)))
     return wanted - {"input"}
 
 
@@ -157,9 +158,8 @@ def lif_gradient(
     parameters = {"alpha": alpha, "threshold": threshold, "reset_by": reset_by, "initial_membrane": initial_membrane}
     wanted = _wanted(wrt, parameters)
     if "reset_by" in wanted and reset_by is None:
-        raise ValueError(
-            "wrt must name parameters that are not None, got reset_by, whose gradient is part of the threshold's"
-        )
+        hint = "its gradient is part of the threshold's"
+        raise ArgumentError("wrt", "names of parameters that are not None", "reset_by", hint)
     if method == "bptt":
         return _bptt(
             membrane,

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exodus_core.errors import ArgumentError, ArgumentTypeError
+
 __all__ = ["MODAL_KERNELS", "AlphaKernel", "ExponentialKernel", "Kernel", "SlayerRefractory", "SlayerResponse"]
 
 _MOST = sys.float_info.max
@@ -53,7 +55,7 @@ class _ModalKernel:
         """
         below, most = _number("below", below), 2**20
         if below <= 0:
-            raise ValueError(f"below must be positive, got {below}")
+            raise ArgumentError("below", "positive", below)
         # Past the time constant of its slowest mode the bound of a kernel falls, whatever the kernel itself does.
         length = max((-1 / math.log(decay) for decay in self.modes.decay if 0 < decay < 1), default=0.0)
         length = max(64, math.ceil(length))
@@ -65,7 +67,7 @@ class _ModalKernel:
             kept = int(felt.max()) + 1 if len(felt) else 1
             if kept <= most:
                 return taps[:kept].to(dtype)
-        raise ValueError(f"below must leave at most {most} taps, got {below}")
+        raise ArgumentError("below", f"a value that leaves at most {most} taps", below)
 
     def _bound(self, k: int) -> float:
         """A bound of the value at k: the sum of the modes' absolute values."""
@@ -75,10 +77,10 @@ class _ModalKernel:
 
 def _number(name: str, value: Any, wanted: str = "a number") -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+        raise ArgumentTypeError(name, wanted, type(value).__name__)
     number: Any = value
     if not -_MOST <= number <= _MOST:  # not math.isfinite, which torch.compile cannot trace where numbers are dynamic
-        raise ValueError(f"{name} must be finite, got {number}")
+        raise ArgumentError(name, "finite", number)
     return float(number)
 
 
@@ -106,16 +108,16 @@ class ExponentialKernel(_ModalKernel):
     def __post_init__(self) -> None:
         alpha, amplitude = _numbers("alpha", self.alpha), _numbers("amplitude", self.amplitude)
         if not all(0 <= a <= 1 for a in alpha):
-            raise ValueError(f"alpha must be in [0, 1], got {self.alpha}")
+            raise ArgumentError("alpha", "in [0, 1]", self.alpha)
         if len(alpha) != len(amplitude) or not alpha:
-            raise ValueError(f"alpha and amplitude must have one length, got {len(alpha)} and {len(amplitude)}")
+            raise ArgumentError("amplitude", f"of the length of alpha, {len(alpha)}, and not empty", len(amplitude))
         object.__setattr__(self, "modes", Modes(alpha, amplitude, (0.0,) * len(alpha)))
 
 
 def _check_tau(tau: float) -> float:
     tau = _number("tau", tau)
     if tau <= 0:
-        raise ValueError(f"tau must be positive, got {tau}")
+        raise ArgumentError("tau", "positive", tau)
     return tau
 
 

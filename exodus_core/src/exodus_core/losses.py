@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exodus_core import functional
-from exodus_core.fields import DescriptionError, Place, choice, number, plain, read_record
+from exodus_core.errors import ArgumentError, DescriptionError
+from exodus_core.fields import Place, choice, number, plain, read_record
 from exodus_core.kernels import ExponentialKernel
 from exodus_core.ops import compute_dtype
 
@@ -47,9 +48,9 @@ def _check_outputs(outputs: Tensor, dimensions: int | None) -> Tensor:
         raise place.refuse_as("a float tensor", str(getattr(outputs, "dtype", type(outputs).__name__)))
     _check_dense(outputs, place)
     if dimensions is not None and outputs.dim() != dimensions:
-        raise place.refuse_as("shape (batch, time, classes)", str(tuple(outputs.shape)))
+        raise place.refuse_as("of shape (batch, time, classes)", str(tuple(outputs.shape)))
     if outputs.dim() < 2 or outputs.numel() == 0:
-        raise place.refuse_as("shape (batch, time, ...), not empty", str(tuple(outputs.shape)))
+        raise place.refuse_as("of shape (batch, time, ...), not empty", str(tuple(outputs.shape)))
     return outputs.to(compute_dtype(outputs.dtype))
 
 
@@ -60,7 +61,7 @@ def _check_targets(targets: object, shape: tuple[int, ...], what: str) -> Tensor
         raise place.refuse_as("a real tensor", got)
     _check_dense(targets, place)
     if targets.shape != shape:
-        raise place.refuse_as(f"shape {tuple(shape)}, {what}", str(tuple(targets.shape)))
+        raise place.refuse_as(f"of shape {tuple(shape)}, {what}", str(tuple(targets.shape)))
     return targets
 
 
@@ -213,12 +214,12 @@ def combine(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
         ValueError: nothing to combine, names that differ, a name without its reduction, or means without samples.
     """
     if not metrics:
-        raise ValueError("metrics must have at least one entry, got none")
+        raise ArgumentError("metrics", "a list of at least one entry", "none")
     names = metrics[0].keys()
     combined = {}
     for entry in metrics:
         if entry.keys() != names:
-            raise ValueError(f"metrics must have the same names, got {sorted(names)} and {sorted(entry.keys())}")
+            raise ArgumentError("metrics", "entries of the same names", f"{sorted(names)} and {sorted(entry.keys())}")
     for name in names:
         reduction = name.rpartition(":")[2]
         if reduction == "sum":
@@ -227,5 +228,5 @@ def combine(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
             samples = sum(entry[SAMPLES] for entry in metrics)
             combined[name] = sum(entry[name] * entry[SAMPLES] for entry in metrics) / samples
         else:
-            raise ValueError(f"metrics must be named NAME:sum, or NAME:mean beside {SAMPLES}, got {name}")
+            raise ArgumentError("metrics", f"named NAME:sum, or NAME:mean beside {SAMPLES}", name)
     return combined

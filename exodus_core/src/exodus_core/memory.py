@@ -7,6 +7,7 @@ An output in such memory is a tensor as any other, but that its storage cannot b
 from __future__ import annotations
 
 from exodus_core import ops
+from exodus_core.errors import ArgumentError
 
 
 def keep_memory(limit: int) -> int:
@@ -25,7 +26,7 @@ def keep_memory(limit: int) -> int:
         ValueError: the limit is negative.
     """
     if limit < 0:
-        raise ValueError(f"limit must not be negative, got {limit}")
+        raise ArgumentError("limit", "at least 0", limit)
     return ops.keep_memory(limit)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from exodus_core import arguments, functional, ranges
+from exodus_core.errors import ArgumentError, must_be
 from exodus_core.functional import DEFAULT_SURROGATE
 from exodus_core.kernels import Kernel
 from exodus_core.network import spiking
@@ -36,25 +37,23 @@ class _Neuron(ranges.Bounded):
         names = {trainable} if isinstance(trainable, str) else set(trainable)
         unknown = names - {name for name, value in parameters.items() if value is not None}
         if unknown:
-            raise ValueError(
-                f"trainable must name parameters that have a value, of {', '.join(parameters)}; got "
-                f"{', '.join(sorted(unknown))}"
-            )
+            expected = f"names of parameters that have a value, of {', '.join(parameters)}"
+            raise ArgumentError("trainable", expected, ", ".join(sorted(unknown)))
         for name, value in parameters.items():
             if name in names:
                 start = torch.tensor(float(value)) if not isinstance(value, Tensor) else _copied(value)  # type: ignore[arg-type]
                 arguments.check_values(name, start, positive=name == "threshold")
                 if name == "threshold" and not start.is_meta and bool((start < ranges.MIN_THRESHOLD).any()):
-                    got = f"{start.min().item():g}"
-                    raise ValueError(
-                        f"threshold must be at least {ranges.MIN_THRESHOLD} where it is trained, got {got}"
-                    )
+                    expected = f"at least {ranges.MIN_THRESHOLD} if it is trained"
+                    raise ArgumentError("threshold", expected, f"{start.min().item():g}")
                 self.register_parameter(name, torch.nn.Parameter(start))
             elif isinstance(value, Tensor):
                 if value.requires_grad:
-                    raise ValueError(
-                        f"{name} must be named in trainable, or need no gradient, got a tensor that requires one; pass "
-                        f"{name}.detach(), or call exodus_core.lif, srm or filter, which pass gradients on"
+                    raise ArgumentError(
+                        name,
+                        "named in trainable, or without a gradient",
+                        "a tensor that requires one",
+                        f"pass {name}.detach(), or call exodus_core.lif, srm or filter, which pass gradients on",
                     )
                 arguments.check_values(name, value)
                 self.register_buffer(name, _copied(value))
@@ -82,9 +81,11 @@ class _Neuron(ranges.Bounded):
 
     def _check_steps(self, x: Tensor) -> None:
         if self.time_dim == 1 and isinstance(x, Tensor) and x.dim() == 2:
-            raise ValueError(
-                f"x must have the shape (batch, time, neurons...) where time_dim is 1, got {tuple(x.shape)}; pass "
-                "x.unsqueeze(1) for one step, or set time_dim=-1 where the last axis is time"
+            raise ArgumentError(
+                "x",
+                "of shape (batch, time, neurons...) if time_dim is 1",
+                tuple(x.shape),
+                "pass x.unsqueeze(1) for one step, or set time_dim=-1 if the last axis is time",
             )
 
     def _numbers(self) -> dict[str, float | tuple[float, ...]]:
@@ -138,7 +139,7 @@ class _Neuron(ranges.Bounded):
                 continue
             saved = torch.as_tensor(state_dict[key])
             if saved.numel() != length:
-                error_msgs.append(f"{key} must have {length} elements, got shape {tuple(saved.shape)}")
+                error_msgs.append(must_be(key, f"of {length} elements", f"shape {tuple(saved.shape)}"))
                 continue
             values = saved.double().reshape(-1).tolist()
             try:
@@ -210,14 +211,18 @@ class _Stateful(_Neuron):
             return None, None
         kept = self.state[0]
         if kept.shape != x.shape[:time_dim] + x.shape[time_dim + 1 :]:
-            raise ValueError(
-                f"x must have the shape of the kept state, {tuple(kept.shape)}, beside time, got "
-                f"{tuple(x.shape)}; call reset_state() before a batch of another shape"
+            raise ArgumentError(
+                "x",
+                f"of the shape of the kept state, {tuple(kept.shape)}, and time",
+                tuple(x.shape),
+                "call reset_state() before a batch of another shape",
             )
         if kept.device != x.device:
-            raise ValueError(
-                f"x must be on the device of the kept state, {kept.device}, got {x.device}; move the layer, or call "
-                "reset_state()"
+            raise ArgumentError(
+                "x",
+                f"on the device of the kept state, {kept.device}",
+                x.device,
+                "move the layer, or call reset_state()",
             )
         # Autograd can keep a copy of what was made in inference mode; torch.compile cannot ask, and fuses the copy.
         if torch.compiler.is_compiling() or kept.is_inference():

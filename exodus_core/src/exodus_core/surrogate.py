@@ -14,6 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from exodus_core.errors import ArgumentError, ArgumentTypeError
+
 __all__ = [
     "KINDS",
     "Arctan",
@@ -51,12 +53,12 @@ class Surrogate:
         for name in ("slope", "scale"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+                raise ArgumentTypeError(name, "a number", type(value).__name__)
             if not math.isfinite(value):
-                raise ValueError(f"{name} must be finite, got {value}")
+                raise ArgumentError(name, "finite", value)
             object.__setattr__(self, name, float(value))
         if self.slope <= 0:
-            raise ValueError(f"slope must be positive, got {self.slope}")
+            raise ArgumentError("slope", "positive", self.slope)
 
     def derivative(self, x: Tensor) -> Tensor:
         """f'(u) at x = u - threshold, elementwise, in the dtype of x."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from exodus_core.arguments import check_dense, is_integer
+from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.network import modules, spiking
 from exodus_core.network.description import INPUT, Description, parse
 
@@ -115,15 +116,13 @@ class Network(torch.nn.Module):
     def _input(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or x.is_complex():
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"x must be a tensor of floats, integers or bool, got {got}")
+            raise ArgumentTypeError("x", "a tensor of floats, integers or bool", got)
         check_dense("x", x)
         wanted = self.description.input_shape
         if x.dim() != 2 + len(wanted) or x.shape[2:] != wanted or 0 in x.shape[:2]:
             sizes = ", ".join(str(size) for size in wanted)
-            raise ValueError(
-                f"x must have the shape (batch, time, {sizes}), with at least one sample and one step, got "
-                f"{tuple(x.shape)}"
-            )
+            expected = f"of shape (batch, time, {sizes}), with at least one sample and one step"
+            raise ArgumentError("x", expected, tuple(x.shape))
         return x.to(self.device).to(self.dtype)
 
     def neuron_parameters(self) -> Iterator[torch.nn.Parameter]:
@@ -173,6 +172,6 @@ def build(
         ValueError: the seed is not such a number.
     """
     if not is_integer(seed) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
+        raise ArgumentError("seed", "an integer from 0 to 2**63 - 1", repr(seed))
     description = data if isinstance(data, Description) else parse(data)
     return Network(description, int(seed), device)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from dataclasses import replace as dataclass_replace
 from typing import Any
 
-from exodus_core.fields import LARGEST, DescriptionError, Place, choice, plain, read_record, shown
+from exodus_core.errors import DescriptionError
+from exodus_core.fields import LARGEST, Place, choice, plain, read_record, shown
 from exodus_core.network import layers as plain_layers
 from exodus_core.network import neurons
 from exodus_core.network.layers import COUNT, SHAPE, Layer, Parameters, Shape, text
@@ -208,7 +209,7 @@ def parse(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Description:
         raise place.refuse("an object or a list of layers", data)
     for key in data:
         if key not in ("input_shape", "dtype", "layers"):
-            raise place.at(key).refuse("no such field; there are input_shape, dtype, layers", data[key])
+            raise place.at(key).refuse("absent (the fields are input_shape, dtype, layers)", data[key])
     listed = data.get("layers")
     if not isinstance(listed, list | tuple) or not listed:
         raise place.at("layers").refuse("a list of one layer or more", listed)

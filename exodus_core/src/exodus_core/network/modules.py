@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from exodus_core.errors import ArgumentError
 from exodus_core.network import layers
 from exodus_core.network.layers import Layer, Shape, per_dimension
 from exodus_core.recomputation import refuse_recomputation
@@ -170,10 +171,8 @@ class BatchNorm(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         merged = x.flatten(0, 1)
         if self.training and merged.numel() == merged.shape[1]:
-            raise ValueError(
-                f"batch_norm needs more than one value of each channel in training, got {tuple(x.shape)}: one sample, "
-                f"one step and no space"
-            )
+            expected = "more than one sample, step or place in space, for batch_norm in training"
+            raise ArgumentError("x", expected, f"shape {tuple(x.shape)}")
         y = F.batch_norm(
             merged,
             self.running_mean,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from exodus_core import surrogate
-from exodus_core.arguments import METHODS
+from exodus_core.arguments import METHODS, RESETS
 from exodus_core.fields import (
     Check,
     Place,
@@ -134,7 +134,7 @@ def _read_recurrent(value: Any, place: Place) -> Recurrent | None:
 
 
 _RECURRENT = Check("an object, or null", _read_recurrent)
-_RESET = choice("subtract", "zero", "none")
+_RESET = choice(*RESETS)
 _METHOD = choice(*METHODS)
 _SURROGATE = record(SurrogateData)
 _DEFAULT_SURROGATE = SurrogateData()
@@ -166,7 +166,7 @@ class If(_Neurons):
             raise place.at("max_spikes").refuse("1 with reset zero", self.max_spikes)
         if "reset_by" in self.trainable and (self.reset_by is None or self.reset != "subtract"):
             raise place.at("trainable").refuse_as(
-                "reset_by only where it has a value and reset is subtract", "reset_by"
+                "a list with reset_by only if that has a value and reset is subtract", "reset_by"
             )
         return shape
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from exodus_core.errors import must_be
+
 
 class ContextStaleError(ValueError):
     """The weights have changed since the forward pass whose backward pass is asked for."""
@@ -26,7 +28,7 @@ class NonFiniteError(ValueError):
         return self.name if self.name == "loss" else f"the norm of {self.name}"
 
     def __str__(self) -> str:
-        return f"{self.what} must be finite, got {self.value}"
+        return must_be(self.what, "finite", self.value)
 
 
 class StateError(ValueError):

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from exodus_core.arguments import check_dense
+from exodus_core.errors import ArgumentError, ArgumentTypeError
 
 
 def check(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
     """Checks that a tensor is of floats and has a shape."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise TypeError(f"{name} must be a float tensor, got {got}")
+        raise ArgumentTypeError(name, "a float tensor", got)
     check_dense(name, tensor)
     if tensor.shape != tuple(shape):
-        raise ValueError(f"{name} must have the shape {tuple(shape)}, got {tuple(tensor.shape)}")
+        raise ArgumentError(name, f"of shape {tuple(shape)}", tuple(tensor.shape))
 
 
 def join(tensors: Sequence[Tensor]) -> Tensor:
@@ -35,7 +36,7 @@ def split(name: str, tensor: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """
     check(name, tensor, (sum(t.numel() for t in like),))
     if tensor.dtype != like[0].dtype:
-        raise TypeError(f"{name} must be {like[0].dtype}, got {tensor.dtype}")
+        raise ArgumentTypeError(name, str(like[0].dtype), tensor.dtype)
     parts = tensor.detach().to(like[0].device).split([t.numel() for t in like])
     return [part.view_as(t) for part, t in zip(parts, like, strict=True)]
 

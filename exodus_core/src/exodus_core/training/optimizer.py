@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 
+from exodus_core.errors import DescriptionError
 from exodus_core.fields import (
-    DescriptionError,
     Place,
     array,
     boolean,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from exodus_core.errors import must_be
 from exodus_core.network import Network
 from exodus_core.training.errors import StateError
 
@@ -46,12 +47,12 @@ def nbytes(net: Network, optimizer: torch.optim.Optimizer) -> int:
 
 def _check(name: str, value: object, like: Tensor, dtypes: tuple[torch.dtype, ...] | None = None) -> None:
     if not isinstance(value, Tensor):
-        raise StateError(f"{name} must be a tensor, got {type(value).__name__}")
+        raise StateError(must_be(name, "a tensor", type(value).__name__))
     wanted = dtypes or (like.dtype,)
     if value.dtype not in wanted:
-        raise StateError(f"{name} must be {wanted[0]}, got {value.dtype}")
+        raise StateError(must_be(name, str(wanted[0]), value.dtype))
     if value.shape != like.shape:
-        raise StateError(f"{name} must have the shape {tuple(like.shape)}, got {tuple(value.shape)}")
+        raise StateError(must_be(name, f"of shape {tuple(like.shape)}", tuple(value.shape)))
 
 
 def load(state: Mapping[str, Tensor], net: Network, optimizer: torch.optim.Optimizer, slots: Sequence[str]) -> None:
@@ -76,18 +77,18 @@ def load(state: Mapping[str, Tensor], net: Network, optimizer: torch.optim.Optim
     expected[RANDOM] = net.generator.get_state()
     for name, like in expected.items():
         if name not in state:
-            raise StateError(f"{name} must be in the state, got none")
+            raise StateError(must_be(name, "in the state", "none"))
         # torch counts steps in the default dtype.
         dtypes = (torch.float32, torch.float64) if like is step else None
         _check(name, state[name], like, dtypes)
     for name in state:
         if name not in expected:
-            raise StateError(f"{name} must not be in a state of this network and optimiser, got it")
+            raise StateError(must_be(name, "absent from a state of this network and optimiser", "a tensor"))
     random = state[RANDOM].detach().to("cpu", copy=True)
     try:
         torch.Generator(net.generator.device).set_state(random)
     except RuntimeError as error:
-        raise StateError(f"{RANDOM} must be the state of a generator: {error}") from None
+        raise StateError(must_be(RANDOM, "the state of a generator", f"another: {error}")) from None
     # All that can fail for want of memory is done before the first change.
     device = net.device
     moved = {

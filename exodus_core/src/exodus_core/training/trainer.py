@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from exodus_core import losses
+from exodus_core.errors import ArgumentError, ArgumentTypeError, must_be
 from exodus_core.losses import LossValue
 from exodus_core.network import Network
 from exodus_core.training import flat, states
@@ -68,14 +69,14 @@ class Trainer:
         self._kind = parse_optimizer(optimizer)
         plain = getattr(net, "_orig_mod", net)  # of torch.compile, which gives parameters other names
         if not isinstance(plain, Network):
-            raise TypeError(f"net must be a network of exodus_core.network.build, got {type(net).__name__}")
+            raise ArgumentTypeError("net", "a network of exodus_core.network.build", type(net).__name__)
         compiled, net = net, plain
         self.net = net
         self.optimizer_data = self._kind.data
         self._named = dict(net.named_parameters())
         self._parameters = list(self._named.values())
         if not self._parameters:
-            raise ValueError("net must have at least one parameter, got none")
+            raise ArgumentError("net", "a network with at least one parameter", "one without")
         self._passes = Passes(net, compiled)
         self.optimizer = self._kind.made(net)
         net.train()
@@ -120,12 +121,10 @@ class Trainer:
         """
         outputs = forward._graph
         if outputs is None:
-            raise ValueError("forward must not have been used by a backward pass, got one that has")
+            raise ArgumentError("forward", "unused", "one that a backward pass has used")
         if forward.weights_version != self.weights_version:
-            raise ContextStaleError(
-                f"forward must be of the present weights, version {self.weights_version}, got one of version "
-                f"{forward.weights_version}"
-            )
+            expected = f"of the present weights, version {self.weights_version}"
+            raise ContextStaleError(must_be("forward", expected, f"one of version {forward.weights_version}"))
         flat.check("grad_outputs", grad_outputs, outputs.shape)
         given = grad_outputs.detach().to(outputs.device, outputs.dtype)
         gradients = self._differentiate(outputs, given, keep=True)
@@ -276,7 +275,9 @@ class Trainer:
         with torch.enable_grad():
             given = computed(outputs, targets)
         if not isinstance(given, tuple) or len(given) != 2:
-            raise TypeError(f"loss must return a LossValue, got {type(given).__name__}")
+            raise ArgumentTypeError(
+                "loss", "a function that returns a LossValue", f"one that returns {type(given).__name__}"
+            )
         value, metrics = given
         gradients = self._differentiate(value, None, keep=False)
         return self._found(gradients, changes, {"loss": value.detach(), **metrics}, allow_non_finite)
