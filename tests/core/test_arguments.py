@@ -24,10 +24,14 @@ WRONG_LIF = [
     (TypeError, "alpha must be a float or a float tensor, got a tensor of torch.int64", {"alpha": torch.tensor(1)}),
     (
         ValueError,
-        r"alpha must be broadcastable to the inner dimensions, \(3,\), got shape \(4,\)",
+        r"alpha must be values that broadcast to the inner dimensions, \(3,\), got shape \(4,\)",
         {"alpha": torch.ones(4)},
     ),
-    (ValueError, r"threshold must be broadcastable .* \(3,\), got shape \(2, 3\)", {"threshold": torch.ones(2, 3)}),
+    (
+        ValueError,
+        r"threshold must be values .* \(3,\), got shape \(2, 3\)",
+        {"threshold": torch.ones(2, 3)},
+    ),
     (ValueError, "threshold must be positive if max_spikes > 1, got -1", {"threshold": -1, "max_spikes": 2}),
     (ValueError, "reset must be one of subtract, zero, none, got 'soft'", {"reset": "soft"}),
     (ValueError, "max_spikes must be 1 with reset 'zero', got 2", {"reset": "zero", "max_spikes": 2}),
@@ -48,7 +52,7 @@ WRONG_LIF = [
     (TypeError, "min_membrane must be a float or a float tensor, got bool", {"min_membrane": True}),
     (
         ValueError,
-        r"initial_membrane must be broadcastable .* \(2, 3\), got shape \(5,\)",
+        r"initial_membrane must be values that broadcast .* \(2, 3\), got shape \(5,\)",
         {"initial_membrane": torch.ones(5)},
     ),
     (ValueError, "alpha must be on the device of the input, cpu, got meta", {"alpha": torch.ones(3, device="meta")}),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from exodus_core import network
-from exodus_core.fields import described, plain
 from exodus_core.network.neurons import AlphaTaps, ExponentialTaps, Recurrent, SurrogateData
+from exodus_core.schema import described, plain
 
 LINEAR = {"kind": "linear", "out_features": 3}
 

@@ -199,7 +199,7 @@ def test_what_a_forward_pass_keeps_is_counted():
 
 def test_a_released_forward_pass_leaves_no_memory():
     ours = trainer()
-    outputs = ours._passes.run_counted(batch(0)[0])[0]
+    outputs = ours._pure_forward.run_counted(batch(0)[0])[0]
     import weakref
 
     node = weakref.ref(outputs.grad_fn)

@@ -14,7 +14,7 @@ from exodus_core.errors import ArgumentError, ArgumentTypeError, DescriptionErro
 from exodus_core.functional import filter, lif, srm
 from exodus_core.gradients import LifGradient, SrmGradient, lif_gradient, srm_gradient
 from exodus_core.kernels import AlphaKernel, ExponentialKernel, SlayerRefractory, SlayerResponse
-from exodus_core.memory import keep_memory, kept_memory
+from exodus_core.output_cache import keep_memory, kept_memory
 
 __all__ = [
     "METHODS",

@@ -116,7 +116,7 @@ def _broadcast(name: str, tensor: Tensor, shape: Sequence[int], what: str) -> Te
     try:
         return tensor.expand(shape)
     except RuntimeError:
-        expected = f"broadcastable to the {what}, {tuple(shape)}"
+        expected = f"values that broadcast to the {what}, {tuple(shape)}"
         raise ArgumentError(name, expected, f"shape {tuple(tensor.shape)}") from None
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from exodus_core import ops
 from exodus_core.arguments import LifSettings, SrmSettings
-from exodus_core.once import once_differentiable
+from exodus_core.once_differentiable import once_differentiable
 
 # The rows of `lane_gradients`, one value a lane (outer, inner).
 INITIAL_MEMBRANE, INITIAL_SPIKES, ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE = range(6)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from exodus_core import functional
 from exodus_core.errors import ArgumentError, DescriptionError
-from exodus_core.fields import Place, choice, number, plain, read_record
 from exodus_core.kernels import ExponentialKernel
 from exodus_core.ops import compute_dtype
+from exodus_core.schema import Place, choice, number, plain, read_record
 
 __all__ = ["KINDS", "Loss", "LossError", "LossValue", "combine", "parse"]
 

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable
 
 from exodus_core import losses
-from exodus_core.fields import described, plain
 from exodus_core.network.description import KINDS
 from exodus_core.network.neurons import AlphaTaps, ExponentialTaps, Recurrent, SlayerRefractoryTaps, SurrogateData
+from exodus_core.schema import described, plain
 from exodus_core.training.optimizer import OPTIMIZERS
 
 

@@ -10,11 +10,11 @@ from dataclasses import replace as dataclass_replace
 from typing import Any
 
 from exodus_core.errors import DescriptionError
-from exodus_core.fields import LARGEST, Place, choice, plain, read_record, shown
 from exodus_core.network import layers as plain_layers
 from exodus_core.network import neurons
 from exodus_core.network.layers import COUNT, SHAPE, Layer, Parameters, Shape, text
 from exodus_core.network.memory import graph_bytes, peak_bytes
+from exodus_core.schema import LARGEST, Place, choice, plain, read_record, shown
 
 KINDS: dict[str, type[Layer]] = {
     cls.kind: cls

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
-from exodus_core.fields import Place, array, boolean, either, integer, number, optional
+from exodus_core.schema import Place, array, boolean, either, integer, number, optional
 
 Shape = tuple[int, ...]
 Parameters = tuple[tuple[str, Shape], ...]

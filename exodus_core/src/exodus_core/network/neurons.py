@@ -9,7 +9,9 @@ from typing import Annotated, Any, ClassVar
 
 from exodus_core import surrogate
 from exodus_core.arguments import METHODS, RESETS
-from exodus_core.fields import (
+from exodus_core.kernels import AlphaKernel, ExponentialKernel, SlayerRefractory
+from exodus_core.network.layers import Layer, Parameters, Shape, text
+from exodus_core.schema import (
     Check,
     Place,
     array,
@@ -24,8 +26,6 @@ from exodus_core.fields import (
     record,
     some_of,
 )
-from exodus_core.kernels import AlphaKernel, ExponentialKernel, SlayerRefractory
-from exodus_core.network.layers import Layer, Parameters, Shape, text
 
 _ALPHA = nested(number(0, 1))
 _POSITIVE = nested(number(0, above=True))

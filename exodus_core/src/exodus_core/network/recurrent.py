@@ -23,7 +23,7 @@ from exodus_core.autograd import (
     THRESHOLD,
     per_parameter,
 )
-from exodus_core.once import once_differentiable
+from exodus_core.once_differentiable import once_differentiable
 from exodus_core.surrogate import Surrogate
 
 # Steps that are taken apart at a time: as views, all of a long sequence outweigh what they show of a narrow layer.

@@ -5,7 +5,7 @@
 
 from exodus_core.training.errors import ContextStaleError, NonFiniteError, StateError
 from exodus_core.training.optimizer import OPTIMIZERS, Optimizer, OptimizerError, parse_optimizer
-from exodus_core.training.passes import Forward
+from exodus_core.training.pure_forward import Forward
 from exodus_core.training.trainer import StepResult, Trainer
 
 __all__ = [

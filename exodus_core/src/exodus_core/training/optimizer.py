@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar
 import torch
 
 from exodus_core.errors import DescriptionError
-from exodus_core.fields import (
+from exodus_core.network import Network
+from exodus_core.schema import (
     Place,
     array,
     boolean,
@@ -19,7 +20,6 @@ from exodus_core.fields import (
     plain,
     read_record,
 )
-from exodus_core.network import Network
 
 _NOT_NEGATIVE = number(0)
 # Where squares of gradients are 0 in float32, a step divides by eps alone: 0 would make weights NaN.

@@ -15,10 +15,10 @@ from exodus_core import losses
 from exodus_core.errors import ArgumentError, ArgumentTypeError, must_be
 from exodus_core.losses import LossValue
 from exodus_core.network import Network
-from exodus_core.training import flat, states
+from exodus_core.training import flat_parameters, states
 from exodus_core.training.errors import ContextStaleError, NonFiniteError
 from exodus_core.training.optimizer import parse_optimizer
-from exodus_core.training.passes import Changes, Forward, Passes
+from exodus_core.training.pure_forward import Changes, Forward, PureForward
 from exodus_core.training.update import Update
 
 LossFunction = Callable[[Tensor, Tensor], LossValue]
@@ -77,7 +77,7 @@ class Trainer:
         self._parameters = list(self._named.values())
         if not self._parameters:
             raise ArgumentError("net", "a network with at least one parameter", "one without")
-        self._passes = Passes(net, compiled)
+        self._pure_forward = PureForward(net, compiled)
         self.optimizer = self._kind.made(net)
         net.train()
 
@@ -94,7 +94,7 @@ class Trainer:
         Raises:
             TypeError, ValueError: x does not fit the network.
         """
-        return self._passes.evaluate(x, train)
+        return self._pure_forward.evaluate(x, train)
 
     def begin(self, x: Tensor) -> Forward:
         """A forward pass in training that keeps its graph for `backward` and changes nothing yet.
@@ -103,7 +103,7 @@ class Trainer:
             TypeError, ValueError: x does not fit the network.
         """
         version = self.weights_version
-        outputs, changes, nbytes = self._passes.run_counted(x)
+        outputs, changes, nbytes = self._pure_forward.run_counted(x)
         return Forward(outputs.detach().requires_grad_(), nbytes, version, outputs, changes)
 
     def backward(self, forward: Forward, grad_outputs: Tensor, *, allow_non_finite: bool = False) -> dict[str, float]:
@@ -125,7 +125,7 @@ class Trainer:
         if forward.weights_version != self.weights_version:
             expected = f"of the present weights, version {self.weights_version}"
             raise ContextStaleError(must_be("forward", expected, f"one of version {forward.weights_version}"))
-        flat.check("grad_outputs", grad_outputs, outputs.shape)
+        flat_parameters.check("grad_outputs", grad_outputs, outputs.shape)
         given = grad_outputs.detach().to(outputs.device, outputs.dtype)
         gradients = self._differentiate(outputs, given, keep=True)
         found = self._found(gradients, forward._changes, {}, allow_non_finite)
@@ -182,7 +182,7 @@ class Trainer:
         """
         update = Update(lr, weight_decay, clip_norm, clip_value)
         if gradients is not None:
-            used: Sequence[Tensor] = flat.split("gradients", gradients, self._parameters)
+            used: Sequence[Tensor] = flat_parameters.split("gradients", gradients, self._parameters)
         elif self._accumulated:
             used = self._sums([torch.zeros_like(p) for p in self._parameters])
         else:
@@ -215,16 +215,16 @@ class Trainer:
             used = self._sums(found.gradients)
             total = self._found(used, found.changes, {}, allow_non_finite).result.grad_norms["total"]
         update.apply(self.optimizer, self._parameters, used, total)
-        self._passes.commit(found.changes)
+        self._pure_forward.commit(found.changes)
         return found.result
 
     def gradients(self) -> Tensor:
         """A flat copy of the accumulated gradients, all parameters in order; zeros where there are none."""
-        return flat.join([torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters])
+        return flat_parameters.join([torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters])
 
     def weights(self) -> Tensor:
         """A flat copy of all parameters in order."""
-        return flat.join(self._parameters)
+        return flat_parameters.join(self._parameters)
 
     def set_weights(self, weights: Tensor) -> None:
         """Replaces all parameters by a flat tensor, as `weights` returns it.
@@ -232,7 +232,7 @@ class Trainer:
         Raises:
             TypeError, ValueError: it does not fit.
         """
-        parts = flat.split("weights", weights, self._parameters)
+        parts = flat_parameters.split("weights", weights, self._parameters)
         with torch.no_grad():
             for parameter, part in zip(self._parameters, parts, strict=True):
                 parameter.copy_(part)
@@ -271,7 +271,7 @@ class Trainer:
 
     def _compute(self, x: Tensor, targets: Tensor, loss: AnyLoss, allow_non_finite: bool) -> _Found:
         computed = loss if callable(loss) else losses.parse(loss)
-        outputs, changes = self._passes.run(x)
+        outputs, changes = self._pure_forward.run(x)
         with torch.enable_grad():
             given = computed(outputs, targets)
         if not isinstance(given, tuple) or len(given) != 2:
@@ -288,8 +288,8 @@ class Trainer:
         """Norms and metrics, read from the device together, and checked."""
         norms = list(torch._foreach_norm([*gradients, *changes.buffers]))
         total_norm = torch.linalg.vector_norm(torch.stack(norms[: len(gradients)]))
-        total, *read = flat.read([total_norm, *norms, *values.values()])
-        names = [*self._named, *(self._passes.buffer_names if changes.buffers else ())]
+        total, *read = flat_parameters.read([total_norm, *norms, *values.values()])
+        names = [*self._named, *(self._pure_forward.buffer_names if changes.buffers else ())]
         by_name = dict(zip(names, read, strict=False))
         metrics = dict(zip(values, read[len(norms) :], strict=True))
         if not allow_non_finite:
@@ -313,4 +313,4 @@ class Trainer:
         sums = self._sums(found.gradients)
         for parameter, total in zip(self._parameters, sums, strict=True):
             parameter.grad = total
-        self._passes.commit(found.changes)
+        self._pure_forward.commit(found.changes)

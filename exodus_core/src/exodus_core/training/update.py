@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exodus_core.fields import Place, number
+from exodus_core.schema import Place, number
 from exodus_core.training.optimizer import OptimizerError
 
 _LIMITS = {

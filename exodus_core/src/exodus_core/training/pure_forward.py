@@ -43,7 +43,7 @@ class Forward:
     _changes: Changes
 
 
-class Passes:
+class PureForward:
     """Runs a network without changing it; `compiled` is the same network, to be called in its place."""
 
     def __init__(self, net: Network, compiled: Callable[[Tensor], Tensor] | None = None) -> None:
