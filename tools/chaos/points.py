@@ -84,11 +84,11 @@ class Points:
         from exodus_core import ops
         from exodus_core.network import Network
         from exodus_core.training import Trainer
-        from exodus_core.training.passes import Passes
+        from exodus_core.training.pure_forward import PureForward
         from exodus_service.models.model import Turn
 
         before(Trainer, "step", lambda: self.reach("before the forward pass"))
-        after(Passes, "run", lambda: self.reach("between forward and backward pass"))
+        after(PureForward, "run", lambda: self.reach("between forward and backward pass"))
         before(Network, "constrain", lambda: self.reach("weights changed, call not recorded"))
         record = Turn.record
 

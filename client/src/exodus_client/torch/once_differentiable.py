@@ -1,4 +1,4 @@
-"""Backward passes that are differentiable no further, and say so; `exodus_core.once` is that of the local layers."""
+"""Backward passes that are differentiable no further, and say so; those of local layers are in exodus_core."""
 
 from __future__ import annotations
 

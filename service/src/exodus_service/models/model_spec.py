@@ -14,8 +14,9 @@ import torch
 
 from exodus_client.wire import Limits, check_plain
 from exodus_core import network as networks
-from exodus_core.fields import DescriptionError, shown
+from exodus_core.errors import DescriptionError
 from exodus_core.network import Description
+from exodus_core.schema import shown
 from exodus_core.training import OptimizerError, StateError, Trainer, parse_optimizer
 from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.models.model import Model, Snapshot

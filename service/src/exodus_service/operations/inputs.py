@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from exodus_client.wire import Limits, peek_params
 from exodus_core import losses
-from exodus_core.fields import DescriptionError
+from exodus_core.errors import DescriptionError
 from exodus_core.network import Description
 from exodus_core.training import NonFiniteError
 from exodus_service.decoding import open_body

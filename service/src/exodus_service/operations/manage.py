@@ -9,7 +9,7 @@ import torch
 
 from exodus_client.wire import Encoded, Limits, Message, decompress, encode
 from exodus_core import network as networks
-from exodus_core.fields import DescriptionError
+from exodus_core.errors import DescriptionError
 from exodus_core.network import Description
 from exodus_service.compute.error_mapping import pointed, translated
 from exodus_service.decoding import JSON_GROWTH

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from exodus_core import network as networks
-from exodus_core.fields import DescriptionError
+from exodus_core.errors import DescriptionError
 from exodus_core.network import Description
 from exodus_core.training import StateError, Trainer, parse_optimizer
 from exodus_service.errors import ServiceError
