@@ -20,6 +20,7 @@ from exodus_core.surrogate import KINDS, Surrogate
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 METHODS = ("exodus", "slayer", "bptt")
 RESETS = ("subtract", "zero", "none")
+NEURONS = ("lif", "if", "srm")
 LARGEST = 2**31 - 1
 _SURROGATES = tuple(KINDS.values())
 

@@ -11,7 +11,7 @@ import torch
 from exodus_core import ops
 from exodus_core._library import CUDA
 from exodus_core._version import __version__
-from exodus_core.arguments import FLOATS, METHODS, RESETS
+from exodus_core.arguments import FLOATS, METHODS, NEURONS, RESETS
 from exodus_core.surrogate import KINDS
 
 STABLE_ABI_TARGET = "2.10"
@@ -31,7 +31,7 @@ def capabilities() -> dict[str, Any]:
         "stable_abi_target": STABLE_ABI_TARGET,
         "python": platform.python_version(),
         "methods": list(METHODS),
-        "neurons": ["lif", "if", "srm"],
+        "neurons": list(NEURONS),
         "resets": list(RESETS),
         "surrogates": sorted(KINDS),
         "kernels": ["taps", "exponential", "alpha"],
