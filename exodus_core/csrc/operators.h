@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "core/adjoint.h"
-#include "core/kernel.h"
+#include "core/causal_kernel.h"
 #include "core/layout.h"
 #include "core/neuron.h"
 #include "core/surrogate.h"

@@ -215,8 +215,8 @@ def test_a_gpu_combines_where_it_has_one_kernel_only(ask):
     short, long = (ask(LIF, membrane=torch.rand(1, t, 3), grad_output=torch.rand(1, t, 3)) for t in (511, 512))
     assert likeness_of(short, device=gpu) is not None
     assert likeness_of(long, device=gpu) is None
-    table = Path(__file__).parents[2] / "exodus_core" / "csrc" / "cuda" / "choice.cuh"
-    assert f"kLongTime = {batching.LONG_TIME};" in table.read_text()
+    table = Path(__file__).parents[2] / "exodus_core" / "csrc" / "cuda" / "dispatch.cuh"
+    assert f"kMinStepsForChunks = {batching.LONG_TIME};" in table.read_text()
 
 
 @pytest.mark.parametrize("form", ["json", "zstd", "broken"])

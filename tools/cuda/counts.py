@@ -19,7 +19,7 @@ from tools.cuda.machine_code import Instruction, MissingToolError, disassemble, 
 
 CORE = Path(__file__).absolute().parents[2] / "exodus_core"
 PLAIN_KERNELS = Path(__file__).with_name("plain_lif.cu")
-NEURON_STEPS_OF_A_ROUND = 16  # four steps of four lanes: kAhead and vector_width<float>() in tiles.cuh
+NEURON_STEPS_OF_A_ROUND = 16  # four steps of four lanes: kStepsInFlight and vector_width<float>() in tiles.cuh
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@
 #include <cstdint>
 
 #include "macros.h"
-#include "select.h"
-#include "storage.h"
+#include "scalar_math.h"
+#include "dtypes.h"
 
 namespace exodus {
 

@@ -8,7 +8,7 @@
 #endif
 
 #include "../operators.h"
-#include "output_memory.h"
+#include "output_cache.h"
 #include "tiles.h"
 
 namespace exodus::cpu {
@@ -86,9 +86,9 @@ void for_each_tile_range(const Tiling& tiling, Body body) {
 
 // Threads for `count` neuron-steps: waking a thread pays from a few thousand on.
 inline std::int64_t threads_for(std::int64_t count) {
-  constexpr std::int64_t kWorthAThread = 16384;
+  constexpr std::int64_t kGrainSize = 16384;
   const std::int64_t available = torch::stable::get_num_threads();
-  return std::clamp<std::int64_t>(count / kWorthAThread, 1, available);
+  return std::clamp<std::int64_t>(count / kGrainSize, 1, available);
 }
 
 }  // namespace exodus::cpu

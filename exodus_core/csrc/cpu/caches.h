@@ -37,8 +37,8 @@ inline std::int64_t last_cache_bytes() {
 #if defined(_SC_LEVEL3_CACHE_SIZE)
   if (largest == 0) largest = sysconf(_SC_LEVEL3_CACHE_SIZE);
 #endif
-  constexpr std::int64_t kUsual = 32 << 20;
-  return largest > 0 ? largest : kUsual;
+  constexpr std::int64_t kDefaultCacheBytes = 32 << 20;
+  return largest > 0 ? largest : kDefaultCacheBytes;
 }
 
 // Whether so many bytes are more than the last cache holds. Writing past the caches then saves reading first what is
@@ -48,14 +48,14 @@ inline bool exceeds_caches(std::int64_t bytes) {
   return bytes > most;
 }
 
-constexpr std::size_t kHugePage = 2 << 20;
+constexpr std::size_t kHugePageBytes = 2 << 20;
 
 // Asks for pages of 2 MiB where memory of this size is first written to: one fault in place of 512.
 inline void use_huge_pages(void* memory, std::int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (bytes < static_cast<std::int64_t>(2 * kHugePage)) return;
-  const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
-  const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / kHugePage * kHugePage;
+  if (bytes < static_cast<std::int64_t>(2 * kHugePageBytes)) return;
+  const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(memory) + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
+  const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / kHugePageBytes * kHugePageBytes;
   if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: nothing to check
 #else
   static_cast<void>(memory);

@@ -22,14 +22,14 @@ void filter_rows(const FilterCall& call) {
       input_rows.enter(tile);
       output_rows.enter(tile);
       state.reset(tile.width);
-      const bool whole_strips = !tile.in_place || tile.width % kMinWidth == 0;
+      const bool whole_vectors = !tile.in_place || tile.width % kMinTileLanes == 0;
       for_each_block(layout.time, direction, [&](std::int64_t begin, std::int64_t end) {
         input_rows.read(begin, end);
         output_rows.prepare(begin);
         for (std::int64_t step = begin; step < end; ++step) {
           const std::int64_t t = direction == Direction::forward ? step : begin + end - 1 - step;
           if constexpr (std::is_same_v<Storage, Real>) {
-            if (whole_strips) {
+            if (whole_vectors) {
               state.push(input_rows[t], output_rows[t]);
               continue;
             }

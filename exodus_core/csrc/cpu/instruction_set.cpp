@@ -5,7 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "rows.h"
+#include "kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define EXODUS_X86_VARIANTS 1

@@ -13,8 +13,8 @@ namespace exodus::cpu {
 
 // Lanes of a tile for which the rows that the kernel remembers stay in the second-level cache.
 inline std::int64_t max_width(const CausalKernel& kernel, std::int64_t element_size) {
-  constexpr std::int64_t kRemembered = 512 * 1024, kWidest = 1024;
-  return std::min(kWidest, kRemembered / (element_size * std::max<std::int64_t>(1, kernel.length)));
+  constexpr std::int64_t kHistoryBytes = 512 * 1024, kMaxLanes = 1024;
+  return std::min(kMaxLanes, kHistoryBytes / (element_size * std::max<std::int64_t>(1, kernel.length)));
 }
 
 template <class Storage>
@@ -43,7 +43,7 @@ class KernelState {
 
   void push(const Real* row) { push(row, response_[0]); }
 
-  // The same with the response in a row of the caller. Both have room for whole strips. What was pushed first is added
+  // The same with the response in a row of the caller. Both have room for whole vectors. What was pushed first is added
   // first, as the plain loop does it.
   void push(const Real* row, Real* response) {
     if (taps_ != nullptr) {

@@ -37,9 +37,9 @@ class ParameterRows {
 
 // A value per lane, as the initial membrane has it; zeros where it is not given.
 template <class Real>
-void fill_state(Real* slots, const OptionalTensor& lanes, const Tile& tile, std::int64_t strip) {
+void fill_state(Real* slots, const OptionalTensor& lanes, const Tile& tile, std::int64_t vector_lanes) {
   if (lanes.has_value()) {
-    to_strips(elements<Real>(*lanes) + tile.first_lane, tile, strip, slots);
+    to_vectors(elements<Real>(*lanes) + tile.first_lane, tile, vector_lanes, slots);
   } else {
     std::fill_n(slots, tile.slots(), Real(0));
   }
@@ -51,7 +51,7 @@ void forward(const LifForwardCall& call) {
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
   const bool streamed = streams(layout, 3 * call.input.numel() * sizeof(Storage));
-  const Tiling tiling(layout, threads_for(call.input.numel()), kMaxWidth);
+  const Tiling tiling(layout, threads_for(call.input.numel()), kMaxTileLanes);
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     TileRows<const Storage> input_rows(elements<Storage>(call.input), layout, tiling, Direction::forward);
     TileRows<Storage> spikes_rows(mutable_elements<Storage>(call.spikes), layout, tiling, Direction::forward, streamed);
@@ -63,8 +63,8 @@ void forward(const LifForwardCall& call) {
       input_rows.enter(tile);
       spikes_rows.enter(tile);
       membrane_rows.enter(tile);
-      fill_state(state[0], call.initial.membrane, tile, kernels.strip);
-      fill_state(state[1], call.initial.spikes, tile, kernels.strip);
+      fill_state(state[0], call.initial.membrane, tile, kernels.vector_lanes);
+      fill_state(state[1], call.initial.spikes, tile, kernels.vector_lanes);
       LifForwardBlock<Storage> block{};
       block.width = tile.padded();
       block.neuron = parameter_rows.of(call.parameters, layout, tile);
@@ -95,7 +95,7 @@ void backward(const LifBackwardCall& call) {
   const bool operands = is_normal<Real>(call.parameters.threshold) && is_normal<Real>(call.parameters.min_membrane);
   const bool streamed = streams(layout, 3 * call.membrane.numel() * sizeof(Storage));
   // The sums are four rows of state more.
-  const Tiling tiling(layout, threads_for(call.membrane.numel()), with_lanes ? kMaxWidth / 4 : kMaxWidth);
+  const Tiling tiling(layout, threads_for(call.membrane.numel()), with_lanes ? kMaxTileLanes / 4 : kMaxTileLanes);
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     TileRows<const Storage> membrane_rows(elements<Storage>(call.membrane), layout, tiling, Direction::backward);
     TileRows<const Storage> grad_spikes_rows(elements<Storage>(call.grad_spikes), layout, tiling, Direction::backward);
@@ -136,8 +136,8 @@ void backward(const LifBackwardCall& call) {
         if (with_lanes) sums.add_block();
       });
       if (!with_lanes) continue;
-      fill_state(initial[0], call.initial.membrane, tile, kernels.strip);
-      fill_state(initial[1], call.initial.spikes, tile, kernels.strip);
+      fill_state(initial[0], call.initial.membrane, tile, kernels.vector_lanes);
+      fill_state(initial[1], call.initial.spikes, tile, kernels.vector_lanes);
       kernels.lif_initial(call.method, call.reset,
                                       {tile.padded(), block.neuron, initial[0], initial[1], adjoint[0], initial[2],
                                        initial[3], block.sums});
@@ -145,7 +145,7 @@ void backward(const LifBackwardCall& call) {
       const Real* slots[kLaneGradients] = {initial[2],      initial[3],      sums.rounded(0),
                                            sums.rounded(1), sums.rounded(2), sums.rounded(3)};
       for (std::int64_t k = 0; k < kLaneGradients; ++k) {
-        from_strips(slots[k], tile, kernels.strip,
+        from_vectors(slots[k], tile, kernels.vector_lanes,
                     mutable_elements<Real>(call.lane_gradients) + k * layout.lanes() + tile.first_lane);
       }
     }

@@ -13,7 +13,7 @@
 
 #include "../core/layout.h"
 #include "caches.h"
-#include "rows.h"
+#include "kernels.h"
 
 namespace exodus::cpu {
 
@@ -22,34 +22,34 @@ struct Tile {
   std::int64_t width;
   bool in_place;  // all lanes belong to one outer index and its rows are long enough
 
-  // Elements of a row of state: whole strips.
-  std::int64_t slots() const { return (width + kMinWidth - 1) / kMinWidth * kMinWidth; }
-  // Lanes that a kernel computes: rows of a buffer have room for whole strips.
+  // Elements of a row of state: whole vectors.
+  std::int64_t slots() const { return (width + kMinTileLanes - 1) / kMinTileLanes * kMinTileLanes; }
+  // Lanes that a kernel computes: rows of a buffer have room for whole vectors.
   std::int64_t padded() const { return in_place ? width : slots(); }
 };
 
-// Lanes that are staged together: the buffers of kBlock rows stay in a second-level cache, of 1 MiB for float64.
-constexpr std::int64_t kStagedWidth = 128;
+// Lanes that are staged together: the buffers of kBlockSteps rows stay in a second-level cache, of 1 MiB for float64.
+constexpr std::int64_t kStagedLanes = 128;
 
 class Tiling {
  public:
   // `max_width` limits the lanes of a tile; enough tiles for `threads` are made where there are lanes for them.
   Tiling(const Layout& layout, std::int64_t threads, std::int64_t max_width) : layout_(layout) {
-    in_place_ = layout.inner >= kMinWidth;
-    const std::int64_t limit = std::min(max_width, in_place_ ? kMaxWidth : kStagedWidth);
-    const std::int64_t widest = std::max(limit / kMinWidth * kMinWidth, kMinWidth);
+    in_place_ = layout.inner >= kMinTileLanes;
+    const std::int64_t limit = std::min(max_width, in_place_ ? kMaxTileLanes : kStagedLanes);
+    const std::int64_t widest = std::max(limit / kMinTileLanes * kMinTileLanes, kMinTileLanes);
     const std::int64_t share = round_up(std::max<std::int64_t>(1, ceil_div(layout.lanes(), threads)));
     const std::int64_t span = in_place_ ? layout.inner : layout.lanes();
     per_span_ = ceil_div(span, std::min(widest, share));
     width_ = std::min(widest, round_up(ceil_div(span, std::max<std::int64_t>(1, per_span_))));
-    // What is left over for the last tile may be less than a strip: the tile before takes it.
-    if (per_span_ > 1 && span - (per_span_ - 1) * width_ < kMinWidth) --per_span_;
+    // What is left over for the last tile may be less than a vector: the tile before takes it.
+    if (per_span_ > 1 && span - (per_span_ - 1) * width_ < kMinTileLanes) --per_span_;
     count_ = (in_place_ ? layout.outer : 1) * per_span_;
   }
 
   std::int64_t count() const { return count_; }
-  // Lanes of the widest tile, in whole strips.
-  std::int64_t width() const { return width_ + kMinWidth; }
+  // Lanes of the widest tile, in whole vectors.
+  std::int64_t width() const { return width_ + kMinTileLanes; }
   bool in_place() const { return in_place_; }
 
   Tile operator[](std::int64_t index) const {
@@ -62,7 +62,7 @@ class Tiling {
 
  private:
   static std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-  static std::int64_t round_up(std::int64_t n) { return ceil_div(n, kMinWidth) * kMinWidth; }
+  static std::int64_t round_up(std::int64_t n) { return ceil_div(n, kMinTileLanes) * kMinTileLanes; }
 
   Layout layout_;
   bool in_place_;
@@ -117,16 +117,16 @@ class TileRows {
         layout_(layout),
         direction_(direction),
         streamed_(streamed && !std::is_const_v<T>),
-        staging_(tiling.in_place() || tensor == nullptr ? 1 : kBlock, tiling.width()),
+        staging_(tiling.in_place() || tensor == nullptr ? 1 : kBlockSteps, tiling.width()),
         pending_(streamed_ && !tiling.in_place() && layout.inner == 1 ? tiling.width() : 0,
-                 kBlock + 2 * kLineElements<Stored>) {}
+                 kBlockSteps + 2 * kLineElements<Stored>) {}
 
   void enter(const Tile& tile) {
     tile_ = tile;
     if (tile.in_place && tensor_ != nullptr) first_row_ = tensor_ + layout_.offset(tile.first_lane, 0);
   }
 
-  // Makes the rows [begin, end) readable; at most kBlock of them.
+  // Makes the rows [begin, end) readable; at most kBlockSteps of them.
   void read(std::int64_t begin, std::int64_t end) {
     begin_ = begin;
     if (tensor_ == nullptr || tile_.in_place) return;
@@ -177,10 +177,10 @@ class TileRows {
     if (!std::is_const_v<T>) return tensor_ + layout_.offset(tile_.first_lane, begin);
     const bool forward = direction_ == Direction::forward;
     std::int64_t lane = tile_.first_lane;
-    std::int64_t next = forward ? begin + kBlock : begin - kBlock;
+    std::int64_t next = forward ? begin + kBlockSteps : begin - kBlockSteps;
     if (next < 0 || next >= layout_.time) {
       lane = std::min(lane + tile_.width, layout_.lanes() - 1);
-      next = forward ? 0 : (layout_.time - 1) / kBlock * kBlock;
+      next = forward ? 0 : (layout_.time - 1) / kBlockSteps * kBlockSteps;
     }
     // Where a lane begins within a line, a block has a line more than is asked for: the one that it shares with the block
     // before, which has been read.
@@ -213,21 +213,21 @@ class TileRows {
   std::int64_t begin_ = 0;
 };
 
-// State of a tile is kept strip after strip. That is lane after lane, but for a last strip that ends with the row and so
+// State of a tile is kept vector after vector. That is lane after lane, but for a last vector that ends with the row and so
 // begins before the one in front of it has ended.
 template <class T>
-void to_strips(const T* lanes, const Tile& tile, std::int64_t strip, T* slots) {
+void to_vectors(const T* lanes, const Tile& tile, std::int64_t vector_lanes, T* slots) {
   std::copy_n(lanes, tile.width, slots);
-  if (tile.in_place && tile.width % strip != 0) {
-    std::copy_n(lanes + tile.width - strip, strip, slots + tile.width / strip * strip);
+  if (tile.in_place && tile.width % vector_lanes != 0) {
+    std::copy_n(lanes + tile.width - vector_lanes, vector_lanes, slots + tile.width / vector_lanes * vector_lanes);
   }
 }
 
 template <class T>
-void from_strips(const T* slots, const Tile& tile, std::int64_t strip, T* lanes) {
+void from_vectors(const T* slots, const Tile& tile, std::int64_t vector_lanes, T* lanes) {
   std::copy_n(slots, tile.width, lanes);
-  if (tile.in_place && tile.width % strip != 0) {
-    std::copy_n(slots + tile.width / strip * strip, strip, lanes + tile.width - strip);
+  if (tile.in_place && tile.width % vector_lanes != 0) {
+    std::copy_n(slots + tile.width / vector_lanes * vector_lanes, vector_lanes, lanes + tile.width - vector_lanes);
   }
 }
 
@@ -263,13 +263,13 @@ class BlockSums {
   RowBuffer<double> total_;
 };
 
-// Calls block(begin, end) for stretches of at most kBlock steps, in the order of time or against it.
+// Calls block(begin, end) for stretches of at most kBlockSteps steps, in the order of time or against it.
 template <class Block>
 void for_each_block(std::int64_t time, Direction direction, Block block) {
-  const std::int64_t blocks = (time + kBlock - 1) / kBlock;
+  const std::int64_t blocks = (time + kBlockSteps - 1) / kBlockSteps;
   for (std::int64_t i = 0; i < blocks; ++i) {
-    const std::int64_t begin = (direction == Direction::forward ? i : blocks - 1 - i) * kBlock;
-    block(begin, std::min(time, begin + kBlock));
+    const std::int64_t begin = (direction == Direction::forward ? i : blocks - 1 - i) * kBlockSteps;
+    block(begin, std::min(time, begin + kBlockSteps));
   }
 }
 

@@ -85,7 +85,7 @@ void Cuda::run(const FilterCall& call) {
   dispatch(call.input, [&](auto element) {
     using Storage = decltype(element);
     const Layout& layout = call.layout;
-    const bool staged = layout.inner < kMinInPlace;
+    const bool staged = layout.inner < kMinInPlaceLanes;
     const int tiles = staged ? staged_bytes<Storage>(1) : 0;
     const KernelMemory<compute_t<Storage>> memory(call.kernel, call.input, layout.lanes(),
                                                   staged ? kStagedLanes : kThreads, tiles);

@@ -4,7 +4,7 @@
 // enough for a block, else in global memory that the host allocates. Neighbouring lanes are neighbours in both.
 #pragma once
 
-#include "../core/kernel.h"
+#include "../core/causal_kernel.h"
 #include "../operators.h"
 #include "tiles.cuh"
 

@@ -1,6 +1,6 @@
 // LIF and IF on the GPU: one thread a lane, or a vector of lanes, through time.
 #include "backend.cuh"
-#include "choice.cuh"
+#include "dispatch.cuh"
 #include "lif.cuh"
 
 namespace exodus::cuda {
@@ -102,7 +102,7 @@ template <class Storage>
 void launch_forward(const LifForwardArgs<Storage>& args, cudaStream_t stream) {
   constexpr int kWidth = vector_width<Storage>();
   const Layout& layout = args.sweep.layout;
-  if (layout.inner < kMinInPlace) {
+  if (layout.inner < kMinInPlaceLanes) {
     EXODUS_LAUNCH((lif_forward_staged<Storage>), staged_blocks(layout), kStagedLanes, staged_bytes<Storage>(2), stream,
                   args);
   } else if (fits_vectors<kWidth>(args.sweep)) {
@@ -119,7 +119,7 @@ void launch_backward(const LifBackwardArgs<Storage>& args, cudaStream_t stream) 
   const Layout& layout = args.sweep.layout;
   if (by_chunks(layout)) {
     lif_backward_by_chunks<Storage, with_sums>(args, stream);
-  } else if (layout.inner < kMinInPlace) {
+  } else if (layout.inner < kMinInPlaceLanes) {
     EXODUS_LAUNCH((lif_backward_staged<Storage, with_sums>), staged_blocks(layout), kStagedLanes,
                   staged_bytes<Storage>(3), stream, args);
   } else if (fits_vectors<kWidth>(args.sweep)) {

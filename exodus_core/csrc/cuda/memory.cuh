@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../core/storage.h"
+#include "../core/dtypes.h"
 #include "platform.cuh"
 
 namespace exodus::cuda {

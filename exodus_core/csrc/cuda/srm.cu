@@ -124,7 +124,7 @@ void Cuda::run(const SrmForwardCall& call) {
     using Storage = decltype(element);
     using Real = compute_t<Storage>;
     const Layout& layout = call.layout;
-    const bool staged = layout.inner < kMinInPlace;
+    const bool staged = layout.inner < kMinInPlaceLanes;
     const int tiles = staged ? staged_bytes<Storage>(2) : 0;
     const KernelMemory<Real> memory(call.kernel, call.psp, layout.lanes(), staged ? kStagedLanes : kThreads, tiles);
     const SrmForwardArgs<Storage> args{
@@ -150,7 +150,7 @@ void Cuda::run(const SrmBackwardCall& call) {
     using Storage = decltype(element);
     using Real = compute_t<Storage>;
     const Layout& layout = call.layout;
-    const bool staged = layout.inner < kMinInPlace;
+    const bool staged = layout.inner < kMinInPlaceLanes;
     const int tiles = staged ? staged_bytes<Storage>(3) : 0;
     const KernelMemory<Real> memory(call.kernel, call.membrane, layout.lanes(), staged ? kStagedLanes : kThreads, tiles);
     const SrmBackwardArgs<Storage> args{

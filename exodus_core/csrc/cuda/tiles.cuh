@@ -28,7 +28,7 @@ __host__ __device__ constexpr int vector_width() {
 }
 
 // Below this, a row of the inner dimension is too short to be read by neighbouring threads at once.
-constexpr std::int64_t kMinInPlace = 32;
+constexpr std::int64_t kMinInPlaceLanes = 32;
 
 // Staged: lanes of a block, and bytes of a run of time in shared memory (a 128-byte line of global memory where inner is 1).
 constexpr int kStagedLanes = 64;
@@ -64,7 +64,7 @@ bool fits_vectors(const Sweep<Storage, inputs, outputs>& sweep) {
 }
 
 // Steps whose loads are under way together.
-constexpr int kAhead = 4;
+constexpr int kStepsInFlight = 4;
 
 // Walks `width` neighbouring lanes of one thread through time. step(i, x, y) computes lane i: y, of `outputs` elements,
 // from x, of `inputs`.
@@ -76,10 +76,10 @@ __device__ __forceinline__ void sweep_in_place(const Sweep<Storage, inputs, outp
   const auto offset_of = [&](std::int64_t n) {
     return first + (sweep.reverse ? layout.time - 1 - n : n) * layout.inner;
   };
-  for (std::int64_t begin = 0; begin < layout.time; begin += kAhead) {
-    Row x[kAhead][inputs];
+  for (std::int64_t begin = 0; begin < layout.time; begin += kStepsInFlight) {
+    Row x[kStepsInFlight][inputs];
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
+    for (int k = 0; k < kStepsInFlight; ++k) {
 #pragma unroll
       for (int j = 0; j < inputs; ++j) {
         const bool given = begin + k < layout.time && sweep.in[j] != nullptr;
@@ -87,7 +87,7 @@ __device__ __forceinline__ void sweep_in_place(const Sweep<Storage, inputs, outp
       }
     }
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
+    for (int k = 0; k < kStepsInFlight; ++k) {
       if (begin + k >= layout.time) break;
       Row y[outputs];
 #pragma unroll

@@ -20,8 +20,8 @@ from exodus_service.gradients.params import Method
 _TRACES = ("membrane", "input", "psp", "spikes")
 _LOSSES = ("grad_output", "grad_membrane")
 
-#: From so many steps on a GPU may choose another kernel for more lanes, with another rounding: kLongTime in
-#: exodus_core/csrc/cuda/choice.cuh.
+#: From so many steps on a GPU may choose another kernel for more lanes, with another rounding: kMinStepsForChunks in
+#: exodus_core/csrc/cuda/dispatch.cuh.
 LONG_TIME = 512
 
 

@@ -1,25 +1,25 @@
-// The LIF row kernels, included by rows_impl.h for each instruction set.
+// The LIF row kernels, included by kernels_impl.h for each instruction set.
 //
-// A strip keeps its state in registers for kSteps steps, so that the state's own traffic with the cache does not count;
-// then the next strip follows, so that rows are read and written as they lie in memory. Several rows at once, and
+// A vector keeps its state in registers for kVecSteps steps, so that the state's own traffic with the cache does not count;
+// then the next vector follows, so that rows are read and written as they lie in memory. Several rows at once, and
 // backward in time, are more than the processor foresees: the rows that come next are asked for by hand.
 
 namespace exodus::cpu::EXODUS_INSTRUCTION_SET_NAME {
 namespace {
 
-constexpr std::int64_t kSteps = 4;
+constexpr std::int64_t kVecSteps = 4;
 // The sums' traffic with the cache counts too; but where lines of several rows share a set of the cache, as with a power of
 // two of neurons, those of 8 steps and of the 8 before them do not fit.
-constexpr std::int64_t kStepsWithSums = 6;
+constexpr std::int64_t kVecStepsWithSums = 6;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // One vector register of what Storage is computed in.
 template <class Storage>
-using Strip = Lanes<compute_t<Storage>, EXODUS_VECTOR_BYTES / sizeof(compute_t<Storage>)>;
+using VecOf = Vec<compute_t<Storage>, EXODUS_VECTOR_BYTES / sizeof(compute_t<Storage>)>;
 
 template <class Storage>
-constexpr std::int64_t kStrip = EXODUS_VECTOR_BYTES / sizeof(compute_t<Storage>);
+constexpr std::int64_t kVecLanes = EXODUS_VECTOR_BYTES / sizeof(compute_t<Storage>);
 
 template <class Real, class Scalar>
 EXODUS_HOST_DEVICE Real at(const ParameterRow<Scalar>& row, std::int64_t lane) {
@@ -27,8 +27,8 @@ EXODUS_HOST_DEVICE Real at(const ParameterRow<Scalar>& row, std::int64_t lane) {
 }
 
 template <class Storage, class Scalar>
-EXODUS_HOST_DEVICE LifNeuron<Strip<Storage>> neuron_at(const NeuronRows<Scalar>& rows, std::int64_t lane) {
-  using Real = Strip<Storage>;
+EXODUS_HOST_DEVICE LifNeuron<VecOf<Storage>> neuron_at(const NeuronRows<Scalar>& rows, std::int64_t lane) {
+  using Real = VecOf<Storage>;
   // The bound is rounded as the membrane will be: one that was raised to it must be seen to lie on it.
   return {at<Real>(rows.alpha, lane), at<Real>(rows.threshold, lane), at<Real>(rows.reset_by, lane),
           as_stored<Storage>(at<Real>(rows.min_membrane, lane)), Real(rows.max_spikes)};
@@ -44,16 +44,16 @@ EXODUS_HOST_DEVICE void add(const ParameterSums<Scalar>& rows, std::int64_t slot
   (Real::read(rows.min_membrane + slot) + sums.min_membrane).write(rows.min_membrane + slot);
 }
 
-// Calls strip(lane, slot) for every strip of a row: its first lane, and where its state is kept.
+// Calls body(lane, slot) for every vector of a row: its first lane, and where its state is kept.
 template <class Storage, class Body>
-EXODUS_HOST_DEVICE void for_each_strip(std::int64_t width, Body strip) {
-  for (std::int64_t slot = 0; slot < width; slot += kStrip<Storage>) {
-    strip(std::min(slot, width - kStrip<Storage>), slot);
+EXODUS_HOST_DEVICE void for_each_vector(std::int64_t width, Body body) {
+  for (std::int64_t slot = 0; slot < width; slot += kVecLanes<Storage>) {
+    body(std::min(slot, width - kVecLanes<Storage>), slot);
   }
 }
 
-// Asks for what a strip needs next, a line at each of its steps, from `step` on: its rows `later` steps on, or its part of
-// what `ahead` points to, where as many steps as a strip has lanes, of as many lanes, are a line each. Steps that are no
+// Asks for what a vector needs next, a line at each of its steps, from `step` on: its rows `later` steps on, or its part of
+// what `ahead` points to, where as many steps as a vector has lanes, of as many lanes, are a line each. Steps that are no
 // divisor of the lanes ask now and then for a neighbour's line in place of their own.
 template <class T>
 struct Prefetch {
@@ -61,7 +61,7 @@ struct Prefetch {
   std::int64_t stride;
 
   EXODUS_HOST_DEVICE Prefetch(const RowBlock<T>& rows, std::int64_t step, std::int64_t later, std::int64_t lane) {
-    constexpr std::int64_t n = kStrip<std::remove_const_t<T>>;
+    constexpr std::int64_t n = kVecLanes<std::remove_const_t<T>>;
     if (rows.ahead == nullptr) {
       line = rows[step + later] + lane;
       stride = rows.stride;
@@ -80,20 +80,20 @@ struct Prefetch {
   }
 };
 
-// The store that a strip of a block takes: past the caches where that is asked for and the address allows it.
+// The store that a vector of a block takes: past the caches where that is asked for and the address allows it.
 template <class Storage>
-struct StripStore {
+struct VecStore {
   Storage* to;
   std::int64_t stride;
   bool streamed;
 
-  EXODUS_HOST_DEVICE StripStore(const RowBlock<Storage>& rows, std::int64_t lane)
+  EXODUS_HOST_DEVICE VecStore(const RowBlock<Storage>& rows, std::int64_t lane)
       : to(rows.first + lane), stride(rows.stride) {
     constexpr std::uintptr_t bytes = EXODUS_VECTOR_BYTES;
     streamed = rows.streamed && reinterpret_cast<std::uintptr_t>(to) % bytes == 0 &&
                stride * sizeof(Storage) % bytes == 0;
   }
-  EXODUS_HOST_DEVICE void operator()(std::int64_t step, Strip<Storage> values) const {
+  EXODUS_HOST_DEVICE void operator()(std::int64_t step, VecOf<Storage> values) const {
     if (streamed) {
       stream_lanes(to + step * stride, values);
     } else {
@@ -104,16 +104,16 @@ struct StripStore {
 
 template <Reset reset, bool many_spikes, class Storage>
 void lif_forward_block(const LifForwardBlock<Storage>& block) {
-  using Real = Strip<Storage>;
+  using Real = VecOf<Storage>;
   const RowBlock<const Storage> input_rows = block.input;
-  for (std::int64_t begin = 0; begin < block.steps; begin += kSteps) {
-    const std::int64_t end = std::min(block.steps, begin + kSteps);
-    for_each_strip<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
+  for (std::int64_t begin = 0; begin < block.steps; begin += kVecSteps) {
+    const std::int64_t end = std::min(block.steps, begin + kVecSteps);
+    for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
       const LifNeuron<Real> neuron = neuron_at<Storage>(block.neuron, lane);
-      const StripStore<Storage> spikes_out(block.spikes, lane), membrane_out(block.membrane, lane);
-      Prefetch<const Storage> next_input(input_rows, begin, kSteps, lane);
-      Prefetch<Storage> next_spikes(block.spikes, begin, kSteps, lane);
-      Prefetch<Storage> next_membrane(block.membrane, begin, kSteps, lane);
+      const VecStore<Storage> spikes_out(block.spikes, lane), membrane_out(block.membrane, lane);
+      Prefetch<const Storage> next_input(input_rows, begin, kVecSteps, lane);
+      Prefetch<Storage> next_spikes(block.spikes, begin, kVecSteps, lane);
+      Prefetch<Storage> next_membrane(block.membrane, begin, kVecSteps, lane);
       Real membrane = Real::read(block.membrane_state + slot);
       Real spikes = Real::read(block.spikes_state + slot);
       for (std::int64_t t = begin; t < end; ++t) {
@@ -134,18 +134,18 @@ void lif_forward_block(const LifForwardBlock<Storage>& block) {
 // Method and reset are the enumerations, or constants of them that leave one case.
 template <bool with_sums, SurrogateKind kind, class MethodType, class ResetType, class Storage>
 void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlock<Storage>& block) {
-  using Real = Strip<Storage>;
+  using Real = VecOf<Storage>;
   const RowBlock<const Storage> membrane_rows = block.membrane, grad_spikes_rows = block.grad_spikes,
                                 grad_membrane_rows = block.grad_membrane;
   const Real slope(block.surrogate.slope), scale(block.surrogate.scale);
   const bool many_spikes = block.neuron.max_spikes > 1;
   const bool bounded = block.neuron.min_membrane.per_lane || *block.neuron.min_membrane.values > -kInfinity;
-  constexpr std::int64_t steps = with_sums ? kStepsWithSums : kSteps;
+  constexpr std::int64_t steps = with_sums ? kVecStepsWithSums : kVecSteps;
   for (std::int64_t end = block.steps; end > 0; end -= steps) {
     const std::int64_t begin = std::max<std::int64_t>(0, end - steps);
-    for_each_strip<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
+    for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
       const LifNeuron<Real> neuron = neuron_at<Storage>(block.neuron, lane);
-      const StripStore<Storage> grad_input_out(block.grad_input, lane);
+      const VecStore<Storage> grad_input_out(block.grad_input, lane);
       Prefetch<const Storage> next_membrane(membrane_rows, end - 1, -steps, lane);
       Prefetch<const Storage> next_grad_spikes(grad_spikes_rows, end - 1, -steps, lane);
       Prefetch<Storage> next_grad_input(block.grad_input, end - 1, -steps, lane);
@@ -176,8 +176,8 @@ void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlo
 
 template <class Scalar>
 void lif_initial(Method method, Reset reset, const LifInitialRow<Scalar>& row) {
-  using Real = Strip<Scalar>;
-  for_each_strip<Scalar>(row.width, [&](std::int64_t lane, std::int64_t slot) {
+  using Real = VecOf<Scalar>;
+  for_each_vector<Scalar>(row.width, [&](std::int64_t lane, std::int64_t slot) {
     LifSums<Real> sums{Real(0), Real(0), Real(0), Real(0)};
     const LifNeuron<Real> neuron = neuron_at<Scalar>(row.neuron, lane);
     const LifInitialGradient<Real> gradient =

@@ -10,9 +10,9 @@
 #endif
 
 #define EXODUS_VECTOR_BYTES 16
-#include "lanes.h"
-#include "rows.h"
+#include "simd.h"
+#include "kernels.h"
 
 #define EXODUS_INSTRUCTION_SET_NAME portable
 #define EXODUS_INSTRUCTION_SET_LABEL "portable"
-#include "rows_impl.h"
+#include "kernels_impl.h"

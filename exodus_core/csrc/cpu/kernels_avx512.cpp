@@ -11,10 +11,10 @@
 
 #pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prefer-vector-width=512")
 #define EXODUS_VECTOR_BYTES 64
-#include "lanes.h"
-#include "rows.h"
+#include "simd.h"
+#include "kernels.h"
 
 #define EXODUS_INSTRUCTION_SET_NAME avx512
 #define EXODUS_INSTRUCTION_SET_LABEL "avx512"
-#include "rows_impl.h"
+#include "kernels_impl.h"
 #endif

@@ -1,28 +1,28 @@
-// Row kernels: steps in time of up to kMaxWidth lanes (neurons) that lie next to each other.
+// Row kernels: steps in time of up to kMaxTileLanes lanes (neurons) that lie next to each other.
 //
-// They are the only loops over neurons. A table of them is compiled for each instruction set (rows_*.cpp from
-// rows_impl.h) and chosen once at load time; lif.cpp, srm.cpp and filter.cpp sweep the rows through time.
+// They are the only loops over neurons. A table of them is compiled for each instruction set (kernels_*.cpp from
+// kernels_impl.h) and chosen once at load time; lif.cpp, srm.cpp and filter.cpp sweep the rows through time.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
 #include "../core/adjoint.h"
-#include "../core/kernel.h"
+#include "../core/causal_kernel.h"
 #include "../core/neuron.h"
-#include "../core/storage.h"
+#include "../core/dtypes.h"
 #include "../core/surrogate.h"
 
 namespace exodus::cpu {
 
 // Rows of state have this many lanes at most: 16 KiB of floats, which stay in a first-level cache.
-constexpr std::int64_t kMaxWidth = 4096;
+constexpr std::int64_t kMaxTileLanes = 4096;
 
-// The lanes of the widest strip. Narrower tensors are copied to rows of their own.
-constexpr std::int64_t kMinWidth = 16;
+// The lanes of the widest vector. Narrower tensors are copied to rows of their own.
+constexpr std::int64_t kMinTileLanes = 16;
 
 // Steps that are staged together, and after which the short sums of parameter gradients are added to the long ones.
-constexpr std::int64_t kBlock = 128;
+constexpr std::int64_t kBlockSteps = 128;
 
 constexpr std::int64_t kLineBytes = 64;  // a cache line
 
@@ -62,9 +62,9 @@ struct RowBlock {
   T* operator[](std::int64_t step) const { return first + step * stride; }
 };
 
-// LIF kernels sweep a block of steps over strips: as many lanes as a vector register holds. The last strip of a row ends
-// where the row ends, and so computes some lanes a second time, with the same result. State and sums are kept strip
-// after strip (tiles.h has the way to and from lanes).
+// LIF kernels sweep a block of steps over vectors: as many lanes as a vector register holds. The last vector of a row ends
+// where the row ends, and so computes some lanes a second time, with the same result. State and sums are kept vector
+// after vector (tiles.h has the way to and from lanes).
 template <class Storage>
 struct LifForwardBlock {
   using Real = compute_t<Storage>;
@@ -147,7 +147,7 @@ struct SrmBackwardRow {
   Real* threshold_sum;
 };
 
-// One step of the modes of a kernel. Rows have room for whole strips.
+// One step of the modes of a kernel. Rows have room for whole vectors.
 template <class Real>
 struct ModesRow {
   std::int64_t width;
@@ -180,7 +180,7 @@ struct StreamedBlock {
 template <class Storage>
 struct RowKernels {
   using Real = compute_t<Storage>;
-  std::int64_t strip;  // lanes
+  std::int64_t vector_lanes;
   void (*lif_forward)(Reset, bool many_spikes, const LifForwardBlock<Storage>&);
   void (*lif_backward)(Method, Reset, const LifBackwardBlock<Storage>&);
   void (*lif_initial)(Method, Reset, const LifInitialRow<Real>&);

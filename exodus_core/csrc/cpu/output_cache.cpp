@@ -3,7 +3,7 @@
 //
 // A block belongs to the storage of one tensor, or is idle. The storage's deleter makes it idle, whichever views held
 // the storage last.
-#include "output_memory.h"
+#include "output_cache.h"
 
 #include <algorithm>
 #include <atomic>
@@ -33,14 +33,14 @@ namespace exodus::cpu {
 namespace {
 
 // Smaller blocks come back from the C library with their pages.
-constexpr std::size_t kSmallest = 256 << 10;
+constexpr std::size_t kMinCachedBytes = 256 << 10;
 
-constexpr std::size_t kPage = 4096;
+constexpr std::size_t kPageBytes = 4096;
 
 #if defined(__SANITIZE_ADDRESS__)
-constexpr std::int64_t kDefaultLimit = 0;  // memory that is used again hides a use after it was freed
+constexpr std::int64_t kDefaultLimitBytes = 0;  // memory that is used again hides a use after it was freed
 #else
-constexpr std::int64_t kDefaultLimit = 512 << 20;
+constexpr std::int64_t kDefaultLimitBytes = 512 << 20;
 #endif
 
 struct Block {
@@ -48,7 +48,7 @@ struct Block {
   std::size_t bytes;
 };
 
-void release(Block block) { ::operator delete(block.memory, std::align_val_t{kPage}); }
+void release(Block block) { ::operator delete(block.memory, std::align_val_t{kPageBytes}); }
 
 class IdleBlocks {
  public:
@@ -74,7 +74,7 @@ class IdleBlocks {
     const std::lock_guard<std::mutex> lock(mutex_);
     const std::int64_t bytes = static_cast<std::int64_t>(block.bytes);
     if (bytes > limit_) return release(block);
-    release_oldest(limit_ - bytes, kMost - 1);
+    release_oldest(limit_ - bytes, kMaxBlocks - 1);
     blocks_.push_back(block);
     bytes_ += bytes;
   }
@@ -82,7 +82,7 @@ class IdleBlocks {
   // Returns the limit before.
   std::int64_t set_limit(std::int64_t limit) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    release_oldest(limit, kMost);
+    release_oldest(limit, kMaxBlocks);
     return std::exchange(limit_, limit);
   }
 
@@ -92,10 +92,10 @@ class IdleBlocks {
   }
 
  private:
-  static constexpr std::size_t kMost = 256;  // blocks: finding one takes no time
+  static constexpr std::size_t kMaxBlocks = 256;  // blocks: finding one takes no time
 
   IdleBlocks() {
-    blocks_.reserve(kMost);
+    blocks_.reserve(kMaxBlocks);
 #if defined(__unix__)
     // A child has no thread that could unlock what another thread of its parent had locked.
     pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
@@ -115,11 +115,11 @@ class IdleBlocks {
   std::mutex mutex_;
   std::vector<Block> blocks_;  // the oldest first
   std::int64_t bytes_ = 0;
-  std::int64_t limit_ = torch_from_blob == nullptr ? 0 : kDefaultLimit;
+  std::int64_t limit_ = torch_from_blob == nullptr ? 0 : kDefaultLimitBytes;
 };
 
 std::optional<Block> allocate(std::size_t bytes) {
-  void* memory = ::operator new(bytes, std::align_val_t{kPage}, std::nothrow);
+  void* memory = ::operator new(bytes, std::align_val_t{kPageBytes}, std::nothrow);
   if (memory == nullptr) return std::nullopt;
   use_huge_pages(memory, static_cast<std::int64_t>(bytes));
   return Block{memory, bytes};
@@ -129,13 +129,13 @@ std::optional<Block> allocate(std::size_t bytes) {
 // of arrays that a kernel walks side by side would otherwise fall into the same few sets of the caches.
 std::size_t offset_beside(const Tensor& like) {
   static std::atomic<std::size_t> count{0};
-  constexpr std::size_t quarter = kPage / 4;
+  constexpr std::size_t quarter = kPageBytes / 4;
   return (reinterpret_cast<std::uintptr_t>(like.const_data_ptr()) / quarter + 1 + count++ % 3) % 4 * quarter;
 }
 
 Tensor tensor_in(Block block, const Tensor& like) {
   const auto free = [](void* elements, void* bytes) {
-    const std::uintptr_t memory = reinterpret_cast<std::uintptr_t>(elements) / kPage * kPage;
+    const std::uintptr_t memory = reinterpret_cast<std::uintptr_t>(elements) / kPageBytes * kPageBytes;
     IdleBlocks::instance().give({reinterpret_cast<void*>(memory), reinterpret_cast<std::uintptr_t>(bytes)});
   };
   std::int32_t dtype = 0;
@@ -161,8 +161,8 @@ std::tuple<std::int64_t, std::int64_t> kept_memory() { return IdleBlocks::instan
 
 Tensor output_like(const Tensor& tensor) {
   const std::size_t bytes = static_cast<std::size_t>(tensor.numel()) * tensor.element_size();
-  if (bytes >= kSmallest && std::get<1>(kept_memory()) > 0) {
-    const std::size_t wanted = bytes + kPage;  // with room for the offset
+  if (bytes >= kMinCachedBytes && std::get<1>(kept_memory()) > 0) {
+    const std::size_t wanted = bytes + kPageBytes;  // with room for the offset
     std::optional<Block> block = IdleBlocks::instance().take(wanted);
     if (!block.has_value()) block = allocate(wanted);
     if (block.has_value()) return tensor_in(*block, tensor);

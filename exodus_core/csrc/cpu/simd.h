@@ -1,4 +1,4 @@
-// Several neurons in one vector register. The arithmetic of csrc/core runs on Lanes as it does on one number, and gives
+// Several neurons in one vector register. The arithmetic of csrc/core runs on Vec as it does on one number, and gives
 // each lane the bits that one number would get. EXODUS_VECTOR_BYTES is the width of a register.
 //
 // Built on the vector extensions of GCC and Clang, so it compiles for any processor; the width comes from the file that
@@ -13,8 +13,8 @@
 #include <type_traits>
 
 #include "../core/macros.h"
-#include "../core/select.h"
-#include "../core/storage.h"
+#include "../core/scalar_math.h"
+#include "../core/dtypes.h"
 #include "../core/surrogate.h"
 
 namespace exodus::cpu {
@@ -27,7 +27,7 @@ template <class Scalar, std::size_t bytes>
 using vector_t = typename VectorOf<Scalar, bytes>::type;
 
 template <class Scalar, int count>
-struct Lanes {
+struct Vec {
   using Vector = vector_t<Scalar, count * sizeof(Scalar)>;
   // What a comparison gives: all bits of a lane, or none.
   struct Mask {
@@ -38,34 +38,34 @@ struct Lanes {
 
   Vector lanes;
 
-  Lanes() = default;
-  EXODUS_HOST_DEVICE Lanes(Vector vector) : lanes(vector) {}
+  Vec() = default;
+  EXODUS_HOST_DEVICE Vec(Vector vector) : lanes(vector) {}
   // The same number in every lane. It is subtracted from since -0 + 0 is not -0.
-  EXODUS_HOST_DEVICE Lanes(Scalar number) : lanes(number - Vector{}) {}
+  EXODUS_HOST_DEVICE Vec(Scalar number) : lanes(number - Vector{}) {}
 
-  EXODUS_HOST_DEVICE static Lanes read(const Scalar* from) {
-    Lanes read;
+  EXODUS_HOST_DEVICE static Vec read(const Scalar* from) {
+    Vec read;
     std::memcpy(&read.lanes, from, sizeof(Vector));
     return read;
   }
   EXODUS_HOST_DEVICE void write(Scalar* to) const { std::memcpy(to, &lanes, sizeof(Vector)); }
 
-  EXODUS_HOST_DEVICE friend Lanes operator+(Lanes a, Lanes b) { return a.lanes + b.lanes; }
-  EXODUS_HOST_DEVICE friend Lanes operator-(Lanes a, Lanes b) { return a.lanes - b.lanes; }
-  EXODUS_HOST_DEVICE friend Lanes operator*(Lanes a, Lanes b) { return a.lanes * b.lanes; }
-  EXODUS_HOST_DEVICE friend Lanes operator/(Lanes a, Lanes b) { return a.lanes / b.lanes; }
-  EXODUS_HOST_DEVICE friend Lanes operator-(Lanes a) { return -a.lanes; }
-  EXODUS_HOST_DEVICE friend Lanes operator<<(Lanes a, int bits) { return a.lanes << bits; }
-  EXODUS_HOST_DEVICE Lanes& operator+=(Lanes b) { return *this = *this + b; }
-  EXODUS_HOST_DEVICE Lanes& operator-=(Lanes b) { return *this = *this - b; }
+  EXODUS_HOST_DEVICE friend Vec operator+(Vec a, Vec b) { return a.lanes + b.lanes; }
+  EXODUS_HOST_DEVICE friend Vec operator-(Vec a, Vec b) { return a.lanes - b.lanes; }
+  EXODUS_HOST_DEVICE friend Vec operator*(Vec a, Vec b) { return a.lanes * b.lanes; }
+  EXODUS_HOST_DEVICE friend Vec operator/(Vec a, Vec b) { return a.lanes / b.lanes; }
+  EXODUS_HOST_DEVICE friend Vec operator-(Vec a) { return -a.lanes; }
+  EXODUS_HOST_DEVICE friend Vec operator<<(Vec a, int bits) { return a.lanes << bits; }
+  EXODUS_HOST_DEVICE Vec& operator+=(Vec b) { return *this = *this + b; }
+  EXODUS_HOST_DEVICE Vec& operator-=(Vec b) { return *this = *this - b; }
 
-  EXODUS_HOST_DEVICE friend Mask operator<(Lanes a, Lanes b) { return {a.lanes < b.lanes}; }
-  EXODUS_HOST_DEVICE friend Mask operator>(Lanes a, Lanes b) { return {a.lanes > b.lanes}; }
-  EXODUS_HOST_DEVICE friend Mask operator<=(Lanes a, Lanes b) { return {a.lanes <= b.lanes}; }
-  EXODUS_HOST_DEVICE friend Mask operator>=(Lanes a, Lanes b) { return {a.lanes >= b.lanes}; }
-  EXODUS_HOST_DEVICE friend Lanes select(Mask mask, Lanes a, Lanes b) { return mask.lanes ? a.lanes : b.lanes; }
+  EXODUS_HOST_DEVICE friend Mask operator<(Vec a, Vec b) { return {a.lanes < b.lanes}; }
+  EXODUS_HOST_DEVICE friend Mask operator>(Vec a, Vec b) { return {a.lanes > b.lanes}; }
+  EXODUS_HOST_DEVICE friend Mask operator<=(Vec a, Vec b) { return {a.lanes <= b.lanes}; }
+  EXODUS_HOST_DEVICE friend Mask operator>=(Vec a, Vec b) { return {a.lanes >= b.lanes}; }
+  EXODUS_HOST_DEVICE friend Vec select(Mask mask, Vec a, Vec b) { return mask.lanes ? a.lanes : b.lanes; }
 
-  EXODUS_HOST_DEVICE friend Lanes multiply_add(Lanes a, Lanes b, Lanes c) {
+  EXODUS_HOST_DEVICE friend Vec multiply_add(Vec a, Vec b, Vec c) {
 #if EXODUS_VECTOR_BYTES >= 64
     if constexpr (std::is_same_v<Scalar, float>) {
       return Vector(_mm512_fmadd_ps(__m512(a.lanes), __m512(b.lanes), __m512(c.lanes)));
@@ -84,7 +84,7 @@ struct Lanes {
 #endif
   }
   // The instruction gives its second operand where one is NaN. GCC takes the forms without a mask for uninitialised.
-  EXODUS_HOST_DEVICE friend Lanes at_least(Lanes a, Lanes bound) {
+  EXODUS_HOST_DEVICE friend Vec at_least(Vec a, Vec bound) {
 #if EXODUS_VECTOR_BYTES >= 64
     if constexpr (std::is_same_v<Scalar, float>) {
       return Vector(_mm512_maskz_max_ps(0xffff, __m512(bound.lanes), __m512(a.lanes)));
@@ -102,15 +102,15 @@ struct Lanes {
 #endif
   }
 
-  EXODUS_HOST_DEVICE friend Lanes magnitude(Lanes a) {
+  EXODUS_HOST_DEVICE friend Vec magnitude(Vec a) {
     using Signed = typename Mask::Signed;
     return Vector(typename Mask::Vector(a.lanes) & (Signed(-1) ^ (Signed(1) << (8 * sizeof(Scalar) - 1))));
   }
-  EXODUS_HOST_DEVICE friend Lanes floor(Lanes a) {
+  EXODUS_HOST_DEVICE friend Vec floor(Vec a) {
     for (int i = 0; i < count; ++i) a.lanes[i] = std::floor(a.lanes[i]);
     return a;
   }
-  EXODUS_HOST_DEVICE friend Lanes exp_nonpositive(Lanes a) {
+  EXODUS_HOST_DEVICE friend Vec exp_nonpositive(Vec a) {
     if constexpr (std::is_same_v<Scalar, float>) {
       return exp_nonpositive_float(a);
     } else {
@@ -195,13 +195,13 @@ EXODUS_HOST_DEVICE void narrow(Real* to, Doubles values) {
 
 // A value after one round trip through memory.
 template <class Storage, class Scalar, int count>
-EXODUS_HOST_DEVICE Lanes<Scalar, count> as_stored(Lanes<Scalar, count> values) {
+EXODUS_HOST_DEVICE Vec<Scalar, count> as_stored(Vec<Scalar, count> values) {
   if constexpr (std::is_same_v<Storage, Scalar>) {
     return values;
   } else {
     Storage stored[count];
     store_lanes(stored, values);
-    return load_lanes<Lanes<Scalar, count>>(stored);
+    return load_lanes<Vec<Scalar, count>>(stored);
   }
 }
 
@@ -236,11 +236,11 @@ EXODUS_HOST_DEVICE void finish_streams() {
 namespace exodus {
 
 template <class Scalar, int count>
-struct Bits<cpu::Lanes<Scalar, count>> {
-  using type = cpu::Lanes<bits_t<Scalar>, count>;
+struct Bits<cpu::Vec<Scalar, count>> {
+  using type = cpu::Vec<bits_t<Scalar>, count>;
 };
 
 template <class Scalar, int count>
-struct SmallestNormal<cpu::Lanes<Scalar, count>> : SmallestNormal<Scalar> {};
+struct SmallestNormal<cpu::Vec<Scalar, count>> : SmallestNormal<Scalar> {};
 
 }  // namespace exodus

@@ -1,6 +1,6 @@
-// The row kernels, compiled once for each instruction set: rows_*.cpp defines EXODUS_INSTRUCTION_SET_NAME, sets the
+// The row kernels, compiled once for each instruction set: kernels_*.cpp defines EXODUS_INSTRUCTION_SET_NAME, sets the
 // compiler's target and EXODUS_VECTOR_BYTES, and includes this file. No arithmetic of neurons is here: it is in csrc/core.
-#include "lif_rows.h"
+#include "lif_kernels.h"
 
 // Rows never overlap unless both are only read; without being told, the compiler gives up on so many pointers.
 #if defined(__clang__)
@@ -12,8 +12,8 @@
 namespace exodus::cpu::EXODUS_INSTRUCTION_SET_NAME {
 namespace {
 
-constexpr std::int64_t kDoubleStrip = EXODUS_VECTOR_BYTES / sizeof(double);
-using DoubleStrip = Lanes<double, kDoubleStrip>;
+constexpr std::int64_t kDoubleVecLanes = EXODUS_VECTOR_BYTES / sizeof(double);
+using DoubleVec = Vec<double, kDoubleVecLanes>;
 
 template <class Storage, class Real = compute_t<Storage>>
 void surrogate(SurrogateKind kind, std::int64_t width, const Storage* membrane, const Real* threshold, Real slope,
@@ -56,22 +56,22 @@ template <class Real>
 void forget_faded_modes(const ModesRow<Real>& row) {
   for (std::int64_t m = 0; m < row.count; ++m) {
     double* p_row = row.state + 2 * m * row.stride;
-    for (std::int64_t i = 0; i < row.width; i += kDoubleStrip) {
-      DoubleStrip p = DoubleStrip::read(p_row + i), q = DoubleStrip::read(p_row + row.stride + i);
-      forget_faded(DoubleStrip(row.modes[m].least), p, q);
+    for (std::int64_t i = 0; i < row.width; i += kDoubleVecLanes) {
+      DoubleVec p = DoubleVec::read(p_row + i), q = DoubleVec::read(p_row + row.stride + i);
+      forget_faded(DoubleVec(row.modes[m].least), p, q);
       p.write(p_row + i);
       q.write(p_row + row.stride + i);
     }
   }
 }
 
-// The share of one mode in the response of a strip.
+// The share of one mode in the response of a vector.
 template <bool has_linear>
-EXODUS_HOST_DEVICE DoubleStrip push_strip(const Mode& mode, DoubleStrip input, double* p_row, double* q_row) {
-  const DoubleStrip decay(mode.decay), constant(mode.constant), linear(mode.linear);
-  DoubleStrip p = DoubleStrip::read(p_row), response;
+EXODUS_HOST_DEVICE DoubleVec push_vector(const Mode& mode, DoubleVec input, double* p_row, double* q_row) {
+  const DoubleVec decay(mode.decay), constant(mode.constant), linear(mode.linear);
+  DoubleVec p = DoubleVec::read(p_row), response;
   if constexpr (has_linear) {
-    DoubleStrip q = DoubleStrip::read(q_row);
+    DoubleVec q = DoubleVec::read(q_row);
     response = linear_step(decay, constant, linear, input, p, q);
     q.write(q_row);
   } else {
@@ -84,24 +84,24 @@ EXODUS_HOST_DEVICE DoubleStrip push_strip(const Mode& mode, DoubleStrip input, d
 // Nearly every kernel has one mode: its constants stay in registers.
 template <bool has_linear, class Real>
 void push_one_mode(const ModesRow<Real> row, const Mode mode) {
-  for (std::int64_t i = 0; i < row.width; i += kDoubleStrip) {
+  for (std::int64_t i = 0; i < row.width; i += kDoubleVecLanes) {
     double* p_row = row.state + i;
-    const DoubleStrip input = widen<DoubleStrip>(row.input + i);
-    narrow(row.response + i, DoubleStrip(0.0) + push_strip<has_linear>(mode, input, p_row, p_row + row.stride));
+    const DoubleVec input = widen<DoubleVec>(row.input + i);
+    narrow(row.response + i, DoubleVec(0.0) + push_vector<has_linear>(mode, input, p_row, p_row + row.stride));
   }
 }
 
 // Several modes are added up in registers, and rounded once.
 template <class Real>
 void push_several_modes(const ModesRow<Real> row) {
-  for (std::int64_t i = 0; i < row.width; i += kDoubleStrip) {
-    const DoubleStrip input = widen<DoubleStrip>(row.input + i);
-    DoubleStrip response(0.0);
+  for (std::int64_t i = 0; i < row.width; i += kDoubleVecLanes) {
+    const DoubleVec input = widen<DoubleVec>(row.input + i);
+    DoubleVec response(0.0);
     for (std::int64_t m = 0; m < row.count; ++m) {
       double* p_row = row.state + 2 * m * row.stride + i;
       double* q_row = p_row + row.stride;
-      response += row.modes[m].has_linear() ? push_strip<true>(row.modes[m], input, p_row, q_row)
-                                            : push_strip<false>(row.modes[m], input, p_row, q_row);
+      response += row.modes[m].has_linear() ? push_vector<true>(row.modes[m], input, p_row, q_row)
+                                            : push_vector<false>(row.modes[m], input, p_row, q_row);
     }
     narrow(row.response + i, response);
   }
@@ -204,7 +204,7 @@ template <class Element>
 EXODUS_HOST_DEVICE void stream_line(const Element* from, Element* to) {
   constexpr int count = EXODUS_VECTOR_BYTES / sizeof(float);
   for (std::int64_t i = 0; i < kLineElements<float>; i += count) {
-    const auto vector = Lanes<float, count>::read(reinterpret_cast<const float*>(from) + i);
+    const auto vector = Vec<float, count>::read(reinterpret_cast<const float*>(from) + i);
     stream_lanes(reinterpret_cast<float*>(to) + i, vector);
   }
 }
@@ -228,7 +228,7 @@ void stream_rows(const StreamedBlock<Element>& block) {
     return;
   }
   const bool forward = block.direction == Direction::forward;
-  constexpr std::int64_t n = kMinWidth;
+  constexpr std::int64_t n = kMinTileLanes;
   for (std::int64_t first = 0; first < block.lanes; first += n) {
     const std::int64_t lanes = std::min(n, block.lanes - first);
     turn<false>(lanes, block.steps, block.rows + first, block.rows_stride,
@@ -244,7 +244,7 @@ void stream_rows(const StreamedBlock<Element>& block) {
       } else {
         stream_run(block.before == 0 ? 0 : (line - in_line) % line,
                    block.steps + std::min(block.after, (line - in_last) % line), from, to);
-        std::memmove(from + kBlock, from, kLineBytes);
+        std::memmove(from + kBlockSteps, from, kLineBytes);
       }
     }
   }
@@ -273,7 +273,7 @@ double dot(std::int64_t count, const Storage* a, const Storage* b) {
 template <class Storage>
 constexpr RowKernels<Storage> kernels() {
   using Real = compute_t<Storage>;
-  return {kStrip<Storage>,       lif_forward<Storage>, lif_backward<Storage>, lif_initial<Real>,
+  return {kVecLanes<Storage>,       lif_forward<Storage>, lif_backward<Storage>, lif_initial<Real>,
           surrogate<Storage>,    srm_forward<Storage>, srm_backward<Storage>, add_scaled<Real>,
           push_modes<Real>,      load_row<Storage>,    store_row<Storage>,    turn<true, Storage>,
           turn<false, Storage>,  stream_rows<Storage>, dot<Storage>};

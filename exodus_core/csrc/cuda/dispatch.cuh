@@ -14,8 +14,8 @@
 
 namespace exodus::cuda {
 
-constexpr std::int64_t kFewLanes = 8192;
-constexpr std::int64_t kLongTime = 512;
+constexpr std::int64_t kMaxLanesForChunks = 8192;
+constexpr std::int64_t kMinStepsForChunks = 512;
 
 // EXODUS_CUDA_BACKWARD=serial or chunks overrides the table, for tests and measurements.
 inline bool by_chunks(const Layout& layout) {
@@ -23,7 +23,7 @@ inline bool by_chunks(const Layout& layout) {
   const std::string choice = asked == nullptr ? "" : asked;
   if (choice == "serial") return false;
   if (choice == "chunks") return true;
-  return layout.lanes() <= kFewLanes && layout.time >= kLongTime;
+  return layout.lanes() <= kMaxLanesForChunks && layout.time >= kMinStepsForChunks;
 }
 
 }  // namespace exodus::cuda

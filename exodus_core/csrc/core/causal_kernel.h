@@ -6,7 +6,7 @@
 #pragma once
 
 #include "macros.h"
-#include "select.h"
+#include "scalar_math.h"
 
 namespace exodus {
 

@@ -11,10 +11,10 @@
 
 #pragma GCC target("avx2,fma,f16c")
 #define EXODUS_VECTOR_BYTES 32
-#include "lanes.h"
-#include "rows.h"
+#include "simd.h"
+#include "kernels.h"
 
 #define EXODUS_INSTRUCTION_SET_NAME avx2
 #define EXODUS_INSTRUCTION_SET_LABEL "avx2"
-#include "rows_impl.h"
+#include "kernels_impl.h"
 #endif

@@ -1,4 +1,4 @@
-// What the arithmetic does beside + - * /, for one number. csrc/cpu/lanes.h has the same for several side by side.
+// What the arithmetic does beside + - * /, for one number. csrc/cpu/simd.h has the same for several side by side.
 #pragma once
 
 #include <cmath>
