@@ -429,5 +429,5 @@ def test_a_body_that_is_no_state_file_is_refused() -> None:
         b"\xff" * 8 + body[8:],
         body[:8] + b"[" + body[9:],
     ):
-        with pytest.raises(StateFileError, match="expected a safetensors file"):
+        with pytest.raises(StateFileError, match="must be a safetensors file"):
             decode_state(wrong)

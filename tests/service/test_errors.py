@@ -322,7 +322,7 @@ def test_422_points_at_what_does_not_fit(caller, ask, neuron, parts, pointer):
             "values that broadcast",
             "shape",
         ),
-        (LIF, {"membran": U}, "exactly one of membrane, input, spikes", "'grad_output', 'membran'"),
+        (LIF, {"membran": U}, "a list with exactly one of membrane, input, spikes", "'grad_output', 'membran'"),
         ({"model": "srm"}, {"psp": U, "reset_kernel": W}, "a 1-d tensor with at least one tap", "shape (4, 3)"),
     ],
 )

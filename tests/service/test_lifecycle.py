@@ -315,7 +315,7 @@ def test_a_start_that_fails_is_told_in_one_line(tmp_path):
     )
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"exodus-service: state_dir {tmp_path / 'file'}: expected a folder that can be written to")
+    assert line.startswith(f"exodus-service: state_dir {tmp_path / 'file'} must be a writable folder")
 
 
 def test_settings_refuse_what_they_do_not_know():

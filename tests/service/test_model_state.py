@@ -344,7 +344,7 @@ def test_a_state_whose_optimiser_could_make_no_step_is_refused(remote, value):
     }
     answer = remote.call("PUT", STATE, safetensors.torch.save(tensors, about), TYPE)
     assert (answer.status, answer.json["code"]) == (409, "state_mismatch")
-    assert ".step: expected a number of steps" in answer.json["detail"]
+    assert ".step must be a number of steps" in answer.json["detail"]
     assert remote.step(2).status == 200
 
 
@@ -420,7 +420,7 @@ def test_the_header_of_a_state_is_bounded_before_it_is_read(remote, monkeypatch)
     monkeypatch.setattr("exodus_service.models.storage.state_file.MAX_HEADER_BYTES", length - 1)
     answer = remote.call("PUT", STATE, saved, TYPE)
     assert (answer.status, answer.json["code"]) == (400, "malformed")
-    assert f"expected a header of at most {length - 1} bytes, got one of {length}" in answer.json["detail"]
+    assert f"the header must be at most {length - 1} bytes, got {length}" in answer.json["detail"]
 
 
 def test_the_longest_description_has_a_state_that_is_taken(remote):

@@ -485,9 +485,9 @@ def test_the_lock_file_alone_keeps_others_out_where_folders_cannot_be_locked(
 
 def test_a_folder_that_cannot_be_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StateDirError, match="expected a folder that can be written to"):
+    with pytest.raises(StateDirError, match="must be a writable folder"):
         StateDir(tmp_path / "file", 1)
-    with pytest.raises(StateDirError, match="expected a folder"):
+    with pytest.raises(StateDirError, match="must be a writable folder"):
         StateDir(tmp_path / "file" / "below", 1)
 
 
@@ -1011,8 +1011,8 @@ def test_a_state_of_another_model_is_refused_naming_the_difference(tmp_path: Pat
                 wrong = await problem(store.replace_state(model, body))
             assert wrong.code == wanted
             named = {
-                "network": "/network/layers/2/alpha: expected 0.9, got 0.5",
-                "optimizer": "/optimizer/kind: expected 'adam', got 'sgd'",
+                "network": "/network/layers/2/alpha must be 0.9, got 0.5",
+                "optimizer": "/optimizer/kind must be 'adam', got 'sgd'",
                 "tensors": "weights.0.weight",
             }
             assert named.get(kind, "") in wrong.detail

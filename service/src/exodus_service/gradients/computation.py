@@ -162,11 +162,11 @@ def prepare(method: Method, message: Message, *, device: torch.device, max_bytes
     if not computation.loss.given and (computation.source.membrane is not None or not params.return_):
         raise invalid(
             "/tensors",
-            "a tensor 'grad_output' or 'grad_membrane', or `return` and an input for a forward pass alone",
+            "a list with 'grad_output' or 'grad_membrane', or with an input and `return` set, for a forward pass alone",
             operands.names(),
         )
     if params.wrt and not computation.loss.given:
-        raise invalid("/params/wrt", "nothing for a forward pass alone", str(params.wrt))
+        raise invalid("/params/wrt", "empty for a forward pass alone", str(params.wrt))
     return computation
 
 
@@ -205,7 +205,7 @@ def _prepare_lif(method: Method, params: Params, operands: Operands, max_bytes: 
 
 def _prepare_srm(method: Method, params: Params, srm: SrmNeuron, operands: Operands) -> Computation:
     if params.wrt:
-        raise invalid("/params/wrt", "nothing for the model srm", str(params.wrt))
+        raise invalid("/params/wrt", "empty for the model srm", str(params.wrt))
     name = _one_of(operands, "membrane", "psp")
     trace = operands.take_float(name)
     neuron = {"threshold": operands.value("threshold", srm.threshold), "reset_kernel": _reset_kernel(srm, operands)}
@@ -242,7 +242,9 @@ def _reset_kernel(srm: SrmNeuron, operands: Operands) -> object:
 def _one_of(operands: Operands, *names: str) -> str:
     found = [name for name in names if name in operands]
     if len(found) != 1:
-        raise invalid("/tensors", f"exactly one of {', '.join(names)}", " and ".join(found) or operands.names())
+        raise invalid(
+            "/tensors", f"a list with exactly one of {', '.join(names)}", " and ".join(found) or operands.names()
+        )
     return found[0]
 
 
@@ -252,10 +254,10 @@ def _synapses(params: Params, operands: Operands, max_bytes: int) -> Synapses:
         raise operands.fault("weight", "shape", "[N_out, N_in]", str(list(weight.shape)))
     n_out, n_in = weight.shape
     if spikes.ndim < 2 or spikes.shape[-1] != n_in:
-        expected = f"[..., {n_in}], as 'weight' of shape {[n_out, n_in]} asks for"
+        expected = f"[..., {n_in}], to match 'weight' of shape {[n_out, n_in]}"
         raise operands.fault("spikes", "shape", expected, str(list(spikes.shape)))
     if params.time_dim in (-1, spikes.ndim - 1):
-        raise invalid("/params/time_dim", "another axis than the last, which holds the features", str(params.time_dim))
+        raise invalid("/params/time_dim", "another axis than the last, that of the features", str(params.time_dim))
     # Bits and events grow twice: to the dtype of the weights, and to the current.
     widened = spikes.numel() * weight.element_size()
     if widened > max_bytes:
@@ -263,7 +265,7 @@ def _synapses(params: Params, operands: Operands, max_bytes: int) -> Synapses:
         raise operands.fault("spikes", "shape", expected, f"{list(spikes.shape)}, which makes {widened}")
     nbytes = math.prod(spikes.shape[:-1]) * n_out * weight.element_size()
     if nbytes > max_bytes:
-        expected = f"a product with spikes of at most {max_bytes} bytes (EXODUS_MAX_BODY_BYTES)"
+        expected = f"one whose product with spikes has at most {max_bytes} bytes (EXODUS_MAX_BODY_BYTES)"
         raise operands.fault("weight", "shape", expected, f"{[n_out, n_in]}, which makes {nbytes}")
     return Synapses(spikes.to(weight.dtype), weight)
 
@@ -276,7 +278,7 @@ def _loss(params: Params, operands: Operands, like: str, shape: tuple[int, ...],
     membrane = operands.take_like("grad_membrane", like, shape, dtype)
     chosen = params.output_filter
     if chosen is not None and output is None:
-        raise invalid("/params/output_filter", "a tensor 'grad_output' to filter", "none")
+        raise invalid("/params/output_filter", "null without a tensor 'grad_output' to filter", "a filter")
     return Loss(output, membrane, None if chosen is None else chosen.alpha, params.time_dim)
 
 

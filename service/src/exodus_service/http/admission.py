@@ -64,7 +64,7 @@ async def receive(request: Request, held: ExitStack) -> Received:
     content_type = _content_type(request.headers, _MESSAGES)
     limit, why = engine.settings.max_body_bytes, _SETTING
     if content_type == SEGMENT_TYPE:
-        limit, why = MAX_REFERENCE_BYTES, "of a reference"
+        limit, why = MAX_REFERENCE_BYTES, "for a reference"
     elif content_type == JSON_TYPE and engine.limits.max_json_bytes < limit:
         limit, why = engine.limits.max_json_bytes, "in JSON; send msgpack"
     return await _receive(request, held, content_type, limit, why)
@@ -157,7 +157,7 @@ def _find(request: Request, body: memoryview) -> Shared:
     if reference.body.nbytes > limit:
         expected, got = f"at most {limit} bytes {_SETTING}", f"{reference.body.nbytes} bytes"
         raise ServiceError(
-            "too_large", f"body: expected {expected}, got {got}", (Fault("/body/nbytes", expected, got),)
+            "too_large", f"the body must be {expected}, got {got}", (Fault("/body/nbytes", expected, got),)
         )
     if segments is None:
         raise ServiceError("segment_gone", "shared memory is off on this service; send the body itself")
@@ -171,7 +171,7 @@ def _content_type(headers: Mapping[str, str], known: Sequence[str]) -> str:
         raise header_problem("unsupported", "content-type", wanted, shown(given))
     if given == SEGMENT_TYPE and headers.get("content-encoding", "identity") != "identity":
         given_encoding = headers["content-encoding"]
-        raise header_problem("unsupported", "content-encoding", "none, of a reference", given_encoding)
+        raise header_problem("unsupported", "content-encoding", "absent for a reference", given_encoding)
     return given
 
 
@@ -185,7 +185,7 @@ def _require_no_upgrade(headers: Mapping[str, str], context: Context) -> None:
     given = headers.get("upgrade", "")
     if given and "upgrade" in headers.get("connection", "").lower():
         context.closing = True
-        raise header_problem("malformed", "upgrade", "none, as HTTP/1.1 is all that is spoken here", shown(given))
+        raise header_problem("malformed", "upgrade", "absent, as only HTTP/1.1 is spoken here", shown(given))
 
 
 def _content_length(headers: Mapping[str, str], limit: int, why: str) -> int:
@@ -217,5 +217,5 @@ def shown(value: str) -> str:
 
 def header_problem(code: Code, name: str, expected: str, got: str) -> ServiceError:
     """A problem with one header of a request."""
-    detail = f"header {name}: expected {expected}, got {got or 'nothing'}"
+    detail = f"header {name} must be {expected}, got {got or 'nothing'}"
     return ServiceError(code, detail, (Fault(f"/headers/{name}", expected, got or "nothing"),))

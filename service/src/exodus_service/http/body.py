@@ -102,4 +102,4 @@ async def read_body(
 
 def _wrong_length(nbytes: int, got: str) -> ServiceError:
     expected = f"{nbytes} bytes, as Content-Length says"
-    return ServiceError("malformed", f"the body: expected {expected}, got {got}", (Fault("", expected, got),))
+    return ServiceError("malformed", f"the body must be {expected}, got {got}", (Fault("", expected, got),))

@@ -116,7 +116,7 @@ def require_size(network: Description, max_model_bytes: int) -> None:
     if nbytes > max_model_bytes:
         limit = f"at most {max_model_bytes} bytes of parameters and running statistics (EXODUS_MAX_MODEL_BYTES)"
         got = f"{nbytes} bytes"
-        raise ServiceError("too_large", f"/params/network: expected {limit}, got {got}", _fault("network", limit, got))
+        raise ServiceError("too_large", f"/params/network must be {limit}, got {got}", _fault("network", limit, got))
 
 
 def new_id() -> str:
@@ -158,10 +158,10 @@ def upload(model: Model, body: Buffer, device: torch.device) -> Upload:
         raise ServiceError("malformed", str(error)) from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ServiceError(
-            "malformed", f"expected a state of this service, with {_METADATA!r} in its metadata"
+            "malformed", f"the file must be a state of this service, with {_METADATA!r} in its metadata"
         ) from error
     if version != _VERSION or not all(_is_int(n, 0, 2**63) for n in (sequence, seed)):
-        raise ServiceError("malformed", f"expected version {_VERSION}, a sequence number and a seed in the metadata")
+        raise ServiceError("malformed", f"the metadata must have version {_VERSION}, a sequence number and a seed")
     difference = _difference("/network", dict(model.header.network), network)
     if difference is not None:
         raise _mismatch(*difference)
@@ -222,7 +222,7 @@ def _difference(pointer: str, wanted: object, got: object) -> tuple[str, str, st
 
 
 def _mismatch(pointer: str, expected: str, got: str) -> ServiceError:
-    detail = f"the state is not of this model: {pointer}: expected {expected}, got {got}"
+    detail = f"the state is not of this model: {pointer} must be {expected}, got {got}"
     return ServiceError("state_mismatch", detail, (Fault(pointer, expected, got),))
 
 

@@ -162,9 +162,7 @@ class Store:
         if id is None:
             id = model_spec.new_id()
         if not isinstance(id, str) or not model_spec.is_id(id):
-            raise ServiceError(
-                "invalid", f"/params/id: expected 1 to 64 letters, digits, - and _, got {str(id)[:100]!r}"
-            )
+            raise ServiceError("invalid", f"/params/id must be 1 to 64 letters, digits, - and _, got {str(id)[:100]!r}")
         planned = partial(
             model_spec.plan,
             owner,

@@ -54,7 +54,7 @@ class ForwardCall:
         self.params = params
         started = time.perf_counter()
         if params.context and params.mode == "eval":
-            raise invalid("/params/mode", "'train', as a context asks for", "'eval'")
+            raise invalid("/params/mode", "'train' with a context", "'eval'")
         self._train = params.context or params.mode == "train"
         limit = engine.settings.max_activation_bytes
         inputs = opened.input(model.network, limit, training=params.context)

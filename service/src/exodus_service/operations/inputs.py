@@ -84,7 +84,7 @@ class Opened:
         if nbytes > max_activation_bytes:
             expected = f"a batch that takes at most {max_activation_bytes} bytes (EXODUS_MAX_ACTIVATION_BYTES)"
             got = f"{list(tensor.shape)}, which takes up to {nbytes}"
-            detail = f"tensor 'input': expected {expected}, got {got}"
+            detail = f"tensor 'input' must be {expected}, got {got}"
             raise ServiceError("too_large", detail, (Fault(f"{tensor.pointer}/shape", expected, got),))
         return self.take("input")
 
@@ -113,7 +113,7 @@ class Opened:
     def _present(self, name: str) -> Any:
         if name not in self.operands:
             names = ", ".join(map(repr, self.message.tensors)) or "no tensors"
-            raise invalid("/tensors", f"a tensor {name!r}", names)
+            raise invalid("/tensors", f"a list with a tensor {name!r}", names)
         return self.message.tensors[name]
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ def refusal(error: ValueError | TypeError, operands: Operands) -> ServiceError:
         name = error.pointer.removeprefix("/")
         # The outputs are the network's own: it is the loss that does not fit them.
         pointer = operands.pointer(name) if name in operands else "/params/loss"
-        detail = f"{name}: expected {error.expected}, got {error.got}"
+        detail = f"{name} must be {error.expected}, got {error.got}"
         return ServiceError("invalid", detail, (Fault(pointer, error.expected, error.got),))
     expected, _, got = str(error).partition(", got ")
     return ServiceError("invalid", str(error), (Fault("/tensors", expected, got),))

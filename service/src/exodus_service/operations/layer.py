@@ -69,13 +69,13 @@ def _forward(engine: Engine, received: Received) -> Encoded:
     started = time.perf_counter()
     params = opened.params(LayerForwardParams)
     if "membrane" in opened.operands:
-        raise invalid("/tensors", "exactly one of input, spikes, psp", "membrane")
+        raise invalid("/tensors", "a list with exactly one of input, spikes, psp", "membrane")
     fields: dict[str, Any] = {name: getattr(params, name) for name in ("neuron", "surrogate", "time_dim")}
     asked = Params.model_construct(None, **fields, **{"return": params.return_})
     operands = Operands(opened.message, engine.device)
     computation = prepare_neurons(params.method, asked, operands, engine.limits.max_bytes)
     if computation.loss.given:
-        raise invalid("/tensors", "no loss in a forward pass", "grad_output or grad_membrane")
+        raise invalid("/tensors", "a list without gradients of a loss", "grad_output or grad_membrane")
     prepared = time.perf_counter()
     received.timings.decode += prepared - started
     spikes, membrane = computation.fire(computation.source.trace())
@@ -113,12 +113,12 @@ def _backward(engine: Engine, received: Received) -> Encoded:
     operands.finish()
     loss = Loss(output, on_membrane, None, computation.params.time_dim)
     if not loss.given:
-        raise invalid("/tensors", "a tensor 'grad_output' or 'grad_membrane'", "neither")
+        raise invalid("/tensors", "a list with 'grad_output' or 'grad_membrane'", "neither")
     wrt: dict[str, Any] = {}
     if "wrt" in computation.wrt:
         wrt = {"wrt": ("input", *params.wrt)}
     elif params.wrt:
-        raise invalid("/params/wrt", "nothing for the model srm", str(params.wrt))
+        raise invalid("/params/wrt", "empty for the model srm", str(params.wrt))
     prepared = time.perf_counter()
     received.timings.decode += prepared - started
     results: Results = replace(computation, loss=loss, wrt=wrt).run()

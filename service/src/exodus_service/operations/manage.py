@@ -104,7 +104,7 @@ def _unpack_state(received: Received, network: Description) -> None:
     body = decompress(received.body, received.content_encoding, limits=limits, reserve=reserve)
     if len(body) > limits.max_bytes:
         expected, got = f"at most {limits.max_bytes} bytes, as many as a state of this model has", f"{len(body)} bytes"
-        raise ServiceError("too_large", f"the body: expected {expected}, got {got}", (Fault("", expected, got),))
+        raise ServiceError("too_large", f"the body must be {expected}, got {got}", (Fault("", expected, got),))
     try:
         header = header_bytes(body)
     except StateFileError as error:
@@ -143,7 +143,7 @@ def _require_short(network: dict[str, Any], settings: Settings) -> None:
         return
     pointer = f"/params/network{pointer}"
     fault = Fault(pointer, f"at most {most}", got)
-    raise ServiceError("too_large", f"{pointer}: expected at most {most}, got {got}", (fault,))
+    raise ServiceError("too_large", f"{pointer} must be at most {most}, got {got}", (fault,))
 
 
 def _require_room_for_answers(network: Description, limits: Limits) -> None:
@@ -154,4 +154,4 @@ def _require_room_for_answers(network: Description, limits: Limits) -> None:
         expected = f"a description of at most {limits.max_header_bytes - _BESIDE} bytes with all its defaults"
         got = f"one of {nbytes - _BESIDE} bytes"
         fault = Fault("/params/network/layers", expected, got)
-        raise ServiceError("too_large", f"/params/network/layers: expected {expected}, got {got}", (fault,))
+        raise ServiceError("too_large", f"/params/network/layers must be {expected}, got {got}", (fault,))

@@ -130,7 +130,7 @@ class TrainingCall:
             raise ServiceError(
                 "context_stale",
                 f"{error}; send the inputs again",
-                (Fault("/params/context", "one of the present weights", "one of earlier weights"),),
+                (Fault("/params/context", "a context of the present weights", "one of earlier weights"),),
             ) from error
         except (ValueError, TypeError) as error:
             raise refusal(error, self.opened.operands) from error
@@ -165,7 +165,7 @@ class TrainingCall:
         limit = self.engine.settings.max_activation_bytes
         own = "grad_output" in opened.operands or params.context is not None
         if own and params.loss is not None:
-            raise invalid("/params/loss", "nothing beside a context or a tensor 'grad_output'", repr(params.loss)[:80])
+            raise invalid("/params/loss", "null with a context or a tensor 'grad_output'", repr(params.loss)[:80])
         if params.context is not None:
             self.grad_output = opened.outputs_gradient(None)
             return
@@ -174,7 +174,7 @@ class TrainingCall:
             self.grad_output = opened.outputs_gradient((*self.inputs.shape[:2], *model.network.output_shape))
             return
         if params.loss is None:
-            raise invalid("/params/loss", "a loss, or a tensor 'grad_output' in its place", "neither")
+            raise invalid("/params/loss", "a loss unless a tensor 'grad_output' is there", "neither")
         self.loss = parsed_loss(params.loss)
         self.targets = opened.take("targets")
 
@@ -183,8 +183,8 @@ class TrainingCall:
         most = self.engine.limits.max_json_bytes // 2
         count = sum(torch.Size(shape).numel() for _, shape in model.network.parameters)
         if self.received.content_type == JSON_TYPE and self.params.gradients and count > most:
-            expected, got = f"at most {most} numbers in JSON; use msgpack", f"{count} gradients"
-            detail = f"/params/gradients: expected {expected}, got {got}"
+            expected, got = f"at most {most} numbers in JSON (use msgpack)", f"{count} gradients"
+            detail = f"/params/gradients must be {expected}, got {got}"
             raise ServiceError("too_large", detail, (Fault("/params/gradients", expected, got),))
 
     def _compute(self, model: Model) -> tuple[Metrics, dict[str, float], torch.Tensor | None]:

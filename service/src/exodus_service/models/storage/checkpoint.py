@@ -169,7 +169,7 @@ class Folder:
             except _Unsound as error:
                 self._set_aside(manifest.document, str(error))
         left = ", ".join(sorted(path.name for path in self.path.glob(f"*{_CORRUPT}"))) or "nothing"
-        raise CheckpointError(f"{self.path}: expected a state that verifies, got {left}")
+        raise CheckpointError(f"{self.path} must be a state that verifies, got {left}")
 
     def manifests(self) -> list[Manifest]:
         """The manifests that verify, newest first; what does not is set aside."""
@@ -178,7 +178,7 @@ class Folder:
             try:
                 manifest = _parse(_bytes(path))
                 if manifest.document != path.name:
-                    raise _Unsound(f"expected the manifest {manifest.document}")
+                    raise _Unsound(f"the manifest must be {manifest.document}")
             except FileNotFoundError:  # an old one that a save has just removed
                 continue
             except _Unsound as error:
@@ -217,7 +217,7 @@ class Folder:
         try:
             size = path.stat().st_size
             if size != manifest.nbytes:
-                raise _Unsound(f"{manifest.file}: expected {manifest.nbytes} bytes, got {size}")
+                raise _Unsound(f"{manifest.file} must be {manifest.nbytes} bytes, got {size}")
             with path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
@@ -225,13 +225,13 @@ class Folder:
                 raise
             raise _Unsound(f"{manifest.file}: {error.strerror}") from error
         if digest != manifest.sha256:
-            raise _Unsound(f"{manifest.file}: expected the SHA-256 {manifest.sha256}, got {digest}")
+            raise _Unsound(f"the SHA-256 of {manifest.file} must be {manifest.sha256}, got {digest}")
         try:
             tensors = read_state(path)
         except StateFileError as error:
             raise _Unsound(str(error)) from error
         if ANSWERS not in tensors:
-            raise _Unsound(f"{manifest.file}: expected a tensor {ANSWERS!r}")
+            raise _Unsound(f"{manifest.file} must have a tensor {ANSWERS!r}")
         return Checkpoint(manifest, tensors, tensors.pop(ANSWERS).numpy().tobytes())
 
     def _prune(self, manifests: list[Manifest]) -> None:
@@ -329,7 +329,7 @@ def _check_kind(name: str, kind: type | UnionType, value: Any) -> None:
         fits = fits and (name != "file" or Path(value).name == value)
     if not fits:
         wanted = {int: "a whole number", dict: "an object"}.get(kind, "a text")  # type: ignore[arg-type]
-        raise _Unsound(f"{name}: expected {wanted}, got {value!r:.80}")
+        raise _Unsound(f"{name} must be {wanted}, got {value!r:.80}")
 
 
 def _parse(raw: bytes) -> Manifest:
@@ -338,12 +338,14 @@ def _parse(raw: bytes) -> Manifest:
         del plain["checksum"]
         # Written anew it must be the same, byte by byte.
         if _sealed(plain) != raw:
-            raise _Unsound("expected another checksum")
+            raise _Unsound("the checksum must be that of the content")
         if plain.pop("format") != FORMAT:
-            raise CheckpointError(f"expected a manifest of format {FORMAT}, got one of another version of the service")
+            raise CheckpointError(
+                f"the manifest must be of format {FORMAT}, got that of another version of the service"
+            )
         for name, kind in _KINDS.items():
             _check_kind(name, kind, plain[name])
         header = Header(**{field.name: plain.pop(field.name) for field in fields(Header)})
         return Manifest(header, **plain)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _Unsound(f"expected a manifest, got {error}") from error
+        raise _Unsound(f"the file must be a manifest, got {error}") from error

@@ -73,7 +73,7 @@ class StateDir:
                 self._listing = self._scan()
                 self._held = held.pop_all()
         except OSError as error:
-            raise StateDirError(f"state_dir {path}: expected a folder that can be written to, got: {error}") from error
+            raise StateDirError(f"state_dir {path} must be a writable folder, got {error}") from error
 
     def folder(self, owner: str, id: str) -> Folder:
         """Where a model is. Equal ids of different owners are different folders; an id has no dot in it."""
@@ -101,7 +101,7 @@ class StateDir:
             return None
         manifests = folder.manifests()
         if not manifests:
-            raise CheckpointError(f"{folder.path}: expected a manifest that verifies, got none")
+            raise CheckpointError(f"{folder.path} must have a manifest that verifies, got none")
         newest = manifests[0]
         return newest if (newest.header.owner, newest.header.id) == (owner, id) else None
 
@@ -158,7 +158,7 @@ class StateDir:
         if not free:
             holder = os.pread(file, 32, 0).decode(errors="replace").strip() or "unknown"
             raise StateDirError(
-                f"state_dir {self.path}: expected a folder of its own, got one that another service uses, "
+                f"state_dir {self.path} must be a folder of its own, got one that another service uses, "
                 f"process {holder}"
             )
         os.ftruncate(file, 0)

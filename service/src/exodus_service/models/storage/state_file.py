@@ -61,7 +61,7 @@ def encode_state(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
-            raise TypeError(f"tensors[{name!r}]: expected one of {', '.join(_NAMES.values())}, got {tensor.dtype}")
+            raise TypeError(f"tensors[{name!r}] must be one of {', '.join(_NAMES.values())}, got {tensor.dtype}")
     # Widest elements first: then each payload is aligned to its elements, whatever the sizes.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -89,7 +89,9 @@ def decode_state(body: Buffer) -> tuple[dict[str, torch.Tensor], dict[str, str]]
         tensors = safetensors.torch.load(bytes(body))
         metadata = json.loads(bytes(memoryview(body)[8 : 8 + length])).get("__metadata__")
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise StateFileError(f"expected a safetensors file, got {len(body)} bytes that are not: {error}") from error
+        raise StateFileError(
+            f"the body must be a safetensors file, got {len(body)} bytes that are not: {error}"
+        ) from error
     return tensors, metadata or {}
 
 
@@ -101,9 +103,11 @@ def header_bytes(body: Buffer) -> int:
     """
     length = int.from_bytes(memoryview(body)[:8], "little")
     if len(body) < 8 + length:
-        raise StateFileError(f"expected a safetensors file, got {len(body)} bytes that are not: it ends in the header")
+        raise StateFileError(
+            f"the body must be a safetensors file, got {len(body)} bytes that are not: it ends in the header"
+        )
     if length > MAX_HEADER_BYTES:
-        raise StateFileError(f"expected a header of at most {MAX_HEADER_BYTES} bytes, got one of {length}")
+        raise StateFileError(f"the header must be at most {MAX_HEADER_BYTES} bytes, got {length}")
     return length
 
 
@@ -118,4 +122,4 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         with safetensors.safe_open(path, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
     except safetensors.SafetensorError as error:
-        raise StateFileError(f"{path}: expected a safetensors file, got {error}") from error
+        raise StateFileError(f"{path} must be a safetensors file, got {error}") from error
