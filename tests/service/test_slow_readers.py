@@ -82,7 +82,7 @@ def every(seconds, nbytes, until=1000):
 @pytest.mark.parametrize("close", [False, True], ids=["open", "closing"])
 def test_a_client_that_takes_nothing_is_cut_off_after_the_stall_timeout(monkeypatch, caplog, close):
     assert cut_off(monkeypatch, [], close=close) == pytest.approx(10, abs=1)
-    assert "the client took nothing of the response for 10.0 s" in caplog.text
+    assert "the client received nothing of the response for 10.0 s" in caplog.text
 
 
 @pytest.mark.parametrize("close", [False, True], ids=["open", "closing"])
@@ -90,7 +90,7 @@ def test_a_client_that_stops_is_cut_off_when_it_can_have_read_what_its_kernel_to
     long = 10_000_000
     stopped = cut_off(monkeypatch, [(8, long - 10_000)], long, close=close)
     assert stopped == pytest.approx(8 + 10 + 512 * 1024 / 1000, abs=2)
-    assert "the client took nothing of the response for 534.3 s" in caplog.text
+    assert "the client received nothing of the response for 534.3 s" in caplog.text
     assert cut_off(monkeypatch, [(8, 90_000)], close=close) == pytest.approx(10 + 90, abs=2)
 
 
@@ -108,7 +108,7 @@ def test_a_client_that_takes_a_little_steadily_is_served(monkeypatch):
 def test_a_client_that_takes_less_than_the_slowest_rate_is_cut_off(monkeypatch, caplog):
     assert cut_off(monkeypatch, every(1, 100)) == pytest.approx(11, abs=1)
     assert cut_off(monkeypatch, [(1, 50_000), *every(2, 100)]) == pytest.approx(65, abs=8)
-    assert "the client took less than 1000 bytes a second of the response" in caplog.text
+    assert "the client received less than 1000 bytes a second of the response" in caplog.text
 
 
 def test_only_the_time_counts_in_which_there_is_something_to_take(monkeypatch):
@@ -152,7 +152,7 @@ def test_lists_that_nobody_takes_are_bounded_and_dropped(serve, until, monkeypat
     until(lambda: service.engine.scheduler.bytes == 0)
     assert len(service.caller.call("GET", "/v1/models").body) > 9_000_000
     assert service.engine.scheduler.bytes == 0
-    assert "the client took less than 1000000 bytes a second of the response" in caplog.text
+    assert "the client received less than 1000000 bytes a second of the response" in caplog.text
     for client in clients:
         client.close()
 

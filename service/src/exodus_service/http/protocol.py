@@ -1,7 +1,12 @@
-"""HTTP/1.1 as uvicorn reads it, with the bounds that it lacks, and an answer for everything that comes.
+"""HTTP/1.1 protocol: uvicorn's, with bounds on heads, pipelining and idle time, and an answer to every input.
 
-Without them anyone could fill the memory with header lines, or hold connections open without ever asking for anything.
-Large bodies go around the parser, straight to where they are wanted (`upload`).
+Without the bounds anyone could fill the memory with header lines, or hold connections open without ever sending a
+request. Large bodies bypass the parser and are read straight into their buffer (`upload`).
+
+This builds on private parts of uvicorn, hence the narrow pin in pyproject.toml: of `HttpToolsProtocol` its callbacks,
+`_start_asgi_task`, `_unset_keepalive_if_required`, `cycle`, `pipeline`, `transport` and `parser`; of
+`RequestResponseCycle` `body`, `more_body`, `message_event`, `disconnected`, `response_started` and `response_complete`;
+`STATUS_LINE`; and in `server`, of `uvicorn.Server`, `startup`, `capture_signals`, `on_tick`, `_wait_tasks_to_complete`.
 """
 
 import asyncio
@@ -14,41 +19,41 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from exodus_service.context import Context
-from exodus_service.errors import Fault, ServiceError
+from exodus_service.errors import ServiceError, invalid
 from exodus_service.http.middleware import new_request_id, response_headers
 from exodus_service.http.outgoing import Outgoing, Pace
 from exodus_service.http.problem_json import KINDS, MEDIA_TYPE, problem_body
 from exodus_service.http.upload import EXTENSION, Filling, Upload
 
-#: Bytes of a request line with its headers. What the connection brought together with their beginning is not counted.
+#: Bytes of a request line with its headers, those that came in the same read as its first byte not counted.
 MAX_HEAD_BYTES = 64 * 1024
 
-#: Requests on one connection that wait for the answer of the one before; what follows them is not read.
+#: Pipelined requests waiting on one connection; those behind them are not read.
 MAX_AHEAD = 64
 
-#: How long a client that was refused may go on sending, so that its answer is not lost with the connection.
+#: Seconds that a refused client may go on sending, so that the answer is not lost with the connection.
 _LINGER_S = 1.0
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. The keep-alive time of the server also bounds how long the head of a request may take.
+    """One connection. The server's keep-alive time also bounds the time to receive the head of a request.
 
     Args:
-        pace: how slowly a client may take an answer, or send the rest of a body that was answered already.
+        pace: slowest pace of a client that receives a response, or sends the rest of a body already answered.
     """
 
     def __init__(self, *args: Any, pace: Pace, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._pace = pace
-        self._received = 0
+        self._parsed_bytes = 0
         self._in_head = False
-        self._just_begun = False
+        self._head_just_begun = False
         self._head_bytes = 0
-        self._timer: asyncio.TimerHandle | None = None  # of the head, of the rest of a body, or of the end
+        self._timer: asyncio.TimerHandle | None = None  # for a head, the rest of a body, or the close
         self._running: RequestResponseCycle | None = None
         self._filling: Filling | None = None
-        self._deaf = False  # what still comes is not looked at
-        self._refusal: ServiceError | None = None  # to be sent once everything before it is answered
+        self._discarding = False  # further input is ignored
+        self._refusal: ServiceError | None = None  # to be sent after the answers to earlier requests
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(Outgoing(transport, self._pace))
@@ -57,39 +62,38 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timer()
         assert isinstance(self.transport, Outgoing)
-        self.transport.ended()
+        self.transport.connection_lost()
         for cycle in (self._running, *(ahead for ahead, _ in self.pipeline)):
             if cycle is not None:
-                _leave(cycle)
+                _disconnect(cycle)
         self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._deaf:
+        self._parsed_bytes += len(data)
+        if self._discarding:
             return
-        self._just_begun = False
+        self._head_just_begun = False
         self._parse(data)
-        if self._in_head and not self._just_begun and not self._deaf and not self.transport.is_closing():
+        if self._in_head and not self._head_just_begun and not self._discarding and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                expected, got = f"at most {MAX_HEAD_BYTES} bytes", "more"
-                detail = f"the head of the request: expected {expected}, got {got}"
-                self._refuse(ServiceError("too_large", detail, (Fault("/headers", expected, got),)))
+                name, expected = "the head of the request", f"at most {MAX_HEAD_BYTES} bytes"
+                self._refuse(invalid("/headers", expected, "more", name=name, code="too_large"))
 
     def _parse(self, data: bytes) -> None:
-        while data and not self._deaf:
+        while data and not self._discarding:
             try:
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserError:
                 self.logger.warning("Invalid HTTP request received.")
-                self._refuse(ServiceError("malformed", "this is not a request of HTTP/1.1"))
+                self._refuse(_not_http())
             except httptools.HttpParserUpgrade as upgrade:
-                # The parser takes what follows for another protocol; none is spoken here, so that it is HTTP/1.1 still.
+                # The parser expects another protocol from here on. None is supported, so the rest is HTTP/1.1 too.
                 if _announces_body(self.headers):
-                    self.cycle.keep_alive = False  # the parser has skipped the body, and where it ends is not known
-                    self._deaf = True
+                    self.cycle.keep_alive = False  # the parser has skipped the body: its end is unknown
+                    self._discarding = True
                 else:
                     self._new_parser()
                     data = data[upgrade.args[0] :]
@@ -97,24 +101,24 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_AHEAD:
             self.cycle.keep_alive = False
-            self._deaf = True
-        if self._deaf:
+            self._discarding = True
+        if self._discarding:
             return
         super().on_message_begin()
-        self._in_head = self._just_begun = True
+        self._in_head = self._head_just_begun = True
         self._head_bytes = 0
         self._await_head()
 
     def on_url(self, url: bytes) -> None:
-        if not self._deaf:
+        if not self._discarding:
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head and not self._deaf:  # and not in the trailer of a chunked body
+        if self._in_head and not self._discarding:  # not in the trailer of a chunked body
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._deaf:
+        if self._discarding:
             return
         self._in_head = False
         self._cancel_timer()
@@ -122,15 +126,15 @@ class Protocol(HttpToolsProtocol):
         self.scope["extensions"] = {EXTENSION: {"place": partial(self._place, self.cycle)}}
 
     def on_body(self, body: bytes) -> None:
-        if not self._deaf:
+        if not self._discarding:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._deaf:
+        if self._discarding:
             return
         super().on_message_complete()
         self.cycle.more_body = False
-        if not self._is_answering():  # the rest of a body that was answered already
+        if not self._is_answering():  # this was the rest of a body already answered
             self._await_head()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -139,7 +143,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._unset_keepalive_if_required()  # it would begin anew with every byte
+        self._unset_keepalive_if_required()  # our own timer is not restarted by every byte
         if self.transport.is_closing() or self._is_answering():
             return
         if self._refusal is not None:
@@ -150,9 +154,9 @@ class Protocol(HttpToolsProtocol):
             self._await_head()
 
     def _place(self, cycle: RequestResponseCycle, buffer: memoryview) -> Filling | None:
-        """Read the rest of the body of `cycle` into the buffer, around the parser, whose place a new one takes."""
-        if cycle is not self.cycle or not cycle.more_body or self.transport.is_closing() or self._deaf:
-            return None  # it is here already, or never will be
+        """Read the rest of the body of `cycle` into the buffer, bypassing the parser; a new parser follows it."""
+        if cycle is not self.cycle or not cycle.more_body or self.transport.is_closing() or self._discarding:
+            return None  # it has arrived, or never will
         filling = Filling(buffer)
         if len(cycle.body) >= len(buffer):
             return None
@@ -163,7 +167,7 @@ class Protocol(HttpToolsProtocol):
         return filling
 
     def _placed(self, cycle: RequestResponseCycle) -> None:
-        self._received = self._read
+        self._parsed_bytes = self._read
         self._filling = None
         self._new_parser()
         self.transport.set_protocol(self)
@@ -177,18 +181,18 @@ class Protocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what uvicorn would answer by itself like everything else."""
-        self._refuse(ServiceError("malformed", "this is not a request of HTTP/1.1"))
+        """Called by uvicorn; answers in our form instead of its own."""
+        self._refuse(_not_http())
 
-    def _refuse(self, problem: ServiceError) -> None:
-        """Answer what is no request, after those before it, and close: where the next one would begin is not known."""
-        self._deaf = True
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer input that is no request, after the requests before it, and close: what follows is unknown."""
+        self._discarding = True
         cycle = self.cycle
-        if cycle is not None and cycle.response_complete and cycle.more_body:  # another answer would be no one's
+        if cycle is not None and cycle.response_complete and cycle.more_body:  # already answered
             self._close_gently()
             return
-        if self._is_answering() and cycle.more_body:  # it is this request that cannot be read on
-            _leave(cycle)
+        if self._is_answering() and cycle.more_body:  # the error is in the body of this request
+            _disconnect(cycle)
             cycle.response_complete = True
             if self.pipeline and self.pipeline[0][0] is cycle:
                 self.pipeline.popleft()
@@ -197,14 +201,14 @@ class Protocol(HttpToolsProtocol):
             elif cycle.response_started:
                 self.transport.close()
                 return
-        self._refusal = problem
+        self._refusal = error
         if not self._is_answering():
-            self._answer_refused(problem)
+            self._answer_refused(error)
 
-    def _answer_refused(self, problem: ServiceError) -> None:
+    def _answer_refused(self, error: ServiceError) -> None:
         self._refusal = None
         context = Context(new_request_id(), "")
-        body = problem_body(problem, context.path, context.request_id)
+        body = problem_body(error, context.path, context.request_id)
         headers = [
             *self.server_state.default_headers,
             (b"content-type", MEDIA_TYPE.encode()),
@@ -213,11 +217,11 @@ class Protocol(HttpToolsProtocol):
             *response_headers(context),
         ]
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
-        self.transport.write(STATUS_LINE[KINDS[problem.code].status] + lines + b"\r\n" + body)
+        self.transport.write(STATUS_LINE[KINDS[error.code].status] + lines + b"\r\n" + body)
         self._close_gently()
 
     def _close_gently(self) -> None:
-        """Send no more, and close a moment later: a close with bytes still to read would reset the answer away."""
+        """Send EOF and close a moment later: closing with unread input would reset the connection, answer included."""
         self.transport.write_eof()
         self._set_timer(_LINGER_S, self.transport.close)
 
@@ -225,30 +229,30 @@ class Protocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _drain(self) -> None:
-        """Read the rest of a body that was answered already, so that the next request is found behind it."""
+        """Read the rest of a body already answered, to find the request behind it."""
         pace, began, start = self._pace, self.loop.time(), self._read
 
-        def look() -> None:
+        def check() -> None:
             unwanted = self._read - start
             late = self.loop.time() - began >= pace.stall_timeout + unwanted / pace.min_upload_rate
             if late or unwanted > pace.max_unwanted:
                 self.transport.close()
             else:
-                self._set_timer(pace.interval, look)
+                self._set_timer(pace.interval, check)
 
-        self._set_timer(pace.interval, look)
+        self._set_timer(pace.interval, check)
 
     @property
     def _read(self) -> int:
-        """Bytes that have come on this connection, those of a body that is read around the parser included."""
-        return self._received + (0 if self._filling is None else self._filling.filled)
+        """Bytes received, including those of a body that bypasses the parser."""
+        return self._parsed_bytes + (0 if self._filling is None else self._filling.filled)
 
     def _await_head(self) -> None:
-        self._set_timer(self.timeout_keep_alive, self._head_is_late)
+        self._set_timer(self.timeout_keep_alive, self._head_timed_out)
 
-    def _head_is_late(self) -> None:
+    def _head_timed_out(self) -> None:
         self._timer = None
-        if self._is_answering():  # a request sent ahead, which need not hurry
+        if self._is_answering():  # a pipelined request, which has time
             self._await_head()
         else:
             self.transport.close()
@@ -263,8 +267,12 @@ class Protocol(HttpToolsProtocol):
             self._timer = None
 
 
-def _leave(cycle: RequestResponseCycle) -> None:
-    """Tell the application that its client is gone."""
+def _not_http() -> ServiceError:
+    return ServiceError("malformed", "this is not a request of HTTP/1.1")
+
+
+def _disconnect(cycle: RequestResponseCycle) -> None:
+    """Tell the application that its client has disconnected."""
     cycle.disconnected = True
     cycle.message_event.set()
 
