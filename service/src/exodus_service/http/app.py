@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -89,7 +88,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Envelope)
     app.add_exception_handler(ServiceError, _problem)
     app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(RequestValidationError, _unknown_method)
     app.add_exception_handler(Exception, _internal_error)
     document.install(app)
     return app
@@ -126,12 +124,6 @@ def _allowed(request: Request) -> str:
     matching = [route.methods or set() for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     methods = set().union(*matching)
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
-
-
-async def _unknown_method(request: Request, error: Exception) -> Response:
-    """The only parameter that the framework checks is {method}, which is part of the path."""
-    methods = ", ".join(request.app.state.capabilities.methods)
-    return _answer(request, ServiceError("not_found", f"{quote(request.scope['path'])}: the methods are {methods}"))
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:

@@ -6,11 +6,13 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from exodus_client.wire import Encoded
+from exodus_core.arguments import METHODS
 from exodus_service.compute.scheduler import DeadlineError
 from exodus_service.engine import Engine
 from exodus_service.errors import ServiceError
@@ -18,6 +20,7 @@ from exodus_service.gradients.params import Method
 from exodus_service.gradients.request import Exchange
 from exodus_service.http.admission import admission, receive
 from exodus_service.http.conduct import disconnected
+from exodus_service.http.direct_route import DirectRoute
 from exodus_service.http.openapi import document
 from exodus_service.http.responses import TensorResponse
 
@@ -25,7 +28,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 MethodInPath = Annotated[Method, Path(description="How gradients pass through the reset of the neuron.")]
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.post(
@@ -44,6 +47,8 @@ async def gradients(method: MethodInPath, request: Request) -> Response:
     and `psp`, with `reset_kernel`. With them goes `grad_output`, dL/ds, or `grad_membrane`, dL/du, or both; without
     them only the forward pass is run.
     """
+    if method not in METHODS:
+        raise ServiceError("not_found", f"{quote(request.scope['path'])}: the methods are {', '.join(METHODS)}")
     engine: Engine = request.app.state.engine
     with admission(request) as held:
         received = await receive(request, held)

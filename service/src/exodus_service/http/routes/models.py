@@ -12,6 +12,7 @@ from exodus_client.wire import JSON_TYPE, Encoded
 from exodus_service.engine import Engine
 from exodus_service.http.admission import admission, admit, receive, receive_file
 from exodus_service.http.conduct import conduct
+from exodus_service.http.direct_route import DirectRoute
 from exodus_service.http.middleware import CONTEXT
 from exodus_service.http.openapi import models as documented
 from exodus_service.http.responses import JOINED, TensorResponse
@@ -21,7 +22,7 @@ from exodus_service.operations import manage, train
 
 ModelId = Annotated[str, Path(description="Id of the model.")]
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=DirectRoute)
 
 
 @router.post("/v1/models", **documented.CREATE)

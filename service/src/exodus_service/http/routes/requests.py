@@ -6,13 +6,14 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from exodus_service.http.conduct import look
+from exodus_service.http.direct_route import DirectRoute
 from exodus_service.http.middleware import CONTEXT
 from exodus_service.http.openapi import models as documented
 from exodus_service.operations.pending import Requests
 
 RequestId = Annotated[str, Path(description="Id of the request, as in the 202 answer.")]
 
-router = APIRouter(tags=["requests"])
+router = APIRouter(tags=["requests"], route_class=DirectRoute)
 
 
 @router.get("/v1/requests/{id}", **documented.GET_REQUEST)
