@@ -63,7 +63,7 @@ def test_a_live_server_keeps_its_socket(path):
     with unix_socket(path, 0o600):
         inode = path.stat().st_ino
         with (
-            pytest.raises(SocketPathError, match=f"^uds {path}: another server listens there$"),
+            pytest.raises(SocketPathError, match=f"^uds {path} must be free, got one that another server listens on$"),
             unix_socket(path, 0o600),
         ):
             pass
@@ -81,7 +81,7 @@ def test_a_server_whose_backlog_is_full_is_alive(path):
                 caller.connect(str(path))
             except BlockingIOError:
                 break
-        with pytest.raises(SocketPathError, match="another server listens there"), unix_socket(path, 0o600):
+        with pytest.raises(SocketPathError, match="got one that another server listens on"), unix_socket(path, 0o600):
             pass
         for caller in callers:
             caller.close()
@@ -111,14 +111,14 @@ def test_a_path_that_cannot_be_is_named_and_nothing_starts(wrong, monkeypatch):
     monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
     ended = CliRunner().invoke(commands, ["serve", "--uds", wrong])
     assert ended.exit_code == 1
-    assert f"uds {wrong}: " in ended.stderr
+    assert f"uds {wrong} must be " in ended.stderr
 
 
 def test_a_socket_in_use_stops_the_command(serve, path):
     serve(uds=path)
     ended = subprocess.run([COMMAND, "serve", "--uds", str(path)], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
-    assert "another server listens there" in ended.stderr
+    assert "got one that another server listens on" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
 
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 #: Most faults listed by one error.
 MAX_FAULTS = 32
 
-#: Every code; `http.problem_json` has the status and the title of each.
+#: Every code; `http.problem_json` maps them to HTTP statuses.
 Code = Literal[
     "malformed",
     "unauthorized",

@@ -1,4 +1,4 @@
-"""API keys: read, kept as SHA-256 digests, compared in constant time."""
+"""API keys, kept as SHA-256 digests and compared in constant time."""
 
 import hashlib
 import hmac
@@ -10,24 +10,28 @@ from exodus_service.settings import Settings
 
 
 class Keys:
-    """The keys that may use the service; none at all means that every caller may."""
+    """API keys that are accepted. With none, every caller is."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
 
     @classmethod
     def of(cls, settings: Settings) -> "Keys":
-        """The keys of the settings and of the key file. Raises ValueError where the file cannot be read."""
+        """The keys of the settings and of the key file.
+
+        Raises:
+            ValueError: the file cannot be read, or has no key.
+        """
         keys = [key.get_secret_value() for key in settings.api_keys]
         if settings.api_keys_file is not None:
             keys += _read(settings.api_keys_file)
         return cls(keys)
 
     def check(self, authorization: bytes | None) -> str:
-        """Who calls: the digest of their key in hexadecimal digits, "" where there are no keys.
+        """The owner of the caller's models: the hexadecimal digest of their key, or "" without keys.
 
         Raises:
-            ServiceError: the value of the Authorization header does not carry one of the keys.
+            ServiceError: unauthorized: no key in the Authorization header; forbidden: another key.
         """
         if not self._digests:
             return ""
@@ -35,7 +39,7 @@ class Keys:
         if scheme.lower() != b"bearer" or not key.strip():
             raise ServiceError("unauthorized", "send the header Authorization: Bearer KEY")
         digest = hashlib.sha256(key.strip()).digest()
-        # All are compared, so that the time taken tells nothing about which one was nearly right.
+        # All are compared, so that the time taken reveals nothing about any of them.
         accepted = False
         for known in self._digests:
             accepted |= hmac.compare_digest(digest, known)

@@ -1,4 +1,4 @@
-"""Log lines on standard error, for people or for machines, each with the name of the request it belongs to."""
+"""Log lines on standard error, as text or JSON, each with the id of its request."""
 
 import json
 import logging
@@ -9,7 +9,9 @@ from exodus_service.context import current_request_id
 
 
 def configure_logging(log_format: Literal["plain", "json"], level: str) -> None:
-    """Send all log records to standard error; called once, by the command line."""
+    """Send all log records to standard error. Called once, by the command line."""
+    # Not shown in any line: threads and processes need not be looked up for every record.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter() if log_format == "plain" else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -26,7 +28,7 @@ def _moment(record: logging.LogRecord) -> str:
 
 
 class PlainFormatter(logging.Formatter):
-    """Time, level and message, then name=value for what belongs to it; tracebacks on lines of their own."""
+    """Time, level, message and name=value fields in a line; tracebacks on lines of their own."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
@@ -35,7 +37,7 @@ class PlainFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

@@ -1,11 +1,11 @@
-"""What surrounds every request: its name and timing in the response, one log line, and the check of the API key.
+"""ASGI middleware for every request: request id, Server-Timing, access log, API keys.
 
-Plain ASGI: the base-class kind of middleware costs time on every request, and copies streamed bodies.
+Plain ASGI, because Starlette's BaseHTTPMiddleware is slower and copies streamed bodies.
 """
 
 import logging
 import re
-import uuid
+import secrets
 from typing import Any
 from urllib.parse import quote
 
@@ -27,7 +27,7 @@ _OPEN = (*_PROBES, "/docs", "/openapi.json")
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
-    """The first value of a request header, whose name is given in lower case."""
+    """First value of a request header; the name is in lower case."""
     for key, value in scope["headers"]:
         if key == name:
             return bytes(value)
@@ -35,12 +35,12 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 
 def new_request_id() -> str:
-    """A name for a request that has none."""
-    return uuid.uuid4().hex
+    """Id for a request that came without one."""
+    return secrets.token_hex(16)
 
 
 def response_headers(context: Context) -> list[tuple[bytes, bytes]]:
-    """The headers that every response carries."""
+    """Headers of every response."""
     return [
         (b"x-request-id", context.request_id.encode()),
         (b"server-timing", context.server_timing().encode()),
@@ -48,7 +48,7 @@ def response_headers(context: Context) -> list[tuple[bytes, bytes]]:
 
 
 class Envelope:
-    """Names the request, adds the headers of every response, and logs one line at the end."""
+    """Gives the request its id, adds the headers of every response, and logs a line at the end."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -62,7 +62,7 @@ class Envelope:
         context = Context(given.decode() if given and valid else new_request_id(), scope["path"])
         scope[CONTEXT] = context
         current_request_id.set(context.request_id)
-        # HEAD is GET without the body, which the server leaves out; what it answers is the same.
+        # HEAD is answered as GET; the server leaves out the body.
         served = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         unread = header(scope, b"expect") is not None
 
@@ -76,8 +76,8 @@ class Envelope:
                 context.status = message["status"]
                 headers = [*message["headers"], *response_headers(context)]
                 if unread or context.closing:
-                    # The client may or may not send the body that it was never asked for: only a new connection
-                    # can tell where the next request starts.
+                    # The client may or may not send a body that it was never asked for, so that the start of the next
+                    # request is unknown.
                     headers.append((b"connection", b"close"))
                 message = {**message, "headers": headers}
             elif scope["method"] != "HEAD":
@@ -93,7 +93,7 @@ class Envelope:
 
 
 class Authentication:
-    """Stops requests without an API key before anything of them is read. Probes and documentation are open."""
+    """Refuses requests without an API key before their body is read. Probes and documentation are open."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app
@@ -103,8 +103,8 @@ class Authentication:
         if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in _OPEN:
             try:
                 scope[CONTEXT].owner = self._keys.check(header(scope, b"authorization"))
-            except ServiceError as problem:
-                response = problem_response(problem, quote(scope["path"]), scope[CONTEXT].request_id, retry_after_s=0)
+            except ServiceError as error:
+                response = problem_response(error, quote(scope["path"]), scope[CONTEXT].request_id, retry_after_s=0)
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)

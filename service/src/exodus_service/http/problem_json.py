@@ -1,4 +1,4 @@
-"""Errors as HTTP responses: RFC 9457, application/problem+json."""
+"""Errors as HTTP responses: application/problem+json, RFC 9457."""
 
 import json
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from exodus_service.errors import MAX_FAULTS, Code, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
 
-#: Most characters of a text of the caller's that are shown.
+#: Most characters shown of a text, which may be the caller's.
 MAX_CHARACTERS = 500
 
 Category = Literal["user", "server"]
 
 
 class Kind(NamedTuple):
-    """Status and title of all errors of one code."""
+    """HTTP status and title of an error code."""
 
     status: int
     title: str
@@ -64,7 +64,7 @@ _HEADERS: Mapping[str, dict[str, str]] = {
 
 
 def problem_body(error: ServiceError, instance: str, request_id: str) -> bytes:
-    """The JSON document of an error of the request at path `instance`."""
+    """The JSON document of an error; `instance` is the path of the request."""
     kind = KINDS[error.code]
     document = {
         "type": f"urn:exodus:problem:{error.code}",
@@ -86,7 +86,7 @@ def problem_body(error: ServiceError, instance: str, request_id: str) -> bytes:
 def problem_response(
     error: ServiceError, path: str, request_id: str, *, retry_after_s: int, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """The response to a failed request; 429 and 503 ask to come again after `retry_after_s` seconds."""
+    """The response to a failed request; 429 and 503 carry Retry-After."""
     status = KINDS[error.code].status
     retry = {"Retry-After": str(retry_after_s)} if status in (429, 503) else {}
     body = problem_body(error, path, request_id)

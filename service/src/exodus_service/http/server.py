@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn: takes its address first, and ends the way a load balancer expects."""
+"""uvicorn server that binds its address first, and drains before it stops, for load balancers."""
 
 import asyncio
 import contextlib
@@ -24,8 +24,8 @@ from exodus_service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-#: What the service is ended by. SIGQUIT, as SIGKILL, ends it at once, and what was not saved is lost.
-_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+#: Signals that stop the service. SIGQUIT, like SIGKILL, ends it at once, and unsaved state is lost.
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class AddressError(Exception):
@@ -33,15 +33,15 @@ class AddressError(Exception):
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM first drains: /readyz answers 503 and everything else goes on, so that no new requests are sent here.
+    """Server that drains on SIGTERM: /readyz answers 503 and everything else is still served.
 
-    After `drain_delay_s` it stops listening, lets running requests finish, and has the application save. uvicorn alone
-    would stop listening at once, while load balancers still send requests. SIGHUP does the same, unless it was ignored
-    from the start, as under nohup; SIGINT skips the delay. A further SIGTERM or SIGINT ends the delay, and a further
-    SIGINT after that the wait for running requests. None of them ends the saving.
+    After `drain_delay_s` it stops listening, lets running requests finish, and the application saves its models.
+    uvicorn alone would stop listening at once, while load balancers still send requests. SIGHUP does the same, unless
+    ignored from the start as under nohup; SIGINT skips the delay. A further SIGTERM or SIGINT ends the delay, and a
+    further SIGINT after that the wait for running requests. No signal interrupts the saving.
 
     Attributes:
-        ended_by: the first signal that came.
+        ended_by: the first signal received.
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
@@ -55,6 +55,7 @@ class Server(uvicorn.Server):
                 lifespan="on",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,  # neither the client's address nor the scheme is used
                 server_header=False,
                 timeout_keep_alive=settings.keep_alive_s,
                 timeout_graceful_shutdown=settings.shutdown_timeout_s,
@@ -76,16 +77,16 @@ class Server(uvicorn.Server):
         self._cut_off = False
 
     def run(self) -> None:  # type: ignore[override]
-        """Serve until told to stop.
+        """Serve until stopped.
 
-        Why the application did not start stands in its `start_error` alone, for one line: no traceback is logged.
+        If the application cannot start, `app.state.start_error` has the reason, and no traceback is logged.
 
         Raises:
-            AddressError, SocketPathError: host and port, or the Unix socket, cannot be had. Nothing was started.
+            AddressError, SocketPathError: host and port, or the Unix socket, are not available. Nothing was started.
             SystemExit: the application could not start.
         """
         log = logging.getLogger("uvicorn.error")
-        log.addFilter(self._unexplained)
+        log.addFilter(self._is_unexpected)
         try:
             if self._uds is not None:
                 with unix_socket(self._uds, self._uds_mode) as listener:
@@ -94,10 +95,10 @@ class Server(uvicorn.Server):
                 with tcp_sockets(self.config.host, self.config.port) as listeners:
                     super().run(listeners)
         finally:
-            log.removeFilter(self._unexplained)
+            log.removeFilter(self._is_unexpected)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called by uvicorn: start the application, then listen; here, since uvloop does not tell where that fails."""
+        """Called by uvicorn: start the application, then listen, with the error that uvloop would not report."""
         assert sockets is not None
         await self.lifespan.startup()
         if self.lifespan.should_exit:
@@ -106,7 +107,7 @@ class Server(uvicorn.Server):
         try:
             for listener in sockets:
                 listener.listen(config.backlog)
-        except OSError as error:  # another process was bound to the same port, and listens now
+        except OSError as error:  # another process was bound to the same port, and has begun to listen
             await self.lifespan.shutdown()
             raise _refused(config.host, config.port, error) from error
         connection = partial(Protocol, config, self.server_state, self.lifespan.state, pace=self._pace)
@@ -123,11 +124,11 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Called by uvicorn, around everything."""
+        """Called by uvicorn, around its whole run."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {sig: signal.getsignal(sig) or signal.SIG_DFL for sig in _ENDING}
+        before = {sig: signal.getsignal(sig) or signal.SIG_DFL for sig in _STOP_SIGNALS}
         if before[signal.SIGHUP] is signal.SIG_IGN:
             del before[signal.SIGHUP]
         for sig in before:
@@ -136,7 +137,7 @@ class Server(uvicorn.Server):
             yield
         finally:
             for sig, handler in before.items():
-                # A signal that comes while the process ends must not make another end of it.
+                # A signal during the exit must not change its status.
                 signal.signal(sig, handler if self.ended_by is None else signal.SIG_IGN)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -148,18 +149,18 @@ class Server(uvicorn.Server):
             self._exit_at = now if sig == signal.SIGINT else now + self._drain_delay
         elif self._engine.phase is Phase.STOPPING:
             self._cut_off = self._cut_off or sig == signal.SIGINT
-        elif sig != signal.SIGHUP:  # which a terminal that closes sends twice
+        elif sig != signal.SIGHUP:  # sent twice by a terminal that closes
             self._exit_at = now
 
     async def on_tick(self, counter: int) -> bool:
-        """Called by uvicorn ten times a second; true stops the server."""
+        """Called by uvicorn ten times a second; True stops the server."""
         if self._exit_at is not None and time.monotonic() >= self._exit_at:
             self._engine.phase = Phase.STOPPING
             return True
         return await super().on_tick(counter)
 
     async def _wait_tasks_to_complete(self) -> None:
-        """Called by uvicorn once it listens no more. At a TimeoutError it answers what still runs with 503."""
+        """Called by uvicorn when it has stopped listening. On TimeoutError it cancels the requests, which get a 503."""
         waiting = asyncio.ensure_future(super()._wait_tasks_to_complete())
         try:
             while not waiting.done():
@@ -170,16 +171,16 @@ class Server(uvicorn.Server):
         finally:
             waiting.cancel()
 
-    def _unexplained(self, record: logging.LogRecord) -> bool:
+    def _is_unexpected(self, record: logging.LogRecord) -> bool:
         return self._state.start_error is None
 
 
 @contextmanager
 def tcp_sockets(host: str, port: int) -> Iterator[list[socket.socket]]:
-    """Sockets bound to every address of the host; they do not listen yet, so that nobody is let in early.
+    """Sockets bound to every address of the host, not listening yet.
 
     Raises:
-        AddressError: the host is unknown, or the port is in use or not for this user.
+        AddressError: the host is unknown, or the port is in use or not permitted.
     """
     made: list[socket.socket] = []
     try:

@@ -1,4 +1,4 @@
-"""A socket of the file system to listen on, that only its owner may use unless told otherwise."""
+"""Unix socket to listen on, with permissions and a check for a stale one."""
 
 import contextlib
 import fcntl
@@ -16,34 +16,34 @@ class SocketPathError(Exception):
 
 @contextmanager
 def unix_socket(path: Path, mode: int, backlog: int = 2048) -> Iterator[socket.socket]:
-    """A socket that listens at `path` and is removed in the end. What a dead server left there is replaced.
+    """A socket that listens at `path` and is removed on exit. That of a dead server is replaced.
 
     Raises:
-        SocketPathError: another server listens there, something else is there, or nothing can be made there.
+        SocketPathError: another server listens there, the path is another kind of file, or cannot be created.
     """
     listener = socket.socket(socket.AF_UNIX)
     try:
         try:
-            with _alone(path.parent):
+            with _locked(path.parent):
                 _remove_stale(path)
                 listener.bind(str(path))
-                os.chmod(path, mode)  # before it listens: until then nobody can connect
+                os.chmod(path, mode)  # before it listens, when nobody can connect yet
                 listener.listen(backlog)
                 made = os.lstat(path)
         except OSError as error:
-            raise SocketPathError(f"uds {path}: {error}") from error
+            raise SocketPathError(f"uds {path} must be a path to listen on, got {error}") from error
         yield listener
-        with contextlib.suppress(FileNotFoundError), _alone(path.parent):
+        with contextlib.suppress(FileNotFoundError), _locked(path.parent):
             there = os.lstat(path)
-            if (there.st_dev, there.st_ino) == (made.st_dev, made.st_ino):  # not that of a successor
+            if (there.st_dev, there.st_ino) == (made.st_dev, made.st_ino):  # not a successor's
                 os.unlink(path)
     finally:
         listener.close()
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two servers that start at once must not take each other's socket for that of a dead one."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder, so that servers starting at once do not take each other's sockets for stale ones."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -67,5 +67,5 @@ def _remove_stale(path: Path) -> None:
             os.unlink(path)
             return
         except (TimeoutError, BlockingIOError):
-            pass  # it listens, and is busy
-    raise SocketPathError(f"uds {path}: another server listens there")
+            pass  # its server is busy
+    raise SocketPathError(f"uds {path} must be free, got one that another server listens on")
