@@ -84,3 +84,26 @@ def test_what_is_loaded_at_import(module: str, strangers: list[str]) -> None:
     script = f"import sys, {module}; print(*(name for name in {strangers} if name in sys.modules))"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == []
+
+
+#: Private members of others that are used all the same: there is no public way.
+UNAVOIDABLE = {"torch._C", "torch._C._current_graph_task_id"}
+
+
+def private_accesses(tree: ast.AST) -> Iterator[str]:
+    """Private attributes of objects other than `self`, `cls` and `super()`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            owner = ast.unparse(node.value)
+            if owner not in ("self", "cls", "super()") and f"{owner}.{node.attr}" not in UNAVOIDABLE:
+                yield f"{owner}.{node.attr}"
+
+
+def test_objects_of_the_client_leave_the_private_members_of_others_alone() -> None:
+    assert list(private_accesses(ast.parse("model._info; self._info; super()._apply()"))) == ["model._info"]
+    found = [
+        f"{path.name}: {access}"
+        for path in (ROOT / "client" / "src").rglob("*.py")
+        for access in private_accesses(ast.parse(path.read_text()))
+    ]
+    assert found == []

@@ -98,7 +98,7 @@ def client_against_httpx(sink: Running, repeats: int) -> Iterator[Line]:
         return memoryview(cast(Any, body))
 
     with Client(sink.url, api_key=KEY, retries=0) as client, httpx.Client(base_url=sink.url) as http:
-        session: Session = client._session
+        session: Session = client.connection.session
         encoded = Encoded(MSGPACK_TYPE, len(content), [view])
         path = f"/bytes/{len(content)}"
         assert len(session.call("GET", path).body) == len(http.get(path).content) == len(content)
@@ -134,7 +134,7 @@ def spikes_as_bits(sink: Running, repeats: int) -> Iterator[Line]:
     """The same spikes as bits and as float32: encode, send, decode, each apart."""
     spikes = (np.random.default_rng(0).random((32, 256, 1024)) < 0.05).astype(np.float32)
     with Client(sink.url, retries=0) as client:
-        session: Session = client._session
+        session: Session = client.connection.session
         for source, array in (("float32", spikes), ("bool", spikes.astype(bool))):
             sums: dict[str, float] = {}
             for encoding in ("raw", "bits"):

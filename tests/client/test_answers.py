@@ -279,7 +279,7 @@ def check_step(client: Client, model: Any, **options: Any) -> None:
         assert all(isinstance(value, float) for value in (*result.metrics.values(), *result.grad_norms.values()))
         assert result.durable is None or type(result.durable) is int
         if options:
-            assert {name: grad.shape for name, grad in result.gradients.items()} == dict(model._info.parameters)
+            assert {name: grad.shape for name, grad in result.gradients.items()} == dict(model.description.parameters)
             assert all(grad.dtype == np.float32 for grad in result.gradients.values())
         else:
             assert result.gradients is None
@@ -300,8 +300,8 @@ def check_forward(client: Client, model: Any) -> None:
 
 def check_weights_of(client: Client, model: Any) -> None:
     found = model.state_dict()
-    assert {name: array.shape for name, array in found.items() if name in dict(model._info.parameters)} == dict(
-        model._info.parameters
+    assert {name: array.shape for name, array in found.items() if name in dict(model.description.parameters)} == dict(
+        model.description.parameters
     )
     model.load_state_dict(found)
 

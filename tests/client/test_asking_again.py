@@ -20,7 +20,7 @@ from exodus_client import (
     Retries,
     _constants,
 )
-from exodus_client._transport.patience import Spacing
+from exodus_client._transport.retry import Polling
 from exodus_client.torch import remote_lif
 
 LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
@@ -236,11 +236,11 @@ def test_a_call_that_lasts_is_asked_for_as_often_as_the_server_wants(stubborn: S
 
 
 class TestSpacing:
-    def waits(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 10.0) -> tuple[Spacing, list[float]]:
+    def waits(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 10.0) -> tuple[Polling, list[float]]:
         waited: list[float] = []
         closing = threading.Event()
         monkeypatch.setattr(closing, "wait", lambda seconds: waited.append(round(seconds, 3)))
-        return Spacing(Retries(first_delay=1.0, max_delay=4.0, jitter=0.0), seconds, closing), waited
+        return Polling(Retries(first_delay=1.0, max_delay=4.0, jitter=0.0), seconds, closing), waited
 
     def test_the_first_is_at_once_and_the_others_wait_longer_each(self, monkeypatch: pytest.MonkeyPatch) -> None:
         spacing, waited = self.waits(monkeypatch)
@@ -261,13 +261,13 @@ class TestSpacing:
         assert waited == [2.5]
 
     def test_nobody_asks_faster_than_that(self) -> None:
-        spacing = Spacing(Retries(first_delay=0.0), 10 * _constants.SOONEST, threading.Event())
+        spacing = Polling(Retries(first_delay=0.0), 10 * _constants.SOONEST, threading.Event())
         assert sum(spacing.left() for _ in range(100)) == 11
 
     def test_it_ends_where_the_model_is_closed(self) -> None:
         closing = threading.Event()
         closing.set()
-        assert not Spacing(Retries(), 10.0, closing).left()
+        assert not Polling(Retries(), 10.0, closing).left()
 
 
 def test_closing_ends_a_wait_for_a_call_that_lasts(stubborn: Stubborn) -> None:

@@ -263,7 +263,7 @@ def test_a_transport_that_hangs_is_left() -> None:
 
 def test_a_client_that_is_closed_meanwhile_ends_it(serve: Any) -> None:
     with Client(serve(silent), timeout=30) as client:
-        threading.Timer(0.1, client._session.close).start()
+        threading.Timer(0.1, client.connection.session.close).start()
         with pytest.raises(ClientClosedError, match=r"^the client is closed$"):
             client.capabilities()
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from exodus_client import APIConnectionError, Client
 from exodus_client._cli.commands import app
-from exodus_client._transport.advice import advice
+from exodus_client._transport.address import advice
 from exodus_client._transport.sockets import SocketTransport
 
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir", "sslkeylogfile")
@@ -39,7 +39,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def has_proxy(url: str) -> bool:
     with Client(url) as client:
-        transport = client._session._http._transport
+        transport = client.connection.session.transport
         if isinstance(transport, SocketTransport):
             return False
         assert isinstance(transport, httpx.HTTPTransport)
@@ -209,7 +209,7 @@ class TestAdvice:
         with Client(f"http://127.0.0.1:{port}", retries=0, transport=transport()) as client:
             with pytest.raises(APIConnectionError, match=r"refused\); nothing listens there: is the service running"):
                 client.capabilities()
-            client._session._ever_answered = True
+            client.connection.session.ever_answered = True
             with pytest.raises(APIConnectionError, match=r"nothing listens there any more: was the service stopped"):
                 client.capabilities()
 

@@ -193,7 +193,7 @@ class TestForkedProcesses:
         reached = threading.Event()
         with contextlib.closing(silent(reached)) as listener:
             client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", retries=0)
-            future = client._submit(client.capabilities, lambda: "capabilities")
+            future = client.connection.submit(client.capabilities)
             wait(reached)
             child = os.fork()
             if not child:
@@ -202,7 +202,7 @@ class TestForkedProcesses:
             os.waitpid(child, 0)
             with pytest.raises(TimeoutError):
                 future.result(0.1)
-            client._close(wait=False)
+            client.close(wait=False)
             with pytest.raises(APIConnectionError):
                 future.result(30)
 

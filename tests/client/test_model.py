@@ -641,7 +641,7 @@ class TestState:
     ) -> None:
         model.save(tmp_path / "digits.safetensors")
         model.step(X, Y, loss=LOSS).result(10)
-        gate, pool = threading.Event(), client._pool
+        gate, pool = threading.Event(), client.connection._pool
         busy = [pool.submit(lambda: gate.wait(10)) for _ in range(8)]  # as other evaluations are
         asked = model.forward(X)
         threading.Timer(0.1, gate.set).start()
@@ -676,7 +676,7 @@ class TestState:
         self, client: Client, model: Model, server: TrainingServer
     ) -> None:
         model.step(X, Y, loss=LOSS).result(10)
-        gate, pool = threading.Event(), client._pool
+        gate, pool = threading.Event(), client.connection._pool
         busy = [pool.submit(lambda: gate.wait(10)) for _ in range(8)]
         asked = model.forward(X)
         server.crash()

@@ -41,7 +41,7 @@ from exodus_client import (
     UnprocessableError,
     _constants,
 )
-from exodus_client._models.replay_log import Call, Calls
+from exodus_client._models.replay_log import Call, ReplayLog
 
 LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
 #: Seconds after which something is taken to wait for ever.
@@ -319,20 +319,20 @@ class TestWhatIsKept:
         assert submit(model, "step", 1).result(STUCK).sequence == wanted.sequence + 1
 
     def test_does_not_shrink_by_an_old_answer(self) -> None:
-        log = Calls(0, 0, ahead=99, width=99)
+        log = ReplayLog(0, 0, ahead=99, width=99)
         for number in range(1, 40):
             log.append(lambda sequence: Call(sequence, ""))
             call = log.next()
             assert call is not None
             log.done(call, number // 10 * 10, None)
-        assert log.kept_from == 20
+        assert log.kept_after == 20
         log.kept(10)  # said long ago, and heard just now
         log.kept(30)
-        assert log.kept_from == 20
+        assert log.kept_after == 20
 
     def test_what_was_done_since_the_server_was_asked_is_not_lost(self) -> None:
-        log = Calls(0, 0, ahead=9, width=9)
-        before = log.kept_from
+        log = ReplayLog(0, 0, ahead=9, width=9)
+        before = log.kept_after
         for number in (1, 2, 3):
             log.append(lambda sequence: Call(sequence, ""))
             call = log.next()
@@ -340,7 +340,7 @@ class TestWhatIsKept:
             log.done(call, number, None)
         assert log.rewind(0, before) == 1  # the one that is kept; the answer is older than what is known
         with pytest.raises(StateLostError):
-            log.rewind(0, log.kept_from)
+            log.rewind(0, log.kept_after)
 
 
 class TestLostForGood:
@@ -459,7 +459,7 @@ class TestOrder:
         assert [path for _, path in road.server.requests[before:]] == ["/v1/models/m"] + ["/v1/models/m/step"] * 6
 
     def test_a_call_that_came_too_early_is_sent_in_turn(self) -> None:
-        log = Calls(0, 0, ahead=9, width=9)
+        log = ReplayLog(0, 0, ahead=9, width=9)
         first, second, third = (log.append(lambda sequence: Call(sequence, "")) for _ in range(3))
         assert [log.next(), log.next(), log.next(), log.next()] == [first, second, third, None]
         log.requeue(second, in_turn=True)
@@ -476,7 +476,7 @@ class TestOrder:
         assert log.next() is third
 
     def test_a_report_is_made_once_and_forgotten(self) -> None:
-        log = Calls(0, 0, ahead=9, width=9)
+        log = ReplayLog(0, 0, ahead=9, width=9)
         call = log.append(lambda sequence: Call(sequence, ""))
         log.next()
         for _ in range(2):
@@ -492,9 +492,7 @@ class TestOrder:
             model = create(client, patience=0.2)
             weights = model.state_dict()
             road.down = 10**9
-            ended = (
-                r"^a question after call 0 was given up after patience=0\.2 seconds of failures\. The last failure: "
-            )
+            ended = r"^a read after call 0 was given up after patience=0\.2 seconds of failures\. The last failure: "
             began = time.monotonic()
             with pytest.raises(APIConnectionError, match=ended):
                 {

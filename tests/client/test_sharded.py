@@ -529,8 +529,8 @@ class TestStates:
         self, nodes: list[Node], model: ShardedModel
     ) -> None:
         first = model.replicas[0]
-        network = {"layers": [*first._info.network["layers"], {"kind": "batch_norm"}]}
-        first._info = dataclasses.replace(first._info, network=network)
+        network = {"layers": [*first.description.network["layers"], {"kind": "batch_norm"}]}
+        first.description = dataclasses.replace(first.description, network=network)
         assert model.forward(batch(5)[0]).result().outputs.shape == (5, 2, 2)
         assert [len(node.asked("forward")) for node in nodes] == [1, 0, 0]
 

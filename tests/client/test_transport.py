@@ -249,5 +249,5 @@ def test_proxies_of_the_environment_are_left_to_httpx(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with Client("http://node:8000") as client:
-        session: Session = client._session
-        assert isinstance(session._http._transport, SocketTransport) == plain
+        session: Session = client.connection.session
+        assert isinstance(session.transport, SocketTransport) == plain

@@ -14,7 +14,7 @@ import pytest
 from client.training_server import TrainingServer
 
 from exodus_client import APIConnectionError, Client, Future, Model, Retries, ShardedClient, _constants
-from exodus_client._models.watch import Watch
+from exodus_client._transport.retry import Watch
 
 LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
 X = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
@@ -98,8 +98,8 @@ def test_a_question_about_a_model_says_so_too(
     gone.gone = True
     future = model.forward(X)
     until(lambda: warnings(caplog))
-    assert "no answer for 0 s to a question after call 0; trying again until" in warnings(caplog)[0]
-    with pytest.raises(TimeoutError, match=r"no result within 0\.01 s of a question after call 0; .*ConnectError: re"):
+    assert "no answer for 0 s to a read after call 0; trying again until" in warnings(caplog)[0]
+    with pytest.raises(TimeoutError, match=r"no result within 0\.01 s of a read after call 0; .*ConnectError: re"):
         future.result(0.01)
     gone.gone = False
     assert future.result(STUCK).sequence == 0

@@ -24,7 +24,7 @@ def membrane() -> np.ndarray:
 
 
 def port_of(client: Client) -> int:
-    port = urlsplit(client._session.base_url).port
+    port = urlsplit(client.connection.session.base_url).port
     assert port is not None
     return port
 

@@ -32,7 +32,7 @@ def test_a_url_that_is_none_is_a_bad_option() -> None:
 
 
 def test_a_service_that_refuses_has_a_status_of_its_own(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    url = client._session.base_url
+    url = client.connection.session.base_url
     with pytest.raises(typer.Exit) as caught, connected(url) as connection:
         connection.model("nothing")
     assert caught.value.exit_code == 1

@@ -155,11 +155,11 @@ def test_a_large_answer_to_a_small_request_finds_room_the_second_time(service, m
     spikes, weight = np.ones((8, 100, 64), np.uint8), np.ones((512, 64), np.float32)
     with Client(f"http://127.0.0.1:{service.port}", shared_memory=True) as client:
         types = []
-        received = client._shared._received
+        received = client.connection.shared_memory._received
         monkeypatch.setattr(
-            client._shared,
+            client.connection.shared_memory,
             "_received",
-            lambda answer, segment: (types.append(answer.headers["Content-Type"]), received(answer, segment))[1],
+            lambda answer, segment: (types.append(answer.headers["content-type"]), received(answer, segment))[1],
         )
         for _ in range(2):
             result = client.gradients(neuron=LIF(0.9), spikes=spikes, weight=weight, return_=("membrane",))

@@ -7,7 +7,7 @@ import logging
 import math
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Self, TypeVar, Unpack, overload
 
@@ -15,7 +15,7 @@ import httpx
 
 from exodus_client import _constants as defaults
 from exodus_client._config import Limits, Retries, Timeout
-from exodus_client._errors import InvalidResponseError, NotFoundError, ServiceUnavailableError, reworded
+from exodus_client._errors import InvalidResponseError, ServiceUnavailableError
 from exodus_client._gradients.request import gradient_request
 from exodus_client._gradients.result import GradientArguments, Gradients
 from exodus_client._models.axes import check_time_dim
@@ -24,12 +24,11 @@ from exodus_client._models.model import MEMORY_ONLY, Model
 from exodus_client._models.state import check_weights
 from exodus_client._numbers import Range, check_parameter, integer, is_real, real
 from exodus_client._plain_data import kind_of, model_id, network_of, plain, refused
-from exodus_client._threads import DaemonThreadPool, Future
-from exodus_client._transport.session import Answer, Session, read_json
-from exodus_client._transport.shared_memory import SharedMemory
+from exodus_client._threads import Future
+from exodus_client._transport.connection import Connection
+from exodus_client._transport.session import read_json
 from exodus_client.neuron import Array
-from exodus_client.wire import MSGPACK_TYPE, Encoded, Tensor, compress, encode
-from exodus_client.wire import Limits as WireLimits
+from exodus_client.wire import Tensor, encode
 
 Result = TypeVar("Result")
 
@@ -69,6 +68,9 @@ class Client:
             the service has it on; otherwise bytes are sent, and the log says why. Linux only.
         transport: an httpx transport in place of real sockets, or one with its own TLS or proxy settings.
 
+    Attributes:
+        connection: what models and layers share of this client.
+
     Raises:
         TypeError, ValueError: an argument, or a variable of the environment for proxies or TLS, does not fit; the
             message names it, and never shows the key.
@@ -89,25 +91,17 @@ class Client:
     ) -> None:
         if compress:
             _require_zstandard()
-        self._compress = compress
-        self._limits = limits
-        self._wire_limits = WireLimits(max_bytes=limits.max_response_bytes, max_json_bytes=limits.max_response_bytes)
-        self._retries = retries if isinstance(retries, Retries) else Retries(count=retries)
-        self._session = Session(
+        self.connection = Connection(
             base_url,
             api_key=api_key,
             timeout=timeout if isinstance(timeout, Timeout) else Timeout(total=timeout),
-            retries=self._retries,
+            retries=retries if isinstance(retries, Retries) else Retries(count=retries),
             limits=limits,
+            compress=compress,
+            shared_memory=shared_memory,
             transport=transport,
             user_agent=f"exodus-client/{importlib.metadata.version('exodus-client')}",
         )
-        self._shared = (
-            SharedMemory(self._session, max_idle=limits.max_in_flight, max_response_bytes=limits.max_response_bytes)
-            if shared_memory
-            else None
-        )
-        self._pool = DaemonThreadPool(limits.max_in_flight, "exodus-client")
         self._models: weakref.WeakSet[Model] = weakref.WeakSet()
         self._warned = False  # that models are in memory only
 
@@ -156,10 +150,13 @@ class Client:
         encoded = encode(request.message, request.form)
 
         def run() -> Gradients:
-            answer = self._post(f"/v1/gradients/{request.method}", encoded)
-            return request.result(answer, self._wire_limits)
+            answer = self.connection.post(f"/v1/gradients/{request.method}", encoded)
+            return request.result(answer, self.connection.wire_limits)
 
-        return run() if wait else self._submit(run, lambda: f"/v1/gradients/{request.method}; {self._session.state}")
+        if wait:
+            return run()
+        session = self.connection.session
+        return Future(self.connection.submit(run), lambda: f"/v1/gradients/{request.method}; {session.state}")
 
     def create_model(
         self,
@@ -218,8 +215,8 @@ class Client:
         elif weights is not None:
             check_parameter("weights", weights)
         tensors = () if weights is None or by_name is not None else (Tensor.of("weights", weights),)
-        answer = self._session.call("POST", "/v1/models", training_body(params, tensors))
-        model = self._model(read_info(answer, self._wire_limits, params["id"]), options)
+        answer = self.connection.session.call("POST", "/v1/models", training_body(params, tensors))
+        model = self._model(read_info(answer, self.connection.wire_limits, params["id"]), options)
         if model.durable is None and not self._warned:
             self._warned = True
             _log.warning("%r keeps models in memory only, and a restart of it loses them: %s", self, MEMORY_ONLY)
@@ -242,12 +239,12 @@ class Client:
             ExodusError: see its tree.
         """
         options = _of_handle(ahead, patience, time_dim)
-        answer = self._session.call("GET", f"/v1/models/{model_id(id)}")
+        answer = self.connection.session.call("GET", f"/v1/models/{model_id(id)}")
         return self._model(ModelInfo.of(read_json(answer), answer.request_id, id), options)
 
     def models(self) -> list[ModelInfo]:
         """All models of this key, the oldest first. Raises ExodusError."""
-        answer = self._session.call("GET", "/v1/models")
+        answer = self.connection.session.call("GET", "/v1/models")
         listed = read_json(answer)
         models = listed.get("models") if isinstance(listed, dict) else None
         if not isinstance(models, list):
@@ -256,7 +253,7 @@ class Client:
 
     def delete_model(self, id: str) -> None:
         """Delete a model, with all that was saved of it. Raises NotFoundError, ExodusError."""
-        self._session.call("DELETE", f"/v1/models/{model_id(id)}")
+        self.connection.session.call("DELETE", f"/v1/models/{model_id(id)}")
 
     def capabilities(self) -> dict[str, Any]:
         """What the server can do: methods, neurons, surrogates, dtypes, devices, limits, versions.
@@ -264,7 +261,7 @@ class Client:
         Raises:
             ExodusError: see its tree.
         """
-        answer = self._session.call("GET", "/v1/capabilities")
+        answer = self.connection.session.call("GET", "/v1/capabilities")
         capabilities = read_json(answer)
         if not isinstance(capabilities, dict):
             raise InvalidResponseError("capabilities: want a JSON object", request_id=answer.request_id)
@@ -278,39 +275,33 @@ class Client:
             ExodusError: see its tree; there is no such server.
         """
         reason = ""
-        with self._session.one_call():
+        with self.connection.session.one_call():
             try:
-                self._session.call("GET", "/readyz", retry=False)
+                self.connection.session.call("GET", "/readyz", retry=False)
             except ServiceUnavailableError as error:
                 reason = error.detail
-            alive = self._session.call("GET", "/livez", retry=False)
+            alive = self.connection.session.call("GET", "/livez", retry=False)
             if not reason:
-                self._session.call("GET", "/v1/capabilities", retry=False)  # the others answer without a key
+                self.connection.session.call("GET", "/v1/capabilities", retry=False)  # the others answer without a key
         return Ping(ready=not reason, reason=reason, round_trip=alive.round_trip)
 
-    def close(self) -> None:
-        """Wait for the requests under way, drop those not begun, and close all connections."""
-        self._close(wait=True)
-
-    def _close(self, *, wait: bool) -> None:
-        if self._session.is_forked:
+    def close(self, *, wait: bool = True) -> None:
+        """Wait for the requests under way, or leave them, cancel those not begun, and close all connections."""
+        if self.connection.session.is_forked:
             return  # the connections, and what is under way on them, are those of the process that made them
         for model in tuple(self._models):
-            model._close(wait=wait)
-        self._pool.close(wait=wait)
-        if self._shared is not None:
-            self._shared.close()
-        self._session.close()
+            model.close(wait=wait)
+        self.connection.close(wait=wait)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *exception: object) -> None:
         # After an exception, Ctrl-C among them, nobody asks for what is under way.
-        self._close(wait=kind is None)
+        self.close(wait=kind is None)
 
     def __repr__(self) -> str:
-        return f"Client({self._session.base_url!r})"
+        return f"Client({self.connection.session.base_url!r})"
 
     def __copy__(self) -> Self:
         return self
@@ -322,26 +313,10 @@ class Client:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Client holds connections and a key, and cannot be pickled; make one in each process")
 
-    def _submit(self, run: Callable[[], Result], about: Callable[[], str]) -> Future[Result]:
-        self._session.check_process()
-        self._session.check_open()
-        return Future(self._pool.submit(run), about)
-
     def _model(self, info: ModelInfo, options: Mapping[str, Any]) -> Model:
-        model = Model(_Link(self, info.durable is None), info, **options)
+        model = Model(self.connection, info, **options)
         self._models.add(model)
         return model
-
-    def _post(self, path: str, encoded: Encoded) -> Answer:
-        self._session.check_open()
-        stream = encoded.content_type == MSGPACK_TYPE
-        if self._shared is not None and stream and encoded.nbytes >= defaults.SHARE_FROM_BYTES:
-            return self._shared.call(path, encoded, lambda: self._compressed(encoded))
-        return self._session.call("POST", path, self._compressed(encoded))
-
-    def _compressed(self, encoded: Encoded) -> Encoded:
-        worth_it = self._compress and encoded.nbytes >= defaults.COMPRESS_FROM_BYTES
-        return compress(encoded) if worth_it else encoded
 
 
 def _of_handle(ahead: Any, patience: Any, time_dim: Any) -> dict[str, Any]:
@@ -351,54 +326,6 @@ def _of_handle(ahead: Any, patience: Any, time_dim: Any) -> dict[str, Any]:
         "patience": math.inf if is_real(patience) and patience == math.inf else real("patience", patience, Range(0)),
         "time_dim": check_time_dim(time_dim),
     }
-
-
-class _Link:
-    """The client as a model sees it, which is kept in the server's memory only, or is not."""
-
-    def __init__(self, client: Client, memory_only: bool) -> None:
-        self._client = client
-        self._memory_only = memory_only
-
-    @property
-    def retries(self) -> Retries:
-        return self._client._retries
-
-    @property
-    def max_in_flight(self) -> int:
-        return self._client._limits.max_in_flight
-
-    @property
-    def wire_limits(self) -> WireLimits:
-        return self._client._wire_limits
-
-    def check_process(self) -> None:
-        self._client._session.check_process()
-
-    def submit(self, run: Callable[[], Result], about: Callable[[], str]) -> Future[Result]:
-        return self._client._submit(run, about)
-
-    def call(self, method: str, path: str) -> Answer:
-        return self._call(method, path, None)
-
-    def post(self, path: str, encoded: Encoded | None, headers: Mapping[str, str]) -> Answer:
-        return self._call("POST", path, encoded, retry=False, headers=headers)
-
-    def put(self, path: str, encoded: Encoded) -> Answer:
-        return self._call("PUT", path, encoded, retry=False)
-
-    def get(self, path: str, headers: Mapping[str, str]) -> Answer:
-        return self._call("GET", path, None, retry=False, headers=headers)
-
-    def _call(self, method: str, path: str, encoded: Encoded | None, **options: Any) -> Answer:
-        body = None if encoded is None else self._client._compressed(encoded)
-        try:
-            return self._client._session.call(method, path, body, **options)
-        except NotFoundError as error:
-            if not (self._memory_only and path.startswith("/v1/models/")):
-                raise
-            reason = f"the server kept models in memory only, which a restart of it loses: {MEMORY_ONLY}"
-            raise reworded(error, f"{error}\n  {reason}") from error
 
 
 def _require_zstandard() -> None:

@@ -107,7 +107,7 @@ class LIF(_Leaky):
     alpha: float | Array
 
     model: ClassVar[str] = "lif"
-    _values: ClassVar[tuple[str, ...]] = ("alpha", *_Leaky._values)
+    _values: ClassVar[tuple[str, ...]] = ("alpha", "threshold", "reset_by", "min_membrane")
 
 
 @dataclass(frozen=True, slots=True)

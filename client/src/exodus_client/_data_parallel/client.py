@@ -80,7 +80,7 @@ class ShardedClient:
         replicas = [first]
         if len(self.clients) > 1:
             named = first.state_dict()
-            flat = np.concatenate([named[name].reshape(-1) for name, _ in first._info.parameters])
+            flat = np.concatenate([named[name].reshape(-1) for name, _ in first.description.parameters])
             for shard, client in enumerate(self.clients[1:], 1):
                 own: dict[str, Any] = {"seed": seed + shard, "weights": flat, "id": f"{base}-{shard}"}
                 replicas.append(client.create_model(layers, **own, **options))
@@ -116,15 +116,12 @@ class ShardedClient:
         if errors:
             raise errors[0]
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Close the models and the clients that were made here."""
-        self._close(wait=True)
-
-    def _close(self, *, wait: bool) -> None:
         for model in tuple(self._models):
-            model._close(wait=wait)
+            model.close(wait=wait)
         for client in self._own:
-            client._close(wait=wait)
+            client.close(wait=wait)
 
     def _model(self, id: str, replicas: Sequence[Model], options: Mapping[str, int]) -> ShardedModel:
         model = ShardedModel(id, replicas, **options)
@@ -142,7 +139,7 @@ class ShardedClient:
 
     def __exit__(self, kind: object, *exception: object) -> None:
         # After an exception, Ctrl-C among them, nobody asks for what is under way.
-        self._close(wait=kind is None)
+        self.close(wait=kind is None)
 
     def __repr__(self) -> str:
         return f"ShardedClient({list(self.clients)!r})"

@@ -166,21 +166,21 @@ class ShardedModel:
         """
         self._run(self._replicas.resync)
 
-    def close(self) -> None:
-        """Drop the steps that were not begun, and wait for the one that was. The model stays on the servers."""
-        self._close(wait=True)
+    def close(self, *, wait: bool = True) -> None:
+        """Cancel the steps that were not begun, and wait for the one that was, or leave it.
+
+        The model stays on the servers.
+        """
+        self._pool.close(wait=wait)
+        for replica in self.replicas:
+            replica.close(wait=wait)
 
     def __repr__(self) -> str:
         return f"ShardedModel({self.id!r}, {len(self.replicas)} replicas, sequence={self.replicas[0].sequence})"
 
-    def _close(self, *, wait: bool) -> None:
-        self._pool.close(wait=wait)
-        for replica in self.replicas:
-            replica._close(wait=wait)
-
     def _check_process(self) -> None:
         for replica in self.replicas:
-            replica._link.check_process()
+            replica.connection.session.check_process()
 
     def _parts(self, spikes: Array, targets: Array | None, loss: Loss | None, shards: int) -> list[Part]:
         """The parts of a batch, batch first. Raises TypeError, ValueError."""
@@ -233,7 +233,7 @@ class ShardedModel:
         return Future(done, self._about)
 
     def _about(self) -> str:
-        servers = "; ".join(f"shard {shard}: {model._sender.watch}" for shard, model in enumerate(self.replicas))
+        servers = "; ".join(f"shard {shard}: {model.status}" for shard, model in enumerate(self.replicas))
         return f"the sharded model {self.id}; {servers}"
 
 

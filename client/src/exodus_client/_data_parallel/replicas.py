@@ -71,12 +71,12 @@ class Replicas:
     @property
     def has_batch_norm(self) -> bool:
         """Whether replicas have running statistics of their own."""
-        return any(layer["kind"] == "batch_norm" for layer in self.first._info.network["layers"])
+        return any(layer["kind"] == "batch_norm" for layer in self.first.description.network["layers"])
 
     @property
     def input_shape(self) -> Any:
         """Of a sample in one step; None where that is not known."""
-        return self.first._info.network.get("input_shape")
+        return self.first.description.network.get("input_shape")
 
     def step(
         self,
@@ -91,7 +91,7 @@ class Replicas:
         self.settle()
         found = self._computed(parts, loss, allow_non_finite)
         weights = [part.weight for part in parts]
-        info = self.first._info
+        info = self.first.description
         names = [name for name, _ in info.parameters]
         flat = combined_gradients([_gradients(result) for result in found], weights, names, info.dtype)
         made = self._made(flat, dict(options), allow_non_finite)
@@ -143,7 +143,7 @@ class Replicas:
             self._littered.discard(shard)
         for shard in sorted(self._littered):
             with _named(shard):
-                state = self.models[shard]._state()
+                state = self.models[shard].state()
                 if state.has_gradients:
                     self._replace(shard, state)
             self._littered.discard(shard)
@@ -211,14 +211,14 @@ class Replicas:
         return outcomes
 
     def _sound_state(self) -> State:
-        return next(model for shard, model in enumerate(self.models) if shard not in self._stale)._state()
+        return next(model for shard, model in enumerate(self.models) if shard not in self._stale).state()
 
     def _replace(self, shard: int, state: State, *, own_random: bool = False) -> None:
         """Give a replica a state without gradients, and with its own random state where that is wanted."""
         model = self.models[shard]
         # Replicas with equal dropout masks would learn less of a batch than one server does.
-        random = model._state() if own_random else None
-        model._replace(lambda: state.without_gradients(random).body)
+        random = model.state() if own_random else None
+        model.replace_state(lambda: state.without_gradients(random).body)
         self._counts[shard] = model.sequence
 
 

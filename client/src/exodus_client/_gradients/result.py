@@ -223,8 +223,8 @@ def read_answer(
     """
     headers = answer.headers
     try:
-        body = decompress(answer.body, headers.get("Content-Encoding"), limits=limits)
-        message = decode(body, headers.get("Content-Type", ""), limits=limits)
+        body = decompress(answer.body, headers.get("content-encoding"), limits=limits)
+        message = decode(body, headers.get("content-type", ""), limits=limits)
         _require(message.tensors, wanted, answer.request_id)
         return message, {name: kind.array(tensor) for name, tensor in message.tensors.items()}
     except WireError as error:
@@ -247,7 +247,7 @@ def _require(tensors: Mapping[str, Tensor], wanted: Mapping[str, Wanted], reques
 
 def timing_of(answer: Answer) -> dict[str, float]:
     """Milliseconds by name: what the server says of itself, and the client's `round_trip`."""
-    return read_timing(answer.headers.get("Server-Timing", "")) | {"round_trip": answer.round_trip}
+    return read_timing(answer.headers.get("server-timing", "")) | {"round_trip": answer.round_trip}
 
 
 def read_timing(header: str) -> dict[str, float]:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
 from exodus_client import _constants as defaults
-from exodus_client._config import Retries
-from exodus_client._errors import ExodusError, InvalidResponseError, ModelClosedError
+from exodus_client._errors import ExodusError, InvalidResponseError, ModelClosedError, NotFoundError, reworded
 from exodus_client._gradients.result import Kind, Wanted
 from exodus_client._models.axes import as_given, batch_first, check_shapes, dense, targets_first
 from exodus_client._models.messages import (
@@ -30,16 +30,17 @@ from exodus_client._models.messages import (
     step_params,
     training_body,
 )
-from exodus_client._models.reads import Line, Questions, require
-from exodus_client._models.replay_log import Call, Calls
-from exodus_client._models.sender import Link, Sender
+from exodus_client._models.reads import Reads, require
+from exodus_client._models.replay_log import Call, ReplayLog
+from exodus_client._models.sender import Sender
 from exodus_client._models.state import IncompatibleKeys, State, check_weights
 from exodus_client._plain_data import by_name, check_loss
 from exodus_client._threads import Future
+from exodus_client._transport.connection import Connection
 from exodus_client._transport.retry import is_retryable
 from exodus_client._transport.session import Answer, read_json, read_number
 from exodus_client.neuron import Array
-from exodus_client.wire import Encoded, Limits, Tensor
+from exodus_client.wire import Encoded, Tensor
 
 Result = TypeVar("Result")
 
@@ -48,19 +49,6 @@ MEMORY_ONLY = "start it with EXODUS_STATE_DIR=FOLDER to have them saved"
 
 #: Called with each result, in the order of the calls.
 Callback = Callable[[StepResult], None]
-
-
-class ModelLink(Link, Line, Protocol):
-    """What a model needs of its client."""
-
-    @property
-    def retries(self) -> Retries: ...
-    @property
-    def max_in_flight(self) -> int: ...
-    @property
-    def wire_limits(self) -> Limits: ...
-    def call(self, method: str, path: str) -> Answer: ...
-    def put(self, path: str, encoded: Encoded) -> Answer: ...
 
 
 class Model:
@@ -76,15 +64,19 @@ class Model:
 
     Attributes:
         id: of the model, for `Client.model`.
+        description: what the server said of it when this handle was made.
+        connection: to the server.
         callbacks: called with each `StepResult`, in order, on a thread of the model. What they raise is logged.
 
     Spikes, outputs and target spike trains are (batch, time, ...), (B, T, ...) below, unless the handle was made with
     another `time_dim`.
     """
 
-    def __init__(self, link: ModelLink, info: ModelInfo, *, ahead: int, patience: float, time_dim: int = 1) -> None:
-        self._link = link
-        self._info = info
+    def __init__(
+        self, connection: Connection, info: ModelInfo, *, ahead: int, patience: float, time_dim: int = 1
+    ) -> None:
+        self.connection = connection
+        self.description = info
         self._ahead = ahead
         self._patience = patience
         self._time_dim = time_dim
@@ -177,8 +169,9 @@ class Model:
             clip_value=clip_value,
             allow_non_finite=allow_non_finite,
         )
-        tensors = () if gradients is None else (Tensor.of("gradients", join(gradients, self._info, "gradients")),)
-        read = partial(read_step, kind=Kind(), limits=self._link.wire_limits, info=self._info, gradients=False)
+        info, limits = self.description, self.connection.wire_limits
+        tensors = () if gradients is None else (Tensor.of("gradients", join(gradients, info, "gradients")),)
+        read = partial(read_step, kind=Kind(), limits=limits, info=info, gradients=False)
 
         def make(sequence: int) -> Call:
             body = training_body(params, tensors, sequence=sequence, writer=self._writer)
@@ -215,7 +208,7 @@ class Model:
             "return": ["outputs"] if outputs else [],
         }
 
-        wanted = outputs_wanted(batch, self._info) if outputs else {}
+        wanted = outputs_wanted(batch, self.description) if outputs else {}
 
         def run(after: int, body: Encoded) -> Outputs:
             found = self._forward(body, batch.kind, wanted)
@@ -229,7 +222,7 @@ class Model:
 
     def info(self) -> ModelInfo:
         """What the server says of the model now. Raises ExodusError."""
-        answer = self._link.call("GET", self._path)
+        answer = self._request("GET", self._path, retry=True)
         return ModelInfo.of(read_json(answer), answer.request_id, self.id)
 
     def make_durable(self) -> Future[int]:
@@ -242,7 +235,7 @@ class Model:
             raise ExodusError(f"make_durable: the server keeps models in memory only: {MEMORY_ONLY}")
 
         def run(after: int) -> int:
-            answer = self._link.post(f"{self._path}/save", None, {})
+            answer = self._request("POST", f"{self._path}/save")
             require(after, read_number(answer, "sequence"))
             durable = read_number(answer, "durable")
             self._calls.kept(durable)
@@ -258,11 +251,13 @@ class Model:
             ModuleNotFoundError: safetensors is not installed.
             ExodusError: see its tree.
         """
-        arrays = self._state().weights(kind)
-        order = [name for name, _ in self._info.parameters]
+        arrays = self.state().weights(kind)
+        order = [name for name, _ in self.description.parameters]
         shapes = {name: tuple(arrays[name].shape) for name in order if name in arrays}
-        if shapes != dict(self._info.parameters):
-            raise InvalidResponseError(f"the state has weights {shapes!r:.200}, want {self._info.parameters!r:.200}")
+        if shapes != dict(self.description.parameters):
+            raise InvalidResponseError(
+                f"the state has weights {shapes!r:.200}, want {self.description.parameters!r:.200}"
+            )
         return {name: arrays[name] for name in [*order, *sorted(arrays.keys() - set(order))]}
 
     def load_state_dict(self, weights: Mapping[str, Array], strict: bool = True) -> IncompatibleKeys:
@@ -281,25 +276,25 @@ class Model:
                 range: alpha in [0, 1], the threshold above 0. Nothing has changed.
         """
         by_name("weights", weights)
-        names = {name for name, _ in self._info.parameters}
+        names = {name for name, _ in self.description.parameters}
         check_weights({name: array for name, array in weights.items() if strict or name in names})
         found = IncompatibleKeys([], [])
 
         def replaced() -> bytes:
             nonlocal found
-            state = self._state()
+            state = self.state()
             found = state.compare(weights, strict=strict)
             known = {name: array for name, array in weights.items() if name not in found.unexpected_keys}
             return state.with_weights(known).body
 
-        self._replace(replaced)
+        self.replace_state(replaced)
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state to a file: weights, optimiser, random state, number of calls (safetensors)."""
         target = Path(path)
         part = target.with_name(f"{target.name}.part")
-        part.write_bytes(self._state().body)
+        part.write_bytes(self.state().body)
         part.replace(target)
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -310,39 +305,79 @@ class Model:
             ConflictError: it is of another network or optimiser.
         """
         body = Path(path).read_bytes()
-        self._replace(lambda: body)
+        self.replace_state(lambda: body)
+
+    def state(self) -> State:
+        """The whole state after all calls made so far: weights, optimiser, random state. Raises ExodusError."""
+        return self._with_sender(self._state_now)
+
+    def replace_state(self, body: Callable[[], bytes]) -> None:
+        """Replace the state after all calls made so far by a file; what other threads do meanwhile comes after."""
+        self.connection.session.check_process()
+
+        def replace(sender: Sender) -> None:
+            with sender.calls.paused():
+                info = self._put(body())
+                sender.calls.wait_done(sender.calls.last)  # raises where the model was closed meanwhile
+                self._begin(info)
+                sender.close()
+
+        self._with_sender(replace)
 
     def resync(self) -> None:
         """Go on from the state in which the model is on the server; calls that are not answered fail."""
         self._sender.close()
         self._begin(self.info())
 
-    def close(self) -> None:
-        """Fail the calls that were not sent yet, and wait for those under way. The model stays on the server."""
-        self._close(wait=True)
+    def close(self, *, wait: bool = True) -> None:
+        """Fail the calls that were not sent yet, and wait for those under way, or fail them too.
+
+        The model stays on the server.
+        """
+        self._sender.close(wait=wait)
+
+    @property
+    def status(self) -> str:
+        """State of the server as far as it is known, for people."""
+        return str(self._sender.watch)
 
     def __repr__(self) -> str:
         return f"Model({self.id!r}, sequence={self.sequence}, durable={self.durable})"
 
-    def _close(self, *, wait: bool) -> None:
-        self._sender.close(wait=wait)
+    def _request(
+        self,
+        method: str,
+        path: str,
+        encoded: Encoded | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        *,
+        retry: bool = False,
+    ) -> Answer:
+        """A request about this model. Raises ExodusError."""
+        try:
+            return self.connection.call(method, path, encoded, retry=retry, headers=headers)
+        except NotFoundError as error:
+            if self.description.durable is not None or not path.startswith(self._path):
+                raise
+            reason = f"the server kept models in memory only, which a restart of it loses: {MEMORY_ONLY}"
+            raise reworded(error, f"{error}\n  {reason}") from error
 
     def _begin(self, info: ModelInfo) -> None:
         # A handle of its own each time, so that the server can tell its calls from those of others.
         self._writer = uuid.uuid4().hex
         # A call that has a connection and waits for one before it that has none would wait in vain.
-        width = min(defaults.CALLS_UNDER_WAY, self._link.max_in_flight)
-        calls = Calls(info.sequence, info.durable, ahead=self._ahead, width=width)
+        width = min(defaults.CALLS_UNDER_WAY, self.connection.max_in_flight)
+        calls = ReplayLog(info.sequence, info.durable, ahead=self._ahead, width=width)
         sender = Sender(
-            self._link,
+            self._request,
             self._path,
             calls,
             writer=self._writer,
-            retries=self._link.retries,
+            retries=self.connection.retries,
             patience=self._patience,
             report=self._report,
         )
-        self._questions = Questions(self._link, calls, sender)
+        self._reads = Reads(self.connection, calls, sender)
         self._calls = calls
         self._sender = sender  # the last: who finds that it has changed finds all of the new
 
@@ -356,7 +391,7 @@ class Model:
             call = sender.submit(make)
             return Future(call.future, lambda: f"training call {call.sequence}; {sender.watch}")
 
-        self._link.check_process()
+        self.connection.session.check_process()
         return self._with_sender(submit)
 
     def _with_sender(self, run: Callable[[Sender], Result]) -> Result:
@@ -395,7 +430,7 @@ class Model:
             differentiated = partial(self._differentiated, params, batch, loss, kept)
         else:
             batch, differentiated = self._batch(spikes, targets, loss), None
-        limits, info = self._link.wire_limits, self._info
+        limits, info = self.connection.wire_limits, self.description
         read = partial(read_step, kind=batch.kind, limits=limits, info=info, gradients=gradients)
 
         def make(sequence: int) -> Call:
@@ -416,7 +451,7 @@ class Model:
         import torch
 
         forward = {"mode": "train", "context": True, "return": ["outputs"], "after": call.sequence - 1}
-        wanted = outputs_wanted(batch, self._info)
+        wanted = outputs_wanted(batch, self.description)
         outputs = self._forward(training_body(forward, batch.tensors), Kind(torch.device("cpu")), wanted)
         if outputs.context is None or outputs.sequence != call.sequence - 1:
             raise InvalidResponseError(
@@ -439,63 +474,47 @@ class Model:
         spikes, targets = dense("spikes", spikes), None if targets is None else dense("targets", targets)
         batch = Batch.of(batch_first(spikes, time_dim), targets_first(targets, loss, time_dim))
         shapes = [tensor.shape for tensor in batch.tensors]
-        input_shape = self._info.network.get("input_shape")
+        input_shape = self.description.network.get("input_shape")
         check_shapes(shapes[0], shapes[1] if targets is not None else None, loss, input_shape, time_dim)
         return batch
 
     def _forward(self, body: Encoded, kind: Kind, wanted: Mapping[str, Wanted]) -> Outputs:
-        answer = self._link.post(f"{self._path}/forward", body, {})
-        return read_outputs(answer, kind, self._link.wire_limits, wanted)
+        answer = self._request("POST", f"{self._path}/forward", body)
+        return read_outputs(answer, kind, self.connection.wire_limits, wanted)
 
     def _ask(self, make: Callable[[int], Callable[[], Result]]) -> Future[Result]:
         """Have a question answered on another thread after all calls made so far; `make` gets their number."""
 
         def submit(sender: Sender) -> Future[Result]:
-            with sender.calls.held():  # a state that another thread loads comes before it, or after its answer
-                questions = self._questions
-                return questions.submit(questions.after, make(questions.after))
+            with sender.calls.paused():  # a state that another thread loads comes before it, or after its answer
+                reads = self._reads
+                return reads.submit(reads.after, make(reads.after))
 
-        self._link.check_process()
+        self.connection.session.check_process()
         return self._with_sender(submit)
 
-    def _state(self) -> State:
-        return self._with_sender(self._state_now)
-
     def _state_now(self, _: Sender) -> State:
-        questions = self._questions
-        after = questions.after
+        reads = self._reads
+        after = reads.after
 
         def run() -> State:
-            state = State.of(self._link.get(f"{self._path}/state", {}))
+            state = State.of(self._request("GET", f"{self._path}/state"))
             require(after, state.sequence)
             return state
 
-        return questions.ask(after, run)
-
-    def _replace(self, body: Callable[[], bytes]) -> None:
-        """Put a state in the place of that after all calls made so far; what other threads do meanwhile comes after."""
-        self._link.check_process()
-
-        def replace(sender: Sender) -> None:
-            with sender.calls.held():
-                info = self._put(body())
-                sender.calls.wait_done(sender.calls.last)  # raises where the model was closed meanwhile
-                self._begin(info)
-                sender.close()
-
-        self._with_sender(replace)
+        return reads.ask(after, run)
 
     def _put(self, body: bytes) -> ModelInfo:
-        questions = self._questions
+        reads = self._reads
         encoded = Encoded("application/vnd.safetensors", len(body), [body])
 
         def run() -> ModelInfo:
-            answer = self._link.put(f"{self._path}/state", encoded)
+            answer = self._request("PUT", f"{self._path}/state", encoded)
             return ModelInfo.of(read_json(answer), answer.request_id, self.id)
 
-        questions.wait()
+        reads.wait()
         try:
-            return questions.ask(questions.after, run)
+            return reads.ask(reads.after, run)
         except ExodusError as error:
             if is_retryable(error) or isinstance(error, InvalidResponseError):
                 self._calls.end(error)  # it may have been replaced: calls that are kept here may not belong to it

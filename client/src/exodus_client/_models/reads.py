@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from concurrent.futures import Future as Running
+from typing import Any, TypeVar
 
 from exodus_client._errors import ExodusError
-from exodus_client._models.replay_log import Calls
+from exodus_client._models.replay_log import ReplayLog
 from exodus_client._models.sender import Sender
 from exodus_client._threads import Future
+from exodus_client._transport.connection import Connection
 from exodus_client._transport.retry import is_retryable
 
 Result = TypeVar("Result")
 
 
-class Line(Protocol):
-    """The threads of a client."""
-
-    def check_process(self) -> None: ...
-    def submit(self, run: Callable[[], Result], about: Callable[[], str]) -> Future[Result]: ...
-
-
-class Behind(Exception):  # noqa: N818 (no failure: the reason to ask again)
+class StaleRead(Exception):  # noqa: N818 (no failure: the reason to ask again)
     """The server has done fewer calls than it had."""
 
     def __init__(self, done: int) -> None:
@@ -30,14 +25,14 @@ class Behind(Exception):  # noqa: N818 (no failure: the reason to ask again)
         self.done = done
 
 
-class Questions:
+class Reads:
     """Those about the calls of one log; where that has ended, they raise what has ended it."""
 
-    def __init__(self, line: Line, calls: Calls, sender: Sender) -> None:
-        self._line = line
+    def __init__(self, connection: Connection, calls: ReplayLog, sender: Sender) -> None:
+        self._connection = connection
         self._calls = calls
         self._sender = sender
-        self._open: set[concurrent.futures.Future[Any]] = set()
+        self._open: set[Running[Any]] = set()
 
     @property
     def after(self) -> int:
@@ -46,39 +41,37 @@ class Questions:
 
     def submit(self, after: int, run: Callable[[], Result]) -> Future[Result]:
         """Ask on another thread."""
-        future = self._line.submit(
-            lambda: self.ask(after, run), lambda: f"a question after call {after}; {self._sender.watch}"
-        )
-        self._open.add(future._running)
-        future._running.add_done_callback(self._open.discard)
-        return future
+        running = self._connection.submit(lambda: self.ask(after, run))
+        self._open.add(running)
+        running.add_done_callback(self._open.discard)
+        return Future(running, lambda: f"a read after call {after}; {self._sender.watch}")
 
     def ask(self, after: int, run: Callable[[], Result]) -> Result:
         """Run when the calls up to this one are done, and again where the server has lost some or does not answer.
 
         `run` is one attempt: how often it is made is bounded by patience.
         """
-        self._line.check_process()
+        self._connection.session.check_process()
         patience, spacing, watch = self._sender.patient(), self._sender.spacing(), self._sender.watch
-        question = f"a question after call {after}"
+        question = f"a read after call {after}"
         while True:
             self._calls.wait_done(after)
-            kept_from = self._calls.kept_from
+            kept_after = self._calls.kept_after
             with watch.waits(question):
                 try:
                     found = run()
                     watch.answered()
                     return found
-                except Behind as behind:
+                except StaleRead as behind:
                     watch.answered()
-                    self._sender.rewind(behind.done, kept_from)
+                    self._sender.rewind(behind.done, kept_after)
                     self._sender.pump()
                 except ExodusError as error:
                     if is_retryable(error):
                         watch.failed(error)
                     else:
                         watch.answered()
-                    if not self._sender.lost(error, kept_from):
+                    if not self._sender.lost(error, kept_after):
                         if not patience.left(error):
                             watch.gave_up()
                             if (last := patience.last_of(question, error)) is not error:
@@ -94,6 +87,6 @@ class Questions:
 
 
 def require(after: int, done: int) -> None:
-    """Raises Behind where not all these calls are done."""
+    """Raises StaleRead where not all these calls are done."""
     if done < after:
-        raise Behind(done)
+        raise StaleRead(done)

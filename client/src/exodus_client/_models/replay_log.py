@@ -10,7 +10,9 @@ of it that is still on its way somewhere cannot be taken for its successor.
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
@@ -18,10 +20,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 
+from exodus_client import _constants as defaults
 from exodus_client._errors import ExodusError, ModelClosedError, StateLostError, reworded
 from exodus_client._models.messages import StepResult
-from exodus_client._transport.patience import Spacing
+from exodus_client._transport.retry import Polling
 from exodus_client.wire import Encoded
+
+_log = logging.getLogger("exodus_client")
 
 
 class State(Enum):
@@ -61,7 +66,7 @@ class Call:
     in_turn: bool = False
     begun: bool = False
     cancelled: bool = False
-    spacing: Spacing | None = None
+    spacing: Polling | None = None
 
     @property
     def nbytes(self) -> int:
@@ -69,7 +74,7 @@ class Call:
         return sum(encoded.nbytes for encoded in (self.body, self.fallback) if encoded is not None)
 
 
-class Calls:
+class ReplayLog:
     """The log of one model. Any thread may use it.
 
     Args:
@@ -85,13 +90,16 @@ class Calls:
         self._ahead = ahead
         self._width = width
         self._error: ExodusError | None = None
-        self._held = False
+        self._paused = False
+        self._saving = threading.Lock()
+        self._save_again = 0.0
+        self._has_dropped = False
         self._reported = done
         self._reports: dict[int, StepResult | None] = {}
         self.last = done
         self.durable = durable
         # What is kept is what came after the save before the last: a damaged state makes the server go back to that.
-        self._kept_from = done
+        self._kept_after = done
 
     @property
     def nbytes(self) -> int:
@@ -100,9 +108,9 @@ class Calls:
             return sum(call.nbytes for call in self._calls.values())
 
     @property
-    def kept_from(self) -> int:
+    def kept_after(self) -> int:
         """The number after which all calls are kept."""
-        return self._kept_from
+        return self._kept_after
 
     @property
     def error(self) -> ExodusError | None:
@@ -117,7 +125,7 @@ class Calls:
         """
         with self._changed:
             self._changed.wait_for(
-                lambda: self._error is not None or (not self._held and self._unanswered() < self._ahead)
+                lambda: self._error is not None or (not self._paused and self._unanswered() < self._ahead)
             )
             self._require_sound()
             call = make(self.last + 1)  # what raises here has taken no number
@@ -126,21 +134,21 @@ class Calls:
             return call
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Meanwhile no call is numbered. One thread at a time.
 
         Raises:
             ExodusError: what has ended the log.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or not self._held)
+            self._changed.wait_for(lambda: self._error is not None or not self._paused)
             self._require_sound()
-            self._held = True
+            self._paused = True
         try:
             yield
         finally:
             with self._changed:
-                self._held = False
+                self._paused = False
                 self._changed.notify_all()
 
     def next(self) -> Call | None:
@@ -185,19 +193,19 @@ class Calls:
             call.in_turn = call.in_turn or in_turn
             self._changed.notify_all()
 
-    def rewind(self, done: int, kept_from: int) -> int:
+    def rewind(self, done: int, kept_after: int) -> int:
         """The server said how many calls it has done: what it has lost is queued again; returns how many calls.
 
-        `kept_from` is the value from before the server was asked. More may have been done and forgotten since then;
+        `kept_after` is the value from before the server was asked. More may have been done and forgotten since then;
         what was done already when it was asked, and is neither there nor here, is lost.
 
         Raises:
             StateLostError: it has lost what is not kept any more.
         """
         with self._changed:
-            if done < kept_from and self.last > done:
+            if done < kept_after and self.last > done:
                 raise StateLostError(
-                    f"the server has done {done} calls, and this handle keeps those from {kept_from + 1} on: those "
+                    f"the server has done {done} calls, and this handle keeps those from {kept_after + 1} on: those "
                     f"between are lost. resync() goes on from {done}"
                 )
             again = [call for call in self._calls.values() if call.sequence > done and call.state is State.DONE]
@@ -243,8 +251,37 @@ class Calls:
         with self._changed:
             self._forget(durable)
 
-    def drop(self, most: int) -> int | None:
-        """Keep no more than so many bytes of calls that are done; the number of the first that was dropped for it."""
+    def limit(self, save: Callable[[], int], path: str) -> None:
+        """Bound the bytes kept: above MAX_KEPT_BYTES have the server save, above twice that drop the oldest calls.
+
+        Args:
+            save: has the server save, and returns how many calls are durable then. Raises ExodusError.
+            path: of the model, for the log.
+        """
+        most = defaults.MAX_KEPT_BYTES
+        if self.durable is None or self.nbytes <= most:
+            return
+        with self._saving:  # the others wait: calls must not come faster than they are saved
+            if self.nbytes > most and time.monotonic() >= self._save_again:
+                try:
+                    self.kept(save())
+                except ExodusError as error:
+                    self._save_again = time.monotonic() + defaults.SAVE_AGAIN
+                    _log.warning("%s: calls of %d bytes are kept until the server saves: %s", path, self.nbytes, error)
+            # A full disk stops no training there, and must not fill the memory here.
+            dropped = self._trim(2 * most)
+            if dropped and not self._has_dropped:
+                self._has_dropped = True
+                _log.warning(
+                    "%s: the server does not save, and at most %d bytes are kept here: calls from %d on would be lost "
+                    "in a crash",
+                    path,
+                    2 * most,
+                    dropped,
+                )
+
+    def _trim(self, most: int) -> int | None:
+        """Drop the oldest calls that are done until `most` bytes are left; the number of the first dropped."""
         with self._changed:
             kept, dropped = sum(call.nbytes for call in self._calls.values()), None
             for sequence, call in list(self._calls.items()):
@@ -252,7 +289,7 @@ class Calls:
                     break
                 kept -= call.nbytes
                 del self._calls[sequence]
-                self._kept_from = sequence
+                self._kept_after = sequence
                 dropped = dropped or sequence
             return dropped
 
@@ -261,15 +298,15 @@ class Calls:
             limit = self.last
         else:
             if self.durable is not None and durable > self.durable:
-                self._kept_from = max(self._kept_from, self.durable)
+                self._kept_after = max(self._kept_after, self.durable)
             self.durable = durable
-            limit = self._kept_from
+            limit = self._kept_after
         for sequence, call in list(self._calls.items()):
             if call.state is not State.DONE or sequence > limit:
                 break
             del self._calls[sequence]
             if durable is None:
-                self._kept_from = sequence
+                self._kept_after = sequence
 
     def _all_done(self, sequence: int) -> bool:
         return all(call.state is State.DONE for call in self._calls.values() if call.sequence <= sequence)

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future as Running
 from functools import partial
-from typing import Protocol
 
 from exodus_client import _constants as defaults
 from exodus_client._config import Retries
@@ -24,13 +23,10 @@ from exodus_client._errors import (
     PermissionDeniedError,
     StateLostError,
 )
-from exodus_client._models.bound import Bound
 from exodus_client._models.messages import StepResult, training_body
-from exodus_client._models.replay_log import Call, Calls, fail, has_result
-from exodus_client._models.watch import Watch
+from exodus_client._models.replay_log import Call, ReplayLog, fail, has_result
 from exodus_client._threads import DaemonThreadPool
-from exodus_client._transport.patience import Patience, Spacing
-from exodus_client._transport.retry import is_retryable, parse_retry_after
+from exodus_client._transport.retry import Polling, RetryBudget, Watch, is_retryable, parse_retry_after
 from exodus_client._transport.session import Answer, read_number
 from exodus_client.wire import Encoded
 
@@ -43,18 +39,15 @@ _UNBOUNDED = 2**31
 _REQUEST = re.compile(r"(?:/(?!/)[!-~]*?)?(/v1/requests/[A-Za-z0-9_-]{1,64})")
 
 
-class Link(Protocol):
-    """How requests reach the server: one attempt each."""
-
-    def post(self, path: str, encoded: Encoded | None, headers: Mapping[str, str]) -> Answer: ...
-    def get(self, path: str, headers: Mapping[str, str]) -> Answer: ...
+#: One attempt of a request: method, path, body, headers.
+Request = Callable[[str, str, Encoded | None, Mapping[str, str]], Answer]
 
 
 class Sender:
     """The threads that work off a log.
 
     Args:
-        link: to the server.
+        request: makes one attempt of a request. Raises ExodusError.
         path: of the model.
         calls: the log.
         writer: names the handle.
@@ -66,16 +59,16 @@ class Sender:
 
     def __init__(
         self,
-        link: Link,
+        request: Request,
         path: str,
-        calls: Calls,
+        calls: ReplayLog,
         *,
         writer: str,
         retries: Retries,
         patience: float,
         report: Callable[[StepResult], None],
     ) -> None:
-        self._link = link
+        self._request = request
         self._path = path
         self.calls = calls
         self._writer = writer
@@ -88,7 +81,6 @@ class Sender:
         self._closing = threading.Event()
         self._waiting = self._new_patience()
         self.watch = Watch(path, patience, self._closing)
-        self._bound = Bound(calls, self._save, path)
         self._pool = DaemonThreadPool(defaults.CALLS_UNDER_WAY, "exodus-model")
 
     def submit(self, make: Callable[[int], Call]) -> Call:
@@ -118,10 +110,10 @@ class Sender:
         self.calls.end(_closed(), under_way=not wait)
         self._pool.close(wait=wait)
 
-    def lost(self, error: ExodusError, kept_from: int) -> bool:
+    def lost(self, error: ExodusError, kept_after: int) -> bool:
         """Whether an answer says that the server has fewer calls than it had; they are sent again then.
 
-        `kept_from` is that of the log from before the request.
+        `kept_after` is that of the log from before the request.
 
         Raises:
             StateLostError: they are not kept any more.
@@ -129,27 +121,27 @@ class Sender:
         expected = expected_number(error)
         if expected is None:
             return False
-        self.rewind(expected - 1, kept_from)
+        self.rewind(expected - 1, kept_after)
         self.pump()
         return True
 
-    def rewind(self, done: int, kept_from: int) -> None:
+    def rewind(self, done: int, kept_after: int) -> None:
         """Send again what the server has lost. Raises StateLostError."""
         try:
-            again = self.calls.rewind(done, kept_from)
+            again = self.calls.rewind(done, kept_after)
         except StateLostError as error:
             self.calls.end(error)
             raise
         if again:
             _log.info("%s: the server came back with %d calls done, %d are sent again", self._path, done, again)
 
-    def patient(self) -> Patience:
+    def patient(self) -> RetryBudget:
         """The patience for something else that may be done again."""
         return self._new_patience()
 
-    def spacing(self) -> Spacing:
+    def spacing(self) -> Polling:
         """To be asked whether to do something again that was answered."""
-        return Spacing(self._retries, self._patience, self._closing)
+        return Polling(self._retries, self._patience, self._closing)
 
     def behind(self) -> ExodusError:
         """The error that ends the training where the server stays behind what it has answered."""
@@ -158,8 +150,8 @@ class Sender:
             "for calls that it has done, or were sent. resync() goes on from what is on the server"
         )
 
-    def _new_patience(self) -> Patience:
-        return Patience(self._retries, self._patience, self._closing, self._path)
+    def _new_patience(self) -> RetryBudget:
+        return RetryBudget(self._retries, self._patience, self._closing, self._path)
 
     def _run(self, call: Call) -> None:
         if call.cancelled:
@@ -174,7 +166,7 @@ class Sender:
         self.pump()
 
     def _attempt(self, call: Call) -> None:
-        kept_from = self.calls.kept_from
+        kept_after = self.calls.kept_after
         try:
             if call.body is None and not self._made(call):
                 return
@@ -184,7 +176,7 @@ class Sender:
             self.watch.answered()
             self._done(call, self.calls.durable, error)
         except ExodusError as error:
-            self._failed(call, error, kept_from)
+            self._failed(call, error, kept_after)
         else:
             self.watch.answered()
             self._waiting = self._new_patience()
@@ -216,23 +208,23 @@ class Sender:
         self.calls.done(call, durable, came)
         self.pump()  # before callbacks, which may wait for the calls behind this one
         self._tell()
-        self._bound.keep()
+        self.calls.limit(self._save, self._path)
 
     def _exchange(self, path: str, body: Encoded) -> Answer:
         """Send a call and wait for its end, which a server that takes long is asked for."""
-        answered = self._link.post(path, body, _PREFER)
+        answered = self._request("POST", path, body, _PREFER)
         spacing = self.spacing()
         while answered.status == 202:
             self.watch.answered()
-            where = _REQUEST.fullmatch(answered.headers.get("Location", ""))
+            where = _REQUEST.fullmatch(answered.headers.get("location", ""))
             if where is None:
-                got = answered.headers.get("Location", "")
+                got = answered.headers.get("location", "")
                 raise InvalidResponseError(f"202 without a Location, got {got!r:.80}", request_id=answered.request_id)
-            wanted = parse_retry_after(answered.headers.get("Retry-After")) or 0.0
+            wanted = parse_retry_after(answered.headers.get("retry-after")) or 0.0
             if not spacing.left(took=answered.round_trip / 1e3, at_least=wanted):
                 raise self._unfinished(where[1])
             try:
-                answered = self._link.get(where[1], _PREFER)
+                answered = self._request("GET", where[1], None, _PREFER)
             except NotFoundError as error:
                 # The call itself is sent again: it was done, or it was not.
                 raise APIConnectionError(f"{where[1]} is not known any more", request_id=error.request_id) from error
@@ -249,7 +241,7 @@ class Sender:
         self.calls.end(error)
         return error
 
-    def _failed(self, call: Call, error: ExodusError, kept_from: int) -> None:
+    def _failed(self, call: Call, error: ExodusError, kept_after: int) -> None:
         if self.calls.error is not None:
             return  # every call has been told
         code = error.code if isinstance(error, APIStatusError) else ""
@@ -259,7 +251,7 @@ class Sender:
             self.watch.answered()
         try:
             if expected_number(error) is not None:
-                self._missing(call, error, kept_from)
+                self._missing(call, error, kept_after)
             elif code == "context_expired" and call.fallback is not None:
                 call.body, call.fallback = call.fallback, None
                 self.calls.requeue(call)
@@ -276,12 +268,12 @@ class Sender:
         except StateLostError:
             pass  # every call has been told
 
-    def _missing(self, call: Call, error: ExodusError, kept_from: int) -> None:
+    def _missing(self, call: Call, error: ExodusError, kept_after: int) -> None:
         """Send it again after the calls before it, which the server says are missing. Raises StateLostError."""
         call.spacing = call.spacing or self.spacing()
         if call.spacing.left():
             self.calls.requeue(call, in_turn=True)
-            self.lost(error, kept_from)
+            self.lost(error, kept_after)
         else:
             self.calls.end(self.behind())
 
@@ -292,15 +284,15 @@ class Sender:
             if not waiting.left(error):
                 self.calls.end(waiting.last(error))
                 return
-            kept_from = self.calls.kept_from
+            kept_after = self.calls.kept_after
             try:
-                done = read_number(self._link.get(self._path, {}), "sequence")
+                done = read_number(self._request("GET", self._path, None, {}), "sequence")
             except ExodusError as still:
                 error = still
                 self.watch.failed(error)
                 continue
             self.calls.requeue(call)
-            self.rewind(done, kept_from)
+            self.rewind(done, kept_after)
             return
 
     def _give_up(self, call: Call, error: BaseException) -> None:
@@ -337,7 +329,7 @@ class Sender:
             _log.exception("%s: a callback failed at call %d", self._path, result.sequence)
 
     def _save(self) -> int:
-        return read_number(self._link.post(f"{self._path}/save", None, {}), "durable")
+        return read_number(self._request("POST", f"{self._path}/save", None, {}), "durable")
 
 
 def _closed() -> ModelClosedError:

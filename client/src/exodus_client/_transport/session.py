@@ -1,4 +1,8 @@
-"""HTTP with retries: one request in, one whole answer or one exception out. Knows nothing of gradients."""
+"""HTTP with retries: one request in, one whole answer or one exception out. Knows nothing of gradients.
+
+Requests and answers are httpx's, and so are transports. `httpx.Client` is left out: merging its defaults into every
+request costs as much as sending a small one.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
 from types import MappingProxyType
 from typing import Any, cast
-from urllib.parse import SplitResult, urlsplit
 
 import httpx
 import numpy as np
@@ -31,17 +35,14 @@ from exodus_client._errors import (
     status_error,
 )
 from exodus_client._threads import within
-from exodus_client._transport.advice import advice
-from exodus_client._transport.proxies import httpx_transport, proxy_of
+from exodus_client._transport.address import advice, resolve
 from exodus_client._transport.retry import delay, parse_retry_after
-from exodus_client._transport.sockets import DEADLINE, SocketTransport, sooner, tcp, unix
+from exodus_client._transport.sockets import DEADLINE, SocketTransport, sooner
 from exodus_client.wire import Encoded
 
 _log = logging.getLogger("exodus_client")
 
 _NO_RETRIES = Retries(count=0)
-
-_ADDRESS = "http://HOST:PORT, https://HOST or unix:/PATH"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +51,20 @@ class Answer:
 
     Attributes:
         status: of the response, 200 to 299.
-        headers: of the response.
+        headers: of the response, by their names in lower case.
         body: as it came, still compressed if `Content-Encoding` says so.
         request_id: under which the server logged the request.
         round_trip: milliseconds from sending to the last byte, of the attempt that was answered.
     """
 
     status: int
-    headers: httpx.Headers
+    headers: Mapping[str, str]
     body: memoryview
     request_id: str
     round_trip: float
 
 
-class Body:
+class Body(httpx.SyncByteStream):
     """An encoded message in chunks, from the front whenever a request is tried again.
 
     `before_chunk` is called before each; what it raises ends the upload.
@@ -74,7 +75,7 @@ class Body:
         self._chunk_bytes = chunk_bytes
         self._before_chunk = before_chunk
 
-    def __iter__(self) -> Iterator[bytes | memoryview]:
+    def __iter__(self) -> Iterator[Any]:  # of bytes and views of them
         if self._encoded.nbytes <= defaults.JOINED_BYTES:
             yield b"".join(self._encoded.chunks)  # one packet rather than one for the header and each pad
             return
@@ -106,24 +107,28 @@ class Session:
         transport: httpx.BaseTransport | None,
         user_agent: str,
     ) -> None:
-        url, transport, self._proxy = _address(base_url, transport, limits.max_in_flight)
-        self._ours = isinstance(transport, SocketTransport)
+        url, self.transport, self._proxy = resolve(base_url, transport, limits.max_in_flight)
+        self._ours = isinstance(self.transport, SocketTransport)
         self._chunk_bytes = defaults.CHUNK_BYTES if self._ours else defaults.HTTPX_CHUNK_BYTES
         self.base_url = base_url.rstrip("/")
+        self._url = lru_cache(64)(lambda path: httpx.URL(url + path))
+        self._headers = [
+            (b"Host", httpx.URL(url).netloc),
+            (b"Accept", b"*/*"),
+            (b"Accept-Encoding", b"identity"),
+            (b"Connection", b"keep-alive"),
+            (b"User-Agent", user_agent.encode()),
+            *_authorization(api_key),
+        ]
+        self._cookies = httpx.Cookies(CookieJar(_Cookies()))
         self._process = os.getpid()
-        self._authorization = _authorization(api_key)
         self._timeout = timeout
         self._retries = retries
         self._limits = limits
-        self._ever_answered = False
+        self._closed = False
+        self.ever_answered = False
         self._failure: ExodusError | None = None
-        self._one_call = threading.local()  # when the call ends that a thread is in, where it is of several requests
-        self._http = httpx.Client(
-            base_url=url,
-            transport=transport,
-            cookies=CookieJar(_Cookies()),
-            headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
-        )
+        self._one_call = threading.local()  # when the call of several requests ends that a thread is in
 
     @contextmanager
     def one_call(self) -> Iterator[None]:
@@ -199,12 +204,13 @@ class Session:
 
     def check_open(self) -> None:
         """Raises ClientClosedError where these are closed."""
-        if self._http.is_closed:
+        if self._closed:
             raise ClientClosedError("the client is closed")
 
     def close(self) -> None:
         """Close all connections."""
-        self._http.close()
+        self._closed = True
+        self.transport.close()
 
     def _attempt(
         self,
@@ -215,6 +221,7 @@ class Session:
         ends: float | None,
         more_headers: Mapping[str, str],
     ) -> Answer:
+        self.check_open()
         self._check_time(request_id, ends)
         request = self._request(method, path, encoded, request_id, ends, more_headers)
         began = time.perf_counter()
@@ -227,7 +234,7 @@ class Session:
                 request_id=request_id,
             ) from error
         except httpx.TransportError as error:
-            what_to_do = advice(error, ever_answered=self._ever_answered, proxy=self._proxy)
+            what_to_do = advice(error, ever_answered=self.ever_answered, proxy=self._proxy)
             raise APIConnectionError(
                 f"{method} {path}: no answer from {self.base_url} ({type(error).__name__}: {error})"
                 + (what_to_do and f"; {what_to_do}"),
@@ -238,28 +245,29 @@ class Session:
                 f"{method} {path}: the answer cannot be read ({type(error).__name__}: {error})", request_id=request_id
             ) from error
         round_trip = (time.perf_counter() - began) * 1e3
-        self._ever_answered = True
-        request_id = response.headers.get("X-Request-ID", request_id)
+        self.ever_answered = True
+        headers = dict(response.headers.items())
+        if "set-cookie" in headers:
+            response.request = request
+            self._cookies.extract_cookies(response)
+        request_id = headers.get("x-request-id", request_id)
+        _log.debug("%s %s: %d", method, path, response.status_code)
         if not response.is_success:
             raise status_error(
                 response.status_code,
                 bytes(body),
                 request_id=request_id,
-                retry_after=parse_retry_after(response.headers.get("Retry-After")),
-                location=response.headers.get("Location", ""),
+                retry_after=parse_retry_after(headers.get("retry-after")),
+                location=headers.get("location", ""),
             )
         self._failure = None
-        return Answer(response.status_code, response.headers, body, request_id, round_trip)
+        return Answer(response.status_code, headers, body, request_id, round_trip)
 
     def _exchange(
         self, request: httpx.Request, request_id: str, ends: float | None
     ) -> tuple[httpx.Response, memoryview]:
         def run() -> tuple[httpx.Response, memoryview]:
-            try:
-                response = self._http.send(request, stream=True)
-            except RuntimeError:
-                self.check_open()  # it was, when the call began
-                raise
+            response = self.transport.handle_request(request)
             try:
                 return response, self._download(response, request_id, ends)
             finally:
@@ -278,23 +286,31 @@ class Session:
         more_headers: Mapping[str, str],
     ) -> httpx.Request:
         left = None if ends is None else ends - time.monotonic()
-        headers = {"X-Request-ID": request_id, **more_headers} | self._authorization
-        content: Any = None
+        headers = [*self._headers, (b"X-Request-ID", request_id.encode())]
+        headers += [(name.encode(), value.encode()) for name, value in more_headers.items()]
+        stream: httpx.SyncByteStream = httpx.ByteStream(b"")
         if encoded is not None:
-            headers |= {"Content-Type": encoded.content_type, "Content-Length": str(encoded.nbytes)}
+            headers += [
+                (b"Content-Type", encoded.content_type.encode()),
+                (b"Content-Length", b"%d" % encoded.nbytes),
+            ]
             if encoded.content_encoding is not None:
-                headers["Content-Encoding"] = encoded.content_encoding
-            content = Body(encoded, self._chunk_bytes, lambda: self._check_time(request_id, ends))
+                headers.append((b"Content-Encoding", encoded.content_encoding.encode()))
+            stream = Body(encoded, self._chunk_bytes, lambda: self._check_time(request_id, ends))
+        elif method in ("POST", "PUT"):
+            headers.append((b"Content-Length", b"0"))
         if left is not None:
-            headers["X-Deadline-Ms"] = str(max(1, int(left * 1e3)))
+            headers.append((b"X-Deadline-Ms", b"%d" % max(1, int(left * 1e3))))
         connect, write, read = (
             sooner(wait, left) for wait in (self._timeout.connect, self._timeout.write, self._timeout.read)
         )
-        timeout = httpx.Timeout(connect=connect, write=write, read=read, pool=read)
-        extensions = {DEADLINE: ends} if self._ours else {}
-        return self._http.build_request(
-            method, path, headers=headers, content=content, timeout=timeout, extensions=extensions
-        )
+        extensions: dict[str, Any] = {"timeout": {"connect": connect, "write": write, "read": read, "pool": read}}
+        if self._ours:
+            extensions[DEADLINE] = ends
+        request = httpx.Request(method, self._url(path), headers=headers, stream=stream, extensions=extensions)
+        if self._cookies:
+            self._cookies.set_cookie_header(request)
+        return request
 
     def _download(self, response: httpx.Response, request_id: str, ends: float | None) -> memoryview:
         """The body, received into one buffer that was allocated when the headers came."""
@@ -376,75 +392,20 @@ def is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def _address(
-    base_url: str, transport: httpx.BaseTransport | None, max_connections: int
-) -> tuple[str, httpx.BaseTransport, str]:
-    """The URL to build on, and the transport for it: `unix:/path` is HTTP through a socket of the file system.
-
-    TLS and proxies of the environment are httpx's business.
-    """
-    if not isinstance(base_url, str):
-        raise TypeError(f"base_url must be {_ADDRESS}, got {base_url!r:.80}")
-    scheme, _, socket = base_url.partition(":")
-    if scheme == "unix" and socket:
-        return "http://localhost", transport or SocketTransport(unix(socket), max_connections), ""
-    try:
-        parts = urlsplit(base_url)
-    except ValueError as error:  # half a bracket, for example
-        raise _no_address(base_url) from error
-    fits = parts.scheme in ("http", "https") and parts.hostname and not (parts.query or parts.fragment)
-    if not fits or " " in base_url or not _has_port(parts) or not _is_host(base_url, parts):
-        raise _no_address(base_url)
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("base_url must be without user and password, got one of them; keys go to api_key")
-    host = cast(str, parts.hostname)
-    proxy = None
-    if transport is None:
-        proxy = proxy_of(parts.scheme, host, parts.port or (443 if parts.scheme == "https" else 80))
-        if parts.scheme == "http" and proxy is None:
-            transport = SocketTransport(tcp(host, parts.port or 80), max_connections)
-        else:
-            limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
-            transport = httpx_transport(proxy, limits)
-    return base_url.rstrip("/"), transport, proxy[0] if proxy else ""
-
-
-def _no_address(base_url: str) -> ValueError:
-    shown = base_url.rpartition("@")[2]  # without the password
-    return ValueError(f"base_url must be {_ADDRESS}, got {shown!r}")
-
-
-def _is_host(base_url: str, parts: SplitResult) -> bool:
-    """True if the name service can be asked for the host."""
-    try:
-        httpx.URL(base_url)
-        return bool(cast(str, parts.hostname).encode("idna"))
-    except (httpx.InvalidURL, UnicodeError):
-        return False
-
-
 def _is_size(declared: str) -> bool:
     """True for a Content-Length that is a number of bytes of at most 63 bits."""
     return declared.isascii() and declared.isdecimal() and len(declared) < 20
 
 
-def _has_port(parts: SplitResult) -> bool:
-    """Whether the port is missing, or one that there is."""
-    try:
-        return parts.port != 0
-    except ValueError:
-        return False
-
-
-def _authorization(given: str | None) -> dict[str, str]:
+def _authorization(given: str | None) -> list[tuple[bytes, bytes]]:
     # An empty variable is how a shell, or a compose file, says that there is none.
     api_key = (os.environ.get(defaults.API_KEY_VARIABLE) or None) if given is None else given
     if api_key is None:
-        return {}
+        return []
     name = "api_key" if given is not None else f"the environment variable {defaults.API_KEY_VARIABLE}"
     if not isinstance(api_key, str):
         raise TypeError(f"api_key: got {type(api_key).__name__}, want a string")
     # Checked here because the HTTP library would quote a bad header, and with it the key, in its exception.
     if not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key and api_key):
         raise ValueError(f"{name}: want printable ASCII characters without spaces around them")
-    return {"Authorization": f"Bearer {api_key}"}
+    return [(b"Authorization", b"Bearer " + api_key.encode())]

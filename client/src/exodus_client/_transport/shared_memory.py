@@ -22,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
-import httpx
 import numpy as np
 
 from exodus_client import _constants as defaults
@@ -159,7 +158,7 @@ class SharedMemory:
 
     def _received(self, answer: Answer, segment: Segment) -> Answer:
         """The answer with its body in the segment, which comes back once no array refers to it any more."""
-        if answer.headers.get("Content-Type") != SEGMENT_TYPE:  # it did not fit
+        if answer.headers.get("content-type") != SEGMENT_TYPE:  # it did not fit
             self._give_back(segment)
             return answer
         try:
@@ -175,8 +174,7 @@ class SharedMemory:
         # An array of its own, whose life ends with that of the last view of it.
         array = np.frombuffer(segment.bytes.data, np.uint8, where.nbytes, where.offset)
         weakref.finalize(array, self._give_back, segment).atexit = False
-        headers = httpx.Headers(answer.headers)
-        headers["Content-Type"] = MSGPACK_TYPE
+        headers = {**answer.headers, "content-type": MSGPACK_TYPE}
         return replace(answer, headers=headers, body=memoryview(cast(Any, array)))
 
     def _take(self, nbytes: int) -> Segment | None:

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from exodus_client._client import Client
-from exodus_client._gradients.layers import Context, layer_backward, layer_forward
 from exodus_client._gradients.result import GradientArguments, Gradients, Method, Parameter, Trace
 from exodus_client._numbers import elements_of, is_real
 from exodus_client.neuron import LIF, Reset
 from exodus_client.surrogate import Exponential, Surrogate
+from exodus_client.torch.contexts import Context, layer_backward, layer_forward
 from exodus_client.torch.once_differentiable import once_differentiable
 from exodus_client.torch.ranges import MIN_THRESHOLD, Bounded
 

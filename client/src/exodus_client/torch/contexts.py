@@ -26,6 +26,7 @@ from exodus_client._gradients.result import (
     read_answer,
     read_gradients,
 )
+from exodus_client._transport.connection import Connection
 from exodus_client.neuron import Array
 from exodus_client.wire import Message, Tensor, encode
 
@@ -61,7 +62,7 @@ class _Known:
             _log.warning("remote layers send their inputs again for the backward pass: %s", reason)
 
 
-_known: WeakKeyDictionary[Client, _Known] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Connection, _Known] = WeakKeyDictionary()
 
 
 def layer_forward(
@@ -79,18 +80,18 @@ def layer_forward(
         TypeError, ValueError: an argument does not fit; nothing was sent.
         ExodusError: see its tree.
     """
-    with client._session.one_call():
+    with client.connection.session.one_call():
         return _forward(client, arguments, keep)
 
 
 def _forward(client: Client, arguments: GradientArguments, keep: bool) -> tuple[Mapping[str, Array], Context | None]:
-    known = _known.setdefault(client, _Known())
+    known = _known.setdefault(client.connection, _Known())
     request = gradient_request(arguments)
     params = {name: request.message.params[name] for name in ("neuron", "surrogate", "time_dim", "return")}
     encoded = encode(Message(params | {"method": request.method}, request.message.tensors), request.form)
     if keep and encoded.nbytes < known.refused_from:
         try:
-            answer = client._post("/v1/layers/forward", encoded)
+            answer = client.connection.post("/v1/layers/forward", encoded)
         except NotFoundError as error:
             known.refused_from = 0
             known.say(f"this server has no layers in two requests ({error.detail})")
@@ -100,7 +101,7 @@ def _forward(client: Client, arguments: GradientArguments, keep: bool) -> tuple[
         else:
             neurons = Neurons.of(request.message)
             wanted = neurons.traces(params["return"])
-            message, arrays = read_answer(answer, request.kind, client._wire_limits, wanted)
+            message, arrays = read_answer(answer, request.kind, client.connection.wire_limits, wanted)
             handle = message.params.get("context")
             if not isinstance(handle, str):
                 raise InvalidResponseError(
@@ -130,9 +131,11 @@ def layer_backward(
     tensors = [Tensor.of(name, array) for name, array in given.items() if array is not None]
     message = Message.of({"context": context.handle, "wrt": list(wrt)}, tensors)
     try:
-        answer = client._post("/v1/layers/backward", encode(message))
+        answer = client.connection.post("/v1/layers/backward", encode(message))
     except (GoneError, NotFoundError) as error:
         reason = f"the server no longer has the context of a forward pass ({error.code or error.status_code})"
-        _known.setdefault(client, _Known()).say(reason)
+        _known.setdefault(client.connection, _Known()).say(reason)
         return None
-    return read_gradients(answer, context.kind, client._wire_limits, context.method, context.neurons.gradients(wrt))
+    return read_gradients(
+        answer, context.kind, client.connection.wire_limits, context.method, context.neurons.gradients(wrt)
+    )
