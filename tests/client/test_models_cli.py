@@ -160,7 +160,7 @@ class TestFiles:
         Path("other").write_bytes(content)
         result = exodus("load", URL, "one", "other", "--create")
         assert result.exit_code == 2
-        assert "other is not the state of a model" in result.stderr
+        assert "FILE must be the state of a model, which `exodus models save` writes, got other" in result.stderr
         assert not server.requests
 
     def test_a_file_that_is_not_there_is_exit_code_2(self, exodus: Any) -> None:

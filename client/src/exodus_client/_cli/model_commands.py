@@ -16,6 +16,7 @@ from exodus_client._client import Client
 from exodus_client._errors import NotFoundError
 from exodus_client._models.messages import ModelInfo
 from exodus_client._models.model import Model
+from exodus_client.wire.state import StateHeader
 
 models = typer.Typer(name="models", help="Models that are trained on a server.", no_args_is_help=True)
 
@@ -155,14 +156,13 @@ def _model(client: Client, id: str, made_from: dict[str, Any] | None, patience: 
 def _made_from(file: Path) -> dict[str, Any]:
     """Network, optimiser and seed that a state belongs to. Raises OSError, ValueError."""
     with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
         try:
-            # A file of another kind may ask for any amount of memory.
-            header = stream.read(size) if size <= file.stat().st_size else b""
-            made_from: dict[str, Any] = json.loads(json.loads(header)["__metadata__"]["exodus"])
+            made_from = StateHeader.read(stream, file.stat().st_size).description
             return {name: made_from[name] for name in ("network", "optimizer", "seed")}
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{file} is not the state of a model, which `exodus models save` writes") from error
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"FILE must be the state of a model, which `exodus models save` writes, got {file}: {error}"
+            ) from error
 
 
 def _moved(model: Model, file: Path, as_json: bool, line: str) -> None:

@@ -41,6 +41,7 @@ from exodus_client._transport.retry import is_retryable
 from exodus_client._transport.session import Answer, read_json, read_number
 from exodus_client.neuron import Array
 from exodus_client.wire import Encoded, Tensor
+from exodus_client.wire.state import MEDIA_TYPE
 
 Result = TypeVar("Result")
 
@@ -506,7 +507,7 @@ class Model:
 
     def _put(self, body: bytes) -> ModelInfo:
         reads = self._reads
-        encoded = Encoded("application/vnd.safetensors", len(body), [body])
+        encoded = Encoded(MEDIA_TYPE, len(body), [body])
 
         def run() -> ModelInfo:
             answer = self._request("PUT", f"{self._path}/state", encoded)

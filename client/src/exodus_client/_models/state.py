@@ -1,9 +1,8 @@
-"""The file that a model's whole state travels in: safetensors, with what it belongs to in its metadata."""
+"""The whole state of a model: a safetensors file, whose weights are read and replaced here."""
 
 from __future__ import annotations
 
-import json
-import math
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,13 +15,10 @@ from exodus_client._numbers import ANY, DECAY, POSITIVE, check_parameter, values
 from exodus_client._transport.session import Answer, is_count
 from exodus_client.neuron import Array
 from exodus_client.wire import Tensor
-
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+from exodus_client.wire.state import GRADIENTS, RANDOM, WEIGHTS, StateHeader
 
 #: Where the parameters of neurons have to be, as networks have them.
 _RANGES = {"alpha": DECAY, "threshold": POSITIVE}
-
-_WEIGHTS, _GRADIENTS, _RANDOM = "weights.", "gradients.", "random"
 
 
 class IncompatibleKeys(NamedTuple):
@@ -54,22 +50,25 @@ class State:
         """Read an answer of the server. Raises InvalidResponseError."""
         body = bytes(answer.body)
         try:
-            sequence = json.loads(_metadata(body)["exodus"])["sequence"]
+            header = _header(body)
+            sequence: Any = header.description.get("sequence")
             if not is_count(sequence):
                 raise ValueError(f"sequence must be a number of calls, got {sequence!r:.80}")
-            _check_tensors(body)
+            header.check_tensors(len(body))
             return cls(body, sequence)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InvalidResponseError(f"no state of a model: {error}", request_id=answer.request_id) from error
+        except ValueError as error:
+            raise InvalidResponseError(
+                f"the answer is no state of a model: {error}", request_id=answer.request_id
+            ) from error
 
     def weights(self, kind: Literal["numpy", "torch"]) -> dict[str, Array]:
         """Parameters and running statistics by name. Raises ValueError, ModuleNotFoundError."""
         if kind not in ("numpy", "torch"):
             raise ValueError(f"kind must be numpy or torch, got {kind!r:.80}")
         arrays = {
-            name.removeprefix(_WEIGHTS): array
+            name.removeprefix(WEIGHTS): array
             for name, array in _safetensors().load(self.body).items()
-            if name.startswith(_WEIGHTS)
+            if name.startswith(WEIGHTS)
         }
         if kind == "numpy":
             return arrays
@@ -79,7 +78,7 @@ class State:
 
     def compare(self, weights: Mapping[str, Array], *, strict: bool) -> IncompatibleKeys:
         """The names by which weights differ from those of the network. Raises ValueError where `strict`, and any do."""
-        known = [name.removeprefix(_WEIGHTS) for name in _header(self.body) if name.startswith(_WEIGHTS)]
+        known = [name.removeprefix(WEIGHTS) for name in _header(self.body).tensors if name.startswith(WEIGHTS)]
         found = IncompatibleKeys(sorted(set(known) - set(weights)), [name for name in weights if name not in known])
         if strict and any(found):
             parts = {"missing": found.missing_keys, "unexpected": found.unexpected_keys}
@@ -94,26 +93,26 @@ class State:
         library = _safetensors()
         tensors = library.load(self.body)
         for name, given in weights.items():
-            old = tensors[_WEIGHTS + name]
+            old = tensors[WEIGHTS + name]
             array = values_of(Tensor.of(name, given))
             if array.shape != old.shape:
                 raise ValueError(f"weights: {name} must have shape {list(old.shape)}, got {list(array.shape)}")
             # Not ascontiguousarray, which gives a scalar a dimension.
-            tensors[_WEIGHTS + name] = np.asarray(array, old.dtype, order="C")
-        return State(library.save(tensors, metadata=_metadata(self.body)), self.sequence)
+            tensors[WEIGHTS + name] = np.asarray(array, old.dtype, order="C")
+        return State(library.save(tensors, metadata=_header(self.body).metadata), self.sequence)
 
     @property
     def has_gradients(self) -> bool:
         """Whether gradients have been accumulated since the last step of the optimiser."""
-        return any(name.startswith(_GRADIENTS) for name in _header(self.body))
+        return any(name.startswith(GRADIENTS) for name in _header(self.body).tensors)
 
     def without_gradients(self, random: State | None = None) -> State:
         """The same without accumulated gradients, and with the random state of another where it is given."""
         library = _safetensors()
-        tensors = {n: t for n, t in library.load(self.body).items() if not n.startswith(_GRADIENTS)}
+        tensors = {n: t for n, t in library.load(self.body).items() if not n.startswith(GRADIENTS)}
         if random is not None:
-            tensors[_RANDOM] = library.load(random.body)[_RANDOM]
-        return State(library.save(tensors, metadata=_metadata(self.body)), self.sequence)
+            tensors[RANDOM] = library.load(random.body)[RANDOM]
+        return State(library.save(tensors, metadata=_header(self.body).metadata), self.sequence)
 
 
 def check_weights(weights: Mapping[str, Array]) -> None:
@@ -122,30 +121,8 @@ def check_weights(weights: Mapping[str, Array]) -> None:
         check_parameter(str(name), given, _RANGES.get(str(name).rpartition(".")[2], ANY))
 
 
-def _header(body: bytes) -> dict[str, Any]:
-    size = int.from_bytes(body[:8], "little")
-    header: dict[str, Any] = json.loads(body[8 : 8 + size])
-    return header
-
-
-def _metadata(body: bytes) -> dict[str, str]:
-    metadata: dict[str, str] = _header(body)["__metadata__"]
-    return metadata
-
-
-def _check_tensors(body: bytes) -> None:
-    """Raises ValueError, KeyError, TypeError, AttributeError: the tensors do not fill the file, one after the other."""
-    end = 0
-    tensors = {name: about for name, about in _header(body).items() if name != "__metadata__"}
-    for name, about in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
-        shape, (start, stop) = about["shape"], about["data_offsets"]
-        if not all(is_count(number) for number in (*shape, start, stop)):
-            raise ValueError(f"{name}: its shape or place is none")
-        if start != end or stop - start != math.prod(shape) * _ITEM_BYTES[about["dtype"]]:
-            raise ValueError(f"{name}: its place is not that of {about['dtype']} of shape {shape}")
-        end = stop
-    if 8 + int.from_bytes(body[:8], "little") + end != len(body):
-        raise ValueError("its length is not that of its tensors")
+def _header(body: bytes) -> StateHeader:
+    return StateHeader.read(io.BytesIO(body), len(body))
 
 
 def _safetensors() -> ModuleType:
