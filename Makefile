@@ -16,6 +16,7 @@ export EXODUS_DATA ?= $(wildcard $(CURDIR)/../shared/data)
 QUICK ?=
 DATA ?=
 SEED ?=
+PYTHONS ?=
 TARGET ?= cpu
 
 .PHONY: help setup serve demo test lint format bench bench-service bench-remote chaos exactness sanitize peers lock clean release pythons
@@ -124,11 +125,11 @@ gpu-check: setup ## on a machine with a GPU: the tests on the device, compute-sa
 peers: setup ## install the libraries that the tests compare with
 	$(PIP) install --quiet --no-deps --requirement requirements-peers.txt
 
-release: setup ## build the three distributions from what is committed and check them; publishes nothing
-	$(BIN)/python -m tools.release
+release: setup ## build the three distributions from what is committed and check them; publishes nothing; QUICK=1 without the wheel of the core
+	$(BIN)/python -m tools.release $(if $(QUICK),--quick)
 
-pythons: setup ## test the client under every Python from 3.11 on that is installed, without torch
-	$(BIN)/python -m tools.pythons
+pythons: setup ## test the client under every Python from 3.11 on that is installed, without torch; PYTHONS=3.13 for one
+	$(BIN)/python -m tools.pythons $(PYTHONS)
 
 lock: ## pin requirements.in in requirements.lock, on a machine of the kind that it is for
 	$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \
@@ -140,13 +141,7 @@ clean: ## remove everything that was built or installed
 	find . -name '*.egg-info' -prune -exec rm -rf {} + -o -name '__pycache__' -prune -exec rm -rf {} +
 	rm -rf exodus_core/build exodus_core/src/exodus_core/*.so
 
-image-release: setup ## build the three distributions from what is committed and check them; publishes nothing
-	$(BIN)/python -m tools.release
-
-pythons: setup ## test the client under every Python from 3.11 on that is installed, without torch
-	$(BIN)/python -m tools.pythons
-
-lock: ## pin what PyTorch's CUDA build brings along in docker/gpu.lock, where pip finds that build
+image-lock: ## pin what PyTorch's CUDA build brings along in docker/gpu.lock, where pip finds that build
 	@mkdir -p build
 	sed -E 's/^(torch==[^+]*).*/\1/' requirements.lock > build/constraints.txt
 	echo torch | $(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links \

@@ -1,14 +1,16 @@
 """Builds the three distributions from what is committed and checks what would be published; publishes nothing.
 
-    python -m tools.release
+    python -m tools.release [--quick]
 
 Wheels are built from the sdists, so that an sdist that lacks a file fails. Then: one version everywhere, with a section
 of the changelog; metadata (twine); every committed source in sdist and wheel; and the wheel of the client in a fresh
-environment without torch. Files are in build/release/dist. Exits with 1 if anything is wrong.
+environment without torch. Files are in build/release/dist. --quick leaves out the wheel of the core, which has to be
+compiled. Exits with 1 if anything is wrong.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -22,7 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).absolute().parents[1]
 BUILD = ROOT / "build" / "release"
-DISTRIBUTIONS = ("exodus_core", "service", "client")
+CORE = "exodus_core"
+DISTRIBUTIONS = (CORE, "service", "client")
 SHIPPED = re.compile(r"(src|csrc)/|pyproject\.toml$|setup\.py$|README\.md$|LICENSE$")
 
 
@@ -71,15 +74,18 @@ def check_version(source: Path) -> str:
     return version
 
 
-def check_files(source: Path, name: str, version: str) -> None:
+def listed(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def check_files(name: str, files: list[str], version: str, quick: bool) -> None:
     """The sdist has every file that is built from, the wheel every file of the package."""
-    project = source / name
-    package = next(path.name for path in (project / "src").iterdir() if path.name.startswith("exodus_"))
-    files = [path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()]
-    distribution = package if name == "exodus_core" else f"exodus_{name}"
+    distribution = name if name == CORE else f"exodus_{name}"
     with tarfile.open(BUILD / "dist" / f"{distribution}-{version}.tar.gz") as sdist:
         found = {member.partition("/")[2] for member in sdist.getnames()}
     require(f"sdist of {distribution}", found, (file for file in files if SHIPPED.match(file)))
+    if quick and name == CORE:
+        return
     (path,) = (BUILD / "dist").glob(f"{distribution}-{version}-*.whl")
     with zipfile.ZipFile(path) as wheel:
         names = set(wheel.namelist())
@@ -111,18 +117,23 @@ def check_client(version: str) -> None:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="no wheel of the core")
+    quick: bool = parser.parse_args().quick
     shutil.rmtree(BUILD, ignore_errors=True)
     source = BUILD / "source"
     source.mkdir(parents=True)
     try:
         committed(source)
         version = check_version(source)
+        files = {name: listed(source / name) for name in DISTRIBUTIONS}  # before a build adds its own
         for name in DISTRIBUTIONS:
-            run(sys.executable, "-m", "build", "--no-isolation", "--outdir", BUILD / "dist", source / name)
+            only = ["--sdist"] if quick and name == CORE else []
+            run(sys.executable, "-m", "build", "--no-isolation", *only, "--outdir", BUILD / "dist", source / name)
         twine = environment("twine", "--requirement", ROOT / "requirements-release.txt") / "twine"
         run(twine, "check", "--strict", *sorted((BUILD / "dist").iterdir()))
         for name in DISTRIBUTIONS:
-            check_files(source, name, version)
+            check_files(name, files[name], version, quick)
         check_client(version)
     except ReleaseError as error:
         print(f"release: {error}", file=sys.stderr)
