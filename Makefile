@@ -51,7 +51,7 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy exodus_core/src client/src service/src
-	$(BIN)/mypy benchmarks examples tools tests/e2e tests/benchmarks tests/test_walls.py
+	$(BIN)/mypy benchmarks examples tools tests/e2e tests/benchmarks tests/cuda tests/*.py
 
 format: setup ## let ruff format the code
 	$(BIN)/ruff check --fix
