@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import exodus_core
-from agreement import DTYPES, KERNELS, SURROGATES, name_of
+from assertions import DTYPES, KERNELS, SURROGATES, name_of
 from exodus_core import ExponentialKernel
 from exodus_core.surrogate import Sigmoid
 

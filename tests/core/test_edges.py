@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import exodus_core
-from agreement import DTYPES, assert_agrees, gradients, leaves, lif_parameters, name_of
+from assertions import DTYPES, assert_agrees, gradients, leaves, lif_parameters, name_of
 from exodus_core import AlphaKernel, reference
 from exodus_core.surrogate import Arctan, Tanh
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import exodus_core
-from agreement import DTYPES, KERNELS, ODD_SHAPES, assert_agrees, gradients, leaves, name_of, relative_error
+from assertions import DTYPES, KERNELS, ODD_SHAPES, assert_agrees, gradients, leaves, name_of, relative_error
 from exodus_core import AlphaKernel, ExponentialKernel, reference
 from exodus_core.ops import compute_dtype
 

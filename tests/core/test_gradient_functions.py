@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import exodus_core
-from agreement import DTYPES, KERNELS, RESETS, assert_agrees, leaves, lif_parameters, name_of, relative_error
+from assertions import DTYPES, KERNELS, RESETS, assert_agrees, leaves, lif_parameters, name_of, relative_error
 from exodus_core.kernels import AlphaKernel
 from exodus_core.surrogate import Arctan
 

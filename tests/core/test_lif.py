@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import exodus_core
-from agreement import (
+from assertions import (
     DTYPES,
     ODD_SHAPES,
     RESETS,

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.utils.checkpoint
 
-from agreement import assert_agrees, relative_error
+from assertions import assert_agrees, relative_error
 from exodus_core import losses, network
 from exodus_core.network.recurrent import recurrent_lif
 

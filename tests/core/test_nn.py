@@ -10,7 +10,7 @@ import torch
 import torch.utils.checkpoint
 
 import exodus_core
-from agreement import relative_error
+from assertions import relative_error
 from exodus_core import AlphaKernel, ExponentialKernel, SlayerRefractory, SlayerResponse, network, nn, surrogate
 from exodus_core.surrogate import Sigmoid
 

@@ -13,7 +13,7 @@ import torch
 from torch.autograd import forward_ad
 
 import exodus_core
-from agreement import KERNELS
+from assertions import KERNELS
 from exodus_core import AlphaKernel, ExponentialKernel
 
 NEURON = (0.9, 1.0, 1.0, -1.0, 1.0)

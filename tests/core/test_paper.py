@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import exodus_core
-from agreement import KERNELS, relative_error
+from assertions import KERNELS, relative_error
 from exodus_core import ExponentialKernel
 from exodus_core.surrogate import Exponential
 

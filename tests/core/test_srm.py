@@ -4,7 +4,17 @@ import pytest
 import torch
 
 import exodus_core
-from agreement import DTYPES, KERNELS, ODD_SHAPES, SURROGATES, assert_agrees, gradients, leaves, name_of, relative_error
+from assertions import (
+    DTYPES,
+    KERNELS,
+    ODD_SHAPES,
+    SURROGATES,
+    assert_agrees,
+    gradients,
+    leaves,
+    name_of,
+    relative_error,
+)
 from exodus_core import AlphaKernel, ExponentialKernel, reference
 from exodus_core.ops import compute_dtype
 from exodus_core.surrogate import Exponential

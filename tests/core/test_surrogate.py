@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import exodus_core
-from agreement import DTYPES, SURROGATES, name_of
+from assertions import DTYPES, SURROGATES, name_of
 from exodus_core import surrogate
 
 
