@@ -14,7 +14,7 @@ from exodus_core import losses, network
 from exodus_core.arguments import METHODS
 from exodus_core.training import OPTIMIZERS
 from exodus_service.gradients.request import CONTENT_TYPES
-from exodus_service.http.openapi import model_examples
+from exodus_service.http.openapi import examples as documented
 from exodus_service.http.problem_json import KINDS, MEDIA_TYPE
 from exodus_service.settings import settings_table
 
@@ -64,13 +64,13 @@ def test_every_example_of_models_and_layers_is_answered(serve):
         return json.loads(answer.body)["params"]
 
     document = json.loads(caller.call("GET", "/openapi.json").body)
-    post("/v1/models", "model", model_examples.CREATE)
-    post("/v1/models/demo/forward", "evaluate", model_examples.FORWARD)
-    post("/v1/models/demo/step", "first", model_examples.STEP)
-    post("/v1/models/demo/forward_backward", "second", model_examples.FORWARD_BACKWARD)
-    post("/v1/models/demo/optim_step", "third", model_examples.OPTIM_STEP)
-    context = post("/v1/layers/forward", "input", model_examples.LAYER_FORWARD)["context"]
-    post("/v1/layers/backward", "gradient", model_examples.LAYER_BACKWARD, context=context)
+    post("/v1/models", "model", documented.CREATE)
+    post("/v1/models/demo/forward", "evaluate", documented.FORWARD)
+    post("/v1/models/demo/step", "first", documented.STEP)
+    post("/v1/models/demo/forward_backward", "second", documented.FORWARD_BACKWARD)
+    post("/v1/models/demo/optim_step", "third", documented.OPTIM_STEP)
+    context = post("/v1/layers/forward", "input", documented.LAYER_FORWARD)["context"]
+    post("/v1/layers/backward", "gradient", documented.LAYER_BACKWARD, context=context)
 
 
 def test_the_schemas_of_answers_have_the_members_that_are_sent(serve):
@@ -78,10 +78,10 @@ def test_the_schemas_of_answers_have_the_members_that_are_sent(serve):
     document = json.loads(caller.call("GET", "/openapi.json").body)
     schemas = document["components"]["schemas"]
     for path, examples, info in (
-        ("/v1/models", model_examples.CREATE, "ModelInfo"),
-        ("/v1/models/demo/forward", model_examples.FORWARD, "ForwardInfo"),
-        ("/v1/models/demo/step", model_examples.STEP, "TrainingInfo"),
-        ("/v1/layers/forward", model_examples.LAYER_FORWARD, "LayerForwardInfo"),
+        ("/v1/models", documented.CREATE, "ModelInfo"),
+        ("/v1/models/demo/forward", documented.FORWARD, "ForwardInfo"),
+        ("/v1/models/demo/step", documented.STEP, "TrainingInfo"),
+        ("/v1/layers/forward", documented.LAYER_FORWARD, "LayerForwardInfo"),
     ):
         (example,) = examples.values()
         body = json.dumps(example["value"]).encode()

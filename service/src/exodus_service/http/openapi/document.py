@@ -1,188 +1,212 @@
-"""The OpenAPI document: what FastAPI cannot derive from code that reads bodies by itself."""
+"""OpenAPI document: headers, bodies and responses of each route, which FastAPI cannot derive from routes that read
+their request themselves."""
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 from starlette.responses import Response
 
-from exodus_client.wire import DTYPES, JSON_TYPE, SEGMENT_TYPE
+from exodus_client.wire import JSON_TYPE, SEGMENT_TYPE
 from exodus_service.errors import Code
-from exodus_service.gradients.params import Params
-from exodus_service.http.openapi.examples import EXAMPLES
-from exodus_service.http.problem_json import KINDS, MEDIA_TYPE, Category
+from exodus_service.http.openapi import examples
+from exodus_service.http.openapi.models import (
+    ForwardInfo,
+    GradientInfo,
+    JsonAnswer,
+    JsonRequest,
+    LayerForwardInfo,
+    ModelInfo,
+    ModelList,
+    ProblemDocument,
+    RunningInfo,
+    SaveInfo,
+    TrainingInfo,
+    message,
+)
+from exodus_service.http.problem_json import KINDS, MEDIA_TYPE
+from exodus_service.models.storage.state_file import MEDIA_TYPE as STATE_TYPE
+from exodus_service.operations.params import (
+    CreateParams,
+    ForwardBackwardParams,
+    ForwardParams,
+    LayerBackwardParams,
+    LayerForwardParams,
+    OptimStepParams,
+    StepParams,
+)
 
 Document = dict[str, Any]
-
-BINARY_TYPE = "application/vnd.msgpack"
+Responses = dict[int | str, Document]
+Codes = tuple[Code, ...]
 
 #: Paths of the document, and of the page to browse it.
 DOCUMENT, DOCS = "/openapi.json", "/docs"
 
+_BINARY_TYPE = "application/vnd.msgpack"
+_BINARY: Document = {"schema": {"type": "string", "format": "binary"}}
 
-class FaultDocument(BaseModel):
-    """One place in the request that is wrong."""
+#: Models whose schemas are added to those that FastAPI finds.
+_SCHEMAS: list[type[BaseModel]] = [
+    ProblemDocument, JsonRequest, JsonAnswer, ModelInfo, ModelList, SaveInfo, RunningInfo,
+]  # fmt: skip
 
-    pointer: str = Field(description="JSON pointer into the body; /headers/NAME for a header.")
-    expected: str
-    got: str
-
-
-class ProblemDocument(BaseModel):
-    """An error, as of RFC 9457."""
-
-    type: str = Field(description="URN of the kind of problem.")
-    title: str
-    status: int
-    detail: str
-    instance: str = Field(description="Path of the request.")
-    code: str = Field(description="Stable name of the kind of problem.", json_schema_extra={"enum": list(KINDS)})
-    category: Category = Field(description="Who can do something about it.")
-    retryable: bool = Field(description="Whether the same request may succeed later.")
-    request_id: str
-    errors: list[FaultDocument]
+# Codes of errors: of any call, of any request with a body, of a call on a model, of a training call.
+_CALLER: Codes = ("unauthorized", "forbidden", "internal_error", "not_ready", "draining")
+_BODY: Codes = (
+    "malformed", "unauthorized", "forbidden", "body_timeout", "segment_gone", "length_required", "too_large",
+    "unsupported", "invalid", "queue_full", "internal_error", "not_ready", "draining", "deadline", "out_of_memory",
+)  # fmt: skip
+_MODEL: Codes = (*_BODY, "not_found")
+_TRAINING: Codes = (
+    *_MODEL, "sequence_conflict", "sequence_gap", "context_stale", "context_expired", "answer_expired", "non_finite",
+)  # fmt: skip
 
 
-class JsonTensor(BaseModel):
-    """A tensor in the JSON form."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")
-    dtype: str = Field(json_schema_extra={"enum": list(DTYPES)})
-    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=8)
-    encoding: str = Field(default="raw", json_schema_extra={"enum": ["raw", "events"]})
-    data: Any = Field(description='Nested lists. NaN and infinities are the strings "NaN", "Infinity", "-Infinity".')
+def _header(kind: str, description: str = "") -> Document:
+    return ({"description": description} if description else {}) | {"schema": {"type": kind}}
 
 
-class JsonRequest(BaseModel):
-    """A gradient request in the JSON form; the msgpack forms have the same members."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    v: int = Field(json_schema_extra={"const": 1})
-    params: Params
-    tensors: list[JsonTensor] = Field(max_length=64)
+def _parameter(name: str, description: str, **schema: Any) -> Document:
+    return {"name": name, "in": "header", "description": description, "schema": schema}
 
 
-class GradientInfo(BaseModel):
-    """What the service says beside the tensors."""
-
-    method: str
-    device: str
-    grad_norms: dict[str, float] = Field(description="L2 norm of each gradient, by the name of its tensor.")
-
-
-class JsonAnswer(BaseModel):
-    """The answer to a gradient request in the JSON form."""
-
-    v: int = Field(json_schema_extra={"const": 1})
-    params: GradientInfo
-    tensors: list[JsonTensor]
-
-
-#: What the document has schemas of, beside what FastAPI finds.
-SCHEMAS: list[type[BaseModel]] = [ProblemDocument, JsonRequest, JsonAnswer]
-
-HEADERS: Document = {
-    "X-Request-ID": {"description": "The name of the request, as sent or made up.", "schema": {"type": "string"}},
-    "Server-Timing": {
-        "description": "Milliseconds in queue, decode, kernel, encode, and in total.",
-        "schema": {"type": "string"},
-    },
+_RETRY_AFTER = {"Retry-After": _header("integer", "Seconds.")}
+_HEADERS: Document = {
+    "X-Request-ID": _header("string", "Id of the request, as sent or generated."),
+    "Server-Timing": _header("string", "Milliseconds in receive, queue, decode, kernel, encode, and in total."),
 }
 _EXTRA_HEADERS: dict[int, Document] = {
-    401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
-    429: {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
-    503: {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
+    401: {"WWW-Authenticate": _header("string")},
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+}
+_REPLAYED: Document = {
+    "X-Exodus-Replayed": _header("string", "1: the call was done before, and this is its answer again.")
+}
+_PARAMETERS: list[Document] = [
+    _parameter(
+        "X-Request-ID", "Id for the request, echoed in the response and in log lines.", type="string", maxLength=128
+    ),
+    _parameter(
+        "X-Deadline-Ms",
+        "Milliseconds after which the answer is of no use; then 504.",
+        type="integer",
+        minimum=0,
+        maximum=10**12 - 1,
+    ),
+    _parameter("Content-Encoding", "Compression of the body.", type="string", enum=["identity", "zstd"]),
+]
+_PREFER = _parameter("Prefer", "`wait=N`: after N seconds answer with 202 and the result's location.", type="string")
+
+
+def _reference(model: type[BaseModel]) -> Document:
+    return {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+
+
+_LATER: Document = {
+    "description": "Not done yet.",
+    "headers": _HEADERS | {"Location": _header("string", "Location of the result.")} | _RETRY_AFTER,
+    "content": {JSON_TYPE: _reference(RunningInfo)},
 }
 
 
-def reference(model: type[BaseModel]) -> Document:
-    """Where the document has the schema of a model."""
-    return {"$ref": f"#/components/schemas/{model.__name__}"}
-
-
-def responses_of(*codes: Code, status: int = 200) -> dict[int | str, Document]:
-    """The responses of a route: success, and what can go wrong."""
-    responses: dict[int | str, Document] = {status: {"headers": HEADERS}}
+def _responses(*codes: Code, status: int = 200) -> Responses:
+    """Responses of a route: success, and errors of the given codes."""
+    responses: Responses = {status: {"headers": _HEADERS}}
     for code in codes:
         kind = KINDS[code]
         described = responses.get(kind.status, {}).get("description", "")
         responses[kind.status] = {
             "description": f"{described} {kind.title}.".strip(),
-            "headers": HEADERS | _EXTRA_HEADERS.get(kind.status, {}),
-            "content": {MEDIA_TYPE: {"schema": reference(ProblemDocument)}},
+            "headers": _HEADERS | _EXTRA_HEADERS.get(kind.status, {}),
+            "content": {MEDIA_TYPE: _reference(ProblemDocument)},
         }
     return responses
 
 
-BINARY: Document = {"schema": {"type": "string", "format": "binary"}}
-
-_PARAMETERS: list[Document] = [
-    {
-        "name": "X-Request-ID",
-        "in": "header",
-        "description": "Name for the request, echoed in the response and written to the log.",
-        "schema": {"type": "string", "maxLength": 128},
-    },
-    {
-        "name": "X-Deadline-Ms",
-        "in": "header",
-        "description": "Milliseconds after which the answer is of no use; then 504.",
-        "schema": {"type": "integer", "minimum": 0, "maximum": 10**12 - 1},
-    },
-    {
-        "name": "Content-Encoding",
-        "in": "header",
-        "description": "Compression of the body.",
-        "schema": {"type": "string", "enum": ["identity", "zstd"]},
-    },
-]
-
-
-def request_of(model: type[BaseModel], examples: Document, *parameters: Document) -> Document:
-    """The body of a request that is a message, and its headers."""
+def _message_body(model: type[BaseModel], shown: Document, *parameters: Document) -> Document:
+    """Headers and body of a request that is a message."""
     content = {
-        BINARY_TYPE: BINARY,
-        JSON_TYPE: {"schema": reference(model), "examples": examples},
-        SEGMENT_TYPE: {"schema": {"type": "object", "description": "Where the body is in shared memory."}},
+        _BINARY_TYPE: _BINARY,
+        JSON_TYPE: _reference(model) | {"examples": shown},
+        SEGMENT_TYPE: {"schema": {"type": "object", "description": "Reference to a body in shared memory."}},
     }
     return {"parameters": [*_PARAMETERS, *parameters], "requestBody": {"required": True, "content": content}}
 
 
-def answer_of(model: type[BaseModel]) -> Document:
-    """The content of a response that is a message."""
-    return {BINARY_TYPE: BINARY, JSON_TYPE: {"schema": reference(model)}}
+def _route(responses: Responses, extra: Document | None = None, status: int = 200) -> dict[str, Any]:
+    """Arguments of a route's decorator."""
+    return {"responses": responses, "response_class": Response, "status_code": status, "openapi_extra": extra}
 
 
-#: What any request with a body may meet.
-BODY_CODES: tuple[Code, ...] = (
-    "malformed", "unauthorized", "forbidden", "body_timeout", "segment_gone", "length_required", "too_large",
-    "unsupported", "invalid", "queue_full", "internal_error", "not_ready", "draining", "deadline", "out_of_memory",
-)  # fmt: skip
-
-LIVE_RESPONSES = responses_of()
-READY_RESPONSES = responses_of("not_ready", "draining")
-CAPABILITIES_RESPONSES = responses_of("unauthorized", "forbidden", "internal_error")
-SHARED_MEMORY_RESPONSES = responses_of("unauthorized", "forbidden", "not_found", "internal_error")
-GRADIENT_RESPONSES = responses_of(*BODY_CODES, "not_found")
-GRADIENT_RESPONSES[200]["content"] = answer_of(JsonAnswer)
-GRADIENT_REQUEST = request_of(JsonRequest, EXAMPLES)
+def _call(name: str, params: type[BaseModel], info: type[BaseModel], shown: Document, *codes: Code) -> dict[str, Any]:
+    """A route that takes a message and answers with one."""
+    request, answer = message(f"{name}Request", params), message(f"{name}Answer", info)
+    _SCHEMAS.extend((request, answer))
+    responses = _responses(*codes)
+    responses[200]["content"] = {_BINARY_TYPE: _BINARY, JSON_TYPE: _reference(answer)}
+    responses[202] = _LATER
+    return _route(responses, _message_body(request, shown, _PREFER))
 
 
-def _drop_unknown(responses: Document) -> None:
-    """Take out the refusal that FastAPI writes down for every path with a parameter: ours have a form of their own."""
-    if JSON_TYPE in responses.get("422", {}).get("content", {}):
-        del responses["422"]
+def _training(name: str, params: type[BaseModel], shown: Document) -> dict[str, Any]:
+    route = _call(name, params, TrainingInfo, shown, *_TRAINING)
+    route["responses"][200]["headers"] = _HEADERS | _REPLAYED
+    return route
+
+
+def _json(info: type[BaseModel] | None, *codes: Code, status: int = 200) -> dict[str, Any]:
+    """A route that takes no message, and answers with JSON or nothing."""
+    responses = _responses(*codes, status=status)
+    if info is not None:
+        responses[status]["content"] = {JSON_TYPE: _reference(info)}
+    return _route(responses, status=status)
+
+
+LIVE_RESPONSES = _responses()
+READY_RESPONSES = _responses("not_ready", "draining")
+CAPABILITIES_RESPONSES = _responses("unauthorized", "forbidden", "internal_error")
+SHARED_MEMORY_RESPONSES = _responses("unauthorized", "forbidden", "not_found", "internal_error")
+
+GRADIENTS = _route(_responses(*_BODY, "not_found"), _message_body(JsonRequest, examples.GRADIENTS))
+GRADIENTS["responses"][200]["content"] = {_BINARY_TYPE: _BINARY, JSON_TYPE: _reference(JsonAnswer)}
+
+CREATE = _call("Create", CreateParams, ModelInfo, examples.CREATE, *_BODY, "model_exists", "storage_full")
+CREATE["responses"][201] = CREATE["responses"][200] | {"description": "The model was made."}
+CREATE["responses"][200] = CREATE["responses"][200] | {"description": "The model was there, made from the same."}
+LIST = _json(ModelList, *_CALLER, "queue_full")
+INFO = _json(ModelInfo, *_CALLER, "not_found")
+DELETE = _json(None, *_CALLER, "not_found", "storage_full", status=204)
+FORWARD = _call("Forward", ForwardParams, ForwardInfo, examples.FORWARD, *_MODEL, "sequence_gap")
+FORWARD_BACKWARD = _training("ForwardBackward", ForwardBackwardParams, examples.FORWARD_BACKWARD)
+OPTIM_STEP = _training("OptimStep", OptimStepParams, examples.OPTIM_STEP)
+STEP = _training("Step", StepParams, examples.STEP)
+SAVE = _json(SaveInfo, *_CALLER, "not_found", "queue_full", "deadline", "storage_full")
+SAVE["responses"][202] = _LATER
+SAVE["openapi_extra"] = {"parameters": [_PREFER]}
+GET_STATE = _json(None, *_CALLER, "not_found", "queue_full", "deadline", "out_of_memory")
+GET_STATE["responses"][200]["content"] = {STATE_TYPE: _BINARY}
+PUT_STATE = _json(ModelInfo, *_MODEL, "state_mismatch", "storage_full")
+PUT_STATE["responses"][202] = _LATER
+PUT_STATE["openapi_extra"] = {"requestBody": {"required": True, "content": {STATE_TYPE: _BINARY}}}
+LAYER_FORWARD = _call("LayerForward", LayerForwardParams, LayerForwardInfo, examples.LAYER_FORWARD, *_BODY)
+LAYER_BACKWARD = _call(
+    "LayerBackward", LayerBackwardParams, GradientInfo, examples.LAYER_BACKWARD, *_BODY, "context_expired"
+)
+GET_REQUEST = _json(None, *_CALLER, "not_found")
+GET_REQUEST["responses"][200]["description"] = "The response of the call, with its own status, headers and body."
+GET_REQUEST["responses"][202] = _LATER
+GET_REQUEST["openapi_extra"] = {"parameters": [_PREFER]}
+DELETE_REQUEST = _json(None, *_CALLER, "not_found", "running", status=204)
 
 
 def install(app: FastAPI) -> None:
-    """Have the application's document contain the schemas that the routes refer to, and the API key; and serve it.
+    """Add our schemas and the API key to the application's document, and serve it.
 
-    The document is written once: however many are being sent, they are views of the same bytes.
+    The document is encoded once: all responses are views of the same bytes.
     """
     derive = app.openapi
 
@@ -191,7 +215,7 @@ def install(app: FastAPI) -> None:
             document = derive()
             components = document.setdefault("components", {})
             schemas = components.setdefault("schemas", {})
-            for model in SCHEMAS:
+            for model in _SCHEMAS:
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas |= schema.pop("$defs", {})
                 schemas[model.__name__] = schema
@@ -200,22 +224,28 @@ def install(app: FastAPI) -> None:
                 if path.startswith("/v1/"):
                     for operation in item.values():
                         operation["security"] = [{"key": []}, {}]
-                        _drop_unknown(operation["responses"])
+                        _drop_validation_error(operation["responses"])
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
         assert app.openapi_schema is not None
         return app.openapi_schema
 
     app.openapi = complete  # type: ignore[method-assign]
-    written: list[bytes] = []
+    encoded: list[bytes] = []
 
     async def document(request: Request) -> Response:
-        if not written:
-            written.append(json.dumps(complete(), separators=(",", ":")).encode())
-        return Response(written[0], media_type=JSON_TYPE)
+        if not encoded:
+            encoded.append(json.dumps(complete(), separators=(",", ":")).encode())
+        return Response(encoded[0], media_type=JSON_TYPE)
 
     async def docs(request: Request) -> Response:
         return get_swagger_ui_html(openapi_url=f"{request.scope.get('root_path', '')}{DOCUMENT}", title=app.title)
 
     app.add_route(DOCUMENT, document, include_in_schema=False)
     app.add_route(DOCS, docs, include_in_schema=False)
+
+
+def _drop_validation_error(responses: Document) -> None:
+    """Remove the 422 that FastAPI adds to every path with a parameter; ours is application/problem+json."""
+    if JSON_TYPE in responses.get("422", {}).get("content", {}):
+        del responses["422"]

@@ -1,68 +1,127 @@
-"""Gradient requests in the JSON form, for the documentation; every one of them can be sent as it is."""
+"""Examples of requests in the JSON form. Each can be sent as it is; those on models in the order they have here."""
 
 from typing import Any
 
-_MEMBRANE = [[[0.2, 0.9], [1.1, 1.6], [0.4, 1.2]]]
-_GRAD = [[[0.5, -1.0], [1.0, 0.25], [-0.5, 1.0]]]
+Example = dict[str, Any]
 
 
-def floats(name: str, shape: list[int], data: Any) -> dict[str, Any]:
-    """A float32 tensor."""
-    return {"name": name, "dtype": "float32", "shape": shape, "data": data}
+def _tensor(name: str, data: Any, dtype: str = "float32") -> dict[str, Any]:
+    shape, inner = [], data
+    while isinstance(inner, list):
+        shape.append(len(inner))
+        inner = inner[0]
+    return {"name": name, "dtype": dtype, "shape": shape, "data": data}
 
 
-def example(summary: str, params: dict[str, Any], *tensors: dict[str, Any]) -> dict[str, Any]:
-    """An example of a body, with a summary."""
+def _events(name: str, shape: list[int], events: list[list[int]]) -> dict[str, Any]:
+    return {"name": name, "dtype": "bool", "shape": shape, "encoding": "events", "data": events}
+
+
+def _example(summary: str, params: dict[str, Any], *tensors: dict[str, Any]) -> Example:
     return {"summary": summary, "value": {"v": 1, "params": params, "tensors": list(tensors)}}
 
 
-EXAMPLES: dict[str, Any] = {
-    "membrane": example(
-        "Gradient on a given membrane trace of LIF neurons",
+_GRAD_OUTPUT = _tensor("grad_output", [[[0.5, -1.0], [1.0, 0.25], [-0.5, 1.0]]])
+_PSP = _tensor("psp", [[[0.7, 1.3], [1.6, 0.9], [0.4, 1.7]]])
+
+GRADIENTS = {
+    "membrane": _example(
+        "Gradient of LIF neurons for a given membrane trace",
         {
             "neuron": {"model": "lif", "alpha": 0.95, "threshold": 1.0, "reset": "subtract"},
             "surrogate": {"kind": "exponential", "slope": 2.0},
         },
-        floats("membrane", [1, 3, 2], _MEMBRANE),
-        floats("grad_output", [1, 3, 2], _GRAD),
+        _tensor("membrane", [[[0.2, 0.9], [1.1, 1.6], [0.4, 1.2]]]),
+        _GRAD_OUTPUT,
     ),
-    "input": example(
-        "Forward and gradient from an input current, with the gradient of a decay per neuron and the traces",
+    "input": _example(
+        "Forward pass and gradient for an input current, with the gradient of each neuron's decay and the traces",
         {
             "neuron": {"model": "lif", "alpha": {"tensor": "decays"}},
             "wrt": ["alpha"],
             "return": ["spikes", "membrane"],
         },
-        floats("input", [1, 3, 2], [[[0.7, 0.2], [0.6, 0.9], [0.1, 0.4]]]),
-        floats("decays", [2], [0.9, 0.8]),
-        floats("grad_output", [1, 3, 2], _GRAD),
+        _tensor("input", [[[0.7, 0.2], [0.6, 0.9], [0.1, 0.4]]]),
+        _tensor("decays", [0.9, 0.8]),
+        _GRAD_OUTPUT,
     ),
-    "spikes_and_weight": example(
-        "A layer: gradients of weights and input spikes, with a filter between the spikes and the loss",
+    "spikes_and_weight": _example(
+        "A layer: gradients of weights and input spikes, with a filter between the output spikes and the loss",
         {"neuron": {"model": "if"}, "output_filter": {"alpha": 0.9}},
-        {
-            "name": "spikes",
-            "dtype": "bool",
-            "shape": [1, 3, 3],
-            "encoding": "events",
-            "data": [[0, 0, 1], [0, 1, 0], [0, 1, 2], [0, 2, 1]],
-        },
-        floats("weight", [2, 3], [[0.5, 1.2, 0.3], [0.9, 0.1, 0.8]]),
-        floats("grad_output", [1, 3, 2], _GRAD),
+        _events("spikes", [1, 3, 3], [[0, 0, 1], [0, 1, 0], [0, 1, 2], [0, 2, 1]]),
+        _tensor("weight", [[0.5, 1.2, 0.3], [0.9, 0.1, 0.8]]),
+        _GRAD_OUTPUT,
     ),
-    "srm": example(
-        "Spike response model with any reset kernel",
+    "srm": _example(
+        "Spike response model with a reset kernel given by its taps",
         {"neuron": {"model": "srm", "threshold": 1.0}},
-        floats("psp", [1, 3, 2], [[[0.7, 1.3], [1.6, 0.9], [0.4, 1.7]]]),
-        floats("reset_kernel", [3], [-1.0, -0.5, -0.25]),
-        floats("grad_output", [1, 3, 2], _GRAD),
+        _PSP,
+        _tensor("reset_kernel", [-1.0, -0.5, -0.25]),
+        _GRAD_OUTPUT,
     ),
-    "forward": example(
-        "Only the forward pass",
+    "forward": _example(
+        "Forward pass alone",
         {
             "neuron": {"model": "srm", "reset_kernel": {"kind": "alpha", "tau": 2.0, "amplitude": -1.0}},
             "return": ["spikes"],
         },
-        floats("psp", [1, 3, 2], [[[0.7, 1.3], [1.6, 0.9], [0.4, 1.7]]]),
+        _PSP,
     ),
+}
+
+_SPIKES = _events(
+    "input",
+    [2, 4, 3],
+    [[0, 0, 1], [0, 1, 0], [0, 2, 2], [0, 3, 1], [1, 0, 0], [1, 1, 2], [1, 2, 1], [1, 3, 0]],
+)
+_TARGETS = _tensor("targets", [0, 1], "int64")
+
+CREATE = {
+    "model": _example(
+        "A network of two layers, to be trained with Adam",
+        {
+            "id": "demo",
+            "network": {
+                "input_shape": [3],
+                "layers": [
+                    {"kind": "linear", "out_features": 8},
+                    {"kind": "lif", "alpha": 0.95},
+                    {"kind": "linear", "out_features": 2},
+                    {"kind": "exp_leak", "alpha": 0.9},
+                ],
+            },
+            "optimizer": {"kind": "adam", "lr": 0.01},
+            "seed": 1,
+        },
+    )
+}
+FORWARD = {
+    "evaluate": _example("Outputs and accuracy, without training", {"loss": "max_over_time_ce"}, _SPIKES, _TARGETS)
+}
+STEP = {
+    "first": _example(
+        "First call on a new model: gradients and a step of the optimiser",
+        {"sequence": 1, "loss": "max_over_time_ce", "clip_norm": 1.0},
+        _SPIKES,
+        _TARGETS,
+    )
+}
+FORWARD_BACKWARD = {
+    "second": _example(
+        "Second call: accumulate the gradients of any loss, given by grad_output, and return them",
+        {"sequence": 2, "gradients": True},
+        _SPIKES,
+        _tensor("grad_output", [[[0.5, -1.0], [1.0, 0.25], [-0.5, 1.0], [0.0, 0.5]]] * 2),
+    )
+}
+OPTIM_STEP = {"third": _example("Third call: apply the accumulated gradients", {"sequence": 3, "lr": 0.005})}
+LAYER_FORWARD = {
+    "input": _example(
+        "Spikes of a layer of LIF neurons, and a context",
+        {"neuron": {"model": "lif", "alpha": 0.95}},
+        _tensor("input", [[[0.7, 1.2], [0.6, 0.9], [0.1, 0.4]]]),
+    )
+}
+LAYER_BACKWARD = {
+    "gradient": _example("Gradients from a context", {"context": "CONTEXT", "wrt": ["alpha"]}, _GRAD_OUTPUT)
 }

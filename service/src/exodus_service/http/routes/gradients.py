@@ -34,10 +34,8 @@ router = APIRouter(route_class=DirectRoute)
 @router.post(
     "/v1/gradients/{method}",
     tags=["gradients"],
-    response_class=Response,
     response_description="The gradients, in the form of the request.",
-    responses=document.GRADIENT_RESPONSES,
-    openapi_extra=document.GRADIENT_REQUEST,
+    **document.GRADIENTS,
 )
 async def gradients(method: MethodInPath, request: Request) -> Response:
     """Gradients of a layer of spiking neurons in one round trip. Stateless, and safe to send again.

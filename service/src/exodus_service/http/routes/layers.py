@@ -8,7 +8,7 @@ from starlette.responses import Response
 from exodus_service.http.admission import admission, receive
 from exodus_service.http.conduct import conduct
 from exodus_service.http.direct_route import DirectRoute
-from exodus_service.http.openapi import models as documented
+from exodus_service.http.openapi import document as documented
 from exodus_service.operations import layer
 
 router = APIRouter(tags=["layers"], route_class=DirectRoute)

@@ -14,7 +14,7 @@ from exodus_service.http.admission import admission, admit, receive, receive_fil
 from exodus_service.http.conduct import conduct
 from exodus_service.http.direct_route import DirectRoute
 from exodus_service.http.middleware import CONTEXT
-from exodus_service.http.openapi import models as documented
+from exodus_service.http.openapi import document as documented
 from exodus_service.http.responses import JOINED, TensorResponse
 from exodus_service.models.storage.state_file import MEDIA_TYPE
 from exodus_service.operations import forward as forwarding

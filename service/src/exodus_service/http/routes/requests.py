@@ -8,7 +8,7 @@ from starlette.responses import Response
 from exodus_service.http.conduct import look
 from exodus_service.http.direct_route import DirectRoute
 from exodus_service.http.middleware import CONTEXT
-from exodus_service.http.openapi import models as documented
+from exodus_service.http.openapi import document as documented
 from exodus_service.operations.pending import Requests
 
 RequestId = Annotated[str, Path(description="Id of the request, as in the 202 answer.")]
