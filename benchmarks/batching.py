@@ -7,6 +7,7 @@ Answers are compared, to the bit, before anything is timed.
 """
 
 import http.client
+import math
 import os
 import re
 import statistics
@@ -23,8 +24,11 @@ from pathlib import Path
 import torch
 
 from exodus_client.wire import MSGPACK_TYPE, Limits, Message, Tensor, encode
+from exodus_service.call import Call
+from exodus_service.compute.scheduler import Scheduler
 from exodus_service.context import Timings
-from exodus_service.gradients.request import Exchange, compute_ahead
+from exodus_service.gradients.batching import compute_ahead
+from exodus_service.gradients.request import GradientRequest
 
 CPU = torch.device("cpu")
 SHAPES = [
@@ -48,18 +52,23 @@ def body_of(shape: tuple[int, ...], form: str) -> bytes:
 
 
 def one_by_one(bodies: list[memoryview]) -> list[bytes]:
-    return [b"".join(exchange.run().chunks) for exchange in _exchanges(bodies)]
+    return [b"".join(request.run().chunks) for request in _requests(bodies)]
 
 
 def together(bodies: list[memoryview]) -> list[bytes]:
-    exchanges = _exchanges(bodies)
-    assert len({exchange.likeness for exchange in exchanges}) == 1
-    compute_ahead(exchanges)
-    return [b"".join(exchange.run().chunks) for exchange in exchanges]
+    requests = _requests(bodies)
+    assert len({request.batch_key for request in requests}) == 1
+    compute_ahead(requests)
+    return [b"".join(request.run().chunks) for request in requests]
 
 
-def _exchanges(bodies: list[memoryview]) -> list[Exchange]:
-    return [Exchange("exodus", body, MSGPACK_TYPE, None, CPU, Limits(), Timings(), 0.0) for body in bodies]
+def _requests(bodies: list[memoryview]) -> list[GradientRequest]:
+    scheduler = Scheduler("unused", max_requests=len(bodies), max_bytes=1 << 40)
+    slots = [scheduler.admit(len(body)) for body in bodies]
+    return [
+        GradientRequest("exodus", Call("", MSGPACK_TYPE, None, math.inf, slot, Timings(), CPU, Limits(), body))
+        for slot, body in zip(slots, bodies, strict=True)
+    ]
 
 
 def best(run: Callable[[], object], other: Callable[[], object], seconds: float = 0.3) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """Requests that are computed together: the bits of their answers, which of them are, and what becomes of the others."""
 
-import time
+import math
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import torch
 
 import exodus_core
 from exodus_client.wire import MSGPACK_TYPE, Limits, decode, encode
-from exodus_service.compute.scheduler import QueueFullError
+from exodus_service.call import Call
+from exodus_service.compute.scheduler import QueueFullError, Scheduler
 from exodus_service.context import Timings
 from exodus_service.errors import ServiceError
-from exodus_service.gradients import batching, request
-from exodus_service.gradients.request import Exchange, compute_ahead
+from exodus_service.gradients import batching
+from exodus_service.gradients.batching import compute_ahead
+from exodus_service.gradients.request import GradientRequest
 
 CPU = torch.device("cpu")
 LIF = {"model": "lif", "alpha": 0.9}
@@ -23,10 +26,14 @@ INNERS = [(), (1,), (3,), (7,), (16,), (17,), (100,), (5, 3)]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
-def exchange_of(message, method="exodus", form="stream"):
+SCHEDULER = Scheduler("unused", max_requests=100_000, max_bytes=1 << 40)
+
+
+def request_of(message, method="exodus", form="stream"):
     encoded = encode(message, form)
     body = memoryview(bytearray(b"".join(encoded.chunks)))
-    return Exchange(method, body, encoded.content_type, None, CPU, Limits(), Timings(), time.perf_counter())
+    slot = SCHEDULER.admit(len(body))
+    return GradientRequest(method, Call("", encoded.content_type, None, math.inf, slot, Timings(), CPU, Limits(), body))
 
 
 def body_of(encoded):
@@ -35,9 +42,9 @@ def body_of(encoded):
 
 def answers(messages, method="exodus"):
     """The bodies of the answers, computed one by one and together."""
-    alone = [body_of(exchange_of(message, method).run()) for message in messages]
-    joined = [exchange_of(message, method) for message in messages]
-    assert len({one.likeness.key for one in joined}) == 1, "they are alike"
+    alone = [body_of(request_of(message, method).run()) for message in messages]
+    joined = [request_of(message, method) for message in messages]
+    assert len({one.batch_key.key for one in joined}) == 1, "they are compatible"
     compute_ahead(joined)
     assert {one.timings.batch for one in joined} == {len(messages)}, "they ran together"
     return alone, [body_of(one.run()) for one in joined]
@@ -134,7 +141,7 @@ def test_norms_are_those_of_each_request_to_the_bit(ask):
 
 
 def test_a_batch_is_one_call_of_the_kernel(ask, calls):
-    joined = [exchange_of(ask(LIF, membrane=torch.rand(b, 5, 3), grad_output=torch.rand(b, 5, 3))) for b in (1, 2, 4)]
+    joined = [request_of(ask(LIF, membrane=torch.rand(b, 5, 3), grad_output=torch.rand(b, 5, 3))) for b in (1, 2, 4)]
     compute_ahead(joined)
     for one in joined:
         one.run()
@@ -143,7 +150,7 @@ def test_a_batch_is_one_call_of_the_kernel(ask, calls):
 
 def test_no_answer_keeps_the_memory_of_the_batch(ask):
     messages = [ask(LIF, membrane=torch.rand(b, 5, 3), grad_output=torch.rand(b, 5, 3)) for b in (1, 2)]
-    parts = batching.compute_together([exchange_of(message)._prepare() for message in messages])
+    parts = batching.compute_together([request_of(message).prepare() for message in messages])
     assert [part["grad_input"].untyped_storage().nbytes() for part in parts] == [60, 120]
 
 
@@ -151,8 +158,8 @@ TRACE = torch.rand(2, 5, 3)
 BASE = {"membrane": TRACE, "grad_output": TRACE}
 
 
-def likeness_of(message, method="exodus", device=CPU):
-    return batching.likeness(method, message, device)
+def key_of(message, method="exodus", device=CPU):
+    return batching.batch_key(method, message, device)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +180,7 @@ def likeness_of(message, method="exodus", device=CPU):
     ],
 )
 def test_what_is_computed_alone(ask, method, neuron, parts):
-    assert likeness_of(ask(neuron, **parts), method) is None
+    assert key_of(ask(neuron, **parts), method) is None
 
 
 @pytest.mark.parametrize(
@@ -196,59 +203,61 @@ def test_what_is_computed_alone(ask, method, neuron, parts):
         (LIF, {"input": TRACE, "grad_output": TRACE}),
     ],
 )
-def test_what_is_not_alike(ask, neuron, parts):
-    other, base = likeness_of(ask(neuron, **parts)), likeness_of(ask(LIF, **BASE))
+def test_what_is_not_compatible(ask, neuron, parts):
+    other, base = key_of(ask(neuron, **parts)), key_of(ask(LIF, **BASE))
     assert other is not None
     assert other.key != base.key
 
 
-def test_requests_of_other_sizes_are_alike_and_say_what_they_add(ask):
+def test_requests_of_other_sizes_are_compatible_and_say_what_they_add(ask):
     small, large = (ask(LIF, membrane=torch.rand(b, 5, 3), grad_output=torch.rand(b, 5, 3)) for b in (1, 4))
-    assert likeness_of(small).key == likeness_of(large).key
-    assert (likeness_of(small).nbytes, likeness_of(large).nbytes) == (120, 480)
+    assert key_of(small).key == key_of(large).key
+    assert (key_of(small).nbytes, key_of(large).nbytes) == (120, 480)
     product = ask(LIF, spikes=torch.rand(2, 5, 3) < 0.5, weight=torch.rand(100, 3), return_=["membrane"])
-    assert likeness_of(product).nbytes == 2 * 5 * 100 * 4
+    assert key_of(product).nbytes == 2 * 5 * 100 * 4
 
 
 def test_a_gpu_combines_where_it_has_one_kernel_only(ask):
     gpu = torch.device("cuda", 0)
     short, long = (ask(LIF, membrane=torch.rand(1, t, 3), grad_output=torch.rand(1, t, 3)) for t in (511, 512))
-    assert likeness_of(short, device=gpu) is not None
-    assert likeness_of(long, device=gpu) is None
+    assert key_of(short, device=gpu) is not None
+    assert key_of(long, device=gpu) is None
     table = Path(__file__).parents[2] / "exodus_core" / "csrc" / "cuda" / "dispatch.cuh"
     assert f"kMinStepsForChunks = {batching.LONG_TIME};" in table.read_text()
 
 
 @pytest.mark.parametrize("form", ["json", "zstd", "broken"])
 def test_a_body_that_only_unpacking_would_tell_apart_is_computed_alone(good, form):
-    one = exchange_of(good, form="json" if form == "json" else "stream")
+    one = request_of(good, form="json" if form == "json" else "stream")
     if form == "zstd":
-        one.content_encoding = "zstd"
+        one.call.content_encoding = "zstd"
     if form == "broken":
-        one.body = one.body[:-1]
-    assert one.likeness is None
+        one.call.body = one.call.body[:-1]
+    assert one.batch_key is None
 
 
 def test_a_description_longer_than_any_that_is_needed_does_not_wait_as_objects(ask):
     message = ask(membrane=torch.rand(2, 5), grad_output=torch.rand(2, 5))
     message.params["unknown"] = [[]] * 5000
-    exchange = exchange_of(message)
-    assert exchange.likeness is None
-    assert exchange._message is None
+    request = request_of(message)
+    decode, decoded = request.call.decode, []
+    request.call.decode = lambda: decoded.append(weakref.ref(decode()[1])) or decode()
+    assert request.batch_key is None
+    assert [message() for message in decoded] == [None]
     with pytest.raises(ServiceError, match="unknown"):
-        exchange.run()
+        request.run()
 
 
 def test_a_request_that_there_is_no_room_for_is_refused_in_its_own_turn(ask):
     def refuse(nbytes):
         raise QueueFullError(f"{nbytes} bytes")
 
-    exchanges = [exchange_of(ask(membrane=torch.rand(2, 5), grad_output=torch.rand(2, 5))) for _ in range(3)]
-    full = exchanges[1]
-    full.reserve = refuse
-    assert full.likeness is None
-    compute_ahead(exchanges)
-    assert [exchange.timings.batch for exchange in exchanges] == [2, 1, 2]
+    requests = [request_of(ask(membrane=torch.rand(2, 5), grad_output=torch.rand(2, 5))) for _ in range(3)]
+    full = requests[1]
+    full.call.slot.reserve = refuse
+    assert full.batch_key is None
+    compute_ahead(requests)
+    assert [request.timings.batch for request in requests] == [2, 1, 2]
     with pytest.raises(QueueFullError, match="bytes"):
         full.run()
 
@@ -256,14 +265,14 @@ def test_a_request_that_there_is_no_room_for_is_refused_in_its_own_turn(ask):
 def test_a_request_that_is_refused_does_not_take_the_others_with_it(ask, calls):
     good = [ask(LIF, membrane=torch.rand(b, 5, 3), grad_output=torch.rand(b, 5, 3)) for b in (1, 2)]
     bad = ask(LIF, membrane=torch.rand(2, 5, 3), grad_output=torch.rand(3, 5, 3))
-    first, refused, second = joined = [exchange_of(message) for message in (good[0], bad, good[1])]
-    assert len({one.likeness.key for one in joined}) == 1
+    first, refused, second = joined = [request_of(message) for message in (good[0], bad, good[1])]
+    assert len({one.batch_key.key for one in joined}) == 1
     compute_ahead(joined)
-    expected = [body_of(exchange_of(message).run()) for message in good]
+    expected = [body_of(request_of(message).run()) for message in good]
     assert [body_of(first.run()), body_of(second.run())] == expected
     with pytest.raises(ServiceError, match="grad_output") as caught:
         refused.run()
-    assert caught.value.kind.status == 422
+    assert caught.value.code == "invalid"
     assert calls[0] == (3, 5, 3)
     assert [one.timings.batch for one in joined] == [2, 1, 2]
 
@@ -272,7 +281,7 @@ def test_parameters_that_are_refused_are_refused_for_each(ask):
     messages = [
         ask(LIF | {"alpha": 1.5}, membrane=torch.rand(b, 5, 3), grad_output=torch.rand(b, 5, 3)) for b in (1, 2)
     ]
-    joined = [exchange_of(message) for message in messages]
+    joined = [request_of(message) for message in messages]
     compute_ahead(joined)
     for one in joined:
         with pytest.raises(ServiceError, match=r"/params/neuron/alpha must be a value in \[0, 1\], got 1.5"):
@@ -281,14 +290,14 @@ def test_parameters_that_are_refused_are_refused_for_each(ask):
 
 def test_without_memory_for_all_each_is_computed_alone(ask, monkeypatch, calls, caplog):
     messages = [ask(LIF, membrane=torch.rand(b, 5, 3), grad_output=torch.rand(b, 5, 3)) for b in (1, 2)]
-    expected = [body_of(exchange_of(message).run()) for message in messages]
+    expected = [body_of(request_of(message).run()) for message in messages]
     calls.clear()
 
     def no_memory(_computations):
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
-    monkeypatch.setattr(request, "compute_together", no_memory)
-    joined = [exchange_of(message) for message in messages]
+    monkeypatch.setattr(batching, "compute_together", no_memory)
+    joined = [request_of(message) for message in messages]
     compute_ahead(joined)
     assert [body_of(one.run()) for one in joined] == expected
     assert calls == [(1, 5, 3), (2, 5, 3)]
@@ -300,10 +309,10 @@ def test_a_fault_of_the_service_is_not_hidden(ask, monkeypatch):
     def broken(_computations):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(request, "compute_together", broken)
+    monkeypatch.setattr(batching, "compute_together", broken)
     message = ask(LIF, membrane=torch.rand(1, 5, 3), grad_output=torch.rand(1, 5, 3))
     with pytest.raises(RuntimeError, match="a bug"):
-        compute_ahead([exchange_of(message), exchange_of(message)])
+        compute_ahead([request_of(message), request_of(message)])
 
 
 def _batch(answer):

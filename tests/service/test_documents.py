@@ -13,7 +13,7 @@ from exodus_client.wire import WireError, decode
 from exodus_core import losses, network
 from exodus_core.arguments import METHODS
 from exodus_core.training import OPTIMIZERS
-from exodus_service.gradients.request import CONTENT_TYPES
+from exodus_service.call import CONTENT_TYPES
 from exodus_service.http.openapi import examples as documented
 from exodus_service.http.problem_json import KINDS, MEDIA_TYPE
 from exodus_service.settings import settings_table

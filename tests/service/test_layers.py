@@ -128,14 +128,14 @@ def test_contexts_that_hold_next_to_nothing_make_room_too(serve, connect):
 
 def test_the_context_does_not_hold_on_to_the_body(running, connect):
     """Neither its memory nor its contents: the tensors of a context are its own."""
-    from exodus_service.operations.layer import KeptLayer
+    from exodus_service.operations.layer import LayerContext
 
     remote = connect(running.port)
     spikes, weight, decays = (rand(2, 9, 4) > 0).float(), rand(3, 4), torch.linspace(0.5, 0.9, 3)
     neuron = {"model": "lif", "alpha": {"tensor": "decays"}}
     context = remote.post(FORWARD, {"neuron": neuron}, spikes=spikes, weight=weight, decays=decays).params["context"]
     kept = running.engine.store.contexts.get("", context)
-    assert isinstance(kept, KeptLayer)
+    assert isinstance(kept, LayerContext)
     parts = [kept.synapses.spikes, kept.synapses.weight, kept.computation.neuron["alpha"], kept.membrane]
     assert sum(part.untyped_storage().nbytes() for part in parts) == kept.nbytes
 

@@ -86,7 +86,7 @@ def test_what_a_request_grows_to_is_admitted_as_a_request_is(scheduler):
 def test_results_that_have_left_their_places_are_within_the_bound_too(scheduler):
     with scheduler.admit(10) as kept:
         kept.resize(150)
-        kept.step_aside()
+        kept.give_up_place()
         with pytest.raises(QueueFullError):
             scheduler.admit(1)
         kept.resize(90)
@@ -98,8 +98,8 @@ def test_work_is_done_in_the_order_of_submission_on_one_thread(scheduler):
     done = []
     with scheduler.admit(0) as first, scheduler.admit(0) as second:
         futures = [
-            ticket.submit(lambda name=name: done.append((name, threading.current_thread().name)))
-            for name, ticket in (("first", first), ("second", second))
+            slot.submit(lambda name=name: done.append((name, threading.current_thread().name)))
+            for name, slot in (("first", first), ("second", second))
         ]
         for future in futures:
             future.result(timeout=5)
@@ -109,8 +109,8 @@ def test_work_is_done_in_the_order_of_submission_on_one_thread(scheduler):
 
 def test_work_past_its_deadline_is_not_done(scheduler, hold):
     done = []
-    with scheduler.admit(0) as ticket:
-        future = ticket.submit(lambda: done.append(1), time.monotonic() + 0.01)
+    with scheduler.admit(0) as slot:
+        future = slot.submit(lambda: done.append(1), time.monotonic() + 0.01)
         time.sleep(0.02)
         hold.set()
         with pytest.raises(DeadlineError):
@@ -124,8 +124,8 @@ def test_withdrawn_work_frees_what_it_holds_while_other_work_runs(scheduler, hol
 
     body = Body()
     freed = weakref.ref(body)
-    with scheduler.admit(50) as ticket:
-        future = ticket.submit(lambda body=body: body)
+    with scheduler.admit(50) as slot:
+        future = slot.submit(lambda body=body: body)
         del body
         assert freed() is not None
     assert future.cancelled()
@@ -141,8 +141,8 @@ def test_work_that_runs_stays_in_the_accounts_until_it_ends(scheduler, until):
         started.set()
         release.wait()
 
-    with scheduler.admit(50) as ticket:
-        ticket.submit(work)
+    with scheduler.admit(50) as slot:
+        slot.submit(work)
         started.wait()
     assert (scheduler.requests, scheduler.bytes) == (1, 50)
     release.set()

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zstandard
 from remote_models import ADAM, LOSS, NETWORK, Remote
 
-from exodus_client.wire import Message, Tensor, encode
+from exodus_client.wire import Limits, Message, Tensor, encode
+from exodus_service.call import Call
 from exodus_service.compute.scheduler import Scheduler
 from exodus_service.context import Timings
-from exodus_service.operations.call import Received
 
 MIB = 2**20
 BODY, QUEUE = 64 * MIB, 160 * MIB
@@ -182,17 +183,18 @@ def raw(verb, path, body):
     return f"{verb} {path} HTTP/1.1\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-SMALL = Tensor.of("input", np.zeros((1, 10, 6), np.int8))
+#: Not of a size that is decoded on the event loop.
+INPUT = Tensor.of("input", np.zeros((1, 10_000, 6), np.int8))
 
 
 @pytest.mark.parametrize(
     ("unpacking", "request_"),
     {
-        "models._unpack_state": ("PUT", "/v1/models/m/state", bytes(100)),
-        "plans.upload": ("PUT", "/v1/models/m/state", bytes(100)),
-        "models._prepare": ("POST", "/v1/models", message({"network": NETWORK, "optimizer": ADAM}, [])),
-        "forwarding.ForwardCall.prepare": ("POST", FORWARD, message({}, [SMALL])),
-        "training.TrainingCall.prepare": ("POST", STEP, message({"sequence": 1, "loss": LOSS}, [SMALL])),
+        "operations.manage._unpack_state": ("PUT", "/v1/models/m/state", bytes(100)),
+        "models.model_spec.upload": ("PUT", "/v1/models/m/state", bytes(100)),
+        "operations.manage._prepare": ("POST", "/v1/models", message({"network": NETWORK, "optimizer": ADAM}, [])),
+        "operations.forward.ForwardCall.prepare": ("POST", FORWARD, message({}, [INPUT])),
+        "operations.train.TrainingCall.prepare": ("POST", STEP, message({"sequence": 1, "loss": LOSS}, [INPUT])),
     }.items(),
 )
 def test_a_client_that_leaves_is_counted_until_its_body_is_unpacked(
@@ -228,16 +230,16 @@ def test_what_waits_to_be_unpacked_is_let_go_of_when_its_client_leaves():
     async def leave():
         with ThreadPoolExecutor(1) as helper:
             helper.submit(finish.wait, 30)
-            ticket = scheduler.admit(5)
-            received = Received("", memoryview(b""), "", None, math.inf, ticket, Timings(), 0.0)
+            slot = scheduler.admit(5)
+            call = Call("", "", None, math.inf, slot, Timings(), torch.device("cpu"), Limits())
             body = np.zeros(5, np.uint8)
             freed = weakref.ref(body)
-            waiting = asyncio.create_task(received.aside(partial(done.append, body), helper))
+            waiting = asyncio.create_task(call.aside(partial(done.append, body), helper))
             del body
             await asyncio.sleep(0)
             waiting.cancel()
             await asyncio.wait((waiting,))
-            ticket.__exit__(None, None, None)
+            slot.leave()
             await asyncio.sleep(0)
             del waiting
             gc.collect()  # of what the traceback holds

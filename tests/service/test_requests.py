@@ -142,7 +142,7 @@ def test_of_a_call_that_has_ended_only_the_outcome_is_kept(remote, service, monk
     run = TrainingCall.run
 
     def watched(self, turn):
-        calls.append((weakref.ref(self), weakref.ref(self.opened)))
+        calls.append((weakref.ref(self), weakref.ref(self.decoded)))
         return run(self, turn)
 
     monkeypatch.setattr(TrainingCall, "run", watched)

@@ -4,13 +4,14 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import pytest
 
-from exodus_service.compute.queue import Entry, Likeness, Waiting
-from exodus_service.compute.scheduler import Batching, DeadlineError, QueueFullError, Scheduler
+from exodus_service.compute.scheduler import DeadlineError, Queue, QueueFullError, Scheduler
+from exodus_service.gradients.batching import Batcher, BatchKey
 
 
 @dataclass(eq=False)
@@ -22,18 +23,28 @@ class Request:
     looked_at: int = 0
 
     @property
-    def likeness(self):
+    def batch_key(self):
         self.looked_at += 1
-        return None if self.name.startswith("-") else Likeness(self.name[0], self.nbytes)
+        return None if self.name.startswith("-") else BatchKey(self.name[0], self.nbytes)
+
+
+@dataclass(frozen=True)
+class Recording(Batcher):
+    """Tells `compute` instead of computing."""
+
+    compute: Callable[[list[Request]], None] = lambda _members: None
+
+    def run(self, batch):
+        self.compute([slot.member for slot in batch])
 
 
 class Desk:
     """A scheduler whose thread is held until `open`, and a record of what it did."""
 
     def __init__(self, **batching):
-        self.done, self.together, self.tickets = [], [], []
-        options = {"run": self.compute, "max_requests": 4, "max_bytes": 1000} | batching
-        self.scheduler = Scheduler("test", max_requests=100, max_bytes=10_000, batching=Batching(**options))
+        self.done, self.together, self.slots = [], [], []
+        options = {"compute": self.compute, "max_requests": 4, "max_bytes": 1000} | batching
+        self.scheduler = Scheduler("test", max_requests=100, max_bytes=10_000, batching=Recording(**options))
         self.release = threading.Event()
         self.scheduler.execute(self.release.wait)
 
@@ -41,10 +52,10 @@ class Desk:
         self.together.append([member.name for member in members])
 
     def submit(self, name, *, nbytes=1, deadline=None, work=None):
-        ticket = self.scheduler.admit(0)
-        self.tickets.append(ticket)
+        slot = self.scheduler.admit(0)
+        self.slots.append(slot)
         member = Request(name, nbytes)
-        return ticket.submit(work or (lambda: self.done.append(name) or name), deadline, member)
+        return slot.submit(work or (lambda: self.done.append(name) or name), deadline, member)
 
     def open(self):
         self.release.set()
@@ -52,8 +63,8 @@ class Desk:
 
     def close(self):
         self.release.set()
-        for ticket in self.tickets:
-            ticket.__exit__(None, None, None)
+        for slot in self.slots:
+            slot.__exit__(None, None, None)
         self.scheduler.execute(lambda: None).result(timeout=5)
         assert (self.scheduler.requests, self.scheduler.bytes, self.scheduler.waiting) == (0, 0, 0)
         self.scheduler.close()
@@ -85,11 +96,11 @@ def test_what_is_alike_and_waits_runs_together(desk):
     assert [future.result() for future in futures] == ["a1", "a2", "b1", "a3", "b2", "c1"]
 
 
-def test_work_without_likeness_or_member_runs_alone_in_its_order(desk):
+def test_work_without_batch_key_or_member_runs_alone_in_its_order(desk):
     desk = desk()
     submitted(desk, "-1 -2 a1 -3")
-    desk.tickets.append(desk.scheduler.admit(0))
-    desk.tickets[-1].submit(lambda: desk.done.append("plain"))
+    desk.slots.append(desk.scheduler.admit(0))
+    desk.slots[-1].submit(lambda: desk.done.append("plain"))
     submitted(desk, "a2")
     desk.open()
     assert desk.together == [["a1", "a2"]]
@@ -155,7 +166,7 @@ def test_work_past_its_deadline_and_withdrawn_work_are_left_out_of_a_batch(desk)
     late = desk.submit("a2", deadline=time.monotonic() - 1)
     gone = desk.submit("a3")
     last = desk.submit("a4")
-    desk.tickets.pop(2).__exit__(None, None, None)
+    desk.slots.pop(2).__exit__(None, None, None)
     desk.open()
     assert desk.together == [["a1", "a4"]]
     assert (first.result(), last.result()) == ("a1", "a4")
@@ -163,7 +174,7 @@ def test_work_past_its_deadline_and_withdrawn_work_are_left_out_of_a_batch(desk)
     assert gone.cancelled()
 
 
-def test_work_whose_future_is_cancelled_is_not_done_though_its_ticket_is_held(desk):
+def test_work_whose_future_is_cancelled_is_not_done_though_its_slot_is_held(desk):
     desk = desk()
     futures = submitted(desk, "a1 a2 a3 -1")
     assert futures[1].cancel()
@@ -178,14 +189,14 @@ def test_work_that_is_cancelled_while_the_batch_is_put_together_is_not_done(desk
 
     class Leaving(Request):
         @property
-        def likeness(self):
-            self.ticket.__exit__(None, None, None)
-            return super().likeness
+        def batch_key(self):
+            self.slot.__exit__(None, None, None)
+            return super().batch_key
 
     futures = submitted(desk, "a1 a2")
     member = Leaving("a3")
-    member.ticket = desk.scheduler.admit(0)
-    futures.append(member.ticket.submit(lambda: desk.done.append("a3"), None, member))
+    member.slot = desk.scheduler.admit(0)
+    futures.append(member.slot.submit(lambda: desk.done.append("a3"), None, member))
     futures += submitted(desk, "a4")
     desk.open()
     assert desk.together == [["a1", "a2", "a4"]]
@@ -209,7 +220,7 @@ def test_a_fault_in_what_they_have_in_common_is_told_to_each(desk):
     def broken(_members):
         raise RuntimeError("a bug")
 
-    desk = desk(run=broken)
+    desk = desk(compute=broken)
     futures = submitted(desk, "a1 a2 b1")
     desk.open()
     for future in futures[:2]:
@@ -222,7 +233,7 @@ def test_results_that_fill_the_queue_stop_a_batch_where_they_do(desk):
     desk = desk()
 
     def large():
-        desk.tickets[0].resize(20_000)
+        desk.slots[0].resize(20_000)
 
     futures = [desk.submit("a1", work=large), desk.submit("a2")]
     desk.open()
@@ -246,40 +257,54 @@ def test_what_work_holds_is_free_when_it_has_run(desk):
     assert [body() for body in freed] == [None, None]
 
 
-def test_without_a_delay_nothing_waits_for_company():
-    waiting = Waiting(Batching(lambda _members: None, max_requests=4, max_bytes=100))
-    waiting.put(Entry(lambda: None, None, Request("a")))
+@pytest.fixture
+def slot():
+    """Makes slots whose work is never done."""
+    idle = Scheduler("idle", max_requests=10, max_bytes=100)
+
+    def make(name, nbytes=1):
+        made = idle.admit(0)
+        made.submitted, made.member = time.monotonic(), Request(name, nbytes)
+        return made
+
+    yield make
+    idle.close()
+
+
+def test_without_a_delay_nothing_waits_for_company(slot):
+    queue = Queue(Batcher(max_requests=4, max_bytes=100))
+    queue.put(slot("a"))
     began = time.monotonic()
-    assert len(waiting.take()) == 1
-    assert waiting.take() == []
+    assert len(queue.take()) == 1
+    assert queue.take() == []
     assert time.monotonic() - began < 0.05
 
 
-def test_what_is_too_large_for_a_batch_is_not_even_looked_at():
-    waiting = Waiting(Batching(lambda _members: None, max_requests=4, max_bytes=100))
-    requests = [Request("a1", 101), Request("a2"), Request("a3", 101)]
-    for request in requests:
-        waiting.put(Entry(lambda: None, None, request))
-    assert [len(waiting.take()) for _ in requests] == [1, 1, 1]
-    assert [request.looked_at for request in requests] == [0, 1, 0]
+def test_what_is_too_large_for_a_batch_is_not_even_looked_at(slot):
+    queue = Queue(Batcher(max_requests=4, max_bytes=100))
+    slots = [slot("a1", 101), slot("a2"), slot("a3", 101)]
+    for one in slots:
+        queue.put(one)
+    assert [len(queue.take()) for _ in slots] == [1, 1, 1]
+    assert [one.member.looked_at > 0 for one in slots] == [False, True, False]
 
 
-def test_with_a_delay_work_waits_for_company_until_it_is_over():
-    waiting = Waiting(Batching(lambda _members: None, max_requests=4, max_bytes=100, delay=0.2))
-    waiting.put(Entry(lambda: None, None, Request("a1")))
-    threading.Timer(0.05, waiting.put, [Entry(lambda: None, None, Request("a2"))]).start()
+def test_with_a_delay_work_waits_for_company_until_it_is_over(slot):
+    queue = Queue(Batcher(max_requests=4, max_bytes=100, delay=0.2))
+    queue.put(slot("a1"))
+    threading.Timer(0.05, queue.put, [slot("a2")]).start()
     began = time.monotonic()
-    assert [entry.member.name for entry in waiting.take()] == ["a1", "a2"]
+    assert [one.member.name for one in queue.take()] == ["a1", "a2"]
     assert 0.15 < time.monotonic() - began < 1
 
 
 @pytest.mark.parametrize("ends", ["full", "stranger"])
-def test_a_delay_ends_when_the_batch_is_full_or_something_else_waits(ends):
-    waiting = Waiting(Batching(lambda _members: None, max_requests=2, max_bytes=100, delay=30))
-    waiting.put(Entry(lambda: None, None, Request("a1")))
-    other = Entry(lambda: None, None, Request("a2" if ends == "full" else "b1"))
-    threading.Timer(0.05, waiting.put, [other]).start()
-    assert len(waiting.take()) == (2 if ends == "full" else 1)
+def test_a_delay_ends_when_the_batch_is_full_or_something_else_waits(ends, slot):
+    queue = Queue(Batcher(max_requests=2, max_bytes=100, delay=30))
+    queue.put(slot("a1"))
+    other = slot("a2" if ends == "full" else "b1")
+    threading.Timer(0.05, queue.put, [other]).start()
+    assert len(queue.take()) == (2 if ends == "full" else 1)
 
 
 def test_closing_cancels_what_waits(desk):
@@ -289,28 +314,28 @@ def test_closing_cancels_what_waits(desk):
     waiting.close()
     assert all(isinstance(future, Future) and future.cancelled() for future in futures)
     desk.release.set()
-    for ticket in desk.tickets:
-        ticket.__exit__(None, None, None)
+    for slot in desk.slots:
+        slot.__exit__(None, None, None)
     assert (waiting.requests, waiting.bytes) == (0, 0)
-    desk.tickets.clear()
+    desk.slots.clear()
     desk.scheduler = Scheduler("next", max_requests=1, max_bytes=1)
 
 
-def test_a_ticket_counts_what_it_takes_until_it_is_given_back_and_not_any_more():
+def test_a_slot_counts_what_it_takes_until_it_is_given_back_and_not_any_more():
     scheduler = Scheduler("test", max_requests=1, max_bytes=100)
-    with scheduler.admit(5) as ticket:
-        ticket.resize(40)
+    with scheduler.admit(5) as slot:
+        slot.resize(40)
         assert (scheduler.requests, scheduler.bytes) == (1, 40)
-        ticket.step_aside()  # as a result that is kept
+        slot.give_up_place()  # as a result that is kept
         with scheduler.admit(10):
             assert (scheduler.requests, scheduler.bytes) == (1, 50)
-    ticket.resize(70)  # by a thread that goes on after its request was left
-    ticket.step_aside()
+    slot.resize(70)  # by a thread that goes on after its request was left
+    slot.give_up_place()
     assert (scheduler.requests, scheduler.bytes) == (0, 0)
     scheduler.close()
 
 
-def test_a_ticket_says_whether_its_work_could_be_stopped():
+def test_a_slot_says_whether_its_work_could_be_stopped():
     scheduler = Scheduler("test", max_requests=3, max_bytes=100)
     started, finish = threading.Event(), threading.Event()
     with scheduler.admit(0) as idle, scheduler.admit(0) as running, scheduler.admit(0) as waiting:
@@ -328,13 +353,13 @@ def test_a_ticket_says_whether_its_work_could_be_stopped():
 def test_a_place_is_kept_until_everything_that_is_attached_to_it_has_ended():
     scheduler = Scheduler("test", max_requests=1, max_bytes=100)
     helpers = [Future(), Future()]
-    with scheduler.admit(5) as ticket:
+    with scheduler.admit(5) as slot:
         for helper in helpers:
-            ticket.attach(helper)
-        ticket.submit(lambda: None).result(10)
+            slot.attach(helper)
+        slot.submit(lambda: None).result(10)
     helpers[0].set_result(None)
     assert (scheduler.requests, scheduler.bytes) == (1, 5)
-    ticket.reserve(40)  # by the one that goes on
+    slot.reserve(40)  # by the one that goes on
     assert (scheduler.requests, scheduler.bytes) == (1, 40)
     helpers[1].cancel()
     assert (scheduler.requests, scheduler.bytes) == (0, 0)

@@ -12,7 +12,7 @@ import torch
 
 import exodus_core
 from exodus_client.wire import MSGPACK_TYPE, decode, encode
-from exodus_service.http.upload import SMALLEST, Filling, Upload, place
+from exodus_service.http.body import SMALLEST, Filling, Upload, place
 
 LIF = {"model": "lif", "alpha": 0.9}
 SHAPE = (8, 100, 500)

@@ -1,4 +1,4 @@
-"""The service without HTTP: a device, the thread that computes on it, its models, and whether requests may come."""
+"""The service without HTTP: a device, the thread that computes on it, its models, and the phase of its life."""
 
 import asyncio
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from pydantic import BaseModel, Field
 import exodus_core
 from exodus_client.wire import DTYPES, ENCODINGS, VERSION, Limits
 from exodus_core import losses, network
-from exodus_core.arguments import METHODS
+from exodus_core.arguments import METHODS, NEURONS
 from exodus_core.training import OPTIMIZERS
 from exodus_service import __version__
-from exodus_service.compute.scheduler import Batching, Scheduler
+from exodus_service.call import CONTENT_ENCODINGS, CONTENT_TYPES
+from exodus_service.compute.scheduler import Scheduler
 from exodus_service.errors import ServiceError
-from exodus_service.gradients.params import NEURONS
-from exodus_service.gradients.request import CONTENT_ENCODINGS, CONTENT_TYPES, compute_ahead
+from exodus_service.gradients.batching import Batcher
 from exodus_service.gradients.selftest import self_test
 from exodus_service.models.store import Store
 from exodus_service.settings import Settings
@@ -73,8 +73,7 @@ class Engine:
             max_requests=settings.max_queue,
             max_bytes=settings.max_queue_bytes,
             initializer=self._prepare_thread,
-            batching=Batching(
-                compute_ahead,
+            batching=Batcher(
                 max_requests=settings.max_batch,
                 max_bytes=settings.max_batch_bytes,
                 delay=settings.batch_delay_ms / 1e3,

@@ -4,7 +4,7 @@ Every sentence about a value reads `NAME must be EXPECTED, got GOT`.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 #: Most faults listed by one error.
 MAX_FAULTS = 32
@@ -83,6 +83,11 @@ class ServiceError(Exception):
 
     def __post_init__(self) -> None:
         super().__init__(self.detail)
+
+    def pointing_at(self, pointer: str, expected: str, got: str) -> Self:
+        """The error with a place in the request, if it has none of its own."""
+        self.faults = self.faults or (Fault(pointer, expected, got),)
+        return self
 
 
 def invalid(pointer: str, expected: str, got: str, *, name: str = "", code: Code = "invalid") -> ServiceError:

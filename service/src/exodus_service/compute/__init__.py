@@ -1,1 +1,1 @@
-"""The thread that computes, and the queue in front of it."""
+"""The computing thread with its queue and admission control, and the memory that it keeps between computations."""

@@ -1,46 +1,71 @@
-"""One thread that computes and a bounded queue in front of it. Knows nothing of HTTP.
+"""One computing thread behind a bounded queue with admission control.
 
 A request is admitted before its body is read, so that a full queue costs no upload:
 
-    with scheduler.admit(nbytes) as ticket:
-        result = await asyncio.wrap_future(ticket.submit(work, deadline))
+    with scheduler.admit(nbytes) as slot:
+        result = await asyncio.wrap_future(slot.submit(work, deadline))
 
-Leaving the block withdraws work that still waits. Work that is running cannot be stopped: it stays in the accounts
-until it ends, as does what unpacks a request on another thread (`Ticket.attach`), which asks for the memory before it
-takes it (`Ticket.reserve`). The work itself says
-what its result occupies (`Ticket.resize`); where results that nobody takes have filled the queue, the work behind them
-is refused in its turn.
+Leaving the block withdraws work that still waits. Work that runs cannot be stopped: its slot stays occupied until it
+ends, and so does one whose request is decoded on another thread (`Slot.attach`). Memory is reserved before it is taken
+(`Slot.reserve`). The work itself says what its result occupies (`Slot.resize`); if results that nobody reads have
+filled the queue, the work behind them is refused when it reaches the head.
 
-Work that is submitted with a member may run together with its like (`waiting.Batching`). It keeps its own place, its
-own deadline and its own result.
+Work is done first come, first served, except that compatible work may run with the head of the queue (`Batching`).
 """
 
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
-from exodus_service.compute.queue import Batching, DeadlineError, Entry, Member, Waiting
-
-__all__ = ["Batching", "DeadlineError", "QueueFullError", "Scheduler", "Ticket"]
+from exodus_service.errors import ServiceError
 
 T = TypeVar("T")
 
 
-class QueueFullError(Exception):
+class QueueFullError(ServiceError):
     """The bound on requests or on bytes is reached; nothing was admitted."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("queue_full", detail)
+
+
+class DeadlineError(ServiceError):
+    """The deadline passed; work that had not begun is not done."""
+
+    def __init__(self) -> None:
+        super().__init__("deadline", "the deadline passed before the result was there")
+
+
+class Batching(Protocol):
+    """Combines compatible work. Called on the computing thread, without a lock."""
+
+    @property
+    def delay(self) -> float:
+        """Seconds after submission that work waits for company while nothing else is queued."""
+
+    def has_room(self, batch: "Sequence[Slot]") -> bool:
+        """True if more work may join the batch, which has at least its head."""
+
+    def join(self, batch: "Sequence[Slot]", queued: "Sequence[Slot]") -> "list[Slot]":
+        """The queued work that fits into the batch."""
+
+    def run(self, batch: "Sequence[Slot]") -> None:
+        """Compute what the work has in common. Its own part runs afterwards, one by one."""
 
 
 class Scheduler:
-    """Runs work in the order of submission on one thread of its own.
+    """Runs work in the order of submission on one thread.
 
     Args:
         name: of the thread, for logs and debuggers.
         max_requests: requests admitted at a time.
         max_bytes: sum of their sizes, unpacked, and of those of results; a request that is alone may be of any size.
         initializer: called on the thread before its first work.
-        batching: which work runs together; None: none does.
+        batching: decides which work runs together; None: none does.
     """
 
     def __init__(
@@ -53,7 +78,7 @@ class Scheduler:
         batching: Batching | None = None,
     ) -> None:
         self._batching = batching
-        self._waiting = Waiting(batching)
+        self._queue = Queue(batching)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=initializer)
         self._lock = threading.Lock()
         self._max_requests = max_requests
@@ -63,151 +88,174 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """How many of the requests that are admitted wait for the thread."""
-        return len(self._waiting)
+        """Number of admitted requests whose work waits for the thread."""
+        return len(self._queue)
 
-    def admit(self, nbytes: int) -> "Ticket":
-        """Reserve a place for a request of `nbytes`; raises QueueFullError."""
+    def admit(self, nbytes: int) -> "Slot":
+        """Take a slot for a request of `nbytes`. Raises QueueFullError."""
         with self._lock:
             if self.requests >= self._max_requests:
                 raise QueueFullError(f"{self.requests} requests are admitted, the limit is {self._max_requests}")
-            # Kept results have left their places: without requests, too, their bytes may be all that there are.
+            # Kept results have left their places: their bytes may be all that is counted.
             if self.bytes > self._max_bytes or (self.requests and self.bytes + nbytes > self._max_bytes):
-                raise self._over(nbytes)
+                raise self._full(nbytes)
             self.requests += 1
             self.bytes += nbytes
-        return Ticket(self, nbytes)
+        return Slot(self, nbytes)
+
+    def admit_result(self, nbytes: int) -> "Slot":
+        """Count the bytes of a result for which nothing is computed; it takes no place. Raises QueueFullError."""
+        with self._lock:
+            if self.bytes and self.bytes + nbytes > self._max_bytes:
+                raise self._full(nbytes)
+            self.bytes += nbytes
+        return Slot(self, nbytes, places=0)
 
     def reserve(self, nbytes: int) -> None:
-        """Add to the bytes that are admitted, where they fit or are of the only request; called by the ticket.
+        """Count more bytes if they fit, or if they are those of the only request; called by its slot.
 
         Raises:
-            QueueFullError: they do not; nothing was added.
+            QueueFullError: they do not fit; nothing was counted.
         """
         with self._lock:
             if nbytes > 0 and self.requests > 1 and self.bytes + nbytes > self._max_bytes:
-                raise self._over(nbytes)
+                raise self._full(nbytes)
             self.bytes += nbytes
-
-    def admit_answer(self, nbytes: int) -> "Ticket":
-        """Count the bytes of an answer for which nothing is computed; it takes no place. Raises QueueFullError."""
-        with self._lock:
-            if self.bytes and self.bytes + nbytes > self._max_bytes:
-                raise self._over(nbytes)
-            self.bytes += nbytes
-        return Ticket(self, nbytes, places=0)
 
     def account(self, requests: int, nbytes: int) -> None:
-        """Add to what is admitted, or take away from it; called by the ticket."""
+        """Add to the requests and bytes that are counted, or subtract; called by a slot."""
         with self._lock:
             self.requests += requests
             self.bytes += nbytes
 
     def require_room(self) -> None:
-        """Raise QueueFullError where the results of other requests have outgrown the bound on bytes."""
+        """Raise QueueFullError if the results of other requests have outgrown the bound on bytes."""
         with self._lock:
             if self.requests > 1 and self.bytes > self._max_bytes:
                 raise QueueFullError(
                     f"requests and results of {self.bytes} bytes wait to be taken, the limit is {self._max_bytes}"
                 )
 
-    def _over(self, nbytes: int) -> QueueFullError:
+    def enqueue(self, slot: "Slot") -> None:
+        """Queue the work of a slot; called by the slot."""
+        self._queue.put(slot)
+        self._executor.submit(self._turn)
+
+    def withdraw(self, slot: "Slot") -> None:
+        """Remove cancelled work from the queue; called by its slot."""
+        self._queue.remove(slot)
+
+    def execute(self, run: Callable[[], T]) -> "Future[T]":
+        """Run on the thread, after everything that is queued, outside the accounts."""
+        return self._executor.submit(run)
+
+    def close(self) -> None:
+        """Withdraw everything that waits. Work that runs goes on to its end."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._queue.cancel()
+
+    def _full(self, nbytes: int) -> QueueFullError:
         return QueueFullError(
             f"{self.bytes} bytes are admitted, {nbytes} more would exceed the limit of {self._max_bytes}"
         )
 
-    def queue(self, entry: Entry) -> None:
-        """Have the entry done in its turn; called by the ticket."""
-        self._waiting.put(entry)
-        self._executor.submit(self._turn)
-
-    def withdraw(self, entry: Entry) -> None:
-        """Let go of an entry whose future was cancelled; called by the ticket."""
-        self._waiting.withdraw(entry)
-
-    def execute(self, run: Callable[[], T]) -> "Future[T]":
-        """Run on the thread, after what waits already, outside the accounts."""
-        return self._executor.submit(run)
-
-    def close(self) -> None:
-        """Withdraw what waits. What is running goes on to its end."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        self._waiting.cancel()
-
     def _turn(self) -> None:
-        """One turn for each entry that was queued; it finds nothing where entries left, or ran with others."""
-        batch = [entry for entry in self._waiting.take() if entry.begin()]
+        """One turn per queued slot; it finds nothing if slots were withdrawn or ran in a batch."""
+        batch = [slot for slot in self._queue.take() if slot.begin()]
         if len(batch) > 1 and self._batching is not None:
             try:
-                self._batching.run([entry.member for entry in batch])
-            except Exception as error:  # noqa: BLE001  (what is not passed on leaves its clients waiting)
-                for entry in batch:
-                    entry.fail(error)
+                self._batching.run(batch)
+            except Exception as error:  # noqa: BLE001  (unless it is passed on, the clients wait for ever)
+                for slot in batch:
+                    slot.fail(error)
                 return
-        for entry in batch:
-            entry.finish(self.require_room)
+        for slot in batch:
+            slot.finish()
 
 
-class Ticket:
-    """The place of one request, given back when its block is left and its work has ended."""
+class Slot:
+    """A request's slot in the queue: its place, the bytes reserved for it, its work, and the result.
+
+    The slot is released when its block is left and everything that runs for it has ended.
+
+    Attributes:
+        nbytes: bytes that are counted for the request.
+        member: what batching knows the work by; None for work that runs alone.
+        submitted: a time.monotonic() value.
+        overtaken: how much younger work has run before this.
+    """
 
     def __init__(self, scheduler: Scheduler, nbytes: int, places: int = 1) -> None:
+        self.nbytes = nbytes
+        self.member: Any = None
+        self.submitted = 0.0
+        self.overtaken = 0
         self._scheduler = scheduler
         self._places = places
-        self._nbytes = nbytes
         self._lock = threading.Lock()
-        self._released = self._left = False
-        self._working = 0
-        self._entry: Entry | None = None
+        self._left = self._released = False
+        self._running = 0
+        self._work: Callable[[], Any] | None = None
+        self._deadline: float | None = None
+        self._future: Future[Any] | None = None
 
-    def submit(self, work: Callable[[], T], deadline: float | None = None, member: Member | None = None) -> "Future[T]":
-        """Queue the work; a ticket takes one. `deadline` is a time.monotonic() value.
+    def submit(self, work: Callable[[], T], deadline: float | None = None, member: Any = None) -> "Future[T]":
+        """Queue the work; a slot takes one. `deadline` is a time.monotonic() value.
 
-        With a member the work may run together with other work, else it runs alone. The future ends with the result of
-        `work`, with its exception, with DeadlineError or QueueFullError where it was not done, or cancelled.
+        The future ends with the result of `work` or its exception; with DeadlineError or QueueFullError if the work was
+        not done; or cancelled.
         """
-        entry = Entry(work, deadline, member)
-        self._scheduler.queue(entry)
-        self._entry = entry
-        self.attach(entry.future)
-        return entry.future
+        future: Future[T] = Future()
+        self._work, self._deadline, self.member, self._future = work, deadline, member, future
+        self.submitted = time.monotonic()
+        self.attach(future)
+        self._scheduler.enqueue(self)
+        return future
 
     def attach(self, future: "Future[Any]") -> None:
-        """Keep the place until this work has ended, too, where the block is left before. Not after it was left."""
+        """Keep the slot until this work has ended too, even if the block is left before. Not after it was left."""
         with self._lock:
-            self._working += 1
-        future.add_done_callback(lambda _: self._ended())
+            self._running += 1
+        future.add_done_callback(self._ended)
 
     def resize(self, nbytes: int) -> None:
-        """Count another size from now on, such as that of the result in place of that of the request. On any thread."""
+        """Count another size from now on, such as that of the result instead of that of the request. On any thread."""
         with self._lock:
-            if self._released:
-                return
-            self._scheduler.account(0, nbytes - self._nbytes)
-            self._nbytes = nbytes
+            if not self._released:
+                self._scheduler.account(0, nbytes - self.nbytes)
+                self.nbytes = nbytes
 
     def reserve(self, nbytes: int) -> None:
-        """Count another size from now on, before the memory of it is taken. On any thread.
+        """Count another size from now on, before its memory is taken. On any thread.
 
         Raises:
-            QueueFullError: there is no room for it; the size is what it was.
+            QueueFullError: there is no room for it; the size is unchanged.
         """
         with self._lock:
-            if self._released:
-                return
-            self._scheduler.reserve(nbytes - self._nbytes)
-            self._nbytes = nbytes
+            if not self._released:
+                self._scheduler.reserve(nbytes - self.nbytes)
+                self.nbytes = nbytes
 
     def stop(self) -> bool:
-        """Withdraw the work, where some was submitted; false where it has begun."""
-        return self._entry is None or self._entry.future.cancel()
+        """Cancel the work, if any was submitted. False if it has begun."""
+        return self._future is None or self._future.cancel()
 
-    def step_aside(self) -> None:
-        """Leave the place to another request; the bytes are counted on."""
+    def give_up_place(self) -> None:
+        """Leave the place to another request; the bytes remain counted."""
         with self._lock:
             if not self._released:
                 self._scheduler.account(-self._places, 0)
                 self._places = 0
+
+    def leave(self) -> None:
+        """The request is over: withdraw work that waits, and release the slot once nothing runs for it."""
+        if self._future is not None and self._future.cancel():
+            self._scheduler.withdraw(self)
+            self._drop_work()
+        with self._lock:
+            self._left, over = True, not self._running
+        if over:
+            self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -215,21 +263,118 @@ class Ticket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._entry is not None and self._entry.future.cancel():
-            self._scheduler.withdraw(self._entry)
-        with self._lock:
-            self._left, over = True, not self._working
-        if over:
-            self._release()
+        self.leave()
 
-    def _ended(self) -> None:
+    # On the computing thread, and by the queue.
+
+    def begin(self) -> bool:
+        """True if the work is to be done: it was not cancelled, and its deadline has not passed."""
+        future = self._future
+        if future is None or not future.set_running_or_notify_cancel():
+            self._drop_work()
+            return False
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self.fail(DeadlineError())
+            return False
+        return True
+
+    def finish(self) -> None:
+        """Do the work, and set the future."""
+        work, future = self._work, self._future
+        assert work is not None, "work is done once"
+        assert future is not None, "work was submitted"
+        self._drop_work()
+        try:
+            self._scheduler.require_room()
+            result = work()
+        except BaseException as error:  # noqa: BLE001  (unless it is passed on, the client waits for ever)
+            work = None  # the traceback has this frame
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        """End without doing the work."""
+        assert self._future is not None, "work was submitted"
+        self._drop_work()
+        self._future.set_exception(error)
+
+    def cancel(self) -> None:
+        """Cancel work that was taken out of the queue."""
+        if self._future is not None:
+            self._future.cancel()
+        self._drop_work()
+
+    def _drop_work(self) -> None:
+        self._work = self.member = None
+
+    def _ended(self, _future: "Future[Any]") -> None:
         with self._lock:
-            self._working -= 1
-            over = self._left and not self._working
+            self._running -= 1
+            over = self._left and not self._running
         if over:
             self._release()
 
     def _release(self) -> None:
         with self._lock:
             self._released = True
-            self._scheduler.account(-self._places, -self._nbytes)
+            self._future = None  # which refers to the slot, and has the result
+            self._scheduler.account(-self._places, -self.nbytes)
+
+
+class Queue:
+    """Slots whose work waits. All threads may add and remove; one takes."""
+
+    def __init__(self, batching: Batching | None = None) -> None:
+        self._batching = batching
+        self._slots: deque[Slot] = deque()
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def put(self, slot: Slot) -> None:
+        with self._changed:
+            self._slots.append(slot)
+            self._changed.notify()
+
+    def remove(self, slot: Slot) -> None:
+        """Remove a slot, if it is still queued."""
+        with self._changed:
+            if slot in self._slots:
+                self._slots.remove(slot)
+
+    def cancel(self) -> None:
+        """Cancel everything that waits."""
+        with self._changed:
+            slots = list(self._slots)
+            self._slots.clear()
+        for slot in slots:
+            slot.cancel()
+
+    def take(self) -> list[Slot]:
+        """The head of the queue with compatible work; empty if nothing waits. Blocks only during a batching delay."""
+        with self._changed:
+            if not self._slots:
+                return []
+            batch = [self._slots.popleft()]
+            alone = not self._slots
+        batching = self._batching
+        if batching is None or (alone and not batching.delay):
+            return batch
+        until = batch[0].submitted + batching.delay
+        while batching.has_room(batch):
+            with self._changed:
+                queued = list(self._slots)
+            joining = batching.join(batch, queued)
+            with self._changed:
+                for slot in joining:
+                    if slot in self._slots:  # and was not withdrawn meanwhile
+                        self._slots.remove(slot)
+                        batch.append(slot)
+                left = until - time.monotonic()
+                if left <= 0 or any(slot in self._slots for slot in queued):  # those are not to wait
+                    break
+                if not self._slots:
+                    self._changed.wait(left)
+        return batch

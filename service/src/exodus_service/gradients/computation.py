@@ -1,8 +1,8 @@
-"""A gradient request as a computation: which kind of input it brings, and what is computed from it.
+"""The computation of a gradient request, from checked parameters and tensors to tensors of the response.
 
-`prepare` checks a request and takes its tensors to the device; `run` of what it returns computes, in two steps that can
-be taken apart: what the neurons do, and what is left for the request as a whole. All arithmetic of neurons is that of
-exodus_core. Equation numbers are those of arXiv 2205.10242.
+`prepare` checks a request and moves its tensors to the device; `Computation.run` computes in two steps that can be
+taken apart: the results of the neurons, and what is left for the request as a whole. All arithmetic of neurons is that
+of exodus_core. Equation numbers are those of arXiv 2205.10242.
 """
 
 import math
@@ -33,8 +33,8 @@ Results = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Loss:
-    """What is known of the loss: `output` = dL/ds or, with a filter, dL/d(eps * s), and `membrane` = dL/du."""
+class LossGradients:
+    """Gradients of the loss: `output` = dL/ds or, with a filter, dL/d(eps * s), and `membrane` = dL/du."""
 
     output: torch.Tensor | None
     membrane: torch.Tensor | None
@@ -109,14 +109,14 @@ class Computation:
     neuron: Mapping[str, Any]
     wrt: Mapping[str, Any]
     source: Source
-    loss: Loss
+    loss: LossGradients
 
     def run(self) -> Results:
         """The response tensors by name."""
-        return self.finish(self.sweep(self.source.trace(), self.loss))
+        return self.finish(self.neuron_results(self.source.trace(), self.loss))
 
-    def sweep(self, trace: torch.Tensor, loss: Loss) -> Results:
-        """What the neurons compute, given the trace and the loss of this request, or those of several (`batching`)."""
+    def neuron_results(self, trace: torch.Tensor, loss: LossGradients) -> Results:
+        """Results of the neurons, given the trace and the loss of this request, or those of several (`batching`)."""
         results: Results = {}
         membrane, spikes = trace, None
         if self.source.membrane is None:
@@ -133,12 +133,12 @@ class Computation:
         """Spikes and membrane of the forward pass."""
         return _checked(self.forward, drive, **self.neuron)
 
-    def finish(self, swept: Results) -> Results:
-        """The response, given what the neurons of this request computed."""
+    def finish(self, neurons: Results) -> Results:
+        """The response tensors, given the results of the neurons of this request."""
         synapses = self.source.synapses
-        return swept | synapses.gradients(swept["grad_input"]) if synapses and self.loss.given else swept
+        return neurons | synapses.gradients(neurons["grad_input"]) if synapses and self.loss.given else neurons
 
-    def _gradients(self, membrane: torch.Tensor, loss: Loss) -> Results:
+    def _gradients(self, membrane: torch.Tensor, loss: LossGradients) -> Results:
         grad_spikes = loss.grad_spikes(membrane)
         found = _checked(self.backward, membrane, grad_spikes, grad_membrane=loss.membrane, **self.neuron, **self.wrt)
         return {f"grad_{name}": value for name, value in found._asdict().items() if value is not None}
@@ -147,6 +147,12 @@ class Computation:
         """The spikes of a given trace (4): those of a neuron that keeps nothing from one step to the next."""
         kept = {name: self.neuron[name] for name in ("threshold", "max_spikes", "time_dim") if name in self.neuron}
         return _checked(exodus_core.lif, membrane, alpha=0.0, reset="none", **kept)[0]
+
+
+def norm(tensor: torch.Tensor) -> float:
+    """The L2 norm, accumulated in float32 or better."""
+    dtype = tensor.dtype if tensor.dtype in (torch.float32, torch.float64) else torch.float32
+    return float(torch.linalg.vector_norm(tensor, dtype=dtype))
 
 
 def prepare(method: Method, message: Message, *, device: torch.device, max_bytes: int) -> Computation:
@@ -270,7 +276,7 @@ def _synapses(params: Params, operands: Operands, max_bytes: int) -> Synapses:
     return Synapses(spikes.to(weight.dtype), weight)
 
 
-def _loss(params: Params, operands: Operands, like: str, shape: tuple[int, ...], dtype: torch.dtype) -> Loss:
+def _loss(params: Params, operands: Operands, like: str, shape: tuple[int, ...], dtype: torch.dtype) -> LossGradients:
     """The gradients of the loss, which have the shape and dtype of the membrane."""
     if not -len(shape) <= params.time_dim < len(shape):
         raise invalid("/params/time_dim", f"an axis of shape {list(shape)}", str(params.time_dim))
@@ -279,7 +285,7 @@ def _loss(params: Params, operands: Operands, like: str, shape: tuple[int, ...],
     chosen = params.output_filter
     if chosen is not None and output is None:
         raise invalid("/params/output_filter", "null without a tensor 'grad_output' to filter", "a filter")
-    return Loss(output, membrane, None if chosen is None else chosen.alpha, params.time_dim)
+    return LossGradients(output, membrane, None if chosen is None else chosen.alpha, params.time_dim)
 
 
 def _checked(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from exodus_core import surrogate
-from exodus_core.arguments import FLOATS, METHODS, RESETS
+from exodus_core.arguments import FLOATS, METHODS, NEURONS, RESETS
 from exodus_service.errors import MAX_FAULTS, Fault, ServiceError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -29,7 +29,6 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-NEURONS = ("lif", "if", "srm")
 Method = Annotated[str, OneOf(METHODS)]
 Reset = Annotated[str, OneOf(RESETS)]
 SurrogateKind = Annotated[str, OneOf(surrogate.KINDS)]

@@ -1,13 +1,9 @@
-"""Reads a request: checks its headers, gives it a place in the queue, and reads its body. The same for all routes."""
+"""Admits a request: checks its headers, takes a slot in the queue, and reads its body. The same for all routes."""
 
-import asyncio
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 from fastapi import Request
 
 from exodus_client.wire import (
@@ -18,48 +14,25 @@ from exodus_client.wire import (
     WireError,
     read_reference,
 )
-from exodus_service.compute.error_mapping import problem_of
-from exodus_service.compute.scheduler import QueueFullError
+from exodus_service.call import CONTENT_ENCODINGS, CONTENT_TYPES, Call, wire_problem
 from exodus_service.context import Context
 from exodus_service.engine import Engine
 from exodus_service.errors import Code, Fault, ServiceError
-from exodus_service.gradients.request import CONTENT_ENCODINGS, CONTENT_TYPES
-from exodus_service.http.body import empty_buffer, read_body
+from exodus_service.http.body import read_body
 from exodus_service.http.middleware import CONTEXT
-from exodus_service.operations.call import Received
 from exodus_service.shared_memory import Segments, Shared
 
 _MESSAGES = (*CONTENT_TYPES, SEGMENT_TYPE)
-#: What bounds bodies.
+#: The setting that bounds bodies.
 _SETTING = "(EXODUS_MAX_BODY_BYTES)"
-#: Digits of a number of bytes that there may be.
+#: Most digits of a number of bytes.
 _LONGEST_NUMBER = 18
+#: Most characters of a header that a message shows.
 _SHOWN = 80
 
 
-@contextmanager
-def admission(request: Request) -> Iterator[ExitStack]:
-    """What a request holds until it is answered; and what keeps it from being served, as problems."""
-    engine: Engine = request.app.state.engine
-    engine.require_ready()
-    try:
-        with ExitStack() as held:
-            yield held
-    except QueueFullError as error:
-        raise ServiceError("queue_full", str(error)) from error
-    except asyncio.CancelledError:  # by the server, when EXODUS_SHUTDOWN_TIMEOUT_S is over
-        request.scope[CONTEXT].closing = True
-        raise ServiceError("draining", "the service stopped before the result was there") from None
-
-
-def admit(request: Request, held: ExitStack) -> Received:
-    """A request whose body is of no interest. Raises ServiceError, QueueFullError."""
-    deadline = request.scope[CONTEXT].arrived + _deadline_seconds(request.headers)
-    return _received(request, held, memoryview(b""), "", None, deadline)
-
-
-async def receive(request: Request, held: ExitStack) -> Received:
-    """Receive a message, or a reference to one in shared memory. Raises ServiceError, QueueFullError."""
+async def receive_message(request: Request) -> Call:
+    """Receive a message, or a reference to one in shared memory. Raises ServiceError."""
     engine: Engine = request.app.state.engine
     content_type = _content_type(request.headers, _MESSAGES)
     limit, why = engine.settings.max_body_bytes, _SETTING
@@ -67,92 +40,73 @@ async def receive(request: Request, held: ExitStack) -> Received:
         limit, why = MAX_REFERENCE_BYTES, "for a reference"
     elif content_type == JSON_TYPE and engine.limits.max_json_bytes < limit:
         limit, why = engine.limits.max_json_bytes, "in JSON; send msgpack"
-    return await _receive(request, held, content_type, limit, why)
+    return await _receive(request, content_type, limit, why)
 
 
-async def receive_file(request: Request, held: ExitStack, content_type: str, limit: int) -> Received:
-    """Receive a body of another content type, of at most `limit` bytes. Raises ServiceError, QueueFullError."""
+async def receive_file(request: Request, content_type: str, limit: int) -> Call:
+    """Receive a body of another content type, of at most `limit` bytes. Raises ServiceError."""
     given = _content_type(request.headers, (content_type,))
-    return await _receive(request, held, given, limit, "(5 times EXODUS_MAX_MODEL_BYTES, and 1 MiB)")
+    return await _receive(request, given, limit, "(5 times EXODUS_MAX_MODEL_BYTES, and 1 MiB)")
 
 
-async def unshared(received: Received) -> None:
-    """Copy a body out of shared memory, which its client may write to as soon as the request was answered."""
-    if received.shared is None:
-        return
-    body = empty_buffer(len(received.body))
-    await received.aside(partial(np.copyto, np.frombuffer(body, np.uint8), np.frombuffer(received.body, np.uint8)))
-    received.body = body
+async def receive_nothing(request: Request) -> Call:
+    """A request whose body, if any, is ignored. Raises ServiceError."""
+    call = _admit(request, "", None, 0)
+    call.timings.received()
+    return call
 
 
-async def _receive(request: Request, held: ExitStack, content_type: str, limit: int, why: str) -> Received:
+async def _receive(request: Request, content_type: str, limit: int, why: str) -> Call:
     headers = request.headers
     encoding = headers.get("content-encoding")
     _require_known_encoding(encoding)
     context: Context = request.scope[CONTEXT]
     _require_no_upgrade(headers, context)
     nbytes = _content_length(headers, limit, why)
-    deadline = context.arrived + _deadline_seconds(headers)
-    if content_type == SEGMENT_TYPE:
-        shared = _find(request, await _read(request, nbytes, deadline))
-        return _received(request, held, shared.body, MSGPACK_TYPE, None, deadline, shared)
-    received = _received(request, held, memoryview(b""), content_type, encoding, deadline, nbytes=nbytes)
-    received.body = await _read(request, nbytes, deadline)
-    context.timings.receive = context.elapsed
-    received.queued_at = time.perf_counter()
-    return received
+    call = _admit(request, content_type, encoding, nbytes)
+    engine: Engine = request.app.state.engine
+    try:
+        call.body = await read_body(
+            request.receive,
+            nbytes,
+            stall_timeout=engine.settings.stall_timeout_s,
+            min_rate=engine.settings.min_upload_rate,
+            seconds_left=call.deadline - time.monotonic(),
+            scope=request.scope,
+            pinned=engine.device.type == "cuda",
+        )
+        if content_type == SEGMENT_TYPE:
+            call.shared = _find(request, call.body)
+            call.body, call.content_type, call.content_encoding = call.shared.body, MSGPACK_TYPE, None
+            call.slot.reserve(len(call.body))
+            context.bytes_in = len(call.body)
+    except BaseException:
+        call.slot.leave()
+        raise
+    finally:
+        call.timings.received()
+    return call
 
 
-def _received(
-    request: Request,
-    held: ExitStack,
-    body: memoryview,
-    content_type: str,
-    content_encoding: str | None,
-    deadline: float,
-    shared: Shared | None = None,
-    nbytes: int | None = None,
-) -> Received:
-    """Take a place in the queue."""
+def _admit(request: Request, content_type: str, content_encoding: str | None, nbytes: int) -> Call:
+    """Take a slot in the queue."""
     engine: Engine = request.app.state.engine
     context: Context = request.scope[CONTEXT]
-    nbytes = len(body) if nbytes is None else nbytes
-    ticket = held.enter_context(engine.scheduler.admit(nbytes))
+    deadline = context.arrived + _deadline_seconds(request.headers)
+    slot = engine.scheduler.admit(nbytes)
     context.bytes_in = nbytes
-    context.timings.receive = context.elapsed
-    return Received(
-        context.owner,
-        body,
-        content_type,
-        content_encoding,
-        deadline,
-        ticket,
-        context.timings,
-        time.perf_counter(),
-        shared,
-    )
-
-
-async def _read(request: Request, nbytes: int, deadline: float) -> memoryview:
-    engine: Engine = request.app.state.engine
-    return await read_body(
-        request.receive,
-        nbytes,
-        stall_timeout=engine.settings.stall_timeout_s,
-        min_rate=engine.settings.min_upload_rate,
-        seconds_left=deadline - time.monotonic(),
-        scope=request.scope,
-        pinned=engine.device.type == "cuda",
+    return Call(
+        context.owner, content_type, content_encoding, deadline, slot, context.timings, engine.device, engine.limits
     )
 
 
 def _find(request: Request, body: memoryview) -> Shared:
-    """What is meant by a reference to shared memory, within the limit on bodies."""
+    """The shared memory that a reference names, within the limit on bodies."""
     segments: Segments | None = request.app.state.segments
     try:
         reference = read_reference(body)
     except WireError as error:
-        raise problem_of(error) from error
+        raise wire_problem(error) from error
     limit = request.app.state.engine.settings.max_body_bytes
     if reference.body.nbytes > limit:
         expected, got = f"at most {limit} bytes {_SETTING}", f"{reference.body.nbytes} bytes"
@@ -201,7 +155,7 @@ def _content_length(headers: Mapping[str, str], limit: int, why: str) -> int:
 
 
 def _deadline_seconds(headers: Mapping[str, str]) -> float:
-    """The value of X-Deadline-Ms in seconds; infinite where there is none."""
+    """The value of X-Deadline-Ms in seconds; infinite if there is none."""
     given = headers.get("x-deadline-ms")
     if given is None:
         return math.inf
@@ -211,11 +165,11 @@ def _deadline_seconds(headers: Mapping[str, str]) -> float:
 
 
 def shown(value: str) -> str:
-    """The value of a header for a message, cut where it is long."""
+    """The value of a header for a message, truncated if it is long."""
     return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
 
 
 def header_problem(code: Code, name: str, expected: str, got: str) -> ServiceError:
-    """A problem with one header of a request."""
+    """An error in one header of a request."""
     detail = f"header {name} must be {expected}, got {got or 'nothing'}"
     return ServiceError(code, detail, (Fault(f"/headers/{name}", expected, got or "nothing"),))

@@ -82,7 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.start_error = None
     app.state.capabilities = engine.capabilities()
     for router in _ROUTERS:
-        app.include_router(router)
+        app.router.routes.extend(router.routes)
     # The last one added is the outermost.
     app.add_middleware(Authentication, keys=Keys.of(settings))
     app.add_middleware(Envelope)

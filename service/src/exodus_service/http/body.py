@@ -1,4 +1,10 @@
-"""Reads a request body, of a length known beforehand, into one writable buffer."""
+"""Reads a request body, of a length known beforehand, into one writable buffer.
+
+Through ASGI messages every byte is copied five times: out of the transport, out of the parser, into the server's
+buffer, out of it, into ours. For large bodies the kernel's copy is the only one: the server offers in the ASGI scope,
+under EXTENSION, to read from the socket into a buffer. `place(buffer)` says where the body goes, and `receive()` then
+returns when all of it is there.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -9,11 +15,107 @@ import numpy as np
 import torch
 
 from exodus_service.errors import Fault, ServiceError
-from exodus_service.http.upload import Filling, place
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 ALIGNMENT = 64
+
+#: Key in the extensions of an ASGI scope, of a map whose member `place` is a `Place`.
+EXTENSION = "exodus.place"
+
+#: Bodies up to this size mostly arrive with their head, and gain nothing from being read into place.
+SMALLEST = 1 << 16
+
+#: Size of the buffer for the rest of a body that is not wanted any more.
+_SCRATCH = 1 << 18
+
+
+class Filling:
+    """A buffer that is being filled.
+
+    Attributes:
+        filled: bytes that are there.
+        on_progress: called whenever more of them are, but not all.
+    """
+
+    def __init__(self, buffer: memoryview) -> None:
+        self.filled = 0
+        self.on_progress: Callable[[], None] = _ignore
+        self._buffer = buffer
+        self._nbytes = len(buffer)
+
+    @property
+    def remaining(self) -> int:
+        """Bytes of the body that are still to come."""
+        return self._nbytes - self.filled
+
+    def put(self, piece: bytes | bytearray) -> None:
+        """Copy the next bytes from elsewhere."""
+        if piece:
+            self._buffer[self.filled : self.filled + len(piece)] = piece
+            self.advance(len(piece))
+
+    def vacancy(self) -> memoryview:
+        """The part of the buffer for the next bytes; never more than belong to the body."""
+        if not self._buffer:
+            return memoryview(bytearray(min(self.remaining, _SCRATCH)))
+        return self._buffer[self.filled :]
+
+    def advance(self, nbytes: int) -> None:
+        """Count bytes that were written to the vacancy."""
+        self.filled += nbytes
+        if self.remaining:
+            self.on_progress()
+
+    def abandon(self) -> None:
+        """Release the buffer. What still comes is read and dropped."""
+        self._buffer = memoryview(b"")
+        self.on_progress = _ignore
+
+
+def _ignore() -> None:
+    """Progress that nobody waits for."""
+
+
+#: Registers a buffer of the length of the body; None if its bytes have to be taken from the messages.
+Place = Callable[[memoryview], Filling | None]
+
+
+def place(scope: Mapping[str, Any], buffer: memoryview) -> Filling | None:
+    """Have the server fill the buffer with the body of this request, if it can."""
+    if len(buffer) <= SMALLEST:
+        return None
+    offered: Place | None = scope.get("extensions", {}).get(EXTENSION, {}).get("place")
+    return None if offered is None else offered(buffer)
+
+
+class Upload(asyncio.BufferedProtocol):
+    """Takes the place of a connection's protocol until the body is whole, and calls `done` then."""
+
+    def __init__(self, connection: asyncio.Protocol, filling: Filling, done: Callable[[], None]) -> None:
+        self._connection = connection
+        self._filling = filling
+        self._done = done
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._filling.vacancy()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._filling.advance(nbytes)
+        if not self._filling.remaining:
+            self._done()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+    def eof_received(self) -> bool | None:
+        return self._connection.eof_received()
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
 
 
 def empty_buffer(nbytes: int, *, pinned: bool = False) -> memoryview:
@@ -24,7 +126,8 @@ def empty_buffer(nbytes: int, *, pinned: bool = False) -> memoryview:
     """
     size = nbytes + ALIGNMENT
     whole = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy() if pinned else np.empty(size, dtype=np.uint8)
-    start = -whole.ctypes.data % ALIGNMENT
+    address: int = whole.__array_interface__["data"][0]
+    start = -address % ALIGNMENT
     return whole[start : start + nbytes].data
 
 
@@ -46,7 +149,7 @@ async def read_body(
         min_rate: bytes a second on average: `n` bytes in, the next piece has to be there `stall_timeout + n / min_rate`
             seconds after the beginning.
         seconds_left: until the deadline of the request; may be infinite.
-        scope: of the request; where the server offers it there, the body comes without the detour through messages.
+        scope: of the request, in which the server may offer to read into place.
         pinned: read into memory that a GPU copies from by itself.
 
     Raises:
@@ -58,8 +161,8 @@ async def read_body(
     except (MemoryError, torch.OutOfMemoryError):
         raise ServiceError("out_of_memory", f"no room for a body of {nbytes} bytes") from None
     clock = asyncio.get_running_loop().time
-    deadline = clock() + seconds_left
     began = clock()
+    deadline = began + seconds_left
     filling = place(scope, body) or Filling(body)
 
     def latest() -> float:

@@ -1,7 +1,7 @@
 """HTTP/1.1 protocol: uvicorn's, with bounds on heads, pipelining and idle time, and an answer to every input.
 
 Without the bounds anyone could fill the memory with header lines, or hold connections open without ever sending a
-request. Large bodies bypass the parser and are read straight into their buffer (`upload`).
+request. Large bodies bypass the parser and are read straight into their buffer (`body`).
 
 This builds on private parts of uvicorn, hence the narrow pin in pyproject.toml: of `HttpToolsProtocol` its callbacks,
 `_start_asgi_task`, `_unset_keepalive_if_required`, `cycle`, `pipeline`, `transport` and `parser`; of
@@ -20,10 +20,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from exodus_service.context import Context
 from exodus_service.errors import ServiceError, invalid
+from exodus_service.http.body import EXTENSION, Filling, Upload
 from exodus_service.http.middleware import new_request_id, response_headers
 from exodus_service.http.outgoing import Outgoing, Pace
 from exodus_service.http.problem_json import KINDS, MEDIA_TYPE, problem_body
-from exodus_service.http.upload import EXTENSION, Filling, Upload
 
 #: Bytes of a request line with its headers, those that came in the same read as its first byte not counted.
 MAX_HEAD_BYTES = 64 * 1024

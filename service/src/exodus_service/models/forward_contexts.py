@@ -10,7 +10,22 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from exodus_service.errors import ServiceError
+from exodus_core.training import Forward, Trainer
+from exodus_service.errors import Fault, ServiceError
+
+
+@dataclass(frozen=True)
+class ForwardContext:
+    """A forward pass of a model that a backward pass can go on from, and the trainer that made it."""
+
+    trainer: Trainer
+    forward: Forward
+
+
+def expired(detail: str, handle: str) -> ServiceError:
+    """The error of a call whose context is not there."""
+    fault = Fault("/params/context", "a context that is kept", repr(handle[:64]))
+    return ServiceError("context_expired", detail, (fault,))
 
 
 @dataclass
@@ -69,7 +84,7 @@ class Contexts:
             contexts = self._live(owner)
             kept = contexts.get(handle)
             if kept is None or kept.group != group:
-                raise ServiceError("context_expired", f"the context {handle[:64]!r} is not kept; send the inputs again")
+                raise expired(f"the context {handle[:64]!r} is not kept; send the inputs again", handle)
             contexts.move_to_end(handle)
             kept.until = self._clock() + self.ttl
             return kept.value

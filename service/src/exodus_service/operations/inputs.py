@@ -1,4 +1,4 @@
-"""The body of a call on a model: unpacked, and its tensors checked against the network. Off the event loop.
+"""The decoded body of a call on a model, whose tensors are checked against the network.
 
 All sizes are checked before anything is unpacked: bits and events grow to a byte an element, and the activations of a
 network to many times its inputs. What a body takes once it is unpacked counts before it is, and a call that has to wait
@@ -6,24 +6,23 @@ for others waits with its body as it came.
 """
 
 import hashlib
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel
 
-from exodus_client.wire import Limits, peek_params
+from exodus_client.wire import peek_params
 from exodus_core import losses
 from exodus_core.errors import DescriptionError
 from exodus_core.network import Description
 from exodus_core.training import NonFiniteError
-from exodus_service.decoding import open_body
+from exodus_service.call import Call
 from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.gradients.operands import Operands
 from exodus_service.gradients.params import parse
-from exodus_service.operations.call import Received
 
 Params = TypeVar("Params", bound=BaseModel)
 
@@ -37,27 +36,18 @@ class Early:
     sequence: int
 
 
-class Opened:
-    """A body that has been read. Making it raises WireError, QueueFullError.
+class DecodedCall:
+    """The message of a call, with checks against a network. Making it raises WireError, QueueFullError.
 
     Attributes:
-        message: what it says.
-        body: the bytes after decompression, to which the tensors are views.
-        operands: hands out its tensors, on the CPU.
+        message: the decoded body.
+        body: the bytes after decompression, which the tensors are views of.
+        operands: hands out the tensors, on the CPU.
     """
 
-    def __init__(self, received: Received, limits: Limits) -> None:
-        started = time.perf_counter()
-        self._received = received
-        self.body, self.message = open_body(
-            received.body,
-            received.content_type,
-            received.content_encoding,
-            limits=limits,
-            reserve=received.ticket.reserve,
-        )
+    def __init__(self, call: Call) -> None:
+        self.body, self.message = call.decode()
         self.operands = Operands(self.message, _CPU)
-        received.timings.decode += time.perf_counter() - started
 
     def params(self, model: type[Params]) -> Params:
         """The parameters, checked. Raises ServiceError: invalid."""
@@ -80,7 +70,7 @@ class Opened:
             sizes = ", ".join(map(str, wanted))
             expected = f"[batch, time, {sizes}], at least one sample and step, as the network takes it"
             raise self.operands.fault("input", "shape", expected, str(list(tensor.shape)))
-        nbytes = network.memory(*tensor.shape[:2], training=training)
+        nbytes = _activation_bytes(network, *tensor.shape[:2], training)
         if nbytes > max_activation_bytes:
             expected = f"a batch that takes at most {max_activation_bytes} bytes (EXODUS_MAX_ACTIVATION_BYTES)"
             got = f"{list(tensor.shape)}, which takes up to {nbytes}"
@@ -116,16 +106,18 @@ class Opened:
             raise invalid("/tensors", f"a list with a tensor {name!r}", names)
         return self.message.tensors[name]
 
-    def close(self) -> None:
-        """Count the body as it came again: the call lets go of everything else."""
-        self._received.ticket.resize(len(self._received.body))
+
+@lru_cache(maxsize=1024)
+def _activation_bytes(network: Description, batch: int, time: int, training: bool) -> int:
+    """`network.memory`, which takes longer than to decode a small call, and is the same for every step of a model."""
+    return network.memory(batch, time, training=training)
 
 
-def foreseen(received: Received, name: str, limits: Limits) -> int | None:
-    """A parameter that says what a call waits for, told without opening a compressed body; None where it cannot be."""
-    if received.content_encoding in (None, "identity"):  # opening it takes no memory
+def peek(call: Call, name: str) -> int | None:
+    """The number of the call that this one waits for, read without unpacking a compressed body; None if unknown."""
+    if call.content_encoding in (None, "identity"):  # unpacking it takes no memory
         return None
-    params = peek_params(received.body, received.content_type, received.content_encoding, limits=limits)
+    params = peek_params(call.body, call.content_type, call.content_encoding, limits=call.limits)
     value = None if params is None else params.get(name)
     return value if type(value) is int else None
 

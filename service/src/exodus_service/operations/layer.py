@@ -3,8 +3,6 @@
 The arithmetic is that of gradient requests (`gradients`), and so are the bits.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,22 +10,27 @@ from typing import Any
 import torch
 
 from exodus_client.wire import Encoded, Message, Tensor, encode
-from exodus_service.compute.error_mapping import pointed, translated
+from exodus_service.call import Call, Result, owned
 from exodus_service.engine import Engine
 from exodus_service.errors import ServiceError, invalid
-from exodus_service.gradients.computation import Computation, Loss, Results, Source, Synapses, prepare_neurons
+from exodus_service.gradients.computation import (
+    Computation,
+    LossGradients,
+    Results,
+    Source,
+    Synapses,
+    norm,
+    prepare_neurons,
+)
 from exodus_service.gradients.operands import Operands
 from exodus_service.gradients.params import Params
-from exodus_service.gradients.request import norm
-from exodus_service.operations.call import Received, Reply, owned
-from exodus_service.operations.inputs import Opened
+from exodus_service.operations.inputs import DecodedCall
 from exodus_service.operations.params import LayerBackwardParams, LayerForwardParams
-from exodus_service.operations.train import kept_context
 
 
 @dataclass(frozen=True)
-class KeptLayer:
-    """What a forward pass leaves: a computation from its membrane, and what its current was made of."""
+class LayerContext:
+    """State of a forward pass for its backward pass: a computation from the membrane, and what made the current."""
 
     computation: Computation
     membrane: torch.Tensor
@@ -42,103 +45,94 @@ class KeptLayer:
         return sum(part.nbytes for part in parts)
 
 
-async def forward(engine: Engine, received: Received) -> Reply:
+async def forward(engine: Engine, call: Call) -> Result:
     """The forward pass. Raises ServiceError."""
-    return await _computed(engine, received, partial(_forward, engine, received))
+    return await call.compute(partial(_forward, engine, call))
 
 
-async def backward(engine: Engine, received: Received) -> Reply:
+async def backward(engine: Engine, call: Call) -> Result:
     """The backward pass. Raises ServiceError."""
-    return await _computed(engine, received, partial(_backward, engine, received))
+    return await call.compute(partial(_backward, engine, call))
 
 
-async def _computed(engine: Engine, received: Received, work: Callable[[], Encoded]) -> Reply:
-    def run() -> Encoded:
-        spent = received.timings
-        spent.queue = time.perf_counter() - received.queued_at
-        with torch.no_grad():
-            encoded = translated(work, engine.device)
-        received.ticket.resize(encoded.nbytes)
+@torch.no_grad()
+def _forward(engine: Engine, call: Call) -> Encoded:
+    decoded = DecodedCall(call)
+    with call.timings.phase("decode"):
+        params = decoded.params(LayerForwardParams)
+        if "membrane" in decoded.operands:
+            raise invalid("/tensors", "a list with exactly one of input, spikes, psp", "membrane")
+        fields: dict[str, Any] = {name: getattr(params, name) for name in ("neuron", "surrogate", "time_dim")}
+        asked = Params.model_construct(None, **fields, **{"return": params.return_})
+        operands = Operands(decoded.message, engine.device)
+        computation = prepare_neurons(params.method, asked, operands, call.limits.max_bytes)
+        if computation.loss.given:
+            raise invalid("/tensors", "a list without gradients of a loss", "grad_output or grad_membrane")
+    with call.timings.phase("kernel"):
+        spikes, membrane = computation.fire(computation.source.trace())
+        traces = {"spikes": spikes, "membrane": membrane}
+        context = _context(computation, membrane, decoded)
+    with call.timings.phase("encode"):
+        contexts = engine.store.contexts
+        try:
+            handle = contexts.put(call.owner, context, context.nbytes)
+        except ServiceError as problem:
+            expected = f"at most {contexts.max_bytes} bytes of contexts"
+            raise problem.pointing_at("/tensors", expected, f"{context.nbytes} bytes") from None
+        about = {
+            "context": handle,
+            "expires_in_s": contexts.ttl,
+            "nbytes": context.nbytes,
+            "device": str(engine.device),
+        }
+        try:
+            return _encoded(call, decoded, about, {name: traces[name] for name in params.return_})
+        except ValueError:  # nobody is going to know the handle
+            contexts.release(call.owner, handle)
+            raise
+
+
+@torch.no_grad()
+def _backward(engine: Engine, call: Call) -> Encoded:
+    decoded = DecodedCall(call)
+    with call.timings.phase("decode"):
+        params = decoded.params(LayerBackwardParams)
+        context = engine.store.contexts.get(call.owner, params.context)
+        if not isinstance(context, LayerContext):
+            raise ServiceError("context_expired", "the context is not one of a layer")
+        computation, membrane = context.computation, context.membrane
+        operands = Operands(decoded.message, engine.device)
+        output, on_membrane = (
+            operands.take_like(name, "context", tuple(membrane.shape), membrane.dtype)
+            for name in ("grad_output", "grad_membrane")
+        )
+        operands.finish()
+        loss = LossGradients(output, on_membrane, None, computation.params.time_dim)
+        if not loss.given:
+            raise invalid("/tensors", "a list with 'grad_output' or 'grad_membrane'", "neither")
+        wrt: dict[str, Any] = {}
+        if "wrt" in computation.wrt:
+            wrt = {"wrt": ("input", *params.wrt)}
+        elif params.wrt:
+            raise invalid("/params/wrt", "empty for the model srm", str(params.wrt))
+    with call.timings.phase("kernel"):
+        results: Results = replace(computation, loss=loss, wrt=wrt).run()
+        if context.synapses is not None:
+            results |= context.synapses.gradients(results["grad_input"])
+        norms = {name: norm(result) for name, result in results.items()}
+    with call.timings.phase("encode"):
+        about = {"method": computation.neuron["method"], "device": str(engine.device), "grad_norms": norms}
+        encoded = _encoded(call, decoded, about, results)
+        if not params.keep:
+            engine.store.contexts.release(call.owner, params.context)
         return encoded
 
-    return Reply(await received.computed(received.ticket.submit(run, received.due)))
 
-
-def _forward(engine: Engine, received: Received) -> Encoded:
-    opened = Opened(received, engine.limits)
-    started = time.perf_counter()
-    params = opened.params(LayerForwardParams)
-    if "membrane" in opened.operands:
-        raise invalid("/tensors", "a list with exactly one of input, spikes, psp", "membrane")
-    fields: dict[str, Any] = {name: getattr(params, name) for name in ("neuron", "surrogate", "time_dim")}
-    asked = Params.model_construct(None, **fields, **{"return": params.return_})
-    operands = Operands(opened.message, engine.device)
-    computation = prepare_neurons(params.method, asked, operands, engine.limits.max_bytes)
-    if computation.loss.given:
-        raise invalid("/tensors", "a list without gradients of a loss", "grad_output or grad_membrane")
-    prepared = time.perf_counter()
-    received.timings.decode += prepared - started
-    spikes, membrane = computation.fire(computation.source.trace())
-    traces = {"spikes": spikes, "membrane": membrane}
-    kept = _kept(computation, membrane, opened)
-    computed = time.perf_counter()
-    received.timings.kernel = computed - prepared
-    contexts = engine.store.contexts
-    try:
-        handle = contexts.put(received.owner, kept, kept.nbytes)
-    except ServiceError as problem:
-        expected = f"at most {contexts.max_bytes} bytes of contexts"
-        raise pointed(problem, "/tensors", expected, f"{kept.nbytes} bytes") from None
-    about = {"context": handle, "expires_in_s": contexts.ttl, "nbytes": kept.nbytes, "device": str(engine.device)}
-    try:
-        return _encoded(engine, received, opened, about, {name: traces[name] for name in params.return_}, computed)
-    except ValueError:  # nobody is going to know the handle
-        contexts.release(received.owner, handle)
-        raise
-
-
-def _backward(engine: Engine, received: Received) -> Encoded:
-    opened = Opened(received, engine.limits)
-    started = time.perf_counter()
-    params = opened.params(LayerBackwardParams)
-    kept = kept_context(engine, received.owner, params.context, "")
-    if not isinstance(kept, KeptLayer):
-        raise ServiceError("context_expired", "the context is not one of a layer")
-    computation, membrane = kept.computation, kept.membrane
-    operands = Operands(opened.message, engine.device)
-    output, on_membrane = (
-        operands.take_like(name, "context", tuple(membrane.shape), membrane.dtype)
-        for name in ("grad_output", "grad_membrane")
-    )
-    operands.finish()
-    loss = Loss(output, on_membrane, None, computation.params.time_dim)
-    if not loss.given:
-        raise invalid("/tensors", "a list with 'grad_output' or 'grad_membrane'", "neither")
-    wrt: dict[str, Any] = {}
-    if "wrt" in computation.wrt:
-        wrt = {"wrt": ("input", *params.wrt)}
-    elif params.wrt:
-        raise invalid("/params/wrt", "empty for the model srm", str(params.wrt))
-    prepared = time.perf_counter()
-    received.timings.decode += prepared - started
-    results: Results = replace(computation, loss=loss, wrt=wrt).run()
-    if kept.synapses is not None:
-        results |= kept.synapses.gradients(results["grad_input"])
-    norms = {name: norm(result) for name, result in results.items()}
-    computed = time.perf_counter()
-    received.timings.kernel = computed - prepared
-    about = {"method": computation.neuron["method"], "device": str(engine.device), "grad_norms": norms}
-    encoded = _encoded(engine, received, opened, about, results, computed)
-    if not params.keep:
-        engine.store.contexts.release(received.owner, params.context)
-    return encoded
-
-
-def _kept(computation: Computation, membrane: torch.Tensor, opened: Opened) -> KeptLayer:
-    """The context, with nothing of the body in it."""
+def _context(computation: Computation, membrane: torch.Tensor, decoded: DecodedCall) -> LayerContext:
+    """The context, which refers to nothing of the body."""
 
     def own(value: Any) -> Any:
-        return owned(value, opened.body) if isinstance(value, torch.Tensor) else value
+        return owned(value, decoded.body) if isinstance(value, torch.Tensor) else value
 
     synapses = computation.source.synapses
     if synapses is not None:
@@ -149,13 +143,9 @@ def _kept(computation: Computation, membrane: torch.Tensor, opened: Opened) -> K
         neuron={name: own(value) for name, value in computation.neuron.items()},
         source=Source(membrane=membrane),
     )
-    return KeptLayer(backward, membrane, synapses)
+    return LayerContext(backward, membrane, synapses)
 
 
-def _encoded(
-    engine: Engine, received: Received, opened: Opened, params: dict[str, Any], tensors: Results, since: float
-) -> Encoded:
+def _encoded(call: Call, decoded: DecodedCall, params: dict[str, Any], tensors: Results) -> Encoded:
     named = (Tensor.of(name, tensor.cpu()) for name, tensor in tensors.items())
-    encoded = encode(Message.of(params, named), opened.message.form, limits=engine.limits)
-    received.timings.encode = time.perf_counter() - since
-    return encoded
+    return encode(Message.of(params, named), decoded.message.form, limits=call.limits)

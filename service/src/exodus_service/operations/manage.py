@@ -1,6 +1,5 @@
-"""What is done to models as a whole: made, saved, downloaded, replaced by an uploaded state. Knows nothing of HTTP."""
+"""Calls on models as a whole: create, save, download and upload of the state."""
 
-from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -11,18 +10,16 @@ from exodus_client.wire import Encoded, Limits, Message, decompress, encode
 from exodus_core import network as networks
 from exodus_core.errors import DescriptionError
 from exodus_core.network import Description
-from exodus_service.compute.error_mapping import pointed, translated
-from exodus_service.decoding import JSON_GROWTH
+from exodus_service.call import JSON_GROWTH, Call, Result
 from exodus_service.engine import Engine
 from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.models.model_spec import require_size
 from exodus_service.models.storage.state_file import MEDIA_TYPE, StateFileError, header_bytes
-from exodus_service.operations.call import Received, Reply
-from exodus_service.operations.inputs import Opened
+from exodus_service.operations.inputs import DecodedCall
 from exodus_service.operations.params import CreateParams
 from exodus_service.settings import Settings
 
-#: Room for the rest of what is said of a model.
+#: Bytes of a description of a model apart from its network and parameters.
 _BESIDE = 8 * 1024
 
 #: A state that is uploaded: the body, its tensors, and the trainer that they are loaded into.
@@ -30,62 +27,56 @@ _COPIES = 3
 _SLOTS, _BESIDE_STATE = 6, 1024 * 1024
 
 
-async def create(engine: Engine, received: Received) -> Reply:
+async def create(engine: Engine, call: Call) -> Result:
     """Make a model, or find the one that the same call has made. Raises ServiceError."""
-    prepare = partial(_prepare, engine, received)
-    prepared = received.aside(partial(translated, prepare, engine.device), engine.store.maker)
-    opened, params, network, weights = await prepared
-    made = engine.store.create(
-        received.owner,
-        id=params.id,
-        network=network,
-        optimizer=params.optimizer,
-        seed=params.seed,
-        durable_every=params.durable_every,
-        name=params.name,
-        weights=weights,
-        deadline=received.due,
-    )
+    prepare = partial(_prepare, engine, call)
+    decoded, params, network, weights = await call.aside(prepare, engine.store.maker)
     try:
-        created = await received.within(made)
+        created = await engine.store.create(
+            call.owner,
+            id=params.id,
+            network=network,
+            optimizer=params.optimizer,
+            seed=params.seed,
+            durable_every=params.durable_every,
+            name=params.name,
+            weights=weights,
+            deadline=call.due,
+        )
     except ServiceError as problem:
         if problem.code != "model_exists":
             raise
         expected = "the id of no model, or what that model was made from"
-        raise pointed(problem, "/params/id", expected, repr(params.id)) from None
-    encoded = encode(Message.of(created.info, []), opened.message.form, limits=engine.limits)
-    return Reply(encoded, 201 if created.fresh else 200)
+        raise problem.pointing_at("/params/id", expected, repr(params.id)) from None
+    encoded = encode(Message.of(created.info, []), decoded.message.form, limits=call.limits)
+    return Result(encoded, 201 if created.fresh else 200)
 
 
-async def save(engine: Engine, id: str, received: Received) -> Reply:
+async def save(engine: Engine, id: str, call: Call) -> Result:
     """Make the present state durable. Raises ServiceError."""
-    async with AsyncExitStack() as stack:
-        model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
-        durable = await received.within(engine.store.save(model))
-        return Reply.json({"sequence": model.sequence, "durable": durable})
+    async with engine.store.use(call.owner, id) as model:
+        durable = await engine.store.save(model)
+        return Result.json({"sequence": model.sequence, "durable": durable})
 
 
-async def download(engine: Engine, id: str, received: Received) -> Reply:
+async def download(engine: Engine, id: str, call: Call) -> Result:
     """The present state as a file. Raises ServiceError."""
-    async with AsyncExitStack() as stack:
-        model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
-        received.ticket.reserve(model.nbytes)
-        file = await received.within(engine.store.export(model))
-    received.ticket.resize(file.nbytes)
+    async with engine.store.use(call.owner, id) as model:
+        call.slot.reserve(model.nbytes)
+        file = await engine.store.export(model)
+    call.slot.resize(file.nbytes)
     chunks = [chunk if isinstance(chunk, bytes) else memoryview(chunk) for chunk in file.chunks]
-    return Reply(Encoded(MEDIA_TYPE, file.nbytes, chunks))
+    return Result(Encoded(MEDIA_TYPE, file.nbytes, chunks))
 
 
-async def upload(engine: Engine, id: str, received: Received) -> Reply:
+async def upload(engine: Engine, id: str, call: Call) -> Result:
     """Go on from a state that was downloaded. Raises ServiceError."""
-    async with AsyncExitStack() as stack:
-        model = await received.within(stack.enter_async_context(engine.store.use(received.owner, id)))
-        unpack = partial(_unpack_state, received, model.network)
-        await received.aside(partial(translated, unpack, engine.device))
-        body, received.body = received.body, memoryview(b"")
-        replaced = engine.store.replace_state(model, body, received.aside)
-        del body  # the store lets go of it once it is read
-        return Reply.json(await received.within(replaced))
+    async with engine.store.use(call.owner, id) as model:
+        await call.aside(partial(_unpack_state, call, model.network))
+        body, call.body = call.body, memoryview(b"")
+        replaced = engine.store.replace_state(model, body, call.aside)
+        del body  # the store releases it once it is read
+        return Result.json(await replaced)
 
 
 def largest_state(engine: Engine) -> int:
@@ -93,15 +84,15 @@ def largest_state(engine: Engine) -> int:
     return 5 * engine.settings.max_model_bytes + engine.limits.max_json_bytes
 
 
-def _unpack_state(received: Received, network: Description) -> None:
-    """Put the state in the place of the body that it came in. Raises ServiceError, WireError, QueueFullError."""
+def _unpack_state(call: Call, network: Description) -> None:
+    """Replace the body by the state in it. Raises ServiceError, WireError, QueueFullError."""
     # As many bytes as its weights are its gradients, and each of what an optimiser and batch norms keep for a weight.
     limits = Limits(max_bytes=_SLOTS * network.nbytes + _BESIDE_STATE)
 
     def reserve(nbytes: int) -> None:
-        received.ticket.reserve(max(len(received.body) + nbytes, _COPIES * nbytes))
+        call.slot.reserve(max(len(call.body) + nbytes, _COPIES * nbytes))
 
-    body = decompress(received.body, received.content_encoding, limits=limits, reserve=reserve)
+    body = decompress(call.body, call.content_encoding, limits=limits, reserve=reserve)
     if len(body) > limits.max_bytes:
         expected, got = f"at most {limits.max_bytes} bytes, as many as a state of this model has", f"{len(body)} bytes"
         raise ServiceError("too_large", f"the body must be {expected}, got {got}", (Fault("", expected, got),))
@@ -109,24 +100,24 @@ def _unpack_state(received: Received, network: Description) -> None:
         header = header_bytes(body)
     except StateFileError as error:
         raise ServiceError("malformed", str(error)) from error
-    received.ticket.reserve(_COPIES * len(body) + JSON_GROWTH * header)
-    received.content_encoding, received.body = None, memoryview(body)
+    call.slot.reserve(_COPIES * len(body) + JSON_GROWTH * header)
+    call.content_encoding, call.body = None, memoryview(body)
 
 
-def _prepare(engine: Engine, received: Received) -> tuple[Opened, CreateParams, Description, torch.Tensor | None]:
-    """Unpack and check a call, as far as the store does not. Raises ServiceError, WireError."""
-    opened = Opened(received, engine.limits)
-    params = opened.params(CreateParams)
+def _prepare(engine: Engine, call: Call) -> tuple[DecodedCall, CreateParams, Description, torch.Tensor | None]:
+    """Decode and check a call, as far as the store does not. Raises ServiceError, WireError."""
+    decoded = DecodedCall(call)
+    params = decoded.params(CreateParams)
     _require_short(params.network, engine.settings)
     try:
         network = networks.parse(params.network)
     except DescriptionError as error:
         raise invalid(f"/params/network{error.pointer}", error.expected, error.got) from error
     require_size(network, engine.settings.max_model_bytes)
-    _require_room_for_answers(network, engine.limits)
-    weights = opened.flat("weights", network) if "weights" in opened.operands else None
-    opened.operands.finish()
-    return opened, params, network, weights
+    _require_room_for_answers(network, call.limits)
+    weights = decoded.flat("weights", network) if "weights" in decoded.operands else None
+    decoded.operands.finish()
+    return decoded, params, network, weights
 
 
 def _require_short(network: dict[str, Any], settings: Settings) -> None:
@@ -147,7 +138,7 @@ def _require_short(network: dict[str, Any], settings: Settings) -> None:
 
 
 def _require_room_for_answers(network: Description, limits: Limits) -> None:
-    """What is said of a model, and the norm of each parameter, have to fit into the head of a message."""
+    """Descriptions of the model, and the norm of each parameter, have to fit into the head of a message."""
     parameters: list[Any] = [{"name": name, "shape": list(shape)} for name, shape in network.parameters]
     nbytes = len(msgpack.packb([network.data, parameters])) + _BESIDE
     if nbytes > limits.max_header_bytes:

@@ -12,7 +12,7 @@ _LARGEST = 2**63 - 1
 _LARGEST_FLOAT32 = 3.4e38
 
 Sequence = Annotated[int, Field(ge=1, le=_LARGEST)]
-Loss = Annotated[
+LossDescription = Annotated[
     Any,
     Field(
         description="Name of a loss, or an object with its `kind` and options; see docs/networks.md.",
@@ -48,7 +48,7 @@ class ForwardParams(Strict):
     return_: list[Literal["outputs"]] = Field(
         default=["outputs"], alias="return", description="Tensors that are wanted."
     )
-    loss: Loss = None
+    loss: LossDescription = None
     after: int | None = Field(
         default=None, ge=0, le=_LARGEST, description="Run after the training call of this number, and wait for it."
     )
@@ -66,7 +66,7 @@ class _Numbered(Strict):
 
 
 class _Backward(Strict):
-    loss: Loss = None
+    loss: LossDescription = None
     context: str | None = Field(
         default=None, max_length=256, description="Of a forward pass; the backward pass goes on from there."
     )

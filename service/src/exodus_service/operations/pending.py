@@ -1,6 +1,6 @@
-"""Calls that were answered with 202: found again by their id until their result has been kept for a time.
+"""Calls that were answered with 202, found by their id until their result expires.
 
-Knows nothing of HTTP. A call that has ended leaves its place in the queue; the bytes of its result are counted on.
+A call that has ended gives up its place in the queue; the bytes of its result remain counted.
 """
 
 import asyncio
@@ -9,13 +9,13 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from exodus_service.call import Call, Result
 from exodus_service.errors import ServiceError
-from exodus_service.operations.call import Received, Reply
 
 logger = logging.getLogger(__name__)
 
-#: What a kept result takes at least, with all that is around it.
-_AROUND = 4096
+#: Bytes that a kept result counts at least, for the objects around it.
+_LEAST_BYTES = 4096
 
 
 @dataclass(eq=False)
@@ -23,19 +23,17 @@ class Pending:
     """One call.
 
     Attributes:
-        received: the request.
-        task: its work; has the Reply, or what was raised. Once it has ended, a future that has the same.
-        stoppable: whether what has not begun can be withdrawn.
-        release: gives back the place in the queue and the bytes.
+        call: as it was received.
+        task: its work, which ends with a Result or a ServiceError. Once it has ended, a future with the same outcome.
+        stoppable: True if it can be cancelled before it has begun.
         readers: responses that send the result.
-        forgotten: whether it is not to be found any more.
+        forgotten: True once it is not to be found any more.
         path, request_id: of the request.
     """
 
-    received: Received
-    task: asyncio.Future[Reply]
+    call: Call
+    task: asyncio.Future[Result]
     stoppable: bool
-    release: Callable[[], object]
     path: str
     request_id: str
     readers: int = field(default=0, init=False)
@@ -43,11 +41,11 @@ class Pending:
 
     @property
     def owner(self) -> str:
-        return self.received.owner
+        return self.call.owner
 
 
 class Requests:
-    """All on one event loop.
+    """All pending calls; for one event loop.
 
     Args:
         ttl: seconds that a result is kept.
@@ -72,25 +70,25 @@ class Requests:
         return pending
 
     def lend(self, pending: Pending) -> Callable[[], None]:
-        """Count a result on until it has been sent, however long it is kept; call what is returned then."""
+        """Keep the bytes of a result counted until it has been sent; call what is returned then."""
         pending.readers += 1
         return lambda: self._returned(pending)
 
     def cancel(self, owner: str, id: str) -> None:
-        """Withdraw a call that has not begun, or let go of the result of one that has ended.
+        """Cancel a call that has not begun, or forget the result of one that has ended.
 
         Raises:
             ServiceError: not_found; running: it cannot be stopped.
         """
         pending = self.find(owner, id)
         if not pending.task.done():
-            if not pending.stoppable or not pending.received.ticket.stop():
+            if not pending.stoppable or not pending.call.slot.stop():
                 raise ServiceError("running", "the call has begun and goes on to its end; its result will be kept")
             pending.task.cancel()
         self._forget(id)
 
     def close(self) -> None:
-        """Withdraw what has not begun, and let go of all results."""
+        """Cancel what has not begun, and forget all results."""
         for id, pending in list(self._pending.items()):
             pending.task.cancel()
             self._forget(id)
@@ -102,9 +100,9 @@ class Requests:
         if self._pending.get(id) is not pending:
             return
         nbytes = 0 if error is not None or pending.task.cancelled() else pending.task.result().encoded.nbytes
-        pending.received.ticket.resize(max(nbytes, _AROUND))
-        pending.received.ticket.step_aside()
-        pending.received.body, pending.received.shared = memoryview(b""), None
+        pending.call.slot.resize(max(nbytes, _LEAST_BYTES))
+        pending.call.slot.give_up_place()
+        pending.call.drop_body()
         pending.task = _bare(pending.task)
         asyncio.get_running_loop().call_later(self._ttl, self._forget, id)
 
@@ -113,17 +111,17 @@ class Requests:
         if pending is not None:
             pending.forgotten = True
             if not pending.readers:
-                pending.release()
+                pending.call.slot.leave()
 
     def _returned(self, pending: Pending) -> None:
         pending.readers -= 1
         if pending.forgotten and not pending.readers:
-            pending.release()
+            pending.call.slot.leave()
 
 
-def _bare(ended: asyncio.Future[Reply]) -> asyncio.Future[Reply]:
+def _bare(ended: asyncio.Future[Result]) -> asyncio.Future[Result]:
     """A future of the same outcome, without the tracebacks, whose frames hold the request."""
-    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
     if ended.cancelled():
         future.cancel()
         return future
@@ -133,5 +131,5 @@ def _bare(ended: asyncio.Future[Reply]) -> asyncio.Future[Reply]:
         return future
     error.__traceback__ = error.__cause__ = error.__context__ = None
     future.set_exception(error)
-    future.exception()  # it was logged, or is told to who asks
+    future.exception()  # it was logged, or is the answer to the next request for it
     return future

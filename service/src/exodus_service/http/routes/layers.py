@@ -1,17 +1,15 @@
-"""The endpoints of single layers in two calls."""
+"""The endpoints of single layers, forward and backward in two calls."""
 
 from functools import partial
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from exodus_service.http.admission import admission, receive
-from exodus_service.http.conduct import conduct
-from exodus_service.http.direct_route import DirectRoute
 from exodus_service.http.openapi import document as documented
+from exodus_service.http.pipeline import Route, respond
 from exodus_service.operations import layer
 
-router = APIRouter(tags=["layers"], route_class=DirectRoute)
+router = APIRouter(tags=["layers"], route_class=Route)
 
 
 @router.post("/v1/layers/forward", **documented.LAYER_FORWARD)
@@ -20,9 +18,7 @@ async def forward(request: Request) -> Response:
 
     The tensors are `input` (the current), or `spikes` and `weight`, or for the model srm `psp` and `reset_kernel`.
     """
-    with admission(request) as held:
-        received = await receive(request, held)
-        return await conduct(request, held, received, partial(layer.forward, request.app.state.engine))
+    return await respond(request, partial(layer.forward, request.app.state.engine))
 
 
 @router.post("/v1/layers/backward", **documented.LAYER_BACKWARD)
@@ -31,6 +27,4 @@ async def backward(request: Request) -> Response:
 
     The context is gone afterwards unless `keep` says otherwise. 410: send the inputs again.
     """
-    with admission(request) as held:
-        received = await receive(request, held)
-        return await conduct(request, held, received, partial(layer.backward, request.app.state.engine))
+    return await respond(request, partial(layer.backward, request.app.state.engine))

@@ -8,21 +8,20 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from exodus_client.wire import JSON_TYPE, Encoded
+from exodus_client.wire import JSON_TYPE
+from exodus_service.call import Result
 from exodus_service.engine import Engine
-from exodus_service.http.admission import admission, admit, receive, receive_file
-from exodus_service.http.conduct import conduct
-from exodus_service.http.direct_route import DirectRoute
+from exodus_service.http.admission import receive_file, receive_nothing
 from exodus_service.http.middleware import CONTEXT
 from exodus_service.http.openapi import document as documented
-from exodus_service.http.responses import JOINED, TensorResponse
+from exodus_service.http.pipeline import JOINED, Route, TensorResponse, respond
 from exodus_service.models.storage.state_file import MEDIA_TYPE
 from exodus_service.operations import forward as forwarding
 from exodus_service.operations import manage, train
 
 ModelId = Annotated[str, Path(description="Id of the model.")]
 
-router = APIRouter(tags=["models"], route_class=DirectRoute)
+router = APIRouter(tags=["models"], route_class=Route)
 
 
 @router.post("/v1/models", **documented.CREATE)
@@ -32,22 +31,19 @@ async def create(request: Request) -> Response:
     Durable when it is answered, where the service has a folder to save in. The same call again, with the same `id`, is
     answered with 200 and the model as it is by then.
     """
-    with admission(request) as held:
-        received = await receive(request, held)
-        work = partial(manage.create, request.app.state.engine)
-        return await conduct(request, held, received, work, stoppable=False)
+    return await respond(request, partial(manage.create, request.app.state.engine), stoppable=False)
 
 
 @router.get("/v1/models", **documented.LIST)
 async def find_all(request: Request) -> Response:
     """All models of the caller, the oldest first."""
     engine: Engine = request.app.state.engine
-    with admission(request) as held:
-        infos = await engine.store.list(request.scope[CONTEXT].owner)
-        body = await asyncio.to_thread(lambda: json.dumps({"models": infos}).encode())
-        if len(body) > JOINED:  # a short list is there for whoever looks into a full service
-            held.enter_context(engine.scheduler.admit_answer(len(body)))
-        return TensorResponse(Encoded(JSON_TYPE, len(body), [body]), held.pop_all().close)
+    engine.require_ready()
+    infos = await engine.store.list(request.scope[CONTEXT].owner)
+    result = await asyncio.to_thread(Result.json, {"models": infos})
+    if result.encoded.nbytes <= JOINED:  # a short list is there for whoever looks into a full service
+        return TensorResponse(result)
+    return TensorResponse(result, engine.scheduler.admit_result(result.encoded.nbytes).leave)
 
 
 @router.get("/v1/models/{id}", **documented.INFO)
@@ -74,9 +70,7 @@ async def forward(id: ModelId, request: Request) -> Response:
     Changes nothing. With `context`, what a backward pass needs is kept for a while: send `grad_output` and the context
     to `forward_backward` or `step`.
     """
-    with admission(request) as held:
-        received = await receive(request, held)
-        return await conduct(request, held, received, partial(forwarding.forward, request.app.state.engine, id))
+    return await respond(request, partial(forwarding.forward, request.app.state.engine, id))
 
 
 @router.post("/v1/models/{id}/forward_backward", **documented.FORWARD_BACKWARD)
@@ -104,19 +98,15 @@ async def step(id: ModelId, request: Request) -> Response:
 @router.post("/v1/models/{id}/save", **documented.SAVE)
 async def save(id: ModelId, request: Request) -> Response:
     """Make the present state durable before answering. Has no body."""
-    with admission(request) as held:
-        received = admit(request, held)
-        work = partial(manage.save, request.app.state.engine, id)
-        return await conduct(request, held, received, work, stoppable=False)
+    work = partial(manage.save, request.app.state.engine, id)
+    return await respond(request, work, receive=receive_nothing, stoppable=False)
 
 
 @router.get("/v1/models/{id}/state", **documented.GET_STATE)
 async def download(id: ModelId, request: Request) -> Response:
     """Weights, optimiser, accumulated gradients, random state and sequence number, as a safetensors file."""
-    with admission(request) as held:
-        received = admit(request, held)
-        work = partial(manage.download, request.app.state.engine, id)
-        return await conduct(request, held, received, work, stoppable=False)
+    work = partial(manage.download, request.app.state.engine, id)
+    return await respond(request, work, receive=receive_nothing, stoppable=False)
 
 
 @router.put("/v1/models/{id}/state", **documented.PUT_STATE)
@@ -127,12 +117,9 @@ async def upload(id: ModelId, request: Request) -> Response:
     is answered.
     """
     engine: Engine = request.app.state.engine
-    with admission(request) as held:
-        received = await receive_file(request, held, MEDIA_TYPE, manage.largest_state(engine))
-        return await conduct(request, held, received, partial(manage.upload, engine, id), stoppable=False)
+    receive = partial(receive_file, content_type=MEDIA_TYPE, limit=manage.largest_state(engine))
+    return await respond(request, partial(manage.upload, engine, id), receive=receive, stoppable=False)
 
 
 async def _train(request: Request, id: str, operation: train.Operation) -> Response:
-    with admission(request) as held:
-        received = await receive(request, held)
-        return await conduct(request, held, received, partial(train.train, request.app.state.engine, operation, id))
+    return await respond(request, partial(train.train, request.app.state.engine, operation, id))

@@ -5,15 +5,14 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from exodus_service.http.conduct import look
-from exodus_service.http.direct_route import DirectRoute
 from exodus_service.http.middleware import CONTEXT
 from exodus_service.http.openapi import document as documented
+from exodus_service.http.pipeline import Route, look
 from exodus_service.operations.pending import Requests
 
 RequestId = Annotated[str, Path(description="Id of the request, as in the 202 answer.")]
 
-router = APIRouter(tags=["requests"], route_class=DirectRoute)
+router = APIRouter(tags=["requests"], route_class=Route)
 
 
 @router.get("/v1/requests/{id}", **documented.GET_REQUEST)
@@ -25,7 +24,7 @@ async def find(id: RequestId, request: Request) -> Response:
 
 @router.delete("/v1/requests/{id}", **documented.DELETE_REQUEST)
 async def cancel(id: RequestId, request: Request) -> Response:
-    """Withdraw a call that has not begun, or let go of its result. 409 where it is running."""
+    """Cancel a call that has not begun, or forget its result. 409 if it is running."""
     requests: Requests = request.app.state.requests
     requests.cancel(request.scope[CONTEXT].owner, id)
     return Response(status_code=204)
