@@ -22,11 +22,7 @@ WALLS: list[tuple[str, list[str], list[str]]] = [
     (SERVICE, [f"{SERVICE}.http"], [*COMMANDS, f"{SERVICE}.http"]),
     (f"{SERVICE}.operations", [f"{SERVICE}.http"], []),
     (f"{SERVICE}.models", [f"{SERVICE}.operations"], []),
-    (
-        f"{SERVICE}.models.storage",
-        [f"{SERVICE}.models"],
-        [f"{SERVICE}.models.storage.{name}" for name in ("restore", "state_dir", "writer")],
-    ),
+    (f"{SERVICE}.models.storage", [f"{SERVICE}.models", f"{SERVICE}.errors"], []),
     (f"{SERVICE}.gradients", [f"{SERVICE}.operations", f"{SERVICE}.models"], []),
     (f"{SERVICE}.compute", [f"{SERVICE}.operations", f"{SERVICE}.models", f"{SERVICE}.gradients"], []),
     (f"{CLIENT}.wire", [CLIENT], []),

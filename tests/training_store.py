@@ -11,7 +11,8 @@ import torch
 from exodus_core import losses
 from exodus_core.network import build
 from exodus_core.training import Trainer
-from exodus_service.models.model import Answer, Turn
+from exodus_service.models.model import Model
+from exodus_service.models.sequencer import CachedResponse, Step
 from exodus_service.models.store import Store
 from exodus_service.settings import Settings
 
@@ -83,22 +84,22 @@ async def call(
     digest: str | None = None,
     deadline: float | None = None,
     body: bytes | None = None,
-    work: Callable[[Turn], Any] | None = None,
+    work: Callable[[Model, Step], Any] | None = None,
 ) -> bytes | None:
     """Make a training call; returns its answer, which is `body`, or "answer NUMBER"."""
     answer = f"answer {number}".encode() if body is None else body
 
-    def train(turn: Turn) -> None:
-        apply(turn.model.trainer, number)
-        turn.record(answer, "text/plain")
+    def train(model: Model, step: Step) -> None:
+        apply(model.trainer, number)
+        step.record(answer, "text/plain")
 
     async with (
         store.use(owner, id) as model,
-        model.turn(number, digest or f"digest {number}", deadline, writer="w") as turn,
+        model.sequencer.step(number, digest or f"digest {number}", deadline, writer="w") as step,
     ):
-        if isinstance(turn, Answer):
-            return turn.body
-        await asyncio.wrap_future(store._execute(turn.guard(lambda: (work or train)(turn))))
+        if isinstance(step, CachedResponse):
+            return step.body
+        await asyncio.wrap_future(store._execute(step.guard(lambda: (work or train)(model, step))))
         return answer
 
 

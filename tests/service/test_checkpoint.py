@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from exodus_service.models.storage import checkpoint
-from exodus_service.models.storage.checkpoint import CheckpointError, Folder, Header
+from exodus_service.models.storage.checkpoint import CheckpointError, Folder, Header, Snapshot
 from exodus_service.models.storage.state_file import StateFile, StateFileError, decode_state, encode_state
 
 HEADER = Header("m", "", "label", "2026-01-01T00:00:00+00:00", {"layers": [1.5]}, {"kind": "sgd"}, 3, 10, "abc")
@@ -35,7 +35,7 @@ def tensors(number: int) -> dict[str, torch.Tensor]:
 
 def save(folder: Folder, number: int, sequence: int | None = None) -> checkpoint.Manifest:
     sequence = number if sequence is None else sequence
-    return folder.write(HEADER, sequence, f"w{number}", tensors(number), f"answers {number}".encode())
+    return folder.write(Snapshot(HEADER, sequence, f"w{number}", tensors(number), f"answers {number}".encode))
 
 
 def holds(folder: Folder) -> int:
@@ -45,7 +45,7 @@ def holds(folder: Folder) -> int:
     wanted = tensors(number)
     assert found.tensors.keys() == wanted.keys()
     assert all(torch.equal(found.tensors[name], wanted[name]) for name in wanted)
-    assert found.answers == f"answers {number}".encode()
+    assert found.responses == f"answers {number}".encode()
     assert found.manifest.writer == f"w{number}"
     assert found.manifest.header == HEADER
     return number
@@ -195,12 +195,12 @@ def test_a_full_file_system_is_an_error_and_the_state_before_stays(tmp_path: Pat
     """On a file system of 1 MiB, in a process that may mount one."""
     script = """
 import sys; from pathlib import Path; import torch
-from exodus_service.models.storage.checkpoint import Folder
+from exodus_service.models.storage.checkpoint import Folder, Snapshot
 sys.path.insert(0, sys.argv[2]); from test_checkpoint import HEADER, holds, save
 folder = Folder(Path(sys.argv[1]) / "m")
 save(folder, 1)
 try:
-    folder.write(HEADER, 2, None, {"big": torch.zeros(1 << 20)}, b"")
+    folder.write(Snapshot(HEADER, 2, None, {"big": torch.zeros(1 << 20)}))
 except OSError as error:
     print(error.errno)
 assert holds(folder) == 1

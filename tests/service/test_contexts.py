@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from exodus_service.errors import ServiceError
-from exodus_service.models.forward_contexts import Contexts
+from exodus_service.models.forward_contexts import ForwardContexts
 
 
 class Clock:
@@ -18,7 +18,7 @@ class Clock:
         return self.now
 
 
-def expired(contexts: Contexts, owner: str, handle: str, group: str = "") -> bool:
+def expired(contexts: ForwardContexts, owner: str, handle: str, group: str = "") -> bool:
     try:
         contexts.get(owner, handle, group)
     except ServiceError as problem:
@@ -27,7 +27,7 @@ def expired(contexts: Contexts, owner: str, handle: str, group: str = "") -> boo
 
 
 def test_a_context_comes_back_to_its_owner_and_group_only() -> None:
-    contexts = Contexts(100, 10)
+    contexts = ForwardContexts(100, 10)
     value = object()
     handle = contexts.put("a", value, 10, "model")
     assert contexts.get("a", handle, "model") is value
@@ -38,14 +38,14 @@ def test_a_context_comes_back_to_its_owner_and_group_only() -> None:
 
 
 def test_handles_differ_and_are_long() -> None:
-    contexts = Contexts(10_000, 10)
+    contexts = ForwardContexts(10_000, 10)
     handles = {contexts.put("a", None, 1) for _ in range(100)}
     assert len(handles) == 100
     assert all(len(handle) >= 32 for handle in handles)
 
 
 def test_the_least_recently_used_make_room_within_the_bytes_of_each_owner() -> None:
-    contexts = Contexts(100, 10)
+    contexts = ForwardContexts(100, 10)
     first, second = (contexts.put("a", name, 50) for name in ("first", "second"))
     other = contexts.put("b", "other", 100)
     contexts.get("a", first)
@@ -58,7 +58,7 @@ def test_the_least_recently_used_make_room_within_the_bytes_of_each_owner() -> N
 
 
 def test_what_is_larger_than_all_may_be_is_refused_and_harms_nothing() -> None:
-    contexts = Contexts(100, 10)
+    contexts = ForwardContexts(100, 10)
     kept = contexts.put("a", "kept", 100)
     with pytest.raises(ServiceError, match=r"101 bytes.*100") as caught:
         contexts.put("a", "large", 101)
@@ -68,7 +68,7 @@ def test_what_is_larger_than_all_may_be_is_refused_and_harms_nothing() -> None:
 
 def test_a_context_that_nobody_uses_expires_and_use_keeps_it() -> None:
     clock = Clock()
-    contexts = Contexts(100, 10, clock)
+    contexts = ForwardContexts(100, 10, clock)
     used, unused = contexts.put("a", "used", 1), contexts.put("a", "unused", 1)
     clock.now = 9
     contexts.get("a", used)
@@ -81,7 +81,7 @@ def test_a_context_that_nobody_uses_expires_and_use_keeps_it() -> None:
 
 def test_expired_contexts_make_room_before_live_ones() -> None:
     clock = Clock()
-    contexts = Contexts(100, 10, clock)
+    contexts = ForwardContexts(100, 10, clock)
     contexts.put("a", "old", 60)
     clock.now = 5
     live = contexts.put("a", "live", 40)
@@ -91,7 +91,7 @@ def test_expired_contexts_make_room_before_live_ones() -> None:
 
 
 def test_released_contexts_are_gone_and_releasing_twice_is_no_error() -> None:
-    contexts = Contexts(100, 10)
+    contexts = ForwardContexts(100, 10)
     handle = contexts.put("a", "value", 10)
     contexts.release("b", handle)
     assert contexts.get("a", handle) == "value"
@@ -102,7 +102,7 @@ def test_released_contexts_are_gone_and_releasing_twice_is_no_error() -> None:
 
 
 def test_forgetting_a_group_leaves_the_others() -> None:
-    contexts = Contexts(100, 10)
+    contexts = ForwardContexts(100, 10)
     gone, kept = contexts.put("a", 1, 1, "m"), contexts.put("a", 2, 1, "n")
     others = contexts.put("b", 3, 1, "m")
     contexts.forget("a", "m")
@@ -114,7 +114,7 @@ def test_forgetting_a_group_leaves_the_others() -> None:
 
 def test_sweeping_frees_the_memory_of_owners_who_do_not_come_again() -> None:
     clock = Clock()
-    contexts = Contexts(100, 10, clock)
+    contexts = ForwardContexts(100, 10, clock)
     value = torch.zeros(3)
     alive = weakref.ref(value)
     contexts.put("a", value, 10)
@@ -126,7 +126,7 @@ def test_sweeping_frees_the_memory_of_owners_who_do_not_come_again() -> None:
 
 
 def test_small_contexts_count_with_what_is_around_them() -> None:
-    contexts = Contexts(1000, 10, least=100)
+    contexts = ForwardContexts(1000, 10, least=100)
     handles = [contexts.put("a", number, 0) for number in range(11)]
     assert contexts.nbytes("a") == 1000
     assert expired(contexts, "a", handles[0])

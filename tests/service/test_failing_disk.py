@@ -1,8 +1,9 @@
-"""An operation that the disk fails has changed nothing, in memory or on disk, whichever call of the disk it is."""
+"""A disk error, at any system call, leaves models unchanged in memory and on disk."""
 
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from training_store import ADAM, NETWORK, call, create, equal, opened, state, un
 
 from exodus_core.network import parse
 from exodus_service.errors import ServiceError
-from exodus_service.models.model_info import footprint
-from exodus_service.models.storage.checkpoint import Folder
+from exodus_service.models.model_spec import footprint
+from exodus_service.models.storage.checkpoint import Folder, Snapshot
+from exodus_service.models.storage.state_dir import StateDir
+from exodus_service.models.storage.writer import CheckpointWriter
 from exodus_service.models.store import Store
 
 CALLS = ("open", "fsync", "rename", "mkdir", "unlink", "rmdir", "stat", "listdir")
@@ -67,6 +70,11 @@ OPERATIONS: dict[str, Callable[[Store], Awaitable[Any]]] = {
 }
 
 
+def writer(store: Store) -> CheckpointWriter:
+    assert store._saved is not None
+    return store._saved._writer
+
+
 def on_disk(path: Path) -> list[tuple[str, int]]:
     """Each model and the number of its newest state."""
     folders = [Folder(found) for found in sorted((path / "models").iterdir()) if not found.name.startswith(".")]
@@ -80,7 +88,7 @@ async def seen(store: Store) -> Any:
 
 @pytest.mark.parametrize("all_after", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_what_the_disk_fails_has_changed_nothing(
+def test_an_operation_that_a_disk_error_stops_has_changed_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, all_after: bool
 ) -> None:
     refused = 0
@@ -130,7 +138,7 @@ def test_what_the_disk_fails_has_changed_nothing(
     assert refused > 1
 
 
-def test_a_model_that_the_disk_does_not_let_be_deleted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_stays_usable_if_the_disk_refuses_to_delete_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
@@ -141,7 +149,7 @@ def test_a_model_that_the_disk_does_not_let_be_deleted_goes_on(tmp_path: Path, m
                 await call(store, number)
             with monkeypatch.context() as patch:
                 patch.setattr(os, "rename", refuse)
-                with pytest.raises(ServiceError, match="does not let") as caught:
+                with pytest.raises(ServiceError, match="could not be removed") as caught:
                     await store.delete("", "m")
                 assert caught.value.code == "storage_full"
             assert (await store.info("", "m"))["sequence"] == 7
@@ -151,7 +159,7 @@ def test_a_model_that_the_disk_does_not_let_be_deleted_goes_on(tmp_path: Path, m
     asyncio.run(test())
 
 
-def test_nothing_of_a_deleted_model_is_saved_though_a_call_was_under_way(tmp_path: Path) -> None:
+def test_a_deleted_model_is_not_saved_again_by_a_call_under_way(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             await create(store, durable_every=1)
@@ -159,9 +167,10 @@ def test_nothing_of_a_deleted_model_is_saved_though_a_call_was_under_way(tmp_pat
                 await call(store, number)
             async with store.use("", "m") as model:
                 deleting = asyncio.create_task(store.delete("", "m"))
-                while not model.gone:
+                assert model.checkpointer is not None
+                while not model.checkpointer.closed:
                     await asyncio.sleep(0)
-                store._saver.submit(model.snapshot())  # type: ignore[union-attr]
+                model.checkpointer.submit(model.snapshot())
                 await deleting
             assert on_disk(tmp_path) == []
         async with opened(tmp_path) as store:
@@ -170,7 +179,7 @@ def test_nothing_of_a_deleted_model_is_saved_though_a_call_was_under_way(tmp_pat
     asyncio.run(test())
 
 
-def test_a_model_that_cannot_be_saved_does_not_leave_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_saved_is_not_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         room = 2 * footprint(parse(NETWORK), ADAM) + 1000
         async with opened(tmp_path, models_memory_bytes=room) as store:
@@ -188,25 +197,27 @@ def test_a_model_that_cannot_be_saved_does_not_leave_memory(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_an_upload_does_not_decide_about_a_save_that_waits(
+def test_an_upload_does_not_stand_for_a_save_that_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
+    write, sequences = StateDir.write, list[int]()
+
+    def writing(state_dir: StateDir, snapshot: Snapshot) -> Any:
+        sequences.append(snapshot.sequence)
+        if fails and sequences == [1, 0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(state_dir, snapshot)
+
+    monkeypatch.setattr(StateDir, "write", writing)
+
     async def test() -> None:
         async with opened(tmp_path) as store:
             await create(store, durable_every=1)
             body = await exported(store)
             async with store.use("", "m") as model:
-                held, write = asyncio.Event(), store._disk.write  # type: ignore[union-attr]
-                loop, sequences = asyncio.get_running_loop(), []
-
-                def writing(snapshot: Any) -> Any:
-                    sequences.append(snapshot.progress.sequence)
-                    if not snapshot.told and fails:
-                        raise OSError(errno.ENOSPC, "No space left on device")
-                    return write(snapshot)
-
-                monkeypatch.setattr(store._saver, "_write", writing)
-                busy = store._saver.run(lambda: asyncio.run_coroutine_threadsafe(held.wait(), loop).result(10))  # type: ignore[union-attr]
+                held = threading.Event()
+                writer(store).submit(lambda: held.wait(10))
+                sequences.clear()
                 await call(store, 1)  # its state waits to be written
                 saving = asyncio.create_task(store.save(model))
                 replacing = asyncio.create_task(store.replace_state(model, body))
@@ -221,23 +232,19 @@ def test_an_upload_does_not_decide_about_a_save_that_waits(
                     await replacing
                     assert (model.sequence, model.durable) == (0, 0)
                 assert sequences == [1, 0]
-                await asyncio.wrap_future(busy)
 
     asyncio.run(asyncio.wait_for(test(), 30))
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_what_comes_when_the_service_has_stopped_saving_is_told_so_and_changes_nothing(
-    tmp_path: Path, operation: str
-) -> None:
+def test_operations_after_the_writer_has_stopped_are_refused_and_change_nothing(tmp_path: Path, operation: str) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             await create(store, durable_every=1000)
             await create(store, "other")
             await call(store, 1)
             before, files = await seen(store), on_disk(tmp_path)
-            assert store._saver is not None
-            store._saver.close(10)
+            writer(store).close(10)
             with pytest.raises(ServiceError, match="stopping") as caught:
                 await OPERATIONS[operation](store)
             assert caught.value.code == "draining"

@@ -25,9 +25,9 @@ MEASURE = """
 import ctypes, gc, json, sys
 import torch
 torch.set_num_threads(1)
-from exodus_service.models import model_spec
-from exodus_service.models.progress import Progress
-from exodus_service.models.model import Bounds, Model
+from exodus_service.models.model import Model
+from exodus_service.models.model_spec import parse_spec
+from exodus_service.models.sequencer import SequencerLimits
 
 libc = ctypes.CDLL(None)
 libc.mallopt(-8, 1)
@@ -41,9 +41,8 @@ def resident():
 
 def made(layers, optimizer="adam"):
     network = {"input_shape": [1], "layers": layers}
-    plan = model_spec.plan("o", model_spec.new_id(), network=network, optimizer=optimizer, seed=0,
-                      durable_every=10, name="", weights=None, max_model_bytes=2**30)
-    model = Model(plan.header, plan.network, plan.build(torch.device("cpu")), Bounds(2**20, 10.0), progress=Progress())
+    spec = parse_spec("o", None, network=network, optimizer=optimizer, max_model_bytes=2**30)
+    model = Model(spec, spec.build(torch.device("cpu")), SequencerLimits(2**20, 10.0))
     x, y = torch.rand(2, STEPS, 1), torch.zeros(2, STEPS, 1)
     model.trainer.step(x, y, "spike_train_mse")
     model.trainer.forward_backward(x, y, "spike_train_mse")

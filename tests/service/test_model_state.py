@@ -350,7 +350,7 @@ def test_a_state_whose_optimiser_could_make_no_step_is_refused(remote, value):
 
 @pytest.mark.parametrize("part", ["network", "optimizer"])
 def test_a_saved_model_that_this_version_cannot_build_hides_no_other(serve, connect, tmp_path, part):
-    from exodus_service.models.storage.checkpoint import Folder
+    from exodus_service.models.storage.checkpoint import Folder, Snapshot
 
     state = tmp_path / "state"
     service = serve(state_dir=state)
@@ -363,7 +363,7 @@ def test_a_saved_model_that_this_version_cannot_build_hides_no_other(serve, conn
         "network": {**header.network, "layers": [{"kind": "of_another_version"}]},
         "optimizer": {"kind": "of_another_version"},
     }
-    folder.write(replace(header, **{part: strange[part]}), 1, None, {}, b"")
+    folder.write(Snapshot(replace(header, **{part: strange[part]}), 1, None, {}))
     other = connect(serve(state_dir=shutil.copytree(state, tmp_path / "copy")).port)
     answer = other.call("GET", "/v1/models")
     assert answer.status == 200, answer.body
@@ -404,7 +404,7 @@ def test_a_body_larger_than_any_state_of_the_model_is_refused_before_it_is_read(
     def read(*_arguments):
         raise AssertionError("it was read")
 
-    monkeypatch.setattr("exodus_service.models.model_spec.decode_state", read)
+    monkeypatch.setattr("exodus_service.models.state_transfer.decode_state", read)
     body = safetensors.torch.save({"a": torch.zeros(2**19)})
     headers = TYPE if coding is None else {**TYPE, "Content-Encoding": coding}
     answer = remote.call("PUT", STATE, body if coding is None else zstandard.compress(body), headers)

@@ -10,8 +10,7 @@ from remote_models import ADAM, NETWORK, batch, body_of, local, same_state, trai
 
 from exodus_core import network as networks
 from exodus_core.network import parse
-from exodus_service.models import model_spec
-from exodus_service.models.model_info import footprint
+from exodus_service.models.model_spec import ModelSpec, footprint, parse_spec
 
 
 @pytest.fixture
@@ -224,14 +223,13 @@ def test_calls_do_not_wait_for_a_model_that_is_made_and_its_deadline_stops_it(se
 def test_a_model_is_not_built_after_its_deadline(serve, connect, tmp_path, monkeypatch, until):
     service = serve(state_dir=tmp_path / "state")
     built = []
-    monkeypatch.setattr(model_spec.Plan, "build", lambda self, device: built.append(self))
-    plan = model_spec.plan
+    monkeypatch.setattr(ModelSpec, "build", lambda self, device, weights: built.append(self))
 
     def slow(*arguments, **options):
         time.sleep(0.3)
-        return plan(*arguments, **options)
+        return parse_spec(*arguments, **options)
 
-    monkeypatch.setattr(model_spec, "plan", slow)
+    monkeypatch.setattr("exodus_service.models.store.parse_spec", slow)
     body = {"id": "n", "network": NETWORK, "optimizer": ADAM}
     answer = connect(service.port).post("/v1/models", body, headers={"X-Deadline-Ms": "100"})
     assert (answer.status, answer.json["code"]) == (504, "deadline")
@@ -284,7 +282,7 @@ def test_models_in_memory_are_listed_without_a_look_at_the_disk(remote, service,
     def find(_self, _owner, id):
         raise AssertionError(f"{id} was read")
 
-    monkeypatch.setattr("exodus_service.models.storage.restore.Saved.find", find)
+    monkeypatch.setattr("exodus_service.models.saved_models.SavedModels.find", find)
     assert [model["id"] for model in remote.call("GET", "/v1/models").json["models"]] == ["a", "b"]
 
 
@@ -294,8 +292,8 @@ def test_a_model_that_leaves_memory_while_models_are_listed_is_listed(remote, se
     listed = store._saved.list
 
     def leave(owner, known):
-        (model,) = store._residents
-        store._residents.pop(model)
+        (model,) = store._cache
+        store._cache.discard(model)
         return listed(owner, known)
 
     monkeypatch.setattr(store._saved, "list", leave)

@@ -21,10 +21,11 @@ from training_store import ADAM, LOSS, NETWORK, apply, batch, call, create, equa
 
 from exodus_core.network import parse
 from exodus_service.errors import ServiceError
-from exodus_service.models.model import Answer, Turn
-from exodus_service.models.model_info import footprint
+from exodus_service.models.model import Model
+from exodus_service.models.model_spec import footprint
+from exodus_service.models.sequencer import CachedResponse, Step
 from exodus_service.models.storage import checkpoint
-from exodus_service.models.storage.checkpoint import Folder, Header
+from exodus_service.models.storage.checkpoint import Folder, Header, Snapshot
 from exodus_service.models.storage.state_dir import StateDir, StateDirError
 from exodus_service.models.storage.state_file import decode_state, encode_state
 from exodus_service.models.store import Store
@@ -552,7 +553,7 @@ def test_a_folder_with_the_index_of_an_earlier_version_is_opened_and_the_index_r
 def saved_model(path: Path, owner: str, id: str, created: str, payload: int = 0) -> None:
     header = Header(id, owner, "", created, {}, {}, 0, 1, "")
     folder = Folder(path / "models" / (f"{id}.{owner}" if owner else id))
-    folder.write(header, 0, None, {"a": torch.zeros(payload)}, b"")
+    folder.write(Snapshot(header, 0, None, {"a": torch.zeros(payload)}))
 
 
 def size(path: Path) -> int:
@@ -586,7 +587,7 @@ def test_the_least_recently_used_leave_memory_saved_and_come_back_to_the_bit(tmp
             for number in range(1, 6):
                 for id in ("a", "b", "c"):
                     await call(store, number, id)
-                    assert store._residents.nbytes <= room
+                    assert store._cache.nbytes <= room
             for id in ("a", "b", "c"):
                 assert equal(await state(store, id), undisturbed(5).state())
                 assert await call(store, 5, id) == b"answer 5"
@@ -613,11 +614,11 @@ def test_a_model_that_trains_is_not_waited_for_to_make_room(tmp_path: Path) -> N
             await call(store, 1, "a")
             began, may = threading.Event(), threading.Event()
 
-            def held(turn: Turn) -> None:
+            def held(model: Model, step: Step) -> None:
                 began.set()
                 assert may.wait(10)
-                apply(turn.model.trainer, 2)
-                turn.record(b"", "t")
+                apply(model.trainer, 2)
+                step.record(b"", "t")
 
             running = asyncio.create_task(call(store, 2, "a", work=held))
             await asyncio.to_thread(began.wait)
@@ -653,7 +654,7 @@ def test_answers_that_outgrow_the_bound_neither_lock_a_model_out_nor_keep_others
             await create(store, "b")
             for number in (1, 2, 3):
                 await call(store, number, "b", body=bytes(FOOTPRINT))
-            await wait_for(lambda: [model.id for model in store._residents] == ["b"])
+            await wait_for(lambda: [model.id for model in store._cache] == ["b"])
             await call(store, 1, "a")
             for number in (4, 5):
                 await call(store, number, "b", body=bytes(FOOTPRINT))
@@ -810,11 +811,11 @@ def test_deleting_while_a_call_runs_lets_it_end_and_nothing_returns(tmp_path: Pa
             await create(store, durable_every=1)
             began, may = threading.Event(), threading.Event()
 
-            def held(turn: Turn) -> None:
+            def held(model: Model, step: Step) -> None:
                 began.set()
                 assert may.wait(10)
-                apply(turn.model.trainer, 1)
-                turn.record(b"x", "t")
+                apply(model.trainer, 1)
+                step.record(b"x", "t")
 
             running = asyncio.create_task(call(store, 1, work=held))
             await asyncio.to_thread(began.wait)
@@ -849,8 +850,8 @@ def test_a_removal_that_was_interrupted_is_finished_at_the_start(tmp_path: Path)
 # Calls that fail half-way.
 
 
-def half_way(turn: Turn) -> None:
-    turn.model.trainer.forward_backward(*batch(1), LOSS)
+def half_way(model: Model, step: Step) -> None:
+    model.trainer.forward_backward(*batch(1), LOSS)
     raise MemoryError("while the answer was encoded")
 
 
@@ -896,10 +897,10 @@ def test_calls_that_wait_behind_one_that_fails_half_way_are_asked_to_come_again(
             await create(store)
             began, may = threading.Event(), threading.Event()
 
-            def held(turn: Turn) -> None:
+            def held(model: Model, step: Step) -> None:
                 began.set()
                 assert may.wait(10)
-                half_way(turn)
+                half_way(model, step)
 
             failing = asyncio.create_task(call(store, 1, work=held))
             await asyncio.to_thread(began.wait)
@@ -1058,7 +1059,7 @@ def test_an_upload_goes_to_its_end_where_the_client_leaves(tmp_path: Path, slow_
             leaving.cancel()
             await asyncio.wait({leaving})
             slow_disk.may.set()
-            await store._moves.ended(("", "m"))
+            await store._tasks.wait(("", "m"))
             await call(store, 1, digest="of the new line")
             assert equal(await state(store), undisturbed(1).state())
         async with opened(tmp_path) as store:
@@ -1077,8 +1078,8 @@ def test_answers_are_kept_within_their_bytes(tmp_path: Path) -> None:
         async with opened(tmp_path, answer_bytes=100) as store:
             assert await call(store, 3, body=b"") == bytes(40)
             assert (await problem(call(store, 1))).code == "answer_expired"
-            async with store.use("", "m") as model, model.turn(2, "digest 2") as turn:
-                assert isinstance(turn, Answer)
-                assert turn.content_type == "text/plain"
+            async with store.use("", "m") as model, model.sequencer.step(2, "digest 2") as step:
+                assert isinstance(step, CachedResponse)
+                assert step.content_type == "text/plain"
 
     run(test())

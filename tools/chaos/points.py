@@ -85,19 +85,19 @@ class Points:
         from exodus_core.network import Network
         from exodus_core.training import Trainer
         from exodus_core.training.pure_forward import PureForward
-        from exodus_service.models.model import Turn
+        from exodus_service.models.model import Model
 
         before(Trainer, "step", lambda: self.reach("before the forward pass"))
         after(PureForward, "run", lambda: self.reach("between forward and backward pass"))
         before(Network, "constrain", lambda: self.reach("weights changed, call not recorded"))
-        record = Turn.record
+        recorded = Model._recorded
 
-        def recording(turn: Any, *arguments: Any) -> None:
-            record(turn, *arguments)
-            self.tell(recorded=[turn.model.id, turn.sequence])
+        def recording(model: Any, sequence: int) -> None:
+            recorded(model, sequence)
+            self.tell(recorded=[model.id, sequence])
             self.reach("call recorded, answer not sent")
 
-        replace(Turn, "record", recording)
+        replace(Model, "_recorded", recording)
         if self._order.point in KERNELS:
             before(Trainer, "step", lambda: self._page.__setitem__(0, SOON))
             name = {"forward": "lif_forward", "backward": "lif_backward"}[self._order.point.split()[-1]]
@@ -146,20 +146,20 @@ class Points:
         replace(RequestResponseCycle, "send", sending)
 
     def _starting(self) -> None:
-        from exodus_service.models.storage.restore import Saved
+        from exodus_service.models.saved_models import SavedModels
         from exodus_service.models.storage.state_dir import StateDir
 
         before(StateDir, "_tidy", lambda: self.reach("folder being tidied"))
-        load = Saved.load
+        load = SavedModels.load
 
         def loading(saved: Any, found: Any) -> Any:
             self.reach("model being loaded")
             loaded = load(saved, found)
-            self.tell(loaded=[loaded.header.id, loaded.progress.sequence])
+            self.tell(loaded=[loaded.spec.header.id, loaded.progress.sequence])
             self.reach("model loaded, call not begun")
             return loaded
 
-        replace(Saved, "load", loading)
+        replace(SavedModels, "load", loading)
 
     def _saving(self) -> None:
         from exodus_service.models.storage import checkpoint
@@ -169,14 +169,14 @@ class Points:
         write = StateDir.write
 
         def writing(state_dir: Any, snapshot: Any) -> Any:
-            local.saving, local.seen, local.first = True, set(), snapshot.progress.sequence == 0
+            local.saving, local.seen, local.first = True, set(), snapshot.sequence == 0
             try:
                 written = write(state_dir, snapshot)
             finally:
                 local.saving = False
             with disk.lock:
-                self.tell(saved=[snapshot.header.id, snapshot.progress.sequence])
-            if snapshot.progress.sequence > 0:
+                self.tell(saved=[snapshot.header.id, snapshot.sequence])
+            if snapshot.sequence > 0:
                 self.reach(HELD)
             return written
 

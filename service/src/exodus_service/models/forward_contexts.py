@@ -1,6 +1,6 @@
-"""What a forward call leaves behind for its backward call, named by handles that cannot be guessed.
+"""Contexts: activations that forward calls save for their backward calls, under handles that cannot be guessed.
 
-Every owner has a bound in bytes; the least recently used contexts go first, and those that nobody uses go after a time.
+An LRU cache per owner, bounded in bytes; contexts expire if they are not used for a while.
 """
 
 import secrets
@@ -29,21 +29,21 @@ def expired(detail: str, handle: str) -> ServiceError:
 
 
 @dataclass
-class _Kept:
+class _Context:
     value: object
     nbytes: int
     group: str
     until: float
 
 
-class Contexts:
+class ForwardContexts:
     """Contexts of all owners. Any thread may use it.
 
     Args:
         max_bytes: of one owner.
-        ttl: seconds that an unused context is kept.
+        ttl: seconds until an unused context expires.
         clock: seconds; for tests.
-        least: bytes that a context counts at least.
+        least: bytes that each context counts at least.
     """
 
     def __init__(self, max_bytes: int, ttl: float, clock: Callable[[], float] = time.monotonic, least: int = 0) -> None:
@@ -52,33 +52,33 @@ class Contexts:
         self.ttl = ttl
         self._clock = clock
         self._lock = threading.Lock()
-        self._owners: dict[str, OrderedDict[str, _Kept]] = {}
+        self._owners: dict[str, OrderedDict[str, _Context]] = {}
 
     def put(self, owner: str, value: object, nbytes: int, group: str = "") -> str:
-        """Keep a value; returns its handle. `group` is what it belongs to and can be forgotten with.
+        """Save a value; returns its handle. `group` names its model, with which it can be forgotten.
 
         Raises:
-            ServiceError: too_large: it is larger than all contexts of an owner may be.
+            ServiceError: too_large: it exceeds the bound of an owner by itself.
         """
         if nbytes > self.max_bytes:
             raise ServiceError(
                 "too_large",
                 f"the context takes {nbytes} bytes, those of one owner may take {self.max_bytes} "
-                "(EXODUS_CONTEXT_BYTES); send a smaller batch, or the inputs again in place of the context",
+                "(EXODUS_CONTEXT_BYTES); send a smaller batch, or the inputs again instead of the context",
             )
         handle = secrets.token_urlsafe(24)
         with self._lock:
             kept = self._owners.setdefault(owner, self._live(owner))
-            kept[handle] = _Kept(value, max(nbytes, self._least), group, self._clock() + self.ttl)
+            kept[handle] = _Context(value, max(nbytes, self._least), group, self._clock() + self.ttl)
             while self._nbytes(kept) > self.max_bytes:
                 kept.popitem(last=False)
         return handle
 
     def get(self, owner: str, handle: str, group: str = "") -> object:
-        """The value, which from now on is the most recently used.
+        """The value, which becomes the most recently used.
 
         Raises:
-            ServiceError: context_expired: it is not kept, another owner's or of another group.
+            ServiceError: context_expired: it has expired, was evicted, or is of another owner or group.
         """
         with self._lock:
             contexts = self._live(owner)
@@ -90,30 +90,30 @@ class Contexts:
             return kept.value
 
     def release(self, owner: str, handle: str) -> None:
-        """Let go of a context; one that is not there is no error."""
+        """Free a context; does nothing if there is none of this handle."""
         with self._lock:
             self._owners.get(owner, OrderedDict()).pop(handle, None)
 
     def forget(self, owner: str, group: str) -> None:
-        """Let go of everything that belongs to the group."""
+        """Free all contexts of a group."""
         with self._lock:
             contexts = self._live(owner)
             for handle in [handle for handle, kept in contexts.items() if kept.group == group]:
                 del contexts[handle]
 
     def sweep(self) -> None:
-        """Let go of what has expired; otherwise its memory stays until its owner comes again."""
+        """Free expired contexts, whose memory would otherwise stay until the next call of their owner."""
         with self._lock:
             for owner in list(self._owners):
                 if not self._live(owner):
                     del self._owners[owner]
 
     def nbytes(self, owner: str) -> int:
-        """What the owner's contexts take."""
+        """Bytes of an owner's contexts."""
         with self._lock:
             return self._nbytes(self._live(owner))
 
-    def _live(self, owner: str) -> OrderedDict[str, _Kept]:
+    def _live(self, owner: str) -> OrderedDict[str, _Context]:
         contexts = self._owners.get(owner, OrderedDict())
         now = self._clock()
         for handle in [handle for handle, kept in contexts.items() if kept.until <= now]:
@@ -121,5 +121,5 @@ class Contexts:
         return contexts
 
     @staticmethod
-    def _nbytes(contexts: OrderedDict[str, _Kept]) -> int:
+    def _nbytes(contexts: OrderedDict[str, _Context]) -> int:
         return sum(kept.nbytes for kept in contexts.values())

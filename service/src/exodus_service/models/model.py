@@ -1,128 +1,80 @@
-"""A model that is trained: its trainer, how far it is, and whose turn it is.
+"""A model in memory: its trainer, the order of its training calls, and its checkpoints.
 
-Whatever changes a model does so on the thread that computes, under the turn of a call. There, a call that succeeded is
-recorded: its number is done, its answer kept, and every so often the state is cloned and given to be saved.
+The trainer is used, and changed, on the computing thread only, within the lease of a call. There, every
+`durable_every` calls, the state is cloned and handed to the thread that writes.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
-from concurrent.futures import Future
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from exodus_core.network import Description
 from exodus_core.training import Trainer
 from exodus_service.errors import ServiceError
-from exodus_service.models.fingerprint import fingerprint, same
-from exodus_service.models.model_info import description, footprint
-from exodus_service.models.progress import Answer, Progress, joined
-from exodus_service.models.sequencer import Hold, Turns
-from exodus_service.models.storage.checkpoint import Header
-from exodus_service.models.storage.state_file import Buffer
-
-__all__ = ["Answer", "Model", "Snapshot", "Turn"]
+from exodus_service.models.model_spec import ModelSpec
+from exodus_service.models.sequencer import Progress, Sequencer, SequencerLimits
+from exodus_service.models.storage.checkpoint import Snapshot
+from exodus_service.models.storage.writer import Checkpointer, OnSaved
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
-
-@dataclass(eq=False)
-class Snapshot:
-    """A state that belongs together, cloned: nothing changes it any more."""
-
-    model: "Model"
-    header: Header
-    progress: Progress
-    tensors: dict[str, torch.Tensor]
-    #: Whether the model is told what became of it.
-    told: bool = True
-
-
-class Keeper(Protocol):
-    """Takes snapshots to be saved, without keeping the caller waiting."""
-
-    def submit(self, snapshot: Snapshot) -> object: ...
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Limits of one model: bytes of its answers, seconds that a call waits for those before it, and how many these are.
-
-    Calls that are further ahead cannot all be waiting: they get no more than the seconds, whatever is done meanwhile.
-    """
-
-    answer_bytes: int
-    sequence_wait_s: float
-    reach: int = 256
-
-
-@dataclass(eq=False)
 class Model:
-    """One model in memory.
+    """A model in memory.
+
+    Args:
+        spec: its constant properties.
+        trainer: its state.
+        limits: of the sequencer.
+        progress: training calls done.
+        checkpointer: makes the checkpointer, which tells the given callback what was saved; None: the model lives in
+            memory only. With it, `progress` is on disk already.
+        broke: called on the event loop when a call has failed half-way and the state must not be used.
 
     Attributes:
-        header: what it is.
-        network: its description.
-        trainer: to be used, and looked up, on the computing thread only.
-        bounds: of answers and waiting.
-        keeper: takes its snapshots; None where it lives in memory alone.
-        durable: sequence number of its newest state on disk; None where it lives in memory alone.
-        durable_error: why the last save failed, or what had to be set aside when it was loaded; None after a save.
-        progress: sequence number and kept answers.
-        pins: calls that need it in memory.
-        saving: sequence number of the newest snapshot that was given to be saved, and the future of that.
-        on_broken: called on the event loop where a call has failed half-way and the state is not to be trusted.
+        sequencer: hands out the steps of training calls.
+        checkpointer: saves its snapshots; None if the model lives in memory only.
+        pins: number of calls that need the model in memory.
     """
 
-    header: Header
-    network: Description
-    trainer: Trainer
-    bounds: Bounds
-    keeper: Keeper | None = None
-    durable: int | None = None
-    durable_error: str | None = None
-    progress: Progress = field(default_factory=Progress)
-    pins: int = 0
-    on_broken: Callable[["Model"], None] = lambda model: None
-    gone: bool = field(default=False, init=False)
-    saving: "tuple[int, Future[Any]] | None" = field(default=None, init=False)
-    turns: Turns = field(init=False)
-    _broken: bool = field(default=False, init=False)
-    _full_bytes: int = field(default=0, init=False)
-    _trained_bytes: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        self._full_bytes = footprint(self.network, self.optimizer)
-        self.turns = Turns(lambda: self.progress, self.bounds.sequence_wait_s, self.bounds.reach)
-        self.measure()
+    def __init__(
+        self,
+        spec: ModelSpec,
+        trainer: Trainer,
+        limits: SequencerLimits,
+        *,
+        progress: Progress | None = None,
+        checkpointer: Callable[[OnSaved], Checkpointer] | None = None,
+        broke: Callable[["Model"], None] = lambda model: None,
+    ) -> None:
+        progress = Progress() if progress is None else progress
+        self.spec = spec
+        self.trainer = trainer
+        self.sequencer = Sequencer(
+            limits,
+            progress,
+            None if checkpointer is None else progress.sequence,
+            watch=lambda: _watch(self.trainer),
+            recorded=self._recorded,
+            broke=lambda: broke(self),
+        )
+        self.checkpointer = None if checkpointer is None else checkpointer(self.sequencer.saved)
+        self.pins = 0
+        self._trained_bytes = trainer.nbytes
 
     @property
     def owner(self) -> str:
-        return self.header.owner
+        return self.spec.header.owner
 
     @property
     def id(self) -> str:
-        return self.header.id
+        return self.spec.header.id
 
     @property
-    def name(self) -> str:
-        return self.header.name
-
-    @property
-    def seed(self) -> int:
-        return self.header.seed
-
-    @property
-    def durable_every(self) -> int:
-        return self.header.durable_every
-
-    @property
-    def optimizer(self) -> dict[str, Any]:
-        return dict(self.header.optimizer)
+    def network(self) -> Description:
+        return self.spec.network
 
     @property
     def device(self) -> torch.device:
@@ -130,177 +82,88 @@ class Model:
 
     @property
     def sequence(self) -> int:
-        """Number of the last training call that was done."""
-        return self.progress.sequence
+        """Number of the last training call done."""
+        return self.sequencer.sequence
 
     @property
-    def writer(self) -> str | None:
-        """Who made the last call, as they call themselves."""
-        return self.progress.writer
+    def durable(self) -> int | None:
+        """Sequence number of the newest state on disk; None if the model lives in memory only."""
+        return self.sequencer.durable
 
     @property
-    def dirty(self) -> bool:
-        """Whether there is something to save."""
-        return self.keeper is not None and self.durable != self.sequence
-
-    @property
-    def broken(self) -> bool:
-        """Whether a call has failed half-way, so that the trainer is not to be used; on the computing thread."""
-        return self._broken
-
-    @property
-    def being_saved(self) -> "Future[Any] | None":
-        """The future of the present state's save, where it is under way."""
-        number, future = self.saving or (None, None)
-        return None if future is None or future.done() or number != self.sequence else future
+    def durable_error(self) -> str | None:
+        """Why the newest save failed, or what was set aside when the model was loaded; None after a save."""
+        return self.sequencer.durable_error
 
     @property
     def idle(self) -> bool:
-        """Whether no call needs it."""
-        return self.pins == 0 and self.turns.idle
+        """True if no call needs the model."""
+        return self.pins == 0 and self.sequencer.idle
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory: at least what it grows to in training, and the kept answers."""
-        return max(self._full_bytes, self._trained_bytes) + self.progress.nbytes
+        """Bytes in memory: at least what it grows to in training, and the cached responses."""
+        return max(self.spec.footprint, self._trained_bytes) + self.sequencer.progress.nbytes
 
     def info(self) -> dict[str, Any]:
-        """What callers are told of it."""
-        return description(
-            self.header,
-            self.network,
+        """The model as callers see it."""
+        return self.spec.info(
             sequence=self.sequence,
             durable=self.durable,
             in_memory=True,
-            writer=self.writer,
+            writer=self.sequencer.progress.writer,
             durable_error=self.durable_error,
         )
 
-    @asynccontextmanager
-    async def turn(
-        self, sequence: int, digest: str, deadline: float | None = None, writer: str | None = None
-    ) -> AsyncIterator["Turn | Answer"]:
-        """The turn of the training call with this number; the answer, where the same call was done before.
-
-        Args:
-            sequence: the number, 1 for the first call on a new model.
-            digest: of the request, to tell the same call from another.
-            deadline: a time.monotonic() value.
-            writer: who makes the call.
-
-        Raises:
-            ServiceError: sequence_conflict, sequence_gap, answer_expired, deadline; not_found if the model was deleted
-                meanwhile, not_ready where it is restored.
-        """
-        taken = await self.turns.take(sequence, digest, deadline, self._ended)
-        if isinstance(taken, Answer):
-            yield taken
-            return
-        try:
-            yield Turn(self, sequence, digest, writer, taken)
-        finally:
-            taken.leave()
-
-    @asynccontextmanager
-    async def exclusive(self, deadline: float | None = None) -> AsyncIterator[None]:
-        """The model for a while, between training calls, without a number. Raises ServiceError as `turn` does."""
-        hold = await self.turns.exclusive(deadline)
-        try:
-            yield
-        finally:
-            hold.leave()
-
-    def near(self, sequence: int) -> bool:
-        """True if the call of this number is to be opened, as `Turns.near` says. On any thread."""
-        return self.turns.near(sequence)
-
-    async def approach(self, sequence: int, deadline: float | None = None) -> None:
-        """Return when the call of this number is near. Raises ServiceError as `turn` does."""
-        await self.turns.approach(sequence, deadline)
-
-    async def wait_for(self, sequence: int, deadline: float | None = None) -> None:
-        """Return when the training call with this number has been done. Raises ServiceError as `turn` does."""
-        await self.turns.reached(sequence, deadline)
-
-    def close(self, problem: Callable[[], ServiceError]) -> None:
-        """It is not the service's model any more: refuse calls that wait, save nothing more of it."""
-        self.gone = True
-        self.turns.close(problem)
-
-    def measure(self) -> None:
-        """Look up what the trainer takes; on the thread that uses it."""
-        self._trained_bytes = self.trainer.nbytes
-
     def snapshot(self) -> Snapshot:
         """Clone the state; on the computing thread."""
-        return Snapshot(self, self.header, self.progress, self.trainer.state())
+        progress = self.sequencer.progress
+        return Snapshot(self.spec.header, progress.sequence, progress.writer, self.trainer.state(), progress.pack)
 
-    def replace(self, header: Header, trainer: Trainer, sequence: int) -> None:
-        """Go on from another state, which is durable where anything is; on the computing thread, under a hold."""
-        self.header, self.trainer, self.progress = header, trainer, Progress(sequence)
-        self._full_bytes = footprint(self.network, self.optimizer)
-        if self.keeper is not None:
-            self.durable, self.durable_error = sequence, None
-        self.measure()
+    def replace(self, spec: ModelSpec, trainer: Trainer, sequence: int) -> None:
+        """Continue from another state, which is on disk; on the computing thread, within a lease."""
+        self.spec, self.trainer = spec, trainer
+        self.sequencer.restart(sequence)
+        self._trained_bytes = trainer.nbytes
 
-    def record(self, answer: Answer) -> None:
-        """A call was done; on the computing thread."""
-        self.progress = self.progress.after(answer, self.bounds.answer_bytes)
+    def close(self, refusal: Callable[[], ServiceError]) -> None:
+        """Refuse all calls that wait or come, and save nothing more: the model was deleted or evicted."""
+        if self.checkpointer is not None:
+            self.checkpointer.close()
+        self.sequencer.close(refusal)
+
+    def _recorded(self, sequence: int) -> None:
+        if sequence % self.spec.header.durable_every != 0:
+            return
         try:
-            if answer.sequence % self.durable_every == 0:
-                self.measure()
-                if self.keeper is not None:
-                    self.keeper.submit(self.snapshot())
-        except (RuntimeError, MemoryError) as error:  # the call itself was done, whatever comes of its snapshot
-            self.durable_error = f"the state could not be cloned to be saved: {error}"
-            logger.error("model %s at %d: %s", self.id, answer.sequence, self.durable_error)
-
-    def distrust(self) -> None:
-        """A call has changed the trainer and was not done; on the computing thread."""
-        self._broken = True
-
-    def _ended(self) -> None:
-        if self._broken and not self.gone:
-            self.on_broken(self)
+            self._trained_bytes = self.trainer.nbytes
+            if self.checkpointer is not None:
+                self.checkpointer.submit(self.snapshot())
+        except (RuntimeError, MemoryError) as error:  # the call is done, whatever becomes of its snapshot
+            logger.error("model %s: state %d could not be cloned to be saved: %s", self.id, sequence, error)
+            self.sequencer.saved(sequence, error)
 
 
-class Turn:
-    """The model belongs to one training call."""
+def _watch(trainer: Trainer) -> Callable[[], bool]:
+    """Begin to watch a trainer; the function returned says if it has changed since. Compares versions, not values."""
+    before = _versions(trainer)
 
-    def __init__(self, model: Model, sequence: int, digest: str, writer: str | None, hold: Hold) -> None:
-        self.model = model
-        self.sequence = sequence
-        self._digest = digest
-        self._writer = writer
-        self._hold = hold
-        self._recorded = False
+    def changed() -> bool:
+        after = _versions(trainer)
+        return len(before) != len(after) or any(
+            old is not new or version != now for (old, version), (new, now) in zip(before, after, strict=True)
+        )
 
-    def guard(self, work: Callable[[], T]) -> Callable[[], T]:
-        """The work as it is to be run on the computing thread, once.
+    return changed
 
-        The model belongs to the call until it has ended, even where the call is left before. Where the call was left
-        before it began, it raises concurrent.futures.CancelledError in place of the work.
-        """
 
-        def run() -> T:
-            self._hold.begin()
-            try:
-                before = fingerprint(self.model.trainer)
-                try:
-                    return work()
-                finally:
-                    if not self._recorded and not same(before, fingerprint(self.model.trainer)):
-                        self.model.distrust()
-            finally:
-                self._hold.end()
-
-        return run
-
-    def record(self, answer: Buffer | Iterable[Buffer], content_type: str) -> None:
-        """The work has succeeded and this is its answer, in one piece or several; within the guarded work, once.
-
-        The number is done from here on. The pieces are copied where the answer is kept.
-        """
-        body = joined(answer, self.model.bounds.answer_bytes)
-        self.model.record(Answer(self.sequence, self._digest, self._writer, content_type, body))
-        self._recorded = True
+def _versions(trainer: Trainer) -> list[tuple[torch.Tensor, int]]:
+    """Every tensor that training changes, with the number of its in-place changes."""
+    tensors: list[torch.Tensor] = [*trainer.net.buffers()]
+    for parameter in trainer.net.parameters():
+        tensors.append(parameter)
+        if parameter.grad is not None:
+            tensors.append(parameter.grad)
+        slots = trainer.optimizer.state.get(parameter, {}).values()
+        tensors += [slot for slot in slots if isinstance(slot, torch.Tensor)]
+    return [(tensor, tensor._version) for tensor in tensors]

@@ -1,194 +1,426 @@
-"""Whose turn it is on one model: training calls in the order of their numbers, one at a time.
+"""Exactly-once training calls on one model: in the order of their numbers, one at a time, each counted once.
 
-All of it happens on one event loop; only the end of work is told by the thread that computes. Those that wait are woken
-in the order in which they came.
+A training call carries a sequence number and a digest of its request. The model's `Sequencer` makes it wait until all
+calls before it are done, and answers with one of three:
+
+- a `Step`, for the next number: the model belongs to the call until its work has ended. `Step.record` counts the call
+  and caches its response; from then on the number is done, even if the client is gone. Work that fails before that
+  leaves the model as it was, or, if the trainer has changed by then, has it restored from its newest checkpoint.
+- a `CachedResponse`, for a number that is done, if the digest is the same: the call was sent again.
+- an error: `sequence_conflict` if the digest differs, `answer_expired` if the response is no longer cached,
+  `sequence_gap` if the calls before it do not arrive in time.
+
+`Progress`, the number of calls done and their cached responses, is saved together with the tensors that they led to.
+`Sequencer.durable` is the number of the newest state on disk, the durable watermark: clients keep their calls in a
+replay log until it passes them. docs/exactly-once.md follows a call from the client to the disk and back.
+
+All of this runs on one event loop, but for what is marked as called on the computing thread or the writer's thread.
+Waiting calls are woken in the order of their arrival.
 """
 
 import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import CancelledError
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import msgpack  # type: ignore[import-untyped]
+
 from exodus_service.errors import Fault, ServiceError
-from exodus_service.models.progress import Answer, Progress
 
 T = TypeVar("T")
+LeaseT = TypeVar("LeaseT", bound="Lease")
+Body = bytes | bytearray | memoryview
 
-#: Calls that are opened ahead of the one that has its turn.
-_AHEAD = 4
+#: Calls of each model that are remembered with their digests.
+MAX_CACHED_RESPONSES = 64
+
+#: Calls decoded ahead of the one that runs.
+_DECODED_AHEAD = 4
 
 
-class Hold:
-    """The model belongs to one call, until the call leaves it and its work, if it has begun, has ended."""
+@dataclass(frozen=True)
+class SequencerLimits:
+    """Limits of one model.
 
-    def __init__(self, release: Callable[[], None]) -> None:
-        self._release = release
+    Attributes:
+        response_bytes: of all cached responses.
+        wait_s: seconds that a call waits for a call before it that has not arrived.
+        max_waiting: calls that can wait at a time. A call that is further ahead waits for `wait_s` at most, even if
+            calls before it are done meanwhile.
+    """
+
+    response_bytes: int
+    wait_s: float
+    max_waiting: int = 256
+
+
+@dataclass(frozen=True)
+class CachedResponse:
+    """Response of a training call that was done, for a client that sends the call again.
+
+    Attributes:
+        sequence: the number of the call.
+        digest: of its request.
+        writer: the client that sent it, by the name it gave itself.
+        body: None if it was too large to be cached or was evicted.
+    """
+
+    sequence: int
+    digest: str
+    writer: str | None
+    content_type: str
+    body: bytes | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the body."""
+        return 0 if self.body is None else len(self.body)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Number of the last call done, and cached responses. Immutable, so that any thread reads a consistent pair."""
+
+    sequence: int = 0
+    responses: tuple[CachedResponse, ...] = ()
+
+    @property
+    def writer(self) -> str | None:
+        """The client that made the last call."""
+        return self.responses[-1].writer if self.responses else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cached responses."""
+        return sum(response.nbytes for response in self.responses)
+
+    def after(self, response: CachedResponse, max_bytes: int) -> "Progress":
+        """The progress after one more call; the bodies of the oldest responses are evicted to make room."""
+        cached = [*self.responses, response][-MAX_CACHED_RESPONSES:]
+        excess = sum(old.nbytes for old in cached) - max_bytes
+        for place, old in enumerate(cached):
+            if excess <= 0:
+                break
+            excess -= old.nbytes
+            cached[place] = replace(old, body=None)
+        return Progress(response.sequence, tuple(cached))
+
+    def replay(self, sequence: int, digest: str) -> CachedResponse:
+        """The response of a call that was done.
+
+        Raises:
+            ServiceError: sequence_conflict: another call had this number; answer_expired.
+        """
+        cached = next((response for response in self.responses if response.sequence == sequence), None)
+        fault = Fault("/params/sequence", str(self.sequence + 1), str(sequence))
+        if cached is not None and cached.digest != digest:
+            writer = "without a name" if cached.writer is None else repr(cached.writer)
+            raise ServiceError(
+                "sequence_conflict",
+                f"another client trains this model: call {sequence} was a different one, by the writer {writer}, and "
+                f"{self.sequence} calls are done; nothing was changed",
+                (fault,),
+            )
+        if cached is None or cached.body is None:
+            raise ServiceError(
+                "answer_expired",
+                f"call {sequence} is done, as {self.sequence} are, and its answer is not kept any more; "
+                f"the next call is {self.sequence + 1}",
+                (fault,),
+            )
+        return cached
+
+    def pack(self) -> bytes:
+        """The responses as msgpack, to be saved beside the tensors that they led to."""
+        packed = [[r.sequence, r.digest, r.body, r.content_type, r.writer] for r in self.responses]
+        return bytes(msgpack.packb(packed))
+
+    @classmethod
+    def unpack(cls, sequence: int, packed: bytes) -> "Progress":
+        """The inverse of `pack`."""
+        rows = msgpack.unpackb(packed)
+        responses = (CachedResponse(n, digest, writer, kind, body) for n, digest, body, kind, writer in rows)
+        return cls(sequence, tuple(responses))
+
+
+class Lease:
+    """Exclusive use of a model by one call: until the call releases it and its work, if it has begun, has ended."""
+
+    def __init__(self, ended: Callable[[], None]) -> None:
+        self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._working = self._over = False
 
     def begin(self) -> None:
-        """On the computing thread, before the work. Raises CancelledError where the call has left already."""
+        """Begin the work; on the computing thread. Raises CancelledError if the call has released the lease."""
         with self._lock:
             if self._over:
-                raise CancelledError("the call was left before its work began")
+                raise CancelledError("the call was cancelled before its work began")
             self._working = True
 
     def end(self) -> None:
-        """On the computing thread, after the work."""
+        """End the work, and with it the lease; on the computing thread."""
         with self._lock:
             self._over, self._working = True, False
         try:
-            self._loop.call_soon_threadsafe(self._release)
+            self._loop.call_soon_threadsafe(self._ended)
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
 
-    def leave(self) -> None:
-        """On the event loop: the call needs the model no longer. Work that is running keeps it."""
+    def release(self) -> None:
+        """End the lease, unless work is running, which ends it later."""
         with self._lock:
             if self._over or self._working:
                 return
             self._over = True
-        self._release()
+        self._ended()
 
 
-class Turns:
-    """The order of calls on one model.
+class Step(Lease):
+    """The lease of the next training call, in which the call is done and recorded.
 
-    Args:
-        progress: returns how far the model is.
-        wait_s: how long a call waits for those numbered before it, while none of them is running.
-        reach: how many calls may wait at a time; one that is further ahead waits no longer than `wait_s` in all.
+    Attributes:
+        sequence: its number.
     """
 
-    def __init__(self, progress: Callable[[], Progress], wait_s: float, reach: int = 256) -> None:
-        self._progress = progress
-        self._wait_s = wait_s
-        self._reach = reach
-        self._hold: object | None = None
-        self._running: int | None = None
-        self._opened: Counter[int] = Counter()
+    def __init__(self, sequencer: "Sequencer", sequence: int, digest: str, writer: str | None) -> None:
+        super().__init__(sequencer.lease_ended)
+        self.sequence = sequence
+        self._sequencer = sequencer
+        self._digest = digest
+        self._writer = writer
+        self._recorded = False
+
+    def guard(self, work: Callable[[], T]) -> Callable[[], T]:
+        """The work to run on the computing thread, once, within the lease.
+
+        If the call was cancelled before the work begins, it raises concurrent.futures.CancelledError instead.
+        """
+
+        def run() -> T:
+            self.begin()
+            try:
+                changed = self._sequencer.watch()
+                try:
+                    return work()
+                finally:
+                    if not self._recorded and changed():
+                        self._sequencer.broken = True
+            finally:
+                self.end()
+
+        return run
+
+    def record(self, body: Body | Iterable[Body], content_type: str) -> None:
+        """Count the call as done and cache a copy of its response, in one piece or several; ends the work."""
+        cached = joined(body, self._sequencer.limits.response_bytes)
+        self._sequencer.record(CachedResponse(self.sequence, self._digest, self._writer, content_type, cached))
+        self._recorded = True
+
+
+class Sequencer:
+    """Orders the training calls of one model and counts each of them once.
+
+    Args:
+        limits: of waiting and of cached responses.
+        progress: the calls that are done.
+        durable: number of the newest state on disk; None if the model lives in memory only.
+        watch: begins to watch the trainer; the function it returns says if the trainer has changed since. Computing
+            thread.
+        recorded: called after each call that was recorded. Computing thread.
+        broke: called once when a call has changed the trainer and failed.
+
+    Attributes:
+        durable_error: why the newest save failed, or what was set aside when the model was loaded; None after a save.
+        broken: a call has changed the trainer and failed: the trainer must not be used. Computing thread.
+    """
+
+    def __init__(
+        self,
+        limits: SequencerLimits,
+        progress: Progress | None = None,
+        durable: int | None = None,
+        *,
+        watch: Callable[[], Callable[[], bool]] = lambda: lambda: False,
+        recorded: Callable[[int], None] = lambda sequence: None,
+        broke: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.limits = limits
+        self.progress = Progress() if progress is None else progress
+        self.durable = durable
+        self.durable_error: str | None = None
+        self.watch = watch
+        self.broken = False
+        self._recorded = recorded
+        self._broke = broke
+        self._lease: Lease | None = None
+        self._decoded: Counter[int] = Counter()
         self._moved = time.monotonic()
-        self._places: dict[object, asyncio.Future[None] | None] = {}
-        self._closed: Callable[[], ServiceError] | None = None
+        self._waiting: dict[object, asyncio.Future[None] | None] = {}
+        self._refusal: Callable[[], ServiceError] | None = None
+
+    @property
+    def sequence(self) -> int:
+        """Number of the last call done."""
+        return self.progress.sequence
+
+    @property
+    def dirty(self) -> bool:
+        """True if the present state is not on disk but belongs there."""
+        return self.durable is not None and self.durable != self.sequence
 
     @property
     def idle(self) -> bool:
-        """Whether no call has the model."""
-        return self._hold is None
+        """True if no call has a lease."""
+        return self._lease is None
 
-    async def take(
-        self, sequence: int, digest: str, deadline: float | None, ended: Callable[[], None]
-    ) -> Hold | Answer:
-        """Wait for the turn of a training call; an Answer, where it was done before. `ended` is called after the turn.
+    @asynccontextmanager
+    async def step(
+        self, sequence: int, digest: str, deadline: float | None = None, writer: str | None = None
+    ) -> AsyncIterator[Step | CachedResponse]:
+        """Wait for the turn of a training call; yields its step, or its cached response if the call was done before.
+
+        Args:
+            sequence: its number, 1 for the first call on a new model.
+            digest: of its request, which tells the same call from another.
+            deadline: a time.monotonic() value.
+            writer: the client, by the name it gives itself.
 
         Raises:
-            ServiceError: sequence_conflict, answer_expired, sequence_gap, deadline, or what the turns were closed with.
+            ServiceError: sequence_conflict, answer_expired, sequence_gap, deadline, or the error of `close`.
         """
 
-        def attempt() -> Hold | Answer | None:
-            progress = self._progress()
-            if sequence <= progress.sequence:
-                return progress.replay(sequence, digest)
-            if sequence == progress.sequence + 1 and self._hold is None:
-                self._running = sequence
-                return self._grant(ended)
+        def attempt() -> Step | CachedResponse | None:
+            if sequence <= self.sequence:
+                return self.progress.replay(sequence, digest)
+            if sequence == self.sequence + 1 and self._lease is None:
+                return self._grant(Step(self, sequence, digest, writer))
             return None
 
-        self._opened[sequence] += 1
-        self._wake()  # the next call may be near
+        self._decoded[sequence] += 1
+        self._wake()  # this may bring the next call near
         try:
-            return await self._when(attempt, deadline, sequence)
+            taken: Step | CachedResponse = await self._wait(attempt, deadline, sequence)
         finally:
-            self._opened[sequence] -= 1
-            if not self._opened[sequence]:
-                del self._opened[sequence]
+            self._decoded[sequence] -= 1
+            if not self._decoded[sequence]:
+                del self._decoded[sequence]
+        if isinstance(taken, CachedResponse):
+            yield taken
+            return
+        try:
+            yield taken
+        finally:
+            taken.release()
 
-    def near(self, sequence: int) -> bool:
-        """True if a call is to be opened: the one before it is done, has its turn or waits for it. On any thread.
+    @asynccontextmanager
+    async def exclusive(self, deadline: float | None = None) -> AsyncIterator[None]:
+        """Lease the model between training calls. Raises ServiceError: deadline, or the error of `close`."""
+        lease = await self._wait(
+            lambda: self._grant(Lease(self.lease_ended)) if self._lease is None else None, deadline, None
+        )
+        try:
+            yield
+        finally:
+            lease.release()
 
-        So calls that are on their way together are opened while others compute, in their order, and those behind a gap
-        are not.
+    def is_near(self, sequence: int) -> bool:
+        """True if a call is due to be decoded: the call before it is done, runs, or waits decoded. On any thread.
+
+        So calls that arrive together are decoded in their order while others compute, but not those behind a gap.
         """
-        reached = max(self._progress().sequence, self._running or 0)
-        return sequence <= reached + 1 or (sequence <= reached + _AHEAD and sequence - 1 in self._opened)
+        reached = max(self.sequence, self._running or 0)
+        return sequence <= reached + 1 or (sequence <= reached + _DECODED_AHEAD and sequence - 1 in self._decoded)
 
-    async def approach(self, sequence: int, deadline: float | None) -> None:
-        """Wait until the call of this number is near.
+    async def wait_until_near(self, sequence: int, deadline: float | None = None) -> None:
+        """Wait until a call is near. Raises ServiceError: sequence_gap, deadline, or the error of `close`."""
+        await self._wait(lambda: self.is_near(sequence) or None, deadline, sequence)
 
-        Raises:
-            ServiceError: sequence_gap, deadline, or what the turns were closed with.
-        """
-        await self._when(lambda: self.near(sequence) or None, deadline, sequence)
+    async def wait_until_done(self, sequence: int, deadline: float | None = None) -> None:
+        """Wait until a call is done. Raises ServiceError: sequence_gap, deadline, or the error of `close`."""
+        await self._wait(lambda: self.sequence >= sequence or None, deadline, sequence + 1)
 
-    async def exclusive(self, deadline: float | None = None) -> Hold:
-        """Wait until no call has the model, and have it.
-
-        Raises:
-            ServiceError: deadline, or what the turns were closed with.
-        """
-        return await self._when(lambda: self._grant(lambda: None) if self._hold is None else None, deadline, None)
-
-    async def reached(self, sequence: int, deadline: float | None) -> None:
-        """Wait until the call of this number has been done.
-
-        Raises:
-            ServiceError: sequence_gap, deadline, or what the turns were closed with.
-        """
-        await self._when(lambda: self._progress().sequence >= sequence or None, deadline, sequence + 1)
-
-    def close(self, problem: Callable[[], ServiceError]) -> None:
-        """Refuse all that wait and all that come. The call that has the model keeps it."""
-        self._closed = problem
+    def close(self, refusal: Callable[[], ServiceError]) -> None:
+        """Refuse all calls that wait and all that come. The call that has the lease keeps it."""
+        self._refusal = refusal
         self._wake()
 
-    def _grant(self, ended: Callable[[], None]) -> Hold:
-        def release() -> None:
-            if self._hold is not hold:
-                return
-            self._hold = None
-            if self._running is not None:
-                self._running, self._moved = None, time.monotonic()
-            ended()
-            self._wake()
+    def record(self, response: CachedResponse) -> None:
+        """Count a call as done; on the computing thread."""
+        self.progress = self.progress.after(response, self.limits.response_bytes)
+        self._recorded(response.sequence)
 
-        hold = Hold(release)
-        self._hold = hold
-        return hold
+    def restart(self, sequence: int) -> None:
+        """Continue from another state, which is on disk unless the model lives in memory; on the computing thread."""
+        self.progress = Progress(sequence)
+        if self.durable is not None:
+            self.saved(sequence, None)
 
-    async def _when(self, attempt: Callable[[], T | None], deadline: float | None, sequence: int | None) -> T:
-        """The result of the attempt as soon as it has one; tried anew at each change.
+    def saved(self, sequence: int, error: Exception | None) -> None:
+        """Note the result of saving a state: success, or an error. On the thread that saves."""
+        if error is None:
+            self.durable, self.durable_error = sequence, None
+        else:
+            self.durable_error = f"state {sequence} could not be saved: {error}"
 
-        `sequence` is the number of the call: where the one before it is missing, or out of reach, the wait is bounded.
+    def lease_ended(self) -> None:
+        """Free the model for the next call."""
+        if self._running is not None:
+            self._moved = time.monotonic()
+        self._lease = None
+        if self.broken and self._refusal is None:
+            self._broke()
+        self._wake()
+
+    @property
+    def _running(self) -> int | None:
+        """Number of the training call that has the lease."""
+        lease = self._lease
+        return lease.sequence if isinstance(lease, Step) else None
+
+    def _grant(self, lease: LeaseT) -> LeaseT:
+        self._lease = lease
+        return lease
+
+    async def _wait(self, attempt: Callable[[], T | None], deadline: float | None, sequence: int | None) -> T:
+        """Retry `attempt` at each change until it has a result.
+
+        `sequence` is the number of the call. If the call before it is missing, or it is too far ahead, the wait is
+        bounded by `wait_s`.
         """
         place = object()
-        self._places[place] = None
+        self._waiting[place] = None
         arrived = time.monotonic()
         try:
             while True:
-                if self._closed is not None:
-                    raise self._closed()
+                if self._refusal is not None:
+                    raise self._refusal()
                 result = attempt()
                 if result is not None:
                     return result
-                done, running = self._progress().sequence, self._running
+                done, running = self.sequence, self._running
                 gap = sequence is not None and sequence > done + 1 and running is None
-                far = sequence is not None and sequence > done + self._reach
-                patience = (arrived if far else max(arrived, self._moved)) + self._wait_s if gap or far else None
+                far = sequence is not None and sequence > done + self.limits.max_waiting
+                since = arrived if far else max(arrived, self._moved)
+                patience = since + self.limits.wait_s if gap or far else None
                 until = min((moment for moment in (deadline, patience) if moment is not None), default=None)
                 if until is not None and time.monotonic() >= until:
                     raise _gap(done, sequence) if (gap or far) and sequence is not None else _late(done, running)
                 await self._change(place, until)
         finally:
-            del self._places[place]
+            del self._waiting[place]
 
     async def _change(self, place: object, until: float | None) -> None:
+        """Wait for the next change, until the given time at most."""
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[None] = loop.create_future()
-        self._places[place] = woken
+        self._waiting[place] = woken
         timer = None if until is None else loop.call_later(max(0.0, until - time.monotonic()), _set, woken)
         try:
             await woken
@@ -197,9 +429,15 @@ class Turns:
                 timer.cancel()
 
     def _wake(self) -> None:
-        for woken in self._places.values():
+        for woken in self._waiting.values():
             if woken is not None:
                 _set(woken)
+
+
+def joined(body: Body | Iterable[Body], max_bytes: int) -> bytes | None:
+    """A copy of a body in one piece or several; None, without copying, if it is longer than `max_bytes`."""
+    pieces = [body] if isinstance(body, Body) else list(body)
+    return None if sum(memoryview(piece).nbytes for piece in pieces) > max_bytes else b"".join(pieces)
 
 
 def _set(woken: asyncio.Future[None]) -> None:
@@ -210,7 +448,7 @@ def _set(woken: asyncio.Future[None]) -> None:
 def _gap(done: int, sequence: int) -> ServiceError:
     return ServiceError(
         "sequence_gap",
-        f"{done} calls are done and the next is {done + 1}; it did not come in time for call {sequence}: "
+        f"{done} calls are done and the next is {done + 1}, which did not arrive in time for call {sequence}: "
         f"send the calls from {done + 1} on",
         (Fault("/params/sequence", str(done + 1), str(sequence)),),
     )

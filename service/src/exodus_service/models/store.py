@@ -1,10 +1,8 @@
-"""The models of a service: made, found, saved, loaded again, deleted. Knows nothing of HTTP.
+"""The models of a service: created, found, saved, loaded, deleted.
 
-The event loop decides what happens to which model; it neither computes nor touches the disk. What must not meet a
-computation (cloning a state, replacing it) runs on the thread that computes, what writes on the thread of the saver,
-what reads and builds on threads of the store.
-
-What is done to one id (make, load, replace, delete) is done in turn, to its end, even where the caller leaves.
+The event loop decides; it neither computes nor waits for the disk. What must not overlap a computation (cloning or
+replacing a state) runs on the computing thread, writes run on the thread of the `CheckpointWriter`, reads and builds on
+threads of the store. Creating, loading, replacing and deleting one id are `KeyedTasks`: one after the other.
 """
 
 import asyncio
@@ -19,52 +17,50 @@ from typing import Any, TypeVar
 
 import torch
 
-from exodus_core.network import Description
 from exodus_core.training import Trainer
 from exodus_service.errors import ServiceError
-from exodus_service.models import model_spec
-from exodus_service.models.forward_contexts import Contexts
-from exodus_service.models.keyed_tasks import Moves
-from exodus_service.models.model import Bounds, Model, Snapshot
-from exodus_service.models.model_cache import Key, Residents
-from exodus_service.models.model_info import footprint
-from exodus_service.models.progress import Progress
-from exodus_service.models.storage.checkpoint import Header
-from exodus_service.models.storage.restore import Saved, unknown
-from exodus_service.models.storage.state_dir import StateDir
+from exodus_service.models.forward_contexts import ForwardContexts
+from exodus_service.models.keyed_tasks import KeyedTasks
+from exodus_service.models.model import Model
+from exodus_service.models.model_cache import Key, ModelCache
+from exodus_service.models.model_spec import ModelSpec, is_id, parse_spec
+from exodus_service.models.saved_models import SavedModels, unknown
+from exodus_service.models.sequencer import Progress, SequencerLimits
+from exodus_service.models.state_transfer import UploadedState, export_state, import_state
+from exodus_service.models.storage.checkpoint import Snapshot
 from exodus_service.models.storage.state_file import Buffer, StateFile
-from exodus_service.models.storage.writer import GoneError, Saver
+from exodus_service.models.storage.writer import GoneError
 from exodus_service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Execute = Callable[[Callable[[], Any]], "Future[Any]"]
-Aside = Callable[[Callable[[], Any]], Awaitable[Any]]
+RunInThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 _SWEEP_S = 5.0
-#: What a context takes at least: its handle, and the objects of a small graph.
-_AROUND_CONTEXT = 32 * 1024
+#: Least bytes of a context: its handle, and the objects of a small graph.
+_CONTEXT_BYTES = 32 * 1024
 
 
 @dataclass(frozen=True)
 class Created:
-    """A model, and whether it was made by this call; otherwise it was there, made from the same."""
+    """A model; `fresh` if this call has created it, not an equal call before."""
 
     info: dict[str, Any]
     fresh: bool
 
 
 class Store:
-    """All models of all owners; call it on one event loop.
+    """All models of all owners; used on one event loop.
 
     Args:
         settings: limits, and the folder to save in.
         device: where models live.
-        execute: runs something on the thread that computes, and returns its future. None: a thread of the store's own.
+        execute: runs work on the computing thread and returns its future. None: a thread of the store's own.
 
     Attributes:
-        contexts: what forward calls have left, of all owners.
+        contexts: activations saved by forward calls, of all owners.
     """
 
     def __init__(self, settings: Settings, device: torch.device, execute: Execute | None = None) -> None:
@@ -73,21 +69,19 @@ class Store:
         self._own = ThreadPoolExecutor(1, "exodus-store-device") if execute is None else None
         self._execute: Execute = execute or self._own.submit  # type: ignore[union-attr]
         self._threads = ThreadPoolExecutor(2, "exodus-store")
-        # By itself, so that no call that trains a model waits for a model to be made.
+        # A separate thread, so that no training call waits for a model to be created.
         self._maker = ThreadPoolExecutor(1, "exodus-store-maker")
-        self._bounds = Bounds(settings.answer_bytes, settings.sequence_wait_s, settings.max_queue)
-        self.contexts = Contexts(settings.context_bytes, settings.context_ttl_s, least=_AROUND_CONTEXT)
-        self._disk: StateDir | None = None
-        self._saver: Saver | None = None
+        self._limits = SequencerLimits(settings.answer_bytes, settings.sequence_wait_s, settings.max_queue)
+        self.contexts = ForwardContexts(settings.context_bytes, settings.context_ttl_s, least=_CONTEXT_BYTES)
         save = None if settings.state_dir is None else self._save
-        self._residents = Residents(settings.models_memory_bytes, save, self._forget_contexts)
-        self._moves = Moves()
-        self._saved = Saved(None, device)
-        self._restoring: set[Key] = set()
+        self._cache = ModelCache(settings.models_memory_bytes, save, self._forget_contexts)
+        self._tasks = KeyedTasks()
+        self._saved: SavedModels | None = None
+        self._broken: set[Key] = set()
         self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Open the folder.
+        """Open the state folder.
 
         Raises:
             StateDirError: it cannot be used, or another service uses it.
@@ -96,24 +90,22 @@ class Store:
         if path is None:
             logger.warning("models live in memory only and are lost when the service ends; EXODUS_STATE_DIR saves them")
         else:
-            self._disk = await self._off(partial(StateDir, path, self._settings.models_disk_bytes))
-            self._saved = Saved(self._disk, self._device)
-            self._saver = Saver(self._disk.write)
+            self._saved = await self._read(partial(SavedModels, path, self._settings.models_disk_bytes, self._device))
             logger.info("models are saved in %s", path)
         self._sweeping = asyncio.create_task(self._sweep())
 
     async def close(self, timeout: float = 30.0) -> None:
-        """Save every model that has something to save, and let go of the folder.
+        """Save every model that has unsaved changes, and release the folder.
 
-        It takes about `timeout` seconds at most; the log says what could not be saved by then.
+        This takes about `timeout` seconds at most; models that could not be saved by then are logged.
         """
         until = time.monotonic() + timeout
         if self._sweeping is not None:
             self._sweeping.cancel()
-        await self._residents.close()
-        await self._moves.settle(timeout / 4)
-        # First those that nothing keeps waiting.
-        for model in sorted(self._residents, key=lambda model: not model.turns.idle):
+        await self._cache.close()
+        await self._tasks.drain(timeout / 4)
+        # Idle models first: the others may use up the time.
+        for model in sorted(self._cache, key=lambda model: not model.sequencer.idle):
             try:
                 await asyncio.wait_for(self._save(model), max(0.0, until - time.monotonic()))
             except (TimeoutError, OSError, RuntimeError, ServiceError, GoneError) as error:
@@ -122,13 +114,8 @@ class Store:
         for threads in (self._threads, self._maker, self._own):
             if threads is not None:
                 threads.shutdown(wait=False, cancel_futures=True)
-        if self._saver is None or self._disk is None:
-            return
-        saved = await asyncio.to_thread(self._saver.close, max(0.1, until - time.monotonic()))
-        if saved:
-            self._disk.close()
-        else:
-            logger.error("a save is still under way; the folder stays locked until the process ends")
+        if self._saved is not None:
+            await asyncio.to_thread(self._saved.close, max(0.1, until - time.monotonic()))
 
     async def create(
         self,
@@ -136,35 +123,33 @@ class Store:
         *,
         network: object,
         optimizer: object,
-        id: object = None,
+        id: str | None = None,
         seed: object = 0,
         durable_every: object = 10,
         name: object = "",
         weights: torch.Tensor | None = None,
         deadline: float | None = None,
     ) -> Created:
-        """Make a model; it is durable when this returns, where anything is.
+        """Create a model; it is durable when this returns, unless models live in memory only.
+
+        Idempotent: an equal call for the same `id` finds the model.
 
         Args:
-            owner: whose it is.
-            network: a description, see exodus_core.network, or what was read from one.
+            owner: the owner of the model.
+            network: a description, see exodus_core.network, plain or parsed.
             optimizer: its kind and options, see exodus_core.training.
-            id: the caller's choice; None: made here.
+            id: 1 to 64 letters, digits, - and _; None: generated.
             seed: of weights and dropout.
-            durable_every: how many training calls are made from one save to the next.
+            durable_every: number of training calls from one save to the next.
             name: a label for people.
             weights: all parameters in order, flat; None: drawn by the seed.
-            deadline: a time.monotonic() value; what has not begun by then is not done.
+            deadline: a time.monotonic() value; the model is not built after it.
 
         Raises:
             ServiceError: invalid, too_large, model_exists, storage_full, out_of_memory, queue_full, deadline.
         """
-        if id is None:
-            id = model_spec.new_id()
-        if not isinstance(id, str) or not model_spec.is_id(id):
-            raise ServiceError("invalid", f"/params/id must be 1 to 64 letters, digits, - and _, got {str(id)[:100]!r}")
-        planned = partial(
-            model_spec.plan,
+        parsed = partial(
+            parse_spec,
             owner,
             id,
             network=network,
@@ -175,52 +160,55 @@ class Store:
             weights=weights,
             max_model_bytes=self._settings.max_model_bytes,
         )
-        plan = await self.aside(planned)
-        return await self._moves.run((owner, id), lambda: self._create(plan, deadline))
+        spec = await self._make(parsed)
+        return await self._tasks.run((owner, spec.header.id), lambda: self._create(spec, weights, deadline))
 
     @asynccontextmanager
     async def use(self, owner: str, id: str) -> AsyncIterator[Model]:
-        """The owner's model of this id, which stays in memory while the block is. Loads it where it had left.
+        """The owner's model of this id, loaded if needed, and kept in memory for the duration of the block.
 
         Raises:
-            ServiceError: not_found; out_of_memory, queue_full: no room for it; internal_error: no state is sound.
+            ServiceError: not_found; out_of_memory, queue_full: no room for it; internal_error: no state verifies.
         """
         key = (owner, id)
-        while (model := self._residents.get(key)) is None:
-            if not model_spec.is_id(id):
+        while (model := self._cache.get(key)) is None:
+            if not is_id(id):
                 raise unknown(id)
-            await self._moves.run(key, lambda: self._load(owner, id))
-        async with self._residents.pinned(model):
+            await self._tasks.run(key, lambda: self._load(owner, id))
+        async with self._cache.pin(model):
             yield model
 
     async def info(self, owner: str, id: str) -> dict[str, Any]:
-        """What a model is and how far, without loading it. Raises ServiceError: not_found, internal_error."""
-        await self._moves.ended((owner, id))
-        model = self._residents.get((owner, id))
+        """The model as callers see it, without loading it. Raises ServiceError: not_found, internal_error."""
+        await self._tasks.wait((owner, id))
+        model = self._cache.get((owner, id))
         if model is not None:
             return model.info()
-        return (await self._off(partial(self._saved.find, owner, id))).info()
+        if self._saved is None:
+            raise unknown(id)
+        return (await self._read(partial(self._saved.find, owner, id))).info()
 
     async def list(self, owner: str) -> list[dict[str, Any]]:
-        """All models of an owner, by age. One whose state cannot be read is left out, and named in the log."""
-        infos = {model.id: model.info() for model in self._residents if model.owner == owner}
-        saved = await self.aside(partial(self._saved.list, owner, frozenset(infos)))
-        infos |= {found.header.id: found.info() for found in saved}
-        infos |= {model.id: model.info() for model in self._residents if model.owner == owner}
+        """All models of an owner, by age. Models whose state cannot be read are omitted and logged."""
+        infos = {model.id: model.info() for model in self._cache if model.owner == owner}
+        if self._saved is not None:
+            saved = await self._make(partial(self._saved.list, owner, frozenset(infos)))
+            infos |= {found.spec.header.id: found.info() for found in saved}
+            infos |= {model.id: model.info() for model in self._cache if model.owner == owner}
         return sorted(infos.values(), key=lambda info: (info["created"], info["id"]))
 
     async def delete(self, owner: str, id: str) -> None:
-        """Delete a model with all that was saved of it. A call that runs ends; those that wait get not_found.
+        """Delete a model and its saved states. A call that runs ends; those that wait get not_found.
 
         Raises:
-            ServiceError: not_found; storage_full where the disk does not let it.
+            ServiceError: not_found; storage_full if the disk fails.
         """
-        if not model_spec.is_id(id):
+        if not is_id(id):
             raise unknown(id)
-        await self._moves.run((owner, id), lambda: self._delete(owner, id))
+        await self._tasks.run((owner, id), lambda: self._delete(owner, id))
 
     async def save(self, model: Model) -> int | None:
-        """Make the present state durable; returns what is durable then, None where models live in memory alone.
+        """Make the present state durable; returns the durable sequence number, None if models live in memory only.
 
         Raises:
             ServiceError: storage_full, not_found, draining.
@@ -230,145 +218,122 @@ class Store:
         except OSError as error:
             raise ServiceError("storage_full", f"the state could not be saved: {error}") from error
         except GoneError as error:
-            raise (unknown(model.id) if model.gone else self._stopping()) from error
+            gone = model.checkpointer is not None and model.checkpointer.closed
+            raise (unknown(model.id) if gone else _stopping()) from error
         return model.durable
 
     async def export(self, model: Model) -> StateFile:
         """The present state as a file, for a caller."""
-        async with model.exclusive():
+        async with model.sequencer.exclusive():
             snapshot = await self._on_device(model.snapshot)
-        return await self._off(partial(model_spec.state_file, snapshot))
+        return await self._read(partial(export_state, snapshot))
 
-    async def replace_state(self, model: Model, body: Buffer, off: Aside | None = None) -> dict[str, Any]:
-        """Go on from a state that `export` gave; durable when this returns, where anything is.
+    async def replace_state(self, model: Model, body: Buffer, run: RunInThread | None = None) -> dict[str, Any]:
+        """Continue from an exported state; durable when this returns, unless models live in memory only.
 
-        `off` reads the state on another thread, in place of one of the store's.
+        `run` decodes the state on a thread of the caller's instead of one of the store's.
 
         Raises:
             ServiceError: malformed, state_mismatch, storage_full; nothing has changed then.
         """
-        read = partial(model_spec.upload, model, body, self._device)
-        del body  # it goes when it is read
-        uploaded: model_spec.Upload = await (self._off if off is None else off)(read)
-        del read
-        return await self._moves.run((model.owner, model.id), lambda: self._replace(model, uploaded))
+        decode = partial(import_state, model.spec, body, self._device)
+        del body  # freed once it is decoded
+        uploaded: UploadedState = await (self._read if run is None else run)(decode)
+        del decode
+        return await self._tasks.run((model.owner, model.id), lambda: self._replace(model, uploaded))
 
-    # What is done in turn.
+    # Keyed tasks: one at a time per model.
 
-    async def _create(self, plan: model_spec.Plan, deadline: float | None) -> Created:
+    async def _create(self, spec: ModelSpec, weights: torch.Tensor | None, deadline: float | None) -> Created:
         def build() -> Trainer:
             if deadline is not None and time.monotonic() >= deadline:
                 raise ServiceError("deadline", "the deadline passed before the model was made")
-            return plan.build(self._device)
+            return spec.build(self._device, weights)
 
-        header = plan.header
-        there = self._residents.get((header.owner, header.id))
-        if there is None and await self._off(partial(self._saved.has, header.owner, header.id)):
-            found = await self._off(partial(self._saved.find, header.owner, header.id))
-            return _again(header, found.header, found.info())
+        owner, id = spec.header.owner, spec.header.id
+        there = self._cache.get((owner, id))
         if there is not None:
-            return _again(header, there.header, there.info())
-        async with self._residents.room(footprint(plan.network, dict(header.optimizer)), new=True):
-            trainer = await self.aside(build)
-            model = self._model(header, plan.network, trainer, Progress())
-            if self._saver is not None:
-                await self._written(self._saver.submit(await self._off(model.snapshot)))
-            self._residents.add(model)
+            return _existing(spec, there.spec, there.info())
+        if self._saved is not None and await self._read(partial(self._saved.has, owner, id)):
+            found = await self._read(partial(self._saved.find, owner, id))
+            return _existing(spec, found.spec, found.info())
+        async with self._cache.reserve(spec.footprint, new=True):
+            model = self._model(spec, await self._make(build), Progress())
+            if model.checkpointer is not None:
+                await _written(model.checkpointer.submit(await self._read(model.snapshot)))
+            self._cache.add(model)
         return Created(model.info(), True)
 
     async def _load(self, owner: str, id: str) -> None:
-        if self._residents.get((owner, id)) is not None:  # another call has loaded it meanwhile
+        if self._cache.get((owner, id)) is not None:  # loaded meanwhile by another call
             return
-        if (owner, id) in self._restoring and self._saver is not None:
-            # What was cloned before the call that failed half-way is still on its way to the disk.
-            await _done(self._saver.run(lambda: None))
-        found = await self._off(partial(self._saved.find, owner, id))
-        async with self._residents.room(found.nbytes):
-            loaded = await self._off(partial(self._saved.load, found))
-            model = self._model(loaded.header, found.network, loaded.trainer, loaded.progress)
-            model.durable_error = loaded.damage
-            self._residents.add(model)
-        self._restoring.discard((owner, id))
-        logger.info("model %s is in memory at %d", id, model.sequence)
+        if self._saved is None:
+            raise unknown(id)
+        if (owner, id) in self._broken:
+            await _done(self._saved.flush())  # the newest snapshot before the failed call may still wait to be written
+        found = await self._read(partial(self._saved.find, owner, id))
+        async with self._cache.reserve(found.nbytes):
+            loaded = await self._read(partial(self._saved.load, found))
+            model = self._model(loaded.spec, loaded.trainer, loaded.progress)
+            model.sequencer.durable_error = loaded.damage
+            self._cache.add(model)
+        self._broken.discard((owner, id))
+        logger.info("model %s was loaded at %d", id, model.sequence)
 
     async def _delete(self, owner: str, id: str) -> None:
-        model = self._residents.get((owner, id))
-        if model is None and not await self._off(partial(self._saved.has, owner, id)):
+        model = self._cache.get((owner, id))
+        if self._saved is not None:
+            if model is None and not await self._read(partial(self._saved.has, owner, id)):
+                raise unknown(id)
+            removed = self._saved.remove(owner, id, None if model is None else model.checkpointer)
+            await _written(removed, "the model could not be removed")
+        elif model is None:
             raise unknown(id)
-        if self._saver is not None and self._disk is not None:
-            disk = self._disk
-
-            def removed() -> None:
-                disk.remove(owner, id)
-                if model is not None:
-                    model.gone = True  # what is given to be saved after this must not bring it back
-
-            await self._written(self._saver.run(removed), "the disk does not let the model be removed")
         if model is not None:
-            self._residents.pop(model)
+            self._cache.discard(model)
             model.close(lambda: unknown(id))
             self._forget_contexts(model)
 
-    async def _replace(self, model: Model, uploaded: model_spec.Upload) -> dict[str, Any]:
-        async with self._residents.pinned(model), model.exclusive():
-            progress = Progress(uploaded.sequence)
-            if self._saver is not None:
-                snapshot = Snapshot(model, uploaded.header, progress, uploaded.trainer.state(), told=False)
-                await self._written(self._saver.submit(snapshot))
-            replace = partial(model.replace, uploaded.header, uploaded.trainer, uploaded.sequence)
-            await self._on_device(replace)
+    async def _replace(self, model: Model, uploaded: UploadedState) -> dict[str, Any]:
+        async with self._cache.pin(model), model.sequencer.exclusive():
+            if self._saved is not None:
+                header, sequence = uploaded.spec.header, uploaded.sequence
+                state = Snapshot(header, sequence, None, uploaded.trainer.state(), Progress().pack)
+                await _written(self._saved.write(state))
+            await self._on_device(partial(model.replace, uploaded.spec, uploaded.trainer, uploaded.sequence))
             self._forget_contexts(model)
             return model.info()
 
     async def _save(self, model: Model) -> None:
-        """Raises OSError, GoneError, ServiceError."""
-        async with model.exclusive():
-            if not model.dirty or self._saver is None:
+        """Make the present state durable. Raises OSError, GoneError, ServiceError."""
+        async with model.sequencer.exclusive():
+            if model.checkpointer is None or not model.sequencer.dirty:
                 return
-            written = model.being_saved or self._saver.submit(await self._on_device(model.snapshot))
+            written = model.checkpointer.pending(model.sequence)
+            if written is None:
+                written = model.checkpointer.submit(await self._on_device(model.snapshot))
         await _done(written)
 
-    async def _written(self, future: "Future[Any]", refusal: str = "the state could not be saved") -> None:
-        """Wait for the saver. Raises ServiceError: storage_full; draining: it takes nothing more."""
-        try:
-            await _done(future)
-        except OSError as error:
-            raise ServiceError("storage_full", f"{refusal}: {error}") from error
-        except GoneError:
-            raise self._stopping() from None
-
-    def _stopping(self) -> ServiceError:
-        return ServiceError("draining", "the service is stopping; nothing was changed")
-
-    # Small things.
-
-    def _model(self, header: Header, network: Description, trainer: Trainer, progress: Progress) -> Model:
-        durable = None if self._saver is None else progress.sequence
+    def _model(self, spec: ModelSpec, trainer: Trainer, progress: Progress) -> Model:
+        checkpointer = None if self._saved is None else self._saved.checkpointer
         return Model(
-            header,
-            network,
-            trainer,
-            self._bounds,
-            keeper=self._saver,
-            durable=durable,
-            progress=progress,
-            on_broken=self._broken,
+            spec, trainer, self._limits, progress=progress, checkpointer=checkpointer, broke=self._broken_half_way
         )
 
-    def _broken(self, model: Model) -> None:
-        """A call has changed the state and failed: its durable state comes back with the next call."""
-        self._residents.pop(model)
+    def _broken_half_way(self, model: Model) -> None:
+        """A call has changed the state and failed: the next call loads the durable state."""
+        self._cache.discard(model)
         self._forget_contexts(model)
-        if self._saver is None:
+        if self._saved is None:
             logger.error("model %s at %d: a call failed half-way, the model is lost", model.id, model.sequence)
-            model.turns.close(lambda: unknown(model.id))
+            model.sequencer.close(lambda: unknown(model.id))
             return
         logger.error(
-            "model %s at %d: a call failed half-way, state %s returns", model.id, model.sequence, model.durable
+            "model %s at %d: a call failed half-way, state %s is restored", model.id, model.sequence, model.durable
         )
-        self._restoring.add((model.owner, model.id))
-        detail = "a call failed half-way and the model is restored from its last save; send again"
-        model.turns.close(lambda: ServiceError("not_ready", detail))
+        self._broken.add((model.owner, model.id))
+        detail = "a call failed half-way and the model is restored from its newest checkpoint; send again"
+        model.sequencer.close(lambda: ServiceError("not_ready", detail))
 
     def _forget_contexts(self, model: Model) -> None:
         self.contexts.forget(model.owner, model.id)
@@ -378,16 +343,17 @@ class Store:
             await asyncio.sleep(min(_SWEEP_S, self._settings.context_ttl_s))
             self.contexts.sweep()
 
+    # Threads.
+
     @property
     def maker(self) -> Executor:
-        """The thread of `aside`."""
+        """The thread that creates and lists models: one at a time, so that no training call waits for it."""
         return self._maker
 
-    async def aside(self, work: Callable[[], T]) -> T:
-        """Do something that no call that trains a model is to wait for, one at a time; left before, it is not done."""
+    async def _make(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._maker, work)
 
-    async def _off(self, work: Callable[[], T]) -> T:
+    async def _read(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _on_device(self, work: Callable[[], T]) -> Awaitable[T]:
@@ -395,11 +361,26 @@ class Store:
 
 
 async def _done(future: "Future[Any]") -> None:
-    """Wait for the saver, which goes on whoever leaves."""
+    """Wait for the writer, which goes on if the caller is cancelled."""
     await asyncio.shield(asyncio.wrap_future(future))
 
 
-def _again(header: Header, there: Header, info: dict[str, Any]) -> Created:
-    if there.origin != header.origin:
-        raise ServiceError("model_exists", f"the model {header.id!r} exists and was made from something else")
+async def _written(future: "Future[Any]", failure: str = "the state could not be saved") -> None:
+    """Wait for the writer. Raises ServiceError: storage_full; draining if the writer is closed."""
+    try:
+        await _done(future)
+    except OSError as error:
+        logger.error("%s: %s", failure, error)
+        raise ServiceError("storage_full", f"{failure}: {error}") from error
+    except GoneError:
+        raise _stopping() from None
+
+
+def _stopping() -> ServiceError:
+    return ServiceError("draining", "the service is stopping; nothing was changed")
+
+
+def _existing(spec: ModelSpec, there: ModelSpec, info: dict[str, Any]) -> Created:
+    if there.header.origin != spec.header.origin:
+        raise ServiceError("model_exists", f"the model {spec.header.id!r} exists and was created from another request")
     return Created(info, False)

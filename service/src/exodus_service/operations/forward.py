@@ -21,7 +21,7 @@ async def forward(engine: Engine, id: str, call: Call) -> Result:
     async with engine.store.use(call.owner, id) as model:
         prepare = partial(ForwardCall.prepare, engine, model, call)
         while isinstance(ready := await call.prepare(prepare), Early):
-            await model.wait_for(ready.sequence, call.due)
+            await model.sequencer.wait_until_done(ready.sequence, call.due)
         return await call.compute(ready.run)
 
 
@@ -63,7 +63,7 @@ class ForwardCall:
 
     def run(self) -> Encoded:
         """The body of the response; on the computing thread. Raises ServiceError, WireError."""
-        if self._model.broken:
+        if self._model.sequencer.broken:
             raise ServiceError("not_ready", "a call before this one failed half-way")
         params: dict[str, Any] = {"sequence": self._model.sequence, "durable": self._model.durable}
         context: ForwardContext | None = None

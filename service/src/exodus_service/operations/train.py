@@ -19,7 +19,8 @@ from exodus_service.call import Call, Result
 from exodus_service.engine import Engine
 from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.models.forward_contexts import ForwardContext, expired
-from exodus_service.models.model import Answer, Model, Turn
+from exodus_service.models.model import Model
+from exodus_service.models.sequencer import CachedResponse, Step
 from exodus_service.operations.inputs import DecodedCall, Early, parsed_loss, peek, refusal
 from exodus_service.operations.params import ForwardBackwardParams, OptimStepParams, StepParams, TrainingParams
 
@@ -51,13 +52,13 @@ async def train(engine: Engine, operation: Operation, id: str, call: Call) -> Re
     async with engine.store.use(call.owner, id) as model:
         prepare = partial(TrainingCall.prepare, engine, operation, model, call)
         while isinstance(ready := await call.prepare(prepare), Early):
-            await model.approach(ready.sequence, call.due)
+            await model.sequencer.wait_until_near(ready.sequence, call.due)
         params = ready.params
-        async with model.turn(params.sequence, ready.digest, call.due, writer=params.writer) as turn:
-            if isinstance(turn, Answer):
-                body = turn.body or b""
-                return Result(Encoded(turn.content_type, len(body), [body]), headers={REPLAYED: "1"})
-            return await call.compute(turn.guard(partial(ready.run, turn)))
+        async with model.sequencer.step(params.sequence, ready.digest, call.due, writer=params.writer) as step:
+            if isinstance(step, CachedResponse):
+                body = step.body or b""
+                return Result(Encoded(step.content_type, len(body), [body]), headers={REPLAYED: "1"})
+            return await call.compute(step.guard(partial(ready.run, model, step)))
 
 
 @dataclass(eq=False)
@@ -88,12 +89,12 @@ class TrainingCall:
     def prepare(cls, engine: Engine, operation: Operation, model: Model, call: Call) -> "TrainingCall | Early":
         """Decode and check a call, unless its turn is not near. Raises ServiceError, WireError, QueueFullError."""
         number = peek(call, "sequence")
-        if number is not None and not model.near(number):
+        if number is not None and not model.sequencer.is_near(number):
             return Early(number)
         decoded = DecodedCall(call)
         with call.timings.phase("decode"):
             params = decoded.params(operation.params)
-            if not model.near(params.sequence):
+            if not model.sequencer.is_near(params.sequence):
                 call.forget()
                 return Early(params.sequence)
             ready = cls(engine, operation, call, decoded, params, decoded.digest(operation.name))
@@ -105,9 +106,8 @@ class TrainingCall:
             ready._require_room_for_response(model)
             return ready
 
-    def run(self, turn: Turn) -> Encoded:
+    def run(self, model: Model, step: Step) -> Encoded:
         """Do the call, and record it with its response; on the computing thread. Raises ServiceError, WireError."""
-        model = turn.model
         with self.call.timings.phase("kernel"):
             try:
                 metrics, norms, gradients = self._compute(model)
@@ -122,7 +122,7 @@ class TrainingCall:
             tensors = [] if gradients is None else [Tensor.of("gradients", gradients.cpu())]
         with self.call.timings.phase("encode"):
             params = {
-                "sequence": turn.sequence,
+                "sequence": step.sequence,
                 "durable": model.durable,
                 "durable_error": model.durable_error,
                 "metrics": metrics,
@@ -130,7 +130,7 @@ class TrainingCall:
                 "device": str(model.device),
             }
             encoded = encode(Message.of(params, tensors), self.decoded.message.form, limits=self.call.limits)
-            turn.record(encoded.chunks, encoded.content_type)
+            step.record(encoded.chunks, encoded.content_type)
             if self.operation.backward and self.params.context is not None:
                 self.engine.store.contexts.release(self.call.owner, self.params.context)
             return encoded

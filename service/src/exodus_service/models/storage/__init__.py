@@ -1,1 +1,1 @@
-"""Checkpoints of models on disk: written, found, restored."""
+"""Checkpoints of models on disk: folders, files and the thread that writes them. Knows nothing of models in memory."""

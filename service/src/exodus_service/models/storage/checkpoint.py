@@ -1,14 +1,14 @@
-"""Durable states of one model: a folder of generations, each a safetensors file and the manifest that commits it.
+"""Checkpoints of one model: a folder of generations, each a safetensors file and the manifest that commits it.
 
-    FOLDER/000000000020.safetensors     tensors of the trainer, and "answers"
-    FOLDER/000000000020.json            what they are, their size and SHA-256, and a checksum of the manifest itself
+    FOLDER/000000000020.safetensors     tensors of the trainer, and "answers": the cached responses
+    FOLDER/000000000020.json            the manifest: header, size and SHA-256 of the tensors, and its own checksum
 
-Each file is written under another name, synced, renamed, and the folder synced. The manifest's rename is the commit:
-before it the previous generation is the state, after it this one. Two generations are kept. What does not verify is
-renamed to *.corrupt, said in the log, and the generation before it is used.
+Each file is written under a temporary name, synced and renamed, and the folder synced. The manifest's rename is the
+commit: before it the previous generation is the state, after it this one. Two generations are kept. A generation that
+does not verify is renamed to *.corrupt and logged, and the one before it is used.
 
-A name is that of the sequence number; where it is taken, since a state with a smaller number was uploaded, the number
-of the generation follows it. Generations are ordered by their own number, which only grows.
+Files are named by the sequence number. If the name is taken, because a state with a smaller number was uploaded, the
+number of the generation follows. Generations are ordered by their own number, which only grows.
 """
 
 import errno
@@ -31,25 +31,25 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 GENERATIONS = 2
 
-#: The tensor with the answers that are kept, beside those of the trainer.
-ANSWERS = "answers"
+#: Name of the tensor that holds the packed cached responses.
+_RESPONSES = "answers"
 
 _TEMPORARY, _CORRUPT = ".tmp", ".corrupt"
-#: Says nothing about the file: another attempt may read it.
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EINTR)
+#: Errors that do not condemn a file: another attempt may read it.
+_TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EINTR)
 
 
 class CheckpointError(Exception):
     """No state of the model can be read."""
 
 
-class _Unsound(Exception):  # noqa: N818 (says what is wrong with one file)
-    """What is wrong with a file of a generation."""
+class _CorruptError(Exception):
+    """A file of a generation does not verify."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a model is, as far as training does not change it. `origin` is the digest of what it was made from."""
+    """The constant properties of a model. `origin` is the digest of the request that created it."""
 
     id: str
     owner: str
@@ -62,9 +62,27 @@ class Header:
     origin: str
 
 
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A training state, cloned: it does not change while it is written.
+
+    Attributes:
+        sequence: number of training calls done.
+        writer: the client that made the last one.
+        tensors: of the trainer.
+        responses: packs the cached responses; called on the thread that writes.
+    """
+
+    header: Header
+    sequence: int
+    writer: str | None
+    tensors: Mapping[str, torch.Tensor]
+    responses: Callable[[], bytes] = bytes
+
+
 @dataclass(frozen=True)
 class Manifest:
-    """One generation: the model, how far it was trained and by whom, and the file with its tensors."""
+    """One generation: the model, its sequence number and writer, and the file with its tensors."""
 
     header: Header
     sequence: int
@@ -75,7 +93,7 @@ class Manifest:
     sha256: str
 
     def encode(self) -> bytes:
-        """The JSON document, the same bytes for the same manifest."""
+        """The JSON document: the same bytes for equal manifests."""
         plain = asdict(self)
         return _sealed({"format": FORMAT, **plain.pop("header"), **plain})
 
@@ -86,17 +104,17 @@ class Manifest:
 
     @property
     def document(self) -> str:
-        """Name of the manifest's own file."""
+        """Name of the manifest's file."""
         return Path(self.file).with_suffix(".json").name
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A generation with its tensors, which are views of the mapped file, and the packed answers."""
+    """A generation with its tensors, which are views of the mapped file, and the packed responses."""
 
     manifest: Manifest
     tensors: dict[str, torch.Tensor]
-    answers: bytes
+    responses: bytes
 
 
 class Folder:
@@ -106,31 +124,28 @@ class Folder:
         self.path = path
 
     def write(
-        self,
-        header: Header,
-        sequence: int,
-        writer: str | None,
-        tensors: Mapping[str, torch.Tensor],
-        answers: bytes,
-        allow: Callable[[int, int], None] = lambda coming, leaving: None,
+        self, snapshot: Snapshot, require_room: Callable[[int, int], None] = lambda added, freed: None
     ) -> Manifest:
-        """Make a state the newest generation; on disk for good when this returns.
+        """Make a snapshot the newest generation; it is on disk for good when this returns.
 
-        `allow` is told before how many bytes come and how many leave, and may raise an OSError.
+        `require_room` gets the bytes that will be added and freed, and may raise an OSError.
 
         Raises:
-            OSError: the disk says no; the generations are as they were.
+            OSError: the disk failed; the generations are unchanged.
         """
         before = self.manifests()
         generation = before[0].generation + 1 if before else 1
-        stem = f"{sequence:012d}"
+        stem = f"{snapshot.sequence:012d}"
         if any((self.path / f"{stem}{suffix}").exists() for suffix in (".safetensors", ".json")):
             stem += f".{generation}"
-        payload = torch.frombuffer(bytearray(answers), dtype=torch.uint8) if answers else torch.empty(0).byte()
-        encoded = encode_state({**tensors, ANSWERS: payload})
+        responses = snapshot.responses()
+        payload = torch.frombuffer(bytearray(responses), dtype=torch.uint8) if responses else torch.empty(0).byte()
+        encoded = encode_state({**snapshot.tensors, _RESPONSES: payload})
         states, document = self.path / f"{stem}.safetensors", self.path / f"{stem}.json"
-        manifest = Manifest(header, sequence, writer, generation, states.name, encoded.nbytes, "0" * 64)
-        allow(manifest.space, sum(old.space for old in before[GENERATIONS - 1 :]))
+        manifest = Manifest(
+            snapshot.header, snapshot.sequence, snapshot.writer, generation, states.name, encoded.nbytes, "0" * 64
+        )
+        require_room(manifest.space, sum(old.space for old in before[GENERATIONS - 1 :]))
         try:
             if not self.path.is_dir():
                 self.path.mkdir(mode=0o700)
@@ -138,8 +153,8 @@ class Folder:
             manifest = replace(manifest, sha256=_write(states, encoded.chunks))
             _write(document, [manifest.encode()])
         except OSError:
-            # Also where the manifest stands, and only that it lasts could not be had: who is told that nothing was
-            # written must not find it later.
+            # Even if the manifest is in place and only its sync failed: a save that was reported as failed must not
+            # reappear at the next start.
             for name in (document, states):
                 remove_quietly(name)
             if not before:
@@ -149,7 +164,7 @@ class Folder:
         return manifest
 
     def exists(self) -> bool:
-        """True if there is a state, readable or not. The rest of a save that failed is none."""
+        """True if there is a state, readable or not. Files left by a failed save do not count."""
         try:
             names = os.listdir(self.path)
         except (FileNotFoundError, NotADirectoryError):
@@ -160,37 +175,37 @@ class Folder:
         """The newest generation that verifies.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: none verifies.
             OSError: the disk cannot be read at the moment.
         """
         for manifest in self.manifests():
             try:
                 return self._read(manifest)
-            except _Unsound as error:
+            except _CorruptError as error:
                 self._set_aside(manifest.document, str(error))
         left = ", ".join(sorted(path.name for path in self.path.glob(f"*{_CORRUPT}"))) or "nothing"
         raise CheckpointError(f"{self.path} must be a state that verifies, got {left}")
 
     def manifests(self) -> list[Manifest]:
-        """The manifests that verify, newest first; what does not is set aside."""
+        """The manifests that verify, newest first; the others are set aside."""
         found = []
         for path in sorted(self.path.glob("*.json")):
             try:
                 manifest = _parse(_bytes(path))
                 if manifest.document != path.name:
-                    raise _Unsound(f"the manifest must be {manifest.document}")
-            except FileNotFoundError:  # an old one that a save has just removed
+                    raise _CorruptError(f"the manifest must be {manifest.document}")
+            except FileNotFoundError:  # pruned meanwhile by a save
                 continue
-            except _Unsound as error:
+            except _CorruptError as error:
                 self._set_aside(path.name, str(error))
                 continue
             found.append(manifest)
         return sorted(found, key=lambda manifest: manifest.generation, reverse=True)
 
     def tidy(self) -> Manifest | None:
-        """Remove what an interrupted save left; to be called before anything is written. Returns the newest manifest.
+        """Remove the files of an interrupted save, and the folder if it is empty then; before anything is written.
 
-        A folder in which nothing is left is removed.
+        Returns the newest manifest.
         """
         for stray in self.path.glob(f"*{_TEMPORARY}"):
             remove_quietly(stray)
@@ -204,12 +219,12 @@ class Folder:
         return manifests[0] if manifests else None
 
     def set_aside(self, sequence: int) -> list[str]:
-        """Files that did not verify of states after this one."""
+        """Files of states after this one that did not verify."""
         names = sorted(path.name for path in self.path.glob(f"*{_CORRUPT}"))
         return [name for name in names if name[:12].isdecimal() and int(name[:12]) > sequence]
 
     def nbytes(self) -> int:
-        """Bytes on disk of all files, those set aside included."""
+        """Bytes on disk of all files, including those set aside."""
         return sum(path.stat().st_size for path in self.path.iterdir()) if self.path.is_dir() else 0
 
     def _read(self, manifest: Manifest) -> Checkpoint:
@@ -217,26 +232,26 @@ class Folder:
         try:
             size = path.stat().st_size
             if size != manifest.nbytes:
-                raise _Unsound(f"{manifest.file} must be {manifest.nbytes} bytes, got {size}")
+                raise _CorruptError(f"{manifest.file} must be {manifest.nbytes} bytes, got {size}")
             with path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
-            if error.errno in _PASSING:
+            if error.errno in _TRANSIENT:
                 raise
-            raise _Unsound(f"{manifest.file}: {error.strerror}") from error
+            raise _CorruptError(f"{manifest.file}: {error.strerror}") from error
         if digest != manifest.sha256:
-            raise _Unsound(f"the SHA-256 of {manifest.file} must be {manifest.sha256}, got {digest}")
+            raise _CorruptError(f"the SHA-256 of {manifest.file} must be {manifest.sha256}, got {digest}")
         try:
             tensors = read_state(path)
         except StateFileError as error:
-            raise _Unsound(str(error)) from error
-        if ANSWERS not in tensors:
-            raise _Unsound(f"{manifest.file} must have a tensor {ANSWERS!r}")
-        return Checkpoint(manifest, tensors, tensors.pop(ANSWERS).numpy().tobytes())
+            raise _CorruptError(str(error)) from error
+        if _RESPONSES not in tensors:
+            raise _CorruptError(f"{manifest.file} must have a tensor {_RESPONSES!r}")
+        return Checkpoint(manifest, tensors, tensors.pop(_RESPONSES).numpy().tobytes())
 
     def _prune(self, manifests: list[Manifest]) -> None:
         for old in manifests[GENERATIONS:]:
-            # The manifest first: without it the tensors are a leftover, without them it would be a broken generation.
+            # The manifest first: tensors without a manifest are a leftover, a manifest without tensors is corrupt.
             remove_quietly(self.path / old.document)
             remove_quietly(self.path / old.file)
 
@@ -252,7 +267,7 @@ class Folder:
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames within a folder last."""
+    """Sync a folder, so that renames within it survive a power failure."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -261,7 +276,7 @@ def sync_folder(path: Path) -> None:
 
 
 def _write(path: Path, chunks: Iterable[Buffer]) -> str:
-    """Put a file in its place, whole and for good; returns its SHA-256 in hexadecimal digits."""
+    """Write a file atomically and durably; returns its SHA-256 in hexadecimal digits."""
     digest = hashlib.sha256()
     temporary = path.with_name(f"{path.name}{_TEMPORARY}")
     try:
@@ -280,10 +295,11 @@ def _write(path: Path, chunks: Iterable[Buffer]) -> str:
 
 
 def remove_quietly(path: Path) -> None:
+    """Remove a file that is no longer needed; a failure is only logged."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        logger.warning("%s is not needed any more and cannot be removed: %s", path, error)
+        logger.warning("%s is no longer needed and cannot be removed: %s", path, error)
 
 
 def _remove_if_empty(path: Path) -> None:
@@ -292,20 +308,20 @@ def _remove_if_empty(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        logger.warning("%s has no state in it and cannot be removed: %s", path, error)
+        logger.warning("%s is empty and cannot be removed: %s", path, error)
 
 
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        if error.errno in (*_PASSING, errno.ENOENT):
+        if error.errno in (*_TRANSIENT, errno.ENOENT):
             raise
-        raise _Unsound(str(error)) from error
+        raise _CorruptError(str(error)) from error
 
 
 def _sealed(plain: dict[str, Any]) -> bytes:
-    """JSON with a checksum over everything else in it."""
+    """JSON with a checksum of everything else in it."""
     text = json.dumps(plain, indent=1, sort_keys=True)
     return json.dumps(
         {**plain, "checksum": hashlib.sha256(text.encode()).hexdigest()}, indent=1, sort_keys=True
@@ -329,16 +345,16 @@ def _check_kind(name: str, kind: type | UnionType, value: Any) -> None:
         fits = fits and (name != "file" or Path(value).name == value)
     if not fits:
         wanted = {int: "a whole number", dict: "an object"}.get(kind, "a text")  # type: ignore[arg-type]
-        raise _Unsound(f"{name} must be {wanted}, got {value!r:.80}")
+        raise _CorruptError(f"{name} must be {wanted}, got {value!r:.80}")
 
 
 def _parse(raw: bytes) -> Manifest:
     try:
         plain = json.loads(raw)
         del plain["checksum"]
-        # Written anew it must be the same, byte by byte.
+        # Encoding it again must give the same bytes.
         if _sealed(plain) != raw:
-            raise _Unsound("the checksum must be that of the content")
+            raise _CorruptError("the checksum must be that of the content")
         if plain.pop("format") != FORMAT:
             raise CheckpointError(
                 f"the manifest must be of format {FORMAT}, got that of another version of the service"
@@ -348,4 +364,4 @@ def _parse(raw: bytes) -> Manifest:
         header = Header(**{field.name: plain.pop(field.name) for field in fields(Header)})
         return Manifest(header, **plain)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _Unsound(f"the file must be a manifest, got {error}") from error
+        raise _CorruptError(f"the file must be a manifest, got {error}") from error

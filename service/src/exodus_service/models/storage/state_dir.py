@@ -1,4 +1,4 @@
-"""The folder that models are saved in: locked for one service, kept within its bound, and searched at start."""
+"""The folder of all saved models: locked by one service, bounded in bytes, listed at the start."""
 
 import errno
 import fcntl
@@ -11,12 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from exodus_service.models.model import Snapshot
+import torch
+
 from exodus_service.models.storage.checkpoint import (
     GENERATIONS,
     CheckpointError,
     Folder,
     Manifest,
+    Snapshot,
     remove_quietly,
     sync_folder,
 )
@@ -25,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 _TRASH = ".trash-"
 
-#: What file systems say that lock files alone, since they want what is locked to be open for writing.
+#: Errors of file systems that lock only what is open for writing, and so no folders.
 _NO_FOLDER_LOCKS = (errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOLCK, errno.ENOTSUP)
 
 
 class StateDirError(Exception):
-    """The folder cannot be used: another service uses it, or it cannot be written to."""
+    """The folder is used by another service or cannot be written to."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,12 @@ class StateDir:
 
     A listing of the models is kept in memory: filled from the manifests at the start, then by each write and removal.
 
-    Two locks keep a second service out: that of the file `lock`, which names the process, and that of the folder
-    `models` itself, which stays where someone removes the file. File systems that lock no folders, as NFS, have the
-    first one alone.
+    Two locks keep a second service out: one of the file `lock`, which names the process, and one of the folder
+    `models`, which lasts even if someone removes the file. On file systems that cannot lock folders, as NFS, there is
+    only the first.
 
     Args:
-        path: the folder; made where it is missing.
+        path: the folder; created if missing.
         max_bytes: of all models together.
 
     Raises:
@@ -76,7 +78,7 @@ class StateDir:
             raise StateDirError(f"state_dir {path} must be a writable folder, got {error}") from error
 
     def folder(self, owner: str, id: str) -> Folder:
-        """Where a model is. Equal ids of different owners are different folders; an id has no dot in it."""
+        """The folder of a model. Equal ids of different owners are different folders, as an id has no dot in it."""
         return Folder(self._models / (f"{id}.{owner[:32]}" if owner else id))
 
     def ids(self, owner: str) -> list[str]:
@@ -91,11 +93,11 @@ class StateDir:
             return sum(listed.nbytes for listed in self._listing.values())
 
     def has(self, owner: str, id: str) -> bool:
-        """Whether there is something of a model, readable or not."""
+        """True if there is a state of the model, readable or not."""
         return self.folder(owner, id).exists()
 
     def newest(self, owner: str, id: str) -> Manifest | None:
-        """The newest manifest of a model, None where the owner has none of this id. Raises CheckpointError."""
+        """The newest manifest of a model, None if the owner has no model of this id. Raises CheckpointError."""
         folder = self.folder(owner, id)
         if not folder.exists():
             return None
@@ -106,26 +108,30 @@ class StateDir:
         return newest if (newest.header.owner, newest.header.id) == (owner, id) else None
 
     def write(self, snapshot: Snapshot) -> Manifest:
-        """Make a snapshot the newest state of its model. Raises OSError; nothing has changed then."""
-        header, progress = snapshot.header, snapshot.progress
+        """Make a snapshot the newest state of its model; on disk for good when this returns.
+
+        Raises:
+            OSError: the disk failed or is full; nothing has changed.
+        """
+        header = snapshot.header
         folder = self.folder(header.owner, header.id)
-        manifest = folder.write(
-            header, progress.sequence, progress.writer, snapshot.tensors, progress.pack(), self._require_room
-        )
+        if any(tensor.is_cuda for tensor in snapshot.tensors.values()):
+            torch.cuda.synchronize()  # the clones are made on the stream of another thread
+        manifest = folder.write(snapshot, self._require_room)
         try:
             nbytes = folder.nbytes()
-        except OSError as error:  # the state is written, whatever is not known of the others
-            logger.warning("%s: its size is not known: %s", folder.path, error)
+        except OSError as error:  # the snapshot itself is written
+            logger.warning("%s: size unknown: %s", folder.path, error)
             nbytes = GENERATIONS * manifest.space
         with self._lock:
             self._listing[header.owner, header.id] = _Listed(header.created, nbytes)
         return manifest
 
     def remove(self, owner: str, id: str) -> None:
-        """Remove a model with all its states, at once: it cannot come back by halves.
+        """Remove a model with all its states, atomically.
 
         Raises:
-            OSError: the disk says no; the model is as it was.
+            OSError: the disk failed; the model is unchanged.
         """
         path = self.folder(owner, id).path
         trash = self._models / f"{_TRASH}{secrets.token_hex(8)}"
@@ -164,9 +170,9 @@ class StateDir:
         os.ftruncate(file, 0)
         os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
 
-    def _require_room(self, coming: int, leaving: int) -> None:
-        """Refuse what would exceed the bound once the generations before the last are gone."""
-        total = self.nbytes() - leaving + coming
+    def _require_room(self, added: int, freed: int) -> None:
+        """Refuse a save that would exceed the bound. Raises OSError."""
+        total = self.nbytes() - freed + added
         if total > self._max_bytes:
             raise OSError(
                 errno.ENOSPC,

@@ -1,7 +1,7 @@
-"""A training state as the bytes of a safetensors file: written without joining the tensors, read by the library.
+"""Training states as safetensors files: encoded without copying the tensors, decoded by the library.
 
 The layout (https://huggingface.co/docs/safetensors) is a length, a JSON header and the payloads. `safetensors` itself
-only writes from copies of all tensors, which would double the memory of each save.
+only writes copies of all tensors, which would double the memory of each save.
 """
 
 import json
@@ -16,8 +16,8 @@ import torch
 
 MEDIA_TYPE = "application/vnd.safetensors"
 
-#: Reading a header takes many times its bytes. A model that may be made, with names for 64 KiB and six tensors of 200
-#: bytes of header for each, has less than this.
+#: Parsing a header takes many times its bytes. The largest model that can be created, with 64 KiB of parameter names
+#: and six tensors of 200 bytes of header for each, stays below this.
 MAX_HEADER_BYTES = 2 * 2**20
 
 Buffer = bytes | bytearray | memoryview
@@ -37,16 +37,16 @@ _NAMES = {
 
 
 class StateFileError(ValueError):
-    """The bytes are not a safetensors file, or hold what no training state does."""
+    """The bytes are not a safetensors file of a training state."""
 
 
 @dataclass(frozen=True)
 class StateFile:
-    """A file to write or send: its pieces in order, views of the tensors' memory.
+    """A file to write or send, as views of the tensors' memory.
 
     Attributes:
-        chunks: the pieces.
-        nbytes: their length together.
+        chunks: its pieces in order.
+        nbytes: their total length.
     """
 
     chunks: list[Buffer]
@@ -54,7 +54,7 @@ class StateFile:
 
 
 def encode_state(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> StateFile:
-    """Write tensors of any device as one file. Tensors on the CPU are not copied and must not change until it is sent.
+    """Encode tensors of any device. Tensors on the CPU are not copied and must not change while the file is used.
 
     Raises:
         TypeError: a dtype that no training state has.
@@ -82,7 +82,7 @@ def decode_state(body: Buffer) -> tuple[dict[str, torch.Tensor], dict[str, str]]
     """The tensors, copied, and the metadata of a file in memory.
 
     Raises:
-        StateFileError: it is not one.
+        StateFileError: it is not a safetensors file.
     """
     try:
         length = header_bytes(body)
@@ -96,10 +96,10 @@ def decode_state(body: Buffer) -> tuple[dict[str, torch.Tensor], dict[str, str]]
 
 
 def header_bytes(body: Buffer) -> int:
-    """The length of the header of a file in memory, without a look at it.
+    """The length of the header of a file in memory, without parsing it.
 
     Raises:
-        StateFileError: it is no safetensors file, or the header is longer than any of a training state.
+        StateFileError: it is not a safetensors file, or the header is longer than that of any training state.
     """
     length = int.from_bytes(memoryview(body)[:8], "little")
     if len(body) < 8 + length:
@@ -115,7 +115,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file on disk, as views of the mapped file.
 
     Raises:
-        StateFileError: it is not one.
+        StateFileError: it is not a safetensors file.
         OSError: it cannot be read.
     """
     try:

@@ -1,6 +1,7 @@
-"""The thread that writes: snapshots, and whatever else must not meet them on disk, one after the other.
+"""Writes checkpoints in the background: one thread for all models, which runs one job at a time, in order.
 
-Of several snapshots of a model that wait, the newest is written and stands for all of them.
+Training never waits for the disk. If it is faster than the disk, checkpoints are skipped: of the snapshots of one model
+that wait, only the newest is written, and stands for all.
 """
 
 import logging
@@ -9,83 +10,70 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
-
-from exodus_service.models.model import Snapshot
+from exodus_service.models.storage.checkpoint import Snapshot
 
 logger = logging.getLogger(__name__)
 
+#: Called after each attempt to write a snapshot, on the writer's thread: its sequence number; the error, None if it is
+#: on disk.
+OnSaved = Callable[[int, Exception | None], None]
+
 
 class GoneError(Exception):
-    """The model of a snapshot was deleted, or the service ends; nothing was written."""
+    """The model was deleted or evicted, or the writer is closed; nothing was written."""
 
 
 @dataclass(eq=False)
 class _Job:
-    """A snapshot to be written, or something else to be done."""
-
+    work: Callable[[], Any]
     futures: list[Future[Any]]
-    snapshot: Snapshot | None = None
-    work: Callable[[], Any] | None = None
 
-    def fail(self, error: Exception) -> None:
-        for future in self.futures:
-            if future.set_running_or_notify_cancel():
+    def run(self) -> None:
+        waiting = [future for future in self.futures if future.set_running_or_notify_cancel()]
+        try:
+            result = self.work()
+        except Exception as error:  # noqa: BLE001  (whoever waits gets it, and the thread lives on)
+            for future in waiting:
                 future.set_exception(error)
+        else:
+            for future in waiting:
+                future.set_result(result)
 
 
-class Saver:
-    """Writes in the background. Any thread may use it.
+class CheckpointWriter:
+    """The thread that writes to disk. Any thread may use it."""
 
-    Args:
-        write: puts one snapshot on disk for good; raises OSError where the disk says no.
-    """
-
-    def __init__(self, write: Callable[[Snapshot], object]) -> None:
-        self._write = write
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         self._jobs: OrderedDict[object, _Job] = OrderedDict()
         self._closed = False
         # A daemon: a disk that hangs must not keep the service from ending.
-        self._thread = threading.Thread(target=self._run, name="exodus-saver", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="exodus-checkpoint-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, snapshot: Snapshot) -> "Future[Any]":
-        """Have a snapshot written. The future ends when it, or a newer one in its place, is on disk for good.
+    def submit(self, work: Callable[[], Any], key: object = None) -> "Future[Any]":
+        """Run `work` after all jobs before it; the future has its result, or GoneError if the writer is closed.
 
-        It has the OSError of a disk that says no, or a GoneError. Nothing is written of a model that is gone. A
-        snapshot of which the model is not told is written by itself: what becomes of it says nothing of others.
+        A job of the same `key` that still waits is replaced: the new work runs in its place, for the futures of both.
         """
         future: Future[Any] = Future()
-        key: object = snapshot.model if snapshot.told else future
         with self._changed:
-            waiting = self._jobs.get(key)
+            waiting = None if key is None else self._jobs.get(key)
             if self._closed:
                 future.set_exception(GoneError())
             elif waiting is None:
-                self._jobs[key] = _Job([future], snapshot)
+                self._jobs[future if key is None else key] = _Job(work, [future])
             else:
-                waiting.snapshot = snapshot
+                waiting.work = work
                 waiting.futures.append(future)
-            snapshot.model.saving = (snapshot.progress.sequence, future) if snapshot.told else None
             self._changed.notify()
         return future
 
-    def run(self, work: Callable[[], Any]) -> "Future[Any]":
-        """Have something done in its turn; the future has what comes of it, or a GoneError."""
-        future: Future[Any] = Future()
-        with self._changed:
-            if self._closed:
-                future.set_exception(GoneError())
-            else:
-                self._jobs[future] = _Job([future], work=work)
-                self._changed.notify()
-        return future
-
     def close(self, timeout: float) -> bool:
-        """Write what waits, take nothing more, and end; false where it took longer than `timeout` seconds."""
+        """Finish the jobs that wait, take no more, and end; false if that takes longer than `timeout` seconds."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -99,33 +87,69 @@ class Saver:
                 if not self._jobs:
                     return
                 _, job = self._jobs.popitem(last=False)
-            try:
-                result = job.work() if job.work is not None else self._save(job.snapshot)
-            except Exception as error:  # noqa: BLE001  (whoever waits is told, and the thread lives on)
-                job.fail(error)
-            else:
-                for future in job.futures:
-                    if future.set_running_or_notify_cancel():
-                        future.set_result(result)
-            del job  # with it the memory of the snapshot
+            job.run()
+            del job  # frees the memory of its snapshot
 
-    def _save(self, snapshot: Snapshot | None) -> object:
-        assert snapshot is not None
-        model, sequence = snapshot.model, snapshot.progress.sequence
-        if model.gone:
+
+class Checkpointer:
+    """Saves the snapshots of one model in the background. Any thread may use it.
+
+    Args:
+        writer: the thread that writes.
+        write: makes a snapshot the model's state on disk; raises OSError if the disk fails.
+        saved: is called with the result of each attempt.
+    """
+
+    def __init__(self, writer: CheckpointWriter, write: Callable[[Snapshot], Any], saved: OnSaved) -> None:
+        self._writer = writer
+        self._write = write
+        self._saved = saved
+        self._newest: tuple[int, Future[Any]] | None = None
+        #: True if nothing more is written: the model was deleted or evicted.
+        self.closed = False
+
+    def submit(self, snapshot: Snapshot) -> "Future[Any]":
+        """Write a snapshot. The future ends when it, or a newer one in its place, is on disk.
+
+        The future's exception is the OSError of a failed disk, or GoneError.
+        """
+        future = self._writer.submit(partial(self._save, snapshot), self)
+        self._newest = (snapshot.sequence, future)
+        return future
+
+    def pending(self, sequence: int) -> "Future[Any] | None":
+        """The future of the newest snapshot, if it is of this sequence number and not written yet."""
+        newest, future = self._newest or (None, None)
+        return None if future is None or future.done() or newest != sequence else future
+
+    def remove(self, remove: Callable[[], None]) -> "Future[Any]":
+        """Remove the model from disk in its turn; if that succeeds, nothing is written after it."""
+
+        def removed() -> None:
+            remove()
+            self.closed = True
+
+        return self._writer.submit(removed)
+
+    def close(self) -> None:
+        """Write nothing more."""
+        self.closed = True
+
+    def _save(self, snapshot: Snapshot) -> Any:
+        if self.closed:
             raise GoneError
         try:
-            if any(tensor.is_cuda for tensor in snapshot.tensors.values()):
-                torch.cuda.synchronize()  # the clones are made on the stream of another thread
             written = self._write(snapshot)
         except Exception as error:
-            if snapshot.told:
-                model.durable_error = f"state {sequence} could not be saved: {error}"
-            if isinstance(error, OSError):
-                logger.error("model %s: state %d could not be saved: %s", model.id, sequence, error)
-            else:
-                logger.exception("model %s: state %d could not be saved", model.id, sequence)
+            expected = isinstance(error, OSError)
+            logger.error(
+                "model %s: state %d could not be saved: %s",
+                snapshot.header.id,
+                snapshot.sequence,
+                error,
+                exc_info=not expected,
+            )
+            self._saved(snapshot.sequence, error)
             raise
-        if snapshot.told:
-            model.durable, model.durable_error = sequence, None
+        self._saved(snapshot.sequence, None)
         return written

@@ -1,4 +1,4 @@
-"""Whose turn it is on a model: in order, one at a time, exactly once, whoever leaves."""
+"""Training calls are done in order, one at a time, exactly once, even if clients disconnect."""
 
 import asyncio
 import threading
@@ -9,54 +9,39 @@ from typing import Any
 
 import pytest
 import torch
-from training_store import ADAM, LOSS, NETWORK, apply, batch, equal, undisturbed
 
-from exodus_core import network as networks
-from exodus_core.training import Trainer
 from exodus_service.errors import ServiceError
-from exodus_service.models.fingerprint import fingerprint, same
-from exodus_service.models.model import Bounds, Model, Snapshot, Turn
-from exodus_service.models.progress import MAX_ANSWERS, Answer, Progress, joined
-from exodus_service.models.storage.checkpoint import Header
+from exodus_service.models.sequencer import (
+    MAX_CACHED_RESPONSES,
+    CachedResponse,
+    Progress,
+    Sequencer,
+    SequencerLimits,
+    Step,
+    joined,
+)
 
 LONG = 5.0
 
 
-class Shelf:
-    """Takes snapshots, and remembers them."""
-
-    def __init__(self) -> None:
-        self.snapshots: list[Snapshot] = []
-
-    def submit(self, snapshot: Snapshot) -> None:
-        self.snapshots.append(snapshot)
-
-
-def new_model(wait: float = LONG, answer_bytes: int = 1000, durable_every: int = 10, **options: Any) -> Model:
-    description = networks.parse(NETWORK)
-    trainer = Trainer(networks.build(description, 0), ADAM)
-    header = Header("m", "", "", "2026", description.data, trainer.optimizer_data, 0, durable_every, "")
-    return Model(header, description, trainer, Bounds(answer_bytes, wait), **options)
-
-
 class Device:
-    """One thread that computes, whose work may be held up."""
+    """A sequencer and a computing thread, whose work may be held up."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, wait: float = LONG) -> None:
+        self.sequencer = Sequencer(SequencerLimits(1000, wait))
         self.thread = ThreadPoolExecutor(1)
         self.done: list[int] = []
         self.free = threading.Event()
         self.free.set()
         self.began = threading.Event()
 
-    def work(self, turn: Turn, fail: bool = False) -> None:
+    def work(self, step: Step, fail: bool = False) -> None:
         self.began.set()
         assert self.free.wait(10)
         if fail:
             raise RuntimeError("the work failed")
-        turn.record(f"answer {turn.sequence}".encode(), "t")
-        self.done.append(turn.sequence)
+        step.record(f"answer {step.sequence}".encode(), "t")
+        self.done.append(step.sequence)
 
     async def call(
         self,
@@ -64,27 +49,27 @@ class Device:
         digest: str | None = None,
         deadline: float | None = None,
         writer: str | None = None,
-        work: Callable[[Turn], Any] | None = None,
+        work: Callable[[Step], Any] | None = None,
     ) -> bytes | None:
-        async with self.model.turn(number, digest or str(number), deadline, writer) as turn:
-            if isinstance(turn, Answer):
-                return turn.body
-            guarded = turn.guard(lambda: (work or self.work)(turn))
+        async with self.sequencer.step(number, digest or str(number), deadline, writer) as step:
+            if isinstance(step, CachedResponse):
+                return step.body
+            guarded = step.guard(lambda: (work or self.work)(step))
             await asyncio.wrap_future(self.thread.submit(guarded))
             return b"done"
 
 
-def on_loop(test: Callable[[Device], Awaitable[None]], **options: Any) -> Model:
-    """Run a test on an event loop, with a model and a thread; none of them may hang."""
+def on_loop(test: Callable[[Device], Awaitable[None]], wait: float = LONG) -> Sequencer:
+    """Run a test on an event loop, with a sequencer and a thread; none of them may hang."""
 
-    async def run() -> Model:
-        device = Device(new_model(**options))
+    async def run() -> Sequencer:
+        device = Device(wait)
         try:
             await asyncio.wait_for(test(device), 20)
         finally:
             device.free.set()
             device.thread.shutdown()
-        return device.model
+        return device.sequencer
 
     return asyncio.run(run())
 
@@ -102,7 +87,7 @@ async def soon(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.002)
 
 
-def test_calls_that_arrive_in_any_order_are_done_in_the_order_of_their_numbers() -> None:
+def test_calls_arriving_in_any_order_are_done_in_the_order_of_their_numbers() -> None:
     async def test(device: Device) -> None:
         await asyncio.gather(*(device.call(number) for number in (8, 3, 5, 1, 7, 2, 6, 4)))
         assert device.done == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -110,7 +95,7 @@ def test_calls_that_arrive_in_any_order_are_done_in_the_order_of_their_numbers()
     assert on_loop(test).sequence == 8
 
 
-def test_a_call_that_was_done_is_answered_again_and_not_done_again() -> None:
+def test_a_repeated_call_gets_the_cached_response_and_is_not_done_again() -> None:
     async def test(device: Device) -> None:
         assert await device.call(1) == b"done"
         assert await device.call(2) == b"done"
@@ -121,7 +106,7 @@ def test_a_call_that_was_done_is_answered_again_and_not_done_again() -> None:
     on_loop(test)
 
 
-def test_another_call_of_a_number_that_is_done_conflicts_and_names_the_writer() -> None:
+def test_a_different_call_with_a_number_already_done_conflicts_and_names_the_writer() -> None:
     async def test(device: Device) -> None:
         await device.call(1, writer="alice")
         await device.call(2)
@@ -137,7 +122,7 @@ def test_another_call_of_a_number_that_is_done_conflicts_and_names_the_writer() 
     on_loop(test)
 
 
-def test_a_duplicate_of_the_running_call_waits_and_shares_its_answer() -> None:
+def test_duplicates_of_the_running_call_wait_and_get_its_response() -> None:
     async def test(device: Device) -> None:
         device.free.clear()
         first = asyncio.create_task(device.call(1))
@@ -155,10 +140,10 @@ def test_a_duplicate_of_the_running_call_waits_and_shares_its_answer() -> None:
     on_loop(test)
 
 
-def test_a_duplicate_does_the_work_where_the_first_call_failed() -> None:
+def test_a_duplicate_does_the_work_if_the_first_call_failed() -> None:
     async def test(device: Device) -> None:
         device.free.clear()
-        first = asyncio.create_task(device.call(1, work=lambda turn: device.work(turn, fail=True)))
+        first = asyncio.create_task(device.call(1, work=lambda step: device.work(step, fail=True)))
         await asyncio.to_thread(device.began.wait)
         copy = asyncio.create_task(device.call(1))
         await asyncio.sleep(0.02)
@@ -171,17 +156,17 @@ def test_a_duplicate_does_the_work_where_the_first_call_failed() -> None:
     on_loop(test)
 
 
-def test_a_call_that_failed_consumes_nothing() -> None:
+def test_a_failed_call_does_not_use_up_its_number() -> None:
     async def test(device: Device) -> None:
         with pytest.raises(RuntimeError):
-            await device.call(1, work=lambda turn: device.work(turn, fail=True))
-        assert device.model.sequence == 0
+            await device.call(1, work=lambda step: device.work(step, fail=True))
+        assert device.sequencer.sequence == 0
         assert await device.call(1, digest="mended") == b"done"
 
     on_loop(test)
 
 
-def test_a_gap_that_fills_is_waited_for() -> None:
+def test_a_call_waits_for_a_gap_to_be_filled() -> None:
     async def test(device: Device) -> None:
         late = asyncio.create_task(device.call(3))
         await asyncio.sleep(0.05)
@@ -194,15 +179,14 @@ def test_a_gap_that_fills_is_waited_for() -> None:
     on_loop(test)
 
 
-def test_a_gap_that_does_not_fill_is_named_after_the_wait() -> None:
+def test_a_gap_that_is_not_filled_in_time_is_an_error_naming_the_next_number() -> None:
     async def test(device: Device) -> None:
         await device.call(1)
         began = time.monotonic()
         wrong = await problem(device.call(4))
         assert 0.05 <= time.monotonic() - began < 2
         assert wrong.code == "sequence_gap"
-        assert not wrong.kind.retryable
-        assert wrong.errors == (("/params/sequence", "2", "4"),)
+        assert wrong.faults == (("/params/sequence", "2", "4"),)
         assert "2" in wrong.detail
         assert "4" in wrong.detail
         assert await device.call(2) == b"done"
@@ -210,13 +194,13 @@ def test_a_gap_that_does_not_fill_is_named_after_the_wait() -> None:
     on_loop(test, wait=0.05)
 
 
-def test_the_wait_for_a_gap_does_not_run_while_a_call_runs() -> None:
+def test_the_time_limit_of_a_gap_is_suspended_while_a_call_runs() -> None:
     """Eight calls ahead wait longer than the bound where each takes a while."""
 
     async def test(device: Device) -> None:
-        def slowly(turn: Turn) -> None:
+        def slowly(step: Step) -> None:
             time.sleep(0.04)
-            device.work(turn)
+            device.work(step)
 
         await asyncio.gather(*(device.call(number, work=slowly) for number in range(8, 0, -1)))
         assert device.done == list(range(1, 9))
@@ -224,15 +208,15 @@ def test_the_wait_for_a_gap_does_not_run_while_a_call_runs() -> None:
     on_loop(test, wait=0.1)
 
 
-def test_calls_that_come_together_are_near_and_those_behind_a_gap_are_not() -> None:
+def test_calls_arriving_together_are_near_and_those_behind_a_gap_are_not() -> None:
     async def test(device: Device) -> None:
         device.free.clear()
         calls = [asyncio.ensure_future(device.call(number)) for number in (1, 2, 3, 6)]
-        await soon(lambda: device.model.near(4))
-        assert [number for number in range(1, 10) if device.model.near(number)] == [1, 2, 3, 4]
+        await soon(lambda: device.sequencer.is_near(4))
+        assert [number for number in range(1, 10) if device.sequencer.is_near(number)] == [1, 2, 3, 4]
         calls += [asyncio.ensure_future(device.call(number)) for number in (4, 5)]
-        await soon(lambda: device.model.near(5))
-        assert [number for number in range(1, 10) if device.model.near(number)] == [1, 2, 3, 4, 5]  # four ahead
+        await soon(lambda: device.sequencer.is_near(5))
+        assert [number for number in range(1, 10) if device.sequencer.is_near(number)] == [1, 2, 3, 4, 5]  # four ahead
         device.free.set()
         await asyncio.gather(*calls)
         assert device.done == [1, 2, 3, 4, 5, 6]
@@ -240,42 +224,42 @@ def test_calls_that_come_together_are_near_and_those_behind_a_gap_are_not() -> N
     on_loop(test)
 
 
-def test_a_call_is_near_when_the_one_before_it_has_its_turn() -> None:
+def test_a_call_is_near_while_the_one_before_it_runs() -> None:
     async def test(device: Device) -> None:
-        model = device.model
-        assert [model.near(number) for number in (1, 2, 3)] == [True, False, False]
-        await model.approach(1)
-        later = asyncio.ensure_future(model.approach(2))
+        sequencer = device.sequencer
+        assert [sequencer.is_near(number) for number in (1, 2, 3)] == [True, False, False]
+        await sequencer.wait_until_near(1)
+        later = asyncio.ensure_future(sequencer.wait_until_near(2))
         await asyncio.sleep(0.02)
         assert not later.done()
         device.free.clear()
         running = asyncio.ensure_future(device.call(1))
         await later
-        assert model.sequence == 0
-        assert [model.near(number) for number in (1, 2, 3)] == [True, True, False]
+        assert sequencer.sequence == 0
+        assert [sequencer.is_near(number) for number in (1, 2, 3)] == [True, True, False]
         device.free.set()
         await running
-        await model.approach(1)
+        await sequencer.wait_until_near(1)
 
     on_loop(test)
 
 
-def test_a_call_whose_turn_does_not_come_near_is_told_of_the_gap() -> None:
+def test_waiting_to_be_near_ends_in_a_gap_error() -> None:
     async def test(device: Device) -> None:
-        wrong = await problem(device.model.approach(3))
+        wrong = await problem(device.sequencer.wait_until_near(3))
         assert wrong.code == "sequence_gap"
         assert wrong.faults[0] == ("/params/sequence", "1", "3")
-        assert (await problem(device.model.approach(2, time.monotonic()))).code == "sequence_gap"
+        assert (await problem(device.sequencer.wait_until_near(2, time.monotonic()))).code == "sequence_gap"
 
     on_loop(test, wait=0.1)
 
 
-def test_a_call_that_is_out_of_reach_waits_no_longer_though_others_are_done() -> None:
+def test_a_call_too_far_ahead_waits_a_bounded_time_even_if_others_are_done_meanwhile() -> None:
     async def test(device: Device) -> None:
         far = [
             problem(device.call(2**62)),
-            problem(device.model.approach(2**62)),
-            problem(device.model.wait_for(2**62)),
+            problem(device.sequencer.wait_until_near(2**62)),
+            problem(device.sequencer.wait_until_done(2**62)),
         ]
         waiting = asyncio.gather(*far)
         number = 0
@@ -303,7 +287,7 @@ def test_a_deadline_ends_the_wait() -> None:
     on_loop(test)
 
 
-def test_work_goes_on_and_is_recorded_where_the_client_leaves() -> None:
+def test_running_work_finishes_and_is_recorded_if_the_client_disconnects() -> None:
     async def test(device: Device) -> None:
         device.free.clear()
         leaving = asyncio.create_task(device.call(1))
@@ -321,11 +305,11 @@ def test_work_goes_on_and_is_recorded_where_the_client_leaves() -> None:
     on_loop(test)
 
 
-def test_work_that_has_not_begun_is_not_done_where_the_client_leaves() -> None:
+def test_work_that_has_not_begun_is_cancelled_if_the_client_disconnects() -> None:
     async def test(device: Device) -> None:
-        async with device.model.turn(1, "1") as turn:
-            assert isinstance(turn, Turn)
-            guarded = turn.guard(lambda: device.work(turn))
+        async with device.sequencer.step(1, "1") as step:
+            assert isinstance(step, Step)
+            guarded = step.guard(lambda: device.work(step))
         refused = device.thread.submit(guarded)
         await soon(refused.done)
         assert isinstance(refused.exception(), CancelledError)
@@ -335,7 +319,7 @@ def test_work_that_has_not_begun_is_not_done_where_the_client_leaves() -> None:
     on_loop(test)
 
 
-def test_a_call_that_leaves_while_it_waits_harms_nobody() -> None:
+def test_cancelling_a_waiting_call_does_not_affect_the_others() -> None:
     async def test(device: Device) -> None:
         waiting = [asyncio.create_task(device.call(number)) for number in (3, 2)]
         await asyncio.sleep(0.02)
@@ -348,27 +332,27 @@ def test_a_call_that_leaves_while_it_waits_harms_nobody() -> None:
     on_loop(test)
 
 
-def test_forward_waits_until_a_call_has_been_done() -> None:
+def test_wait_until_done_returns_after_that_call() -> None:
     async def test(device: Device) -> None:
-        await device.model.wait_for(0)
-        waiting = asyncio.create_task(device.model.wait_for(2))
+        await device.sequencer.wait_until_done(0)
+        waiting = asyncio.create_task(device.sequencer.wait_until_done(2))
         await device.call(1)
         await asyncio.sleep(0.02)
         assert not waiting.done()
         await device.call(2)
         await waiting
-        assert (await problem(device.model.wait_for(4, time.monotonic() + 0.02))).code == "sequence_gap"
+        assert (await problem(device.sequencer.wait_until_done(4, time.monotonic() + 0.02))).code == "sequence_gap"
 
     on_loop(test)
 
 
-def test_exclusive_use_comes_between_calls_in_the_order_of_arrival() -> None:
+def test_an_exclusive_lease_is_granted_between_calls_in_the_order_of_arrival() -> None:
     async def test(device: Device) -> None:
         found: list[list[int]] = []
         device.free.clear()
 
         async def exclusively() -> None:
-            async with device.model.exclusive():
+            async with device.sequencer.exclusive():
                 await asyncio.sleep(0.02)
                 found.append(list(device.done))
 
@@ -384,14 +368,14 @@ def test_exclusive_use_comes_between_calls_in_the_order_of_arrival() -> None:
     on_loop(test)
 
 
-def test_a_model_that_is_closed_refuses_those_that_wait_and_lets_the_running_call_end() -> None:
+def test_closing_refuses_waiting_calls_and_lets_the_running_call_finish() -> None:
     async def test(device: Device) -> None:
         device.free.clear()
         running = asyncio.create_task(device.call(1))
         await asyncio.to_thread(device.began.wait)
-        waiting = [asyncio.create_task(call) for call in (device.call(2), device.model.wait_for(1))]
+        waiting = [asyncio.create_task(call) for call in (device.call(2), device.sequencer.wait_until_done(1))]
         await asyncio.sleep(0.01)
-        device.model.close(lambda: ServiceError("not_found", "deleted"))
+        device.sequencer.close(lambda: ServiceError("not_found", "deleted"))
         for task in waiting:
             assert (await problem(task)).code == "not_found"
         device.free.set()
@@ -401,104 +385,23 @@ def test_a_model_that_is_closed_refuses_those_that_wait_and_lets_the_running_cal
     on_loop(test)
 
 
-def test_a_call_that_changed_the_trainer_and_was_not_done_is_not_trusted() -> None:
-    """The work fails in the middle: after the gradients are there, or after the weights have changed."""
-    x, targets = batch(1)
-
-    def step(turn: Turn) -> None:
-        turn.model.trainer.step(x, targets, LOSS)
-        raise MemoryError("while the answer was encoded")
-
-    def accumulate(turn: Turn) -> None:
-        turn.model.trainer.forward_backward(x, targets, LOSS)
-        raise MemoryError("while the answer was encoded")
-
-    def harmless(turn: Turn) -> None:
-        turn.model.trainer.forward(x, train=True)
-        raise MemoryError("in the forward pass")
-
-    for work, broken in ((step, True), (accumulate, True), (harmless, False)):
-        told: list[Model] = []
-
-        async def test(device: Device, work: Callable[[Turn], Any] = work, broken: bool = broken) -> None:
-            with pytest.raises(MemoryError):
-                await device.call(1, work=work)
-            await asyncio.sleep(0.01)
-            assert device.model.turns.idle
-
-        model = on_loop(test, on_broken=told.append)
-        assert told == ([model] if broken else [])
-
-
-def test_every_change_of_a_trainer_is_seen_and_nothing_else() -> None:
-    layers = [{"kind": "linear", "out_features": 3}, {"kind": "lif", "alpha": 0.9}, {"kind": "dropout", "p": 0.5}]
-    trainer = Trainer(networks.build({"input_shape": [5], "layers": layers}, 0), ADAM)
-    x, targets = batch(1)
-    changes = (
-        (lambda: trainer.forward(x, train=True), False),
-        (lambda: trainer.begin(x), False),
-        (lambda: trainer.forward_backward(x, targets, LOSS), True),
-        (lambda: trainer.forward_backward(x, targets, LOSS), True),
-        (lambda: trainer.optim_step(), True),
-        (lambda: trainer.step(x, targets, LOSS), True),
-        (lambda: trainer.state(), False),
-    )
-    for change, changed in changes:
-        before = fingerprint(trainer)
-        change()
-        assert same(before, fingerprint(trainer)) != changed
-
-
-def test_a_state_is_cloned_at_every_nth_number_and_stays_as_it_was() -> None:
-    shelf = Shelf()
-
-    async def test(device: Device) -> None:
-        def train(turn: Turn) -> None:
-            apply(turn.model.trainer, turn.sequence)
-            turn.record(b"", "t")
-
-        for number in range(1, 8):
-            await device.call(number, work=train)
-
-    on_loop(test, keeper=shelf, durable_every=3, durable=0)
-    assert [snapshot.progress.sequence for snapshot in shelf.snapshots] == [3, 6]
-    for snapshot in shelf.snapshots:
-        assert equal(snapshot.tensors, undisturbed(snapshot.progress.sequence).state())
-        assert [answer.sequence for answer in snapshot.progress.answers] == list(
-            range(1, snapshot.progress.sequence + 1)
-        )
-
-
-def test_a_state_that_cannot_be_cloned_does_not_undo_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(device: Device) -> None:
-        def full() -> Any:
-            raise MemoryError("no memory")
-
-        monkeypatch.setattr(device.model.trainer, "state", full)
-        assert await device.call(1) == b"done"
-        assert device.model.sequence == 1
-        assert "cloned" in (device.model.durable_error or "")
-
-    on_loop(test, keeper=Shelf(), durable_every=1)
-
-
 def progress_of(*sizes: int, max_bytes: int = 10_000) -> Progress:
     progress = Progress()
     for number, size in enumerate(sizes, 1):
-        progress = progress.after(Answer(number, str(number), None, "t", bytes(size)), max_bytes)
+        progress = progress.after(CachedResponse(number, str(number), None, "t", bytes(size)), max_bytes)
     return progress
 
 
-def test_answers_are_bounded_in_number() -> None:
-    progress = progress_of(*[1] * (MAX_ANSWERS + 5))
-    assert len(progress.answers) == MAX_ANSWERS
+def test_cached_responses_are_bounded_in_number() -> None:
+    progress = progress_of(*[1] * (MAX_CACHED_RESPONSES + 5))
+    assert len(progress.responses) == MAX_CACHED_RESPONSES
     assert progress.replay(6, "6").body == b"\0"
     with pytest.raises(ServiceError, match="not kept") as caught:
         progress.replay(5, "5")
     assert caught.value.code == "answer_expired"
 
 
-def test_answers_are_bounded_in_bytes_and_the_oldest_make_room() -> None:
+def test_cached_responses_are_bounded_in_bytes_and_the_oldest_are_evicted() -> None:
     progress = progress_of(40, 40, 40, max_bytes=100)
     assert progress.nbytes == 80
     with pytest.raises(ServiceError) as caught:
@@ -510,7 +413,7 @@ def test_answers_are_bounded_in_bytes_and_the_oldest_make_room() -> None:
     assert caught.value.code == "sequence_conflict", "the digest is remembered without the body"
 
 
-def test_an_answer_larger_than_the_bound_is_not_copied() -> None:
+def test_a_response_larger_than_the_bound_is_not_copied() -> None:
     assert joined([bytes(60), memoryview(bytes(41))], 100) is None
     tensor = torch.zeros(10)
     copied = joined([b"a", tensor.numpy().data], 100)
@@ -520,7 +423,28 @@ def test_an_answer_larger_than_the_bound_is_not_copied() -> None:
     assert joined(bytearray(b"whole"), 5) == b"whole"
 
 
-def test_answers_come_back_from_their_packed_form() -> None:
-    progress = progress_of(3, 90, 20, max_bytes=100).after(Answer(4, "4", "w", "x/y", None), 100)
+def test_cached_responses_survive_packing() -> None:
+    progress = progress_of(3, 90, 20, max_bytes=100).after(CachedResponse(4, "4", "w", "x/y", None), 100)
     assert Progress.unpack(4, progress.pack()) == progress
     assert Progress.unpack(0, Progress().pack()) == Progress()
+
+
+def test_the_durable_watermark_follows_successful_saves_only() -> None:
+    sequencer = Sequencer(SequencerLimits(1000, LONG), Progress(2), durable=2)
+    assert not sequencer.dirty
+    sequencer.record(CachedResponse(3, "3", None, "t", b""))
+    assert sequencer.dirty
+    sequencer.saved(3, OSError("disk full"))
+    assert (sequencer.durable, sequencer.dirty) == (2, True)
+    assert sequencer.durable_error == "state 3 could not be saved: disk full"
+    sequencer.saved(3, None)
+    assert (sequencer.durable, sequencer.dirty, sequencer.durable_error) == (3, False, None)
+    sequencer.restart(1)
+    assert (sequencer.sequence, sequencer.durable, sequencer.dirty) == (1, 1, False)
+
+
+def test_a_model_in_memory_only_is_never_dirty_or_durable() -> None:
+    sequencer = Sequencer(SequencerLimits(1000, LONG))
+    sequencer.record(CachedResponse(1, "1", None, "t", b""))
+    sequencer.restart(5)
+    assert (sequencer.sequence, sequencer.durable, sequencer.dirty) == (5, None, False)
