@@ -38,7 +38,7 @@ def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def apply(trainer: Trainer, number: int) -> None:
-    """Training call `number`: odd ones accumulate gradients, even ones use them."""
+    """Training call `number`: odd calls accumulate gradients, even ones also make a step."""
     trainer.forward_backward(*batch(number), LOSS)
     if number % 2 == 0:
         trainer.optim_step()
@@ -53,7 +53,7 @@ def undisturbed(calls: int, network: dict[str, Any] = NETWORK, optimizer: dict[s
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """True if two states are the same, to the bit."""
+    """True if two states are equal bit by bit."""
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
     )
@@ -61,7 +61,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @asynccontextmanager
 async def opened(path: Path | None = None, **settings: Any) -> AsyncIterator[Store]:
-    """A store that is closed at the end."""
+    """An open store."""
     store = Store(Settings(state_dir=path, **settings), torch.device("cpu"))
     await store.start()
     try:
@@ -71,7 +71,7 @@ async def opened(path: Path | None = None, **settings: Any) -> AsyncIterator[Sto
 
 
 async def create(store: Store, id: str = "m", owner: str = "", **options: Any) -> dict[str, Any]:
-    """Make the small model."""
+    """Create the small model."""
     return (await store.create(owner, id=id, **{"network": NETWORK, "optimizer": ADAM, **options})).info
 
 
@@ -86,7 +86,7 @@ async def call(
     body: bytes | None = None,
     work: Callable[[Model, Step], Any] | None = None,
 ) -> bytes | None:
-    """Make a training call; returns its answer, which is `body`, or "answer NUMBER"."""
+    """Make a training call; returns its response, `body` or "answer NUMBER"."""
     answer = f"answer {number}".encode() if body is None else body
 
     def train(model: Model, step: Step) -> None:
@@ -104,6 +104,6 @@ async def call(
 
 
 async def state(store: Store, id: str = "m", owner: str = "") -> dict[str, torch.Tensor]:
-    """The state of a model, as it is in memory."""
+    """The state of a model in memory."""
     async with store.use(owner, id) as model:
         return dict((await asyncio.wrap_future(store._execute(model.snapshot))).tensors)

@@ -1,4 +1,4 @@
-"""States on disk: whole, old or new, whatever happens while they are written or after."""
+"""Checkpoints on disk are consistent, the old state or the new, whatever interrupts a save or damages a file."""
 
 import errno
 import json
@@ -117,9 +117,7 @@ def test_two_generations_are_kept(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("before", [0, 1, 3])
-def test_a_process_that_dies_at_any_moment_of_a_save_leaves_the_old_or_the_new_state(
-    tmp_path: Path, before: int
-) -> None:
+def test_a_process_killed_at_any_step_of_a_save_leaves_the_old_or_the_new_state(tmp_path: Path, before: int) -> None:
     probe = Folder(tmp_path / "probe")
     for number in range(1, before + 1):
         save(probe, number)
@@ -146,7 +144,7 @@ def test_a_process_that_dies_at_any_moment_of_a_save_leaves_the_old_or_the_new_s
 
 
 @pytest.mark.parametrize("before", [0, 1, 3])
-def test_a_disk_that_says_no_at_any_moment_leaves_a_whole_state_and_the_next_save_succeeds(
+def test_a_disk_error_at_any_step_leaves_a_consistent_state_and_the_next_save_succeeds(
     tmp_path: Path, before: int
 ) -> None:
     def full() -> None:
@@ -172,7 +170,7 @@ def test_a_disk_that_says_no_at_any_moment_leaves_a_whole_state_and_the_next_sav
         assert holds(folder) == before + 2
 
 
-def test_a_write_that_fails_half_way_leaves_no_file(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_no_file(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     save(folder, 1)
     before = sorted(folder.path.iterdir())
 
@@ -191,7 +189,7 @@ def test_a_write_that_fails_half_way_leaves_no_file(folder: Folder, monkeypatch:
     assert sorted(folder.path.iterdir()) == before
 
 
-def test_a_full_file_system_is_an_error_and_the_state_before_stays(tmp_path: Path) -> None:
+def test_a_full_file_system_is_an_error_and_keeps_the_state_before(tmp_path: Path) -> None:
     """On a file system of 1 MiB, in a process that may mount one."""
     script = """
 import sys; from pathlib import Path; import torch
@@ -222,7 +220,7 @@ assert holds(folder) == 3
     assert int(done.stdout) == errno.ENOSPC
 
 
-def test_every_flipped_bit_of_the_tensors_is_found_and_the_state_before_is_used(
+def test_every_flipped_bit_of_the_tensors_is_detected_and_the_state_before_is_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     origin = Folder(tmp_path / "origin")
@@ -246,7 +244,7 @@ def test_every_flipped_bit_of_the_tensors_is_found_and_the_state_before_is_used(
     assert holds(origin) == 2
 
 
-def test_every_flipped_bit_of_the_manifest_is_found_and_the_state_before_is_used(folder: Folder) -> None:
+def test_every_flipped_bit_of_the_manifest_is_detected_and_the_state_before_is_read(folder: Folder) -> None:
     save(folder, 1)
     newest = save(folder, 2)
     sound = (folder.path / newest.document).read_bytes()
@@ -265,7 +263,7 @@ def test_every_flipped_bit_of_the_manifest_is_found_and_the_state_before_is_used
 
 @pytest.mark.parametrize("kind", ["file", "document"])
 @pytest.mark.parametrize("size", [None, 0, 1, 9, -1])
-def test_a_torn_or_missing_file_is_found_and_the_state_before_is_used(
+def test_a_truncated_or_missing_file_is_detected_and_the_state_before_is_read(
     folder: Folder, kind: str, size: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(folder, 1)
@@ -283,7 +281,7 @@ def test_a_torn_or_missing_file_is_found_and_the_state_before_is_used(
     assert holds(folder) == 3
 
 
-def test_where_no_state_is_sound_the_error_names_what_is_left(folder: Folder) -> None:
+def test_the_error_names_the_remaining_files_if_no_state_verifies(folder: Folder) -> None:
     for number in (1, 2):
         manifest = save(folder, number)
         (folder.path / manifest.file).write_bytes(b"x")
@@ -291,7 +289,7 @@ def test_where_no_state_is_sound_the_error_names_what_is_left(folder: Folder) ->
         folder.read()
 
 
-def test_a_state_of_another_version_is_left_as_it_is(folder: Folder) -> None:
+def test_a_state_of_another_format_version_is_left_unchanged(folder: Folder) -> None:
     document = folder.path / save(folder, 1).document
     plain = json.loads(document.read_bytes())
     del plain["checksum"]
@@ -319,7 +317,7 @@ def test_a_state_of_another_version_is_left_as_it_is(folder: Folder) -> None:
     ],
     ids=str,
 )
-def test_a_sealed_manifest_of_other_types_is_set_aside_and_the_state_before_is_used(
+def test_a_manifest_with_wrong_types_is_set_aside_and_the_state_before_is_read(
     folder: Folder, change: dict[str, Any]
 ) -> None:
     save(folder, 1)
@@ -331,7 +329,7 @@ def test_a_sealed_manifest_of_other_types_is_set_aside_and_the_state_before_is_u
     assert (folder.path / f"{document.name}.corrupt").exists()
 
 
-def test_a_folder_in_place_of_a_leftover_is_left_alone(folder: Folder) -> None:
+def test_a_folder_with_the_name_of_a_leftover_is_not_removed(folder: Folder) -> None:
     save(folder, 1)
     for name in ("000000000002.safetensors.tmp", "000000000002.safetensors"):
         (folder.path / name).mkdir()
@@ -340,7 +338,7 @@ def test_a_folder_in_place_of_a_leftover_is_left_alone(folder: Folder) -> None:
     assert newest.sequence == 1
 
 
-def test_a_lack_of_file_handles_condemns_nothing(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_file_handles_does_not_set_files_aside(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     save(folder, 1)
 
     def none(*arguments: object, **options: object) -> None:
@@ -354,7 +352,7 @@ def test_a_lack_of_file_handles_condemns_nothing(folder: Folder, monkeypatch: py
 
 
 @pytest.mark.parametrize("sequence", [5, 10, 20])
-def test_a_state_uploaded_later_is_the_newest_whatever_its_number(folder: Folder, sequence: int) -> None:
+def test_a_state_uploaded_later_is_the_newest_even_if_its_number_is_smaller(folder: Folder, sequence: int) -> None:
     save(folder, 1, sequence=10)
     save(folder, 2, sequence=20)
     save(folder, 3, sequence=sequence)
@@ -393,7 +391,7 @@ EVERY_KIND = {
 }
 
 
-def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
+def test_safetensors_reads_our_files(tmp_path: Path) -> None:
     encoded = encode_state(EVERY_KIND, {"exodus": "{}"})
     body = b"".join(encoded.chunks)
     assert len(body) == encoded.nbytes
@@ -406,19 +404,19 @@ def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
     assert decode_state(body)[1] == {"exodus": "{}"}
 
 
-def test_we_read_what_the_library_writes() -> None:
+def test_we_read_files_of_safetensors() -> None:
     contiguous = {name: tensor.contiguous() for name, tensor in EVERY_KIND.items()}
     read, metadata = decode_state(bytearray(safetensors.torch.save(contiguous, {"a": "b"})))
     assert metadata == {"a": "b"}
     assert all(torch.equal(read[name], tensor) for name, tensor in EVERY_KIND.items())
 
 
-def test_a_tensor_that_no_state_has_is_refused() -> None:
+def test_a_tensor_of_an_unsupported_dtype_is_refused() -> None:
     with pytest.raises(TypeError, match=r"tensors\['z'\].*complex64"):
         encode_state({"z": torch.zeros(1, dtype=torch.complex64)})
 
 
-def test_a_body_that_is_no_state_file_is_refused() -> None:
+def test_a_body_that_is_not_a_state_file_is_refused() -> None:
     body = b"".join(encode_state(tensors(1)).chunks)
     for wrong in (
         b"",

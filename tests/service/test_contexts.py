@@ -1,4 +1,4 @@
-"""Contexts between forward and backward: whose they are, how many bytes, how long."""
+"""Forward contexts: bounded in bytes per owner, evicted, expired, private to their owner and model."""
 
 import gc
 import weakref
@@ -26,7 +26,7 @@ def expired(contexts: ForwardContexts, owner: str, handle: str, group: str = "")
     return False
 
 
-def test_a_context_comes_back_to_its_owner_and_group_only() -> None:
+def test_a_context_is_found_by_its_owner_and_group_only() -> None:
     contexts = ForwardContexts(100, 10)
     value = object()
     handle = contexts.put("a", value, 10, "model")
@@ -44,7 +44,7 @@ def test_handles_differ_and_are_long() -> None:
     assert all(len(handle) >= 32 for handle in handles)
 
 
-def test_the_least_recently_used_make_room_within_the_bytes_of_each_owner() -> None:
+def test_the_least_recently_used_contexts_of_an_owner_are_evicted() -> None:
     contexts = ForwardContexts(100, 10)
     first, second = (contexts.put("a", name, 50) for name in ("first", "second"))
     other = contexts.put("b", "other", 100)
@@ -57,7 +57,7 @@ def test_the_least_recently_used_make_room_within_the_bytes_of_each_owner() -> N
     assert contexts.nbytes("a") == 90
 
 
-def test_what_is_larger_than_all_may_be_is_refused_and_harms_nothing() -> None:
+def test_a_context_larger_than_the_bound_is_refused_and_evicts_nothing() -> None:
     contexts = ForwardContexts(100, 10)
     kept = contexts.put("a", "kept", 100)
     with pytest.raises(ServiceError, match=r"101 bytes.*100") as caught:
@@ -66,7 +66,7 @@ def test_what_is_larger_than_all_may_be_is_refused_and_harms_nothing() -> None:
     assert contexts.get("a", kept) == "kept"
 
 
-def test_a_context_that_nobody_uses_expires_and_use_keeps_it() -> None:
+def test_an_unused_context_expires_and_each_use_extends_its_life() -> None:
     clock = Clock()
     contexts = ForwardContexts(100, 10, clock)
     used, unused = contexts.put("a", "used", 1), contexts.put("a", "unused", 1)
@@ -79,7 +79,7 @@ def test_a_context_that_nobody_uses_expires_and_use_keeps_it() -> None:
     assert expired(contexts, "a", used)
 
 
-def test_expired_contexts_make_room_before_live_ones() -> None:
+def test_expired_contexts_are_evicted_before_live_ones() -> None:
     clock = Clock()
     contexts = ForwardContexts(100, 10, clock)
     contexts.put("a", "old", 60)
@@ -112,7 +112,7 @@ def test_forgetting_a_group_leaves_the_others() -> None:
     assert contexts.get("b", others, "m") == 3
 
 
-def test_sweeping_frees_the_memory_of_owners_who_do_not_come_again() -> None:
+def test_sweeping_frees_the_expired_contexts_of_inactive_owners() -> None:
     clock = Clock()
     contexts = ForwardContexts(100, 10, clock)
     value = torch.zeros(3)
@@ -125,7 +125,7 @@ def test_sweeping_frees_the_memory_of_owners_who_do_not_come_again() -> None:
     assert alive() is None
 
 
-def test_small_contexts_count_with_what_is_around_them() -> None:
+def test_small_contexts_count_their_overhead() -> None:
     contexts = ForwardContexts(1000, 10, least=100)
     handles = [contexts.put("a", number, 0) for number in range(11)]
     assert contexts.nbytes("a") == 1000

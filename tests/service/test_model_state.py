@@ -1,4 +1,4 @@
-"""Where a model is kept: states that are downloaded and uploaded, saved at the end, and found after a crash."""
+"""Model states over HTTP: download, upload, durable saves, shutdown and restart."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_a_state_is_the_whole_training_as_one_file(remote):
     assert (about["sequence"], about["seed"], about["optimizer"]["kind"]) == (2, 0, "adam")
 
 
-def test_a_state_that_is_put_back_goes_on_as_it_did(remote):
+def test_an_uploaded_state_trains_on_as_the_original_did(remote):
     for number in (1, 2):
         remote.step(number)
     saved = remote.call("GET", STATE).body
@@ -91,7 +91,7 @@ def test_a_state_that_is_put_back_goes_on_as_it_did(remote):
     assert same_state(remote.state(), later)
 
 
-def test_a_compressed_state_is_taken(remote):
+def test_a_compressed_state_is_accepted(remote):
     import zstandard
 
     remote.step(1)
@@ -124,7 +124,7 @@ def test_a_state_of_another_model_is_refused_and_named(remote):
     assert remote.step(2).status == 200
 
 
-def test_the_answers_say_what_is_durable(remote, until):
+def test_responses_carry_the_durable_number(remote, until):
     remote.create("often", durable_every=1)
     for number in range(1, 6):
         answer = remote.step(number, "often")
@@ -145,7 +145,7 @@ def test_a_save_waits_for_the_call_that_runs(remote, service, until):
     assert found.json == {"sequence": 1, "durable": 1}
 
 
-def test_a_disk_that_fills_up_is_said_and_training_goes_on(remote, monkeypatch):
+def test_a_full_disk_is_reported_in_responses_and_training_continues(remote, monkeypatch):
     def full(*_args, **_more):
         raise OSError(28, "No space left on device")
 
@@ -164,7 +164,7 @@ def test_a_disk_that_fills_up_is_said_and_training_goes_on(remote, monkeypatch):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_what_was_trained_and_a_restart_goes_on(tmp_path, connect):
+def test_sigterm_saves_models_and_a_restart_continues(tmp_path, connect):
     done, stop = [], threading.Event()
     with process(tmp_path / "log1", tmp_path / "state") as (service, port):
         remote = connect(port)
@@ -210,7 +210,7 @@ def test_sigterm_saves_what_was_trained_and_a_restart_goes_on(tmp_path, connect)
     ],
     ids=lambda given: "-".join(one.name for one in given) if isinstance(given, list) else "",
 )
-def test_whatever_ends_the_service_and_however_often_it_saves_first(tmp_path, connect, signals, status):
+def test_the_service_saves_models_before_it_ends_for_every_signal(tmp_path, connect, signals, status):
     delay = "60" if len(signals) > 1 else "0"
     with process(tmp_path / "log", tmp_path / "state", EXODUS_DRAIN_DELAY_S=delay) as (service, port):
         remote = connect(port)
@@ -252,7 +252,7 @@ def test_a_second_ctrl_c_does_not_wait_for_what_runs_and_a_signal_never_for_less
 
 
 @pytest.mark.slow
-def test_after_a_kill_training_goes_on_from_what_was_durable(tmp_path, connect, until):
+def test_training_continues_from_the_durable_state_after_a_kill(tmp_path, connect, until):
     with process(tmp_path / "log1", tmp_path / "state") as (service, port):
         remote = connect(port)
         remote.create(durable_every=5)
@@ -290,7 +290,7 @@ def test_two_services_do_not_share_a_folder(tmp_path):
     assert str(tmp_path / "state") in second.stderr.splitlines()[-1]
 
 
-def test_the_self_test_command_leaves_the_folder_alone(service, tmp_path):
+def test_the_self_test_command_does_not_open_the_state_folder(service, tmp_path):
     checked = subprocess.run(
         [COMMAND, "check"],
         env=os.environ | {"EXODUS_STATE_DIR": str(tmp_path / "state")},
@@ -333,7 +333,7 @@ def test_a_state_without_exactly_the_weights_of_the_network_is_refused(remote, c
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
-def test_a_state_whose_optimiser_could_make_no_step_is_refused(remote, value):
+def test_a_state_with_an_invalid_step_count_is_refused(remote, value):
     remote.step(1)
     before = remote.call("GET", STATE).body
     (length,) = struct.unpack_from("<Q", before)
@@ -349,7 +349,7 @@ def test_a_state_whose_optimiser_could_make_no_step_is_refused(remote, value):
 
 
 @pytest.mark.parametrize("part", ["network", "optimizer"])
-def test_a_saved_model_that_this_version_cannot_build_hides_no_other(serve, connect, tmp_path, part):
+def test_a_saved_model_of_another_version_does_not_hide_the_others(serve, connect, tmp_path, part):
     from exodus_service.models.storage.checkpoint import Folder, Snapshot
 
     state = tmp_path / "state"
@@ -423,7 +423,7 @@ def test_the_header_of_a_state_is_bounded_before_it_is_read(remote, monkeypatch)
     assert f"the header must be at most {length - 1} bytes, got {length}" in answer.json["detail"]
 
 
-def test_the_longest_description_has_a_state_that_is_taken(remote):
+def test_the_state_of_the_longest_description_is_accepted(remote):
     layers = [{"kind": "batch_norm", "name": f"{number:032}"} for number in range(400)]
     network = {"input_shape": [1], "layers": layers}
     amsgrad = {"kind": "adam", "amsgrad": True}

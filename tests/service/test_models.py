@@ -1,4 +1,4 @@
-"""Models over HTTP: made, found, deleted; each belongs to whoever made it."""
+"""Models over HTTP: creation, description, listing, deletion, owners, limits."""
 
 import json
 import threading
@@ -55,7 +55,7 @@ def test_weights_may_be_given(remote):
     assert torch.equal(torch.cat([state[f"weights.{name}"].flatten() for name in names]), weights)
 
 
-def test_the_same_call_again_finds_the_model_and_another_is_refused(remote):
+def test_creation_is_idempotent_and_a_different_request_is_refused(remote):
     assert remote.create().status == 201
     assert remote.step(1).status == 200
     again = remote.create()
@@ -75,7 +75,7 @@ def test_a_deleted_model_is_gone(remote, service, tmp_path):
     assert remote.create(seed=9).status == 201
 
 
-def test_another_owners_model_is_not_there(serve, connect):
+def test_a_model_is_invisible_to_other_owners(serve, connect):
     service = serve(api_keys="one,two")
     one, two = connect(service.port, "one"), connect(service.port, "two")
     assert one.create().status == 201
@@ -128,7 +128,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("params", "pointer"), WRONG, ids=lambda value: value if isinstance(value, str) else None)
-def test_what_does_not_fit_is_pointed_at(remote, params, pointer):
+def test_an_invalid_argument_is_pointed_at(remote, params, pointer):
     answer = remote.post("/v1/models", params)
     assert (answer.status, answer.json["code"]) == (422, "invalid"), answer.body
     error = answer.json["errors"][0]
@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_pointed_at(remote, params, pointer):
     assert remote.call("GET", "/v1/models").json == {"models": []}
 
 
-def test_weights_that_do_not_fit_are_pointed_at(remote):
+def test_weights_of_a_wrong_shape_or_dtype_are_pointed_at(remote):
     params = {"network": NETWORK, "optimizer": ADAM}
     for weights, pointer in [
         (torch.zeros(5), "/tensors/0/shape"),
@@ -158,7 +158,7 @@ def test_a_model_that_is_too_large_is_refused_before_it_is_built(serve, connect)
     assert answer.json["errors"][0]["pointer"] == "/params/network"
 
 
-def test_a_description_that_no_answer_has_room_for_is_refused(remote):
+def test_a_description_too_long_for_a_response_is_refused(remote):
     layers = [{"kind": "linear", "out_features": 1} for _ in range(1000)]
     answer = remote.post("/v1/models", {"network": {"input_shape": [1], "layers": layers}, "optimizer": ADAM})
     assert (answer.status, answer.json["code"]) == (413, "too_large")
@@ -200,7 +200,7 @@ def test_a_description_in_json_has_no_more_room_than_one_in_msgpack(remote):
     assert (answer.status, answer.json["code"]) == (413, "too_large")
 
 
-def test_calls_do_not_wait_for_a_model_that_is_made_and_its_deadline_stops_it(serve, connect, tmp_path):
+def test_calls_do_not_wait_for_a_creation_and_its_deadline_cancels_it(serve, connect, tmp_path):
     room = footprint(parse(NETWORK), ADAM) + 10_000
     service = serve(state_dir=tmp_path / "state", models_memory_bytes=room)
     remote, other = connect(service.port), connect(service.port)
@@ -246,7 +246,7 @@ def test_a_shape_of_any_size_is_refused(remote):
         assert answer.json["errors"][0]["pointer"] == "/params/network/input_shape"
 
 
-def test_models_live_in_memory_where_there_is_no_folder(serve, connect):
+def test_models_live_in_memory_only_without_a_state_folder(serve, connect):
     remote = connect(serve().port)
     assert remote.create().params["durable"] is None
     answer = remote.step(1)
@@ -255,14 +255,14 @@ def test_models_live_in_memory_where_there_is_no_folder(serve, connect):
     assert json.loads(remote.call("GET", "/v1/capabilities").body)["durable"] is False
 
 
-def test_a_full_disk_is_said_and_harms_nothing(serve, tmp_path, connect):
+def test_a_creation_on_a_full_disk_is_refused_and_leaves_nothing(serve, tmp_path, connect):
     remote = connect(serve(state_dir=tmp_path / "s", models_disk_bytes=2_000).port)
     answer = remote.create()
     assert (answer.status, answer.json["code"], answer.json["retryable"]) == (507, "storage_full", False)
     assert remote.call("GET", "/v1/models").json == {"models": []}
 
 
-def test_models_that_left_memory_come_back_when_called(serve, tmp_path, connect):
+def test_evicted_models_are_loaded_again_by_a_call(serve, tmp_path, connect):
     room = 2 * footprint(parse(NETWORK), ADAM) + 10_000
     remote = connect(serve(state_dir=tmp_path / "s", models_memory_bytes=room).port)
     for id in ("a", "b", "c", "d"):
@@ -275,7 +275,7 @@ def test_models_that_left_memory_come_back_when_called(serve, tmp_path, connect)
     assert remote.step(2, "a").params["sequence"] == 2
 
 
-def test_models_in_memory_are_listed_without_a_look_at_the_disk(remote, service, monkeypatch):
+def test_models_in_memory_are_listed_without_reading_the_disk(remote, service, monkeypatch):
     for id in ("a", "b"):
         assert remote.create(id).status == 201
 
@@ -286,7 +286,7 @@ def test_models_in_memory_are_listed_without_a_look_at_the_disk(remote, service,
     assert [model["id"] for model in remote.call("GET", "/v1/models").json["models"]] == ["a", "b"]
 
 
-def test_a_model_that_leaves_memory_while_models_are_listed_is_listed(remote, service, monkeypatch):
+def test_a_model_evicted_while_models_are_listed_is_listed(remote, service, monkeypatch):
     remote.create("a")
     store = service.engine.store
     listed = store._saved.list
@@ -300,7 +300,7 @@ def test_a_model_that_leaves_memory_while_models_are_listed_is_listed(remote, se
     assert [model["id"] for model in remote.call("GET", "/v1/models").json["models"]] == ["a"]
 
 
-def test_two_models_are_trained_at_once_and_do_not_mix(remote, service, connect):
+def test_two_models_train_concurrently_without_interference(remote, service, connect):
     def train(id, seed):
         own = connect(service.port)
         own.create(id, seed=seed)

@@ -396,7 +396,7 @@ def test_cached_responses_are_bounded_in_number() -> None:
     progress = progress_of(*[1] * (MAX_CACHED_RESPONSES + 5))
     assert len(progress.responses) == MAX_CACHED_RESPONSES
     assert progress.replay(6, "6").body == b"\0"
-    with pytest.raises(ServiceError, match="not kept") as caught:
+    with pytest.raises(ServiceError, match="no longer cached") as caught:
         progress.replay(5, "5")
     assert caught.value.code == "answer_expired"
 

@@ -1,4 +1,4 @@
-"""Models of a service: made, trained, saved, loaded again to the bit, kept apart, within their bounds."""
+"""The store of models: creation, training, saving, loading, eviction, deletion, uploads."""
 
 import asyncio
 import errno
@@ -54,11 +54,11 @@ def run(test: Awaitable[None]) -> None:
     asyncio.run(bounded())
 
 
-# Making models.
+# Creation.
 
 
 class SlowDisk:
-    """From `begin` on a file is safe on the disk when it `may`; that one is waited for shows in `began`."""
+    """After `begin`, each sync of a file sets `began` and waits for `may`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
@@ -79,7 +79,7 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> SlowDisk:
     return SlowDisk(monkeypatch)
 
 
-def test_a_new_model_is_durable_and_says_what_it_is(tmp_path: Path) -> None:
+def test_a_new_model_is_durable_and_described(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path / "s") as store:
             info = await create(store, name="label", seed=3, durable_every=5)
@@ -102,7 +102,7 @@ def test_a_new_model_is_durable_and_says_what_it_is(tmp_path: Path) -> None:
     run(test())
 
 
-def test_without_a_folder_models_live_in_memory(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_state_folder_models_live_in_memory_only(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with opened() as store:
             assert "in memory only" in caplog.text
@@ -119,7 +119,7 @@ def test_without_a_folder_models_live_in_memory(caplog: pytest.LogCaptureFixture
     run(test())
 
 
-def test_the_same_creation_again_is_the_same_model_and_another_is_refused(tmp_path: Path) -> None:
+def test_creation_is_idempotent_and_a_different_request_for_the_id_is_refused(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             assert (await store.create("", id="m", network=NETWORK, optimizer=ADAM)).fresh
@@ -145,7 +145,7 @@ def test_the_same_creation_again_is_the_same_model_and_another_is_refused(tmp_pa
     run(test())
 
 
-def test_creations_of_one_id_at_once_make_one_model(tmp_path: Path) -> None:
+def test_concurrent_creations_of_one_id_create_one_model(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             made = await asyncio.gather(*(store.create("", id="m", network=NETWORK, optimizer=ADAM) for _ in range(6)))
@@ -182,7 +182,7 @@ def test_weights_can_be_given() -> None:
         ({"name": "x" * 300}, "/params/name"),
     ],
 )
-def test_what_does_not_fit_is_named(options: dict[str, Any], pointer: str) -> None:
+def test_an_invalid_argument_is_named(options: dict[str, Any], pointer: str) -> None:
     async def test() -> None:
         async with opened() as store:
             wrong = await problem(create(store, **options))
@@ -243,10 +243,10 @@ def test_owners_are_kept_apart(tmp_path: Path) -> None:
     run(test())
 
 
-# Training, saving and coming back.
+# Training, saving and loading.
 
 
-def test_a_model_comes_back_to_the_bit_with_gradients_optimiser_generator_and_answers(tmp_path: Path) -> None:
+def test_a_restart_restores_gradients_optimiser_generator_and_cached_responses_bit_by_bit(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             await create(store)
@@ -265,7 +265,7 @@ def test_a_model_comes_back_to_the_bit_with_gradients_optimiser_generator_and_an
     run(test())
 
 
-def test_a_state_is_durable_every_so_many_calls_and_on_request(tmp_path: Path, until: Callable[..., None]) -> None:
+def test_a_state_is_saved_every_durable_every_calls_and_on_request(tmp_path: Path, until: Callable[..., None]) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             await create(store, durable_every=3)
@@ -302,7 +302,7 @@ asyncio.run(main())
 
 
 @pytest.mark.slow
-def test_a_service_killed_at_any_moment_comes_back_with_a_whole_state_and_its_answers(tmp_path: Path) -> None:
+def test_a_killed_service_restarts_with_a_consistent_state_and_its_cached_responses(tmp_path: Path) -> None:
     """SIGKILL after more and more output; the state found each time is that of an undisturbed training."""
     for lines in (2, 5, 9, 14):
         command = [sys.executable, "-c", KILLED, tmp_path, Path(__file__).parents[1]]
@@ -325,7 +325,7 @@ def test_a_service_killed_at_any_moment_comes_back_with_a_whole_state_and_its_an
         run(look())
 
 
-def test_closing_saves_everything_dirty(tmp_path: Path) -> None:
+def test_closing_saves_every_dirty_model(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             for index in range(5):
@@ -338,7 +338,7 @@ def test_closing_saves_everything_dirty(tmp_path: Path) -> None:
     run(test())
 
 
-def test_closing_takes_a_bounded_time_and_names_what_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_closing_takes_a_bounded_time_and_logs_lost_calls(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         hang = threading.Event()
         store = Store(Settings(state_dir=tmp_path), torch.device("cpu"))
@@ -355,7 +355,7 @@ def test_closing_takes_a_bounded_time_and_names_what_is_lost(tmp_path: Path, cap
     run(test())
 
 
-def test_a_full_disk_is_told_training_goes_on_and_the_next_save_catches_up(
+def test_training_continues_on_a_full_disk_and_the_next_save_catches_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: Any) -> None:
@@ -407,7 +407,7 @@ def test_the_bound_on_disk_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["file", "document"])
-def test_a_damaged_state_is_named_and_the_one_before_returns(
+def test_a_corrupt_checkpoint_is_reported_and_the_one_before_is_loaded(
     tmp_path: Path, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test() -> None:
@@ -456,7 +456,7 @@ def test_two_services_cannot_share_a_folder(tmp_path: Path) -> None:
     run(test())
 
 
-def test_a_folder_stays_taken_where_someone_removes_the_lock_file(tmp_path: Path) -> None:
+def test_a_folder_stays_locked_if_the_lock_file_is_removed(tmp_path: Path) -> None:
     first = StateDir(tmp_path, 1)
     (tmp_path / "lock").unlink()
     for _ in range(2):  # the second time with the file that the first attempt has left
@@ -466,9 +466,7 @@ def test_a_folder_stays_taken_where_someone_removes_the_lock_file(tmp_path: Path
     StateDir(tmp_path, 1).close()
 
 
-def test_the_lock_file_alone_keeps_others_out_where_folders_cannot_be_locked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lock_file_suffices_if_folders_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flock = fcntl.flock
 
     def of_files(descriptor: int, operation: int) -> None:
@@ -484,7 +482,7 @@ def test_the_lock_file_alone_keeps_others_out_where_folders_cannot_be_locked(
     StateDir(tmp_path, 1).close()
 
 
-def test_a_folder_that_cannot_be_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StateDirError, match="must be a writable folder"):
         StateDir(tmp_path / "file", 1)
@@ -492,7 +490,7 @@ def test_a_folder_that_cannot_be_is_one_clear_error(tmp_path: Path) -> None:
         StateDir(tmp_path / "file" / "below", 1)
 
 
-def test_a_model_that_cannot_be_read_is_named_and_the_others_are_served(
+def test_an_unreadable_model_is_logged_and_the_others_are_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     original = Path.read_bytes
@@ -520,7 +518,7 @@ def test_a_model_that_cannot_be_read_is_named_and_the_others_are_served(
     run(test())
 
 
-def test_tensors_of_another_network_than_the_manifest_says_are_an_error_with_the_models_name(tmp_path: Path) -> None:
+def test_tensors_that_do_not_match_the_manifest_are_an_error_naming_the_model(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             await create(store)
@@ -577,7 +575,7 @@ def test_the_listing_has_each_owners_models_by_age_and_the_bytes_of_all(tmp_path
 # Memory.
 
 
-def test_the_least_recently_used_leave_memory_saved_and_come_back_to_the_bit(tmp_path: Path) -> None:
+def test_least_recently_used_models_are_saved_evicted_and_reloaded_bit_by_bit(tmp_path: Path) -> None:
     async def test() -> None:
         room = 2 * FOOTPRINT + 1000
         async with opened(tmp_path, models_memory_bytes=room) as store:
@@ -595,7 +593,7 @@ def test_the_least_recently_used_leave_memory_saved_and_come_back_to_the_bit(tmp
     run(test())
 
 
-def test_use_keeps_a_model_in_memory(tmp_path: Path) -> None:
+def test_a_recently_used_model_is_not_evicted(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path, models_memory_bytes=2 * FOOTPRINT + 500) as store:
             await create(store, "a")
@@ -607,7 +605,7 @@ def test_use_keeps_a_model_in_memory(tmp_path: Path) -> None:
     run(test())
 
 
-def test_a_model_that_trains_is_not_waited_for_to_make_room(tmp_path: Path) -> None:
+def test_creation_is_refused_instead_of_waiting_for_a_running_call(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path, models_memory_bytes=FOOTPRINT + 500) as store:
             await create(store, "a")
@@ -630,7 +628,7 @@ def test_a_model_that_trains_is_not_waited_for_to_make_room(tmp_path: Path) -> N
     run(test())
 
 
-def test_a_model_that_a_call_needs_does_not_leave(tmp_path: Path) -> None:
+def test_a_model_with_a_waiting_call_is_not_evicted(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path, models_memory_bytes=FOOTPRINT + 500, sequence_wait_s=5) as store:
             await create(store, "a")
@@ -646,7 +644,7 @@ def test_a_model_that_a_call_needs_does_not_leave(tmp_path: Path) -> None:
     run(test())
 
 
-def test_answers_that_outgrow_the_bound_neither_lock_a_model_out_nor_keep_others_in(tmp_path: Path) -> None:
+def test_a_model_whose_cached_responses_exceed_the_bound_can_still_be_loaded(tmp_path: Path) -> None:
     async def test() -> None:
         room = 2 * FOOTPRINT + 1000
         async with opened(tmp_path, models_memory_bytes=room) as store:
@@ -666,7 +664,7 @@ def test_answers_that_outgrow_the_bound_neither_lock_a_model_out_nor_keep_others
     run(test())
 
 
-def test_a_model_in_memory_alone_never_leaves() -> None:
+def test_a_model_that_lives_in_memory_only_is_never_evicted() -> None:
     async def test() -> None:
         async with opened(models_memory_bytes=FOOTPRINT + 500) as store:
             await create(store, "a")
@@ -678,7 +676,7 @@ def test_a_model_in_memory_alone_never_leaves() -> None:
     run(test())
 
 
-def test_a_model_that_cannot_be_saved_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_not_evicted_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -695,7 +693,7 @@ def test_a_model_that_cannot_be_saved_stays(tmp_path: Path, monkeypatch: pytest.
     run(test())
 
 
-def test_a_call_that_comes_while_a_model_is_saved_to_leave_keeps_it(tmp_path: Path, slow_disk: SlowDisk) -> None:
+def test_a_call_during_the_save_before_an_eviction_prevents_it(tmp_path: Path, slow_disk: SlowDisk) -> None:
     async def test() -> None:
         async with opened(tmp_path, models_memory_bytes=FOOTPRINT + 500) as store:
             await create(store, "a")
@@ -712,7 +710,7 @@ def test_a_call_that_comes_while_a_model_is_saved_to_leave_keeps_it(tmp_path: Pa
     run(test())
 
 
-def test_a_model_that_is_deleted_while_it_is_saved_to_leave_makes_room(tmp_path: Path, slow_disk: SlowDisk) -> None:
+def test_a_model_deleted_during_the_save_before_an_eviction_makes_room(tmp_path: Path, slow_disk: SlowDisk) -> None:
     async def test() -> None:
         async with opened(tmp_path, models_memory_bytes=2 * FOOTPRINT + 1000) as store:
             await create(store, "a")
@@ -734,7 +732,7 @@ def test_a_model_that_is_deleted_while_it_is_saved_to_leave_makes_room(tmp_path:
     run(test())
 
 
-def test_a_model_that_many_calls_want_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_calls_load_a_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
     read = Folder.read
 
@@ -760,7 +758,7 @@ def test_a_model_that_many_calls_want_is_loaded_once(tmp_path: Path, monkeypatch
     run(test())
 
 
-def test_the_event_loop_goes_on_while_the_disk_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_disk_does_not_block_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fsync, slow = os.fsync, 0.25
 
     def delayed(handle: int) -> None:
@@ -805,7 +803,7 @@ def test_the_event_loop_goes_on_while_the_disk_is_slow(tmp_path: Path, monkeypat
 # Deleting.
 
 
-def test_deleting_while_a_call_runs_lets_it_end_and_nothing_returns(tmp_path: Path) -> None:
+def test_a_deletion_lets_the_running_call_finish_and_leaves_nothing(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path, sequence_wait_s=5) as store:
             await create(store, durable_every=1)
@@ -835,7 +833,7 @@ def test_deleting_while_a_call_runs_lets_it_end_and_nothing_returns(tmp_path: Pa
     run(test())
 
 
-def test_a_removal_that_was_interrupted_is_finished_at_the_start(tmp_path: Path) -> None:
+def test_an_interrupted_removal_is_completed_at_the_start(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             await create(store)
@@ -855,7 +853,7 @@ def half_way(model: Model, step: Step) -> None:
     raise MemoryError("while the answer was encoded")
 
 
-def test_a_call_that_fails_half_way_brings_the_durable_state_back(tmp_path: Path) -> None:
+def test_a_call_that_fails_half_way_restores_the_durable_state(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path, sequence_wait_s=0.05) as store:
             await create(store, durable_every=2)
@@ -872,7 +870,7 @@ def test_a_call_that_fails_half_way_brings_the_durable_state_back(tmp_path: Path
     run(test())
 
 
-def test_a_state_that_comes_back_is_the_one_on_its_way_to_the_disk(tmp_path: Path, slow_disk: SlowDisk) -> None:
+def test_a_restore_waits_for_the_snapshot_that_is_being_written(tmp_path: Path, slow_disk: SlowDisk) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             await create(store, durable_every=2)
@@ -891,7 +889,7 @@ def test_a_state_that_comes_back_is_the_one_on_its_way_to_the_disk(tmp_path: Pat
     run(test())
 
 
-def test_calls_that_wait_behind_one_that_fails_half_way_are_asked_to_come_again(tmp_path: Path) -> None:
+def test_calls_waiting_behind_one_that_fails_half_way_get_not_ready(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             await create(store)
@@ -917,7 +915,7 @@ def test_calls_that_wait_behind_one_that_fails_half_way_are_asked_to_come_again(
     run(test())
 
 
-def test_in_memory_alone_a_call_that_fails_half_way_loses_the_model_and_says_so(
+def test_without_a_state_folder_a_call_that_fails_half_way_loses_the_model(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def test() -> None:
@@ -942,7 +940,7 @@ async def exported(store: Store, id: str = "m") -> bytes:
     return body
 
 
-def test_a_state_goes_down_and_up_again_to_the_bit(tmp_path: Path) -> None:
+def test_a_state_survives_export_and_upload_bit_by_bit(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path, sequence_wait_s=0.05) as store:
             await create(store)
@@ -971,7 +969,7 @@ def test_a_state_goes_down_and_up_again_to_the_bit(tmp_path: Path) -> None:
     run(test())
 
 
-def test_an_upload_is_on_disk_before_it_counts_whatever_its_number(tmp_path: Path) -> None:
+def test_an_upload_is_durable_even_if_its_number_is_smaller(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             await create(store, durable_every=1)
@@ -1023,7 +1021,9 @@ def test_a_state_of_another_model_is_refused_naming_the_difference(tmp_path: Pat
     run(test())
 
 
-def test_a_full_disk_refuses_an_upload_and_nothing_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_to_a_full_disk_is_refused_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -1042,7 +1042,7 @@ def test_a_full_disk_refuses_an_upload_and_nothing_has_changed(tmp_path: Path, m
     run(test())
 
 
-def test_an_upload_goes_to_its_end_where_the_client_leaves(tmp_path: Path, slow_disk: SlowDisk) -> None:
+def test_an_upload_completes_if_the_client_disconnects(tmp_path: Path, slow_disk: SlowDisk) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:
             await create(store)
@@ -1068,7 +1068,7 @@ def test_an_upload_goes_to_its_end_where_the_client_leaves(tmp_path: Path, slow_
     run(test())
 
 
-def test_answers_are_kept_within_their_bytes(tmp_path: Path) -> None:
+def test_cached_responses_of_a_model_are_bounded_in_bytes(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path, answer_bytes=100) as store:
             await create(store)

@@ -68,10 +68,10 @@ class ForwardContexts:
             )
         handle = secrets.token_urlsafe(24)
         with self._lock:
-            kept = self._owners.setdefault(owner, self._live(owner))
-            kept[handle] = _Context(value, max(nbytes, self._least), group, self._clock() + self.ttl)
-            while self._nbytes(kept) > self.max_bytes:
-                kept.popitem(last=False)
+            contexts = self._owners.setdefault(owner, self._live(owner))
+            contexts[handle] = _Context(value, max(nbytes, self._least), group, self._clock() + self.ttl)
+            while self._nbytes(contexts) > self.max_bytes:
+                contexts.popitem(last=False)
         return handle
 
     def get(self, owner: str, handle: str, group: str = "") -> object:
@@ -82,12 +82,12 @@ class ForwardContexts:
         """
         with self._lock:
             contexts = self._live(owner)
-            kept = contexts.get(handle)
-            if kept is None or kept.group != group:
-                raise expired(f"the context {handle[:64]!r} is not kept; send the inputs again", handle)
+            context = contexts.get(handle)
+            if context is None or context.group != group:
+                raise expired(f"the context {handle[:64]!r} has expired; send the inputs again", handle)
             contexts.move_to_end(handle)
-            kept.until = self._clock() + self.ttl
-            return kept.value
+            context.until = self._clock() + self.ttl
+            return context.value
 
     def release(self, owner: str, handle: str) -> None:
         """Free a context; does nothing if there is none of this handle."""
@@ -98,7 +98,7 @@ class ForwardContexts:
         """Free all contexts of a group."""
         with self._lock:
             contexts = self._live(owner)
-            for handle in [handle for handle, kept in contexts.items() if kept.group == group]:
+            for handle in [handle for handle, context in contexts.items() if context.group == group]:
                 del contexts[handle]
 
     def sweep(self) -> None:
@@ -116,10 +116,10 @@ class ForwardContexts:
     def _live(self, owner: str) -> OrderedDict[str, _Context]:
         contexts = self._owners.get(owner, OrderedDict())
         now = self._clock()
-        for handle in [handle for handle, kept in contexts.items() if kept.until <= now]:
+        for handle in [handle for handle, context in contexts.items() if context.until <= now]:
             del contexts[handle]
         return contexts
 
     @staticmethod
     def _nbytes(contexts: OrderedDict[str, _Context]) -> int:
-        return sum(kept.nbytes for kept in contexts.values())
+        return sum(context.nbytes for context in contexts.values())

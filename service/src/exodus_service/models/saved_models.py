@@ -1,6 +1,6 @@
 """The models of a state folder: found, loaded, written, removed.
 
-What reads from the disk blocks and belongs on a helper thread; what writes returns the future of the writer's thread.
+Reads block and belong on a helper thread; writes run on the writer's thread and return its future.
 """
 
 import logging

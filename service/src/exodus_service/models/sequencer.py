@@ -14,8 +14,8 @@ calls before it are done, and answers with one of three:
 `Sequencer.durable` is the number of the newest state on disk, the durable watermark: clients keep their calls in a
 replay log until it passes them. docs/exactly-once.md follows a call from the client to the disk and back.
 
-All of this runs on one event loop, but for what is marked as called on the computing thread or the writer's thread.
-Waiting calls are woken in the order of their arrival.
+All of this runs on one event loop, except the methods marked otherwise: the computing thread works and records, the
+writer's thread reports saves. Waiting calls are woken in the order of their arrival.
 """
 
 import asyncio
@@ -129,7 +129,7 @@ class Progress:
         if cached is None or cached.body is None:
             raise ServiceError(
                 "answer_expired",
-                f"call {sequence} is done, as {self.sequence} are, and its answer is not kept any more; "
+                f"call {sequence} is done, {self.sequence} are, and its response is no longer cached; "
                 f"the next call is {self.sequence + 1}",
                 (fault,),
             )
