@@ -315,7 +315,9 @@ def test_a_start_that_fails_is_told_in_one_line(tmp_path):
     )
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"exodus-service: state_dir {tmp_path / 'file'} must be a writable folder")
+    assert line.startswith(
+        f"exodus-service: state_dir must be a folder that can be written to, got {tmp_path / 'file'}"
+    )
 
 
 def test_settings_refuse_what_they_do_not_know():

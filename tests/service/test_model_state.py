@@ -420,7 +420,7 @@ def test_the_header_of_a_state_is_bounded_before_it_is_read(remote, monkeypatch)
     monkeypatch.setattr("exodus_service.models.storage.state_file.MAX_HEADER_BYTES", length - 1)
     answer = remote.call("PUT", STATE, saved, TYPE)
     assert (answer.status, answer.json["code"]) == (400, "malformed")
-    assert f"the header must be at most {length - 1} bytes, got {length}" in answer.json["detail"]
+    assert f"the header must have at most {length - 1} bytes, got {length}" in answer.json["detail"]
 
 
 def test_the_state_of_the_longest_description_is_accepted(remote):

@@ -484,9 +484,9 @@ def test_the_lock_file_suffices_if_folders_cannot_be_locked(tmp_path: Path, monk
 
 def test_a_folder_that_cannot_be_created_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StateDirError, match="must be a writable folder"):
+    with pytest.raises(StateDirError, match="must be a folder that can be written to"):
         StateDir(tmp_path / "file", 1)
-    with pytest.raises(StateDirError, match="must be a writable folder"):
+    with pytest.raises(StateDirError, match="must be a folder"):
         StateDir(tmp_path / "file" / "below", 1)
 
 

@@ -111,7 +111,7 @@ def rotten_files(folder: Path, steps: int, seed: int, wanted: Outcome, found: Sc
             # The same handle goes on: it sends what the damaged state had.
             answers += workload.train(model, steps, seed, first=len(answers), last=len(answers) + 1)
             state, log = int(previous.stem[:12]), server.events_of(logged)
-            found.check(f"{name}: the state before it is used", f"in memory at {state}" in log, log)
+            found.check(f"{name}: the state before it is used", f"was loaded at {state}" in log, log)
             found.check(f"{name}: the log names the file", newest.with_suffix(suffix).name in log, log)
             aside = newest.with_suffix(f"{suffix}.corrupt").exists()
             found.check(f"{name}: the file is set aside", aside, sorted(path.name for path in newest.parent.iterdir()))

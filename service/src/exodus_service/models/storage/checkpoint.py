@@ -184,7 +184,7 @@ class Folder:
             except _CorruptError as error:
                 self._set_aside(manifest.document, str(error))
         left = ", ".join(sorted(path.name for path in self.path.glob(f"*{_CORRUPT}"))) or "nothing"
-        raise CheckpointError(f"{self.path} must be a state that verifies, got {left}")
+        raise CheckpointError(f"{self.path} must have a state that verifies, got {left}")
 
     def manifests(self) -> list[Manifest]:
         """The manifests that verify, newest first; the others are set aside."""
@@ -193,7 +193,7 @@ class Folder:
             try:
                 manifest = _parse(_bytes(path))
                 if manifest.document != path.name:
-                    raise _CorruptError(f"the manifest must be {manifest.document}")
+                    raise _CorruptError(f"the file must be named {manifest.document}, got {path.name}")
             except FileNotFoundError:  # pruned meanwhile by a save
                 continue
             except _CorruptError as error:
@@ -232,7 +232,7 @@ class Folder:
         try:
             size = path.stat().st_size
             if size != manifest.nbytes:
-                raise _CorruptError(f"{manifest.file} must be {manifest.nbytes} bytes, got {size}")
+                raise _CorruptError(f"{manifest.file} must have {manifest.nbytes} bytes, got {size}")
             with path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
@@ -240,13 +240,13 @@ class Folder:
                 raise
             raise _CorruptError(f"{manifest.file}: {error.strerror}") from error
         if digest != manifest.sha256:
-            raise _CorruptError(f"the SHA-256 of {manifest.file} must be {manifest.sha256}, got {digest}")
+            raise _CorruptError(f"{manifest.file} must have the SHA-256 {manifest.sha256}, got {digest}")
         try:
             tensors = read_state(path)
         except StateFileError as error:
             raise _CorruptError(str(error)) from error
         if _RESPONSES not in tensors:
-            raise _CorruptError(f"{manifest.file} must have a tensor {_RESPONSES!r}")
+            raise _CorruptError(f"{manifest.file} must have a tensor {_RESPONSES!r}, got none")
         return Checkpoint(manifest, tensors, tensors.pop(_RESPONSES).numpy().tobytes())
 
     def _prune(self, manifests: list[Manifest]) -> None:
@@ -344,7 +344,7 @@ def _check_kind(name: str, kind: type | UnionType, value: Any) -> None:
         value.encode()  # a lone surrogate is a ValueError: no response could carry it
         fits = fits and (name != "file" or Path(value).name == value)
     if not fits:
-        wanted = {int: "a whole number", dict: "an object"}.get(kind, "a text")  # type: ignore[arg-type]
+        wanted = {int: "an integer of 63 bits", dict: "an object"}.get(kind, "a string")  # type: ignore[arg-type]
         raise _CorruptError(f"{name} must be {wanted}, got {value!r:.80}")
 
 
@@ -354,11 +354,9 @@ def _parse(raw: bytes) -> Manifest:
         del plain["checksum"]
         # Encoding it again must give the same bytes.
         if _sealed(plain) != raw:
-            raise _CorruptError("the checksum must be that of the content")
+            raise _CorruptError("the checksum does not match")
         if plain.pop("format") != FORMAT:
-            raise CheckpointError(
-                f"the manifest must be of format {FORMAT}, got that of another version of the service"
-            )
+            raise CheckpointError(f"the manifest must have format {FORMAT}, got that of another version of the service")
         for name, kind in _KINDS.items():
             _check_kind(name, kind, plain[name])
         header = Header(**{field.name: plain.pop(field.name) for field in fields(Header)})

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _TRASH = ".trash-"
 
-#: Errors of file systems that lock only what is open for writing, and so no folders.
+#: Errors of file systems that cannot lock folders, because they lock only files open for writing.
 _NO_FOLDER_LOCKS = (errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOLCK, errno.ENOTSUP)
 
 
@@ -75,7 +75,7 @@ class StateDir:
                 self._listing = self._scan()
                 self._held = held.pop_all()
         except OSError as error:
-            raise StateDirError(f"state_dir {path} must be a writable folder, got {error}") from error
+            raise StateDirError(f"state_dir must be a folder that can be written to, got {path}: {error}") from error
 
     def folder(self, owner: str, id: str) -> Folder:
         """The folder of a model. Equal ids of different owners are different folders, as an id has no dot in it."""
@@ -164,8 +164,7 @@ class StateDir:
         if not free:
             holder = os.pread(file, 32, 0).decode(errors="replace").strip() or "unknown"
             raise StateDirError(
-                f"state_dir {self.path} must be a folder of its own, got one that another service uses, "
-                f"process {holder}"
+                f"state_dir must be a folder of its own, got {self.path}, which another service uses, process {holder}"
             )
         os.ftruncate(file, 0)
         os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
@@ -218,7 +217,7 @@ def _opened(held: ExitStack, path: Path, flags: int) -> int:
 
 
 def _locked(descriptor: int) -> bool:
-    """Lock a file or folder until it is closed; false where another process has it locked."""
+    """Lock a file or folder until it is closed; false if another process has locked it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

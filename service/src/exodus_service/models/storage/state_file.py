@@ -61,7 +61,7 @@ def encode_state(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
-            raise TypeError(f"tensors[{name!r}] must be one of {', '.join(_NAMES.values())}, got {tensor.dtype}")
+            raise TypeError(f"tensors[{name!r}].dtype must be one of {', '.join(_NAMES.values())}, got {tensor.dtype}")
     # Widest elements first: then each payload is aligned to its elements, whatever the sizes.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -89,9 +89,7 @@ def decode_state(body: Buffer) -> tuple[dict[str, torch.Tensor], dict[str, str]]
         tensors = safetensors.torch.load(bytes(body))
         metadata = json.loads(bytes(memoryview(body)[8 : 8 + length])).get("__metadata__")
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise StateFileError(
-            f"the body must be a safetensors file, got {len(body)} bytes that are not: {error}"
-        ) from error
+        raise StateFileError(f"the body must be a safetensors file, got {len(body)} bytes: {error}") from error
     return tensors, metadata or {}
 
 
@@ -103,11 +101,9 @@ def header_bytes(body: Buffer) -> int:
     """
     length = int.from_bytes(memoryview(body)[:8], "little")
     if len(body) < 8 + length:
-        raise StateFileError(
-            f"the body must be a safetensors file, got {len(body)} bytes that are not: it ends in the header"
-        )
+        raise StateFileError(f"the body must be a safetensors file, got {len(body)} bytes, which end in the header")
     if length > MAX_HEADER_BYTES:
-        raise StateFileError(f"the header must be at most {MAX_HEADER_BYTES} bytes, got {length}")
+        raise StateFileError(f"the header must have at most {MAX_HEADER_BYTES} bytes, got {length}")
     return length
 
 
