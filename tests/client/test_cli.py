@@ -117,31 +117,46 @@ class TestGradient:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("--membrane", "u.npy"), "--alpha is missing"),
-            (("--membrane", "u.npy", "--neuron", "if", "--alpha", "1"), "--alpha goes with --neuron lif"),
-            (("--membrane", "u.npy", "--alpha", "0.9"), "grad_output: is missing"),
+            (("--membrane", "u.npy"), "--alpha must be the decay in one step"),
+            (("--membrane", "u.npy", "--neuron", "if", "--alpha", "1"), "--neuron must be lif with --alpha, got if"),
+            (("--membrane", "u.npy", "--alpha", "0.9"), "grad_output must be given"),
             (("--membrane", "none.npy", "--alpha", "0.9"), "No such file or directory: 'none.npy'"),
-            (("--membrane", "text.npy", "--alpha", "0.9"), "--membrane: text.npy is not a .npy file of numbers"),
+            (("--membrane", "text.npy", "--alpha", "0.9"), "--membrane must be a .npy file of numbers, got text.npy"),
             (
                 ("--grad-output", "empty.npy", "--alpha", "0.9"),
-                "--grad-output: empty.npy is not a .npy file of numbers",
+                "--grad-output must be a .npy file of numbers, got empty.npy",
             ),
-            (("--membrane", "pickle.npy", "--alpha", "0.9"), "--membrane: pickle.npy is not a .npy file of numbers"),
-            (("--membrane", "two.npz", "--alpha", "0.9"), "--membrane: two.npz is not a .npy file"),
-            (("--membrane", "vast.npy", "--alpha", "0.9"), "--membrane: vast.npy is not a .npy file"),
-            (("--psp", "u.npy", "--neuron", "srm", "--reset", "zero"), "--reset, --reset-by and --decay-reset go with"),
-            (("--psp", "u.npy", "--neuron", "srm", "--decay-reset"), "--reset, --reset-by and --decay-reset go with"),
+            (
+                ("--membrane", "pickle.npy", "--alpha", "0.9"),
+                "--membrane must be a .npy file of numbers, got pickle.npy",
+            ),
+            (("--membrane", "two.npz", "--alpha", "0.9"), "--membrane must be a .npy file of numbers, got two.npz"),
+            (("--membrane", "vast.npy", "--alpha", "0.9"), "--membrane must be a .npy file of numbers, got vast.npy"),
+            (
+                ("--psp", "u.npy", "--neuron", "srm", "--reset", "zero"),
+                "--neuron must be lif or if with --reset, --reset-by and --decay-reset",
+            ),
+            (
+                ("--psp", "u.npy", "--neuron", "srm", "--decay-reset"),
+                "--neuron must be lif or if with --reset, --reset-by and --decay-reset",
+            ),
             (
                 ("--membrane", "u.npy", "--alpha", "0.9", "--out", "grad.txt"),
-                "--out: got grad.txt, want a name that ends in",
+                "--out must be a name that ends in .npy or .npz, got grad.txt",
             ),
-            (("--membrane", "u.npy", "--alpha", "0.9", "--out", "none/grad.npy"), "--out: there is no folder none"),
+            (
+                ("--membrane", "u.npy", "--alpha", "0.9", "--out", "none/grad.npy"),
+                "--out must be in a folder that exists, got none",
+            ),
             (
                 ("--membrane", "u.npy", "--alpha", "0.9", "--url", "node"),
                 "base_url must be http://HOST:PORT, https://HOST or unix:/PATH, got 'node'",
             ),
             (("--membrane", "u.npy", "--alpha", "nan"), "LIF.alpha must be a finite number, got nan"),
-            (("--membrane", "u.npy", "--alpha", "0.9", "--wrt", "beta", "--grad-output", "g.npy"), "wrt: got 'beta'"),
+            (
+                ("--membrane", "u.npy", "--alpha", "0.9", "--wrt", "beta", "--grad-output", "g.npy"),
+                "wrt must be one of alpha, threshold, reset_by, initial_membrane, got 'beta'",
+            ),
         ],
     )
     def test_what_a_user_gets_wrong_is_one_message_and_exit_code_2(
@@ -214,7 +229,7 @@ def test_capabilities_are_printed_as_json_and_the_key_comes_from_the_environment
 def test_a_bad_key_of_the_environment_is_named_by_its_variable(exodus: Any) -> None:
     result = exodus("capabilities", "http://node:8000", EXODUS_API_KEY="a\nb")
     assert result.exit_code == 2
-    assert result.stderr.startswith("exodus: the environment variable EXODUS_API_KEY: want printable")
+    assert result.stderr.startswith("exodus: the environment variable EXODUS_API_KEY must be printable")
 
 
 class TestEntryPoint:

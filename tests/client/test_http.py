@@ -59,7 +59,9 @@ class TestHeaders:
 
     @pytest.mark.parametrize("key", ["", "a\nb", " a", "schlüssel"])
     def test_a_key_that_is_no_header_is_refused_without_showing_it(self, service: Any, key: str) -> None:
-        with pytest.raises(ValueError, match=r"^api_key: want printable ASCII characters without spaces around them$"):
+        with pytest.raises(
+            ValueError, match=r"^api_key must be printable ASCII characters without spaces around them$"
+        ):
             service.client(api_key=key)
 
     def test_an_empty_key_in_the_environment_is_none(self, service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,13 +73,13 @@ class TestHeaders:
         self, service: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("EXODUS_API_KEY", "a\nb")
-        with pytest.raises(ValueError, match=r"^the environment variable EXODUS_API_KEY: want printable"):
+        with pytest.raises(ValueError, match=r"^the environment variable EXODUS_API_KEY must be printable"):
             service.client()
 
     def test_address_and_key_are_strings(self, service: Any) -> None:
         with pytest.raises(TypeError, match=r"^base_url must be http://HOST:PORT, .*, got None$"):
             Client(None)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match=r"^api_key: got bytes, want a string$"):
+        with pytest.raises(TypeError, match=r"^api_key must be a string, got bytes$"):
             service.client(api_key=b"secret")
 
     @pytest.mark.parametrize(

@@ -312,9 +312,11 @@ class TestStep:
 
     def test_gradients_that_do_not_fit_take_no_number(self, model: Model) -> None:
         fit = {name: np.zeros(shape, np.float32) for name, shape in model.info().parameters}
-        with pytest.raises(ValueError, match=r"gradients: got in.weight, want in.weight, in.bias, out.weight"):
+        with pytest.raises(
+            ValueError, match=r"gradients must be arrays for in.weight, in.bias, out.weight, got in.weight"
+        ):
             model.optim_step(gradients={"in.weight": fit["in.weight"]})
-        with pytest.raises(ValueError, match=r"gradients: got shape \[1\] for in.bias, want \[2\]"):
+        with pytest.raises(ValueError, match=r"gradients for in.bias must be of shape \[2\], got \[1\]"):
             model.optim_step(gradients=fit | {"in.bias": np.zeros(1)})
         assert model.sequence == 0
 
@@ -378,11 +380,11 @@ class TestLossOfOnesOwn:
         ("loss", "error", "message"),
         [
             (lambda outputs: 1 / 0, ZeroDivisionError, "division"),
-            (lambda outputs: 3.0, TypeError, "want a function that returns a scalar tensor, got 3.0"),
-            (lambda outputs: outputs, TypeError, r"^loss: .* scalar tensor, got a tensor of shape \[2, 2, 2\]"),
-            (lambda outputs: torch.ones(()), TypeError, "^loss: .* depends on the outputs"),
-            (lambda outputs: outputs.detach().sum(), TypeError, "^loss: .* was detached from them"),
-            (lambda outputs: torch.ones((), requires_grad=True), TypeError, "^loss: .* depends on the outputs"),
+            (lambda outputs: 3.0, TypeError, "loss must be a function that returns a scalar tensor, got 3.0"),
+            (lambda outputs: outputs, TypeError, r"^loss must be .* scalar tensor, got a tensor of shape \[2, 2, 2\]"),
+            (lambda outputs: torch.ones(()), TypeError, "^loss must be .* depends on the outputs"),
+            (lambda outputs: outputs.detach().sum(), TypeError, "^loss must be .* was detached from them"),
+            (lambda outputs: torch.ones((), requires_grad=True), TypeError, "^loss must be .* depends on the outputs"),
         ],
     )
     def test_what_it_raises_is_raised_and_harms_nothing(
@@ -487,7 +489,7 @@ class TestForward:
 
     def test_loss_and_targets_go_together(self, model: Model) -> None:
         for arguments in ({"loss": LOSS}, {"targets": Y}):
-            with pytest.raises(TypeError, match="loss and targets: want both, or neither"):
+            with pytest.raises(TypeError, match="loss and targets must be both given, or neither"):
                 model.forward(X, **arguments)  # type: ignore[arg-type]
 
     def test_can_be_awaited_and_fail(self, model: Model) -> None:
@@ -511,7 +513,7 @@ class TestState:
             assert isinstance(tensors[name], torch.Tensor)
             np.testing.assert_array_equal(tensors[name].numpy(), array)
             array[:] = 0  # it is the caller's
-        with pytest.raises(ValueError, match=r"^kind must be numpy or torch, got 'jax'$"):
+        with pytest.raises(ValueError, match=r"^kind must be one of numpy, torch, got 'jax'$"):
             model.state_dict("jax")  # type: ignore[arg-type]
 
     def test_weights_are_replaced(self, model: Model, server: TrainingServer) -> None:
@@ -937,7 +939,8 @@ class TestAnswers:
         with (
             answered(server, change) as client,
             pytest.raises(
-                InvalidResponseError, match=r"gradients as float32 of shape \[1\], want float32 of shape \[12\]"
+                InvalidResponseError,
+                match=r"gradients in the answer must be float32 of shape \[12\], got float32 of shape \[1\]",
             ),
         ):
             create(client).step(X, Y, loss=LOSS, gradients=True).result(10)
@@ -949,7 +952,7 @@ class TestAnswers:
 
         with answered(server, change) as client:
             model = create(client)
-            with pytest.raises(InvalidResponseError, match="has tensors none, want outputs"):
+            with pytest.raises(InvalidResponseError, match="tensors of the answer must be outputs, got none"):
                 model.forward(X).result(10)
             with pytest.raises(InvalidResponseError, match="lacks sequence"):
                 model.forward(X, outputs=False).result(10)

@@ -118,18 +118,18 @@ def test_create_graph_gives_the_same_first_derivatives(service: Any, x: Tensor) 
 
 
 def test_only_a_client_and_a_tensor_are_taken(service: Any, x: Tensor) -> None:
-    with pytest.raises(TypeError, match="client: got str, want a Client"):
+    with pytest.raises(TypeError, match=r"client must be a Client, .*got str"):
         RemoteLIF("http://node:8000", 0.9)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="client: got str, want a Client"):
+    with pytest.raises(TypeError, match=r"client must be a Client, .*got str"):
         remote_lif("http://node:8000", x, 0.9)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"x: got ndarray, want a torch\.Tensor"):
+    with pytest.raises(TypeError, match=r"x must be a torch\.Tensor, got ndarray"):
         RemoteLIF(service.client(), 0.9, stateful=True)(x.detach().numpy())
     assert not service.requests
 
 
 @pytest.mark.parametrize("name", ["initial_spikes", "min_membrane"])
 def test_a_gradient_that_the_server_does_not_compute_is_refused(service: Any, x: Tensor, name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: requires a gradient"):
+    with pytest.raises(ValueError, match=f"{name} must be a tensor without a gradient"):
         remote_lif(service.client(), x, 0.9, **{name: leaf(3)})
     assert not service.requests
 
@@ -231,7 +231,7 @@ class TestWithoutContext:
         headers = {"Content-Type": body.content_type}
         service.answers = [httpx.Response(200, content=b"".join(body.chunks), headers=headers)]
         with pytest.raises(
-            InvalidResponseError, match=r"the answer (lacks a context|has tensors spikes, want membrane, spikes)"
+            InvalidResponseError, match=r"the answer (lacks a context|must be membrane, spikes, got spikes)"
         ):
             remote_lif(service.client(), x, 0.9)
 
@@ -463,7 +463,7 @@ class TestModule:
     def test_a_batch_of_another_shape_than_the_state_is_refused(self, service: Any, x: Tensor) -> None:
         layer = RemoteLIF(service.client(), 0.9, stateful=True, time_dim=-2)
         layer(x)
-        with pytest.raises(ValueError, match=r"x: got shape \[1, 12, 3\].*call reset_state\(\)"):
+        with pytest.raises(ValueError, match=r"x must be of shape .*got \[1, 12, 3\]; call reset_state\(\)"):
             layer(x[:1])
         assert len(service.requests) == 1
 
@@ -489,7 +489,7 @@ class TestModule:
 
     @pytest.mark.parametrize("trainable", ["beta", ("beta",), ("reset_by",), ("min_membrane",)])
     def test_what_cannot_be_trained_is_refused(self, service: Any, trainable: Any) -> None:
-        with pytest.raises(ValueError, match=r"trainable: got .*, want names of parameters"):
+        with pytest.raises(ValueError, match=r"trainable must be names of parameters"):
             RemoteLIF(service.client(), 0.9, trainable=trainable)
 
     @pytest.mark.parametrize(

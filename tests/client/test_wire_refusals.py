@@ -333,5 +333,5 @@ class TestWriting:
         assert caught.value.code == "too_large"
 
     def test_an_unknown_form_is_a_value_error(self) -> None:
-        with pytest.raises(ValueError, match="form: got 'xml'"):
+        with pytest.raises(ValueError, match="json, got 'xml'"):
             encode(Message(), "xml")  # type: ignore[arg-type]

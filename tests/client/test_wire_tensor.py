@@ -113,7 +113,7 @@ def test_any_torch_tensor_travels(tensor: torch.Tensor) -> None:
     "array", [np.array([1j]), np.array(["a"]), np.array([None]), torch.zeros(1, dtype=torch.complex64), "text"]
 )
 def test_what_cannot_travel_is_a_type_error_that_names_it(array: Any) -> None:
-    with pytest.raises(TypeError, match=r"tensor 'a': dtype .* cannot travel; want one of float32"):
+    with pytest.raises(TypeError, match=r"dtype of 'a' must be one of float32"):
         Tensor.of("a", array)
 
 
@@ -145,16 +145,16 @@ def test_a_minus_zero_is_no_spike(encoding: Any, minus_zero: Any) -> None:
 @pytest.mark.parametrize("encoding", ["bits", "events"])
 @pytest.mark.parametrize("values", [[0, 2], [0.5], [-1.0], [float("nan")], torch.tensor([0.5], dtype=torch.bfloat16)])
 def test_what_is_not_zeros_and_ones_does_not_travel_as_spikes(encoding: Any, values: Any) -> None:
-    with pytest.raises(ValueError, match=r"tensor 's': .*zeros and ones only"):
+    with pytest.raises(ValueError, match=r"tensor 's' must be zeros and ones"):
         Tensor.of("s", values, encoding)
 
 
 def test_events_want_dimensions_that_an_index_can_count() -> None:
-    with pytest.raises(ValueError, match="at least one dimension"):
+    with pytest.raises(ValueError, match="must be of one dimension or more"):
         Tensor.of("s", True, "events")
-    with pytest.raises(ValueError, match="32-bit indices"):
+    with pytest.raises(ValueError, match="no longer than 2"):
         Tensor.of("s", np.zeros((0, 2**31 + 1), bool), "events")
-    with pytest.raises(ValueError, match="encoding: got 'csr'"):
+    with pytest.raises(ValueError, match="encoding must be one of raw, bits, events, got 'csr'"):
         Tensor.of("s", [True], "csr")  # type: ignore[arg-type]
 
 

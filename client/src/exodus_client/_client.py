@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, Self, TypeVar, Unpack, overload
 import httpx
 
 from exodus_client import _constants as defaults
+from exodus_client._checks import Range, check_parameter, integer, is_real, real
 from exodus_client._config import Limits, Retries, Timeout
 from exodus_client._errors import InvalidResponseError, ServiceUnavailableError
 from exodus_client._gradients.request import gradient_request
@@ -22,7 +23,6 @@ from exodus_client._models.axes import check_time_dim
 from exodus_client._models.messages import ModelInfo, read_info, training_body
 from exodus_client._models.model import MEMORY_ONLY, Model
 from exodus_client._models.state import check_weights
-from exodus_client._numbers import Range, check_parameter, integer, is_real, real
 from exodus_client._plain_data import kind_of, model_id, network_of, plain, refused
 from exodus_client._threads import Future
 from exodus_client._transport.connection import Connection
@@ -248,7 +248,9 @@ class Client:
         listed = read_json(answer)
         models = listed.get("models") if isinstance(listed, dict) else None
         if not isinstance(models, list):
-            raise InvalidResponseError("models: want a JSON object with a list", request_id=answer.request_id)
+            raise InvalidResponseError(
+                "the answer must be a JSON object with a list of models", request_id=answer.request_id
+            )
         return [ModelInfo.of(model, answer.request_id) for model in models]
 
     def delete_model(self, id: str) -> None:
@@ -264,7 +266,7 @@ class Client:
         answer = self.connection.session.call("GET", "/v1/capabilities")
         capabilities = read_json(answer)
         if not isinstance(capabilities, dict):
-            raise InvalidResponseError("capabilities: want a JSON object", request_id=answer.request_id)
+            raise InvalidResponseError("the answer must be a JSON object", request_id=answer.request_id)
         return capabilities
 
     def ping(self) -> Ping:

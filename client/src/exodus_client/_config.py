@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exodus_client import _constants as defaults
-from exodus_client._numbers import integer, is_real, shown
+from exodus_client._checks import integer, is_real, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

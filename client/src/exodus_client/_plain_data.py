@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from exodus_client._numbers import real, shown, values_of
+from exodus_client._checks import real, shown, unfit, values_of
 from exodus_client.neuron import Kernel
 from exodus_client.surrogate import Surrogate
 from exodus_client.wire import Tensor, is_torch
@@ -59,11 +59,11 @@ def network_of(layers: Any, input_shape: Any, dtype: str) -> dict[str, Any]:
     if isinstance(layers, Mapping):
         return {name: plain(name, value) for name, value in layers.items()}
     if isinstance(layers, str) or not isinstance(layers, Sequence):
-        raise TypeError(f"layers: got {_named(layers)}, want a list of dicts, one a layer, or the whole description")
+        raise unfit(TypeError, "layers", "a list of dicts, one a layer, or the whole description", _named(layers))
     for index, layer in enumerate(layers):
         if not isinstance(layer, Mapping):
             example = "a dict such as {'kind': 'lif', 'alpha': 0.95}"
-            raise TypeError(f"layers[{index}]: got {_named(layer)}, want {example}")
+            raise unfit(TypeError, f"layers[{index}]", example, _named(layer))
     if not isinstance(dtype, str) or dtype not in ("float32", "float64"):
         raise TypeError(f"dtype must be 'float32' or 'float64', got {shown(dtype)}")
     described = plain("layers", list(layers))
@@ -90,8 +90,8 @@ def check_loss(loss: object) -> None:
 def by_name(name: str, given: object) -> None:
     """Raises TypeError where something is no mapping of names to arrays."""
     if not isinstance(given, Mapping):
-        hint = "; load(path) reads a file" if isinstance(given, str | os.PathLike) else ""
-        raise TypeError(f"{name}: got {_named(given)}, want a dict of arrays by name{hint}")
+        advice = "load(path) reads a file" if isinstance(given, str | os.PathLike) else ""
+        raise unfit(TypeError, name, "a dict of arrays by name", _named(given), advice)
 
 
 def number(name: str, given: Any) -> float | None:
@@ -103,25 +103,23 @@ def number(name: str, given: Any) -> float | None:
 def model_id(given: Any) -> str:
     """The id of a model. Raises TypeError, ValueError."""
     if not isinstance(given, str):
-        hint = ": its `id` is one" if hasattr(given, "id") else ""
-        raise TypeError(f"id: got {_named(given)}, want a string{hint}")
+        raise unfit(TypeError, "id", "a string", _named(given), "its `id` is one" if hasattr(given, "id") else "")
     if not _ID.fullmatch(given):
-        raise ValueError(f"id must be 1 to 64 letters, digits, - and _, got {shown(given)}")
+        raise unfit(ValueError, "id", "1 to 64 letters, digits, - and _", shown(given))
     return given
 
 
 def refused(place: str, given: Any) -> TypeError:
     """The error for something that cannot travel."""
     wanted = _EXAMPLES.get(place.rpartition(".")[2], _ANYTHING)
-    return TypeError(f"{place}: got {_named(given)}, want {wanted}")
+    return unfit(TypeError, place, wanted, _named(given))
 
 
 def _from_array(place: str, given: Any) -> Any:
     array = values_of(Tensor.of(place, given)) if is_torch(given) else np.asarray(given)
     if array.ndim > 1 or array.dtype.kind not in "biuf":
-        raise TypeError(
-            f"{place}: got an array of shape {list(array.shape)} and {array.dtype}, want a number or a list"
-        )
+        got = f"an array of shape {list(array.shape)} and {array.dtype}"
+        raise unfit(TypeError, place, "a number or a list", got)
     return (array.astype(np.float64) if array.dtype.kind == "f" else array).tolist()
 
 

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from exodus_client._numbers import ANY, DECAY, POSITIVE, check_parameter, elements_of, integer, is_real, real, shown
-from exodus_client.wire import Tensor
+from exodus_client._checks import (
+    ANY,
+    DECAY,
+    POSITIVE,
+    check_parameter,
+    elements_of,
+    integer,
+    is_real,
+    one_of,
+    real,
+    shown,
+)
+from exodus_client.wire import FLOATS, Tensor
 
 #: A numpy array, a torch tensor, or nested lists of numbers.
 Array: TypeAlias = Any
 Reset: TypeAlias = Literal["subtract", "zero", "none"]
 
-RESETS: tuple[Reset, ...] = ("subtract", "zero", "none")
-
-_FLOATS = ("float32", "float64", "float16", "bfloat16")
+RESETS: tuple[Reset, ...] = get_args(Reset)
 
 
 class Operands:
@@ -36,7 +45,7 @@ class Operands:
         if is_real(given):
             return real(name, given)
         tensor = Tensor.of(name, given)
-        if tensor.dtype not in _FLOATS:  # neurons compute with floats
+        if tensor.dtype not in FLOATS:  # neurons compute with floats
             tensor = Tensor.of(name, tensor.stored().astype(np.float64))
         return {"tensor": self.add(tensor).name}
 
@@ -65,8 +74,7 @@ class _Leaky:
             value = getattr(self, name)
             if value is not None or name not in self._optional:
                 check_parameter(f"{kind}.{name}", value, ranges.get(name, ANY))
-        if not isinstance(self.reset, str) or self.reset not in RESETS:
-            raise ValueError(f"{kind}.reset must be one of {', '.join(RESETS)}, got {shown(self.reset)}")
+        one_of(f"{kind}.reset", self.reset, RESETS)
         if not isinstance(self.decay_reset, bool | np.bool_):
             raise TypeError(f"{kind}.decay_reset must be True or False, got {shown(self.decay_reset)}")
         if self.reset == "zero" and max_spikes > 1:
@@ -229,3 +237,6 @@ class SRM:
 
 
 Neuron: TypeAlias = LIF | IF | SRM
+
+#: Wire name of a neuron -> its class.
+MODELS: dict[str, type[Neuron]] = {"lif": LIF, "if": IF, "srm": SRM}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from exodus_client._numbers import POSITIVE, real
+from exodus_client._checks import POSITIVE, real
 
 
 @dataclass(frozen=True, slots=True)

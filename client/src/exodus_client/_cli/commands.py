@@ -3,15 +3,16 @@
 # No `from __future__ import annotations`: typer reads the annotations.
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
 
+from exodus_client._checks import one_of, unfit
 from exodus_client._cli.command_line import NO_SERVER, ApiKey, Seconds, Url, client_of, printed, reported
 from exodus_client._cli.model_commands import models
 from exodus_client._gradients.result import GradientArguments, Gradients, Method
-from exodus_client.neuron import IF, LIF, SRM, Neuron, Reset
+from exodus_client.neuron import IF, LIF, MODELS, SRM, Neuron, Reset
 from exodus_client.surrogate import KINDS
 
 app = typer.Typer(
@@ -23,8 +24,8 @@ app = typer.Typer(
 )
 app.add_typer(models)
 
-NeuronModel = Literal["lif", "if", "srm"]
-SurrogateKind = Literal["exponential", "boxcar", "triangle", "fast_sigmoid", "sigmoid", "arctan", "tanh", "gaussian"]
+NeuronModel = Annotated[str, typer.Option(metavar=f"[{'|'.join(MODELS)}]")]
+SurrogateKind = Annotated[str, typer.Option(metavar=f"[{'|'.join(KINDS)}]")]
 
 NpyFile = Annotated[Path | None, typer.Option(metavar="FILE.npy", show_default=False)]
 
@@ -109,7 +110,7 @@ def gradient(
             "neuron": _neuron(
                 neuron, alpha, threshold=threshold, reset=reset, reset_by=reset_by, decay_reset=decay_reset
             ),
-            "surrogate": KINDS[surrogate](slope, scale),
+            "surrogate": KINDS[one_of("--surrogate", surrogate, KINDS)](slope, scale),
             "time_dim": time_dim,
             "output_filter": output_filter,
             "wrt": wrt or (),
@@ -122,27 +123,28 @@ def gradient(
         _print(result, out, as_json)
 
 
-def _neuron(model: NeuronModel, alpha: float | None, **parameters: Any) -> Neuron:
-    if model == "lif":
+def _neuron(model: str, alpha: float | None, **parameters: Any) -> Neuron:
+    if one_of("--neuron", model, MODELS) == "lif":
         if alpha is None:
-            raise ValueError("--alpha is missing; --neuron lif wants the decay in one step, such as --alpha 0.95")
+            raise unfit(ValueError, "--alpha", "the decay in one step, such as 0.95, with --neuron lif", "nothing")
         return LIF(alpha, **parameters)
     if alpha is not None:
-        raise ValueError(f"--alpha goes with --neuron lif, got --neuron {model}")
+        raise unfit(ValueError, "--neuron", "lif with --alpha", model)
     if model == "if":
         return IF(**parameters)
     threshold = parameters.pop("threshold")
     if parameters != {"reset": "subtract", "reset_by": None, "decay_reset": False}:
-        raise ValueError("--reset, --reset-by and --decay-reset go with --neuron lif or if; srm has --reset-kernel")
+        expected = "lif or if with --reset, --reset-by and --decay-reset"
+        raise unfit(ValueError, "--neuron", expected, "srm", "which has --reset-kernel")
     return SRM(threshold=threshold)
 
 
 def _check_out(out: Path) -> None:
     """Found out before the work is done rather than after it."""
     if out.suffix not in (".npy", ".npz"):
-        raise ValueError(f"--out: got {out}, want a name that ends in .npy or .npz")
+        raise unfit(ValueError, "--out", "a name that ends in .npy or .npz", out)
     if not out.parent.is_dir():
-        raise ValueError(f"--out: there is no folder {out.parent}")
+        raise unfit(ValueError, "--out", "in a folder that exists", out)
 
 
 def _load(name: str, file: Path) -> Any:
@@ -150,7 +152,9 @@ def _load(name: str, file: Path) -> Any:
         try:
             return np.lib.format.read_array(stream, allow_pickle=False)
         except (ValueError, MemoryError) as error:  # a broken header may ask for any amount of memory
-            raise ValueError(f"--{name.replace('_', '-')}: {file} is not a .npy file of numbers: {error}") from error
+            raise unfit(
+                ValueError, f"--{name.replace('_', '-')}", "a .npy file of numbers", f"{file}: {error}"
+            ) from error
 
 
 def _save(out: Path, result: Gradients) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from exodus_client import _constants as defaults
+from exodus_client._checks import unfit
 from exodus_client._cli.command_line import ApiKey, Seconds, Url, client_of, printed, reported
 from exodus_client._client import Client
 from exodus_client._errors import NotFoundError
@@ -117,7 +118,7 @@ def delete(
     """Delete a model, with all that was saved of it on the server. Asks first, and wants --yes where it cannot."""
     with reported():
         if not yes and not _is_terminal():
-            raise ValueError("delete must be told --yes where there is no terminal to ask at, got neither")
+            raise unfit(ValueError, "--yes", "given if there is no terminal to ask at", "nothing")
         with client_of(url, api_key, timeout) as client:
             if not yes:
                 info = client.model(id).info()

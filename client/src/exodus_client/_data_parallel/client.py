@@ -10,12 +10,12 @@ from typing import Any, Self
 import numpy as np
 
 from exodus_client import _constants as defaults
+from exodus_client._checks import integer, unfit
 from exodus_client._client import Client
 from exodus_client._data_parallel.model import ShardedModel
 from exodus_client._errors import ExodusError
 from exodus_client._models.axes import check_time_dim
 from exodus_client._models.model import Model
-from exodus_client._numbers import integer
 from exodus_client._plain_data import model_id, plain
 from exodus_client.neuron import Array
 
@@ -42,7 +42,7 @@ class ShardedClient:
     def __init__(self, servers: Iterable[str | Client], **arguments: Any) -> None:
         given = [servers] if isinstance(servers, str) else list(servers)
         if not given:
-            raise ValueError("servers: got none, want at least one")
+            raise unfit(ValueError, "servers", "one or more", "none")
         self._own: list[Client] = []
         self._models: weakref.WeakSet[ShardedModel] = weakref.WeakSet()
         try:

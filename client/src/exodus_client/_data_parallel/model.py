@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from exodus_client._checks import unfit
 from exodus_client._data_parallel.replicas import Replicas
 from exodus_client._data_parallel.shards import Part, parts_of
 from exodus_client._errors import ModelClosedError
@@ -91,7 +92,7 @@ class ShardedModel:
             ModelClosedError: the model is closed.
         """
         if callable(loss) and targets is None:
-            raise TypeError("loss: a function of outputs alone does not know the part of the batch; give it targets")
+            raise unfit(TypeError, "targets", "given to a loss that is a function, which sees part of a batch", "None")
         check_loss(loss)
         parts = self._parts(spikes, targets, loss, len(self.replicas))
         if callable(loss) and self._time_dim != 1:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from exodus_client._checks import unfit
 from exodus_client.neuron import Array
 from exodus_client.wire import is_torch
 
@@ -41,9 +42,9 @@ def parts_of(spikes: Array, targets: Array | None, shards: int) -> list[Part]:
     inputs, wanted = _array(spikes), None if targets is None else _array(targets)
     samples = len(inputs) if inputs.ndim else 0
     if not samples:
-        raise ValueError(f"spikes: got shape {list(inputs.shape)}, want samples along the first axis")
+        raise unfit(ValueError, "spikes", "an array with samples along its first axis", f"shape {list(inputs.shape)}")
     if wanted is not None and (not wanted.ndim or len(wanted) != samples):
-        raise ValueError(f"targets: got shape {list(wanted.shape)}, want one for each of {samples} samples")
+        raise unfit(ValueError, "targets", f"one for each of {samples} samples", f"shape {list(wanted.shape)}")
     parts, begin = [], 0
     for shard in range(min(shards, samples)):
         end = begin + samples // shards + (shard < samples % shards)

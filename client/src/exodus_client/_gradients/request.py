@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any, cast, get_args
 
+from exodus_client._checks import DECAY, integer, one_of, real, unfit
 from exodus_client._gradients.result import (
-    FloatName,
     GradientArguments,
     GradientRequest,
     Kind,
@@ -16,10 +16,9 @@ from exodus_client._gradients.result import (
     SpikeEncoding,
     Trace,
 )
-from exodus_client._numbers import DECAY, integer, real
 from exodus_client.neuron import IF, LIF, SRM, Neuron, Operands
 from exodus_client.surrogate import Exponential, Surrogate
-from exodus_client.wire import Form, Message, Tensor
+from exodus_client.wire import FLOATS, Form, Message, Tensor
 
 _SOURCES = ("membrane", "input", "spikes", "weight", "psp")
 _ALLOWED: dict[type, tuple[set[str], ...]] = {
@@ -62,24 +61,25 @@ def gradient_request(arguments: GradientArguments) -> GradientRequest:
         params["output_filter"] = {"alpha": real("output_filter", given["output_filter"], DECAY)}
     if "result_dtype" in given:
         params["result_dtype"] = _result_dtype(given["result_dtype"], kind)
-    method = cast(Method, _choice("method", given.get("method", "exodus"), get_args(Method)))
-    form = cast(Form, _choice("form", given.get("form", "stream"), get_args(Form)))
+    method = cast(Method, one_of("method", given.get("method", "exodus"), get_args(Method)))
+    form = cast(Form, one_of("form", given.get("form", "stream"), get_args(Form)))
     return GradientRequest(method, Message(params, operands.tensors), form, kind)
 
 
 def _neuron(given: dict[str, Any]) -> Neuron:
     neuron = given.get("neuron")
     if not isinstance(neuron, LIF | IF | SRM):
-        raise TypeError(f"neuron: got {type(neuron).__name__}, want LIF(...), IF(...) or SRM(...)")
+        raise unfit(TypeError, "neuron", "LIF(...), IF(...) or SRM(...)", type(neuron).__name__)
     if not isinstance(neuron, SRM):
         if "reset_kernel" in given:
-            raise TypeError(f"reset_kernel: goes with neuron=SRM(...), got neuron={type(neuron).__name__}(...)")
+            raise unfit(TypeError, "neuron", "SRM(...) with reset_kernel", f"{type(neuron).__name__}(...)")
         return neuron
     if (neuron.reset_kernel is None) != ("reset_kernel" in given):
-        raise TypeError("reset_kernel: an SRM wants exactly one, in neuron=SRM(...) or as a keyword")
+        count = "none" if neuron.reset_kernel is None else "both"
+        raise unfit(TypeError, "reset_kernel", "given once, in neuron=SRM(...) or as a keyword", count)
     for name in _INITIAL:
         if name in given:
-            raise TypeError(f"{name}: goes with neuron=LIF(...) or IF(...), got neuron=SRM(...)")
+            raise unfit(TypeError, "neuron", f"LIF(...) or IF(...) with {name}", "SRM(...)")
     return dataclasses.replace(neuron, reset_kernel=given.get("reset_kernel", neuron.reset_kernel))
 
 
@@ -88,17 +88,16 @@ def _source(given: dict[str, Any], neuron: Neuron, operands: Operands) -> tuple[
     names = [name for name in _SOURCES if name in given]
     if set(names) not in _ALLOWED[type(neuron)]:
         allowed = "; or ".join(" and ".join(sorted(names)) for names in _ALLOWED[type(neuron)])
-        raise TypeError(f"{type(neuron).__name__} wants {allowed}; got {' and '.join(names) or 'none of them'}")
-    encoding = cast(SpikeEncoding, _choice("encoding", given.get("encoding", "auto"), get_args(SpikeEncoding)))
+        got = " and ".join(names) or "none of them"
+        raise unfit(TypeError, f"arrays for {type(neuron).__name__}", allowed, got)
+    encoding = cast(SpikeEncoding, one_of("encoding", given.get("encoding", "auto"), get_args(SpikeEncoding)))
     if "spikes" not in given:
         return names[0], _float_tensor(names[0], given, operands).shape
     spikes = operands.add(_spikes(given["spikes"], encoding))
     weight = _float_tensor("weight", given, operands)
     if len(weight.shape) != 2 or len(spikes.shape) < 2 or spikes.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"weight: want shape (N_out, N_in) for spikes of shape (..., N_in), "
-            f"got weight {list(weight.shape)} and spikes {list(spikes.shape)}"
-        )
+        expected = "of shape (N_out, N_in) for spikes of shape (..., N_in)"
+        raise unfit(ValueError, "weight", expected, f"{list(weight.shape)} for {list(spikes.shape)}")
     return "spikes and weight", (*spikes.shape[:-1], weight.shape[0])
 
 
@@ -113,14 +112,14 @@ def _spikes(array: Any, encoding: SpikeEncoding) -> Tensor:
 
 def _float_tensor(name: str, given: dict[str, Any], operands: Operands) -> Tensor:
     tensor = Tensor.of(name, given[name])
-    if tensor.dtype not in get_args(FloatName):
-        raise TypeError(f"{name}: got dtype {tensor.dtype}, want one of {', '.join(get_args(FloatName))}")
+    if tensor.dtype not in FLOATS:
+        raise unfit(TypeError, f"dtype of {name}", f"one of {', '.join(FLOATS)}", tensor.dtype)
     return operands.add(tensor)
 
 
 def _expect_shape(tensor: Tensor, shape: tuple[int, ...], reference: str) -> None:
     if tensor.shape != shape:
-        raise ValueError(f"{tensor.name}: got shape {list(tensor.shape)}, want {list(shape)} to go with {reference}")
+        raise unfit(ValueError, tensor.name, f"of shape {list(shape)} to go with {reference}", list(tensor.shape))
 
 
 def _time_dim(time_dim: Any, shape: tuple[int, ...], *, fixed_last: bool) -> int:
@@ -138,14 +137,13 @@ def _wanted(given: dict[str, Any], neuron: Neuron) -> tuple[list[str], list[str]
     wrt = _names("wrt", given.get("wrt", ()), get_args(Parameter))
     traces = _names("return_", given.get("return_", ()), get_args(Trace))
     if wrt and isinstance(neuron, SRM):
-        raise TypeError(f"wrt: goes with neuron=LIF(...) or IF(...), got {', '.join(wrt)} for SRM")
+        raise unfit(TypeError, "wrt", "empty for SRM", ", ".join(wrt))
     if not any(name in given for name in _GRADIENTS):
         if "membrane" in given or not traces:
-            raise TypeError(
-                "grad_output: is missing; without it a request runs forward, and wants return_ and no membrane"
-            )
+            advice = "without it a request runs forward, and needs return_ and no membrane"
+            raise unfit(TypeError, "grad_output", "given", "nothing", advice)
         if wrt:
-            raise TypeError("wrt: wants grad_output or grad_membrane, got neither")
+            raise unfit(TypeError, "wrt", "empty without grad_output and grad_membrane", ", ".join(wrt))
     return wrt, traces
 
 
@@ -155,24 +153,19 @@ def _initial(given: dict[str, Any], operands: Operands) -> dict[str, Any]:
 
 def _surrogate(surrogate: Any) -> Surrogate:
     if not isinstance(surrogate, Surrogate) or type(surrogate) is Surrogate:
-        raise TypeError(f"surrogate: got {surrogate!r:.80}, want Exponential() or another of exodus_client.surrogate")
+        expected = "Exponential() or another of exodus_client.surrogate"
+        raise unfit(TypeError, "surrogate", expected, f"{surrogate!r:.80}")
     return surrogate
 
 
 def _result_dtype(dtype: Any, kind: Kind) -> str:
-    name = _choice("result_dtype", dtype, get_args(FloatName))
+    name = one_of("result_dtype", dtype, FLOATS)
     if name == "bfloat16" and kind.device is None:
-        raise ValueError("result_dtype: numpy has no bfloat16; send torch tensors, or ask for float32")
+        raise unfit(ValueError, "result_dtype", "a dtype of numpy", name, "send torch tensors, or ask for float32")
     return name
 
 
 def _names(keyword: str, names: Collection[str], known: tuple[str, ...]) -> list[str]:
     if isinstance(names, str):
-        raise TypeError(f"{keyword}: got the string {names!r}, want a collection of names, such as ({names!r},)")
-    return [_choice(keyword, name, known) for name in dict.fromkeys(names)]
-
-
-def _choice(keyword: str, value: Any, known: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{keyword}: got {value!r}, want one of {', '.join(known)}")
-    return value
+        raise unfit(TypeError, keyword, f"a collection of names, such as ({names!r},)", f"the string {names!r}")
+    return [one_of(keyword, name, known) for name in dict.fromkeys(names)]

@@ -11,11 +11,22 @@ from exodus_client._errors import InvalidResponseError
 from exodus_client._transport.session import Answer
 from exodus_client.neuron import Array, Kernel, Neuron
 from exodus_client.surrogate import Surrogate
-from exodus_client.wire import NON_FINITE, Form, Limits, Message, Tensor, WireError, decode, decompress, is_torch
+from exodus_client.wire import (
+    NON_FINITE,
+    FloatName,
+    Form,
+    Limits,
+    Message,
+    Tensor,
+    WireError,
+    decode,
+    decompress,
+    is_torch,
+)
+from exodus_client.wire.bounds import sentence
 
 Method: TypeAlias = Literal["exodus", "slayer", "bptt"]
 SpikeEncoding: TypeAlias = Literal["auto", "raw", "bits", "events"]
-FloatName: TypeAlias = Literal["float32", "float64", "float16", "bfloat16"]
 Parameter: TypeAlias = Literal["alpha", "threshold", "reset_by", "initial_membrane"]
 Trace: TypeAlias = Literal["spikes", "membrane"]
 
@@ -233,16 +244,12 @@ def read_answer(
 
 def _require(tensors: Mapping[str, Tensor], wanted: Mapping[str, Wanted], request_id: str) -> None:
     if tensors.keys() != wanted.keys():
-        got = ", ".join(sorted(tensors)) or "none"
-        raise InvalidResponseError(
-            f"the answer has tensors {got}, want {', '.join(sorted(wanted)) or 'none'}", request_id=request_id
-        )
+        expected, got = (", ".join(sorted(names)) or "none" for names in (wanted, tensors))
+        raise InvalidResponseError(sentence("tensors of the answer", expected, got), request_id=request_id)
     for name, tensor in tensors.items():
         if not wanted[name].fits(tensor):
-            raise InvalidResponseError(
-                f"the answer has {name} as {tensor.dtype} of shape {list(tensor.shape)}, want {wanted[name]}",
-                request_id=request_id,
-            )
+            got = f"{tensor.dtype} of shape {list(tensor.shape)}"
+            raise InvalidResponseError(sentence(f"{name} in the answer", str(wanted[name]), got), request_id=request_id)
 
 
 def timing_of(answer: Answer) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from exodus_client._numbers import integer
+from exodus_client._checks import integer
 from exodus_client.neuron import Array
 from exodus_client.wire import is_torch
 

@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from exodus_client._checks import unfit, values_of
 from exodus_client._errors import InvalidResponseError
 from exodus_client._gradients.result import Kind, Wanted, read_answer, read_numbers, timing_of
-from exodus_client._numbers import values_of
 from exodus_client._plain_data import kind_of, number
 from exodus_client._transport.session import Answer, is_count
 from exodus_client.neuron import Array
@@ -331,10 +331,10 @@ def join(arrays: Array | Mapping[str, Array], info: ModelInfo, name: str) -> Arr
         return arrays
     wanted = dict(info.parameters)
     if arrays.keys() != wanted.keys():
-        raise ValueError(f"{name}: got {', '.join(arrays)}, want {', '.join(wanted)}")
+        raise unfit(ValueError, name, f"arrays for {', '.join(wanted)}", ", ".join(arrays))
     for key, shape in wanted.items():
         if tuple(np.shape(arrays[key])) != shape:
-            raise ValueError(f"{name}: got shape {list(np.shape(arrays[key]))} for {key}, want {list(shape)}")
+            raise unfit(ValueError, f"{name} for {key}", f"of shape {list(shape)}", list(np.shape(arrays[key])))
     ordered = [arrays[key] for key in wanted]
     return np.concatenate([values_of(Tensor.of(name, array)).reshape(-1) for array in ordered])
 
@@ -356,14 +356,15 @@ def differentiate(loss: Callable[..., Any], outputs: Any, targets: Any | None) -
 
     leaf = outputs.detach().requires_grad_()
     value = loss(leaf) if targets is None else loss(leaf, targets)
-    wanted = "want a function that returns a scalar tensor"
+    expected = "a function that returns a scalar tensor"
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"loss: {wanted}, got {value!r:.80}")
+        raise unfit(TypeError, "loss", expected, f"{value!r:.80}")
     if value.numel() != 1:
-        raise TypeError(f"loss: {wanted}, got a tensor of shape {list(value.shape)}; take its mean, for example")
+        raise unfit(TypeError, "loss", expected, f"a tensor of shape {list(value.shape)}", "take its mean, for example")
     gradient = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
     if gradient is None:
-        raise TypeError(f"loss: {wanted} that depends on the outputs, got one that does not, or was detached from them")
+        expected += " that depends on the outputs"
+        raise unfit(TypeError, "loss", expected, "one that does not, or was detached from them")
     return float(value.detach()), gradient
 
 

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from exodus_client import _constants as defaults
+from exodus_client._checks import unfit
 from exodus_client._errors import ExodusError, InvalidResponseError, ModelClosedError, NotFoundError, reworded
 from exodus_client._gradients.result import Kind, Wanted
 from exodus_client._models.axes import as_given, batch_first, check_shapes, dense, targets_first
@@ -198,11 +199,9 @@ class Model:
             outputs: whether to return the outputs, (B, T, *out), or in the order of `time_dim`.
         """
         if callable(loss):
-            raise TypeError(
-                "loss: got a function, want a name or a dict; compute your own from the outputs that return"
-            )
+            raise unfit(TypeError, "loss", "a name or a dict", "a function", "compute your own from the outputs")
         if (loss is None) != (targets is None):
-            raise TypeError("loss and targets: want both, or neither")
+            raise unfit(TypeError, "loss and targets", "both given, or neither", "one of them")
         batch = self._batch(spikes, targets, loss)
         params = step_params(loss=loss) | {
             "mode": "train" if train else "eval",

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from exodus_client._checks import ANY, DECAY, POSITIVE, check_parameter, one_of, values_of
 from exodus_client._errors import InvalidResponseError
-from exodus_client._numbers import ANY, DECAY, POSITIVE, check_parameter, values_of
 from exodus_client._transport.session import Answer, is_count
 from exodus_client.neuron import Array
 from exodus_client.wire import Tensor
@@ -63,8 +63,7 @@ class State:
 
     def weights(self, kind: Literal["numpy", "torch"]) -> dict[str, Array]:
         """Parameters and running statistics by name. Raises ValueError, ModuleNotFoundError."""
-        if kind not in ("numpy", "torch"):
-            raise ValueError(f"kind must be numpy or torch, got {kind!r:.80}")
+        one_of("kind", kind, ("numpy", "torch"))
         arrays = {
             name.removeprefix(WEIGHTS): array
             for name, array in _safetensors().load(self.body).items()

@@ -25,6 +25,7 @@ import httpx
 import numpy as np
 
 from exodus_client import _constants as defaults
+from exodus_client._checks import unfit
 from exodus_client._config import Limits, Retries, Timeout
 from exodus_client._errors import (
     APIConnectionError,
@@ -383,7 +384,9 @@ def read_number(answer: Answer, name: str) -> int:
     value = read_json(answer)
     number = value.get(name) if isinstance(value, dict) else None
     if not is_count(number):
-        raise InvalidResponseError(f"want a number {name!r}, got {value!r:.200}", request_id=answer.request_id)
+        raise InvalidResponseError(
+            f"the answer must have a number {name!r}, got {value!r:.200}", request_id=answer.request_id
+        )
     return cast(int, number)
 
 
@@ -404,8 +407,8 @@ def _authorization(given: str | None) -> list[tuple[bytes, bytes]]:
         return []
     name = "api_key" if given is not None else f"the environment variable {defaults.API_KEY_VARIABLE}"
     if not isinstance(api_key, str):
-        raise TypeError(f"api_key: got {type(api_key).__name__}, want a string")
+        raise unfit(TypeError, "api_key", "a string", type(api_key).__name__)
     # Checked here because the HTTP library would quote a bad header, and with it the key, in its exception.
     if not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key and api_key):
-        raise ValueError(f"{name}: want printable ASCII characters without spaces around them")
+        raise ValueError(f"{name} must be printable ASCII characters without spaces around them")
     return [(b"Authorization", b"Bearer " + api_key.encode())]

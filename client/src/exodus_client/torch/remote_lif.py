@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exodus_client._checks import elements_of, is_real, unfit
 from exodus_client._client import Client
 from exodus_client._gradients.result import GradientArguments, Gradients, Method, Parameter, Trace
-from exodus_client._numbers import elements_of, is_real
 from exodus_client.neuron import LIF, Reset
 from exodus_client.surrogate import Exponential, Surrogate
 from exodus_client.torch.contexts import Context, layer_backward, layer_forward
@@ -104,9 +104,8 @@ class _Call:
         """Spikes, and the membrane if it is returned; the values are those of `_PARAMETERS`."""
         for name, value in (("initial_spikes", self.initial_spikes), ("min_membrane", self.min_membrane)):
             if isinstance(value, Tensor) and value.requires_grad:
-                raise ValueError(
-                    f"{name}: requires a gradient, which the server does not compute; pass {name}.detach()"
-                )
+                got = "one that requires a gradient, which the server does not compute"
+                raise unfit(ValueError, name, "a tensor without a gradient", got, f"pass {name}.detach()")
         # Known here alone: within the function autograd is off.
         needed = torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in (x, *values))
         outputs = _RemoteLif.apply(self, needed, x, *values)  # type: ignore[no-untyped-call]
@@ -238,10 +237,8 @@ class RemoteLIF(Bounded):
         names = {trainable} if isinstance(trainable, str) else set(trainable)
         unknown = names - {name for name, value in values.items() if value is not None}
         if unknown:
-            raise ValueError(
-                f"trainable: got {', '.join(sorted(unknown))}, want names of parameters "
-                f"that have a value, among {', '.join(_TRAINABLE)}"
-            )
+            expected = f"names of parameters that have a value, among {', '.join(_TRAINABLE)}"
+            raise unfit(ValueError, "trainable", expected, ", ".join(sorted(unknown)))
         for name, value in values.items():
             self._keep(name, value, name in names)
         self._keep("min_membrane", _as_value("min_membrane", min_membrane), False)
@@ -283,7 +280,7 @@ class RemoteLIF(Bounded):
         """Membrane of the last call. Raises RuntimeError where membranes are not asked for."""
         if not self.return_membrane:
             # Not AttributeError, which a module would take for a missing attribute and word anew.
-            raise RuntimeError("membrane: is not fetched from the server; set return_membrane=True before the call")
+            raise RuntimeError("membrane is not fetched from the server; set return_membrane=True before the call")
         return self._membrane
 
     def reset_state(self) -> None:
@@ -375,10 +372,9 @@ class RemoteLIF(Bounded):
         time = self.time_dim % x.dim()
         wanted = x.shape[:time] + x.shape[time + 1 :]
         if self.state[0].shape != wanted:
-            raise ValueError(
-                f"x: got shape {list(x.shape)}, and the kept state has {list(self.state[0].shape)} without time; "
-                "call reset_state() before a batch of another shape"
-            )
+            expected = f"of shape {list(self.state[0].shape)} without time, as the kept state"
+            advice = "call reset_state() before a batch of another shape"
+            raise unfit(ValueError, "x", expected, list(x.shape), advice)
         if self.state[0].is_inference():  # autograd can keep a copy of what was made in inference mode
             return self.state[0].clone(), self.state[1].clone()
         return self.state
@@ -419,13 +415,13 @@ def _as_value(name: str, value: Any) -> _Value:
 
 def _check_client(client: object) -> None:
     if not isinstance(client, Client):
-        raise TypeError(f"client: got {type(client).__name__}, want a Client, such as Client('http://HOST:PORT')")
+        raise unfit(TypeError, "client", "a Client, such as Client('http://HOST:PORT')", type(client).__name__)
 
 
 def _check(client: object, x: object) -> None:
     _check_client(client)
     if not isinstance(x, Tensor):
-        raise TypeError(f"x: got {type(x).__name__}, want a torch.Tensor")
+        raise unfit(TypeError, "x", "a torch.Tensor", type(x).__name__)
 
 
 def _last(trace: Tensor, time_dim: int) -> Tensor:

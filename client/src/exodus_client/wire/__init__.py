@@ -17,11 +17,12 @@ from exodus_client.wire.segment import (
     Span,
     read_reference,
 )
-from exodus_client.wire.tensor import DTYPES, ENCODINGS, Encoding, Tensor, is_torch
+from exodus_client.wire.tensor import DTYPES, ENCODINGS, FLOATS, Encoding, FloatName, Tensor, is_torch
 
 __all__ = [
     "DTYPES",
     "ENCODINGS",
+    "FLOATS",
     "JSON_TYPE",
     "MAX_PAYLOAD_BYTES",
     "MAX_REFERENCE_BYTES",
@@ -34,6 +35,7 @@ __all__ = [
     "Encoded",
     "Encoding",
     "ErrorCode",
+    "FloatName",
     "Form",
     "Limits",
     "Message",

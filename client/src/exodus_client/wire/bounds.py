@@ -34,6 +34,11 @@ class WireError(ValueError):
         self.got = got
 
 
+def sentence(name: str, expected: str, got: object, advice: str = "") -> str:
+    """The sentence in which all errors about arguments and bodies say what was wanted and what came."""
+    return f"{name} must be {expected}, got {got}" + (advice and f"; {advice}")
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a reader accepts.

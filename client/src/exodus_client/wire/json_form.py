@@ -11,15 +11,13 @@ import numpy as np
 
 from exodus_client.wire.bounds import MAX_DEPTH, Limits, WireError
 from exodus_client.wire.header import VERSION, Entry, read_header
-from exodus_client.wire.tensor import DTYPES, AnyArray, Tensor, widen
+from exodus_client.wire.tensor import DTYPES, FLOATS, AnyArray, Tensor, widen
 
 #: JSON has no such numbers: they travel as these strings, in tensors and in parameters.
 NON_FINITE = ("NaN", "Infinity", "-Infinity")
 
 #: Of a number in JSON: a digit and a comma.
 _SHORTEST_BYTES = 2
-
-_FLOATS = frozenset({"float32", "float64", "float16", "bfloat16"})
 
 
 def write_json(params: dict[str, Any], tensors: list[Tensor], limits: Limits) -> bytes:
@@ -68,7 +66,7 @@ def _nested(tensor: Tensor) -> Any:
     array = tensor.stored()
     if tensor.dtype == "bfloat16":
         array = widen(array)
-    if tensor.dtype in _FLOATS and not np.isfinite(array).all():
+    if tensor.dtype in FLOATS and not np.isfinite(array).all():
         named = array.astype(object)
         named[np.isnan(array)] = "NaN"
         named[np.isposinf(array)] = "Infinity"
@@ -176,14 +174,14 @@ def _flat(rows: Any, shape: tuple[int, ...], entry: Entry) -> list[Any]:
 def _numbers(flat: list[Any], dtype: str, entry: Entry) -> memoryview:
     """A flat list as little-endian bytes, refusing what the dtype cannot hold."""
     found = set(map(type, flat))
-    wanted: set[type] = {bool} if dtype == "bool" else {int, float, str} if dtype in _FLOATS else {int}
+    wanted: set[type] = {bool} if dtype == "bool" else {int, float, str} if dtype in FLOATS else {int}
     if not found <= wanted or (str in found and not {v for v in flat if type(v) is str} <= set(NON_FINITE)):
         raise _not_a(dtype, entry, ", ".join(sorted(kind.__name__ for kind in found)))
     if wanted == {int} and flat:
         bounds = np.iinfo(DTYPES[dtype])
         if min(flat) < bounds.min or max(flat) > bounds.max:
             raise _not_a(dtype, entry, "an integer out of range")
-    return _floats(flat, dtype, entry) if dtype in _FLOATS else np.array(flat, DTYPES[dtype]).view(np.uint8).data
+    return _floats(flat, dtype, entry) if dtype in FLOATS else np.array(flat, DTYPES[dtype]).view(np.uint8).data
 
 
 def _floats(flat: list[Any], dtype: str, entry: Entry) -> memoryview:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
-from exodus_client.wire.bounds import DEFAULT_LIMITS, Limits, WireError
+from exodus_client.wire.bounds import DEFAULT_LIMITS, Limits, WireError, sentence
 from exodus_client.wire.header import check_sendable
 from exodus_client.wire.json_form import read_json, write_json
 from exodus_client.wire.msgpack_form import inline_chunks, read_binary, stream_chunks
@@ -91,7 +91,7 @@ def encode(message: Message, form: Form = "stream", *, limits: Limits = DEFAULT_
         content_type = JSON_TYPE
         chunks = [write_json(message.params, tensors, limits)]
     else:
-        raise ValueError(f"form: got {form!r}, want stream, inline or json")
+        raise ValueError(sentence("form", "stream, inline or json", repr(form)))
     return Encoded(content_type, sum(map(len, chunks)), chunks)
 
 

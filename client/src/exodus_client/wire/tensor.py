@@ -8,20 +8,22 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from exodus_client.wire.bounds import WireError
+from exodus_client.wire.bounds import WireError, sentence
 
 if TYPE_CHECKING:
     import torch
 
 Encoding: TypeAlias = Literal["raw", "bits", "events"]
+FloatName: TypeAlias = Literal["float32", "float64", "float16", "bfloat16"]
 AnyArray: TypeAlias = "npt.NDArray[Any]"
 
-ENCODINGS: tuple[Encoding, ...] = ("raw", "bits", "events")
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+FLOATS: tuple[FloatName, ...] = get_args(FloatName)
 
 #: Wire name of a dtype -> the numpy dtype of its raw payload. numpy has no bfloat16: its bits are carried as uint16.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -80,7 +82,7 @@ class Tensor:
                 beyond int64.
         """
         if encoding not in ENCODINGS:
-            raise ValueError(f"encoding: got {encoding!r}, want one of {', '.join(ENCODINGS)}")
+            raise ValueError(sentence("encoding", f"one of {', '.join(ENCODINGS)}", repr(encoding)))
         dtype, stored = _as_stored(name, array)
         shape = stored.shape
         if encoding != "raw":
@@ -199,7 +201,7 @@ def _numpy_as_stored(name: str, given: AnyArray) -> tuple[str, AnyArray]:
         raise ValueError(f"tensor {name!r} must have values below 2**63, which is what int64 holds, got {largest}")
     dtype = _WIDER.get(dtype, dtype)
     if dtype not in DTYPES:
-        raise TypeError(f"tensor {name!r}: dtype {dtype} cannot travel; want one of {', '.join(DTYPES)}")
+        raise TypeError(sentence(f"dtype of {name!r}", f"one of {', '.join(DTYPES)}", dtype))
     return dtype, given.astype(DTYPES[dtype], copy=False)
 
 
@@ -215,7 +217,7 @@ def _torch_as_stored(name: str, tensor: torch.Tensor) -> tuple[str, AnyArray]:
     if dtype in _WIDER:
         return _numpy_as_stored(name, tensor.numpy(force=True))
     if dtype not in DTYPES:
-        raise TypeError(f"tensor {name!r}: dtype {dtype} cannot travel; want one of {', '.join(DTYPES)}")
+        raise TypeError(sentence(f"dtype of {name!r}", f"one of {', '.join(DTYPES)}", dtype))
     if dtype == "bfloat16":
         tensor = tensor.detach().view(torch.int16)
     stored = tensor.numpy(force=True)
@@ -232,7 +234,9 @@ def _as_bool(name: str, stored: AnyArray, dtype: str) -> AnyArray:
         block, mask = flat[start : start + _BLOCK], ones[start : start + _BLOCK]
         np.equal(block, 1, out=mask)
         if np.count_nonzero(mask) + np.count_nonzero(block == 0) != block.size:
-            raise ValueError(f"tensor {name!r}: encodings bits and events carry zeros and ones only, got other values")
+            raise ValueError(
+                sentence(f"tensor {name!r}", "zeros and ones in encodings bits and events", "other values")
+            )
     return ones.reshape(stored.shape)
 
 
@@ -242,7 +246,7 @@ def _pack_bits(ones: AnyArray) -> AnyArray:
 
 def _pack_events(name: str, ones: AnyArray) -> AnyArray:
     if ones.ndim == 0:
-        raise ValueError(f"tensor {name!r}: encoding events wants at least one dimension, got shape ()")
+        raise ValueError(sentence(f"tensor {name!r} in encoding events", "of one dimension or more", "shape ()"))
     if max(ones.shape) > 2**31:
-        raise ValueError(f"tensor {name!r}: encoding events has 32-bit indices, got shape {list(ones.shape)}")
+        raise ValueError(sentence(f"tensor {name!r}", "no longer than 2**31 in encoding events", list(ones.shape)))
     return np.argwhere(ones).astype(_INDEX)

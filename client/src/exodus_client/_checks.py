@@ -1,4 +1,4 @@
-"""Numbers and parameters that callers give, checked: what is none, or out of range, is refused by its name.
+"""Checks of what callers give: numbers, arrays of numbers, names out of a few.
 
 A number of numpy is as good as one of Python, and becomes one: it travels, and clocks, sockets and locks take no other.
 """
@@ -6,15 +6,19 @@ A number of numpy is as good as one of Python, and becomes one: it travels, and 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from exodus_client.wire import Tensor, is_torch
+from exodus_client.wire.bounds import sentence
 from exodus_client.wire.tensor import widen
+
+Error = TypeVar("Error", TypeError, ValueError)
 
 #: The largest integer of a setting.
 LARGEST = 2**31 - 1
@@ -44,6 +48,18 @@ class Range:
 ANY = Range()
 DECAY = Range(0, 1)
 POSITIVE = Range(0, above=True)
+
+
+def unfit(kind: type[Error], name: str, expected: str, got: object, advice: str = "") -> Error:
+    """The error of a kind for an argument that does not fit."""
+    return kind(sentence(name, expected, got, advice))
+
+
+def one_of(name: str, given: Any, known: Iterable[str]) -> str:
+    """One of a few names. Raises ValueError."""
+    if not isinstance(given, str) or given not in known:
+        raise unfit(ValueError, name, f"one of {', '.join(known)}", shown(given))
+    return given
 
 
 def is_real(given: object) -> bool:
