@@ -247,9 +247,7 @@ class TestAdvice:
             connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
 
         port = self.serve(listener, talk)
-        self.advised(
-            f"https://127.0.0.1:{port}", r"does not speak TLS on this port: is it http:// in place of https://"
-        )
+        self.advised(f"https://127.0.0.1:{port}", r"does not speak TLS on this port: is it http:// instead of https://")
 
     @pytest.mark.parametrize("answer", [b"\x15\x03\x03\x00\x02\x02\x46\r\n", b""])
     def test_http_to_a_server_with_tls(self, listener: socket.socket, answer: bytes) -> None:
@@ -258,7 +256,7 @@ class TestAdvice:
             connection.sendall(answer)
 
         port = self.serve(listener, talk)
-        self.advised(f"http://127.0.0.1:{port}", r"does not speak plain HTTP on this port: is it https:// in place of")
+        self.advised(f"http://127.0.0.1:{port}", r"does not speak plain HTTP on this port: is it https:// instead of")
 
     def test_a_certificate_that_is_not_trusted(self) -> None:
         failure = httpx.ConnectError("x")

@@ -41,7 +41,7 @@ class Range:
         return "a number"
 
     def has(self, values: Any) -> Any:
-        """True for those within; elementwise, and never where one is NaN."""
+        """True for those within; elementwise, and never if one is NaN."""
         return ((values > self.low) if self.above else (values >= self.low)) & (values <= self.high)
 
 

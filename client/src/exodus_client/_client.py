@@ -1,4 +1,4 @@
-"""The client: one object for one server, whose methods are the endpoints."""
+"""Client of one server; its methods are the endpoints."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _log = logging.getLogger("exodus_client")
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """How a server is.
+    """State of a server.
 
     Attributes:
         ready: whether it takes requests.
@@ -66,10 +66,10 @@ class Client:
             membranes, which do not shrink. Needs the package zstandard.
         shared_memory: exchange bodies of 64 KiB and more with a service on this machine through shared memory, where
             the service has it on; otherwise bytes are sent, and the log says why. Linux only.
-        transport: an httpx transport in place of real sockets, or one with its own TLS or proxy settings.
+        transport: an httpx transport instead of real sockets, or one with its own TLS or proxy settings.
 
     Attributes:
-        connection: what models and layers share of this client.
+        connection: to the server, shared with models and layers.
 
     Raises:
         TypeError, ValueError: an argument, or a variable of the environment for proxies or TLS, does not fit; the
@@ -179,7 +179,7 @@ class Client:
         Args:
             layers: the network as data: a dict for each layer, or the whole description; see docs/networks.md. Scalars
                 and 1-D arrays of numpy and torch are numbers and lists.
-            input_shape: of the input without batch and time; not needed where the first layer is linear and says it.
+            input_shape: of the input without batch and time; not needed if the first layer is linear and says it.
             dtype: of the weights.
             optimizer: "sgd", "adam" or "adamw", or a dict of its `kind` and torch's options.
             seed: of weights and dropout. Equal seeds give equal weights, here and in `exodus_core`.
@@ -220,7 +220,7 @@ class Client:
         if model.durable is None and not self._warned:
             self._warned = True
             _log.warning("%r keeps models in memory only, and a restart of it loses them: %s", self, MEMORY_ONLY)
-        if by_name is not None and model.sequence == 0:  # not where the model was there already, and was trained
+        if by_name is not None and model.sequence == 0:  # not if the model was there already, and was trained
             try:
                 model.load_state_dict(by_name)
             except (TypeError, ValueError, ModuleNotFoundError):
@@ -258,7 +258,7 @@ class Client:
         self.connection.session.call("DELETE", f"/v1/models/{model_id(id)}")
 
     def capabilities(self) -> dict[str, Any]:
-        """What the server can do: methods, neurons, surrogates, dtypes, devices, limits, versions.
+        """Capabilities of the server: methods, neurons, surrogates, dtypes, devices, limits, versions.
 
         Raises:
             ExodusError: see its tree.

@@ -1,4 +1,4 @@
-"""How a client behaves, as values: how long it waits, how often it tries, how much it takes."""
+"""Settings of a client as values: timeouts, retries, limits."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Timeout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retries:
-    """What happens when an answer is missing or asks for patience.
+    """Retries after failures, with exponential backoff and jitter.
 
     The n-th retry comes `first_delay * 2**n` seconds after its failure, at most `max_delay`, shortened at random by up
     to the fraction `jitter`; a longer `Retry-After` of the server is honoured.
@@ -79,7 +79,7 @@ class Retries:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much a client does and takes at once.
+    """Bounds on requests at a time, and on the size of an answer.
 
     Attributes:
         max_in_flight: requests at a time, each with a connection and a thread.

@@ -59,7 +59,7 @@ PATIENCE: Final = 300.0
 SAY_AFTER: Final = 5.0
 LOOK_EVERY: Final = 1.0
 
-# Least seconds between two requests where the server answers, and asks for the same again.
+# Least seconds between two requests if the server answers, and asks for the same again.
 SOONEST: Final = 0.01
 
 # Longest wait that anything asks for: the clocks of the system overflow beyond centuries.

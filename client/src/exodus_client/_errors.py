@@ -68,7 +68,7 @@ class APIConnectionError(ExodusError):
 
 
 class APITimeoutError(APIConnectionError):
-    """There was no answer in time, after all retries; the cause is chained where there is one."""
+    """There was no answer in time, after all retries; the cause is chained if there is one."""
 
 
 class InvalidResponseError(ExodusError):
@@ -99,7 +99,7 @@ class Fault:
         return f"{self.pointer or 'request'}: expected {self.expected}, got {self.got}"
 
     def beside(self, detail: str, *, alone: bool) -> str:
-        """The part of it that a sentence about it, alone or among others, leaves out; "" where that says it all."""
+        """The part of it that a sentence about it, alone or among others, leaves out; "" if that says it all."""
         if not self.got or self.got not in detail or not (alone or self.expected in detail):
             return str(self)
         return "" if self.pointer in detail else f"at {self.pointer}"
@@ -114,7 +114,7 @@ class APIStatusError(ExodusError):
         detail: what went wrong, in a sentence.
         errors: the places of the request that are wrong.
         category: "user" or "server"; "" if unknown.
-        retryable: whether the same request may succeed later; None where the answer does not say.
+        retryable: whether the same request may succeed later; None if the answer does not say.
         retry_after: seconds that the server asks to wait, or None.
     """
 

@@ -71,7 +71,7 @@ def network_of(layers: Any, input_shape: Any, dtype: str) -> dict[str, Any]:
 
 
 def kind_of(name: str, given: Any) -> Any:
-    """What is chosen by its name, or by a dict with its options; None as it is. Raises TypeError."""
+    """A choice by name, or by a dict with its options; None as it is. Raises TypeError."""
     if given is None or isinstance(given, str):
         return given
     if not isinstance(given, Mapping):
@@ -80,7 +80,7 @@ def kind_of(name: str, given: Any) -> Any:
 
 
 def check_loss(loss: object) -> None:
-    """Raises TypeError where something is no loss of a training call."""
+    """Raises TypeError if something is no loss of a training call."""
     if loss is None:
         raise refused("loss", loss)
     if not callable(loss):
@@ -88,7 +88,7 @@ def check_loss(loss: object) -> None:
 
 
 def by_name(name: str, given: object) -> None:
-    """Raises TypeError where something is no mapping of names to arrays."""
+    """Raises TypeError if something is no mapping of names to arrays."""
     if not isinstance(given, Mapping):
         advice = "load(path) reads a file" if isinstance(given, str | os.PathLike) else ""
         raise unfit(TypeError, name, "a dict of arrays by name", _named(given), advice)

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class Future(Generic[Result]):
-    """What a call returns that does not wait: `future.result()` waits in a thread, `await future` in an event loop."""
+    """Result of a call that does not wait: `future.result()` waits in a thread, `await future` in an event loop."""
 
     def __init__(self, running: Running[Result], about: Callable[[], str]) -> None:
         self._running = running
@@ -44,11 +44,11 @@ class Future(Generic[Result]):
             raise TimeoutError(f"no result within {seconds:g} s of {self._about()}") from None
 
     def done(self) -> bool:
-        """Whether `result()` would return or raise at once."""
+        """True if `result()` would return or raise at once."""
         return self._running.done()
 
     def cancel(self) -> bool:
-        """Drop the request if it has not been sent yet; whether it was dropped."""
+        """Cancel the request if it has not been sent yet; True if it was cancelled."""
         return self._running.cancel()
 
     def __await__(self) -> Generator[Any, None, Result]:
@@ -56,7 +56,7 @@ class Future(Generic[Result]):
 
 
 class DaemonThreadPool:
-    """At most `count` threads that run what is submitted. They are there while they are needed."""
+    """At most `count` daemon threads, started when needed, which end when idle."""
 
     def __init__(self, count: int, name: str) -> None:
         self._count = count
@@ -70,12 +70,12 @@ class DaemonThreadPool:
 
     @property
     def here(self) -> bool:
-        """Whether the calling thread is one of these."""
+        """True if the calling thread is one of these."""
         return threading.current_thread() in self._threads
 
     @property
     def closed(self) -> bool:
-        """Whether these take nothing any more."""
+        """True if nothing can be submitted any more."""
         return self._closed
 
     def submit(self, run: Callable[[], Result]) -> Running[Result]:
@@ -128,7 +128,7 @@ class DaemonThreadPool:
                     future.set_result(run())
                 except BaseException as error:  # noqa: BLE001 - raised by the future
                     future.set_exception(error)
-            del work, future, run  # what it held is let go of before the next comes
+            del work, future, run  # releases what it held before the next comes
 
     def _next(self) -> tuple[Running[Any], Callable[[], Any]] | None:
         with self._changed:
@@ -143,7 +143,7 @@ class DaemonThreadPool:
 
 
 def within(seconds: float | None, run: Callable[[], Result]) -> Result:
-    """The result of `run`, on a thread of its own, which it is left to where it takes longer; None for no bound.
+    """Run on a thread of its own, which is left behind if it takes longer than so many seconds; None for no bound.
 
     Raises:
         TimeoutError: it took longer.

@@ -52,7 +52,7 @@ class Operands:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Leaky:
-    """What LIF and IF share."""
+    """Attributes shared by LIF and IF."""
 
     threshold: float | Array = 1.0
     reset: Reset = "subtract"
@@ -199,7 +199,7 @@ class SRM:
     """Spike response model: u[n] = z[n] + sum over j >= 0 of reset_kernel[j] s[n-1-j].
 
     Attributes:
-        reset_kernel: taps as a 1-d array, or an `ExponentialKernel`, `AlphaKernel` or `SlayerRefractory`; None where
+        reset_kernel: taps as a 1-d array, or an `ExponentialKernel`, `AlphaKernel` or `SlayerRefractory`; None if
             the request brings the taps as its own `reset_kernel`.
         threshold: membrane potential from which the neuron fires, a number or an array.
 

@@ -1,4 +1,4 @@
-"""What all commands of `exodus` have in common: options, the client they make, and how they end.
+"""Shared parts of the commands of `exodus`: options, the client, reports of errors, exit codes.
 
 Exit codes: 0 done, 1 the server refused or failed, a question was answered with no, or the output cannot be written,
 2 the arguments do not fit, 3 no server, or one that is not ready.

@@ -1,4 +1,4 @@
-"""The commands of `exodus`: ping, capabilities, gradient; and models, which are in `_model_commands`."""
+"""The commands of `exodus`: ping, capabilities, gradient; and models, which are in `model_commands`."""
 
 # No `from __future__ import annotations`: typer reads the annotations.
 import json

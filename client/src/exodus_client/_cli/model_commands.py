@@ -92,7 +92,7 @@ def load(
     url: Url,
     id: Id,
     file: File,
-    create: Annotated[bool, typer.Option("--create", help="Make the model where there is none of this ID.")] = False,
+    create: Annotated[bool, typer.Option("--create", help="Make the model if there is none of this ID.")] = False,
     api_key: ApiKey = None,
     timeout: Seconds = None,
     as_json: Json = False,
@@ -144,7 +144,7 @@ def _patience(timeout: float | None) -> float:
 
 
 def _model(client: Client, id: str, made_from: dict[str, Any] | None, patience: float) -> Model:
-    """The model, made where there is none and it may be."""
+    """The model, made if there is none and it may be."""
     try:
         return client.model(id, patience=patience)
     except NotFoundError:

@@ -1,1 +1,5 @@
-"""Data parallel training on several servers."""
+"""Experimental data parallel training on a few servers, with all gradients through the client, in two round trips a step.
+
+A step takes as long as the slowest server and the client's network take. Servers exchange nothing with each other; for
+large clusters `torch.distributed` is made.
+"""

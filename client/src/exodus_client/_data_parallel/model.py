@@ -135,7 +135,7 @@ class ShardedModel:
         return self._submit(run)
 
     def info(self) -> ModelInfo:
-        """What the first server says of its replica, after all steps submitted so far. Raises ExodusError."""
+        """State of the replica on the first server, after all steps submitted so far. Raises ExodusError."""
         return self._run(self.replicas[0].info)
 
     def make_durable(self) -> Future[None]:

@@ -30,7 +30,7 @@ _log = logging.getLogger("exodus_client")
 
 @dataclass(frozen=True)
 class Failure:
-    """What a replica raised."""
+    """Error of a replica."""
 
     shard: int
     error: Exception
@@ -38,13 +38,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcomes(Generic[Result]):
-    """What came of a call on several replicas, in their order."""
+    """Results and failures of a call on several replicas, in their order."""
 
     results: list[Result]
     failures: list[Failure]
 
     def sound(self) -> list[Result]:
-        """The results, where there is no failure; otherwise raises the first, and says whose it is."""
+        """The results, if there is no failure; otherwise raises the first, and says whose it is."""
         for failure in self.failures:
             with _named(failure.shard):
                 raise failure.error
@@ -59,7 +59,7 @@ class Replicas:
         #: Replicas with other weights than the rest, and those with gradients of a step that failed.
         self._stale: set[int] = set()
         self._littered: set[int] = set()
-        # How many calls each has done when it has done all steps that count. Equal where nothing is known of them yet:
+        # How many calls each has done when it has done all steps that count. Equal if nothing is known of them yet:
         # the one that has done most calls then is the furthest.
         self._counts = [max(model.sequence for model in models)] * len(models)
 
@@ -70,12 +70,12 @@ class Replicas:
 
     @property
     def has_batch_norm(self) -> bool:
-        """Whether replicas have running statistics of their own."""
+        """True if replicas have running statistics of their own."""
         return any(layer["kind"] == "batch_norm" for layer in self.first.description.network["layers"])
 
     @property
     def input_shape(self) -> Any:
-        """Of a sample in one step; None where that is not known."""
+        """Of a sample in one step; None if that is not known."""
         return self.first.description.network.get("input_shape")
 
     def step(
@@ -214,7 +214,7 @@ class Replicas:
         return next(model for shard, model in enumerate(self.models) if shard not in self._stale).state()
 
     def _replace(self, shard: int, state: State, *, own_random: bool = False) -> None:
-        """Give a replica a state without gradients, and with its own random state where that is wanted."""
+        """Give a replica a state without gradients, and with its own random state if that is wanted."""
         model = self.models[shard]
         # Replicas with equal dropout masks would learn less of a batch than one server does.
         random = model.state() if own_random else None

@@ -1,4 +1,4 @@
-"""The arithmetic of data parallel training: how a batch is split, and how what came of its parts is put together.
+"""Arithmetic of data parallel training: splits a batch, and combines the results of its parts.
 
 Everything is combined in the order of the shards and in float64, whatever order the answers came in: equal batches on
 equally many shards give equal bits.
@@ -21,10 +21,10 @@ from exodus_client.wire import is_torch
 
 @dataclass(frozen=True)
 class Part:
-    """What one shard gets of a batch, copied: the caller may write to the arrays at once.
+    """Part of a batch for one shard, copied: the caller may write to the arrays at once.
 
     Attributes:
-        inputs, targets: contiguous parts of the batch; no targets where the batch has none.
+        inputs, targets: contiguous parts of the batch; no targets if the batch has none.
         weight: its share of the samples.
     """
 

@@ -1,4 +1,4 @@
-"""From the keywords of `Client.gradients` to a message: all that can be found wrong without asking the server."""
+"""Message of a gradient request from the keywords of `Client.gradients`, checked before it is sent."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _time_dim(time_dim: Any, shape: tuple[int, ...], *, fixed_last: bool) -> int
 
 
 def _wanted(given: dict[str, Any], neuron: Neuron) -> tuple[list[str], list[str]]:
-    """What the answer is to have beside `grad_input`; a request has to ask for something."""
+    """Names of parameter gradients and traces to return; a request has to ask for something."""
     wrt = _names("wrt", given.get("wrt", ()), get_args(Parameter))
     traces = _names("return_", given.get("return_", ()), get_args(Trace))
     if wrt and isinstance(neuron, SRM):

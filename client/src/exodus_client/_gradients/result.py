@@ -58,7 +58,7 @@ class GradientArguments(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Kind:
-    """What kind of arrays went in, so that the same kind comes out: numpy, or torch on a device."""
+    """Kind of the arrays that went in, and are to come out: numpy, or torch on a device."""
 
     device: Any | None = None
 
@@ -74,7 +74,7 @@ class Kind:
 
 @dataclass(frozen=True, repr=False)
 class Gradients:
-    """What the server computed. Every returned array is an attribute: `result.grad_input`, `result.spikes`, ...
+    """Gradients and traces from the server. Arrays are attributes too: `result.grad_input`, `result.spikes`, ...
 
     Attributes:
         arrays: the returned arrays by name, of the kind that went in.
@@ -271,7 +271,7 @@ def read_timing(header: str) -> dict[str, float]:
 
 
 def read_numbers(given: Any) -> dict[str, float] | None:
-    """Numbers by name: JSON writes those that are not finite as strings. None where it is something else."""
+    """Numbers by name: JSON writes those that are not finite as strings. None if it is something else."""
     if not isinstance(given, dict):
         return None
     if not all(type(number) in (int, float) or number in NON_FINITE for number in given.values()):

@@ -71,7 +71,7 @@ def check_shapes(
 
     Args:
         spikes, targets: their shapes.
-        input_shape: of a sample in a step, where it is known.
+        input_shape: of a sample in a step, if it is known.
     """
     if len(spikes) < 2 or (isinstance(input_shape, Sequence) and list(spikes[2:]) != list(input_shape)):
         sample = "..." if input_shape is None else ", ".join(map(str, input_shape))

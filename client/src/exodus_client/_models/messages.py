@@ -1,4 +1,4 @@
-"""Training calls as messages, and their answers as results: everything of `/v1/models` that is not HTTP."""
+"""Messages of training calls, and results read from their answers: all of `/v1/models` but HTTP."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from exodus_client.neuron import Array
 from exodus_client.wire import Encoded, Limits, Message, Tensor, encode, is_torch
 
 #: A loss by name, such as "max_over_time_ce"; with options, such as {"kind": "van_rossum", "alpha": 0.9}; or any
-#: function of the outputs, and of the targets where they are given, to a scalar, which is differentiated here by torch.
+#: function of the outputs, and of the targets if they are given, to a scalar, which is differentiated here by torch.
 Loss: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model is and how far.
+    """Description and progress of a model.
 
     Attributes:
         id, name: of the model.
         sequence: number of training calls that were done.
-        durable: number of those that would survive a crash; None where the server keeps models in memory alone.
+        durable: number of those that would survive a crash; None if the server keeps models in memory alone.
         durable_every: training calls from one save to the next.
         network, optimizer, seed: what it was made from, with all defaults.
         parameters: name and shape of each, in the order in which flat gradients and weights have them.
@@ -39,7 +39,7 @@ class ModelInfo:
         in_memory: whether it is loaded.
         created: date and time.
         writer: the handle whose call was the last.
-        durable_error: why the last save failed; None where it did not.
+        durable_error: why the last save failed; None if it did not.
     """
 
     id: str
@@ -60,7 +60,7 @@ class ModelInfo:
 
     @classmethod
     def of(cls, given: Any, request_id: str, id: str | None = None) -> ModelInfo:
-        """Read what the server says; about the model of this id, where one is given. Raises InvalidResponseError."""
+        """Read what the server says; about the model of this id, if one is given. Raises InvalidResponseError."""
         try:
             names = cls.__dataclass_fields__.keys() - {"parameters"}
             parameters = tuple((entry["name"], tuple(entry["shape"])) for entry in given["parameters"])
@@ -121,16 +121,16 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of one training call.
+    """Result of one training call.
 
     Attributes:
         sequence: number of the call, the first is 1.
-        durable: calls up to this number would survive a crash of the server; None where models live in memory alone.
+        durable: calls up to this number would survive a crash of the server; None if models live in memory alone.
         metrics: by name, which ends in how they combine: "loss:mean", "accuracy:mean", "samples:sum".
         grad_norms: L2 norm of the gradient of each parameter, and of all together, "total".
         gradients: by parameter, where they were asked for; arrays of the kind that went in.
         device: where the server computed.
-        durable_error: why the last save failed; None where it did not.
+        durable_error: why the last save failed; None if it did not.
         timing: milliseconds: the server's `queue`, `decode`, `kernel` and `encode`, and the client's `round_trip`.
         request_id: under which the server logged the request.
     """
@@ -147,19 +147,19 @@ class StepResult:
 
     @property
     def loss(self) -> float:
-        """The loss, averaged over the batch; NaN where the call had none."""
+        """The loss, averaged over the batch; NaN if the call had none."""
         return self.metrics.get("loss:mean", math.nan)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What came of a forward pass.
+    """Result of a forward pass.
 
     Attributes:
-        outputs: of the last layer, (B, T, *out); None where only metrics were wanted.
-        metrics: of the loss, where there was one.
+        outputs: of the last layer, (B, T, *out); None if only metrics were wanted.
+        metrics: of the loss, if there was one.
         sequence: number of training calls that had been done.
-        context: names what the server kept for a backward pass; None where it was not asked to.
+        context: names what the server kept for a backward pass; None if it was not asked to.
         timing, request_id: as in `StepResult`.
     """
 
@@ -180,7 +180,7 @@ class Batch:
 
     @classmethod
     def of(cls, spikes: Array, targets: Array | None = None) -> Batch:
-        """Raises TypeError where an element type cannot travel."""
+        """Raises TypeError if an element type cannot travel."""
         given = [spikes] if targets is None else [spikes, targets]
         tensors = [replace(packed("spikes", spikes, of_any_dtype=True), name="input")]  # what the caller calls it
         if targets is not None:

@@ -1,4 +1,4 @@
-"""A model that lives on the server, and is trained from here."""
+"""Model on the server, trained from here."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Model:
 
     A call that fails raises at its future, and nothing else is harmed: the next ones go on from the state before it.
     Where another handle trains the same model, the calls of this one fail with `ConflictError`; then, and after any
-    other error that ends the training, `resync()` goes on from where the model is.
+    other error that ends the training, `resync()` goes on from if the model is.
 
     Attributes:
         id: of the model, for `Client.model`.
@@ -94,7 +94,7 @@ class Model:
 
     @property
     def durable(self) -> int | None:
-        """How many of them would survive a crash of the server; None where it keeps models in memory alone."""
+        """Number of training calls that a crash of the server cannot lose; None if it keeps models in memory only."""
         return self._calls.durable
 
     def step(
@@ -118,9 +118,9 @@ class Model:
             targets: as the loss wants them: class numbers (B,), spike trains (B, T, *out) or in the order of
                 `time_dim`, counts (B, *out).
             loss: by name, with options as a dict, or any function of the outputs (B, T, *out) or in the order of
-                `time_dim`, a torch tensor, and of the targets where they are given, to a scalar tensor. A function
+                `time_dim`, a torch tensor, and of the targets if they are given, to a scalar tensor. A function
                 costs a second round trip.
-            lr, weight_decay: in place of the optimiser's, for this call.
+            lr, weight_decay: instead of the optimiser's, for this call.
             clip_norm, clip_value: bounds on the norm of all gradients together, and on each element.
             gradients: whether to return them.
             allow_non_finite: apply gradients that are infinite or not a number, where they are refused otherwise.
@@ -144,7 +144,7 @@ class Model:
         gradients: bool = False,
         allow_non_finite: bool = False,
     ) -> Future[StepResult]:
-        """Forward and backward; gradients add up on the server until `optim_step`. Arguments as of `step`."""
+        """Forward and backward; gradients accumulate on the server until `optim_step`. Arguments as of `step`."""
         return self._train("forward_backward", spikes, targets, loss, gradients, allow_non_finite, {})
 
     def optim_step(
@@ -157,10 +157,10 @@ class Model:
         gradients: Array | Mapping[str, Array] | None = None,
         allow_non_finite: bool = False,
     ) -> Future[StepResult]:
-        """A step of the optimiser by the gradients that have added up, or by others.
+        """A step of the optimiser with the accumulated gradients, or with others.
 
         Args:
-            gradients: in place of those on the server, by parameter or flat, all parameters in order.
+            gradients: instead of those on the server, by parameter or flat, all parameters in order.
 
         The other arguments are those of `step`.
         """
@@ -190,7 +190,7 @@ class Model:
         train: bool = False,
         outputs: bool = True,
     ) -> Future[Outputs]:
-        """The outputs, and the metrics of a loss where one is given, after all calls made so far. Changes nothing.
+        """The outputs, and the metrics of a loss if one is given, after all calls made so far. Changes nothing.
 
         Args:
             spikes, targets: as of `step`.
@@ -221,7 +221,7 @@ class Model:
         return self._ask(make)
 
     def info(self) -> ModelInfo:
-        """What the server says of the model now. Raises ExodusError."""
+        """State of the model on the server now. Raises ExodusError."""
         answer = self._request("GET", self._path, retry=True)
         return ModelInfo.of(read_json(answer), answer.request_id, self.id)
 
@@ -272,7 +272,7 @@ class Model:
 
         Raises:
             TypeError: weights are not by name, or one is no dense array of numbers.
-            ValueError: names are missing or unknown where `strict`, a shape is another, or a value is NaN or out of
+            ValueError: names are missing or unknown if `strict`, a shape is another, or a value is NaN or out of
                 range: alpha in [0, 1], the threshold above 0. Nothing has changed.
         """
         by_name("weights", weights)
@@ -318,7 +318,7 @@ class Model:
         def replace(sender: Sender) -> None:
             with sender.calls.paused():
                 info = self._put(body())
-                sender.calls.wait_done(sender.calls.last)  # raises where the model was closed meanwhile
+                sender.calls.wait_done(sender.calls.last)  # raises if the model was closed meanwhile
                 self._begin(info)
                 sender.close()
 
@@ -461,7 +461,7 @@ class Model:
             )
         value, gradient = differentiate(loss, as_given(outputs.outputs, self._time_dim), targets)
         grad_output = Tensor.of("grad_output", batch_first(gradient, self._time_dim))
-        # Without the context the same comes of the inputs, which are sent where the server has forgotten it.
+        # Without the context the same comes of the inputs, which are sent if the server has forgotten it.
         call.fallback = self._body(params, (*batch.tensors, grad_output), call.sequence)
         call.body = self._body(params | {"context": outputs.context}, (grad_output,), call.sequence)
         assert call.read is not None
@@ -483,7 +483,7 @@ class Model:
         return read_outputs(answer, kind, self.connection.wire_limits, wanted)
 
     def _ask(self, make: Callable[[int], Callable[[], Result]]) -> Future[Result]:
-        """Have a question answered on another thread after all calls made so far; `make` gets their number."""
+        """Read on another thread after all calls made so far; `make` gets their number."""
 
         def submit(sender: Sender) -> Future[Result]:
             with sender.calls.paused():  # a state that another thread loads comes before it, or after its answer

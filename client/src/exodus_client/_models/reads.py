@@ -1,4 +1,4 @@
-"""What is asked of a model after its training calls: outputs, states, saves. Nothing here changes it."""
+"""Reads of a model after its training calls: outputs, states, saves. They change nothing, and may be repeated."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from exodus_client._transport.retry import is_retryable
 Result = TypeVar("Result")
 
 
-class StaleRead(Exception):  # noqa: N818 (no failure: the reason to ask again)
-    """The server has done fewer calls than it had."""
+class StaleRead(Exception):  # noqa: N818 (no failure: a reason to read again)
+    """The answer is that of a model with fewer training calls than the read follows."""
 
     def __init__(self, done: int) -> None:
         super().__init__(done)
@@ -26,7 +26,7 @@ class StaleRead(Exception):  # noqa: N818 (no failure: the reason to ask again)
 
 
 class Reads:
-    """Those about the calls of one log; where that has ended, they raise what has ended it."""
+    """Those about the calls of one log; if that has ended, they raise what has ended it."""
 
     def __init__(self, connection: Connection, calls: ReplayLog, sender: Sender) -> None:
         self._connection = connection
@@ -40,24 +40,24 @@ class Reads:
         return self._calls.last
 
     def submit(self, after: int, run: Callable[[], Result]) -> Future[Result]:
-        """Ask on another thread."""
+        """Read on another thread."""
         running = self._connection.submit(lambda: self.ask(after, run))
         self._open.add(running)
         running.add_done_callback(self._open.discard)
         return Future(running, lambda: f"a read after call {after}; {self._sender.watch}")
 
     def ask(self, after: int, run: Callable[[], Result]) -> Result:
-        """Run when the calls up to this one are done, and again where the server has lost some or does not answer.
+        """Run when the calls up to this one are done, and again if the server has lost some or does not answer.
 
-        `run` is one attempt: how often it is made is bounded by patience.
+        `run` is one attempt; patience bounds how often it is repeated.
         """
         self._connection.session.check_process()
         patience, spacing, watch = self._sender.patient(), self._sender.spacing(), self._sender.watch
-        question = f"a read after call {after}"
+        read = f"a read after call {after}"
         while True:
             self._calls.wait_done(after)
             kept_after = self._calls.kept_after
-            with watch.waits(question):
+            with watch.waits(read):
                 try:
                     found = run()
                     watch.answered()
@@ -74,7 +74,7 @@ class Reads:
                     if not self._sender.lost(error, kept_after):
                         if not patience.left(error):
                             watch.gave_up()
-                            if (last := patience.last_of(question, error)) is not error:
+                            if (last := patience.last_of(read, error)) is not error:
                                 raise last from error
                             raise
                         continue
@@ -87,6 +87,6 @@ class Reads:
 
 
 def require(after: int, done: int) -> None:
-    """Raises StaleRead where not all these calls are done."""
+    """Raises StaleRead if not all these calls are done."""
     if done < after:
         raise StaleRead(done)

@@ -1,8 +1,8 @@
-"""The training calls of one model, numbered, until a crash of the server cannot lose them any more. No sockets here.
+"""Replay log: the training calls of one model, numbered, kept until a crash of the server cannot lose them.
 
-A call is numbered when it is submitted, and sent again under its number and with the same bytes until it is answered:
-the server does it once. It stays in the log after that, until the server says that its effect is durable; where the
-server comes back with less than it had, the log is wound back and the calls go out again.
+Calls are idempotent by their number: a call is sent under it with the same bytes until it is answered, and the server
+does it once. It stays in the log until the server says that its effect is durable; if the server comes back with less
+than it had, the log is rewound and the calls are replayed.
 
 A number is never given to another call. One that fails for good, or is cancelled, is replaced by an empty call: a copy
 of it that is still on its way somewhere cannot be taken for its successor.
@@ -30,7 +30,7 @@ _log = logging.getLogger("exodus_client")
 
 
 class State(Enum):
-    """Where a call is."""
+    """Progress of a call."""
 
     QUEUED = "queued"
     UNDER_WAY = "under way"
@@ -46,7 +46,7 @@ class Call:
         path: where it is sent.
         body: what is sent; None for one that is made from the outputs of a forward pass when its turn comes.
         make: makes body and fallback of such a call, and how to read the answer.
-        fallback: sent in place of the body where the server does not keep its context any more.
+        fallback: sent instead of the body if the server does not keep its context any more.
         read: reads the answer.
         future: takes the result, once.
         in_turn: whether it is sent only when all before it are done.
@@ -75,11 +75,11 @@ class Call:
 
 
 class ReplayLog:
-    """The log of one model. Any thread may use it.
+    """Calls of one model that may have to be sent again. Any thread may use it.
 
     Args:
         done: number of calls that the server has done.
-        durable: number of those that are durable; None where nothing ever is: then nothing is kept.
+        durable: number of those that are durable; None if nothing ever is: then nothing is kept.
         ahead: calls submitted and not yet answered, beyond which `append` waits.
         width: calls under way at a time.
     """
@@ -118,7 +118,7 @@ class ReplayLog:
         return self._error
 
     def append(self, make: Callable[[int], Call]) -> Call:
-        """Number a call and queue it; waits while too many are unanswered, and while the log is held.
+        """Number a call and queue it; waits while too many are unanswered, and while the log is paused.
 
         Raises:
             ExodusError: what has ended the log.
@@ -152,7 +152,7 @@ class ReplayLog:
                 self._changed.notify_all()
 
     def next(self) -> Call | None:
-        """The call to be sent now, which counts as under way from here on; None where there is none."""
+        """The call to be sent now, which counts as under way from here on; None if there is none."""
         with self._changed:
             if self._error is not None:
                 return None
@@ -173,7 +173,7 @@ class ReplayLog:
             return None
 
     def done(self, call: Call, durable: int | None, came: StepResult | Exception | None) -> None:
-        """The server has done it: its number is consumed. The caller gets what came; None where it has been told."""
+        """The server has done it: its number is consumed. The caller gets what came; None if it has been told."""
         with self._changed:
             call.state = State.DONE
             if call.sequence > self._reported:
@@ -231,7 +231,7 @@ class ReplayLog:
 
     @property
     def to_report(self) -> bool:
-        """Whether `reports` has something."""
+        """True if `reports` has something."""
         with self._changed:
             return self._reported + 1 in self._reports
 
@@ -247,7 +247,7 @@ class ReplayLog:
                 yield result
 
     def kept(self, durable: int | None) -> None:
-        """The server says what is durable."""
+        """Take note of what the server says is durable."""
         with self._changed:
             self._forget(durable)
 
@@ -330,7 +330,7 @@ def fail(call: Call, error: BaseException) -> None:
 
 
 def has_result(call: Call) -> bool:
-    """Whether the caller was told that the call was done."""
+    """True if the caller has the result of the call."""
     future = call.future
     return future.done() and not future.cancelled() and future.exception() is None
 

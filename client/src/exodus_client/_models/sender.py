@@ -44,7 +44,7 @@ Request = Callable[[str, str, Encoded | None, Mapping[str, str]], Answer]
 
 
 class Sender:
-    """The threads that work off a log.
+    """Threads that send the calls of a replay log.
 
     Args:
         request: makes one attempt of a request. Raises ExodusError.
@@ -72,7 +72,7 @@ class Sender:
         self._path = path
         self.calls = calls
         self._writer = writer
-        # It is for `patience` to say how long a server that asks for time is waited for.
+        # `patience`, not `Retries`, limits how long Retry-After is honoured.
         longest = max(patience, retries.max_retry_after)
         self._retries = dataclasses.replace(retries, count=_UNBOUNDED, max_retry_after=longest)
         self._patience = patience
@@ -97,7 +97,7 @@ class Sender:
             except RuntimeError as error:  # closed meanwhile, or no thread can be started
                 ended = _closed() if self._closing.is_set() else ExodusError(f"{self._path}: {error}")
                 self.calls.end(ended)
-                fail(call, ended)  # which was under way already, where the log was ended before
+                fail(call, ended)  # which was under way already, if the log was ended before
                 return
             running.add_done_callback(partial(_fail_dropped, call))
 
@@ -111,7 +111,7 @@ class Sender:
         self._pool.close(wait=wait)
 
     def lost(self, error: ExodusError, kept_after: int) -> bool:
-        """Whether an answer says that the server has fewer calls than it had; they are sent again then.
+        """True if an answer says that the server has fewer calls than it had; they are sent again then.
 
         `kept_after` is that of the log from before the request.
 
@@ -136,15 +136,15 @@ class Sender:
             _log.info("%s: the server came back with %d calls done, %d are sent again", self._path, done, again)
 
     def patient(self) -> RetryBudget:
-        """The patience for something else that may be done again."""
+        """The budget of something else that may be repeated."""
         return self._new_patience()
 
     def spacing(self) -> Polling:
-        """To be asked whether to do something again that was answered."""
+        """Bounded waits between repetitions of something that was answered."""
         return Polling(self._retries, self._patience, self._closing)
 
     def behind(self) -> ExodusError:
-        """The error that ends the training where the server stays behind what it has answered."""
+        """The error that ends the training if the server stays behind what it has answered."""
         return ExodusError(
             f"{self._path}: training ended after patience={self._patience:g} seconds of waits: the server keeps asking "
             "for calls that it has done, or were sent. resync() goes on from what is on the server"

@@ -76,7 +76,7 @@ class State:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def compare(self, weights: Mapping[str, Array], *, strict: bool) -> IncompatibleKeys:
-        """The names by which weights differ from those of the network. Raises ValueError where `strict`, and any do."""
+        """The names by which weights differ from those of the network. Raises ValueError if `strict`, and any do."""
         known = [name.removeprefix(WEIGHTS) for name in _header(self.body).tensors if name.startswith(WEIGHTS)]
         found = IncompatibleKeys(sorted(set(known) - set(weights)), [name for name in weights if name not in known])
         if strict and any(found):
@@ -87,7 +87,7 @@ class State:
         return found
 
     def with_weights(self, weights: Mapping[str, Array]) -> State:
-        """The same with other weights of these names. Raises TypeError, ValueError where one does not fit."""
+        """The same with other weights of these names. Raises TypeError, ValueError if one does not fit."""
         check_weights(weights)
         library = _safetensors()
         tensors = library.load(self.body)
@@ -102,11 +102,11 @@ class State:
 
     @property
     def has_gradients(self) -> bool:
-        """Whether gradients have been accumulated since the last step of the optimiser."""
+        """True if gradients have been accumulated since the last step of the optimiser."""
         return any(name.startswith(GRADIENTS) for name in _header(self.body).tensors)
 
     def without_gradients(self, random: State | None = None) -> State:
-        """The same without accumulated gradients, and with the random state of another where it is given."""
+        """The same without accumulated gradients, and with the random state of another if it is given."""
         library = _safetensors()
         tensors = {n: t for n, t in library.load(self.body).items() if not n.startswith(GRADIENTS)}
         if random is not None:

@@ -1,1 +1,1 @@
-"""HTTP with retries, over sockets or shared memory."""
+"""Connection to a server: HTTP with retries, over sockets or shared memory."""

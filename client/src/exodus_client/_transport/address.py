@@ -75,7 +75,7 @@ def _is_host(base_url: str, parts: SplitResult) -> bool:
 
 
 def _has_port(parts: SplitResult) -> bool:
-    """Whether the port is missing, or one that there is."""
+    """True if the port is missing or valid."""
     try:
         return parts.port != 0
     except ValueError:
@@ -83,7 +83,7 @@ def _has_port(parts: SplitResult) -> bool:
 
 
 def proxy_of(scheme: str, host: str, port: int) -> tuple[str, str] | None:
-    """Name of the variable and URL of the proxy for a server; None where there is none, or `no_proxy` has the host."""
+    """Name of the variable and URL of the proxy for a server; None if there is none, or `no_proxy` has the host."""
     proxies = urllib.request.getproxies()
     name = next((name for name in (scheme, "all") if proxies.get(name)), None)
     if name is None or _is_excepted(scheme, host, port, proxies.get("no", "")):
@@ -95,7 +95,7 @@ def proxy_of(scheme: str, host: str, port: int) -> tuple[str, str] | None:
 
 
 def httpx_transport(proxy: tuple[str, str] | None, limits: httpx.Limits) -> httpx.HTTPTransport:
-    """httpx's transport, through the proxy of `proxy_of` where there is one.
+    """httpx's transport, through the proxy of `proxy_of` if there is one.
 
     Raises:
         ValueError: a variable of the environment does not fit, which the message names.
@@ -158,7 +158,7 @@ def _is_excepted(scheme: str, host: str, port: int, excepted: str) -> bool:
 
 
 def advice(error: BaseException, *, ever_answered: bool, proxy: str = "") -> str:
-    """A sentence on what to do, for an error of the way to a server; "" where there is nothing to say.
+    """A sentence on what to do, for an error of the way to a server; "" if there is nothing to say.
 
     `ever_answered`: whether the server has answered before, so that its address is right.
     """
@@ -181,11 +181,11 @@ def advice(error: BaseException, *, ever_answered: bool, proxy: str = "") -> str
                 "SSL_CERT_FILE, or pass transport=httpx.HTTPTransport(verify=...)"
             )
         if isinstance(cause, ssl.SSLError) and cause.reason in _NOT_TLS:
-            return "the server does not speak TLS on this port: is it http:// in place of https://?"
+            return "the server does not speak TLS on this port: is it http:// instead of https://?"
         if isinstance(cause, http.client.BadStatusLine) and not ever_answered:
             closed = isinstance(cause, http.client.RemoteDisconnected)
             if closed or str(cause).startswith(_ALERT):
-                return "the server does not speak plain HTTP on this port: is it https:// in place of http://?"
+                return "the server does not speak plain HTTP on this port: is it https:// instead of http://?"
     return ""
 
 

@@ -22,7 +22,7 @@ _NEVER_UNASKED = frozenset({501, 507})
 
 
 def is_retryable(error: ExodusError) -> bool:
-    """Whether the same request may succeed later: by what the server says, otherwise by the status."""
+    """True if the same request may succeed later: by what the server says, otherwise by the status."""
     if isinstance(error, APIStatusError):
         status = error.status_code
         if status in _ALWAYS:
@@ -34,7 +34,7 @@ def is_retryable(error: ExodusError) -> bool:
 
 
 def delay(attempt: int, error: ExodusError, retries: Retries) -> float | None:
-    """Seconds to wait after the failure of an attempt (0, 1, ...), or None where the error is to be raised."""
+    """Seconds to wait after the failure of an attempt (0, 1, ...), or None if the error is to be raised."""
     if attempt >= retries.count or not is_retryable(error):
         return None
     wait = backoff(attempt, retries)
@@ -45,7 +45,7 @@ def delay(attempt: int, error: ExodusError, retries: Retries) -> float | None:
 
 
 def backoff(attempt: int, retries: Retries) -> float:
-    """Seconds to wait after attempt 0, 1, ... before the next, where nobody asks for more."""
+    """Seconds to wait after attempt 0, 1, ... before the next, if nobody asks for more."""
     # The exponent is bounded because 2.0**1024 is an OverflowError, and max_delay is reached long before.
     longest = min(retries.max_delay, retries.first_delay * 2.0 ** min(attempt, 60))
     return longest * (1 - retries.jitter * random.random())
@@ -67,7 +67,7 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 class RetryBudget:
-    """The waits after failures in a row, for some time in all."""
+    """Waits after failures in a row, bounded in all by a number of seconds."""
 
     def __init__(self, retries: Retries, seconds: float, closing: threading.Event, path: str) -> None:
         self._retries = retries
@@ -79,7 +79,7 @@ class RetryBudget:
         self._over = False
 
     def left(self, error: ExodusError) -> bool:
-        """Wait after a failure; whether there is to be another attempt."""
+        """Wait after a failure; True if there is to be another attempt."""
         now = time.monotonic()
         if self._since is None:
             self._since = now
@@ -97,9 +97,9 @@ class RetryBudget:
         """The error that ends the training after a failure for which nothing was left; says why it ended."""
         return self._ended(error, "training ended", "; resync() goes on from what is on the server")
 
-    def last_of(self, question: str, error: ExodusError) -> ExodusError:
-        """The error of a question after a failure for which nothing was left; says why it is not asked any more."""
-        return self._ended(error, f"{question} was given up", "")
+    def last_of(self, read: str, error: ExodusError) -> ExodusError:
+        """The error of a read after a failure for which nothing was left; says why it is given up."""
+        return self._ended(error, f"{read} was given up", "")
 
     def _ended(self, error: ExodusError, what: str, advice: str) -> ExodusError:
         if not self._over:
@@ -109,9 +109,9 @@ class RetryBudget:
 
 
 class Polling:
-    """The waits of somebody who asks again though the server has answered: it is behind, or not done yet.
+    """Waits between repetitions of a request that the server has answered: it is behind, or not done yet.
 
-    The first time it is asked again at once. What counts against patience is the time that is waited here: a server
+    The first repetition comes at once. What counts against patience is the time that is waited here: a server
     that works, and holds its answer back meanwhile, may take any time.
     """
 
@@ -123,7 +123,7 @@ class Polling:
         self.waited = 0.0
 
     def left(self, *, took: float = 0.0, at_least: float = 0.0) -> bool:
-        """Wait before it is asked again; whether that is to be done.
+        """Wait before the next repetition; True if there is to be one.
 
         Args:
             took: seconds from the last question to its answer, which count as waited already.
@@ -138,7 +138,7 @@ class Polling:
 
 
 class Watch:
-    """Those who wait for a server, and since when it has answered none of them. Any thread may use it.
+    """Log lines about a silent server: what waits for it, since when, and that it is back. Any thread may use it.
 
     After `SAY_AFTER` seconds of failures, or `SILENT_AFTER` seconds without any, a line goes to the log, at the level
     that Python shows by default; then at intervals that double.
@@ -146,7 +146,7 @@ class Watch:
     Args:
         path: of the model.
         patience: seconds of failures after which nobody waits any more.
-        closing: set where nobody waits any more.
+        closing: set if nobody waits any more.
     """
 
     def __init__(self, path: str, patience: float, closing: threading.Event) -> None:
@@ -209,7 +209,7 @@ class Watch:
             return f"{self._path}: nothing has failed, and nothing has come for {silent:.3g} s"
 
     def look(self, now: float) -> None:
-        """Write a line where it is time for one."""
+        """Write a line if it is time for one."""
         with self._lock:
             silent = now - self._silent_since
             first = defaults.SILENT_AFTER if self._failure is None else defaults.SAY_AFTER

@@ -195,16 +195,16 @@ class Session:
 
     @property
     def is_forked(self) -> bool:
-        """Whether this is another process than the one that made these."""
+        """True in a process that was forked from the one that made the session."""
         return os.getpid() != self._process
 
     def check_process(self) -> None:
-        """Refuse to go on in a forked process: two that share a connection get each other's answers."""
+        """Raises RuntimeError in a forked process: two that share a connection get each other's answers."""
         if self.is_forked:
             raise RuntimeError("this client was made before the fork; make one in each process")
 
     def check_open(self) -> None:
-        """Raises ClientClosedError where these are closed."""
+        """Raises ClientClosedError if the session is closed."""
         if self._closed:
             raise ClientClosedError("the client is closed")
 

@@ -1,4 +1,4 @@
-"""Requests through memory that the client shares with a service on its machine, in place of bytes through a socket.
+"""Requests through memory that the client shares with a service on its machine, instead of bytes through a socket.
 
 A segment is a memfd of the client that can no longer shrink. It is handed over through a Unix socket of the service,
 and is the service's for as long as that connection lives: whoever of the two dies, nothing is left behind.
@@ -45,7 +45,7 @@ _PAGE = mmap.PAGESIZE
 
 
 class NotShared(Exception):  # noqa: N818 - a reason to send bytes, no error
-    """Why a request cannot go through shared memory."""
+    """The reason why a request cannot go through shared memory."""
 
 
 class Segment:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 over plain sockets for httpx: arrays leave from where they are, and arrive where they stay.
+"""HTTP/1.1 over plain sockets, as a transport of httpx that sends and receives arrays without copies.
 
 httpx's own transport copies every byte of a request once and every byte of an answer four times. This one hands the
 chunks of a body to the kernel as they are, and lets the reader of an answer name the memory (`read_into` among the
@@ -211,7 +211,7 @@ class _Stream(httpx.SyncByteStream):
 def _send(
     connection: socket.socket, request: httpx.Request, waits: Mapping[str, float | None], ends: float | None
 ) -> bool:
-    """Send a request; whether all of it was taken. A server that refuses may answer and close before."""
+    """Send a request; True if all of it was taken. A server that refuses may answer and close before."""
     lines = [f"{request.method} ".encode(), request.url.raw_path, b" HTTP/1.1\r\n"]
     for name, value in request.headers.raw:
         lines += [name, b": ", value, b"\r\n"]
@@ -261,7 +261,7 @@ def sooner(*times: float | None) -> float | None:
 
 
 def _left(wait: float | None, ends: float | None) -> float | None:
-    """Seconds to wait, which end in time; None for no end. Raises TimeoutError where there is no time left."""
+    """Seconds to wait, which end in time; None for no end. Raises TimeoutError if there is no time left."""
     if ends is None:
         return wait
     left = ends - time.monotonic()
@@ -271,7 +271,7 @@ def _left(wait: float | None, ends: float | None) -> float | None:
 
 
 def _is_readable(connection: socket.socket) -> bool:
-    """Whether a connection on which nothing is expected has something to say: that it is closed."""
+    """True if there is something to read on a connection on which nothing is expected: that it is closed."""
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     return bool(poll.poll(0))

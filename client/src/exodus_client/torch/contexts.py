@@ -35,7 +35,7 @@ _log = logging.getLogger("exodus_client")
 
 @dataclass(frozen=True)
 class Context:
-    """What a forward pass left on the server: its handle, and what the answer about it is to look like."""
+    """Saved activations of a forward pass on the server: their handle, and the answer that they lead to."""
 
     handle: str
     method: Method
@@ -45,7 +45,7 @@ class Context:
 
 @dataclass
 class _Known:
-    """What is known of the server of a client.
+    """Facts found out about a server.
 
     Attributes:
         refused_from: bytes of a request from which on the server keeps no context; 0 if it never does.
@@ -70,7 +70,7 @@ def layer_forward(
 ) -> tuple[Mapping[str, Array], Context | None]:
     """The traces in `return_` of a forward pass, and the context for its backward pass.
 
-    The context is None where the server keeps none: it does not know such requests, or this one is too large for it.
+    The context is None if the server keeps none: it does not know such requests, or this one is too large for it.
 
     Args:
         arguments: those of `Client.gradients` without a gradient.
@@ -120,7 +120,7 @@ def layer_backward(
     grad_membrane: Array | None,
     wrt: Collection[Parameter],
 ) -> Gradients | None:
-    """The gradients of a forward pass, from what the server kept of it; None where it no longer has that.
+    """The gradients of a forward pass, from what the server kept of it; None if it no longer has that.
 
     At least one of `grad_output` (dL/dspikes) and `grad_membrane` (dL/dmembrane) is given, in the shape of the spikes.
 

@@ -1,4 +1,4 @@
-"""Backward passes that are differentiable no further, and say so; those of local layers are in exodus_core."""
+"""Backward passes that are differentiable no further, and say so; a copy of `exodus_core.once_differentiable`."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A remote layer takes the place of the local one in a model: gradients flow to it
 that are tensors. The input goes to the server and the spikes come back; then dL/dspikes goes and dL/dinput comes back.
 
 In between the server keeps the membrane and the parameters of the call, and nothing else, where autograd is going to
-need them: until the backward pass, or until they are too old or too many for the server (`_layers`). Without them,
+need them: until the backward pass, or until they are too old or too many for the server (`contexts`). Without them,
 in a second backward pass too, the input is sent again. Nothing is kept for a call without gradients.
 """
 
@@ -87,7 +87,7 @@ def remote_lif(
 
 @dataclass(frozen=True)
 class _Call:
-    """What the requests of one call have in common."""
+    """Arguments shared by the requests of one call."""
 
     client: Client
     reset: Reset
@@ -113,7 +113,7 @@ class _Call:
 
     @property
     def traces(self) -> tuple[Trace, ...]:
-        """What the forward pass returns."""
+        """Traces that the forward pass returns."""
         return ("spikes", "membrane") if self.return_membrane else ("spikes",)
 
     def arguments(self, x: Tensor, parameters: dict[Parameter, _Value], **more: Any) -> GradientArguments:
@@ -277,7 +277,7 @@ class RemoteLIF(Bounded):
 
     @property
     def membrane(self) -> Tensor | None:
-        """Membrane of the last call. Raises RuntimeError where membranes are not asked for."""
+        """Membrane of the last call. Raises RuntimeError if membranes are not asked for."""
         if not self.return_membrane:
             # Not AttributeError, which a module would take for a missing attribute and word anew.
             raise RuntimeError("membrane is not fetched from the server; set return_membrane=True before the call")
@@ -348,7 +348,7 @@ class RemoteLIF(Bounded):
                 setattr(self, name, value)
 
     def _fault(self, name: str, value: Any) -> str:
-        """Why a parameter cannot have a value; "" where it can."""
+        """Why a parameter cannot have a value; "" if it can."""
         try:
             LIF(**({"alpha": 1.0, "max_spikes": self.max_spikes} | {name: value}))
         except (TypeError, ValueError) as error:
@@ -356,7 +356,7 @@ class RemoteLIF(Bounded):
         return ""
 
     def extra_repr(self) -> str:
-        """What repr() shows: the server and the neuron, and no key."""
+        """Arguments shown by repr(): the server and the neuron, and no key."""
         return f"client={self.client!r}, method={self.method!r}, reset={self.reset!r}, time_dim={self.time_dim}"
 
     def _initial(self, x: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -386,7 +386,7 @@ class RemoteLIF(Bounded):
                 _copied(value) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.get_default_dtype())
             )
             if name == "threshold" and not start.is_meta and not (start >= MIN_THRESHOLD).all():
-                raise ValueError(f"threshold must be at least {MIN_THRESHOLD} where it is trained, got {value}")
+                raise ValueError(f"threshold must be at least {MIN_THRESHOLD} if it is trained, got {value}")
             self.register_parameter(name, torch.nn.Parameter(start))
         elif isinstance(value, Tensor):
             if value.requires_grad:
@@ -405,7 +405,7 @@ def _checkable(value: Any) -> Any:
 
 
 def _as_value(name: str, value: Any) -> _Value:
-    """A number, or a tensor of the elements of an array: of its type where that is one of floats."""
+    """A number, or a tensor of the elements of an array: of its type if that is one of floats."""
     if value is None or isinstance(value, Tensor) or is_real(value):
         return cast(_Value, value)
     elements = elements_of(name, value)
@@ -435,6 +435,6 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 def _moved(part: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-    """A part of the state after a conversion of the layer, but in float32 where that is to a half type."""
+    """A part of the state after a conversion of the layer, but in float32 if that is to a half type."""
     moved = fn(part)
     return part.to(moved.device) if moved.dtype in _HALVES else moved

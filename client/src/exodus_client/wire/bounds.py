@@ -1,4 +1,4 @@
-"""What the wire format refuses: its one error, and the limits that are checked before anything is allocated."""
+"""Error and limits of the wire format; limits are checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class WireError(ValueError):
         code: "malformed" (not the format), "too_large" (over a limit), "unsupported" (a dtype, encoding, content type
             or version that is not spoken here) or "mismatch" (shape, dtype, size or names contradict each other).
         pointer: JSON pointer into the body, such as "/tensors/0/shape"; "" for the body as a whole.
-        expected, got: the two sides of the contradiction, as text; "" where there are none.
+        expected, got: the two sides of the contradiction, as text; "" if there are none.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ def sentence(name: str, expected: str, got: object, advice: str = "") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a reader accepts.
+    """Largest messages that a reader accepts.
 
     Attributes:
         max_bytes: bytes of all tensors of a message once they are unpacked (bits and events count one byte an element).

@@ -62,7 +62,7 @@ class Encoded:
         content_type: value of the header of that name.
         nbytes: length of the body.
         chunks: the pieces.
-        content_encoding: value of the header of that name, None where there is none to send.
+        content_encoding: value of the header of that name, None if there is none to send.
     """
 
     content_type: str
@@ -98,7 +98,7 @@ def encode(message: Message, form: Form = "stream", *, limits: Limits = DEFAULT_
 def decode(body: bytes | bytearray | memoryview, content_type: str, *, limits: Limits = DEFAULT_LIMITS) -> Message:
     """Read a body, whose payloads stay where they are in the msgpack forms: the tensors are views of `body`.
 
-    Tensors are writable where the body is. Nothing is allocated before its size was checked against `limits`.
+    Tensors are writable if the body is. Nothing is allocated before its size was checked against `limits`.
 
     Raises:
         WireError: whatever is wrong with the body.
@@ -123,7 +123,7 @@ def decode(body: bytes | bytearray | memoryview, content_type: str, *, limits: L
 
 
 def looks_like(body: memoryview) -> str:
-    """The form or compression that the body begins as; "" where it is none of them."""
+    """The form or compression that the body begins as; "" if it is none of them."""
     start = bytes(body[:64]).lstrip(b" \t\r\n")
     return next((form for form, beginnings in _BEGINNINGS.items() if start.startswith(beginnings)), "")
 

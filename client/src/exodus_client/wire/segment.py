@@ -1,4 +1,4 @@
-"""Memory that a client shares with a service on its machine: the reference that travels in place of a body.
+"""Memory that a client shares with a service on its machine: the reference that travels instead of a body.
 
 A segment is a sealed memfd of the client, handed over through a Unix socket of the service; docs/wire-format.md has the
 exchange. The service reads the body where the client wrote it, and writes the answer beside it.
@@ -42,7 +42,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Where a body is.
+    """Place of a body in a segment.
 
     Attributes:
         segment: the token that the service gave the segment.
@@ -67,7 +67,7 @@ def read_reference(body: bytes | memoryview) -> Reference:
 
     Raises:
         WireError: it is not JSON, lacks a member or has an unknown one; a number or the token is none; the answer
-            would go where the body is.
+            would go if the body is.
     """
     if len(body) > MAX_REFERENCE_BYTES:
         raise WireError(f"a reference has at most {MAX_REFERENCE_BYTES} bytes, got {len(body)}", code="too_large")

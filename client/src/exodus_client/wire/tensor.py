@@ -174,7 +174,7 @@ class Tensor:
 
 
 def is_torch(array: object) -> bool:
-    """Whether the object is a torch tensor, told without importing torch."""
+    """True for a torch tensor; does not import torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
 
