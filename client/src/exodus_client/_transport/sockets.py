@@ -11,6 +11,7 @@ import http.client
 import io
 import ipaddress
 import itertools
+import re
 import select
 import socket
 import threading
@@ -26,6 +27,9 @@ from exodus_client._threads import within
 
 #: Extension of a request: the time of `time.monotonic()` at which all of its waiting ends; None for never.
 DEADLINE = "exodus_deadline"
+
+#: The usual head of an answer that is no interim one: no line is folded, and each has a colon.
+_PLAIN_HEAD = re.compile(rb"HTTP/1\.1 ([2-9]\d\d)(?: [^\r\n]*)?\r\n((?:[!-9;-~]+:[^\r\n]*\r\n)*)\r\n")
 
 #: Opens a connection; takes the timeout in seconds, None for none.
 Connect = Callable[[float | None], socket.socket]
@@ -106,14 +110,12 @@ class SocketTransport(httpx.BaseTransport):
             self._busy.add(connection)
         try:
             sent_all = _send(connection, request, waits, ends)
-            answer = _head(connection, request, waits, ends)
+            status, headers, answer = _head(connection, request, waits, ends)
         except BaseException:
             self._give_back(connection, reusable=False)
             raise
         stream = _Stream(answer, lambda whole: self._give_back(connection, reusable=whole and sent_all))
-        # As bytes, which http.client takes for ISO-8859-1: httpx would insist on ASCII.
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.getheaders()]
-        return httpx.Response(answer.status, headers=headers, stream=stream, extensions={"read_into": stream.read_into})
+        return httpx.Response(status, headers=headers, stream=stream, extensions={"read_into": stream.read_into})
 
     def close(self) -> None:
         with self._lock:
@@ -182,10 +184,35 @@ class _File(io.BufferedReader):
         """An interim answer is over, and the next one comes from here."""
 
 
+class _Sized:
+    """Body of an answer with a Content-Length. As much of http.client.HTTPResponse as `_Stream` uses."""
+
+    def __init__(self, file: io.BufferedReader, length: int, will_close: bool) -> None:
+        self._file = file
+        self.length = length
+        self.will_close = will_close
+
+    def isclosed(self) -> bool:
+        return self.length == 0
+
+    def close(self) -> None:
+        """Leave the connection to its owner."""
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = self._file.readinto(buffer[: self.length])
+        self.length -= count
+        return count
+
+    def read(self, most: int) -> bytes:
+        piece = self._file.read(min(most, self.length))
+        self.length -= len(piece)
+        return piece
+
+
 class _Stream(httpx.SyncByteStream):
     """The body of an answer. `done` is told whether all of it was read, and the connection may be used again."""
 
-    def __init__(self, answer: http.client.HTTPResponse, done: Callable[[bool], None]) -> None:
+    def __init__(self, answer: http.client.HTTPResponse | _Sized, done: Callable[[bool], None]) -> None:
         self._answer = answer
         self._done = done
 
@@ -232,12 +259,16 @@ def _send(
 
 def _head(
     connection: socket.socket, request: httpx.Request, waits: Mapping[str, float | None], ends: float | None
-) -> http.client.HTTPResponse:
-    """The answer, read up to its body. The head has to be whole within the time for reading: it is small."""
+) -> tuple[int, list[tuple[bytes, bytes]], http.client.HTTPResponse | _Sized]:
+    """Status, headers and body of an answer. The head has to be whole within the time for reading: it is small."""
     wait = waits.get("read")
     ends_head = sooner(None if wait is None else time.monotonic() + wait, ends)
     source = _Source(connection, None, ends_head)
     with _translated(httpx.ReadTimeout, httpx.ReadError):
+        found = _plain_head(source.makefile("rb"))
+        if found is not None:
+            source.wait, source.ends = wait, ends
+            return found
         while True:
             answer = http.client.HTTPResponse(cast(socket.socket, source), method=request.method)
             try:
@@ -247,7 +278,29 @@ def _head(
                 raise
             if not _is_interim(answer.status):
                 source.wait, source.ends = wait, ends
-                return answer
+                # As bytes, which http.client takes for ISO-8859-1: httpx would insist on ASCII.
+                headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.getheaders()]
+                return answer.status, headers, answer
+
+
+def _plain_head(file: io.BufferedReader) -> tuple[int, list[tuple[bytes, bytes]], _Sized] | None:
+    """The head of an answer that came in one piece and has one Content-Length; None if http.client is to read it.
+
+    http.client has a parser made for mail, which takes longer than all else that is done for a small request.
+    """
+    head = _PLAIN_HEAD.match(file.peek())
+    if head is None:
+        return None
+    lines = (line.split(b":", 1) for line in head[2].split(b"\r\n")[:-1])
+    headers = [(name, value.strip(b" \t")) for name, value in lines]
+    named = {name.lower(): value for name, value in headers}
+    length = named.get(b"content-length", b"")
+    once = sum(name.lower() == b"content-length" for name, _ in headers) == 1
+    sized = once and length.isdigit() and len(length) < 19 and b"transfer-encoding" not in named
+    if not sized or head[1] in (b"204", b"304"):  # which have no body, whatever they say of its length
+        return None
+    file.read(head.end())
+    return int(head[1]), headers, _Sized(file, int(length), b"close" in named.get(b"connection", b"").lower())
 
 
 def _is_interim(status: int) -> bool:
