@@ -172,9 +172,9 @@ class TestRefusals:
         ("make", "reason"),
         [
             (lambda: memfd(seals=0), "F_SEAL_SHRINK"),
-            (lambda: memfd(seals=SEALS | fcntl.F_SEAL_WRITE), "without the seal F_SEAL_WRITE"),
-            (lambda: memfd(0), "at least a byte"),
-            (lambda: memfd(2 << 30), "more exceed"),
+            (lambda: memfd(seals=SEALS | fcntl.F_SEAL_WRITE), "writable, got the seal F_SEAL_WRITE"),
+            (lambda: memfd(0), "at least 1 byte, got 0"),
+            (lambda: memfd(2 << 30), "all segments must be at most"),
             (lambda: memfd(flags=0, seals=0), "F_SEAL_SHRINK"),
             (lambda: os.open("/etc/passwd", os.O_RDONLY), "memfd that allows seals"),
             (lambda: os.open("/dev/zero", os.O_RDWR), "memfd that allows seals"),
@@ -194,7 +194,7 @@ class TestRefusals:
         word, rest, _ = hand_over(reading)
         os.close(descriptor)
         os.close(reading)
-        assert (word, rest) == ("no", "want a memfd that may be read and written")
+        assert (word, rest) == ("no", "the segment must be a readable and writable memfd, got another file")
 
     def test_another_greeting_or_none_is_refused(self, hand_over):
         descriptor = memfd()
@@ -214,7 +214,7 @@ class TestRefusals:
         descriptor = memfd()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.connect(f"\0{service.segments.socket_name}")
-        assert connection.recv(256).startswith(b"no segments are for user 12345")
+        assert connection.recv(256).startswith(b"no the user of the client must be 12345, got ")
         connection.close()
         os.close(descriptor)
 

@@ -24,7 +24,7 @@ from exodus_service.settings import Settings, settings_table, unknown_variables
 
 logger = logging.getLogger(__name__)
 
-#: Exit statuses: what was asked for cannot be had here and now; it cannot be at all; Ctrl-C, as of shells.
+#: Exit statuses: the service cannot start here and now; a setting is wrong; Ctrl-C, as in shells.
 _FAILED, _WRONG, _INTERRUPTED = 1, 2, 130
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -46,7 +46,7 @@ def _flag(name: str, metavar: str | None = None) -> Any:
 
 
 def _path(name: str) -> Any:
-    """A path as it was given: `Path` would take an empty one for the present folder."""
+    """A path as text: `Path` would turn an empty one into the current folder."""
     return _flag(name, "PATH")
 
 
@@ -69,8 +69,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM, SIGHUP or Ctrl-C. A flag overrides its environment variable; see `exodus-service settings`.
 
-    Exits with 0 after SIGTERM or SIGHUP, with 130 after Ctrl-C, with 1 where it cannot start (the address, the folder,
-    the self-test), with 2 where a setting is wrong.
+    Exits with 0 after SIGTERM or SIGHUP, 130 after Ctrl-C, 1 if it cannot start (address, state folder, self-test), and
+    2 if a setting is wrong.
     """
     flags = {
         "host": host,
@@ -99,7 +99,7 @@ def serve(
         logger.warning("unknown setting %s ignored%s", name, f"; did you mean {nearest}?" if nearest else "")
     open_to_all = settings.uds is None and settings.host not in _LOOPBACK
     if not settings.api_keys and settings.api_keys_file is None and open_to_all:
-        logger.warning("no API keys: everyone who reaches %s may use the service", settings.host)
+        logger.warning("no API keys: everyone who can reach %s may use the service", settings.host)
     server = Server(service, settings)
     status = 0
     try:
@@ -108,7 +108,7 @@ def serve(
         status = _INTERRUPTED
     except (AddressError, SocketPathError) as error:
         _stop(str(error), _FAILED)
-    except SystemExit:  # of the server that cannot start
+    except SystemExit:  # the server cannot start
         if service.state.start_error is not None:
             _stop(service.state.start_error, _FAILED)
         status = _FAILED
@@ -116,7 +116,7 @@ def serve(
         status = _INTERRUPTED
     if service.state.engine.scheduler.requests:
         # A computation cannot be stopped, and the interpreter would wait for its thread.
-        logger.warning("stopping in the middle of a computation")
+        logger.warning("stopping during a computation")
         logging.shutdown()
         os._exit(status)
     raise typer.Exit(status)
@@ -124,7 +124,7 @@ def serve(
 
 @app.command()
 def check(device: Annotated[str | None, _flag("device")] = None) -> None:
-    """Run the self-test that `serve` runs before it is ready, and say whether it passed."""
+    """Run the self-test of `serve`, and print the result."""
     settings = _settings({} if device is None else {"device": device})
     try:
         engine = Engine(settings)
@@ -157,14 +157,14 @@ def _settings(flags: dict[str, Any]) -> Settings:
     try:
         return Settings(**flags)
     except ValidationError as error:
-        _stop("; ".join(_complaint(entry, flags) for entry in error.errors()))
+        _stop("; ".join(_sentence(entry, flags) for entry in error.errors()))
 
 
-def _complaint(entry: ErrorDetails, flags: dict[str, Any]) -> str:
+def _sentence(entry: ErrorDetails, flags: dict[str, Any]) -> str:
     name = str(entry["loc"][0])
     source = f"--{name.replace('_', '-')}" if name in flags else f"EXODUS_{name.upper()}"
     got = repr(entry["input"])
-    if name == "api_keys":  # not for the terminal
+    if name == "api_keys":  # never print keys
         got = "none" if entry["type"] == "empty" else "something else"
     return must_be(source, expected(entry), got)
 

@@ -1,4 +1,8 @@
-"""The `params` of a gradient request: every field, its meaning, and what is refused (all of it with a JSON pointer)."""
+"""The `params` of a gradient request, checked by pydantic; errors point at each wrong value.
+
+pydantic checks what comes from a caller: `params` and settings. Networks, losses and optimisers are data that
+`exodus_core` checks by itself, without pydantic, since it is used without the service too.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
