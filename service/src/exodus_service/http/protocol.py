@@ -4,7 +4,7 @@ Without the bounds anyone could fill the memory with header lines, or hold conne
 request. Large bodies bypass the parser and are read straight into their buffer (`body`).
 
 This builds on private parts of uvicorn, hence the narrow pin in pyproject.toml: of `HttpToolsProtocol` its callbacks,
-`_start_asgi_task`, `_unset_keepalive_if_required`, `cycle`, `pipeline`, `transport` and `parser`; of
+`_start_asgi_task`, `cycle`, `pipeline`, `flow`, `server_state`, `transport` and `parser`; of
 `RequestResponseCycle` `body`, `more_body`, `message_event`, `disconnected`, `response_started` and `response_complete`;
 `STATUS_LINE`; and in `server`, of `uvicorn.Server`, `startup`, `capture_signals`, `on_tick`, `_wait_tasks_to_complete`.
 """
@@ -49,7 +49,9 @@ class Protocol(HttpToolsProtocol):
         self._in_head = False
         self._head_just_begun = False
         self._head_bytes = 0
-        self._timer: asyncio.TimerHandle | None = None  # for a head, the rest of a body, or the close
+        self._timeout: Callable[[], object] | None = None  # of a head, the rest of a body, or the close
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
         self._filling: Filling | None = None
         self._discarding = False  # further input is ignored
@@ -60,7 +62,9 @@ class Protocol(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel_timer()
+        self._timeout = None
+        if self._timer is not None:
+            self._timer.cancel()
         assert isinstance(self.transport, Outgoing)
         self.transport.connection_lost()
         for cycle in (self._running, *(ahead for ahead, _ in self.pipeline)):
@@ -121,7 +125,7 @@ class Protocol(HttpToolsProtocol):
         if self._discarding:
             return
         self._in_head = False
-        self._cancel_timer()
+        self._timeout = None
         super().on_headers_complete()
         self.scope["extensions"] = {EXTENSION: {"place": partial(self._place, self.cycle)}}
 
@@ -142,9 +146,14 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._unset_keepalive_if_required()  # our own timer is not restarted by every byte
-        if self.transport.is_closing() or self._is_answering():
+        """Instead of uvicorn's, whose keep-alive timer every byte would restart."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        if self._is_answering():
             return
         if self._refusal is not None:
             self._answer_refused(self._refusal)
@@ -251,20 +260,35 @@ class Protocol(HttpToolsProtocol):
         self._set_timer(self.timeout_keep_alive, self._head_timed_out)
 
     def _head_timed_out(self) -> None:
-        self._timer = None
         if self._is_answering():  # a pipelined request, which has time
             self._await_head()
         else:
             self.transport.close()
 
     def _set_timer(self, seconds: float, call: Callable[[], object]) -> None:
-        self._cancel_timer()
-        self._timer = self.loop.call_later(seconds, call)
+        """Call later, instead of the call set before.
 
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
+        A request moves the time twice, mostly away: the event loop's timer stays, unless it would fire too late.
+        """
+        self._due, self._timeout = self.loop.time() + seconds, call
+        if self._timer is None:
+            self._start_timer()
+        elif self._timer.when() > self._due:
             self._timer.cancel()
-            self._timer = None
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_at(self._due, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        if self._timeout is None:
+            return
+        if self.loop.time() < self._due:
+            self._start_timer()
+            return
+        call, self._timeout = self._timeout, None
+        call()
 
 
 def _not_http() -> ServiceError:
