@@ -45,12 +45,6 @@ struct InitialState {
   const OptionalTensor& spikes;
 };
 
-struct SurrogateCall {
-  SurrogateKind kind;
-  double slope;
-  double scale;
-};
-
 struct LifForwardCall {
   const Layout& layout;
   const Tensor& input;
@@ -61,10 +55,6 @@ struct LifForwardCall {
   const Tensor& membrane;
 };
 
-// The rows of lane_gradients, one element a lane: initial membrane, initial spikes, alpha, threshold, reset_by,
-// min_membrane. Without elements where they are not wanted.
-constexpr std::int64_t kLaneGradients = 6;
-
 struct LifBackwardCall {
   const Layout& layout;
   const Tensor& membrane;
@@ -73,10 +63,10 @@ struct LifBackwardCall {
   LifParameters parameters;
   InitialState initial;
   Reset reset;
-  SurrogateCall surrogate;
+  Surrogate<double> surrogate;
   Method method;
   const Tensor& grad_input;
-  const Tensor& lane_gradients;
+  const Tensor& lane_gradients;  // kLaneGradients rows, or none
 };
 
 // Taps, or modes.
@@ -102,7 +92,7 @@ struct SrmBackwardCall {
   const OptionalTensor& grad_membrane;
   const CausalKernel& kernel;
   Parameter threshold;
-  SurrogateCall surrogate;
+  Surrogate<double> surrogate;
   Method method;
   const Tensor& grad_psp;
   const Tensor& grad_threshold;  // one element a lane, or none
@@ -196,7 +186,7 @@ class Operators {
         {alpha, alphas}, {threshold, thresholds}, {reset_by, resets_by}, {min_membrane, min_membranes}, max_spikes};
     check_lif(parameters, {initial_membrane, initial_spikes}, membrane, layout);
     const Reset kind = reset_of(reset, max_spikes);
-    const SurrogateCall derivative = surrogate_of(surrogate, slope, scale);
+    const Surrogate<double> derivative = surrogate_of(surrogate, slope, scale);
     const Method how = method_of(method);
     Tensor grad_input = Backend::empty_like(membrane);
     Tensor lane_gradients = lanes_like(membrane, {with_lanes ? kLaneGradients : 0, layout.outer, layout.inner}, layout);
@@ -233,7 +223,7 @@ class Operators {
     const CausalKernel kernel = kernel_of(taps, decay, constant, linear, membrane, layout);
     const Parameter parameter{threshold, thresholds};
     check_parameter(parameter, membrane, layout);
-    const SurrogateCall derivative = surrogate_of(surrogate, slope, scale);
+    const Surrogate<double> derivative = surrogate_of(surrogate, slope, scale);
     const Method how = method_of(method);
     Tensor grad_psp = Backend::empty_like(membrane);
     Tensor grad_threshold = lanes_like(membrane, {with_threshold ? layout.outer : 0, layout.inner}, layout);
@@ -316,7 +306,7 @@ class Operators {
     return reset;
   }
 
-  static SurrogateCall surrogate_of(std::int64_t code, double slope, double scale) {
+  static Surrogate<double> surrogate_of(std::int64_t code, double slope, double scale) {
     STD_TORCH_CHECK(code >= 0 && code <= 7, "surrogate must be in [0, 7], got ", code);
     return {static_cast<SurrogateKind>(code), slope, scale};
   }

@@ -11,15 +11,20 @@
 
 namespace exodus {
 
-// EXODUS follows the spikes through the reset; SLAYER drops the reset: b = alpha, c = 0 whatever it is. The numbers are
-// those of _METHOD_NUMBERS in arguments.py.
+// EXODUS differentiates the reset, SLAYER drops it. The numbers are those of METHOD_NUMBERS in arguments.py.
 enum class Method : std::int64_t { exodus = 0, slayer = 1 };
+
+EXODUS_HOST_DEVICE bool differentiates_reset(Method method) { return method == Method::exodus; }
+
+// The reset that b and c see.
+EXODUS_HOST_DEVICE Reset differentiated(Method method, Reset reset) {
+  return differentiates_reset(method) ? reset : Reset::none;
+}
 
 // c = d u[t+1] / d s[t]
 template <class Real>
 EXODUS_HOST_DEVICE Real through_spikes(Method method, Reset reset, const LifNeuron<Real>& neuron, Real membrane) {
-  if (method == Method::slayer) return Real(0);
-  switch (reset) {
+  switch (differentiated(method, reset)) {
     case Reset::subtract:
       return -neuron.reset_by;
     case Reset::subtract_decayed:
@@ -34,7 +39,7 @@ EXODUS_HOST_DEVICE Real through_spikes(Method method, Reset reset, const LifNeur
 // b = d u[t+1] / d u[t] at fixed s[t]
 template <class Real>
 EXODUS_HOST_DEVICE Real direct(Method method, Reset reset, Real alpha, Real spikes) {
-  return method == Method::exodus && reset == Reset::zero ? alpha * (Real(1) - spikes) : alpha;
+  return differentiated(method, reset) == Reset::zero ? alpha * (Real(1) - spikes) : alpha;
 }
 
 // dL/drho from the sum of lam[t+1] s[t].
@@ -67,10 +72,31 @@ struct LifSums {
   Real threshold;
   Real reset_by;  // of lam[t+1] s[t], for by_reset
   Real min_membrane;
+
+  template <class Part>
+  EXODUS_HOST_DEVICE LifSums& operator+=(const LifSums<Part>& part) {
+    alpha += part.alpha;
+    threshold += part.threshold;
+    reset_by += part.reset_by;
+    min_membrane += part.min_membrane;
+    return *this;
+  }
+};
+
+// The rows of lane_gradients, one element a lane; LANE_GRADIENTS in ops.py has their names in this order.
+enum LaneGradient : int {
+  kInitialMembrane,
+  kInitialSpikes,
+  kAlpha,
+  kThreshold,
+  kResetBy,
+  kMinMembrane,
+  kLaneGradients,  // how many there are
 };
 
 // lam[t] from lam[t+1], which is `later`. With sums, adds what the step from t to t+1 contributes. Not bounded: there is
-// no lower bound of the membrane that it could lie on.
+// no lower bound of the membrane that it could lie on. `before` in scan.h composes the same step as a map, which rounds
+// in another order: a serial pass must not depend on how others cut time into chunks, so both are written out.
 template <class Real>
 EXODUS_HOST_DEVICE Real lif_adjoint_step(Method method, Reset reset, bool with_sums, bool bounded, const LifNeuron<Real>& neuron,
                                          const LifStep<Real>& step, Real later, LifSums<Real>& sums) {

@@ -42,6 +42,12 @@ EXODUS_HOST_DEVICE Real linear_step(Real decay, Real constant, Real linear, Real
   return constant * p + linear * q;
 }
 
+// Adds the share of one tap in the response, to what was pushed so many steps before.
+template <class Real>
+EXODUS_HOST_DEVICE void add_tap(Real tap, Real pushed, Real& response) {
+  response += tap * pushed;
+}
+
 // Forgets a past that has faded, once in so many steps: in between, a state cannot get far into the subnormal numbers, with
 // which processors compute a hundred times slower, and which rounding would keep from ever reaching zero.
 constexpr int kFadeSteps = 64;

@@ -12,7 +12,7 @@
 
 namespace exodus {
 
-// What a spike does to the next membrane. The numbers are those of _RESETS in arguments.py.
+// What a spike does to the next membrane. The numbers are those of RESET_NUMBERS in arguments.py.
 enum class Reset : std::int64_t {
   none = 0,
   subtract = 1,          // u[t] = alpha u[t-1] + x[t] - rho s[t-1]

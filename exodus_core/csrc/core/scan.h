@@ -14,11 +14,12 @@ struct AffineMap {
 
   EXODUS_HOST_DEVICE Real operator()(Real later) const { return multiply_add(slope, later, offset); }
 
-  // Whether the product of slopes stayed finite; an infinite one times lam = 0 would be NaN where the steps give 0.
+  // True if the product of slopes stayed finite; an infinite one times lam = 0 would be NaN where the steps give 0.
   EXODUS_HOST_DEVICE bool is_bounded() const { return slope - slope == Real(0); }
 };
 
-// The map of a step after `behind`, that of the steps behind it in time: lam[t] = a lam[t+1] + b, a = m (b + c f').
+// The map of a step after `behind`, that of the steps behind it in time: lam[t] = a lam[t+1] + b, a = m (b + c f'). The
+// step is that of lif_adjoint_step, which keeps dL/ds apart and so rounds in another order.
 template <class Real>
 EXODUS_HOST_DEVICE AffineMap<Real> before(Method method, Reset reset, const LifNeuron<Real>& neuron,
                                           const LifStep<Real>& step, const AffineMap<Real>& behind) {

@@ -80,7 +80,7 @@ EXODUS_HOST_DEVICE Real exp_nonpositive_double(Real x) {
 EXODUS_HOST_DEVICE float exp_nonpositive(float x) { return exp_nonpositive_float(x); }
 EXODUS_HOST_DEVICE double exp_nonpositive(double x) { return exp_nonpositive_double(x); }
 
-// The derivative without the `scale` that multiplies it.
+// f'(u) as a function of x = u - threshold, without the `scale` that multiplies it.
 template <class Real>
 EXODUS_HOST_DEVICE Real surrogate_derivative(SurrogateKind kind, Real x, Real slope) {
   const Real a = magnitude(slope * x);
@@ -116,5 +116,22 @@ EXODUS_HOST_DEVICE Real surrogate_derivative(SurrogateKind kind, Real x, Real sl
   }
   return Real(0);
 }
+
+// The surrogate of a call: f'(u) of a neuron with a threshold.
+template <class Real>
+struct Surrogate {
+  SurrogateKind kind;
+  Real slope;
+  Real scale;
+
+  template <class To>
+  Surrogate<To> as() const {
+    return {kind, static_cast<To>(slope), static_cast<To>(scale)};
+  }
+
+  EXODUS_HOST_DEVICE Real operator()(Real membrane, Real threshold) const {
+    return scale * surrogate_derivative(kind, membrane - threshold, slope);
+  }
+};
 
 }  // namespace exodus

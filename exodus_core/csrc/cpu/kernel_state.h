@@ -50,7 +50,7 @@ class KernelState {
       std::fill_n(response, width_, Real(0));
       std::copy_n(row, width_, history_[pushed_ % kernel_.length]);
       for (std::int64_t k = std::min(kernel_.length, pushed_ + 1) - 1; k >= 0; --k) {
-        kernels_.add_scaled(width_, taps_[k], history_[(pushed_ - k) % kernel_.length], response);
+        kernels_.add_tap(width_, taps_[k], history_[(pushed_ - k) % kernel_.length], response);
       }
     } else {
       kernels_.push_modes({width_, kernel_.modes.data(), static_cast<std::int64_t>(kernel_.modes.size()), row, state_[0],

@@ -87,20 +87,13 @@ struct ParameterSums {
   Real* min_membrane;
 };
 
-template <class Real>
-struct SurrogateRow {
-  SurrogateKind kind;
-  Real slope;
-  Real scale;
-};
-
 template <class Storage>
 struct LifBackwardBlock {
   using Real = compute_t<Storage>;
   std::int64_t width;
   std::int64_t steps;
   NeuronRows<Real> neuron;
-  SurrogateRow<Real> surrogate;
+  Surrogate<Real> surrogate;
   RowBlock<const Storage> membrane;
   RowBlock<const Storage> grad_spikes;
   RowBlock<const Storage> grad_membrane;
@@ -184,12 +177,11 @@ struct RowKernels {
   void (*lif_forward)(Reset, bool many_spikes, const LifForwardBlock<Storage>&);
   void (*lif_backward)(Method, Reset, const LifBackwardBlock<Storage>&);
   void (*lif_initial)(Method, Reset, const LifInitialRow<Real>&);
-  void (*surrogate)(SurrogateKind, std::int64_t width, const Storage* membrane, const Real* threshold, Real slope,
-                    Real scale, Real* derivative);
+  void (*surrogate)(const Surrogate<Real>&, std::int64_t width, const Storage* membrane, const Real* threshold,
+                    Real* derivative);
   void (*srm_forward)(const SrmForwardRow<Storage>&);
   void (*srm_backward)(const SrmBackwardRow<Storage>&);
-  // accumulator += coefficient * row
-  void (*add_scaled)(std::int64_t width, Real coefficient, const Real* row, Real* accumulator);
+  void (*add_tap)(std::int64_t width, Real tap, const Real* pushed, Real* response);
   void (*push_modes)(const ModesRow<Real>&);
   void (*load)(std::int64_t width, const Storage* stored, Real* row);
   void (*store)(std::int64_t width, const Real* row, Storage* stored);

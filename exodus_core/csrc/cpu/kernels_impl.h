@@ -16,13 +16,12 @@ constexpr std::int64_t kDoubleVecLanes = EXODUS_VECTOR_BYTES / sizeof(double);
 using DoubleVec = Vec<double, kDoubleVecLanes>;
 
 template <class Storage, class Real = compute_t<Storage>>
-void surrogate(SurrogateKind kind, std::int64_t width, const Storage* membrane, const Real* threshold, Real slope,
-               Real scale, Real* derivative) {
-  with_surrogate(kind, [&](auto k) {
+void surrogate(const Surrogate<Real>& call, std::int64_t width, const Storage* membrane, const Real* threshold,
+               Real* derivative) {
+  with_surrogate(call.kind, [&](auto kind) {
+    const Surrogate<Real> surrogate{kind.value, call.slope, call.scale};
     EXODUS_INDEPENDENT_LANES
-    for (std::int64_t i = 0; i < width; ++i) {
-      derivative[i] = scale * surrogate_derivative(k.value, load(membrane[i]) - threshold[i], slope);
-    }
+    for (std::int64_t i = 0; i < width; ++i) derivative[i] = surrogate(load(membrane[i]), threshold[i]);
   });
 }
 
@@ -47,9 +46,9 @@ void srm_backward(const SrmBackwardRow<Storage>& row) {
 }
 
 template <class Real>
-void add_scaled(std::int64_t width, Real coefficient, const Real* row, Real* accumulator) {
+void add_tap(std::int64_t width, Real tap, const Real* pushed, Real* response) {
   EXODUS_INDEPENDENT_LANES
-  for (std::int64_t i = 0; i < width; ++i) accumulator[i] += coefficient * row[i];
+  for (std::int64_t i = 0; i < width; ++i) exodus::add_tap(tap, pushed[i], response[i]);
 }
 
 template <class Real>
@@ -273,10 +272,10 @@ double dot(std::int64_t count, const Storage* a, const Storage* b) {
 template <class Storage>
 constexpr RowKernels<Storage> kernels() {
   using Real = compute_t<Storage>;
-  return {kVecLanes<Storage>,       lif_forward<Storage>, lif_backward<Storage>, lif_initial<Real>,
-          surrogate<Storage>,    srm_forward<Storage>, srm_backward<Storage>, add_scaled<Real>,
-          push_modes<Real>,      load_row<Storage>,    store_row<Storage>,    turn<true, Storage>,
-          turn<false, Storage>,  stream_rows<Storage>, dot<Storage>};
+  return {kVecLanes<Storage>,   lif_forward<Storage>, lif_backward<Storage>, lif_initial<Real>,
+          surrogate<Storage>,   srm_forward<Storage>, srm_backward<Storage>, add_tap<Real>,
+          push_modes<Real>,     load_row<Storage>,    store_row<Storage>,    turn<true, Storage>,
+          turn<false, Storage>, stream_rows<Storage>, dot<Storage>};
 }
 
 }  // namespace

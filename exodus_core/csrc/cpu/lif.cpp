@@ -116,8 +116,7 @@ void backward(const LifBackwardCall& call) {
       LifBackwardBlock<Storage> block{};
       block.width = tile.padded();
       block.neuron = parameter_rows.of(call.parameters, layout, tile);
-      block.surrogate = {call.surrogate.kind, static_cast<Real>(call.surrogate.slope),
-                         static_cast<Real>(call.surrogate.scale)};
+      block.surrogate = call.surrogate.as<Real>();
       block.adjoint = adjoint[0];
       if (with_lanes) block.sums = {sums.block(0), sums.block(1), sums.block(2), sums.block(3)};
       for_each_block(layout.time, Direction::backward, [&](std::int64_t begin, std::int64_t end) {
@@ -142,10 +141,15 @@ void backward(const LifBackwardCall& call) {
                                       {tile.padded(), block.neuron, initial[0], initial[1], adjoint[0], initial[2],
                                        initial[3], block.sums});
       sums.add_block();
-      const Real* slots[kLaneGradients] = {initial[2],      initial[3],      sums.rounded(0),
-                                           sums.rounded(1), sums.rounded(2), sums.rounded(3)};
+      const Real* rows[kLaneGradients];
+      rows[kInitialMembrane] = initial[2];
+      rows[kInitialSpikes] = initial[3];
+      rows[kAlpha] = sums.rounded(0);
+      rows[kThreshold] = sums.rounded(1);
+      rows[kResetBy] = sums.rounded(2);
+      rows[kMinMembrane] = sums.rounded(3);
       for (std::int64_t k = 0; k < kLaneGradients; ++k) {
-        from_vectors(slots[k], tile, kernels.vector_lanes,
+        from_vectors(rows[k], tile, kernels.vector_lanes,
                     mutable_elements<Real>(call.lane_gradients) + k * layout.lanes() + tile.first_lane);
       }
     }

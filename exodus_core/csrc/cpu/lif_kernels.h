@@ -137,7 +137,7 @@ void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlo
   using Real = VecOf<Storage>;
   const RowBlock<const Storage> membrane_rows = block.membrane, grad_spikes_rows = block.grad_spikes,
                                 grad_membrane_rows = block.grad_membrane;
-  const Real slope(block.surrogate.slope), scale(block.surrogate.scale);
+  const Surrogate<Real> surrogate{kind, Real(block.surrogate.slope), Real(block.surrogate.scale)};
   const bool many_spikes = block.neuron.max_spikes > 1;
   const bool bounded = block.neuron.min_membrane.per_lane || *block.neuron.min_membrane.values > -kInfinity;
   constexpr std::int64_t steps = with_sums ? kVecStepsWithSums : kVecSteps;
@@ -161,8 +161,7 @@ void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlo
           spikes = many_spikes ? fire(true, membrane, neuron.threshold, neuron.max_spikes)
                                : fire(false, membrane, neuron.threshold, neuron.max_spikes);
         }
-        const Real surrogate = scale * surrogate_derivative(kind, membrane - neuron.threshold, slope);
-        const LifStep<Real> step{membrane, spikes, surrogate, load_lanes<Real>(grad_spikes_rows[t] + lane),
+        const LifStep<Real> step{membrane, spikes, surrogate(membrane, neuron.threshold), load_lanes<Real>(grad_spikes_rows[t] + lane),
                                  load_lanes<Real>(grad_membrane_rows[t] + lane)};
         adjoint = lif_adjoint_step(method, reset, with_sums, bounded, neuron, step, adjoint, sums);
         grad_input_out(t, adjoint);
@@ -255,8 +254,8 @@ void lif_backward(Method method, Reset reset, const LifBackwardBlock<Storage>& b
       if (with_sums) {
         with_reset(reset, [&](auto r) { lif_backward_block<true, kind.value>(Is<Method::exodus>{}, r, block); });
       } else {
-        // Without sums, to drop the reset is to have none.
-        with_reset(method == Method::slayer ? Reset::none : reset,
+        // Without sums, only the adjoint step sees the reset.
+        with_reset(differentiated(method, reset),
                    [&](auto r) { lif_backward_block<false, kind.value>(Is<Method::exodus>{}, r, block); });
       }
     }

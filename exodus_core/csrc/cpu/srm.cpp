@@ -45,6 +45,7 @@ void backward(const SrmBackwardCall& call) {
   using Real = compute_t<Storage>;
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
+  const Surrogate<Real> surrogate = call.surrogate.as<Real>();
   const bool with_threshold = call.grad_threshold.numel() > 0;
   const bool operands = is_normal<Real>(call.threshold);
   const bool streamed = streams(layout, 3 * call.membrane.numel() * sizeof(Storage));
@@ -73,12 +74,11 @@ void backward(const SrmBackwardCall& call) {
         grad_membrane_rows.read(begin, end);
         grad_psp_rows.prepare(begin);
         for (std::int64_t t = end - 1; t >= begin; --t) {
-          kernels.surrogate(call.surrogate.kind, tile.width, membrane_rows[t], scratch[0],
-                            static_cast<Real>(call.surrogate.slope), static_cast<Real>(call.surrogate.scale), scratch[1]);
+          kernels.surrogate(surrogate, tile.width, membrane_rows[t], scratch[0], scratch[1]);
           kernels.srm_backward({tile.width, grad_spikes_rows[t], grad_membrane_rows[t], scratch[1], reset.response(),
                                 grad_psp_rows[t], scratch[2], threshold_sum.block(0)});
-          // SLAYER drops the reset: nothing is remembered, so the response stays zero.
-          if (call.method == Method::exodus) reset.push(scratch[2]);
+          // Nothing remembered, the response stays zero.
+          if (differentiates_reset(call.method)) reset.push(scratch[2]);
         }
         grad_psp_rows.put(begin, end);
         threshold_sum.add_block();

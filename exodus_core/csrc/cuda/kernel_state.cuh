@@ -72,7 +72,7 @@ class KernelState {
     Real response = 0;
     int slot = known_ < length || newest_ + 1 == length ? 0 : newest_ + 1;
     for (int k = known_ - 1; k >= 0; --k) {
-      response += load_global(kernel_.taps + k) * get<Real>(slot);
+      add_tap(load_global(kernel_.taps + k), get<Real>(slot), response);
       slot = slot + 1 == length ? 0 : slot + 1;
     }
     return response;

@@ -162,7 +162,7 @@ void Cuda::run(const LifBackwardCall& call) {
                                    {mutable_elements<Storage>(call.grad_input)}},
                                   DeviceNeurons<Storage>(call.parameters),
                                   call.reset,
-                                  DeviceSurrogate<Real>(call.surrogate),
+                                  call.surrogate.as<Real>(),
                                   call.method,
                                   elements<Real>(call.initial.membrane),
                                   elements<Real>(call.initial.spikes),

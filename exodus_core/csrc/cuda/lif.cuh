@@ -45,7 +45,7 @@ struct LifBackwardArgs {
   Sweep<Storage, 3, 1> sweep;  // membrane, grad_spikes, grad_membrane -> grad_input
   DeviceNeurons<Storage> neurons;
   Reset reset;
-  DeviceSurrogate<Real> surrogate;
+  Surrogate<Real> surrogate;
   Method method;
   const Real* initial_membrane;
   const Real* initial_spikes;
@@ -69,12 +69,13 @@ struct LifBackwardArgs {
         lif_adjoint_initial(method, reset, neuron, lane_value(initial_membrane, lane),
                             lane_value(initial_spikes, lane), first, last);
     const double by_reset_sum = by_reset(reset, static_cast<double>(neuron.alpha), sums.reset_by + last.reset_by);
-    const Real values[kLaneGradients] = {initial.membrane,
-                                         initial.spikes,
-                                         static_cast<Real>(sums.alpha + last.alpha),
-                                         static_cast<Real>(sums.threshold),
-                                         static_cast<Real>(by_reset_sum),
-                                         static_cast<Real>(sums.min_membrane)};
+    Real values[kLaneGradients];
+    values[kInitialMembrane] = initial.membrane;
+    values[kInitialSpikes] = initial.spikes;
+    values[kAlpha] = static_cast<Real>(sums.alpha + last.alpha);
+    values[kThreshold] = static_cast<Real>(sums.threshold);
+    values[kResetBy] = static_cast<Real>(by_reset_sum);
+    values[kMinMembrane] = static_cast<Real>(sums.min_membrane);
 #pragma unroll
     for (int k = 0; k < kLaneGradients; ++k) store_global(lane_gradients + k * sweep.layout.lanes() + lane, values[k]);
   }
@@ -94,10 +95,7 @@ struct BlockSums {
     if (++steps == kBlock) add_block();
   }
   __device__ __forceinline__ void add_block() {
-    total.alpha += block.alpha;
-    total.threshold += block.threshold;
-    total.reset_by += block.reset_by;
-    total.min_membrane += block.min_membrane;
+    total += block;
     block = {};
     steps = 0;
   }

@@ -109,13 +109,7 @@ __global__ void __launch_bounds__(kLanes * kChunks, kMinBlocks<Storage>)
     __syncthreads();
     if (chunk == 0 && active) {
       LifSums<double> total{};
-      for (int c = 0; c < kChunks; ++c) {
-        const LifSums<double>& part = totals[c * kLanes + column];
-        total.alpha += part.alpha;
-        total.threshold += part.threshold;
-        total.reset_by += part.reset_by;
-        total.min_membrane += part.min_membrane;
-      }
+      for (int c = 0; c < kChunks; ++c) total += totals[c * kLanes + column];
       args.close(neuron, lane, carry, total);
     }
   }

@@ -32,18 +32,4 @@ DeviceParameter<Real> on_device(const Parameter& parameter) {
           given && parameter.tensor->numel() == 1};
 }
 
-template <class Real>
-struct DeviceSurrogate {
-  SurrogateKind kind;
-  Real slope;
-  Real scale;
-
-  explicit DeviceSurrogate(const SurrogateCall& call)
-      : kind(call.kind), slope(static_cast<Real>(call.slope)), scale(static_cast<Real>(call.scale)) {}
-
-  __device__ __forceinline__ Real operator()(Real membrane, Real threshold) const {
-    return scale * surrogate_derivative(kind, membrane - threshold, slope);
-  }
-};
-
 }  // namespace exodus::cuda

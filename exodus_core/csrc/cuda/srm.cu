@@ -20,7 +20,7 @@ struct SrmBackwardArgs {
   Sweep<Storage, 3, 1> sweep;  // membrane, grad_spikes, grad_membrane -> grad_psp
   DeviceKernel<Real> kernel;
   DeviceParameter<Real> threshold;
-  DeviceSurrogate<Real> surrogate;
+  Surrogate<Real> surrogate;
   Method method;
   Real* grad_threshold;  // one element a lane, or null
 };
@@ -62,8 +62,8 @@ struct BackwardLane {
     const Real derivative = args.surrogate(load(from[0]), threshold);
     const Real adjoint = srm_adjoint_step(derivative, load(from[1]), load(from[2]), reset.response(), block_sum);
     to[0] = store<Storage>(adjoint);
-    // SLAYER drops the reset: nothing is remembered, so the response stays zero.
-    if (args.method == Method::exodus) reset.push(adjoint);
+    // Nothing remembered, the response stays zero.
+    if (differentiates_reset(args.method)) reset.push(adjoint);
     if (++steps % 64 == 0) add_block();
   }
   __device__ __forceinline__ void add_block() {
@@ -160,7 +160,7 @@ void Cuda::run(const SrmBackwardCall& call) {
          {mutable_elements<Storage>(call.grad_psp)}},
         memory.device(),
         on_device<Real>(call.threshold),
-        DeviceSurrogate<Real>(call.surrogate),
+        call.surrogate.as<Real>(),
         call.method,
         call.grad_threshold.numel() > 0 ? mutable_elements<Real>(call.grad_threshold) : nullptr};
     if (staged) {
