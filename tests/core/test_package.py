@@ -1,6 +1,7 @@
 """The installed package: where it comes from, what it says of itself, what its library needs."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import exodus_core
+from exodus_core import arguments, ops
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +59,35 @@ def test_the_shared_arithmetic_includes_neither_torch_nor_cuda():
     own = {f'"{path.name}"' for path in headers}
     assert headers
     assert included - own <= {"<cmath>", "<cstdint>", "<cstring>"}
+
+
+def enumerators(header: str, name: str) -> dict[str, int]:
+    """The enumerators of an enum of csrc, with their numbers."""
+    text = (ROOT / "exodus_core/csrc" / header).read_text()
+    body = text.split(f" {name} : ")[1].split("{")[1].split("}")[0]
+    listed = re.sub(r"//[^\n]*", "", body).split(",")
+    found: dict[str, int] = {}
+    for entry in filter(str.strip, listed):
+        enumerator, _, number = entry.partition("=")
+        found[enumerator.strip()] = int(number) if number else len(found)
+    return found
+
+
+def test_numbers_in_python_are_those_of_the_kernels() -> None:
+    surrogates = {kind: cls.code for kind, cls in exodus_core.surrogate.KINDS.items()}
+    assert enumerators("core/surrogate.h", "SurrogateKind") == surrogates
+    methods = enumerators("core/adjoint.h", "Method")
+    assert methods == {name: arguments.METHOD_NUMBERS[name] for name in methods}
+    assert set(exodus_core.METHODS) - set(methods) == {"bptt"}
+    resets = enumerators("core/neuron.h", "Reset")
+    assert resets.pop("subtract_decayed") == arguments.RESET_NUMBERS["subtract", True]
+    assert resets == {name: arguments.RESET_NUMBERS[name, False] for name in exodus_core.RESETS}
+
+
+def test_lane_gradients_have_one_order() -> None:
+    rows = enumerators("core/adjoint.h", "LaneGradient")
+    assert rows.pop("kLaneGradients") == len(ops.LANE_GRADIENTS)
+    assert list(rows) == ["k" + name.title().replace("_", "") for name in ops.LANE_GRADIENTS]
 
 
 CUDA_REPORT = """

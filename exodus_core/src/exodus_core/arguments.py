@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from exodus_core._library import CUDA
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.kernels import MODAL_KERNELS, Kernel
 from exodus_core.ops import compute_dtype
-from exodus_core.surrogate import KINDS, Surrogate
+from exodus_core.surrogate import DEFAULT_SURROGATE, KINDS, Surrogate
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 METHODS = ("exodus", "slayer", "bptt")
@@ -25,10 +25,10 @@ LARGEST = 2**31 - 1
 _SURROGATES = tuple(KINDS.values())
 
 # The numbers are those of enum Method in csrc/core/adjoint.h. BPTT does not reach the operators.
-_METHOD_NUMBERS = {"exodus": 0, "slayer": 1, "bptt": 0}
+METHOD_NUMBERS = {"exodus": 0, "slayer": 1, "bptt": 0}
 
 # The numbers are those of enum Reset in csrc/core/neuron.h.
-_RESETS = {("none", False): 0, ("subtract", False): 1, ("subtract", True): 2, ("zero", False): 3}
+RESET_NUMBERS = {("none", False): 0, ("subtract", False): 1, ("subtract", True): 2, ("zero", False): 3}
 
 
 def is_number(value: Any) -> bool:
@@ -110,7 +110,7 @@ def reset_code(reset: str, decay_reset: bool, max_spikes: int) -> int:
         raise ArgumentError("reset", f"one of {', '.join(RESETS)}", repr(reset))
     if reset == "zero" and max_spikes > 1:
         raise ArgumentError("max_spikes", "1 with reset 'zero'", max_spikes)
-    return _RESETS[reset, bool(decay_reset) and reset == "subtract"]
+    return RESET_NUMBERS[reset, bool(decay_reset) and reset == "subtract"]
 
 
 def _broadcast(name: str, tensor: Tensor, shape: Sequence[int], what: str) -> Tensor:
@@ -294,32 +294,56 @@ class LifSettings(NamedTuple):
         return self[:5]
 
 
+class NeuronOptions(TypedDict, total=False):
+    """The keyword arguments of `exodus_core.lif` that say what the neurons are, where they are passed on."""
+
+    threshold: float | Tensor
+    reset: str
+    reset_by: float | Tensor | None
+    decay_reset: bool
+    surrogate: Surrogate
+    method: str
+    min_membrane: float | Tensor | None
+    max_spikes: int
+
+
+class LifOptions(NeuronOptions, total=False):
+    """All keyword arguments of `exodus_core.lif`."""
+
+    initial_membrane: float | Tensor | None
+    initial_spikes: float | Tensor | None
+    time_dim: int
+
+
+LIF_DEFAULTS: LifOptions = {
+    "threshold": 1.0,
+    "reset": "subtract",
+    "reset_by": None,
+    "decay_reset": False,
+    "surrogate": DEFAULT_SURROGATE,
+    "method": "exodus",
+    "initial_membrane": None,
+    "initial_spikes": None,
+    "min_membrane": None,
+    "max_spikes": 1,
+    "time_dim": 1,
+}
 LifTensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
-def lif_arguments(
-    x: Tensor,
-    alpha: float | Tensor,
-    threshold: float | Tensor,
-    reset: str,
-    reset_by: float | Tensor | None,
-    decay_reset: bool,
-    surrogate: Surrogate,
-    method: str,
-    initial_membrane: float | Tensor | None,
-    initial_spikes: float | Tensor | None,
-    min_membrane: float | Tensor | None,
-    max_spikes: int,
-    time_dim: int,
-) -> tuple[LifSettings, LifTensors]:
+def lif_arguments(x: Tensor, alpha: float | Tensor, **options: Unpack[LifOptions]) -> tuple[LifSettings, LifTensors]:
     """The arguments of `exodus_core.lif` as the operators take them.
 
-    The tensors are alphas, thresholds, resets_by, min_membranes, initial_membrane and initial_spikes, each None where a
-    number does.
+    The tensors are alphas, thresholds, resets_by, min_membranes, initial_membrane and initial_spikes, each None if it
+    is a number.
     """
+    given: LifOptions = {**LIF_DEFAULTS, **options}
+    threshold, reset_by, min_membrane = given["threshold"], given["reset_by"], given["min_membrane"]
+    surrogate, method = given["surrogate"], given["method"]
+    max_spikes, time_dim = given["max_spikes"], given["time_dim"]
     check_method(method)
     check_surrogate(surrogate)
-    reset_number = reset_code(reset, decay_reset, max_spikes)
+    reset_number = reset_code(given["reset"], given["decay_reset"], max_spikes)
     check_threshold(threshold, max_spikes)
     alpha_value, alphas = decay(alpha, x, time_dim)
     threshold_value, thresholds = parameter("threshold", threshold, x, time_dim, positive=max_spikes > 1)
@@ -340,13 +364,13 @@ def lif_arguments(
         surrogate.code,
         slope,
         scale,
-        _METHOD_NUMBERS[method],
+        METHOD_NUMBERS[method],
         time_dim,
         reset_by is None,
     )
     state = (
-        initial_state("initial_membrane", initial_membrane, x, time_dim),
-        initial_state("initial_spikes", initial_spikes, x, time_dim),
+        initial_state("initial_membrane", given["initial_membrane"], x, time_dim),
+        initial_state("initial_spikes", given["initial_spikes"], x, time_dim),
     )
     return settings, (alphas, thresholds, resets_by, min_membranes, *state)
 
@@ -388,7 +412,7 @@ def srm_arguments(
         surrogate.code,
         slope,
         scale,
-        _METHOD_NUMBERS[method],
+        METHOD_NUMBERS[method],
         time_dim,
     )
     return settings, taps, thresholds

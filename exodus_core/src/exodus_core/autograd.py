@@ -6,6 +6,7 @@ Only the membrane, an output already, is kept for the backward pass, beside the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +15,7 @@ from torch import Tensor
 from exodus_core import ops
 from exodus_core.arguments import LifSettings, SrmSettings
 from exodus_core.once_differentiable import once_differentiable
-
-# The rows of `lane_gradients`, one value a lane (outer, inner).
-INITIAL_MEMBRANE, INITIAL_SPIKES, ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE = range(6)
+from exodus_core.ops import ALPHA, INITIAL_MEMBRANE, INITIAL_SPIKES, MIN_MEMBRANE, RESET_BY, THRESHOLD
 
 
 def per_parameter(lanes: Tensor, parameter: Tensor) -> Tensor:
@@ -24,6 +23,23 @@ def per_parameter(lanes: Tensor, parameter: Tensor) -> Tensor:
     shared = parameter.numel() == 1
     total = lanes.sum(dtype=torch.float64) if shared else lanes.sum(0, dtype=torch.float64)
     return total.to(parameter.dtype).reshape(parameter.shape)
+
+
+def threshold_gradient(lanes: Tensor, tied: bool) -> Tensor:
+    """dL/dtheta of each lane, of `lane_gradients`; tied: a spike subtracts theta, so that dL/drho is part of it."""
+    return lanes[THRESHOLD] + lanes[RESET_BY] if tied else lanes[THRESHOLD]
+
+
+def parameter_gradients(
+    lanes: Tensor, parameters: Sequence[Tensor | None], wanted: Sequence[bool], tied: bool
+) -> list[Tensor | None]:
+    """The gradients of alphas, thresholds, resets_by and min_membranes, of `lane_gradients`; None if not wanted."""
+    gradients: list[Tensor | None] = [None] * 4
+    for i, (row, parameter) in enumerate(zip((ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE), parameters, strict=True)):
+        if wanted[i] and parameter is not None:
+            by_lane = threshold_gradient(lanes, tied) if row == THRESHOLD else lanes[row]
+            gradients[i] = per_parameter(by_lane, parameter)
+    return gradients
 
 
 class Lif(torch.autograd.Function):
@@ -73,15 +89,12 @@ class Lif(torch.autograd.Function):
             any(wanted),
             settings.time_dim,
         )
-        gradients: list[Tensor | None] = [None] * 6
-        for i, row in enumerate((ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE)):
-            if wanted[i]:
-                tied = row == THRESHOLD and settings.tied
-                gradients[i] = per_parameter(lanes[row] + lanes[RESET_BY] if tied else lanes[row], tensors[i])
-        for i, row in ((4, INITIAL_MEMBRANE), (5, INITIAL_SPIKES)):
-            if wanted[i]:
-                gradients[i] = lanes[row].view(tensors[i].shape)
-        return grad_input, *gradients, None
+        parameters = parameter_gradients(lanes, tensors[:4], wanted[:4], settings.tied)
+        initial_membrane, initial_spikes = (
+            lanes[row].view(tensors[i].shape) if wanted[i] else None
+            for i, row in ((4, INITIAL_MEMBRANE), (5, INITIAL_SPIKES))
+        )
+        return grad_input, *parameters, initial_membrane, initial_spikes, None
 
 
 class Srm(torch.autograd.Function):

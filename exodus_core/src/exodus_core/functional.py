@@ -7,11 +7,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from exodus_core import arguments, ops, reference
+from exodus_core.arguments import LifOptions
 from exodus_core.autograd import Filter, Lif, Srm
 from exodus_core.kernels import Kernel
-from exodus_core.surrogate import Exponential, Surrogate
-
-DEFAULT_SURROGATE = Exponential()
+from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
 
 def _differentiated(*tensors: Tensor | None) -> bool:
@@ -81,36 +80,22 @@ def lif(
         ValueError: an argument has the wrong value or shape.
     """
     time_dim = arguments.check_signal("x", x, time_dim)
-    settings, tensors = arguments.lif_arguments(
-        x,
-        alpha,
-        threshold,
-        reset,
-        reset_by,
-        decay_reset,
-        surrogate,
-        method,
-        initial_membrane,
-        initial_spikes,
-        min_membrane,
-        max_spikes,
-        time_dim,
-    )
+    options: LifOptions = {
+        "threshold": threshold,
+        "reset": reset,
+        "reset_by": reset_by,
+        "decay_reset": decay_reset,
+        "surrogate": surrogate,
+        "method": method,
+        "initial_membrane": initial_membrane,
+        "initial_spikes": initial_spikes,
+        "min_membrane": min_membrane,
+        "max_spikes": max_spikes,
+        "time_dim": time_dim,
+    }
+    settings, tensors = arguments.lif_arguments(x, alpha, **options)
     if method == "bptt":
-        return reference.lif(
-            x,
-            alpha,
-            threshold=threshold,
-            reset=reset,
-            reset_by=reset_by,
-            decay_reset=decay_reset,
-            surrogate=surrogate,
-            initial_membrane=initial_membrane,
-            initial_spikes=initial_spikes,
-            min_membrane=min_membrane,
-            max_spikes=max_spikes,
-            time_dim=time_dim,
-        )
+        return reference.lif(x, alpha, **options)
     x = x.contiguous()
     if _differentiated(x, *tensors):
         alphas, thresholds, resets_by, *others = tensors

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from exodus_core import arguments, ops, reference
-from exodus_core.autograd import ALPHA, INITIAL_MEMBRANE, RESET_BY, THRESHOLD
+from exodus_core.arguments import LifOptions
+from exodus_core.autograd import threshold_gradient
 from exodus_core.errors import ArgumentError
-from exodus_core.functional import DEFAULT_SURROGATE
 from exodus_core.kernels import Kernel
-from exodus_core.surrogate import Surrogate
+from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
 
 class LifGradient(NamedTuple):
@@ -65,8 +65,7 @@ def _bptt(
     grad_membrane: Tensor | None,
     parameters: dict[str, float | Tensor | None],
     wanted: set[str],
-    time_dim: int,
-    **settings: object,
+    options: LifOptions,
 ) -> LifGradient:
     """The gradients by autograd through the loop, pinned to the trace (section 6 of docs/equations.md)."""
     dtype = ops.compute_dtype(membrane.dtype)
@@ -79,10 +78,9 @@ def _bptt(
             for name, value in parameters.items()
             if name in wanted
         }
+        given: dict[str, Any] = {"alpha": parameters["alpha"], **options, "method": "bptt", **leaves}
         x, spikes, looped = reference.lif_on_trace(
-            membrane,
-            time_dim=time_dim,
-            **{name: _recordable(value) for name, value in {**parameters, **settings, **leaves}.items()},
+            membrane, **{name: _recordable(value) for name, value in given.items()}
         )
         outputs, grads = [spikes], [grad_spikes.to(dtype)]
         if grad_membrane is not None:
@@ -140,41 +138,27 @@ def lif_gradient(
     arguments.check_like("grad_spikes", grad_spikes, "membrane", membrane)
     if grad_membrane is not None:
         arguments.check_like("grad_membrane", grad_membrane, "membrane", membrane)
-    settings, tensors = arguments.lif_arguments(
-        membrane,
-        alpha,
-        threshold,
-        reset,
-        reset_by,
-        decay_reset,
-        surrogate,
-        method,
-        initial_membrane,
-        initial_spikes,
-        min_membrane,
-        max_spikes,
-        time_dim,
-    )
+    options: LifOptions = {
+        "threshold": threshold,
+        "reset": reset,
+        "reset_by": reset_by,
+        "decay_reset": decay_reset,
+        "surrogate": surrogate,
+        "method": method,
+        "initial_membrane": initial_membrane,
+        "initial_spikes": initial_spikes,
+        "min_membrane": min_membrane,
+        "max_spikes": max_spikes,
+        "time_dim": time_dim,
+    }
+    settings, tensors = arguments.lif_arguments(membrane, alpha, **options)
     parameters = {"alpha": alpha, "threshold": threshold, "reset_by": reset_by, "initial_membrane": initial_membrane}
     wanted = _wanted(wrt, parameters)
     if "reset_by" in wanted and reset_by is None:
         hint = "its gradient is part of the threshold's"
         raise ArgumentError("wrt", "names of parameters that are not None", "reset_by", hint)
     if method == "bptt":
-        return _bptt(
-            membrane,
-            grad_spikes,
-            grad_membrane,
-            parameters,
-            wanted,
-            time_dim,
-            reset=reset,
-            decay_reset=decay_reset,
-            surrogate=surrogate,
-            initial_spikes=initial_spikes,
-            min_membrane=min_membrane,
-            max_spikes=max_spikes,
-        )
+        return _bptt(membrane, grad_spikes, grad_membrane, parameters, wanted, options)
     with torch.no_grad():
         grad_input, lanes = ops.lif_backward(
             membrane.contiguous(),
@@ -192,14 +176,9 @@ def lif_gradient(
         )
         if not wanted:
             return LifGradient(grad_input, None, None, None, None)
-        lanes = lanes.view(6, *membrane.shape[:time_dim], *membrane.shape[time_dim + 1 :])
-        by_threshold = lanes[THRESHOLD] + lanes[RESET_BY] if reset_by is None else lanes[THRESHOLD]
-        by_name = {
-            "alpha": lanes[ALPHA],
-            "threshold": by_threshold,
-            "reset_by": lanes[RESET_BY],
-            "initial_membrane": lanes[INITIAL_MEMBRANE],
-        }
+        lanes = lanes.view(len(ops.LANE_GRADIENTS), *membrane.shape[:time_dim], *membrane.shape[time_dim + 1 :])
+        by_name = dict(zip(ops.LANE_GRADIENTS, lanes, strict=True))
+        by_name["threshold"] = threshold_gradient(lanes, tied=reset_by is None)
         return LifGradient(
             grad_input, *(_sum_to(by_name[name], parameters[name]) if name in wanted else None for name in _PARAMETERS)
         )

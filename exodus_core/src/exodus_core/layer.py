@@ -15,9 +15,8 @@ from torch import Tensor
 
 from exodus_core import arguments, functional, ops
 from exodus_core.errors import ArgumentError, ArgumentTypeError
-from exodus_core.functional import DEFAULT_SURROGATE
 from exodus_core.kernels import Kernel
-from exodus_core.surrogate import Surrogate
+from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
 
 class SynapseGradients(NamedTuple):

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from exodus_core import arguments, functional, ranges
+from exodus_core.arguments import NeuronOptions
 from exodus_core.errors import ArgumentError, must_be
-from exodus_core.functional import DEFAULT_SURROGATE
 from exodus_core.kernels import Kernel
 from exodus_core.network import spiking
 from exodus_core.ops import compute_dtype
 from exodus_core.recomputation import refuse_recomputation
-from exodus_core.surrogate import Surrogate
+from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
 __all__ = ["IF", "LIF", "SRM", "ExpLeak", "neuron_parameters"]
 
@@ -185,7 +185,7 @@ class _Stateful(_Neuron):
             self.state = (_moved(self.state[0], fn), _moved(self.state[1], fn))
         return self
 
-    def _lif(self, x: Tensor, alpha: float | Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    def _lif(self, x: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions]) -> tuple[Tensor, Tensor]:
         """`exodus_core.lif`, from the kept state on where stateful."""
         self._check_steps(x)
         if not self.stateful:

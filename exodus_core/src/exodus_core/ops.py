@@ -25,6 +25,11 @@ keep_memory: Callable[[int], int] = torch.ops.exodus.keep_memory.default
 kept_memory: Callable[[], tuple[int, int]] = torch.ops.exodus.kept_memory.default
 
 
+# The rows of `lane_gradients`, one value a lane (outer, inner), in the order of enum LaneGradient in core/adjoint.h.
+LANE_GRADIENTS = ("initial_membrane", "initial_spikes", "alpha", "threshold", "reset_by", "min_membrane")
+INITIAL_MEMBRANE, INITIAL_SPIKES, ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE = range(len(LANE_GRADIENTS))
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that a tensor of `dtype` is computed in: float16 and bfloat16 are computed in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -84,7 +89,7 @@ def _(
     with_lanes: bool,
     time_dim: int,
 ) -> tuple[Tensor, Tensor]:
-    lanes = (6 if with_lanes else 0, *_lane_shape(membrane, time_dim))
+    lanes = (len(LANE_GRADIENTS) if with_lanes else 0, *_lane_shape(membrane, time_dim))
     return torch.empty_like(membrane), membrane.new_empty(lanes, dtype=compute_dtype(membrane.dtype))
 
 

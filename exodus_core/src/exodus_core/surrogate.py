@@ -165,3 +165,4 @@ class Gaussian(Surrogate):
 KINDS: dict[str, type[Surrogate]] = {
     cls.kind: cls for cls in (Exponential, Boxcar, Triangle, FastSigmoid, Sigmoid, Arctan, Tanh, Gaussian)
 }
+DEFAULT_SURROGATE = Exponential()

@@ -7,24 +7,16 @@ several times as much in bookkeeping. The plain loop, which method "bptt" is, is
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from exodus_core import arguments, functional, ops
-from exodus_core.arguments import LifSettings
-from exodus_core.autograd import (
-    ALPHA,
-    INITIAL_MEMBRANE,
-    INITIAL_SPIKES,
-    MIN_MEMBRANE,
-    RESET_BY,
-    THRESHOLD,
-    per_parameter,
-)
+from exodus_core.arguments import LifSettings, NeuronOptions
+from exodus_core.autograd import parameter_gradients
 from exodus_core.once_differentiable import once_differentiable
-from exodus_core.surrogate import Surrogate
+from exodus_core.ops import INITIAL_MEMBRANE, INITIAL_SPIKES
 
 # Steps that are taken apart at a time: as views, all of a long sequence outweigh what they show of a narrow layer.
 _STEPS = 256
@@ -116,15 +108,12 @@ def _gradients(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
         n = weight.shape[0]
         grad_weight = grad_x[1:].reshape(-1, n).t() @ spikes[:-1].reshape(-1, n)
     gradients: list[Tensor | None] = [None] * 4
-    for i, row in enumerate((ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE)):
-        if wanted[i]:
-            assert total is not None
-            tied = row == THRESHOLD and settings.tied
-            gradients[i] = per_parameter(total[row] + total[RESET_BY] if tied else total[row], parameters[i])
+    if total is not None:
+        gradients = parameter_gradients(total, parameters, wanted, settings.tied)
     return grad_x, grad_weight, *gradients, None
 
 
-def _plain_loop(x: Tensor, weight: Tensor, alpha: float | Tensor, **options: Any) -> Tensor:
+def _plain_loop(x: Tensor, weight: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions]) -> Tensor:
     """The definition: steps of `exodus_core.lif` that pass spikes and membrane on, differentiated by autograd."""
     spikes: list[Tensor] = []
     s = u = None
@@ -138,20 +127,7 @@ def _plain_loop(x: Tensor, weight: Tensor, alpha: float | Tensor, **options: Any
     return torch.stack(spikes, 1)
 
 
-def recurrent_lif(
-    x: Tensor,
-    weight: Tensor,
-    alpha: float | Tensor,
-    *,
-    threshold: float | Tensor = 1.0,
-    reset: str = "subtract",
-    reset_by: float | Tensor | None = None,
-    decay_reset: bool = False,
-    surrogate: Surrogate = functional.DEFAULT_SURROGATE,
-    method: str = "exodus",
-    min_membrane: float | Tensor | None = None,
-    max_spikes: int = 1,
-) -> Tensor:
+def recurrent_lif(x: Tensor, weight: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions]) -> Tensor:
     """Spikes of LIF neurons whose input is x[t] + W s[t-1], differentiable in every float tensor argument.
 
     Args:
@@ -159,32 +135,21 @@ def recurrent_lif(
             also where autocast would not.
         weight: W, shape (n, n), n the number of neurons; row i is what neuron i receives.
 
-    The other arguments are those of `exodus_core.lif`; "slayer" drops the reset, not W, from the gradient.
+    The other arguments are those of `exodus_core.lif`, without initial state and time_dim; "slayer" drops the reset,
+    not W, from the gradient.
 
     Returns:
         spikes, with the shape and dtype of x.
     """
-    options: dict[str, Any] = {
-        "threshold": threshold,
-        "reset": reset,
-        "reset_by": reset_by,
-        "decay_reset": decay_reset,
-        "surrogate": surrogate,
-        "method": method,
-        "min_membrane": min_membrane,
-        "max_spikes": max_spikes,
-    }
     dtype = ops.compute_dtype(x.dtype)
     with _without_autocast(x.device):
         return _exact(x.to(dtype), weight.to(dtype), alpha, options).to(x.dtype)
 
 
-def _exact(x: Tensor, weight: Tensor, alpha: float | Tensor, options: dict[str, Any]) -> Tensor:
-    if options["method"] == "bptt":
+def _exact(x: Tensor, weight: Tensor, alpha: float | Tensor, options: NeuronOptions) -> Tensor:
+    if options.get("method") == "bptt":
         return _plain_loop(x, weight, alpha, **options)
-    settings, tensors = arguments.lif_arguments(
-        x, alpha, initial_membrane=None, initial_spikes=None, time_dim=1, **options
-    )
+    settings, tensors = arguments.lif_arguments(x, alpha, **options)
     alphas, thresholds, resets_by, min_membranes, _, _ = tensors
     spikes: Tensor = _RecurrentLif.apply(  # type: ignore[no-untyped-call]
         x.flatten(2).transpose(0, 1),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from exodus_core import functional, ops, ranges
+from exodus_core.arguments import NeuronOptions
 from exodus_core.kernels import Kernel
 from exodus_core.network import neurons
 from exodus_core.network.layers import Shape
@@ -46,7 +47,7 @@ class Lif(_Neurons):
         else:
             self.alpha = 1.0
         self._keep(layer, layer.trainable, draw, "threshold", "reset_by", "min_membrane")
-        self.options = {
+        self.options: NeuronOptions = {
             "reset": layer.reset,
             "decay_reset": layer.decay_reset,
             "max_spikes": layer.max_spikes,
@@ -59,19 +60,19 @@ class Lif(_Neurons):
             self.recurrent = Weights((n, n), layer.recurrent.bias, layer.recurrent.gain, draw)
 
     def forward(self, x: Tensor) -> Tensor:
-        arguments = {
+        options: NeuronOptions = {
             "threshold": self.threshold,
             "reset_by": self.reset_by,
             "min_membrane": self.min_membrane,
             **self.options,
         }
         if self.recurrent is None:
-            return functional.lif(x, self.alpha, **arguments)[0]  # type: ignore[arg-type]
+            return functional.lif(x, self.alpha, **options)[0]
         current = x
         if self.recurrent.bias is not None:
             dtype = ops.compute_dtype(x.dtype)
             current = x.to(dtype) + self.recurrent.bias.view(x.shape[2:]).to(dtype)
-        spikes = recurrent_lif(current, self.recurrent.weight, self.alpha, **arguments)  # type: ignore[arg-type]
+        spikes = recurrent_lif(current, self.recurrent.weight, self.alpha, **options)
         return spikes.to(x.dtype)
 
 
