@@ -1,6 +1,6 @@
 // The operators of exodus_core, each schema once; the devices register their implementations in folders of their own.
 //
-// A neuron parameter is a number and, where it differs between neurons or is learned, a tensor that takes its place.
+// A neuron parameter is a number and, if it differs between neurons or is learned, a tensor that overrides it.
 // A kernel is either `taps` or modes (constant + linear k) decay^k.
 #include <torch/csrc/stable/library.h>
 

@@ -1,5 +1,5 @@
-// The operators as every device has them: they check the tensors, allocate what is returned, and hand a call to the
-// device's backend, which has is_on_device, kDevice, empty_like and a run() for each kind of call.
+// The operators, common to all devices: they check the tensors, allocate the results and hand a call to the backend of
+// the device, which has is_on_device, kDevice, empty_like and a run() for each kind of call.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -39,7 +39,7 @@ struct LifParameters {
   double max_spikes;
 };
 
-// u[-1] and s[-1], one element a lane; zero where not given.
+// u[-1] and s[-1], one element a lane; zero if not given.
 struct InitialState {
   const OptionalTensor& membrane;
   const OptionalTensor& spikes;
@@ -73,7 +73,7 @@ struct LifBackwardCall {
 struct CausalKernel {
   const OptionalTensor& taps;
   std::vector<Mode> modes;
-  std::int64_t length;  // of the taps, without those that no step is late enough to see
+  std::int64_t length;  // of the taps, without those beyond the last step
 };
 
 struct SrmForwardCall {
@@ -147,7 +147,7 @@ void dispatch(const Tensor& tensor, F f) {
     case ScalarType::BFloat16:
       return f(BFloat16{});
     default:
-      STD_TORCH_CHECK(false, "expected float32, float64, float16 or bfloat16");
+      STD_TORCH_CHECK(false, "a tensor must be float32, float64, float16 or bfloat16");
   }
 }
 
@@ -247,7 +247,7 @@ class Operators {
   static Tensor taps_gradient(const Tensor& grad, const Tensor& source, std::int64_t length, std::int64_t delay,
                               std::int64_t time_dim) {
     const Layout layout = layout_of(grad, time_dim);
-    STD_TORCH_CHECK(length > 0 && delay >= 0, "length must be positive and delay not negative");
+    STD_TORCH_CHECK(length > 0 && delay >= 0, "length must be positive, and delay at least 0");
     check_like(source, grad);
     Tensor gradient = torch::stable::new_zeros(grad, {length}, compute_dtype(grad));
     if (grad.numel() > 0) Backend::run(TapsGradientCall{layout, grad, source, delay, gradient});
@@ -256,8 +256,7 @@ class Operators {
 
  private:
   static void check_dense(const Tensor& tensor) {
-    STD_TORCH_CHECK(Backend::is_on_device(tensor) && tensor.is_contiguous(), "expected a contiguous ", Backend::kDevice,
-                    " tensor");
+    STD_TORCH_CHECK(Backend::is_on_device(tensor) && tensor.is_contiguous(), "a tensor must be contiguous and on ", Backend::kDevice);
   }
 
   static Layout layout_of(const Tensor& tensor, std::int64_t time_dim) {
@@ -274,7 +273,7 @@ class Operators {
     if (!tensor.has_value()) return;
     check_dense(*tensor);
     STD_TORCH_CHECK(tensor->scalar_type() == like.scalar_type() && tensor->numel() == like.numel(),
-                    "expected tensors of one dtype and size");
+                    "tensors must be of one dtype and size");
   }
 
   static void check_parameter(const Parameter& parameter, const Tensor& like, const Layout& layout) {
@@ -319,8 +318,8 @@ class Operators {
   static CausalKernel kernel_of(const OptionalTensor& taps, const Doubles& decay, const Doubles& constant,
                                 const Doubles& linear, const Tensor& like, const Layout& layout) {
     STD_TORCH_CHECK(decay.size() == constant.size() && decay.size() == linear.size(),
-                    "decay, constant and linear must have one length");
-    STD_TORCH_CHECK(taps.has_value() == decay.empty(), "a kernel is either taps or modes");
+                    "decay, constant and linear must be of one length");
+    STD_TORCH_CHECK(taps.has_value() == decay.empty(), "a kernel must be either taps or modes");
     if (taps.has_value()) {
       check_dense(*taps);
       STD_TORCH_CHECK(taps->dim() == 1 && taps->numel() > 0 && taps->scalar_type() == compute_dtype(like),
@@ -332,7 +331,7 @@ class Operators {
     return kernel;
   }
 
-  // One element a lane; zeros where there is no step that would write them.
+  // One element a lane; zeros if there is no step that would write them.
   static Tensor lanes_like(const Tensor& tensor, const std::vector<std::int64_t>& shape, const Layout& layout) {
     return layout.time > 0 ? torch::stable::new_empty(tensor, shape, compute_dtype(tensor))
                            : torch::stable::new_zeros(tensor, shape, compute_dtype(tensor));

@@ -1,4 +1,4 @@
-"""What docs/networks.md says is true: its tables, and its example, which runs."""
+"""docs/networks.md is true: its tables are those of the code, its example runs."""
 
 import subprocess
 import sys

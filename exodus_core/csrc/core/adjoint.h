@@ -55,11 +55,11 @@ EXODUS_HOST_DEVICE Real by_reset(Reset reset, Real alpha, Real sum) {
   }
 }
 
-// What is known of a step before the backward pass comes to it.
+// The data of a step that do not depend on later steps.
 template <class Real>
 struct LifStep {
   Real membrane;
-  Real spikes;         // read where the reset is to zero, and for the sums
+  Real spikes;         // read for a reset to zero, and for the sums
   Real surrogate;      // f'[t]
   Real grad_spikes;    // g[t]
   Real grad_membrane;  // h[t]

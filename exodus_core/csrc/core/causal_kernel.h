@@ -1,8 +1,8 @@
 // Causal kernels as sums of modes (constant + linear k) decay^k: exponentials have linear = 0, alpha functions
 // constant = 0 (equation 3 of arXiv 2205.10242). A mode is a linear recurrence of order one or two.
 //
-// Its constants and its state are double whatever the signal is: a decay that is rounded to float and raised to the power
-// of thousands of steps is another decay, and what a float loses in each step of a slow mode adds up.
+// Its constants and its state are double for every dtype of the signal: a decay that is rounded to float and raised to the
+// power of thousands of steps is another decay, and the rounding errors of a slow mode add up.
 #pragma once
 
 #include "macros.h"
@@ -14,13 +14,13 @@ struct Mode {
   double decay;
   double constant;
   double linear;
-  double least;  // what is left of the past may count as zero where p and q are below this
+  double least;  // the past may count as zero once p and q are below this
 
   EXODUS_HOST_DEVICE bool has_linear() const { return linear != 0; }
 };
 
-// A mode for signals computed in Real: its past is over where it adds less to the response than the smallest normal number,
-// and not before p and q are that small themselves.
+// A mode for signals computed in Real: its past is over once it adds less to the response than the smallest normal
+// number, and not before p and q are that small themselves.
 template <class Real>
 Mode mode_of(double decay, double constant, double linear) {
   const double largest = at_least(at_least(magnitude(constant), magnitude(linear)), 1.0);
@@ -28,7 +28,7 @@ Mode mode_of(double decay, double constant, double linear) {
 }
 
 // p[n] = sum over k of decay^k x[n-k], and q[n] = sum over k of k decay^k x[n-k], from those of n-1. Real is double, or
-// several side by side. Returns what the mode adds to the response.
+// a vector of doubles. Returns the share of the mode in the response.
 template <class Real>
 EXODUS_HOST_DEVICE Real exponential_step(Real decay, Real constant, Real input, Real& p) {
   p = decay * p + input;
@@ -48,7 +48,7 @@ EXODUS_HOST_DEVICE void add_tap(Real tap, Real pushed, Real& response) {
   response += tap * pushed;
 }
 
-// Forgets a past that has faded, once in so many steps: in between, a state cannot get far into the subnormal numbers, with
+// Flushes a faded state to zero, once in so many steps: in between, it cannot get far into the subnormal numbers, with
 // which processors compute a hundred times slower, and which rounding would keep from ever reaching zero.
 constexpr int kFadeSteps = 64;
 

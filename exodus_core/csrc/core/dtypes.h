@@ -48,8 +48,8 @@ EXODUS_HOST_DEVICE float load(BFloat16 stored) {
 EXODUS_HOST_DEVICE float load(Half stored) {
   const std::uint32_t sign = (static_cast<std::uint32_t>(stored) & 0x8000u) << 16;
   const std::uint32_t magnitude = (static_cast<std::uint32_t>(stored) & 0x7fffu) << 13;
-  // Adding 112 to the exponent moves its bias from 15 to 127. A subnormal has no leading one: with that of 2^-14 in its
-  // place, and 2^-14 taken off again, no number on the way is a subnormal float, which the caller may have switched off.
+  // Adding 112 to the exponent moves its bias from 15 to 127. A subnormal has no leading one: with that of 2^-14 instead,
+  // and 2^-14 subtracted again, no number on the way is a subnormal float, which the caller may have switched off.
   const std::uint32_t normal = magnitude + 0x38000000u;
   const std::uint32_t subnormal = bit_cast<std::uint32_t>(bit_cast<float>(magnitude + 0x38800000u) - bit_cast<float>(0x38800000u));
   const std::uint32_t finite = magnitude < 0x00800000u ? subnormal : normal;

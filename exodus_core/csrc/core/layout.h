@@ -1,4 +1,4 @@
-// How a tensor is read: (outer, time, inner), whichever of its axes time is. A lane is one (outer, inner) pair.
+// Layout of a tensor as (outer, time, inner), whichever of its axes time is. A lane is one (outer, inner) pair.
 #pragma once
 
 #include <cstdint>

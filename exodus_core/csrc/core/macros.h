@@ -1,4 +1,4 @@
-// How a function of the shared arithmetic is declared for the host and for the device.
+// Declaration of a function of the shared arithmetic, for the host and for the device.
 //
 // It is always inlined on the host: the same function is compiled for several instruction sets in one
 // library, and an out-of-line copy would let the linker pick any one of them.

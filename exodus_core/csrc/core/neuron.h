@@ -1,6 +1,6 @@
 // One step of one neuron, forward (docs/equations.md, section 2; equations 3, 4, 6 and 26 of arXiv 2205.10242).
 //
-// What kind of neuron it is comes as an argument. Where the caller knows it at compile time, inlining leaves one case.
+// The kind of neuron is an argument. If the caller knows it at compile time, inlining leaves one case.
 #pragma once
 
 #include <cmath>
@@ -42,7 +42,7 @@ EXODUS_HOST_DEVICE Real retained(Reset reset, Real membrane, Real spikes, Real r
   }
 }
 
-// The membrane as the next step sees it: nothing of a subnormal one that leaks. Rounding would keep it from ever reaching
+// The membrane as the next step sees it: zero for a subnormal one that leaks. Rounding would keep it from ever reaching
 // zero, and processors multiply subnormal numbers a hundred times slower.
 template <class Real>
 EXODUS_HOST_DEVICE Real unless_faded(Real membrane, Real alpha) {
@@ -58,7 +58,7 @@ EXODUS_HOST_DEVICE Real integrate(Reset reset, const LifNeuron<Real>& neuron, Re
   return reset == Reset::subtract ? decayed - neuron.reset_by * spikes : decayed;
 }
 
-// The lower bound. A membrane on the bound counts as clipped; NaN is not a bound's business and stays NaN.
+// The lower bound. A membrane on the bound counts as clipped; NaN stays NaN.
 template <class Real>
 EXODUS_HOST_DEVICE Real clip(Real membrane, Real min_membrane) {
   return at_least(membrane, min_membrane);

@@ -1,4 +1,4 @@
-// What the arithmetic does beside + - * /, for one number. csrc/cpu/simd.h has the same for several side by side.
+// Elementary functions of one number besides + - * /. csrc/cpu/simd.h has the same for a vector of numbers.
 #pragma once
 
 #include <cmath>

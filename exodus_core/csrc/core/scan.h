@@ -1,4 +1,4 @@
-// The backward pass as a chain of affine maps, for computing pieces of time side by side (docs/equations.md, section 7).
+// The backward pass as a chain of affine maps, for computing chunks of time in parallel (docs/equations.md, section 7).
 #pragma once
 
 #include "adjoint.h"

@@ -26,7 +26,7 @@ enum class SurrogateKind : std::int64_t {
 
 // exp(x) for x <= 0: x = n ln 2 + r with abs(r) <= ln 2 / 2, a Taylor polynomial in r, and 2^n by its bits.
 // The clamp is where 2^n stops being a normal number; the result stays there, at about 1e-38 (1e-308).
-// Real is a float, or several side by side.
+// Real is a float, or a vector of floats.
 template <class Real>
 EXODUS_HOST_DEVICE Real exp_nonpositive_float(Real x) {
   using Integer = bits_t<Real>;

@@ -1,4 +1,4 @@
-// The CPU backend: what operators.h asks of a device, and what its files share.
+// The CPU backend of operators.h, and helpers that its files share.
 #pragma once
 
 #include <algorithm>
@@ -53,9 +53,9 @@ bool is_normal(const Parameter& parameter) {
                      [](Real value) { return !(magnitude(value) < kSmallestNormal<Real>); });
 }
 
-// While it lives, results that are subnormal are zero on this thread, and with `operands` what is computed from them takes
-// them for zero. Processors compute with them many times slower, and a gradient that fades passes through them. For
-// backward passes alone: forward, what a neuron sees decides about spikes.
+// During its lifetime, subnormal results are flushed to zero on this thread, and with `operands` subnormal operands too.
+// Processors compute with them many times slower, and a gradient that fades passes through them. For backward passes
+// only: forward, the membrane decides about spikes, and kernels without a decaying state keep subnormals.
 class FlushSubnormals {
  public:
 #if defined(__SSE2__)
@@ -74,7 +74,7 @@ class FlushSubnormals {
 #endif
 };
 
-// Runs body(first, last) over the tiles on torch's own threads; alone where there is one.
+// Runs body(first, last) over the tiles on torch's threads; a single tile on this thread.
 template <class Body>
 void for_each_tile_range(const Tiling& tiling, Body body) {
   if (tiling.count() == 1) {
@@ -84,7 +84,7 @@ void for_each_tile_range(const Tiling& tiling, Body body) {
   }
 }
 
-// Threads for `count` neuron-steps: waking a thread pays from a few thousand on.
+// Threads for `count` neuron-steps, each with at least kGrainSize of them: less is not worth waking a thread.
 inline std::int64_t threads_for(std::int64_t count) {
   constexpr std::int64_t kGrainSize = 16384;
   const std::int64_t available = torch::stable::get_num_threads();

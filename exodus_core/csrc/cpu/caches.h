@@ -1,4 +1,4 @@
-// What the machine's memory asks of large arrays.
+// Treatment of large arrays: the size of the last-level cache, and huge pages.
 #pragma once
 
 #include <algorithm>
@@ -16,9 +16,9 @@
 
 namespace exodus::cpu {
 
-// Bytes of the last cache that a core of this machine has a share in. Linux tells; glibc adds up those of all cores on
-// some processors, of which a core reaches one alone. EXODUS_LAST_CACHE overrides both, where a machine tells them wrongly.
-// Throws std::invalid_argument where that is no number.
+// Bytes of the last-level cache of a core, as Linux reports it; glibc, the fallback, adds up the caches of all cores on
+// some processors, of which a core reaches only one. EXODUS_LAST_CACHE overrides both. Throws std::invalid_argument if
+// that is not a number.
 inline std::int64_t last_cache_bytes() {
   const char* asked = std::getenv("EXODUS_LAST_CACHE");
   if (asked != nullptr && *asked != '\0') {
@@ -41,8 +41,8 @@ inline std::int64_t last_cache_bytes() {
   return largest > 0 ? largest : kDefaultCacheBytes;
 }
 
-// Whether so many bytes are more than the last cache holds. Writing past the caches then saves reading first what is
-// overwritten, and the next reader would not have found it there anyway.
+// True if so many bytes exceed the last-level cache. Non-temporal stores then save reading the lines that they overwrite,
+// and the next reader would not have found the data in the cache anyway.
 inline bool exceeds_caches(std::int64_t bytes) {
   static const std::int64_t most = last_cache_bytes();
   return bytes > most;
@@ -50,13 +50,13 @@ inline bool exceeds_caches(std::int64_t bytes) {
 
 constexpr std::size_t kHugePageBytes = 2 << 20;
 
-// Asks for pages of 2 MiB where memory of this size is first written to: one fault in place of 512.
+// Requests pages of 2 MiB for memory of at least two of them: one page fault instead of 512.
 inline void use_huge_pages(void* memory, std::int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   if (bytes < static_cast<std::int64_t>(2 * kHugePageBytes)) return;
   const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(memory) + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
   const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / kHugePageBytes * kHugePageBytes;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: nothing to check
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: nothing to check
 #else
   static_cast<void>(memory);
   static_cast<void>(bytes);

@@ -1,4 +1,4 @@
-// Chooses the row kernels for this processor, once.
+// Selects the row kernels for this processor, once.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -34,7 +34,7 @@ const InstructionSet& choose() {
   const char* asked = std::getenv("EXODUS_INSTRUCTION_SET");
   const std::string limit = asked == nullptr || *asked == '\0' ? "avx512" : asked;
   if (limit != "avx512" && limit != "avx2" && limit != "portable") {
-    throw std::invalid_argument("EXODUS_INSTRUCTION_SET must be portable, avx2 or avx512, got " + limit);
+    throw std::invalid_argument("EXODUS_INSTRUCTION_SET must be one of portable, avx2, avx512, got " + limit);
   }
 #if EXODUS_X86_VARIANTS
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&

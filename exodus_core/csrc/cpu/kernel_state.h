@@ -11,7 +11,7 @@
 
 namespace exodus::cpu {
 
-// Lanes of a tile for which the rows that the kernel remembers stay in the second-level cache.
+// Lanes of a tile such that the history of the kernel stays in the second-level cache.
 inline std::int64_t max_width(const CausalKernel& kernel, std::int64_t element_size) {
   constexpr std::int64_t kHistoryBytes = 512 * 1024, kMaxLanes = 1024;
   return std::min(kMaxLanes, kHistoryBytes / (element_size * std::max<std::int64_t>(1, kernel.length)));
@@ -43,8 +43,8 @@ class KernelState {
 
   void push(const Real* row) { push(row, response_[0]); }
 
-  // The same with the response in a row of the caller. Both have room for whole vectors. What was pushed first is added
-  // first, as the plain loop does it.
+  // The same with the response in a row of the caller. Both have room for whole vectors. The oldest input is added first,
+  // as in the plain loop.
   void push(const Real* row, Real* response) {
     if (taps_ != nullptr) {
       std::fill_n(response, width_, Real(0));

@@ -52,10 +52,10 @@ template <class T>
 struct RowBlock {
   T* first;
   std::int64_t stride;
-  bool streamed;  // the kernel writes them past the caches
-  // For rows that are copied to or from a tensor whose last axis is time: the elements there that the kernel asks the
-  // memory for meanwhile, at lane 0 and step 0 of the block, and how many lie between two lanes. Where it is null, the
-  // kernel asks for rows of this block.
+  bool streamed;  // the kernel writes them with non-temporal stores
+  // For rows that are copied to or from a tensor whose last axis is time: the elements of that tensor that the kernel
+  // prefetches meanwhile, at lane 0 and step 0 of the block, and how many lie between two lanes. If it is null, the
+  // kernel prefetches rows of this block.
   const T* ahead;
   std::int64_t ahead_stride;
 
@@ -78,7 +78,7 @@ struct LifForwardBlock {
   Real* spikes_state;    // s likewise
 };
 
-// Sums over time, per lane, of the parameter gradients. Null where they are not wanted (all of them or none).
+// Sums over time, per lane, of the parameter gradients. Null if they are not wanted (all of them or none).
 template <class Real>
 struct ParameterSums {
   Real* alpha;
@@ -153,8 +153,8 @@ struct ModesRow {
   Real* response;
 };
 
-// Rows of a block of steps, bound for a tensor whose last axis is time, past the caches: in whole cache lines, so that
-// what a block begins or ends within waits in `pending` for the block that follows in `direction`.
+// Rows of a block of steps, to be written with non-temporal stores to a tensor whose last axis is time: in whole cache
+// lines, so that the partial lines at the ends of a block wait in `pending` for the next block in `direction`.
 template <class Storage>
 struct StreamedBlock {
   std::int64_t lanes;

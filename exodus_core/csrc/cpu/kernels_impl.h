@@ -2,7 +2,7 @@
 // compiler's target and EXODUS_VECTOR_BYTES, and includes this file. No arithmetic of neurons is here: it is in csrc/core.
 #include "lif_kernels.h"
 
-// Rows never overlap unless both are only read; without being told, the compiler gives up on so many pointers.
+// Rows never overlap unless both are only read; without this hint the compiler does not vectorise so many pointers.
 #if defined(__clang__)
 #define EXODUS_INDEPENDENT_LANES _Pragma("clang loop vectorize(assume_safety)")
 #else
@@ -130,7 +130,7 @@ void store_row(std::int64_t width, const Real* row, Storage* stored) {
   for (std::int64_t i = 0; i < width; ++i) stored[i] = store<Storage>(row[i]);
 }
 
-// A square of lanes and steps is turned in registers: each of log2(n) rounds interleaves the rows of its upper half
+// A square of lanes and steps is transposed in registers: each of log2(n) rounds interleaves the rows of its upper half
 // with those of its lower half.
 template <class Element>
 constexpr int kSquare = EXODUS_VECTOR_BYTES / sizeof(Element) < 16 ? EXODUS_VECTOR_BYTES / sizeof(Element) : 16;
@@ -165,7 +165,7 @@ EXODUS_HOST_DEVICE void transpose_square(const Element* from, std::int64_t from_
 }
 
 // Between a tensor whose last axis is time, a row a lane, and rows of lanes, a row a step. A lane is finished before the
-// next is begun, since only what lies in one piece of memory is fast to read and write. The last square of a row ends
+// next is begun, since only contiguous memory is fast to read and write. The last square of a row ends
 // where the row ends.
 template <bool to_lanes, class Element>
 void turn(std::int64_t lanes, std::int64_t steps, const Element* from, std::int64_t from_stride, Element* to,
@@ -208,7 +208,7 @@ EXODUS_HOST_DEVICE void stream_line(const Element* from, Element* to) {
   }
 }
 
-// Writes the elements [begin, end) past the caches; those of a line that is not whole are written as usual.
+// Writes the elements [begin, end) with non-temporal stores; those of partial lines are written as usual.
 template <class Element>
 EXODUS_HOST_DEVICE void stream_run(std::int64_t begin, std::int64_t end, const Element* from, Element* to) {
   std::int64_t i = begin;

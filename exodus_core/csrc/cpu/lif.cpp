@@ -4,7 +4,7 @@
 namespace exodus::cpu {
 namespace {
 
-// The parameters of the lanes of one tile: a number as it is, a tensor in place, or copied where the lanes are.
+// The parameters of the lanes of one tile: a number as it is, a tensor in place or copied in the order of the lanes.
 template <class Storage>
 class ParameterRows {
  public:
@@ -35,7 +35,7 @@ class ParameterRows {
   RowBuffer<Real> copies_;
 };
 
-// A value per lane, as the initial membrane has it; zeros where it is not given.
+// A value per lane, such as the initial membrane; zeros if it is not given.
 template <class Real>
 void fill_state(Real* slots, const OptionalTensor& lanes, const Tile& tile, std::int64_t vector_lanes) {
   if (lanes.has_value()) {

@@ -1,14 +1,14 @@
 // The LIF row kernels, included by kernels_impl.h for each instruction set.
 //
-// A vector keeps its state in registers for kVecSteps steps, so that the state's own traffic with the cache does not count;
+// A vector keeps its state in registers for kVecSteps steps, so that its traffic with the cache does not count;
 // then the next vector follows, so that rows are read and written as they lie in memory. Several rows at once, and
-// backward in time, are more than the processor foresees: the rows that come next are asked for by hand.
+// backward in time, are more than the hardware prefetcher follows: the next rows are prefetched explicitly.
 
 namespace exodus::cpu::EXODUS_INSTRUCTION_SET_NAME {
 namespace {
 
 constexpr std::int64_t kVecSteps = 4;
-// The sums' traffic with the cache counts too; but where lines of several rows share a set of the cache, as with a power of
+// The sums' traffic with the cache counts too; but if lines of several rows share a set of the cache, as with a power of
 // two of neurons, those of 8 steps and of the 8 before them do not fit.
 constexpr std::int64_t kVecStepsWithSums = 6;
 
@@ -52,9 +52,9 @@ EXODUS_HOST_DEVICE void for_each_vector(std::int64_t width, Body body) {
   }
 }
 
-// Asks for what a vector needs next, a line at each of its steps, from `step` on: its rows `later` steps on, or its part of
-// what `ahead` points to, where as many steps as a vector has lanes, of as many lanes, are a line each. Steps that are no
-// divisor of the lanes ask now and then for a neighbour's line in place of their own.
+// Prefetches for a vector a line at each of its steps, from `step` on: its rows `later` steps on, or its part of `ahead`,
+// in which as many steps as a vector has lanes, of as many lanes, are a line each. Steps that do not divide the lanes
+// now and then prefetch a neighbour's line instead of their own.
 template <class T>
 struct Prefetch {
   const T* line;
@@ -80,7 +80,7 @@ struct Prefetch {
   }
 };
 
-// The store that a vector of a block takes: past the caches where that is asked for and the address allows it.
+// The store of a vector of a block: non-temporal if that is asked for and the address allows it.
 template <class Storage>
 struct VecStore {
   Storage* to;
@@ -161,7 +161,8 @@ void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlo
           spikes = many_spikes ? fire(true, membrane, neuron.threshold, neuron.max_spikes)
                                : fire(false, membrane, neuron.threshold, neuron.max_spikes);
         }
-        const LifStep<Real> step{membrane, spikes, surrogate(membrane, neuron.threshold), load_lanes<Real>(grad_spikes_rows[t] + lane),
+        const LifStep<Real> step{membrane, spikes, surrogate(membrane, neuron.threshold),
+                                 load_lanes<Real>(grad_spikes_rows[t] + lane),
                                  load_lanes<Real>(grad_membrane_rows[t] + lane)};
         adjoint = lif_adjoint_step(method, reset, with_sums, bounded, neuron, step, adjoint, sums);
         grad_input_out(t, adjoint);

@@ -1,8 +1,7 @@
-// The operating system clears a page before a program may write to it. A training step frees what the next one asks for
-// again, in the same sizes; kept in between, its pages are cleared once.
+// The operating system clears a page before a program may write to it. A training step frees memory that the next one
+// allocates again, in the same sizes; a cache in between saves clearing its pages anew.
 //
-// A block belongs to the storage of one tensor, or is idle. The storage's deleter makes it idle, whichever views held
-// the storage last.
+// A block belongs to the storage of one tensor, or is idle. The storage's deleter makes it idle, once no view holds it.
 #include "output_cache.h"
 
 #include <algorithm>
@@ -22,7 +21,7 @@
 
 #include "caches.h"
 
-// Part of the stable interface since torch 2.11. Weak, so that the library loads into torch 2.10 too, where it is null.
+// Part of the stable interface since torch 2.11. Weak, so that the library also loads into torch 2.10, which leaves it null.
 extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
     void* data, std::int64_t ndim, const std::int64_t* sizes, const std::int64_t* strides, std::int64_t storage_offset,
     std::int32_t dtype, std::int32_t device_type, std::int32_t device_index, AtenTensorHandle* ret, std::int32_t layout,
@@ -32,13 +31,13 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
 namespace exodus::cpu {
 namespace {
 
-// Smaller blocks come back from the C library with their pages.
+// The C library keeps the pages of smaller blocks itself.
 constexpr std::size_t kMinCachedBytes = 256 << 10;
 
 constexpr std::size_t kPageBytes = 4096;
 
 #if defined(__SANITIZE_ADDRESS__)
-constexpr std::int64_t kDefaultLimitBytes = 0;  // memory that is used again hides a use after it was freed
+constexpr std::int64_t kDefaultLimitBytes = 0;  // reused memory would hide a use after free
 #else
 constexpr std::int64_t kDefaultLimitBytes = 512 << 20;
 #endif
@@ -58,7 +57,7 @@ class IdleBlocks {
     return *idle;
   }
 
-  // The block of about this size that was freed last, whose memory is the likeliest to be in a cache.
+  // The block of about this size that was freed last: the likeliest to be in a processor's cache.
   std::optional<Block> take(std::size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto fits = [bytes](Block block) { return block.bytes >= bytes && block.bytes - bytes <= bytes / 8; };
@@ -92,7 +91,7 @@ class IdleBlocks {
   }
 
  private:
-  static constexpr std::size_t kMaxBlocks = 256;  // blocks: finding one takes no time
+  static constexpr std::size_t kMaxBlocks = 256;  // bounds the time of a search
 
   IdleBlocks() {
     blocks_.reserve(kMaxBlocks);
@@ -125,8 +124,8 @@ std::optional<Block> allocate(std::size_t bytes) {
   return Block{memory, bytes};
 }
 
-// Where in its first page an output begins: in another quarter than what it is like, and than the output before it. Rows
-// of arrays that a kernel walks side by side would otherwise fall into the same few sets of the caches.
+// Offset of an output in its first page: in another quarter than `like`, and than the output before it. Rows of arrays
+// that a kernel walks in parallel would otherwise fall into the same few sets of the caches.
 std::size_t offset_beside(const Tensor& like) {
   static std::atomic<std::size_t> count{0};
   constexpr std::size_t quarter = kPageBytes / 4;
@@ -151,7 +150,7 @@ Tensor tensor_in(Block block, const Tensor& like) {
 }
 
 std::int64_t keep_memory(std::int64_t limit) {
-  STD_TORCH_CHECK(limit >= 0, "limit must not be negative, got ", limit);
+  STD_TORCH_CHECK(limit >= 0, "limit must be at least 0, got ", limit);
   return torch_from_blob == nullptr ? 0 : IdleBlocks::instance().set_limit(limit);
 }
 

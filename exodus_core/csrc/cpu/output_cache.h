@@ -1,11 +1,11 @@
-// Memory of freed outputs, kept for the outputs to come.
+// Caching allocator of outputs: reuses the memory of freed ones.
 #pragma once
 
 #include "../operators.h"
 
 namespace exodus::cpu {
 
-// An unwritten tensor like `tensor`, which is contiguous: where it is large, in memory that an earlier output has left.
+// An uninitialised tensor like `tensor`, which is contiguous; a large one in cached memory.
 Tensor output_like(const Tensor& tensor);
 
 }  // namespace exodus::cpu

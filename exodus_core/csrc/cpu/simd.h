@@ -2,8 +2,8 @@
 // each lane the bits that one number would get. EXODUS_VECTOR_BYTES is the width of a register.
 //
 // Built on the vector extensions of GCC and Clang, so it compiles for any processor; the width comes from the file that
-// is compiled for an instruction set. Only what the extensions lack is spelled out for x86: multiply_add, the larger of two,
-// stores around the caches and the conversions of float16.
+// is compiled for an instruction set. Only what the extensions lack is spelled out for x86: multiply_add, at_least,
+// non-temporal stores and the conversions of float16.
 #pragma once
 
 #include <cmath>
@@ -13,8 +13,8 @@
 #include <type_traits>
 
 #include "../core/macros.h"
-#include "../core/scalar_math.h"
 #include "../core/dtypes.h"
+#include "../core/scalar_math.h"
 #include "../core/surrogate.h"
 
 namespace exodus::cpu {
@@ -29,7 +29,7 @@ using vector_t = typename VectorOf<Scalar, bytes>::type;
 template <class Scalar, int count>
 struct Vec {
   using Vector = vector_t<Scalar, count * sizeof(Scalar)>;
-  // What a comparison gives: all bits of a lane, or none.
+  // The result of a comparison: all bits of a lane, or none.
   struct Mask {
     using Signed = std::conditional_t<sizeof(Scalar) == 8, std::int64_t, std::int32_t>;
     using Vector = vector_t<Signed, count * sizeof(Scalar)>;
@@ -176,7 +176,7 @@ EXODUS_HOST_DEVICE void store_lanes(Storage* to, Real values) {
   }
 }
 
-// Numbers of any precision, as lanes of double, and back.
+// Numbers of any precision as a vector of doubles, and back.
 template <class Doubles, class Real>
 EXODUS_HOST_DEVICE Doubles widen(const Real* from) {
   constexpr std::size_t count = sizeof(Doubles) / sizeof(double);
@@ -205,8 +205,8 @@ EXODUS_HOST_DEVICE Vec<Scalar, count> as_stored(Vec<Scalar, count> values) {
   }
 }
 
-// Stores a full vector past the caches, at an address that is a multiple of its size. Memory that is written once and is
-// larger than the caches is not fetched first that way.
+// Non-temporal store of a full vector, at an address that is a multiple of its size: the lines that it overwrites are not
+// read first.
 template <class Storage, class Real>
 EXODUS_HOST_DEVICE void stream_lanes(Storage* to, Real values) {
 #if defined(__SSE2__)
@@ -224,7 +224,7 @@ EXODUS_HOST_DEVICE void stream_lanes(Storage* to, Real values) {
   store_lanes(to, values);
 }
 
-// Streamed stores wait for nobody: called before another thread may read them.
+// Orders non-temporal stores before later ones: called before another thread may read them.
 EXODUS_HOST_DEVICE void finish_streams() {
 #if defined(__SSE2__)
   _mm_sfence();

@@ -1,7 +1,7 @@
-// How the CPU walks a tensor: lanes are cut into tiles, a tile is swept through time row by row.
+// Tiling of a tensor: lanes are cut into tiles, a tile is swept through time row by row.
 //
-// Where inner is long, a row of a tile is a piece of the tensor and is used in place. Where it is short (time last:
-// inner = 1), blocks of time are copied to and from a small buffer in which the lanes lie next to each other.
+// If inner is long, a row of a tile is a piece of the tensor and is used in place. If it is short (time last: inner = 1),
+// blocks of time are copied to and from a small buffer in which the lanes lie next to each other.
 #pragma once
 
 #include <algorithm>
@@ -33,7 +33,7 @@ constexpr std::int64_t kStagedLanes = 128;
 
 class Tiling {
  public:
-  // `max_width` limits the lanes of a tile; enough tiles for `threads` are made where there are lanes for them.
+  // `max_width` limits the lanes of a tile; there are enough tiles for `threads` if there are lanes for them.
   Tiling(const Layout& layout, std::int64_t threads, std::int64_t max_width) : layout_(layout) {
     in_place_ = layout.inner >= kMinTileLanes;
     const std::int64_t limit = std::min(max_width, in_place_ ? kMaxTileLanes : kStagedLanes);
@@ -42,7 +42,7 @@ class Tiling {
     const std::int64_t span = in_place_ ? layout.inner : layout.lanes();
     per_span_ = ceil_div(span, std::min(widest, share));
     width_ = std::min(widest, round_up(ceil_div(span, std::max<std::int64_t>(1, per_span_))));
-    // What is left over for the last tile may be less than a vector: the tile before takes it.
+    // The remainder for the last tile may be less than a vector: the tile before takes it.
     if (per_span_ > 1 && span - (per_span_ - 1) * width_ < kMinTileLanes) --per_span_;
     count_ = (in_place_ ? layout.outer : 1) * per_span_;
   }
@@ -97,8 +97,8 @@ class RowBuffer {
   std::unique_ptr<T, Free> rows_;
 };
 
-// Whether outputs are written past the caches, where all arrays of a call have so many bytes. Time last gains by it later:
-// the LIF kernels ask for the lines of ordinary writes while they compute.
+// True if outputs are to be written with non-temporal stores, given the bytes of all arrays of a call. With time last that
+// pays later: the LIF kernels prefetch the lines of ordinary writes while they compute.
 inline bool streams(const Layout& layout, std::int64_t bytes) {
   return exceeds_caches(layout.inner == 1 ? bytes / 2 : bytes);
 }
@@ -110,8 +110,8 @@ class TileRows {
  public:
   using Stored = std::remove_const_t<T>;
 
-  // Blocks follow each other in `direction`. Where `streamed`, `put` writes past the caches if the last axis is time, and
-  // the rows of `block` may be written so if they lie in the tensor.
+  // Blocks follow each other in `direction`. If `streamed`, `put` uses non-temporal stores if the last axis is time, and
+  // kernels may use them on the rows of `block` if these lie in the tensor.
   TileRows(T* tensor, const Layout& layout, const Tiling& tiling, Direction direction, bool streamed = false)
       : tensor_(tensor),
         layout_(layout),
@@ -170,8 +170,8 @@ class TileRows {
   }
 
  private:
-  // What a kernel asks the memory for while it computes a block: the elements that are read next, those of the next
-  // block or tile, or the place that this block will be written to.
+  // The elements that a kernel prefetches while it computes a block: those that are read next, of the next block or tile,
+  // or those that this block will be written to.
   const T* ahead(std::int64_t begin) const {
     if (tensor_ == nullptr || tile_.in_place || layout_.inner != 1 || streamed_) return nullptr;
     if (!std::is_const_v<T>) return tensor_ + layout_.offset(tile_.first_lane, begin);
@@ -182,7 +182,7 @@ class TileRows {
       lane = std::min(lane + tile_.width, layout_.lanes() - 1);
       next = forward ? 0 : (layout_.time - 1) / kBlockSteps * kBlockSteps;
     }
-    // Where a lane begins within a line, a block has a line more than is asked for: the one that it shares with the block
+    // If a lane begins within a line, a block has a line more than is prefetched: the one that it shares with the block
     // before, which has been read.
     return tensor_ + layout_.offset(lane, next) + (forward ? kLineElements<Stored> - 1 : 0);
   }
@@ -250,7 +250,7 @@ class BlockSums {
     }
     block_.clear();
   }
-  // A total, in the row of its block, which is spent.
+  // A total, in the row of its block, which is overwritten.
   const Real* rounded(std::int64_t which) const {
     for (std::int64_t i = 0; i < width_; ++i) block_[which][i] = static_cast<Real>(total_[which][i]);
     return block_[which];

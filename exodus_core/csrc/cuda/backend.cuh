@@ -1,4 +1,4 @@
-// The CUDA backend: what operators.h asks of a device.
+// The CUDA backend of operators.h.
 #pragma once
 
 #include "../operators.h"

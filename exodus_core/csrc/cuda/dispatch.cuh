@@ -1,9 +1,9 @@
-// Which kernel computes a LIF backward pass.
+// Choice of the kernel for a LIF backward pass.
 //
 // One thread a lane is exact in the order of the equations and reads everything once, but needs lanes: about 100 bytes are
-// under way for each, and some 2 MB must be, to keep a memory of 3 TB/s and 600 ns busy, so about 20,000 lanes. With fewer,
+// in flight for each, and some 2 MB must be to keep a memory of 3 TB/s and 600 ns busy, so about 20,000 lanes. With fewer,
 // cutting time into chunks brings more threads, at the price of reading twice: worth it from half of that on down, and
-// only where time is long enough to be cut. An estimate, to be replaced by a measured table.
+// only if time is long enough to be cut. An estimate, to be replaced by a measured table.
 #pragma once
 
 #include <cstdint>

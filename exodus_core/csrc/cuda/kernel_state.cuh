@@ -1,6 +1,6 @@
 // The response of a causal kernel to what is pushed, one lane a thread: the counterpart of csrc/cpu/kernel_state.h.
 //
-// The memory of a lane, the last inputs for taps and two doubles for each mode, lies in shared memory where that is large
+// The state of a lane, the last inputs for taps and two doubles for each mode, lies in shared memory if that is large
 // enough for a block, else in global memory that the host allocates. Neighbouring lanes are neighbours in both.
 #pragma once
 
@@ -11,14 +11,14 @@
 namespace exodus::cuda {
 
 constexpr int kMaxModes = 8;
-constexpr std::int64_t kSharedBytes = 48 * 1024;  // what every architecture gives a block without asking
+constexpr std::int64_t kSharedBytes = 48 * 1024;  // of a block, on every architecture without opting in
 
 template <class Real>
 struct DeviceKernel {
   const Real* taps;  // or null
   int length;        // of the taps, or the number of modes
   Mode modes[kMaxModes];
-  void* memory;  // [slot][lane] of all lanes; null where shared memory is used
+  void* memory;  // [slot][lane] of all lanes; null if shared memory is used
 
   __host__ __device__ int slots() const { return taps == nullptr ? 2 * length : length; }
   __host__ __device__ int slot_bytes() const {
@@ -47,7 +47,7 @@ class KernelState {
   }
 
  private:
-  // What lies in global memory passes through memory.cuh, to be counted.
+  // Accesses to global memory go through memory.cuh, to be counted.
   template <class Value>
   __device__ __forceinline__ Value get(int slot) const {
     const Value* address = static_cast<const Value*>(memory_) + slot * stride_ + column_;
@@ -63,7 +63,7 @@ class KernelState {
     }
   }
 
-  // The last inputs lie in a ring; what was pushed first is added first, as the plain loop does it.
+  // The last inputs lie in a ring; the oldest is added first, as in the plain loop.
   __device__ __forceinline__ Real by_taps(Real input) {
     const int length = kernel_.length;
     newest_ = newest_ + 1 == length ? 0 : newest_ + 1;
@@ -115,9 +115,9 @@ class KernelMemory {
   KernelMemory(const CausalKernel& kernel, const Tensor& like, std::int64_t lanes, int threads, int tile_bytes)
       : device_{elements<Real>(kernel.taps), static_cast<int>(kernel.taps.has_value() ? kernel.length : static_cast<std::int64_t>(kernel.modes.size())),
                 {}, nullptr} {
-    STD_TORCH_CHECK(kernel.modes.size() <= kMaxModes, "a kernel may have ", kMaxModes, " exponentials on this device, got ",
-                    kernel.modes.size());
-    STD_TORCH_CHECK(kernel.length <= 1 << 30, "a kernel may have 2^30 taps, got ", kernel.length);
+    STD_TORCH_CHECK(kernel.modes.size() <= kMaxModes, "kernel must be of at most ", kMaxModes,
+                    " exponentials on this device, got ", kernel.modes.size());
+    STD_TORCH_CHECK(kernel.length <= 1 << 30, "kernel must be of at most 2^30 taps, got ", kernel.length);
     std::copy(kernel.modes.begin(), kernel.modes.end(), device_.modes);
     const std::int64_t needed = static_cast<std::int64_t>(device_.slots()) * threads * device_.slot_bytes();
     if (tile_bytes + needed <= kSharedBytes) {

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kStagedLanes) lif_forward_staged(LifForwardArg
                [&](int, const Storage(&from)[1], Storage(&to)[2]) { lane.step(args.reset, from, to); });
 }
 
-// lam of one lane and, where wanted, its sums.
+// lam of one lane and, if wanted, its sums.
 template <class Real, bool with_sums>
 struct BackwardLane {
   LifNeuron<Real> neuron;

@@ -1,4 +1,4 @@
-// What the LIF kernels share: the parameters of a call on the device.
+// The arguments of a LIF call on the device, shared by the LIF kernels.
 #pragma once
 
 #include "parameters.cuh"
@@ -51,7 +51,7 @@ struct LifBackwardArgs {
   const Real* initial_spikes;
   Real* lane_gradients;  // the kLaneGradients rows, or null
 
-  // What is known of a step from its three elements.
+  // The data of a step from its three elements.
   template <bool with_sums>
   __device__ __forceinline__ LifStep<Real> step(const LifNeuron<Real>& neuron, const Storage (&from)[3]) const {
     const Real membrane = load(from[0]);

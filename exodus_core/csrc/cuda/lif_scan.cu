@@ -3,7 +3,7 @@
 // A block has kLanes lanes and kChunks chunks of kSteps steps: one pass covers kChunks * kSteps steps, and passes go from
 // the end of time to its start. In a pass every thread reduces its chunk to an affine map, one row of threads chains the
 // maps, and every thread replays its chunk from what the chain gives it. The slope of a map is a product of at most kSteps
-// factors, and may overflow where the serial result is finite; then the block walks that pass serially.
+// factors, and may overflow although the serial result is finite; then the block walks that pass serially.
 #include "lif.cuh"
 
 #include "../core/scan.h"
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kLanes * kChunks, kMinBlocks<Storage>)
       sums.add_block();
     }
     __syncthreads();
-    // What chunk 0 ends with is the carry of the pass before it in time: from the replay, so that it is what was written.
+    // The result of chunk 0 is the carry of the pass before it in time: from the replay, so that it equals the output.
     if (chunk == 0) maps[column].offset = later;
     __syncthreads();
     carry = maps[column].offset;

@@ -1,4 +1,4 @@
-// Parameters of a call as the kernels take them: numbers, and pointers to what differs between lanes.
+// Parameters of a call as kernel arguments: numbers, and pointers to values that differ between lanes.
 #pragma once
 
 #include "../operators.h"
@@ -19,7 +19,7 @@ struct DeviceParameter {
   }
 };
 
-// A value a lane; zero where it is not given.
+// A value a lane; zero if it is not given.
 template <class Real>
 __device__ __forceinline__ Real lane_value(const Real* values, std::int64_t lane) {
   return values == nullptr ? Real(0) : load_global(values + lane);

@@ -1,4 +1,4 @@
-// The one file that knows what the kernels run on: a GPU, or the emulation on the CPU with which they are tested
+// The only file that knows the platform of the kernels: a GPU, or the emulation on the CPU with which they are tested
 // (EXODUS_EMULATE; tests/cuda/emulator.h provides the same names).
 #pragma once
 
@@ -46,7 +46,7 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_inde
 
 namespace exodus::cuda {
 
-// Makes the device of a tensor current while it lives, and knows torch's stream there.
+// Makes the device of a tensor current during its lifetime, and has torch's stream on it.
 class OnDeviceOf {
  public:
   explicit OnDeviceOf(const torch::stable::Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {}

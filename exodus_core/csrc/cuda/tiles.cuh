@@ -1,9 +1,9 @@
-// How threads are laid over lanes, and how rows of time reach them.
+// Mapping of lanes to threads, and the ways of rows of time to them.
 //
-// One thread has one lane, or `width` neighbouring ones, and walks through time. Where the inner dimension is long,
-// neighbouring threads read neighbouring elements straight from global memory (InPlace). Where it is short (time last:
+// One thread has one lane, or `width` neighbouring ones, and walks through time. If the inner dimension is long,
+// neighbouring threads read neighbouring elements straight from global memory (in place). If it is short (time last:
 // inner = 1), a block copies a stretch of time of its lanes to shared memory, so that global memory is still read and
-// written in runs (Staged).
+// written in runs (staged).
 #pragma once
 
 #include <algorithm>
@@ -16,12 +16,12 @@ namespace exodus::cuda {
 
 constexpr int kThreads = 128;
 
-// For __launch_bounds__ of the largest kernels, blocks that a multiprocessor must hold at once; 0 leaves it to the compiler.
-// What it chooses is more than the registers of double precision allow, and ends in spills.
+// For __launch_bounds__ of the largest kernels, blocks that a multiprocessor must hold at once; 0 leaves it to the
+// compiler. What it chooses is more than the registers of double precision allow, and ends in spills.
 template <class Storage>
 constexpr int kMinBlocks = sizeof(Storage) == 8 ? 1 : 0;
 
-// Lanes of a thread where alignment allows: up to four, in loads of up to 16 bytes.
+// Lanes of a thread if alignment allows: up to four, in loads of up to 16 bytes.
 template <class Storage>
 __host__ __device__ constexpr int vector_width() {
   return sizeof(Storage) == 8 ? 2 : 4;
@@ -30,7 +30,7 @@ __host__ __device__ constexpr int vector_width() {
 // Below this, a row of the inner dimension is too short to be read by neighbouring threads at once.
 constexpr std::int64_t kMinInPlaceLanes = 32;
 
-// Staged: lanes of a block, and bytes of a run of time in shared memory (a 128-byte line of global memory where inner is 1).
+// Staged: lanes of a block, and bytes of a run of time in shared memory (a 128-byte line of global memory if inner is 1).
 constexpr int kStagedLanes = 64;
 constexpr int kStagedBytes = 128;
 constexpr int kStagedPitch = kStagedLanes + 1;  // a column of padding against bank conflicts
@@ -53,7 +53,7 @@ struct Sweep {
   Storage* out[outputs];
 };
 
-// Whether every row of these tensors (null: not given) can be read in vectors of `width` elements.
+// True if every row of these tensors (null: not given) can be read in vectors of `width` elements.
 template <int width, class Storage, int inputs, int outputs>
 bool fits_vectors(const Sweep<Storage, inputs, outputs>& sweep) {
   const auto aligned = [](const void* tensor) {
@@ -63,7 +63,7 @@ bool fits_vectors(const Sweep<Storage, inputs, outputs>& sweep) {
          std::all_of(sweep.out, sweep.out + outputs, aligned);
 }
 
-// Steps whose loads are under way together.
+// Steps whose loads are in flight together.
 constexpr int kStepsInFlight = 4;
 
 // Walks `width` neighbouring lanes of one thread through time. step(i, x, y) computes lane i: y, of `outputs` elements,
@@ -106,7 +106,7 @@ __device__ __forceinline__ void sweep_in_place(const Sweep<Storage, inputs, outp
   }
 }
 
-// Which lanes a staged block has: whole outer indices, as many as fit.
+// The lanes of a staged block: whole outer indices, as many as fit.
 struct StagedBlock {
   std::int64_t first_outer;
   int outers;
@@ -120,7 +120,7 @@ struct StagedBlock {
     return {first, static_cast<int>(left < most ? left : most), inner};
   }
   __device__ __forceinline__ bool has_thread() const { return static_cast<int>(threadIdx.x) < outers * inner; }
-  // The lane of this thread; that of the first where the block has none for it.
+  // The lane of this thread; that of the first thread if the block has none for it.
   __device__ __forceinline__ std::int64_t lane() const { return first_outer * inner + (has_thread() ? threadIdx.x : 0); }
 
   // Calls move(index in the tile, offset in the tensor) for every element of the steps [begin, begin + steps), shared

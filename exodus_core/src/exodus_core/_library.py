@@ -1,8 +1,8 @@
 """Loads the compiled operators.
 
 They are built against PyTorch's stable ABI, so one build serves every torch from 2.10 on. The CUDA kernels are a
-library of their own, loaded only into a torch with CUDA; where it cannot be, `CUDA` says why, and the CPU works all the
-same.
+library of their own, loaded only into a torch with CUDA; if it cannot be loaded, `CUDA` has the reason, and the CPU
+kernels work all the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 
 @dataclass(frozen=True)
 class CudaLibrary:
-    """What became of the CUDA library: `reason` is empty where it is loaded."""
+    """State of the CUDA library; `reason` says why it is not loaded, and is empty if it is."""
 
     loaded: bool
     reason: str

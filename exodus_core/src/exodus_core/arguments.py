@@ -143,8 +143,8 @@ def check_alpha(alpha: float | Tensor) -> None:
         raise ArgumentError("alpha", "in [0, 1]", alpha)
 
 
-# Up to here Python looks at numbers faster than torch starts an operator.
-_FEW = 32
+# Up to so many elements, reading them in Python is faster than starting an operator.
+_MAX_READ_ELEMENTS = 32
 
 
 def _is_traced(tensor: Tensor) -> bool:
@@ -159,8 +159,8 @@ def _is_traced(tensor: Tensor) -> bool:
 
 
 def _bounds(tensor: Tensor) -> tuple[float, float]:
-    """Least and largest element, both NaN where one element is."""
-    if tensor.numel() > _FEW:
+    """Least and largest element; both NaN if any element is."""
+    if tensor.numel() > _MAX_READ_ELEMENTS:
         low, high = torch.aminmax(tensor.detach())
         return low.item(), high.item()
     values = tensor.flatten().tolist()
@@ -171,7 +171,7 @@ def _bounds(tensor: Tensor) -> tuple[float, float]:
 
 
 def check_values(name: str, tensor: Tensor, *, positive: bool = False) -> None:
-    """Reads a parameter: no NaN, alpha in [0, 1], a threshold positive where asked. A traced tensor is not read."""
+    """Checks the elements of a parameter: no NaN, alpha in [0, 1], positive if asked. A traced tensor is not read."""
     if _is_traced(tensor) or tensor.numel() == 0:
         return
     low, high = _bounds(tensor)
@@ -184,7 +184,7 @@ def check_values(name: str, tensor: Tensor, *, positive: bool = False) -> None:
 
 
 def _check_constant(name: str, value: Tensor, *, positive: bool = False) -> None:
-    """Reads a parameter where that is cheap, on the CPU, and where it is not being trained."""
+    """Reads a parameter if that is cheap: on the CPU, and not being trained."""
     if value.is_cpu and not value.requires_grad:
         check_values(name, value, positive=positive)
 
@@ -254,8 +254,8 @@ def check_kernel(name: str, kernel: Kernel) -> None:
 def _read(numbers: Sequence[float]) -> tuple[float, ...]:
     """Numbers, read here and not within an autograd function.
 
-    torch.compile makes inputs of a graph from dynamic numbers where it first sees them read. Those that the graph of
-    one autograd function reads first are not found from that of the next.
+    torch.compile makes dynamic numbers inputs of the graph that reads them first. If that is the graph of one autograd
+    function, the graph of the next does not find them.
     """
     return tuple(float(number) for number in numbers)
 
@@ -295,7 +295,7 @@ class LifSettings(NamedTuple):
 
 
 class NeuronOptions(TypedDict, total=False):
-    """The keyword arguments of `exodus_core.lif` that say what the neurons are, where they are passed on."""
+    """The keyword arguments of `exodus_core.lif` that define the neurons, as functions pass them on."""
 
     threshold: float | Tensor
     reset: str

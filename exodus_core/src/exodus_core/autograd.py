@@ -1,7 +1,7 @@
-"""The operators as autograd functions: what is saved, and which gradient goes where.
+"""The operators as autograd functions: they save tensors for the backward pass and hand its gradients on.
 
 An autograd.Function around a plain operator costs half of what an autograd formula registered with the dispatcher does.
-Only the membrane, an output already, is kept for the backward pass, beside the parameters.
+Besides the parameters, only the membrane is saved for the backward pass, which is an output already.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def parameter_gradients(
 class Lif(torch.autograd.Function):
     """spikes, membrane of LIF and IF; the tensors are in the form of arguments.parameter and initial_state.
 
-    Where the threshold is what a spike subtracts, resets_by is not looked at, and may be None: torch.compile does not
+    If a spike subtracts the threshold (settings.tied), resets_by is ignored and may be None: torch.compile does not
     accept one tensor as two arguments.
     """
 

@@ -1,4 +1,4 @@
-"""What this installation can do, as data: for a bug report, a start-up log, or the service's clients."""
+"""Capabilities of this installation as data: for a bug report, a start-up log, or the clients of the service."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STABLE_ABI_TARGET = "2.10"
 def capabilities() -> dict[str, Any]:
     """Versions, methods, neurons, surrogates, dtypes, devices, the CPU's instruction set, the CUDA library's state.
 
-    `keeps_memory` is the limit of `keep_memory` in bytes; 0 before torch 2.11, which lacks what that needs.
+    `keeps_memory` is the limit of `keep_memory` in bytes; 0 before torch 2.11, which has no tensors on foreign memory.
 
     `instruction_set` is the one in use; the environment variable EXODUS_INSTRUCTION_SET (portable, avx2, avx512), read
     when the package is imported, limits it.

@@ -14,8 +14,8 @@ from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
 
 def _differentiated(*tensors: Tensor | None) -> bool:
-    # Forward-mode differentiation needs no requires_grad. The plain operators would lose its tangents without a word;
-    # the autograd functions say that they have no such derivative.
+    # Forward-mode differentiation needs no requires_grad. The plain operators would silently lose its tangents; the
+    # autograd functions raise an error.
     if forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -51,7 +51,7 @@ def lif(
         x: weighted input current, shape (outer..., time, inner...), float32, float64, float16 or bfloat16 (the last two
             are computed in float32). A contiguous tensor is not copied, whatever time_dim is.
         alpha: decay of the membrane per step, exp(-dt/tau), in [0, 1].
-        threshold: theta, in units of the membrane; positive where max_spikes > 1. At 0 or below, neurons fire at
+        threshold: theta, in units of the membrane; positive if max_spikes > 1. At 0 or below, neurons fire at
             rest and a reset by the threshold raises them: defined, but not what networks as data take.
         reset: "subtract", "zero" or "none".
         reset_by: what a spike subtracts; None means threshold, and then the gradient of the threshold includes it.

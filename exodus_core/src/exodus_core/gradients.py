@@ -17,7 +17,7 @@ from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
 
 class LifGradient(NamedTuple):
-    """dL/d(argument) of `lif`; None where it was not asked for."""
+    """dL/d(argument) of `lif`; None if it was not asked for."""
 
     input: Tensor
     alpha: Tensor | None
@@ -55,7 +55,7 @@ def _sum_to(lanes: Tensor, parameter: float | Tensor | None) -> Tensor:
 
 
 def _recordable(value: Any) -> Any:
-    """What autograd may keep: tensors that were made in inference mode are copied."""
+    """A value that autograd may save: a copy of a tensor made in inference mode, anything else as it is."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
@@ -120,15 +120,15 @@ def lif_gradient(
         membrane: u, as `lif` returns it, shape (outer..., time, inner...), float32, float64, float16 or bfloat16.
         grad_spikes: g = dL/ds, with the shape and dtype of membrane.
         grad_membrane: h = dL/du by paths that do not pass through the spikes, likewise, or None.
-        wrt: which gradients to compute beside that of the input: names from alpha, threshold, reset_by,
-            initial_membrane. None means those that are given as tensors.
+        wrt: gradients to compute besides that of the input: names from alpha, threshold, reset_by, initial_membrane.
+            None means the arguments that are tensors.
 
     The other arguments are those of `lif`.
 
     Returns:
         LifGradient(input, alpha, threshold, reset_by, initial_membrane): dL/dx with the shape and dtype of membrane; a
-        parameter's gradient with its shape and dtype, 0-d where the parameter is a float; None where not asked for.
-        Where reset_by is None the gradient of the threshold includes it.
+        parameter's gradient with its shape and dtype, 0-d if the parameter is a float; None if not asked for. If
+        reset_by is None, the gradient of the threshold includes it.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

@@ -37,7 +37,7 @@ class _ModalKernel:
     modes: Modes = field(init=False, repr=False, compare=False)
 
     def taps(self, length: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        """The first `length` values of the kernel, shape (length,): the FIR kernel equal to it where T <= length."""
+        """The first `length` values of the kernel, shape (length,): the FIR kernel equal to it up to T = length."""
         k = torch.arange(length, dtype=torch.float64)
         total = torch.zeros(length, dtype=torch.float64)
         for decay, constant, linear in zip(self.modes.decay, self.modes.constant, self.modes.linear, strict=True):
@@ -150,8 +150,8 @@ class AlphaKernel(_ModalKernel):
 class SlayerResponse(AlphaKernel):
     """SLAYER's spike response kernel, eps[k] = amplitude (k/tau) exp(1 - k/tau): `AlphaKernel` by its name there.
 
-    tau is SLAYER's tauSr in steps, tauSr / Ts. slayerPytorch cuts the kernel where it has fallen below 0.01; to have
-    its spikes bit by bit, filter with the taps `SlayerResponse(tau).cut(0.01)`.
+    tau is SLAYER's tauSr in steps, tauSr / Ts. slayerPytorch cuts the kernel once it has fallen below 0.01; for its
+    spikes bit by bit, filter with the taps `SlayerResponse(tau).cut(0.01)`.
     """
 
 

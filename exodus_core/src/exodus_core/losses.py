@@ -69,8 +69,8 @@ def _check_targets(targets: object, shape: tuple[int, ...], what: str) -> Tensor
 class Loss:
     """A loss; `parse` makes it.
 
-    Calling it with outputs (batch, time, *shape) and targets gives a `LossValue`, or raises LossError where they do
-    not fit. Losses of float16 and bfloat16 outputs are computed in float32, and are float32.
+    Calling it with outputs (batch, time, *shape) and targets gives a `LossValue`, or raises LossError if they do not
+    fit. Losses of float16 and bfloat16 outputs are computed in float32, and are float32.
     """
 
     kind: ClassVar[str]
@@ -101,7 +101,7 @@ class _CrossEntropy(Loss):
         if targets.is_floating_point() or targets.dtype == torch.bool:
             raise place.refuse_as("class numbers, integers", str(targets.dtype))
         classes = outputs.shape[2]
-        # Read where they are: targets that come from the CPU need not wait for the device.
+        # Read on the device that has them: targets on the CPU need not wait for another device.
         low, high = (int(v) for v in torch.aminmax(targets))
         if low < 0 or high >= classes:
             raise place.refuse_as(f"class numbers from 0 to {classes - 1}", str(low if low < 0 else high))
@@ -228,5 +228,5 @@ def combine(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
             samples = sum(entry[SAMPLES] for entry in metrics)
             combined[name] = sum(entry[name] * entry[SAMPLES] for entry in metrics) / samples
         else:
-            raise ArgumentError("metrics", f"named NAME:sum, or NAME:mean beside {SAMPLES}", name)
+            raise ArgumentError("metrics", f"named NAME:sum, or NAME:mean along with {SAMPLES}", name)
     return combined

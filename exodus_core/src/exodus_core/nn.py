@@ -23,7 +23,7 @@ __all__ = ["IF", "LIF", "SRM", "ExpLeak", "neuron_parameters"]
 
 
 class _Neuron(ranges.Bounded):
-    """Keeps neuron parameters: as torch.nn.Parameter where trainable, as a buffer where a tensor, else as a float.
+    """Keeps neuron parameters: trainable ones as torch.nn.Parameter, other tensors as buffers, numbers as floats.
 
     Tensors are copied. Floats are in the state_dict too, as 0-d float64 tensors.
     """
@@ -129,7 +129,7 @@ class _Neuron(ranges.Bounded):
                 arguments.check_values(name, given, positive=name == "threshold" and self._max_spikes > 1)
             except ValueError as error:
                 error_msgs.append(f"{key}: {error}")
-                rest[key] = own  # it stays what it is
+                rest[key] = own  # unchanged
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         for name, own in numbers.items():
             key, length = prefix + name, len(own) if isinstance(own, tuple) else 1
@@ -149,11 +149,11 @@ class _Neuron(ranges.Bounded):
 
 
 class _Stateful(_Neuron):
-    """A neuron that can go on where the last call ended.
+    """A neuron that can continue from the state of the last call.
 
     Attributes:
         state: membrane and spikes of the last step, a copy, if stateful; None at rest. Shape of the input without time;
-            float32, or float64 where the input was.
+            float32, or float64 if the input was.
     """
 
     state: tuple[Tensor, Tensor] | None
@@ -166,7 +166,7 @@ class _Stateful(_Neuron):
         self.state = None
 
     def reset_state(self) -> None:
-        """Forgets the last call: the next one starts from rest."""
+        """Drops the state of the last call: the next one starts from rest."""
         self.state = None
 
     def detach_state(self) -> None:
@@ -186,7 +186,7 @@ class _Stateful(_Neuron):
         return self
 
     def _lif(self, x: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions]) -> tuple[Tensor, Tensor]:
-        """`exodus_core.lif`, from the kept state on where stateful."""
+        """`exodus_core.lif`, if stateful from the kept state on."""
         self._check_steps(x)
         if not self.stateful:
             return functional.lif(x, alpha, time_dim=self.time_dim, **options)
@@ -236,13 +236,13 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 def _moved(part: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-    """A part of the state after a conversion of the layer, but in float32 where that is to a half type."""
+    """A part of the state after a conversion of the layer; float32 if the layer is converted to a half type."""
     moved = fn(part)
     return moved if moved.dtype == compute_dtype(moved.dtype) else part.to(moved.device)
 
 
 def _last(trace: Tensor, time_dim: int) -> Tensor:
-    """A copy of the last step: the caller may do with the trace what it likes. Gradients reach back."""
+    """A copy of the last step, since the caller may change the trace. Gradients reach back."""
     return _kept(trace.select(time_dim, -1))
 
 
@@ -280,9 +280,9 @@ class LIF(_Stateful):
     and buffers, `dict(net.named_parameters()) | dict(net.named_buffers())`, and no state_dict with numbers in it.
 
     Raises:
-        TypeError, ValueError: an argument does not fit, as far as the call does not tell; or trainable names something
-            else, or a parameter that is None; a threshold to be trained is not positive; a tensor that is not trained
-            requires a gradient. In the call: x has two dimensions where time_dim is 1.
+        ArgumentTypeError, ArgumentError: an argument is invalid (values that depend on the input are checked when
+            called); trainable names an unknown parameter or one that is None; a threshold to be trained is below 0.001;
+            a tensor that is not trained requires a gradient. In the call: x has two dimensions if time_dim is 1.
         RuntimeError: a stateful layer is called by a backward pass, to be recomputed (torch.utils.checkpoint).
     """
 
@@ -396,17 +396,16 @@ class SRM(_Neuron):
 
     Args:
         reset_kernel: nu, taps (K,), `ExponentialKernel` or `AlphaKernel`; usually negative.
-        response_kernel: eps, likewise; None where the input is filtered already.
+        response_kernel: eps, likewise; None if the input is filtered already.
         threshold, surrogate, method, time_dim: as in `exodus_core.srm`.
-        trainable: names of "threshold", and of "reset_kernel" and "response_kernel" where they are taps. The threshold
-            is kept positive as that of `LIF`.
+        trainable: names of "threshold", and of "reset_kernel" and "response_kernel" if they are taps. The threshold is
+            kept positive as that of `LIF`.
 
     Tensors are copied, and numbers are in the state_dict, as those of `LIF`; those of a kernel as reset_kernel.tau and
     so on.
 
     Raises:
-        TypeError, ValueError: an argument does not fit, as far as the call does not tell; or trainable names something
-            else; or as `LIF`.
+        ArgumentTypeError, ArgumentError: as `LIF`.
     """
 
     threshold: float | Tensor

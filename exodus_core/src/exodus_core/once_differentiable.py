@@ -1,4 +1,4 @@
-"""Backward passes that are differentiable no further, and say so."""
+"""Backward passes that raise an error if they are differentiated again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Memory that large outputs leave on the CPU is kept for the next ones, whose pages then need not be cleared again.
+"""Cache of the memory of freed outputs on the CPU: the next outputs reuse it, so that the system clears no new pages.
 
-An output in such memory is a tensor as any other, but that its storage cannot be enlarged, as that of a tensor whose
+An output in such memory is a tensor like any other, but its storage cannot be enlarged, like that of a tensor whose
 `numpy()` was called.
 """
 
@@ -11,10 +11,10 @@ from exodus_core.errors import ArgumentError
 
 
 def keep_memory(limit: int) -> int:
-    """Sets how much memory of freed outputs is kept at most; what exceeds it is given back at once.
+    """Sets the limit of the cache; memory beyond it is released at once.
 
-    The environment variable EXODUS_KEEP_MEMORY, in bytes, sets it when the package is imported; without it, it is
-    512 MiB. With 0, outputs are allocated by torch. Before torch 2.11 it is always 0.
+    The environment variable EXODUS_KEEP_MEMORY, in bytes, sets it on import; the default is 512 MiB.
+    With 0, torch allocates outputs. Before torch 2.11 it is always 0.
 
     Args:
         limit: bytes.
@@ -31,5 +31,5 @@ def keep_memory(limit: int) -> int:
 
 
 def kept_memory() -> int:
-    """Bytes that freed outputs have left and no output uses at the moment."""
+    """Bytes in the cache, which no output uses at the moment."""
     return ops.kept_memory()[0]

@@ -1,8 +1,8 @@
-"""Keeps parameters that are trained where neurons are defined: alpha in [0, 1], the threshold positive.
+"""Keeps trained parameters in the range for which neurons are defined: alpha in [0, 1], the threshold positive.
 
-An optimiser knows no bounds. torch calls a hook after each step of any optimiser of torch.optim; the one here projects
-those of the parameters that it has changed which belong to a neuron. Forward passes change nothing, so that they can be
-compiled, recomputed, run twice before a backward pass and given other parameters.
+An optimiser knows no bounds. torch calls a hook after each step of any optimiser of torch.optim; the hook here projects
+the parameters of neurons that the step has changed. Forward passes change nothing, so that they can be compiled,
+recomputed, run twice before a backward pass and given other parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 MIN_THRESHOLD = 1e-3
 RANGES: dict[str, tuple[float, float | None]] = {"alpha": (0.0, 1.0), "threshold": (MIN_THRESHOLD, None)}
 
-# The attribute of a parameter that has its range: the hook sees parameters, and not whose they are.
+# The attribute of a parameter that holds its range: the hook sees parameters, not their modules.
 _RANGE = "_exodus_range"
 
 
@@ -47,9 +47,9 @@ class Bounded(torch.nn.Module):
                 _install()
 
     def constrain(self) -> None:
-        """Brings trained parameters back to where the neuron is defined: alpha in [0, 1], the threshold at least 0.001.
+        """Projects trained parameters to their range: alpha in [0, 1], the threshold at least 0.001.
 
-        Every optimiser of torch.optim does so after its step; to be called where parameters are changed otherwise.
+        Every step of an optimiser of torch.optim does so; to be called after other changes of the parameters.
         """
         with torch.no_grad():
             for name, limits in RANGES.items():

@@ -1,4 +1,4 @@
-"""Refuses the recomputation of what depends on earlier calls: it would be wrong without a word."""
+"""Refuses to recompute layers whose result depends on earlier calls: it would silently differ."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 def refuse_recomputation(what: str, instead: str) -> None:
-    """Raises RuntimeError where a backward pass is running, from which torch.utils.checkpoint calls a layer again.
+    """Raises RuntimeError during a backward pass, from which torch.utils.checkpoint calls a layer again.
 
-    A graph that is being compiled has no backward pass yet: what may not be recomputed is an operator there.
+    A graph that is being compiled has no backward pass yet: there, an operator marks what may not be recomputed.
     """
     if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
         raise RuntimeError(

@@ -1,7 +1,7 @@
-"""Reads plain data (JSON) into frozen dataclasses; what does not fit is refused with a JSON pointer to it.
+"""Schema of plain data (JSON): reads it into frozen dataclasses, or raises an error with a JSON pointer to the fault.
 
-Such a dataclass declares its fields as name: Annotated[type, check, meaning], so that reading, error messages and the
-tables of the guide come from one place.
+A dataclass declares its fields as name: Annotated[type, check, meaning]. Reading, error messages and the tables of the
+guide all come from these declarations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SHOWN_BITS = 2048
 
 
 class _Shortened(reprlib.Repr):
-    """repr() that looks at no more of a value than is shown, however long, deep or large it is."""
+    """repr() that reads no more of a value than it shows, however long, deep or large it is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ _repr = _Shortened().repr
 
 
 def shown(value: object) -> str:
-    """A value for an error message, cut where it is long."""
+    """A value for an error message, truncated."""
     text = _repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the data a value stands, and with which error it is refused."""
+    """Location of a value in the data, and the class of the errors about it."""
 
     pointer: str
     error: type[DescriptionError]
@@ -56,17 +56,17 @@ class Place:
         return Place(f"{self.pointer}/" + str(key).replace("~", "~0").replace("/", "~1"), self.error)
 
     def refuse(self, expected: str, got: object) -> DescriptionError:
-        """The error, to be raised; `got` is a value."""
+        """The error to raise; `got` is the value found."""
         return self.error(self.pointer, expected, shown(got))
 
     def refuse_as(self, expected: str, got: str) -> DescriptionError:
-        """The error, to be raised; `got` says in words what is there."""
+        """The error to raise; `got` describes in words what was found."""
         return self.error(self.pointer, expected, got)
 
 
 @dataclass(frozen=True)
 class Check:
-    """What fits in a field, in words and as a function that returns the value in its one form or raises."""
+    """Check of a field: the valid values in words, and a function that returns a value normalised, or raises."""
 
     wanted: str
     read: Callable[[Any, Place], Any]
@@ -74,12 +74,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Described:
-    """A field of a dataclass: what fits in it, and what it means."""
+    """A field of a dataclass: its name, check, meaning and default."""
 
     name: str
     check: Check
     meaning: str
-    default: Any  # dataclasses.MISSING where it must be given
+    default: Any  # dataclasses.MISSING if required
 
 
 @functools.cache
@@ -98,7 +98,7 @@ Record = TypeVar("Record")
 
 
 def read_record(cls: type[Record], value: object, place: Place, ignore: Sequence[str] = ()) -> Record:
-    """The dataclass that a mapping describes; names in `ignore` are read elsewhere."""
+    """The dataclass that a mapping describes; the caller reads the names in `ignore`."""
     if not isinstance(value, Mapping):
         raise place.refuse("an object", value)
     fields = {field.name: field for field in described(cls)}  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ def read_record(cls: type[Record], value: object, place: Place, ignore: Sequence
 
 
 def plain(value: Any) -> Any:
-    """What was read as plain data again: dataclasses become objects, tuples lists."""
+    """The inverse of reading: dataclasses become objects, tuples become lists."""
     if dataclasses.is_dataclass(value):
         kind = getattr(value, "kind", None)
         own = {} if kind is None or "kind" in {f.name for f in dataclasses.fields(value)} else {"kind": kind}
@@ -187,7 +187,7 @@ def choice(*names: str) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """null, or what fits another check."""
+    """null, or a value that another check accepts."""
 
     def read(value: Any, place: Place) -> Any:
         return None if value is None else check.read(value, place)
@@ -196,7 +196,7 @@ def optional(check: Check) -> Check:
 
 
 def array(check: Check, length: int | None = None) -> Check:
-    """A list, of a given length or not empty, of what fits another check; read as a tuple."""
+    """A list, of a given length or not empty, of values that another check accepts; read as a tuple."""
     wanted = f"a list of {'one or more' if length is None else length}, each {check.wanted}"
 
     def read(value: Any, place: Place) -> tuple[Any, ...]:

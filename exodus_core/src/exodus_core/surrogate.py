@@ -1,7 +1,7 @@
 """Surrogate derivatives f'(u) of the spike function, as functions of x = u - threshold.
 
 Each class is the definition that the kernels are tested against: `derivative` is plain PyTorch, `code` is the number by
-which the kernels (csrc/core/surrogate.h) know it. Where a class is in use elsewhere, its docstring says by whom.
+which the kernels (csrc/core/surrogate.h) know it. A docstring names the papers and libraries that use the function.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Surrogate:
-    """What all surrogates have in common.
+    """Base class of the surrogates.
 
     Args:
         slope: k > 0, the steepness; in units of 1 / membrane.

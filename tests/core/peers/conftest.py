@@ -1,5 +1,5 @@
-"""What every comparison with another library needs: the libraries, inputs, exodus_core guarded against unfair inputs,
-and the comparison itself. docs/peers.md has the same mappings as a table."""
+"""Shared parts of the comparisons with other libraries: the libraries, inputs, a guard of exodus_core against unfair
+inputs, and the comparison itself. docs/peers.md has the same mappings as a table."""
 
 from collections.abc import Callable
 from importlib import import_module, metadata

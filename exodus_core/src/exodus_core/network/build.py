@@ -39,7 +39,7 @@ class Network(torch.nn.Module):
 
     Attributes:
         description: the checked description, which says the dtype that it was built with.
-        generator: where dropout masks are drawn from, on the network's device.
+        generator: draws the dropout masks, on the network's device.
     """
 
     generator: torch.Generator
@@ -49,7 +49,7 @@ class Network(torch.nn.Module):
         super().__init__()
         self.description = description
         dtype: torch.dtype = getattr(torch, description.dtype)
-        # Moved and converted with the rest: a network may have no parameter that tells where it is.
+        # Moved and converted with the rest: a network may have no parameter that has its device.
         self.register_buffer("_like", torch.empty(0, dtype=dtype, device="cpu"), persistent=False)
         initial = torch.Generator("cpu").manual_seed(seed)
         # The masks' generator has a seed of its own, so that masks and weights do not come from the same numbers.
@@ -81,7 +81,7 @@ class Network(torch.nn.Module):
         return next(self.parameters(), self._like).device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Conversion by to(), cuda(), double() and their like; masks are drawn where the network goes."""
+        """Conversion by to(), cuda(), double() and their like; the generator of masks moves along."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # The device "meta" has no random numbers.
         if self.device != self.generator.device and self.device.type != "meta":
@@ -136,7 +136,7 @@ class Network(torch.nn.Module):
                 yield from module.parameters(recurse=False)
 
     def constrain(self) -> None:
-        """Brings trained parameters back to where the neurons are defined: alpha in [0, 1], threshold positive.
+        """Projects trained parameters to their range: alpha in [0, 1], threshold positive.
 
         To be called after each step of an optimiser.
         """
@@ -146,7 +146,7 @@ class Network(torch.nn.Module):
 
 
 def _moved(generator: torch.Generator, device: torch.device) -> torch.Generator:
-    """One on another device, of the same seed; of one drawn from it, where it has been drawn from."""
+    """A generator on another device with the same seed, or with a seed drawn from it if it is no longer fresh."""
     seed = generator.initial_seed()
     fresh = torch.Generator(generator.device).manual_seed(seed)
     if not torch.equal(fresh.get_state(), generator.get_state()):
@@ -165,7 +165,7 @@ def build(
         data: a description (docs/networks.md), as plain data or as `parse` returns it; or its layers alone, the first
             one linear with in_features.
         seed: of the initial weights and the dropout masks, from 0 to 2^63 - 1.
-        device: where it lives.
+        device: of the network.
 
     Raises:
         NetworkError: the description does not fit.

@@ -117,7 +117,7 @@ class Description:
         return ITEMSIZES[self.dtype]
 
     def memory(self, batch: int, time: int, *, training: bool) -> int:
-        """An upper bound of the bytes that a pass takes at one time, beside the weights and the given input.
+        """An upper bound of the bytes that a pass takes at one time, without the weights and the input.
 
         Args:
             batch, time: of the input.
@@ -127,7 +127,7 @@ class Description:
         return peak_bytes(self, batch, time, training=training)
 
     def graph(self, time: int) -> int:
-        """An upper bound of the bytes of a graph that a forward pass leaves, beside the tensors that it keeps."""
+        """An upper bound of the bytes of a graph that a forward pass leaves, without the tensors that it saves."""
         return graph_bytes(self, time)
 
     @property
@@ -148,7 +148,7 @@ def _input_shape(data: Mapping[str, Any], place: Place) -> Shape:
     features = first.get("in_features") if _kind(first, here) == "linear" else None
     if features is None:
         raise place.at("input_shape").refuse(
-            "a list of sizes, or null where the first layer is linear with in_features", None
+            "a list of sizes, or null if the first layer is linear with in_features", None
         )
     return (COUNT.read(features, here.at("in_features")),)
 

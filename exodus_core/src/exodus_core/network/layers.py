@@ -1,4 +1,4 @@
-"""The kinds of layers without neurons: their fields, what shape they give, and which parameters they have.
+"""The kinds of layers without neurons: their fields, output shapes and parameters.
 
 Shapes here are those of one sample in one step: without batch and time.
 """
@@ -25,7 +25,7 @@ def text(shape: Shape) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """What all kinds have in common.
+    """Base class of the kinds of layers.
 
     Args:
         name: the layer's name, by which others take it as input and which its parameters begin with.
@@ -39,11 +39,11 @@ class Layer:
     inputs: tuple[str, ...] = ()
 
     def filled(self, shape: Shape) -> Layer:
-        """The layer with what follows from the shape of its input filled in."""
+        """The layer with the fields filled in that follow from the shape of its input."""
         return self
 
     def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
-        """The shape it gives; raises where it cannot take those of its inputs."""
+        """The shape of its output; raises if it does not accept those of its inputs."""
         return shapes[0]
 
     def parameters(self, shape: Shape) -> Parameters:

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from exodus_core.network.description import Description
 
 # Channels that oneDNN's kernels take at a time; it copies images to layouts in which they are padded to so many.
-_BLOCK = 16
+_CHANNEL_BLOCK = 16
 # Below, PyTorch computes the convolution of a single image by itself, in float32 too.
-_SMALL_IMAGE = 20480
-# Python objects and nodes of autograd's graph, measured: of a layer (4 to 13 KiB); of one step of a loop over time,
-# without a graph (2 KiB), with one (9 KiB), and with recurrent connections (23 KiB).
-_LAYER = 16 * 1024
-_STEP, _STEP_GRAPH, _STEP_RECURRENT = 3 * 1024, 14 * 1024, 28 * 1024
+_SMALL_IMAGE_ELEMENTS = 20480
+# Bytes of Python objects and nodes of autograd's graph, measured: of a layer (4 to 13 KiB); of one step of a loop over
+# time, without a graph (2 KiB), with one (9 KiB), and with recurrent connections (23 KiB).
+_LAYER_BYTES = 16 * 1024
+_STEP_BYTES, _STEP_GRAPH_BYTES, _STEP_RECURRENT_BYTES = 3 * 1024, 14 * 1024, 28 * 1024
 # Copies of what a step of an SRM loop has of the past that its backward pass takes at a time, with what the heap keeps.
-_PAST_BACKWARD = 64
+_PAST_COPIES = 64
 # Gradients of a neuron's parameters are summed for each lane (sample and neuron): so many sums, in float64.
 _LANE_BYTES = 8 * 8
 
@@ -80,14 +80,14 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Need:
-    """Bytes that a layer takes beside its inputs and its output.
+    """Bytes that a layer takes in addition to its inputs and its output.
 
     Attributes:
         kept: from its forward to its backward pass.
         forward: while its forward pass runs, with what is kept then.
         backward: while its backward pass runs, with the gradient of its input, without that of its output.
         reads_input, reads_output: the backward pass does.
-        view: the output lies where the input does.
+        view: the output is a view of the input.
     """
 
     kept: int = 0
@@ -110,16 +110,16 @@ def _convolution(layer: _Layer) -> _Need:
     windows = math.prod(kernel) * math.prod(layer.output[1:]) * layer.itemsize
 
     def padded(shape: Shape) -> int:
-        channels = -(-shape[0] // _BLOCK) * _BLOCK
+        channels = -(-shape[0] // _CHANNEL_BLOCK) * _CHANNEL_BLOCK
         return images * channels * math.prod(shape[1:]) * layer.itemsize
 
-    channels = [-(-n // _BLOCK) * _BLOCK for n in (layer.input[0], layer.output[0])]
+    channels = [-(-n // _CHANNEL_BLOCK) * _CHANNEL_BLOCK for n in (layer.input[0], layer.output[0])]
     weights = math.prod((*channels, *kernel)) // data.groups * layer.itemsize * (1 + torch.get_num_threads())
     blocked = padded(layer.input) + padded(layer.output) + weights
-    # Unfolded: every window as a column, of one group at a time; of all images at once where it is not dilated.
+    # Unfolded: every window as a column, of one group at a time; of all images at once if it is not dilated.
     columns = (1 if dilated else images) * layer.input[0] // data.groups * windows
     unfolded = columns + layer.x // data.groups + layer.y
-    single = images == 1 and math.prod(layer.input) <= _SMALL_IMAGE
+    single = images == 1 and math.prod(layer.input) <= _SMALL_IMAGE_ELEMENTS
     if layer.itemsize == 4 and torch.backends.mkldnn.is_available():
         forward = max(blocked, unfolded) if single else blocked
         backward = forward + layer.grad
@@ -157,7 +157,7 @@ def _loops(data: Any) -> bool:
 
 def _step_graph(data: Any) -> int:
     """Bytes of the graph of one step of a loop over time."""
-    return _STEP_GRAPH if getattr(data, "recurrent", None) is None else _STEP_RECURRENT
+    return _STEP_GRAPH_BYTES if getattr(data, "recurrent", None) is None else _STEP_RECURRENT_BYTES
 
 
 def _loop(layer: _Layer, arrays: int) -> _Need:
@@ -165,7 +165,7 @@ def _loop(layer: _Layer, arrays: int) -> _Need:
     if layer.training:
         kept = arrays * layer.y + layer.time * _step_graph(layer.data)
     else:
-        kept = 2 * layer.y + layer.time * _STEP
+        kept = 2 * layer.y + layer.time * _STEP_BYTES
     return _Need(kept=kept, forward=kept + 2 * layer.y, backward=4 * layer.y, reads_input=True)
 
 
@@ -199,7 +199,7 @@ def _srm(layer: _Layer) -> _Need:
     return _Need(
         kept=loop.kept,
         forward=loop.forward + 5 * layer.y + 12 * past,
-        backward=loop.backward + _PAST_BACKWARD * past,
+        backward=loop.backward + _PAST_COPIES * past,
         reads_input=True,
     )
 
@@ -222,18 +222,18 @@ _NEEDS: dict[str, Callable[[_Layer], _Need]] = {
 
 
 def graph_bytes(description: Description, time: int) -> int:
-    """Bytes of the objects of autograd's graph that a forward pass leaves, beside the tensors that it keeps."""
-    return sum(_LAYER + (time * _step_graph(layer) if _loops(layer) else 0) for layer in description.layers)
+    """Bytes of the objects of autograd's graph that a forward pass leaves, without the tensors that it saves."""
+    return sum(_LAYER_BYTES + (time * _step_graph(layer) if _loops(layer) else 0) for layer in description.layers)
 
 
 # Of the outputs: what a loss and its gradient take, and what of them stays during the backward pass.
-_LOSS, _LOSS_KEPT = 5, 2
+_LOSS_COPIES, _LOSS_KEPT_COPIES = 5, 2
 # Of the weights: their gradients, and what clipping, sums and the optimiser's step make of them.
-_GRADIENTS, _UPDATE = 2, 5
+_GRADIENT_COPIES, _UPDATE_COPIES = 2, 5
 
 
 def peak_bytes(description: Description, batch: int, time: int, *, training: bool) -> int:
-    """An upper bound of the bytes that a pass takes at one time, beside the weights and the given input.
+    """An upper bound of the bytes that a pass takes at one time, without the weights and the input.
 
     Args:
         batch, time: of the input.
@@ -263,10 +263,10 @@ def peak_bytes(description: Description, batch: int, time: int, *, training: boo
         roots[name] = root = source if need.view else name
         names[root] += 1
         size[name] = 0 if need.view else met.y
-        peak = max(peak, alive + size[name] + need.forward + _LAYER)
+        peak = max(peak, alive + size[name] + need.forward + _LAYER_BYTES)
         alive += size[name]
         if training:
-            alive += need.kept + _LAYER
+            alive += need.kept + _LAYER_BYTES
             backward = max(backward, met.y + need.backward)
             kept.update([source] if need.reads_input else [], [root] if need.reads_output else [])
         for given in set(layer.inputs):
@@ -280,6 +280,6 @@ def peak_bytes(description: Description, batch: int, time: int, *, training: boo
     outputs = batch * time * math.prod(description.output_shape) * itemsize
     # Gradients of values that several layers take wait for each other.
     waiting = sum(size[name] for name, count in uses.items() if count > 1)
-    loss = alive + _LOSS * outputs
-    after = alive + _LOSS_KEPT * outputs + waiting + backward + _GRADIENTS * description.nbytes
-    return max(peak, loss, after, _UPDATE * description.nbytes)
+    loss = alive + _LOSS_COPIES * outputs
+    after = alive + _LOSS_KEPT_COPIES * outputs + waiting + backward + _GRADIENT_COPIES * description.nbytes
+    return max(peak, loss, after, _UPDATE_COPIES * description.nbytes)

@@ -1,4 +1,4 @@
-"""The kinds of layers with neurons: lif, if, srm and exp_leak, and what they are made from."""
+"""The kinds of layers with neurons, lif, if, srm and exp_leak, and the objects in their fields."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SurrogateData:
 
 @dataclass(frozen=True)
 class Recurrent:
-    """Recurrent connections around a neuron layer: x[t] + W s[t-1] + b in place of x[t]."""
+    """Recurrent connections around a neuron layer: x[t] + W s[t-1] + b instead of x[t]."""
 
     bias: Annotated[bool, boolean, "add b"] = False
     gain: Annotated[float, number(), "factor on the initial weights"] = 1.0
@@ -219,7 +219,7 @@ class ExpLeak(_Neurons):
     kind: ClassVar[str] = "exp_leak"
 
     alpha: Annotated[Any, _ALPHA, "decay in one step, exp(-dt/tau)"]
-    trainable: Annotated[tuple[str, ...], some_of("alpha"), '["alpha"] where alpha is learned'] = ()
+    trainable: Annotated[tuple[str, ...], some_of("alpha"), '["alpha"] if alpha is learned'] = ()
 
     def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
         self._check_broadcast(shapes[0], place, "alpha")

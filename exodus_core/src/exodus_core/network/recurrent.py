@@ -1,4 +1,4 @@
-"""LIF and IF neurons with recurrent connections: x[t] + W s[t-1] in place of x[t], exact through time.
+"""LIF and IF neurons with recurrent connections: x[t] + W s[t-1] instead of x[t], exact through time.
 
 Forward and backward call the operators of one step in a loop, with W between: autograd through such a loop costs
 several times as much in bookkeeping. The plain loop, which method "bptt" is, is the definition.
@@ -18,13 +18,13 @@ from exodus_core.autograd import parameter_gradients
 from exodus_core.once_differentiable import once_differentiable
 from exodus_core.ops import INITIAL_MEMBRANE, INITIAL_SPIKES
 
-# Steps that are taken apart at a time: as views, all of a long sequence outweigh what they show of a narrow layer.
-_STEPS = 256
+# Steps that are split into views at a time: of a narrow layer, the views of all steps outweigh the data they show.
+_VIEWED_STEPS = 256
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A context without autocast: the state of a neuron is not to be rounded from step to step."""
-    # torch.compile sees a backward pass where it sees the forward pass, within this context, and runs it elsewhere.
+    # torch.compile traces a backward pass together with the forward pass, within this context, and runs it outside.
     if device.type != "meta" and (torch.compiler.is_compiling() or torch.is_autocast_enabled(device.type)):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
@@ -50,7 +50,9 @@ class _RecurrentLif(torch.autograd.Function):
         # Written step by step, so that the memory of a step serves the next while the cache still has it.
         fired, membranes = x.new_empty(x.shape), x.new_empty(x.shape)
         s = u = None
-        for parts in zip(x.split(_STEPS), fired.split(_STEPS), membranes.split(_STEPS), strict=True):
+        for parts in zip(
+            x.split(_VIEWED_STEPS), fired.split(_VIEWED_STEPS), membranes.split(_VIEWED_STEPS), strict=True
+        ):
             for x_t, fired_t, membrane_t in zip(*(part.unbind() for part in parts), strict=True):
                 current = x_t.contiguous() if s is None else torch.addmm(x_t, s, transposed)
                 # The operators' time is a dimension of length 1.
@@ -132,7 +134,7 @@ def recurrent_lif(x: Tensor, weight: Tensor, alpha: float | Tensor, **options: U
 
     Args:
         x: input current, shape (batch, time, *neurons), a float dtype; float16 and bfloat16 are computed in float32,
-            also where autocast would not.
+            also under autocast.
         weight: W, shape (n, n), n the number of neurons; row i is what neuron i receives.
 
     The other arguments are those of `exodus_core.lif`, without initial state and time_dim; "slayer" drops the reset,

@@ -18,7 +18,7 @@ from exodus_core.network.recurrent import recurrent_lif
 
 
 class _Neurons(ranges.Bounded):
-    """Keeps parameters of neurons: a Parameter where trainable, a tensor where a list, else a number."""
+    """Keeps parameters of neurons: trainable ones as Parameter, lists as tensors, else numbers."""
 
     def _keep(self, layer: Any, trainable: tuple[str, ...], draw: Drawing, *names: str) -> None:
         for name in names:

@@ -1,4 +1,4 @@
-"""Training one network: forward, backward, optimiser step and the whole state, where a call that fails changes nothing.
+"""Training of one network: forward, backward, optimiser step and the whole state; a call that fails changes nothing.
 
 `Trainer` gives the same bits as the plain torch loop with the same loss and optimiser. See docs/networks.md.
 """

@@ -1,4 +1,4 @@
-"""What training refuses beside descriptions and losses."""
+"""Errors of training; those of descriptions are in the modules that read them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NonFiniteError(ValueError):
 
     @property
     def what(self) -> str:
-        """What is not finite, in words."""
+        """The quantity that is not finite, in words."""
         return self.name if self.name == "loss" else f"the norm of {self.name}"
 
     def __str__(self) -> str:

@@ -28,7 +28,7 @@ def join(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def split(name: str, tensor: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Parts of a flat tensor with the shapes of others, in their dtype and on their device; views where they can be.
+    """Parts of a flat tensor with the shapes of others, in their dtype and on their device; views if possible.
 
     Raises:
         TypeError: it is not of their dtype.

@@ -1,4 +1,4 @@
-"""Forward passes that change nothing: what they would change is kept, and committed when the pass counts.
+"""Pure forward passes: their changes are collected apart, and committed when the pass counts.
 
 In training a forward pass updates the running statistics of batch norms and draws dropout masks. Here it does so on
 copies, so that a call that fails later has changed nothing.
@@ -20,7 +20,7 @@ from exodus_core.network.modules import BatchNorm, Dropout
 
 @dataclass
 class Changes:
-    """What a forward pass changed: new values of the buffers, in order, and the generator's state."""
+    """Changes of a forward pass: new values of the buffers, in order, and the generator's state."""
 
     buffers: list[Tensor] = field(default_factory=list)
     random: Tensor | None = None
@@ -44,7 +44,7 @@ class Forward:
 
 
 class PureForward:
-    """Runs a network without changing it; `compiled` is the same network, to be called in its place."""
+    """Runs a network without changing it; `compiled` is the same network, to be called instead."""
 
     def __init__(self, net: Network, compiled: Callable[[Tensor], Tensor] | None = None) -> None:
         self.net = net
@@ -69,7 +69,7 @@ class PureForward:
         random = self.net.generator.get_state() if train and self._draws else None
         try:
             for norm, buffers in kept:
-                # Other tensors in their place, not values put back: the graph must not see them change.
+                # Replaced by other tensors, not restored in place: the graph must not see them change.
                 norm._buffers.update({name: b.clone() for name, b in buffers.items() if b is not None})
             yield changes
             changes.buffers = [b for norm, _ in kept for b in norm._buffers.values() if b is not None]
@@ -111,7 +111,7 @@ class PureForward:
         return outputs, changes, sum(sizes.values())
 
     def commit(self, changes: Changes) -> None:
-        """Makes what a pass changed the network's."""
+        """Applies the changes of a pass to the network."""
         if changes.buffers:
             with torch.no_grad():
                 for buffer, new in zip(self.buffers(), changes.buffers, strict=True):

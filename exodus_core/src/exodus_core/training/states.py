@@ -1,4 +1,4 @@
-"""The state of a training as named tensors: taken as clones, loaded only where every tensor fits."""
+"""The state of a training as named tensors: taken as clones, loaded only if every tensor fits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def collect(net: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]
 
 
 def nbytes(net: Network, optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the state beside the generator's."""
+    """Bytes of the state without the generator's."""
     return sum(value.nbytes for value in _tensors(net, optimizer).values())
 
 
@@ -58,8 +58,8 @@ def _check(name: str, value: object, like: Tensor, dtypes: tuple[torch.dtype, ..
 def load(state: Mapping[str, Tensor], net: Network, optimizer: torch.optim.Optimizer, slots: Sequence[str]) -> None:
     """Replaces weights, running statistics, optimiser state, accumulated gradients and generator.
 
-    Optimiser state and gradients are there for all parameters or, before the first step or where none are
-    accumulated, for none.
+    Optimiser state and gradients exist for all parameters, or for none: before the first step, or if no gradients are
+    accumulated.
 
     Raises:
         StateError: the first tensor that is missing, too many or of another shape or dtype. Nothing has changed.

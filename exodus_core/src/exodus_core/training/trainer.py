@@ -61,7 +61,7 @@ class Trainer:
 
     Raises:
         OptimizerError: the optimiser's description does not fit.
-        TypeError: net is another module: of those nobody knows what a call changes, and so how to undo it.
+        TypeError: net is another module, whose changes by a call are unknown and cannot be undone.
         ValueError: the network has no parameters.
     """
 
@@ -164,14 +164,14 @@ class Trainer:
         gradients: Tensor | None = None,
         allow_non_finite: bool = False,
     ) -> dict[str, float]:
-        """Changes the weights by the accumulated gradients and clears these; where there are none, changes nothing.
+        """Changes the weights by the accumulated gradients and clears these; without any, changes nothing.
 
         Args:
-            lr, weight_decay: in place of the optimiser's, for this step.
+            lr, weight_decay: instead of the optimiser's, for this step.
             clip_norm: largest norm of all gradients together; then
             clip_value: largest magnitude of each element.
-            gradients: all parameters' gradients, flat and in order, in place of those accumulated.
-            allow_non_finite: go on where a gradient is infinite or not a number.
+            gradients: all parameters' gradients, flat and in order, instead of those accumulated.
+            allow_non_finite: go on if a gradient is infinite or not a number.
 
         Returns:
             The norms of the gradients before clipping, and "total".
@@ -219,7 +219,7 @@ class Trainer:
         return found.result
 
     def gradients(self) -> Tensor:
-        """A flat copy of the accumulated gradients, all parameters in order; zeros where there are none."""
+        """A flat copy of the accumulated gradients, all parameters in order; zeros if there are none."""
         return flat_parameters.join([torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters])
 
     def weights(self) -> Tensor:
@@ -240,7 +240,7 @@ class Trainer:
     def state(self) -> dict[str, Tensor]:
         """Everything that the next call depends on, as clones.
 
-        Named "weights.NAME" (parameters and running statistics), "optimizer.NAME.SLOT", "gradients.NAME" where
+        Named "weights.NAME" (parameters and running statistics), "optimizer.NAME.SLOT", "gradients.NAME" if
         accumulated, and "random", the generator's state, uint8.
         """
         return states.collect(self.net, self.optimizer)
