@@ -19,7 +19,7 @@ SEED ?=
 PYTHONS ?=
 TARGET ?= cpu
 
-.PHONY: help setup serve demo test lint format bench bench-service bench-remote chaos exactness sanitize peers lock clean release pythons
+.PHONY: help setup serve demo test lint format bench bench-service bench-remote chaos exactness sanitize peers lock clean release pythons checked
 .PHONY: cuda-emulate cuda-check cuda-work gpu-check image-lock image-check
 
 help: ## list the targets
@@ -96,6 +96,8 @@ $(EMULATED): $(VENV)/.installed $(shell find tests/cuda -name '*.cpp' -o -name '
 
 # Orders of blocks and threads, each with a way of computing the LIF backward pass.
 ORDERS := $(if $(QUICK),reverse:chunks,forward:auto reverse:chunks 1:serial)
+
+checked: $(SANITIZED) $(EMULATED) ## build what `sanitize` and `cuda-emulate` run
 
 cuda-emulate: $(EMULATED) ## the CUDA kernels on the CPU, under sanitizers, in several orders; QUICK=1 for a part
 	for run in $(ORDERS); do \

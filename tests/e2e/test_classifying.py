@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,9 +17,8 @@ import pytest
 import torch
 import typer
 from torch import Tensor
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-from examples.local_service import running_service
 from examples.train_classifier import (
     LocalLearner,
     Part,
@@ -178,13 +177,27 @@ def letters(folder: Path) -> Path:
     return folder
 
 
-def test_the_command_trains_on_a_service_of_its_own_and_saves_figures(tmp_path: Path) -> None:
-    out = tmp_path / "new" / "folder"
-    options = ("--data", str(letters(tmp_path)), "--epochs", "2", "--seed", "3", "--compare", "--out", str(out))
-    run = command("braille", *options)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run of the command without --url, in an environment that describes another service; its output folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    others = {
+        "EXODUS_API_KEYS": "secret",
+        "EXODUS_API_KEYS_FILE": str(folder / "none"),
+        "EXODUS_UDS": str(folder / "socket"),
+        "EXODUS_STATE_DIR": str(folder / "states"),
+        "EXODUS_DATA": str(letters(folder)),
+    }
+    out = folder / "new" / "folder"
+    run = command("braille", "--epochs", "2", "--seed", "3", "--compare", "--out", str(out), **others)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stderr == ""
-    assert " warning " not in (out / "service.log").read_text()
+    return out, run
+
+
+def test_the_command_trains_on_a_service_of_its_own_and_saves_figures(
+    trained: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    out, run = trained
     assert "both trainings are the same to the bit" in run.stdout
     assert (out / "braille-letters.png").read_bytes().startswith(b"\x89PNG")
     figures = json.loads((out / "braille-letters.json").read_text())
@@ -196,27 +209,33 @@ def test_the_command_trains_on_a_service_of_its_own_and_saves_figures(tmp_path: 
     assert figures["test"]["accuracy"] == pytest.approx(np.trace(matrix) / 20)
 
 
-def test_the_service_of_the_command_is_its_own_whatever_the_environment_says_of_others(tmp_path: Path) -> None:
-    others = {
-        "EXODUS_API_KEYS": "secret",
-        "EXODUS_API_KEYS_FILE": str(tmp_path / "none"),
-        "EXODUS_UDS": str(tmp_path / "socket"),
-        "EXODUS_STATE_DIR": str(tmp_path / "states"),
-        "EXODUS_DATA": str(letters(tmp_path)),
-    }
-    run = command("braille", "--epochs", "1", "--out", str(tmp_path / "out"), **others)
-    assert run.returncode == 0, run.stdout + run.stderr
+def test_the_service_of_the_command_is_its_own_whatever_the_environment_says_of_others(
+    trained: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    out, run = trained
     assert run.stderr == ""
-    assert " warning " not in (tmp_path / "out" / "service.log").read_text()
-    assert not (tmp_path / "states").exists()
+    assert " warning " not in (out / "service.log").read_text()
+    assert not (out.parents[1] / "states").exists()
 
 
-def test_a_service_that_does_not_start_ends_the_command_with_the_end_of_its_log(tmp_path: Path) -> None:
-    run = command("braille", "--data", str(letters(tmp_path)), "--out", str(tmp_path), EXODUS_DEVICE="abacus")
-    assert run.returncode == 3
-    assert run.stderr.startswith("the service ended with status 2; the end of ")
-    assert "abacus" in run.stderr
-    assert "Traceback" not in run.stderr
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Restores the handlers that `own_service` replaces."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_service_that_does_not_start_ends_the_command_with_the_end_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXODUS_DEVICE", "abacus")
+    ended = in_process("braille", "--data", str(letters(tmp_path)), "--out", str(tmp_path))
+    assert ended.exit_code == 3
+    assert ended.stderr.startswith("the service ended with status 2; the end of ")
+    assert "abacus" in ended.stderr
 
 
 def test_the_service_of_a_command_that_is_terminated_is_stopped(tmp_path: Path) -> None:
@@ -232,23 +251,28 @@ def test_the_service_of_a_command_that_is_terminated_is_stopped(tmp_path: Path) 
         assert probe.connect_ex(("127.0.0.1", urlsplit(line.split()[-1]).port)) != 0
 
 
-def test_the_command_leaves_its_model_on_a_given_service(tmp_path: Path) -> None:
-    with running_service(tmp_path / "service.log") as url, Client(url) as client:
-        options = ("--data", str(letters(tmp_path)), "--epochs", "1", "--out", str(tmp_path), "--url", url)
-        run = command("braille", *options, "--recurrent")
-        assert run.returncode == 0, run.stdout + run.stderr
-        (model,) = client.models()
-    assert model.id in run.stdout
+def test_the_command_leaves_its_model_on_a_given_service(client: Client, tmp_path: Path) -> None:
+    before = {model.id for model in client.models()}
+    options = ("--data", str(letters(tmp_path)), "--epochs", "1", "--out", str(tmp_path))
+    ended = in_process("braille", *options, "--url", client._session.base_url, "--recurrent")
+    assert ended.exit_code == 0, ended.output
+    (model,) = (model for model in client.models() if model.id not in before)
+    assert model.id in ended.stdout
     assert model.name == "Braille letters"
     assert model.sequence == 2  # 70 samples, 64 an update
     assert model.network["layers"][1]["recurrent"] is not None
 
 
-def refusal(*arguments: str) -> str:
-    """The error of a command line that is refused, in this process."""
+def in_process(*arguments: str) -> Result:
+    """The command in this process."""
     app = typer.Typer()
     app.command()(main)
-    ended = CliRunner().invoke(app, arguments)
+    return CliRunner().invoke(app, arguments)
+
+
+def refusal(*arguments: str) -> str:
+    """The error of a command line that is refused."""
+    ended = in_process(*arguments)
     assert ended.exit_code == 2
     return ended.stderr
 
