@@ -254,7 +254,7 @@ def test_the_service_of_a_command_that_is_terminated_is_stopped(tmp_path: Path) 
 def test_the_command_leaves_its_model_on_a_given_service(client: Client, tmp_path: Path) -> None:
     before = {model.id for model in client.models()}
     options = ("--data", str(letters(tmp_path)), "--epochs", "1", "--out", str(tmp_path))
-    ended = in_process("braille", *options, "--url", client._session.base_url, "--recurrent")
+    ended = in_process("braille", *options, "--url", client.connection.session.base_url, "--recurrent")
     assert ended.exit_code == 0, ended.output
     (model,) = (model for model in client.models() if model.id not in before)
     assert model.id in ended.stdout
