@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ SURROGATES = [cls() for cls in surrogate.KINDS.values()]
 RESETS = [("subtract", False), ("subtract", True), ("zero", False), ("none", False)]
 ODD_SHAPES = [(1, 1, 1), (3, 7, 5), (2, 63, 100), (1, 200, 3), (2, 65, 17)]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-KERNELS = {
+KERNELS: dict[str, Callable[[torch.dtype], Any]] = {
     "taps": lambda dtype: torch.tensor([-0.9, 0.3, -0.2, 0.0, -0.1], dtype=dtype),
     "exponential": lambda dtype: ExponentialKernel(0.8, -1.0),
     "two exponentials": lambda dtype: ExponentialKernel((0.9, 0.5), (-1.0, 0.4)),

@@ -1,10 +1,13 @@
 """Bad arguments: a ValueError or TypeError that names the argument, what came and what was wanted."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import exodus_core
@@ -81,7 +84,7 @@ WRONG_LIF = [
 
 
 @pytest.mark.parametrize(("error", "message", "wrong"), WRONG_LIF, ids=[m for _, m, _ in WRONG_LIF])
-def test_lif_names_what_is_wrong(error, message, wrong):
+def test_lif_names_what_is_wrong(error: type[Exception], message: str, wrong: Any) -> None:
     with pytest.raises(error, match=message):
         exodus_core.lif(**{"x": X, "alpha": 0.9, **wrong})
 
@@ -96,14 +99,14 @@ def test_lif_names_what_is_wrong(error, message, wrong):
         (TypeError, "kernel must be a dense tensor, got one of layout torch.sparse_coo", torch.ones(2).to_sparse()),
     ],
 )
-def test_kernels_name_what_is_wrong(error, message, kernel):
+def test_kernels_name_what_is_wrong(error: type[Exception], message: str, kernel: Any) -> None:
     with pytest.raises(error, match=message):
         exodus_core.filter(X, kernel)
     with pytest.raises(error, match="reset_" + message):
         exodus_core.srm(X, kernel)
 
 
-def test_a_reset_kernel_with_nan_is_refused_and_a_filter_shows_it():
+def test_a_reset_kernel_with_nan_is_refused_and_a_filter_shows_it() -> None:
     taps = torch.tensor([1.0, math.nan])
     for call in (lambda: exodus_core.srm(X, taps), lambda: exodus_core.srm_gradient(X, X, taps)):
         with pytest.raises(ValueError, match="reset_kernel must be a number, got nan"):
@@ -130,7 +133,7 @@ def test_a_reset_kernel_with_nan_is_refused_and_a_filter_shows_it():
         (TypeError, "slope must be a number, got str", lambda: Sigmoid("4")),
     ],
 )
-def test_value_objects_name_what_is_wrong(error, message, make):
+def test_value_objects_name_what_is_wrong(error: type[Exception], message: str, make: Callable[..., Any]) -> None:
     with pytest.raises(error, match=message):
         make()
 
@@ -145,7 +148,7 @@ def test_value_objects_name_what_is_wrong(error, message, make):
         (TypeError, "grad_spikes must be a dense tensor, got one of layout torch.sparse_coo", X.to_sparse()),
     ],
 )
-def test_gradient_functions_name_what_is_wrong(error, message, grad):
+def test_gradient_functions_name_what_is_wrong(error: type[Exception], message: str, grad: Tensor) -> None:
     with pytest.raises(error, match=message):
         exodus_core.lif_gradient(X, grad, 0.9)
     with pytest.raises(error, match=message):
@@ -169,7 +172,7 @@ NUMPY = {
 
 
 @pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
-def test_numbers_of_numpy_are_numbers(method):
+def test_numbers_of_numpy_are_numbers(method: str) -> None:
     plain = {name: value.item() for name, value in NUMPY.items()}
     x = torch.linspace(-1, 2, 30).view(2, 5, 3)
     for function, arguments in ((exodus_core.lif, (x,)), (exodus_core.lif_gradient, (x, torch.ones_like(x)))):
@@ -187,7 +190,7 @@ def test_numbers_of_numpy_are_numbers(method):
     assert [type(value) for value in (layer.alpha, layer.max_spikes, layer.time_dim)] == [float, int, int]
 
 
-def test_a_parameter_that_is_traced_or_trained_is_not_read():
+def test_a_parameter_that_is_traced_or_trained_is_not_read() -> None:
     trained = torch.tensor(1.5, requires_grad=True)
     exodus_core.lif(X, trained)[0].sum().backward()
     assert torch.vmap(lambda alpha: exodus_core.lif(X, alpha)[0])(torch.full((4, 3), 0.5)).shape == (4, *X.shape)
@@ -196,7 +199,7 @@ def test_a_parameter_that_is_traced_or_trained_is_not_read():
         assert torch.equal(graph(X + 0.5, torch.full((3,), 0.25)), exodus_core.lif(X + 0.5, 0.25)[1])
 
 
-def test_the_loops_refuse_a_reset_or_method_that_they_do_not_know():
+def test_the_loops_refuse_a_reset_or_method_that_they_do_not_know() -> None:
     with pytest.raises(ValueError, match="reset must be"):
         reference.lif(X, 0.9, reset="hard")
     with pytest.raises(ValueError, match="method must be"):
@@ -205,7 +208,7 @@ def test_the_loops_refuse_a_reset_or_method_that_they_do_not_know():
         reference.srm(X, AlphaKernel(3.0), method="stbp")
 
 
-def test_the_operators_have_a_net_of_their_own():
+def test_the_operators_have_a_net_of_their_own() -> None:
     arguments = (0.9, 1.0, 1.0, -float("inf"), 1.0, None, None, None, None, None, None)
     with pytest.raises(RuntimeError, match="contiguous"):
         torch.ops.exodus.lif_forward(X.transpose(0, 2), *arguments, 1, 1)
@@ -222,7 +225,7 @@ def test_the_operators_have_a_net_of_their_own():
 
 
 @pytest.mark.skipif(exodus_core.capabilities()["cuda_library"]["loaded"], reason="the CUDA library is loaded here")
-def test_a_tensor_on_a_gpu_without_cuda_kernels_is_told_why():
+def test_a_tensor_on_a_gpu_without_cuda_kernels_is_told_why() -> None:
     with torch._subclasses.FakeTensorMode():
         x = torch.empty(2, 5, 3, device="cuda")
     with pytest.raises(RuntimeError, match=r"x is on cuda:0, and there are no CUDA kernels: .+"):
@@ -249,7 +252,7 @@ def test_a_tensor_on_a_gpu_without_cuda_kernels_is_told_why():
         ),
     ],
 )
-def test_parameters_out_of_range_are_not_loaded(options, saved, message):
+def test_parameters_out_of_range_are_not_loaded(options: Any, saved: Any, message: str) -> None:
     layer = nn.LIF(**({"alpha": 0.9} | options))
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     given = {name: torch.tensor(value) for name, value in saved.items()}
@@ -259,7 +262,7 @@ def test_parameters_out_of_range_are_not_loaded(options, saved, message):
 
 
 @pytest.mark.parametrize("threshold", [1.0, torch.ones(2)], ids=["number", "tensor"])
-def test_a_threshold_below_0_is_loaded_where_spikes_are_not_counted_by_it(threshold):
+def test_a_threshold_below_0_is_loaded_where_spikes_are_not_counted_by_it(threshold: Any) -> None:
     layer = nn.LIF(0.9, threshold=threshold)
     layer.load_state_dict(layer.state_dict() | {"threshold": -torch.as_tensor(threshold)})
     assert torch.equal(torch.as_tensor(layer.threshold), -torch.as_tensor(threshold))

@@ -6,8 +6,11 @@ of 32 to 128 lanes, stage 64 lanes of less than 32 neighbours for 32 steps, and 
 passes of 1,024 steps.
 """
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 import exodus_core
 from assertions import DTYPES, assert_agrees, gradients, leaves, lif_parameters, name_of
@@ -24,7 +27,7 @@ IN_TIME = [(2, t, n) for t in TIMES for n in (1, 33)]
 
 @pytest.mark.parametrize("shape", [*IN_LANES, *OUTER, *IN_TIME], ids=name_of)
 @pytest.mark.parametrize("with_parameters", [True, False], ids=["all gradients", "input only"])
-def test_lif_is_exact_at_every_edge(shape, with_parameters):
+def test_lif_is_exact_at_every_edge(shape: tuple[int, ...], with_parameters: bool) -> None:
     arguments = lif_parameters(shape, 1, torch.float64)
     if not with_parameters:
         arguments = {"alpha": 0.9, "min_membrane": -1.0}
@@ -44,7 +47,7 @@ def test_lif_is_exact_at_every_edge(shape, with_parameters):
 @pytest.mark.parametrize(
     "taps", [None, 1, 3, 120, 400], ids=["alpha kernel", "1 tap", "3 taps", "120 taps", "400 taps"]
 )
-def test_srm_and_filter_are_exact_at_every_edge(shape, taps):
+def test_srm_and_filter_are_exact_at_every_edge(shape: tuple[int, ...], taps: Any) -> None:
     kernel = AlphaKernel(4.0, -1.2) if taps is None else -0.5 * torch.rand(taps, dtype=torch.float64)
     arguments = {"z": torch.randn(shape, dtype=torch.float64), "reset_kernel": kernel}
     weights = tuple(torch.randn(shape, dtype=torch.float64) for _ in range(2))
@@ -58,7 +61,7 @@ def test_srm_and_filter_are_exact_at_every_edge(shape, taps):
     assert_agrees("filter", exodus_core.filter(arguments["z"], kernel), reference.filter(arguments["z"], kernel))
 
 
-def everything_of(x, weight, **settings):
+def everything_of(x: Tensor, weight: Tensor, **settings: Any) -> tuple[Tensor, ...]:
     """Outputs and gradients, one element a lane and step."""
     leaf = x.detach().requires_grad_()
     spikes, membrane = exodus_core.lif(leaf, 0.9, decay_reset=True, min_membrane=-1.0, **settings)
@@ -68,7 +71,7 @@ def everything_of(x, weight, **settings):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("shape", [(37, 70, 1), (9, 70, 5), (2, 70, 16), (3, 70, 33), (2, 70, 4100)], ids=name_of)
-def test_a_lane_has_the_same_bits_whatever_its_neighbours(shape, dtype):
+def test_a_lane_has_the_same_bits_whatever_its_neighbours(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, weight = torch.randn(2, *shape).to(dtype)
     together = everything_of(x, weight)
     batch, _, width = shape
@@ -81,7 +84,7 @@ def test_a_lane_has_the_same_bits_whatever_its_neighbours(shape, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name_of)
 @pytest.mark.parametrize("width", [4096, 4099])
-def test_outputs_beyond_the_caches_have_the_same_bits(width, dtype):
+def test_outputs_beyond_the_caches_have_the_same_bits(width: int, dtype: torch.dtype) -> None:
     # 120 MB for three arrays of 4-byte elements: more than the last cache that a core of nearly any processor reaches.
     # A width of 4,096 may be written past the caches, rows of 4,099 are not aligned and may not.
     x, weight = torch.randn(2, 1, 2500, width).to(dtype)
@@ -92,7 +95,7 @@ def test_outputs_beyond_the_caches_have_the_same_bits(width, dtype):
             assert torch.equal(all_lanes[..., part], some)
 
 
-def test_a_product_that_overflows_does_not_become_nan():
+def test_a_product_that_overflows_does_not_become_nan() -> None:
     # a = alpha - rho f' is about -3.9 at every step: over 2,000 steps the product of slopes has no finite value in
     # float64, and with chunks of 64 steps none in float32; a gradient that ends in zeros must still be finite.
     membrane = torch.ones(1, 2000, 3)

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ def test_an_error_has_its_fields_and_one_sentence(kind: type[ArgumentError]) -> 
 
 @pytest.mark.parametrize("kind", [ArgumentError, ArgumentTypeError, losses.LossError])
 @pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
-def test_an_error_can_be_copied_and_sent_to_another_process(kind, copied) -> None:
+def test_an_error_can_be_copied_and_sent_to_another_process(kind: Any, copied: Callable[[Any], Any]) -> None:
     error = kind("x", "on the device cpu", torch.device("meta"), "move the layer")
     again = copied(error)
     assert type(again) is kind

@@ -1,5 +1,7 @@
 """lif_gradient and srm_gradient: gradients from a trace equal those of the differentiable functions."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ SHAPE = (2, 45, 9)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("reset", RESETS, ids=name_of)
 @pytest.mark.parametrize("method", ["exodus", "slayer"])
-def test_gradient_from_a_trace_equals_backward(dtype, reset, method):
+def test_gradient_from_a_trace_equals_backward(dtype: torch.dtype, reset: str, method: str) -> None:
     options = {"reset": reset[0], "decay_reset": reset[1], "surrogate": Arctan(), "method": method}
     arguments = lif_parameters(SHAPE, 1, dtype)
     given = leaves(arguments)
@@ -30,7 +32,7 @@ def test_gradient_from_a_trace_equals_backward(dtype, reset, method):
 
 @pytest.mark.parametrize("reset", RESETS, ids=name_of)
 @pytest.mark.parametrize("max_spikes", [1, 3])
-def test_exodus_equals_bptt_on_a_trace(reset, max_spikes):
+def test_exodus_equals_bptt_on_a_trace(reset: str, max_spikes: int) -> None:
     if reset[0] == "zero" and max_spikes > 1:
         max_spikes = 1
     arguments = lif_parameters(SHAPE, 1, torch.float64, reset=reset[0], decay_reset=reset[1], max_spikes=max_spikes)
@@ -45,7 +47,7 @@ def test_exodus_equals_bptt_on_a_trace(reset, max_spikes):
 
 
 @pytest.mark.parametrize("method", ["exodus", "bptt"])
-def test_threshold_gradient_includes_the_reset_that_defaults_to_it(method):
+def test_threshold_gradient_includes_the_reset_that_defaults_to_it(method: str) -> None:
     threshold = torch.rand(9, dtype=torch.float64)
     membrane, g = torch.randn(2, *SHAPE, dtype=torch.float64)
     tied = exodus_core.lif_gradient(membrane, g, 0.9, threshold=threshold, method=method)
@@ -55,7 +57,7 @@ def test_threshold_gradient_includes_the_reset_that_defaults_to_it(method):
 
 
 @pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
-def test_gradients_of_float_parameters_are_scalars_on_request(method):
+def test_gradients_of_float_parameters_are_scalars_on_request(method: str) -> None:
     membrane, g = torch.randn(2, *SHAPE, dtype=torch.float64)
     quiet = exodus_core.lif_gradient(membrane, g, 0.9, method=method)
     assert quiet[1:] == (None, None, None, None)
@@ -76,7 +78,7 @@ def test_gradients_of_float_parameters_are_scalars_on_request(method):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_srm_gradient_equals_backward_and_bptt(kernel):
+def test_srm_gradient_equals_backward_and_bptt(kernel: Any) -> None:
     nu = KERNELS[kernel](torch.float64)
     z = torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
     g, h = torch.randn(2, *SHAPE, dtype=torch.float64)
@@ -88,7 +90,7 @@ def test_srm_gradient_equals_backward_and_bptt(kernel):
     assert relative_error(found.psp, by_loop.psp) < 1e-13
 
 
-def test_bptt_works_where_gradients_are_switched_off():
+def test_bptt_works_where_gradients_are_switched_off() -> None:
     membrane, g = torch.randn(2, *SHAPE)
     with torch.no_grad():
         assert exodus_core.lif_gradient(membrane, g, 0.9, method="bptt").input.shape == SHAPE
@@ -96,7 +98,7 @@ def test_bptt_works_where_gradients_are_switched_off():
 
 
 @pytest.mark.parametrize("reset", RESETS, ids=name_of)
-def test_bptt_works_in_inference_mode(reset):
+def test_bptt_works_in_inference_mode(reset: str) -> None:
     with torch.inference_mode():
         arguments = lif_parameters(SHAPE, 1, torch.float64, reset=reset[0], decay_reset=reset[1])
         membrane, g = torch.randn(2, *SHAPE, dtype=torch.float64)
@@ -109,7 +111,7 @@ def test_bptt_works_in_inference_mode(reset):
         assert relative_error(found.psp, by_loop.psp) < 1e-12
 
 
-def test_wrt_is_checked():
+def test_wrt_is_checked() -> None:
     membrane, g = torch.randn(2, *SHAPE)
     with pytest.raises(ValueError, match=r"wrt must be names of input, alpha.*got beta"):
         exodus_core.lif_gradient(membrane, g, 0.9, wrt=["beta"])
@@ -119,7 +121,7 @@ def test_wrt_is_checked():
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)], ids=str)
 @pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
-def test_empty_traces_have_empty_gradients(shape, method):
+def test_empty_traces_have_empty_gradients(shape: tuple[int, ...], method: str) -> None:
     membrane = torch.zeros(shape)
     found = exodus_core.lif_gradient(membrane, membrane, 0.9, method=method, grad_membrane=membrane, wrt=["alpha"])
     assert found.input.shape == shape

@@ -1,5 +1,8 @@
 """Equations around the neurons (4, 11, 13, 14): against autograd in float64, at odd sizes, for every dtype and axis."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -153,7 +156,7 @@ def test_the_spikes_of_a_trace_are_differentiated_by_the_surrogate() -> None:
         ),
     ],
 )
-def test_an_error_names_the_argument(call, error: type[Exception], message: str) -> None:
+def test_an_error_names_the_argument(call: Callable[..., Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
         call(torch.ones(2, 5, 3), torch.ones(4, 3), torch.ones(2, 5, 4))
     assert str(caught.value) == message

@@ -1,6 +1,7 @@
 """LIF and IF: the kernels agree with the plain loop, outputs and all gradients."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +20,20 @@ from assertions import (
     relative_error,
 )
 from exodus_core import reference
-from exodus_core.surrogate import Exponential, Sigmoid
+from exodus_core.surrogate import Exponential, Sigmoid, Surrogate
 
 EXPONENTIAL = Exponential()
 
 
-def compare(shape, time_dim, dtype, reset, method="exodus", surrogate=EXPONENTIAL, **more):
+def compare(
+    shape: tuple[int, ...],
+    time_dim: int,
+    dtype: torch.dtype,
+    reset: str,
+    method: str = "exodus",
+    surrogate: Surrogate = EXPONENTIAL,
+    **more: Any,
+) -> None:
     """Runs the kernel and the loop on equal arguments and compares outputs and every gradient."""
     torch.manual_seed(0)
     arguments = lif_parameters(shape, time_dim, dtype, **more)
@@ -60,35 +69,37 @@ def compare(shape, time_dim, dtype, reset, method="exodus", surrogate=EXPONENTIA
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("reset", RESETS, ids=name_of)
 @pytest.mark.parametrize("method", ["exodus", "slayer"])
-def test_kernel_equals_loop_for_every_reset_and_dtype(shape, dtype, reset, method):
+def test_kernel_equals_loop_for_every_reset_and_dtype(
+    shape: tuple[int, ...], dtype: torch.dtype, reset: str, method: str
+) -> None:
     compare(shape, 1, dtype, reset, method)
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=name_of)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-def test_kernel_equals_loop_for_every_surrogate(surrogate, dtype):
+def test_kernel_equals_loop_for_every_surrogate(surrogate: Surrogate, dtype: torch.dtype) -> None:
     compare((2, 33, 19), 1, dtype, ("subtract", True), surrogate=surrogate)
 
 
 @pytest.mark.parametrize("reset", [r for r in RESETS if r[0] != "zero"], ids=name_of)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-def test_kernel_equals_loop_with_several_spikes_a_step(reset, dtype):
+def test_kernel_equals_loop_with_several_spikes_a_step(reset: str, dtype: torch.dtype) -> None:
     compare((2, 33, 19), 1, dtype, reset, max_spikes=3)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 2100), (300, 3, 7)], ids=name_of)
-def test_kernel_equals_loop_where_neurons_fill_several_tiles(shape):
+def test_kernel_equals_loop_where_neurons_fill_several_tiles(shape: tuple[int, ...]) -> None:
     compare(shape, 1, torch.float64, ("subtract", True))
 
 
 @pytest.mark.parametrize(("shape", "time_dim"), [((7, 3, 5), 0), ((3, 5, 70), 2), ((2, 3, 66, 4, 5), -3), ((65,), 0)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=name_of)
-def test_time_may_be_any_axis(shape, time_dim, dtype):
+def test_time_may_be_any_axis(shape: tuple[int, ...], time_dim: int, dtype: torch.dtype) -> None:
     compare(shape, time_dim % len(shape), dtype, ("subtract", False))
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)], ids=name_of)
-def test_empty_tensors_give_empty_results_and_zero_gradients(shape):
+def test_empty_tensors_give_empty_results_and_zero_gradients(shape: tuple[int, ...]) -> None:
     arguments = leaves(lif_parameters(shape, 1, torch.float32))
     x = torch.zeros(shape, requires_grad=True)
     spikes, membrane = exodus_core.lif(x, **arguments)
@@ -97,38 +108,38 @@ def test_empty_tensors_give_empty_results_and_zero_gradients(shape):
         assert not gradient.any()
 
 
-def test_if_is_lif_with_alpha_one():
+def test_if_is_lif_with_alpha_one() -> None:
     x = torch.tensor([[[0.6], [0.6], [0.0], [0.9]]])
     spikes, membrane = exodus_core.lif(x, 1.0)
     assert spikes.flatten().tolist() == [0, 1, 0, 1]
     torch.testing.assert_close(membrane.flatten(), torch.tensor([0.6, 1.2, 0.2, 1.1]))
 
 
-def test_resets_differ_as_their_equations_say():
+def test_resets_differ_as_their_equations_say() -> None:
     x = torch.tensor([[[3.0], [0.0]]], dtype=torch.float64)
     after = {r: exodus_core.lif(x, 0.5, reset=r[0], decay_reset=r[1])[1][0, 1, 0].item() for r in RESETS}
     assert after == {("subtract", False): 0.5, ("subtract", True): 1.0, ("zero", False): 0.0, ("none", False): 1.5}
 
 
 @pytest.mark.parametrize("reset", ["zero", "none"])
-def test_decay_reset_makes_no_difference_where_nothing_is_subtracted(reset):
+def test_decay_reset_makes_no_difference_where_nothing_is_subtracted(reset: str) -> None:
     x = torch.randn(2, 30, 7)
     decayed, plain = (exodus_core.lif(x, 0.9, reset=reset, decay_reset=decay) for decay in (True, False))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(decayed, plain, strict=True))
 
 
-def test_a_spike_needs_the_membrane_to_reach_the_threshold():
+def test_a_spike_needs_the_membrane_to_reach_the_threshold() -> None:
     spikes, _ = exodus_core.lif(torch.tensor([[[1.0]]]), 0.9, threshold=1.0)
     assert spikes.item() == 1
 
 
-def test_count_of_spikes_is_bounded_by_max_spikes_and_zero():
+def test_count_of_spikes_is_bounded_by_max_spikes_and_zero() -> None:
     x = torch.tensor([[[-5.0], [0.5], [2.7], [9.0]]])
     spikes, _ = exodus_core.lif(x, 0.0, reset="none", max_spikes=4)
     assert spikes.flatten().tolist() == [0, 0, 2, 4]
 
 
-def test_float_parameters_equal_tensors_of_that_value():
+def test_float_parameters_equal_tensors_of_that_value() -> None:
     x = torch.randn(2, 30, 7, dtype=torch.float64)
     numbers = {"alpha": 0.9, "threshold": 0.8, "reset_by": 0.7, "min_membrane": -0.5, "initial_membrane": 0.3}
     tensors = {name: torch.full((7,), value, dtype=torch.float64) for name, value in numbers.items()}
@@ -136,7 +147,7 @@ def test_float_parameters_equal_tensors_of_that_value():
         assert torch.equal(ours, theirs)
 
 
-def test_gradient_of_a_shared_parameter_is_the_sum_over_neurons():
+def test_gradient_of_a_shared_parameter_is_the_sum_over_neurons() -> None:
     x = torch.randn(2, 30, 7, dtype=torch.float64)
     alpha = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
     per_neuron = torch.full((7,), 0.9, dtype=torch.float64, requires_grad=True)
@@ -145,7 +156,7 @@ def test_gradient_of_a_shared_parameter_is_the_sum_over_neurons():
     torch.testing.assert_close(alpha.grad, per_neuron.grad.sum())
 
 
-def test_threshold_gradient_includes_the_reset_that_defaults_to_it():
+def test_threshold_gradient_includes_the_reset_that_defaults_to_it() -> None:
     x = torch.randn(2, 30, 7, dtype=torch.float64)
     tied = torch.rand(7, dtype=torch.float64, requires_grad=True)
     threshold, reset_by = (tied.detach().clone().requires_grad_() for _ in range(2))
@@ -154,7 +165,7 @@ def test_threshold_gradient_includes_the_reset_that_defaults_to_it():
     torch.testing.assert_close(tied.grad, threshold.grad + reset_by.grad)
 
 
-def test_slayer_differs_from_exodus_where_a_reset_matters_and_only_there():
+def test_slayer_differs_from_exodus_where_a_reset_matters_and_only_there() -> None:
     x = torch.randn(1, 50, 4, dtype=torch.float64)
     gradient = {}
     for method in ("exodus", "slayer"):
@@ -166,7 +177,7 @@ def test_slayer_differs_from_exodus_where_a_reset_matters_and_only_there():
     assert relative_error(gradient["exodus", "subtract"], gradient["slayer", "subtract"]) > 0.01
 
 
-def test_bptt_is_the_loop_and_forward_does_not_depend_on_the_method():
+def test_bptt_is_the_loop_and_forward_does_not_depend_on_the_method() -> None:
     x = torch.randn(2, 40, 6)
     outputs = {method: exodus_core.lif(x, 0.9, method=method) for method in ("exodus", "slayer", "bptt")}
     for method in ("slayer", "bptt"):
@@ -178,7 +189,7 @@ def test_bptt_is_the_loop_and_forward_does_not_depend_on_the_method():
 
 @pytest.mark.parametrize("reset", RESETS, ids=name_of)
 @pytest.mark.parametrize("max_spikes", [1, 3])
-def test_bptt_equals_exodus_in_every_argument(reset, max_spikes):
+def test_bptt_equals_exodus_in_every_argument(reset: str, max_spikes: int) -> None:
     options = {
         "reset": reset[0],
         "decay_reset": reset[1],
@@ -198,13 +209,13 @@ def test_bptt_equals_exodus_in_every_argument(reset, max_spikes):
 
 
 @pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
-def test_a_membrane_on_its_bound_counts_as_clipped(method):
+def test_a_membrane_on_its_bound_counts_as_clipped(method: str) -> None:
     x = torch.tensor([[[-0.5], [-0.25]]], requires_grad=True)
     exodus_core.lif(x, 0.5, min_membrane=-0.5, method=method)[1].sum().backward()
     assert x.grad.flatten().tolist() == [0, 0]
 
 
-def test_a_sequence_in_pieces_gives_spikes_and_gradients_of_the_whole():
+def test_a_sequence_in_pieces_gives_spikes_and_gradients_of_the_whole() -> None:
     x = torch.randn(2, 60, 5, dtype=torch.float64)
     weight = torch.randn(2, 60, 5, dtype=torch.float64)
     for reset, decay_reset in RESETS:
@@ -222,7 +233,7 @@ def test_a_sequence_in_pieces_gives_spikes_and_gradients_of_the_whole():
         assert relative_error(pieces.grad, whole.grad) < 1e-14
 
 
-def test_views_give_the_results_of_contiguous_tensors_and_nothing_outside_is_touched():
+def test_views_give_the_results_of_contiguous_tensors_and_nothing_outside_is_touched() -> None:
     buffer = torch.full((5, 40, 16), 42.0)
     buffer[1:4, 5:35, 3:11] = torch.randn(3, 30, 8)
     view = buffer[1:4, 5:35, 3:11].requires_grad_()
@@ -238,7 +249,7 @@ def test_views_give_the_results_of_contiguous_tensors_and_nothing_outside_is_tou
     assert (buffer.detach()[outside] == 42).all()
 
 
-def test_strided_arguments_give_the_gradients_of_contiguous_ones():
+def test_strided_arguments_give_the_gradients_of_contiguous_ones() -> None:
     membrane, g, h = (torch.randn(8, 30, 3).transpose(0, 2) for _ in range(3))
     alpha, initial = torch.rand(16)[::2], torch.randn(8, 3).t()
     strided = exodus_core.lif_gradient(membrane, g, alpha, initial_membrane=initial, grad_membrane=h)
@@ -248,7 +259,7 @@ def test_strided_arguments_give_the_gradients_of_contiguous_ones():
         assert torch.equal(getattr(strided, name), getattr(dense, name)), name
 
 
-def test_only_the_membrane_is_kept_for_the_backward_pass():
+def test_only_the_membrane_is_kept_for_the_backward_pass() -> None:
     x = torch.randn(4, 50, 32, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
@@ -258,7 +269,9 @@ def test_only_the_membrane_is_kept_for_the_backward_pass():
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, -0.7), (torch.float16, -0.1)], ids=name_of)
 @pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
-def test_a_bound_that_lies_between_two_values_of_a_half_type_stops_the_gradient(dtype, bound, method):
+def test_a_bound_that_lies_between_two_values_of_a_half_type_stops_the_gradient(
+    dtype: torch.dtype, bound: Any, method: str
+) -> None:
     x = torch.full((1, 4, 1), -3.0, dtype=dtype, requires_grad=True)
     membrane = exodus_core.lif(x, 0.9, min_membrane=bound, method=method)[1]
     assert torch.equal(membrane, torch.full_like(membrane, bound))
@@ -271,7 +284,7 @@ def test_a_bound_that_lies_between_two_values_of_a_half_type_stops_the_gradient(
 
 
 @pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
-def test_a_tensor_of_one_element_is_a_number_whatever_its_dimensions(method):
+def test_a_tensor_of_one_element_is_a_number_whatever_its_dimensions(method: str) -> None:
     x = torch.randn(3, 20, dtype=torch.float64)
     numbers = {"alpha": 0.9, "threshold": 0.8, "reset_by": 0.7, "min_membrane": -0.5}
     ones = {name: torch.full((1, 1, 1, 1), value, dtype=torch.float64) for name, value in numbers.items()}
@@ -281,7 +294,7 @@ def test_a_tensor_of_one_element_is_a_number_whatever_its_dimensions(method):
         assert torch.equal(ours, theirs)
 
 
-def test_nan_input_stays_visible():
+def test_nan_input_stays_visible() -> None:
     x = torch.zeros(1, 5, 2)
     x[0, 2, 0] = torch.nan
     _, membrane = exodus_core.lif(x, 0.9, min_membrane=-1.0)
@@ -300,7 +313,7 @@ def test_nan_input_stays_visible():
     ],
     ids=["lif", "srm", "srm taps", "filter"],
 )
-def test_second_derivatives_are_refused(neuron, grad_requires_grad):
+def test_second_derivatives_are_refused(neuron: str, grad_requires_grad: bool) -> None:
     """Also of a sum, whose gradient is a constant: torch's own decorator lets that pass."""
     x = torch.randn(1, 5, 2, requires_grad=True)
     parameter = torch.tensor([0.9], requires_grad=True)
@@ -312,7 +325,7 @@ def test_second_derivatives_are_refused(neuron, grad_requires_grad):
             gradient.square().sum().backward()
 
 
-def test_a_graph_that_was_created_changes_no_gradient():
+def test_a_graph_that_was_created_changes_no_gradient() -> None:
     x = torch.randn(2, 7, 3, requires_grad=True)
     spikes, _ = exodus_core.lif(x, 0.9)
     (plain,) = torch.autograd.grad(spikes.sum(), x, retain_graph=True)
@@ -323,7 +336,7 @@ def test_a_graph_that_was_created_changes_no_gradient():
 
 @pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
 @pytest.mark.parametrize("max_spikes", [1, 3])
-def test_a_membrane_that_is_nan_fires_nothing(method, max_spikes):
+def test_a_membrane_that_is_nan_fires_nothing(method: str, max_spikes: int) -> None:
     x = torch.tensor([[[torch.nan], [5.0]]])
     spikes, membrane = exodus_core.lif(x, 0.5, max_spikes=max_spikes, method=method)
     assert not spikes.any()
@@ -333,7 +346,9 @@ def test_a_membrane_that_is_nan_fires_nothing(method, max_spikes):
 @pytest.mark.parametrize(("dtype", "small"), [(torch.float32, 1e-39), (torch.float64, 1e-309)], ids=str)
 @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 @pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
-def test_membranes_too_small_for_their_exponent_are_compared_as_they_are(dtype, small, reset, method):
+def test_membranes_too_small_for_their_exponent_are_compared_as_they_are(
+    dtype: torch.dtype, small: Any, reset: str, method: str
+) -> None:
     x = torch.tensor([[[1.0], [1.0], [-1.0]]], dtype=dtype) * small
     spikes, membrane = exodus_core.lif(x, 1.0, threshold=1.5 * small, reset=reset, method=method)
     assert spikes.flatten().tolist() == [0, 1, 0]
@@ -347,14 +362,14 @@ def test_membranes_too_small_for_their_exponent_are_compared_as_they_are(dtype, 
         torch.testing.assert_close(found, torch.autograd.grad(spikes.sum(), leaf)[0])
 
 
-def test_a_bound_at_zero_clips_no_membrane_above_it():
+def test_a_bound_at_zero_clips_no_membrane_above_it() -> None:
     membrane = torch.tensor([[[1e-39], [0.0], [1.0]]])
     gradient = exodus_core.lif_gradient(membrane, torch.ones_like(membrane), 0.5, min_membrane=0.0).input
     assert (gradient.flatten() > 0).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
-def test_a_membrane_that_leaks_away_ends_at_zero_and_is_the_loops_until_then(reset):
+def test_a_membrane_that_leaks_away_ends_at_zero_and_is_the_loops_until_then(reset: str) -> None:
     x = torch.zeros(1, 2000, 17)
     x[0, 0] = torch.linspace(-3, 3, 17)
     membrane = exodus_core.lif(x, 0.9, reset=reset)[1]
@@ -370,7 +385,7 @@ STEADY = {"constant": lambda t: torch.full((t,), 0.7), "uniform": lambda t: torc
 
 @pytest.mark.parametrize("signal", STEADY)
 @pytest.mark.parametrize("lanes", [(1, 1), (2, 33)], ids=name_of)
-def test_parameter_gradients_keep_their_precision_over_a_million_steps(signal, lanes):
+def test_parameter_gradients_keep_their_precision_over_a_million_steps(signal: Any, lanes: Any) -> None:
     outer, inner = lanes
     t = 2**20 + 77
     u, g = (STEADY[signal](t)[None, :, None].expand(outer, t, inner).contiguous() for _ in range(2))
@@ -385,7 +400,7 @@ def test_parameter_gradients_keep_their_precision_over_a_million_steps(signal, l
 
 
 @pytest.mark.parametrize(("tau", "documented"), [(20, 1.2e-6), (200, 6.6e-6), (2000, 1.2e-4)])
-def test_the_decay_of_a_neuron_is_rounded_to_float32_as_documented(tau, documented):
+def test_the_decay_of_a_neuron_is_rounded_to_float32_as_documented(tau: int, documented: float) -> None:
     x = torch.zeros(1, 2 * tau + 1, 1)
     x[0, 0, 0] = 1
     _, membrane = exodus_core.lif(x, math.exp(-1 / tau), threshold=math.inf, reset="none")

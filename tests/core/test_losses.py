@@ -1,9 +1,12 @@
 """Losses against loops over samples, steps and neurons; what they refuse; and how metrics combine."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from exodus_core import losses
 
@@ -11,18 +14,20 @@ B, T, N = 3, 7, 5
 CLASSES = torch.tensor([4, 0, 2])
 
 
-def outputs(*shape):
+def outputs(*shape: int) -> Tensor:
     return torch.randn(*(shape or (B, T, N)), dtype=torch.float64).requires_grad_()
 
 
-def cross_entropy(logits, target, smoothing):
+def cross_entropy(logits: Any, target: Tensor, smoothing: float) -> Any:
     logs = [v - math.log(sum(math.exp(w) for w in logits)) for v in logits]
     return -(1 - smoothing) * logs[target] - smoothing * sum(logs) / len(logs)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize(("kind", "over_time"), [("sum_over_time_ce", sum), ("max_over_time_ce", max)])
-def test_cross_entropy_is_that_of_the_sum_or_the_maximum_over_time(kind, over_time, smoothing):
+def test_cross_entropy_is_that_of_the_sum_or_the_maximum_over_time(
+    kind: str, over_time: Callable[..., Any], smoothing: float
+) -> None:
     y = outputs()
     value = losses.parse({"kind": kind, "label_smoothing": smoothing})(y, CLASSES)
     logits = [[over_time(y[b, t, n].item() for t in range(T)) for n in range(N)] for b in range(B)]
@@ -35,14 +40,14 @@ def test_cross_entropy_is_that_of_the_sum_or_the_maximum_over_time(kind, over_ti
     assert torch.autograd.gradcheck(lambda leaf: losses.parse(kind)(leaf, CLASSES).loss, (y,))
 
 
-def test_of_equal_maxima_the_first_step_learns():
+def test_of_equal_maxima_the_first_step_learns() -> None:
     y = torch.ones(1, 4, 2, requires_grad=True)
     (grad,) = torch.autograd.grad(losses.parse("max_over_time_ce")(y, torch.tensor([1])).loss, y)
     assert grad[0].tolist() == [[0.5, -0.5], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
 
 
 @pytest.mark.parametrize("shape", [(B, T, N), (2, 5, 2, 3), (1, 1, 1), (4, 3)])
-def test_spike_train_mse_is_the_mean_squared_difference(shape):
+def test_spike_train_mse_is_the_mean_squared_difference(shape: tuple[int, ...]) -> None:
     y, target = outputs(*shape), torch.rand(shape) < 0.3
     value = losses.parse("spike_train_mse")(y, target)
     pairs = zip(y.flatten().tolist(), target.flatten().tolist(), strict=True)
@@ -51,7 +56,7 @@ def test_spike_train_mse_is_the_mean_squared_difference(shape):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.8, 1.0])
-def test_van_rossum_is_the_mean_squared_difference_of_filtered_trains(alpha):
+def test_van_rossum_is_the_mean_squared_difference_of_filtered_trains(alpha: Any) -> None:
     y, target = outputs(B, T, 2, 2), torch.randint(0, 2, (B, T, 2, 2))
     value = losses.parse({"kind": "van_rossum", "alpha": alpha})(y, target)
     total = 0.0
@@ -66,7 +71,7 @@ def test_van_rossum_is_the_mean_squared_difference_of_filtered_trains(alpha):
     )
 
 
-def test_spike_count_mse_is_that_of_the_sums_over_time():
+def test_spike_count_mse_is_that_of_the_sums_over_time() -> None:
     y, target = outputs(B, T, 2, 2), torch.randint(0, 9, (B, 2, 2))
     value = losses.parse("spike_count_mse")(y, target)
     total = sum(((sum(y[b, t].detach() for t in range(T)) - target[b]) ** 2).sum().item() for b in range(B))
@@ -74,7 +79,7 @@ def test_spike_count_mse_is_that_of_the_sums_over_time():
 
 
 @pytest.mark.parametrize("kind", sorted(losses.KINDS))
-def test_a_loss_is_its_data(kind):
+def test_a_loss_is_its_data(kind: str) -> None:
     data = {"kind": kind} | ({"alpha": 0.5} if kind == "van_rossum" else {})
     loss = losses.parse(data)
     assert losses.parse(loss.data) == loss
@@ -94,7 +99,7 @@ def test_a_loss_is_its_data(kind):
         ({"kind": "sum_over_time_ce", "label_smoothing": -0.1}, "/label_smoothing", "a number in [0, 1]", "-0.1"),
     ],
 )
-def test_descriptions_that_do_not_fit_are_refused(data, pointer, expected, got):
+def test_descriptions_that_do_not_fit_are_refused(data: Any, pointer: str, expected: str, got: str) -> None:
     with pytest.raises(losses.LossError) as caught:
         losses.parse(data)
     assert caught.value.pointer == pointer
@@ -125,7 +130,9 @@ Y = torch.zeros(B, T, N)
         ("spike_count_mse", Y, Y, "/targets", "shape (3, 5), that of the outputs without time", "(3, 7, 5)"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(kind, y, target, pointer, expected, got):
+def test_tensors_that_do_not_fit_are_refused(
+    kind: str, y: Tensor, target: Tensor, pointer: str, expected: str, got: str
+) -> None:
     with pytest.raises(losses.LossError) as caught:
         losses.parse(kind)(y, target)
     assert caught.value.pointer == pointer
@@ -134,13 +141,13 @@ def test_tensors_that_do_not_fit_are_refused(kind, y, target, pointer, expected,
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
-def test_class_numbers_may_be_of_any_integer_dtype(dtype):
+def test_class_numbers_may_be_of_any_integer_dtype(dtype: torch.dtype) -> None:
     y = outputs()
     loss = losses.parse("sum_over_time_ce")
     assert torch.equal(loss(y, CLASSES.to(dtype)).loss, loss(y, CLASSES).loss)
 
 
-def test_metrics_of_parts_combine_to_those_of_the_whole():
+def test_metrics_of_parts_combine_to_those_of_the_whole() -> None:
     loss = losses.parse("sum_over_time_ce")
     y, target = outputs(7, T, N).detach(), torch.randint(0, N, (7,))
     whole = {name: v.item() for name, v in loss(y, target).metrics.items()}
@@ -158,14 +165,14 @@ def test_metrics_of_parts_combine_to_those_of_the_whole():
         ([{"loss:mean": 1.0}], "NAME:sum, or NAME:mean beside samples:sum, got loss:mean"),
     ],
 )
-def test_metrics_that_do_not_combine_are_refused(metrics, message):
+def test_metrics_that_do_not_combine_are_refused(metrics: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         losses.combine(metrics)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", losses.KINDS)
-def test_losses_of_half_types_are_computed_in_float32(kind, dtype):
+def test_losses_of_half_types_are_computed_in_float32(kind: str, dtype: torch.dtype) -> None:
     y = (torch.rand(2, 5000, 3) < 0.9).to(dtype).requires_grad_()
     targets = {"spike_count_mse": torch.full((2, 3), 4500), "spike_train_mse": torch.ones(2, 5000, 3)}
     targets["van_rossum"] = targets["spike_train_mse"]

@@ -2,12 +2,15 @@
 
 import copy
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import network_cases as cases
 import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
+from torch import Tensor
 
 from assertions import assert_agrees, relative_error
 from exodus_core import losses, network
@@ -17,19 +20,19 @@ from exodus_core.network.recurrent import recurrent_lif
 SIZES = [(1, 1), (3, 7), (2, 65)]
 
 
-def build(case, dtype="float64", **more):
+def build(case: str, dtype: str = "float64", **more: Any) -> network.Network:
     net = network.build(cases.describe(case, dtype), **more)
     return net.eval() if case == "dropout" else net
 
 
-def signal(net, batch, time, dtype=torch.float64):
+def signal(net: Any, batch: int, time: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Strong enough that neurons fire, on a view: every second element of a larger tensor, time in front."""
     shape = net.description.input_shape
     larger = torch.randn(time, 2 * batch, *shape, 2, dtype=dtype) * 1.5 + 0.3
     return larger[:, ::2, ..., 0].transpose(0, 1)
 
 
-def gradients(function, x, parameters):
+def gradients(function: Callable[..., Any], x: Tensor, parameters: Any) -> Any:
     leaf = x.detach().requires_grad_()
     y = function(leaf)
     weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape).sin()
@@ -38,7 +41,7 @@ def gradients(function, x, parameters):
 
 @pytest.mark.parametrize(("batch", "time"), SIZES)
 @pytest.mark.parametrize("case", cases.CASES)
-def test_every_kind_has_the_outputs_and_gradients_of_a_plain_loop(case, batch, time):
+def test_every_kind_has_the_outputs_and_gradients_of_a_plain_loop(case: str, batch: int, time: int) -> None:
     net = build(case)
     if "batch_norm of" not in case and "batch_norm" in case and batch * time * (5 if "not affine" in case else 1) == 1:
         pytest.skip("one value has no variance")
@@ -55,13 +58,13 @@ def test_every_kind_has_the_outputs_and_gradients_of_a_plain_loop(case, batch, t
 
 
 @pytest.mark.parametrize("case", [c for c in cases.CASES if "lif" in c or "if" in c or "srm" in c])
-def test_the_neurons_of_the_cases_fire_and_rest(case):
+def test_the_neurons_of_the_cases_fire_and_rest(case: str) -> None:
     net = build(case)
     y = net(signal(net, 3, 65))
     assert 0.02 < (y > 0).double().mean() < 0.98
 
 
-def test_the_mixed_network_has_the_gradients_of_a_plain_loop():
+def test_the_mixed_network_has_the_gradients_of_a_plain_loop() -> None:
     layers = [layer for layer in cases.MIXED["layers"] if layer["kind"] != "dropout"]
     layers = [{**layer, "inputs": ["first", "3"]} if layer["kind"] == "add" else layer for layer in layers]
     net = network.build({**cases.MIXED, "dtype": "float64", "layers": layers})
@@ -78,7 +81,7 @@ def test_the_mixed_network_has_the_gradients_of_a_plain_loop():
 
 
 @pytest.mark.parametrize("case", cases.CASES)
-def test_parameters_have_the_names_and_shapes_that_the_description_says(case):
+def test_parameters_have_the_names_and_shapes_that_the_description_says(case: str) -> None:
     net = build(case, "float32")
     assert [(name, tuple(p.shape)) for name, p in net.named_parameters()] == list(net.description.parameters)
     assert sum(p.nbytes for p in net.parameters()) == net.description.nbytes
@@ -87,7 +90,7 @@ def test_parameters_have_the_names_and_shapes_that_the_description_says(case):
 
 
 @pytest.mark.parametrize("case", ["linear", "conv2d", "recurrent lif every parameter"])
-def test_equal_seeds_give_equal_bits_and_leave_the_global_random_numbers_alone(case):
+def test_equal_seeds_give_equal_bits_and_leave_the_global_random_numbers_alone(case: str) -> None:
     before = torch.get_rng_state()
     first, again, other = (build(case, seed=seed) for seed in (7, 7, 8))
     assert torch.equal(torch.get_rng_state(), before)
@@ -96,7 +99,7 @@ def test_equal_seeds_give_equal_bits_and_leave_the_global_random_numbers_alone(c
     assert not all(torch.equal(a, c) for a, _, c in pairs)
 
 
-def test_the_bits_of_a_seed_stay_what_they_are():
+def test_the_bits_of_a_seed_stay_what_they_are() -> None:
     net = network.build({"layers": [{"kind": "linear", "in_features": 4, "out_features": 2}]}, seed=5)
     again = torch.Generator("cpu").manual_seed(5)
     torch.randint(2**62, (), generator=again, device="cpu")
@@ -104,7 +107,7 @@ def test_the_bits_of_a_seed_stay_what_they_are():
     assert all(torch.equal(p.cpu(), e) for p, e in zip(net.parameters(), expected, strict=True))
 
 
-def test_initial_values_are_those_of_torch_times_the_gain():
+def test_initial_values_are_those_of_torch_times_the_gain() -> None:
     plain, gained = (
         network.build({"input_shape": [64], "layers": [{"kind": "linear", "out_features": 4096, "gain": gain}]}, seed=1)
         for gain in (1.0, 3.0)
@@ -117,7 +120,7 @@ def test_initial_values_are_those_of_torch_times_the_gain():
     assert torch.equal(gained._modules["0"].bias, bias)
 
 
-def test_dropout_draws_one_mask_for_all_steps_from_the_generator_of_the_network():
+def test_dropout_draws_one_mask_for_all_steps_from_the_generator_of_the_network() -> None:
     net = network.build({"input_shape": [50, 4], "layers": [{"kind": "dropout", "p": 0.3}]}, seed=3)
     x = torch.rand(6, 5, 50, 4) + 1
     before, state = torch.get_rng_state(), net.generator.get_state()
@@ -135,13 +138,13 @@ def test_dropout_draws_one_mask_for_all_steps_from_the_generator_of_the_network(
 
 
 @pytest.mark.parametrize(("p", "expected"), [(0.0, 1.0), (1.0, 0.0)])
-def test_dropout_at_its_ends(p, expected):
+def test_dropout_at_its_ends(p: float, expected: float) -> None:
     net = network.build({"input_shape": [3], "layers": [{"kind": "dropout", "p": p}]})
     assert torch.equal(net(torch.ones(2, 2, 3)), torch.full((2, 2, 3), expected))
 
 
 @pytest.mark.parametrize("space", [(), (5,), (3, 2)])
-def test_batch_norm_is_torchs_in_training_and_after(space):
+def test_batch_norm_is_torchs_in_training_and_after(space: Any) -> None:
     data = {"input_shape": [3, *space], "layers": [{"kind": "batch_norm", "momentum": 0.3}]}
     net = network.build({**data, "dtype": "float64"})
     theirs = [torch.nn.BatchNorm1d, torch.nn.BatchNorm1d, torch.nn.BatchNorm2d][len(space)](
@@ -154,7 +157,7 @@ def test_batch_norm_is_torchs_in_training_and_after(space):
     assert torch.equal(net._modules["0"].running_var, theirs.running_var)
 
 
-def test_batch_norm_of_one_value_is_refused_in_training():
+def test_batch_norm_of_one_value_is_refused_in_training() -> None:
     net = network.build({"input_shape": [3], "layers": [{"kind": "batch_norm"}]})
     with pytest.raises(
         ValueError,
@@ -164,20 +167,20 @@ def test_batch_norm_of_one_value_is_refused_in_training():
     net.eval()(torch.ones(1, 1, 3))
 
 
-def test_sums_over_windows_are_exact():
+def test_sums_over_windows_are_exact() -> None:
     net = network.build({"input_shape": [1, 3, 3], "layers": [{"kind": "sum_pool", "kernel_size": 3}]})
     x = torch.randint(0, 1000, (5, 7, 1, 3, 3))
     assert torch.equal(net(x).flatten(), x.sum((2, 3, 4)).float().flatten())
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64])
-def test_inputs_are_converted_to_the_dtype_of_the_network(dtype):
+def test_inputs_are_converted_to_the_dtype_of_the_network(dtype: torch.dtype) -> None:
     net = build("conv2d", "float32")
     x = torch.randint(0, 2, (2, 3, 2, 5, 7))
     assert torch.equal(net(x.to(dtype)), net(x.float()))
 
 
-def test_no_state_is_kept_between_calls():
+def test_no_state_is_kept_between_calls() -> None:
     for case in ("lif", "recurrent lif", "srm", "exp_leak"):
         net = build(case)
         x = signal(net, 2, 20)
@@ -185,7 +188,7 @@ def test_no_state_is_kept_between_calls():
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 2, 5), (2, 3, 2, 7, 5), (0, 3, 2, 5, 7), (2, 0, 2, 5, 7), (2, 5, 7)])
-def test_inputs_of_another_shape_are_refused(shape):
+def test_inputs_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     net = build("conv2d")
     with pytest.raises(ValueError, match=r"x must be of shape \(batch, time, 2, 5, 7\).*got \(") as caught:
         net(torch.zeros(shape))
@@ -193,18 +196,18 @@ def test_inputs_of_another_shape_are_refused(shape):
 
 
 @pytest.mark.parametrize("wrong", [[[1.0]], torch.zeros(1, 1, 5, dtype=torch.complex64)])
-def test_inputs_that_are_no_real_tensor_are_refused(wrong):
+def test_inputs_that_are_no_real_tensor_are_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="x must be a tensor of floats, integers or bool, got"):
         build("linear")(wrong)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "1"])
-def test_seeds_that_are_no_seeds_are_refused(seed):
+def test_seeds_that_are_no_seeds_are_refused(seed: int) -> None:
     with pytest.raises(ValueError, match=r"seed must be an integer from 0 to 2\*\*63 - 1, got"):
         build("linear", seed=seed)
 
 
-def test_constrain_brings_neuron_parameters_back_and_leaves_the_others():
+def test_constrain_brings_neuron_parameters_back_and_leaves_the_others() -> None:
     layers = [{"kind": "lif", **cases.EVERY_LIF}, {"kind": "exp_leak", "alpha": 0.5, "trainable": ["alpha"]}]
     net = network.build({"input_shape": [3], "layers": layers})
     neurons, leak = net._modules["0"], net._modules["1"]
@@ -221,7 +224,7 @@ def test_constrain_brings_neuron_parameters_back_and_leaves_the_others():
     assert leak.alpha == 1.0
 
 
-def test_names_of_layers_may_be_names_of_attributes():
+def test_names_of_layers_may_be_names_of_attributes() -> None:
     layers = [{"kind": "linear", "out_features": 3, "name": name} for name in ("forward", "generator", "training")]
     net = network.build({"input_shape": [3], "layers": layers})
     assert [name for name, _ in net.named_parameters()][::2] == [
@@ -232,7 +235,7 @@ def test_names_of_layers_may_be_names_of_attributes():
     assert net(torch.ones(1, 1, 3)).shape == (1, 1, 3)
 
 
-def test_copies_draw_their_own_masks_and_have_their_own_weights():
+def test_copies_draw_their_own_masks_and_have_their_own_weights() -> None:
     net = network.build(cases.MIXED, seed=2)
     x = torch.rand(2, 3, 2, 6, 7)
     for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
@@ -244,21 +247,21 @@ def test_copies_draw_their_own_masks_and_have_their_own_weights():
         assert copied._modules["6"].generator is copied.generator
 
 
-def test_a_deep_network_frees_what_no_later_layer_reads():
+def test_a_deep_network_frees_what_no_later_layer_reads() -> None:
     # Each layer's output is 4 MB; only the input, and one layer's input and output, may live together.
     net = network.build({"input_shape": [1000], "layers": [{"kind": "exp_leak", "alpha": 0.5}] * 4})
     assert [len(names) for names in net._done] == [1] * 4
     assert losses.parse("spike_count_mse")(net(torch.ones(1, 2, 1000)), torch.ones(1, 1000)).loss > 0
 
 
-def test_a_state_has_what_changes_and_not_what_the_description_says():
+def test_a_state_has_what_changes_and_not_what_the_description_says() -> None:
     data = {"input_shape": [3], "layers": [{"kind": "lif", "alpha": [0.9, 0.8, 0.7], "trainable": ["threshold"]}]}
     assert list(network.build(data).state_dict()) == ["0.threshold"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", cases.CASES)
-def test_a_network_is_converted_as_any_module(case, dtype):
+def test_a_network_is_converted_as_any_module(case: str, dtype: torch.dtype) -> None:
     net, other = build(case, "float32"), build(case, "float32")
     converted = net.to(dtype)
     assert converted is net
@@ -273,7 +276,7 @@ def test_a_network_is_converted_as_any_module(case, dtype):
         assert torch.equal(back(x), other(x))
 
 
-def test_a_network_has_the_dtype_of_the_parameters_that_it_is_given():
+def test_a_network_has_the_dtype_of_the_parameters_that_it_is_given() -> None:
     net, other = build("linear", "float32"), build("linear", "float64")
     x = signal(other, 2, 3)
     given = {name: p.detach().clone() for name, p in other.named_parameters()}
@@ -282,7 +285,7 @@ def test_a_network_has_the_dtype_of_the_parameters_that_it_is_given():
     torch.testing.assert_close(net(x), other(x))
 
 
-def test_a_network_without_parameters_is_converted_too():
+def test_a_network_without_parameters_is_converted_too() -> None:
     net = network.build({"input_shape": [3], "layers": [{"kind": "if"}]})
     assert net.double()(torch.ones(1, 1, 3)).dtype == torch.float64
     assert torch.nn.Sequential(net).half()(torch.ones(1, 1, 3)).dtype == torch.float16
@@ -290,7 +293,7 @@ def test_a_network_without_parameters_is_converted_too():
 
 
 @pytest.mark.parametrize("case", [case for case in cases.CASES if "bptt" not in case])
-def test_a_network_goes_to_another_device(case):
+def test_a_network_goes_to_another_device(case: str) -> None:
     net = build(case, "float32").to("meta")
     y = net.train()(torch.ones(2, 3, *net.description.input_shape))
     assert net.device == y.device == torch.device("meta")
@@ -304,7 +307,7 @@ class Elsewhere(torch.Generator):
 
 
 @pytest.mark.parametrize("drawn", [False, True])
-def test_masks_are_drawn_where_the_network_goes(drawn):
+def test_masks_are_drawn_where_the_network_goes(drawn: Any) -> None:
     net = network.build({"input_shape": [3], "layers": [{"kind": "dropout"}, {"kind": "dropout"}]}, seed=2)
     seed, state = net.generator.initial_seed(), net.generator.get_state()
     generator = Elsewhere().manual_seed(seed)
@@ -320,7 +323,7 @@ def test_masks_are_drawn_where_the_network_goes(drawn):
 
 
 @pytest.mark.parametrize("case", cases.CASES)
-def test_networks_train_under_autocast(case):
+def test_networks_train_under_autocast(case: str) -> None:
     net = build(case, "float32")
     x = signal(net, 2, 9, torch.float32).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -334,7 +337,7 @@ def test_networks_train_under_autocast(case):
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # torch's own
 @pytest.mark.parametrize("within", [False, True])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_a_compiled_recurrent_network_trains_under_autocast(backend, within):
+def test_a_compiled_recurrent_network_trains_under_autocast(backend: str, within: Any) -> None:
     layers = [{"kind": "linear", "out_features": 8}, {"kind": "lif", "alpha": 0.9, "recurrent": {}}]
     net = network.build({"input_shape": [3], "layers": layers})
     x = torch.rand(2, 5, 3)
@@ -349,12 +352,12 @@ def test_a_compiled_recurrent_network_trains_under_autocast(backend, within):
 
 @pytest.mark.parametrize("method", ["exodus", "bptt"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_recurrent_neurons_keep_their_precision_under_autocast(method, bias):
+def test_recurrent_neurons_keep_their_precision_under_autocast(method: str, bias: bool) -> None:
     layer = {"kind": "lif", "alpha": 0.9, "recurrent": {"bias": bias, "gain": 2.0}, "method": method}
     net = network.build({"input_shape": [40], "layers": [layer]})
     x = (torch.randn(3, 50, 40) * 0.7).bfloat16().float()
 
-    def run(leaf):
+    def run(leaf: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return net(leaf)
 
@@ -370,14 +373,14 @@ def test_recurrent_neurons_keep_their_precision_under_autocast(method, bias):
 
 @pytest.mark.parametrize("case", ["recurrent lif", "recurrent lif every parameter", "recurrent lif bptt"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_recurrent_neurons_of_half_types_are_computed_in_float32(case, dtype):
+def test_recurrent_neurons_of_half_types_are_computed_in_float32(case: str, dtype: torch.dtype) -> None:
     net = build(case, "float32").to(dtype)
     x = signal(net, 3, 65, torch.float32).to(dtype)
     y = net(x)
     assert torch.equal(y, net.float()(x).to(dtype))
 
 
-def test_narrow_recurrent_layers_do_not_take_a_long_sequence_apart_at_once(monkeypatch):
+def test_narrow_recurrent_layers_do_not_take_a_long_sequence_apart_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     unbound = []
     unbind = torch.Tensor.unbind
     monkeypatch.setattr(torch.Tensor, "unbind", lambda t, *a: unbound.append(len(t)) or unbind(t, *a))
@@ -391,7 +394,7 @@ def test_narrow_recurrent_layers_do_not_take_a_long_sequence_apart_at_once(monke
     "ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning"
 )  # torch's
 @pytest.mark.parametrize("case", ["dropout", "recurrent lif every parameter"])
-def test_a_network_in_training_is_one_graph(case):
+def test_a_network_in_training_is_one_graph(case: str) -> None:
     net, other = build(case, "float32").train(), build(case, "float32").train()
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     for _ in range(3):
@@ -402,7 +405,7 @@ def test_a_network_in_training_is_one_graph(case):
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, wanted, strict=True))
 
 
-def test_compiled_dropout_draws_the_masks_of_the_network_in_their_order():
+def test_compiled_dropout_draws_the_masks_of_the_network_in_their_order() -> None:
     layers = [{"kind": "dropout", "p": 0.3}, {"kind": "lif", "alpha": 0.9}, {"kind": "dropout", "p": 0.3}]
     data = {
         "input_shape": [8],
@@ -424,7 +427,7 @@ def test_compiled_dropout_draws_the_masks_of_the_network_in_their_order():
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_dropout_is_not_recomputed_with_another_mask(use_reentrant):
+def test_dropout_is_not_recomputed_with_another_mask(use_reentrant: bool) -> None:
     net = network.build({"input_shape": [3], "layers": [{"kind": "dropout"}, {"kind": "if"}]})
     x = torch.ones(2, 5, 3, requires_grad=True)
     outputs = torch.utils.checkpoint.checkpoint(net, x, use_reentrant=use_reentrant)
@@ -435,20 +438,20 @@ def test_dropout_is_not_recomputed_with_another_mask(use_reentrant):
 
 
 @pytest.mark.parametrize("seed", [np.int64(3), np.uint8(3)])
-def test_a_seed_may_be_a_number_of_numpy(seed):
+def test_a_seed_may_be_a_number_of_numpy(seed: int) -> None:
     data = [{"kind": "linear", "in_features": 3, "out_features": 2}]
     assert torch.equal(
         network.build(data, seed=seed).state_dict()["0.weight"], network.build(data, seed=3)._modules["0"].weight
     )
 
 
-def test_a_sparse_input_is_refused():
+def test_a_sparse_input_is_refused() -> None:
     net = network.build([{"kind": "linear", "in_features": 3, "out_features": 2}])
     with pytest.raises(TypeError, match=r"x must be a dense tensor, got one of layout torch.sparse_coo"):
         net(torch.ones(2, 5, 3).to_sparse())
 
 
-def test_parameter_gradients_of_a_recurrent_layer_keep_their_precision_over_many_steps():
+def test_parameter_gradients_of_a_recurrent_layer_keep_their_precision_over_many_steps() -> None:
     x, weight = torch.rand(1, 6000, 4), 0.01 * torch.randn(4, 4)
     found = []
     for dtype in (torch.float32, torch.float64):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import network_cases as cases
 import numpy as np
@@ -15,7 +16,7 @@ LINEAR = {"kind": "linear", "out_features": 3}
 
 
 @pytest.mark.parametrize("case", cases.CASES)
-def test_a_description_and_its_data_are_each_others(case):
+def test_a_description_and_its_data_are_each_others(case: str) -> None:
     description = network.parse(cases.describe(case))
     data = description.data
     assert network.parse(data) == description
@@ -23,7 +24,7 @@ def test_a_description_and_its_data_are_each_others(case):
     assert description.dtype == "float64"
 
 
-def test_all_defaults_are_filled_in():
+def test_all_defaults_are_filled_in() -> None:
     data = network.parse({"layers": [{**LINEAR, "in_features": 4}, {"kind": "lif", "alpha": 0.9}]}).data
     assert data == {
         "input_shape": [4],
@@ -58,7 +59,7 @@ def test_all_defaults_are_filled_in():
     }
 
 
-def test_sizes_are_known_before_anything_is_allocated():
+def test_sizes_are_known_before_anything_is_allocated() -> None:
     layers = [{"kind": "linear", "out_features": 2**30}, {"kind": "if", "recurrent": {}}]
     description = network.parse({"input_shape": [2**30], "layers": layers})
     assert description.nbytes == 4 * (2**60 + 2**30 + 2**60)
@@ -66,7 +67,7 @@ def test_sizes_are_known_before_anything_is_allocated():
     assert description.output_shape == (2**30,)
 
 
-def test_the_mixed_network_has_the_shapes_one_expects():
+def test_the_mixed_network_has_the_shapes_one_expects() -> None:
     description = network.parse(cases.MIXED)
     assert description.shapes[:2] == ((3, 6, 7), (3, 6, 7))
     assert [description.shape_of(name) for name in ("input", "5", "7", "13")] == [(2, 6, 7), (3, 3, 3), (27,), (5,)]
@@ -74,7 +75,7 @@ def test_the_mixed_network_has_the_shapes_one_expects():
 
 
 @pytest.mark.parametrize("kind", sorted(network.KINDS))
-def test_every_field_has_a_meaning_and_a_default_that_fits(kind):
+def test_every_field_has_a_meaning_and_a_default_that_fits(kind: Any) -> None:
     for field in described(network.KINDS[kind]):
         assert field.meaning
         if kind == "flatten" or not isinstance(field.default, str | int | float | bool | tuple):
@@ -82,7 +83,7 @@ def test_every_field_has_a_meaning_and_a_default_that_fits(kind):
         assert field.default == () or field.check.read(field.default, None) == field.default
 
 
-def one(**layer):
+def one(**layer: Any) -> dict[str, Any]:
     """One layer in a network that it fits in, beside what is wrong with it."""
     shapes = {"conv1d": [4, 6], "conv2d": [4, 6, 6], "sum_pool": [4, 6, 6], "avg_pool": [4, 6]}
     return {"input_shape": shapes.get(layer["kind"], [3]), "layers": [layer]}
@@ -218,7 +219,9 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("data", "pointer", "expected", "got"), REFUSED, ids=[f"{i}{r[1]}" for i, r in enumerate(REFUSED)]
 )
-def test_what_does_not_fit_is_refused_with_pointer_expected_and_got(data, pointer, expected, got):
+def test_what_does_not_fit_is_refused_with_pointer_expected_and_got(
+    data: Any, pointer: str, expected: str, got: str
+) -> None:
     with pytest.raises(network.NetworkError) as caught:
         network.parse(data)
     error = caught.value
@@ -229,7 +232,7 @@ def test_what_does_not_fit_is_refused_with_pointer_expected_and_got(data, pointe
     assert all(part in str(error) for part in (error.pointer, error.expected, error.got))
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numbers_of_numpy_are_numbers() -> None:
     layers = [
         {"kind": "linear", "in_features": np.int64(3), "out_features": np.uint8(2), "gain": np.float32(0.5)},
         {"kind": "lif", "alpha": np.float64(0.9), "max_spikes": np.int32(2)},
@@ -242,24 +245,24 @@ def test_numbers_of_numpy_are_numbers():
         network.parse([{**layers[0], "bias": np.bool_(True)}])
 
 
-def test_layers_alone_are_a_description():
+def test_layers_alone_are_a_description() -> None:
     layers = [{**LINEAR, "in_features": 3}, LIF]
     assert network.parse(layers) == network.parse({"layers": layers})
     assert network.build(layers).description == network.parse(layers)
 
 
-def test_every_object_within_a_description_has_meanings():
+def test_every_object_within_a_description_has_meanings() -> None:
     for cls in (SurrogateData, Recurrent, ExponentialTaps, AlphaTaps):
         assert all(field.meaning for field in described(cls))
     assert plain(AlphaTaps(3.0)) == {"kind": "alpha", "tau": 3.0, "amplitude": 1.0}
 
 
-def instructions(count):
+def instructions(count: int) -> Any:
     """Python instructions that a network of so many layers takes, parsed and built: a time that no load changes."""
     layers = [{"kind": "if"}] * count
     seen = 0
 
-    def trace(frame, event, _):
+    def trace(frame: Any, event: Any, _: Any) -> Any:
         nonlocal seen
         frame.f_trace_opcodes = True
         seen += event == "opcode"
@@ -274,12 +277,12 @@ def instructions(count):
     return seen
 
 
-def test_layers_take_time_in_proportion_to_their_number():
+def test_layers_take_time_in_proportion_to_their_number() -> None:
     few, more, many = (instructions(count) for count in (100, 200, 400))
     assert many - more < 2.2 * (more - few)
 
 
-def test_layers_are_as_many_as_the_limit_says_and_no_more():
+def test_layers_are_as_many_as_the_limit_says_and_no_more() -> None:
     layers = [{"kind": "flatten"}] * (network.MAX_LAYERS + 1)
     assert len(network.parse({"input_shape": [3], "layers": layers[1:]}).layers) == network.MAX_LAYERS
     with pytest.raises(network.NetworkError) as caught:
@@ -309,22 +312,22 @@ TOO_LARGE = [
 
 
 @pytest.mark.parametrize(("shape", "layers", "pointer"), TOO_LARGE, ids=[f"{i}{t[2]}" for i, t in enumerate(TOO_LARGE)])
-def test_numbers_of_any_size_are_refused_where_they_stand(shape, layers, pointer):
+def test_numbers_of_any_size_are_refused_where_they_stand(shape: tuple[int, ...], layers: Any, pointer: str) -> None:
     with pytest.raises(network.NetworkError) as caught:
         network.parse({"input_shape": shape, "layers": layers})
     assert caught.value.pointer == pointer
     assert len(str(caught.value)) < 400
 
 
-def test_the_largest_sizes_are_described_and_come_back():
+def test_the_largest_sizes_are_described_and_come_back() -> None:
     layers = [{"kind": "flatten"}, {"kind": "linear", "out_features": HUGE}, {"kind": "if", "recurrent": {}}]
     description = network.parse({"input_shape": [2**30, 1], "layers": layers})
     assert network.parse(description.data) == description
     assert description.nbytes == 4 * (2**30 * HUGE + HUGE + HUGE**2)
 
 
-def test_values_of_any_depth_are_shown_short():
-    deep: list = []
+def test_values_of_any_depth_are_shown_short() -> None:
+    deep: list[Any] = []
     for _ in range(10_000):
         deep = [deep]
     for value in (deep, {"a": deep}, [deep] * 10, "x" * 10**6, [0.5] * 10**6):

@@ -12,19 +12,19 @@ PAGE = Path(__file__).parents[2].joinpath("docs/networks.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["layer_tables", "part_tables", "loss_tables", "optimizer_tables"])
-def test_the_page_has_the_tables_that_the_module_prints(name):
+def test_the_page_has_the_tables_that_the_module_prints(name: str) -> None:
     tables = getattr(__main__, name)()
     assert tables.count("| field | value |") > 2
     assert tables in PAGE, "run `python -m exodus_core.network` and put its output into docs/networks.md"
 
 
-def test_the_module_prints_them():
+def test_the_module_prints_them() -> None:
     run = subprocess.run([sys.executable, "-m", "exodus_core.network"], capture_output=True, text=True, check=True)
     assert __main__.layer_tables() in run.stdout
     assert __main__.optimizer_tables() in run.stdout
 
 
-def test_the_example_runs(capsys):
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     example = PAGE.split("```python\n")[1].split("```")[0]
     namespace: dict[str, object] = {}
     exec(example, namespace)
@@ -32,7 +32,7 @@ def test_the_example_runs(capsys):
     assert "('0.weight', (8, 2, 3, 3))" in capsys.readouterr().out
 
 
-def test_the_error_on_the_page_is_the_error():
+def test_the_error_on_the_page_is_the_error() -> None:
     layers = [{"kind": "flatten"}, {"kind": "lif", "alpha": 1.5}]
     with pytest.raises(NetworkError) as caught:
         parse({"input_shape": [3], "layers": layers})

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,7 +99,7 @@ BESIDE = 4 * MIB
 
 
 @pytest.fixture(scope="module", params=["float32", "float64"])
-def measured(request):
+def measured(request: pytest.FixtureRequest) -> Any:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("there is no /proc to measure with")
     run = subprocess.run(
@@ -113,7 +114,7 @@ def measured(request):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_a_pass_takes_at_most_what_the_description_says_and_not_much_less(measured, case):
+def test_a_pass_takes_at_most_what_the_description_says_and_not_much_less(measured: Any, case: str) -> None:
     dtype, peaks = measured
     shape, batch, time, layers = CASES[case]
     description = network.parse({"input_shape": shape, "dtype": dtype, "layers": layers})
@@ -123,18 +124,18 @@ def test_a_pass_takes_at_most_what_the_description_says_and_not_much_less(measur
         assert bound <= 6 * peak + 2 * BESIDE, f"training={training}: {peak / MIB:.1f} MiB, {bound / MIB:.1f} said"
 
 
-def test_every_kind_of_layer_has_a_bound():
+def test_every_kind_of_layer_has_a_bound() -> None:
     kinds = {layer["kind"] for *_, layers in CASES.values() for layer in layers}
     assert kinds | {"if", "avg_pool"} == set(network.KINDS)
 
 
-def test_a_large_kernel_in_float64_is_known_to_take_what_it_takes():
+def test_a_large_kernel_in_float64_is_known_to_take_what_it_takes() -> None:
     layers = [{"kind": "conv2d", "out_channels": 1, "kernel_size": 60}]
     description = network.parse({"input_shape": [1, 200, 200], "dtype": "float64", "layers": layers})
     assert description.memory(1, 2, training=False) > 1090 * MIB
 
 
-def test_memory_grows_with_batch_and_time_and_a_long_way_beyond_64_bits():
+def test_memory_grows_with_batch_and_time_and_a_long_way_beyond_64_bits() -> None:
     layers = [{"kind": "linear", "out_features": 8}, {"kind": "if", "recurrent": {}, "method": "bptt"}]
     description = network.parse({"input_shape": [8], "layers": layers})
     sizes = [description.memory(b, t, training=True) for b, t in [(1, 1), (2**20, 1), (2**20, 2), (2**31, 2**31)]]

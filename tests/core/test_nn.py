@@ -4,10 +4,13 @@ import copy
 import io
 import math
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.utils.checkpoint
+from torch import Tensor
 
 import exodus_core
 from assertions import relative_error
@@ -17,12 +20,12 @@ from exodus_core.surrogate import Sigmoid
 X = torch.linspace(-1, 2, 2 * 20 * 3).view(2, 20, 3)
 
 
-def test_lif_module_is_the_function():
+def test_lif_module_is_the_function() -> None:
     layer = nn.LIF(0.9, threshold=0.7, reset="zero", min_membrane=-0.5)
     assert torch.equal(layer(X), exodus_core.lif(X, 0.9, threshold=0.7, reset="zero", min_membrane=-0.5)[0])
 
 
-def test_modules_pass_every_argument_on():
+def test_modules_pass_every_argument_on() -> None:
     x = X.transpose(1, 2)
     options = {"threshold": 0.6, "surrogate": Sigmoid(3.0), "method": "slayer", "time_dim": -1}
     more = {"reset_by": 0.5, "decay_reset": True, "min_membrane": -0.4, "max_spikes": 3}
@@ -40,22 +43,22 @@ def test_modules_pass_every_argument_on():
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
 
-def test_if_module_has_no_leak():
+def test_if_module_has_no_leak() -> None:
     assert torch.equal(nn.IF(threshold=2.0)(X), exodus_core.lif(X, 1.0, threshold=2.0)[0])
 
 
-def test_exp_leak_module_is_an_exponential_filter():
+def test_exp_leak_module_is_an_exponential_filter() -> None:
     assert relative_error(nn.ExpLeak(0.8)(X), exodus_core.filter(X, ExponentialKernel(0.8))) < 1e-6
 
 
-def test_srm_module_filters_then_fires():
+def test_srm_module_filters_then_fires() -> None:
     layer = nn.SRM(AlphaKernel(3.0, -1.0), response_kernel=AlphaKernel(5.0), threshold=0.6)
     expected, _ = exodus_core.srm(exodus_core.filter(X, AlphaKernel(5.0)), AlphaKernel(3.0, -1.0), threshold=0.6)
     assert torch.equal(layer(X), expected)
     assert torch.equal(nn.SRM(AlphaKernel(3.0, -1.0))(X), exodus_core.srm(X, AlphaKernel(3.0, -1.0))[0])
 
 
-def test_trainable_names_become_parameters_and_get_gradients():
+def test_trainable_names_become_parameters_and_get_gradients() -> None:
     start = torch.ones(3)
     layer = nn.LIF(0.9, threshold=start, reset_by=0.8, trainable=("alpha", "threshold"))
     assert layer.threshold.data_ptr() != start.data_ptr()
@@ -66,7 +69,7 @@ def test_trainable_names_become_parameters_and_get_gradients():
     assert layer.alpha.grad != 0
 
 
-def test_taps_train():
+def test_taps_train() -> None:
     layer = nn.SRM(
         torch.tensor([-1.0, -0.5]), response_kernel=torch.ones(3), trainable=("reset_kernel", "response_kernel")
     )
@@ -75,7 +78,7 @@ def test_taps_train():
     assert layer.response_kernel.grad.shape == (3,)
 
 
-def test_tensors_that_do_not_train_are_buffers_and_travel_with_the_module():
+def test_tensors_that_do_not_train_are_buffers_and_travel_with_the_module() -> None:
     layer = nn.LIF(torch.full((3,), 0.9))
     assert [name for name, _ in layer.named_buffers()] == ["alpha"]
     assert layer.double().alpha.dtype == torch.float64
@@ -83,7 +86,7 @@ def test_tensors_that_do_not_train_are_buffers_and_travel_with_the_module():
 
 
 @pytest.mark.parametrize("trainable", [(), ("alpha", "threshold")])
-def test_tensors_are_copied(trainable):
+def test_tensors_are_copied(trainable: Any) -> None:
     alpha = torch.tensor(0.9).expand(3)
     first, second = (nn.LIF(alpha, threshold=alpha, trainable=trainable) for _ in range(2))
     first.load_state_dict({"alpha": torch.zeros(3), "threshold": torch.full((3,), 0.5)})
@@ -99,7 +102,7 @@ def test_tensors_are_copied(trainable):
 @pytest.mark.parametrize(
     "start", [torch.full((3,), 0.5, requires_grad=True), torch.zeros(3, requires_grad=True).sigmoid()]
 )
-def test_a_tensor_that_requires_a_gradient_is_trained_or_refused(start):
+def test_a_tensor_that_requires_a_gradient_is_trained_or_refused(start: Any) -> None:
     with pytest.raises(
         ValueError, match=r"alpha must be named in trainable, or without a gradient.*pass alpha\.detach\(\)"
     ):
@@ -111,7 +114,7 @@ def test_a_tensor_that_requires_a_gradient_is_trained_or_refused(start):
     assert layer.alpha.is_leaf
 
 
-def test_a_layer_whose_tensor_was_set_within_a_graph_can_be_copied():
+def test_a_layer_whose_tensor_was_set_within_a_graph_can_be_copied() -> None:
     layer = nn.LIF(torch.full((3,), 0.5))
     weight = torch.zeros(3, requires_grad=True)
     layer.alpha = weight.sigmoid()
@@ -121,7 +124,7 @@ def test_a_layer_whose_tensor_was_set_within_a_graph_can_be_copied():
 
 
 @pytest.mark.parametrize("wrong", ["beta", "reset_by"])
-def test_trainable_must_name_a_parameter_that_has_a_value(wrong):
+def test_trainable_must_name_a_parameter_that_has_a_value(wrong: Any) -> None:
     with pytest.raises(ValueError, match=f"trainable must be names .*got {wrong}"):
         nn.LIF(0.9, trainable=(wrong,))
     with pytest.raises(ValueError, match="trainable must be names"):
@@ -132,7 +135,7 @@ def test_trainable_must_name_a_parameter_that_has_a_value(wrong):
 
 @pytest.mark.parametrize("time_dim", [1, -2])
 @pytest.mark.parametrize("make", [nn.LIF, nn.ExpLeak])
-def test_stateful_module_goes_on_where_it_ended(make, time_dim):
+def test_stateful_module_goes_on_where_it_ended(make: Callable[..., Any], time_dim: int) -> None:
     x = torch.randn(8, 20, 50)  # many neurons: some spike at the seams
     whole, pieces = (make(0.9, stateful=True, time_dim=time_dim) for _ in range(2))
     joined = torch.cat([pieces(part) for part in x.split([7, 1, 0, 12], dim=1)], dim=1)
@@ -142,7 +145,7 @@ def test_stateful_module_goes_on_where_it_ended(make, time_dim):
 
 
 @pytest.mark.parametrize("make", [nn.LIF, nn.ExpLeak])
-def test_what_is_done_to_the_output_does_not_reach_the_state(make):
+def test_what_is_done_to_the_output_does_not_reach_the_state(make: Callable[..., Any]) -> None:
     changed, left = make(0.9, stateful=True), make(0.9, stateful=True)
     for x in (X[:, :5], X[:, 5:6], X[:, 6:]):
         with torch.no_grad():
@@ -151,7 +154,7 @@ def test_what_is_done_to_the_output_does_not_reach_the_state(make):
             found.zero_()
 
 
-def test_the_state_is_as_large_as_one_step():
+def test_the_state_is_as_large_as_one_step() -> None:
     layer = nn.IF(stateful=True)
     layer(torch.zeros(1, 100_000, 1))
     assert len(pickle.dumps(layer)) < 4000
@@ -167,7 +170,7 @@ def test_the_state_is_as_large_as_one_step():
         (lambda: nn.ExpLeak(0.999, stateful=True), torch.full((1, 600, 2), 0.01)),
     ],
 )
-def test_pieces_of_a_half_type_are_the_whole(make, x, dtype):
+def test_pieces_of_a_half_type_are_the_whole(make: Callable[..., Any], x: Tensor, dtype: torch.dtype) -> None:
     x = x.to(dtype)
     whole, pieces = make(), make()
     joined = torch.cat([pieces(x[:, t : t + 1]) for t in range(x.shape[1])], 1)
@@ -176,7 +179,7 @@ def test_pieces_of_a_half_type_are_the_whole(make, x, dtype):
     assert torch.equal(joined, make()(x.float()).to(dtype))
 
 
-def test_the_state_follows_the_layer_and_is_never_rounded():
+def test_the_state_follows_the_layer_and_is_never_rounded() -> None:
     layer = nn.ExpLeak(0.9, stateful=True)
     layer(X)
     kept = layer.state[0]
@@ -191,7 +194,7 @@ def test_the_state_follows_the_layer_and_is_never_rounded():
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_a_stateful_layer_is_not_recomputed(use_reentrant):
+def test_a_stateful_layer_is_not_recomputed(use_reentrant: bool) -> None:
     layer = nn.IF(stateful=True)
     x = torch.tensor([[[1.5], [0.0]]], requires_grad=True)
     spikes = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=use_reentrant)
@@ -202,7 +205,7 @@ def test_a_stateful_layer_is_not_recomputed(use_reentrant):
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_other_layers_are_recomputed(use_reentrant):
+def test_other_layers_are_recomputed(use_reentrant: bool) -> None:
     x = torch.tensor([[[1.5], [0.0]]], requires_grad=True)
     torch.utils.checkpoint.checkpoint(nn.IF(), x, use_reentrant=use_reentrant).sum().backward()
     torch.testing.assert_close(x.grad.flatten(), torch.tensor([0.8452, 0.6065]), atol=1e-4, rtol=0)
@@ -210,7 +213,9 @@ def test_other_layers_are_recomputed(use_reentrant):
 
 @pytest.mark.parametrize(("shape", "time_dim"), [((1, 4, 3), 1), ((4, 2, 3), 0), ((2, 4, 3), 1)])
 @pytest.mark.parametrize("make", [nn.LIF, nn.ExpLeak])
-def test_training_goes_on_from_a_state_of_inference_mode(make, shape, time_dim):
+def test_training_goes_on_from_a_state_of_inference_mode(
+    make: Callable[..., Any], shape: tuple[int, ...], time_dim: int
+) -> None:
     layer, other = (make(0.9, stateful=True, time_dim=time_dim) for _ in range(2))
     x = torch.randn(shape)
     with torch.inference_mode():
@@ -222,7 +227,7 @@ def test_training_goes_on_from_a_state_of_inference_mode(make, shape, time_dim):
     assert torch.equal(leaves[0].grad, leaves[1].grad)
 
 
-def test_state_carries_gradients_until_detached():
+def test_state_carries_gradients_until_detached() -> None:
     layer = nn.LIF(0.9, stateful=True, reset="none")
     first, second = (X[:1, :5].clone().requires_grad_() for _ in range(2))
     layer(first)
@@ -276,7 +281,9 @@ class Arctan:
         (lambda: nn.LIF(torch.rand(3).to_sparse()), "alpha must be a dense tensor, got one of layout torch.sparse_coo"),
     ],
 )
-def test_arguments_that_can_never_fit_are_refused_when_the_module_is_made(make, message):
+def test_arguments_that_can_never_fit_are_refused_when_the_module_is_made(
+    make: Callable[..., Any], message: str
+) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         make()
 
@@ -300,7 +307,7 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize(("make", "make_other"), NUMBERS.values(), ids=NUMBERS)
-def test_numbers_are_in_the_state_dict(make, make_other):
+def test_numbers_are_in_the_state_dict(make: Callable[..., Any], make_other: Any) -> None:
     saved, loaded = (torch.nn.Sequential(torch.nn.Linear(3, 3), layer()) for layer in (make, make_other))
     with io.BytesIO() as file:
         torch.save(saved.state_dict(), file)
@@ -310,14 +317,14 @@ def test_numbers_are_in_the_state_dict(make, make_other):
     assert all(isinstance(value, torch.Tensor) for value in saved.state_dict().values())
 
 
-def test_numbers_keep_their_precision_and_device_in_the_state_dict():
+def test_numbers_keep_their_precision_and_device_in_the_state_dict() -> None:
     with torch.device("meta"):
         state = nn.LIF(0.1).half().state_dict()
     assert {name: value.item() for name, value in state.items()} == {"alpha": 0.1, "threshold": 1.0}
     assert "alpha" not in nn.IF().state_dict()
 
 
-def test_a_state_dict_from_before_numbers_were_in_it_is_loaded():
+def test_a_state_dict_from_before_numbers_were_in_it_is_loaded() -> None:
     state = nn.LIF(0.9).state_dict()
     del state["alpha"], state["threshold"]
     layer = nn.LIF(0.5)
@@ -341,7 +348,7 @@ def test_a_state_dict_from_before_numbers_were_in_it_is_loaded():
         (lambda: nn.SRM(AlphaKernel(3.0)), {"reset_kernel.alpha": torch.zeros(())}, "Unexpected key"),
     ],
 )
-def test_a_state_dict_that_does_not_fit_is_refused(make, state, message):
+def test_a_state_dict_that_does_not_fit_is_refused(make: Callable[..., Any], state: Any, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         make().load_state_dict(state)
 
@@ -365,13 +372,15 @@ LEARNT = {
 )
 @pytest.mark.parametrize("optimiser", OPTIMISERS.values(), ids=OPTIMISERS)
 @pytest.mark.parametrize(("make", "ranges"), LEARNT.values(), ids=LEARNT)
-def test_learnt_parameters_stay_in_their_ranges(make, ranges, optimiser, copied):
+def test_learnt_parameters_stay_in_their_ranges(
+    make: Callable[..., Any], ranges: Any, optimiser: Any, copied: Callable[[Any], Any]
+) -> None:
     for sign in (-1, 1):
         layer = copied(make())
         steps = optimiser(layer.parameters())
         moved = False
 
-        def loss(layer=layer, steps=steps, sign=sign):
+        def loss(layer: Any = layer, steps: Any = steps, sign: float = sign) -> Any:
             steps.zero_grad()
             # The second term pulls with all its might, whatever the neurons do.
             value = layer(X).sum() + sign * 100 * sum(parameter.sum() for parameter in layer.parameters())
@@ -388,7 +397,7 @@ def test_learnt_parameters_stay_in_their_ranges(make, ranges, optimiser, copied)
         assert moved
 
 
-def test_a_learnt_decay_comes_back_from_the_end_of_its_range():
+def test_a_learnt_decay_comes_back_from_the_end_of_its_range() -> None:
     layer = nn.ExpLeak(1.0, trainable="alpha")
     layer(X).square().sum().backward()
     assert layer.alpha.grad > 0
@@ -396,7 +405,7 @@ def test_a_learnt_decay_comes_back_from_the_end_of_its_range():
     assert layer.alpha.item() == pytest.approx(0.9)
 
 
-def test_an_optimiser_changes_no_parameter_of_another():
+def test_an_optimiser_changes_no_parameter_of_another() -> None:
     ours, others = nn.LIF(0.9, trainable="alpha"), nn.LIF(0.9, trainable="alpha")
     with torch.no_grad():
         others.alpha.fill_(1.5)
@@ -409,14 +418,14 @@ def test_an_optimiser_changes_no_parameter_of_another():
     assert others.alpha == 1.0
 
 
-def test_a_threshold_to_be_trained_must_be_positive():
+def test_a_threshold_to_be_trained_must_be_positive() -> None:
     for threshold in (0.0, torch.tensor([1.0, -1.0])):
         with pytest.raises(ValueError, match="threshold must be positive, got"):
             nn.LIF(0.9, threshold=threshold, trainable="threshold")
 
 
 @pytest.mark.parametrize("step", ["adam", "sgd"])
-def test_the_readme_network_trains_at_a_high_rate(step):
+def test_the_readme_network_trains_at_a_high_rate(step: Any) -> None:
     torch.manual_seed(0)
     network = torch.nn.Sequential(
         torch.nn.Linear(10, 32, bias=False),
@@ -440,7 +449,7 @@ def test_the_readme_network_trains_at_a_high_rate(step):
 @pytest.mark.parametrize(
     "make", [lambda **o: nn.LIF(0.9, **o), lambda **o: nn.ExpLeak(0.9, **o), lambda **o: nn.SRM(torch.ones(2), **o)]
 )
-def test_neurons_are_not_taken_for_time(make):
+def test_neurons_are_not_taken_for_time(make: Callable[..., Any]) -> None:
     with pytest.raises(
         ValueError, match=r"x must be of shape \(batch, time, neurons...\) .*got \(2, 3\); pass x.unsqueeze"
     ):
@@ -449,7 +458,7 @@ def test_neurons_are_not_taken_for_time(make):
     assert make(time_dim=0)(X[0]).shape == X[0].shape
 
 
-def test_state_of_another_batch_is_refused():
+def test_state_of_another_batch_is_refused() -> None:
     layer = nn.LIF(0.9, stateful=True)
     layer.detach_state()
     layer(X)
@@ -459,7 +468,9 @@ def test_state_of_another_batch_is_refused():
 
 @pytest.mark.parametrize("make", [lambda: nn.LIF(0.9, stateful=True), lambda: nn.ExpLeak(0.9, stateful=True)])
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
-def test_copies_and_pickles_have_the_state_without_its_graph(make, copied):
+def test_copies_and_pickles_have_the_state_without_its_graph(
+    make: Callable[..., Any], copied: Callable[[Any], Any]
+) -> None:
     layer = make()
     layer(X.clone().requires_grad_())
     twin = copied(layer)
@@ -467,12 +478,12 @@ def test_copies_and_pickles_have_the_state_without_its_graph(make, copied):
     assert torch.equal(twin(X), layer(X))
 
 
-def test_repr_tells_the_parameters():
+def test_repr_tells_the_parameters() -> None:
     layer = nn.LIF(0.9, threshold=torch.ones(3), trainable=("alpha",))
     assert repr(layer) == "LIF(alpha=0.9 (trainable), threshold=(3,) (tensor))"
 
 
-def test_network_trains():
+def test_network_trains() -> None:
     torch.manual_seed(1)
     network = torch.nn.Sequential(torch.nn.Linear(3, 16), nn.LIF(0.9), torch.nn.Linear(16, 2), nn.ExpLeak(0.9))
     optimiser = torch.optim.Adam(network.parameters(), 0.01)
@@ -487,7 +498,7 @@ def test_network_trains():
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_the_parameters_of_neurons_can_be_kept_from_weight_decay():
+def test_the_parameters_of_neurons_can_be_kept_from_weight_decay() -> None:
     hidden = nn.LIF(0.9, threshold=2.0, trainable=("alpha", "threshold"))
     net = torch.nn.Sequential(
         torch.nn.Linear(3, 3), hidden, torch.nn.Sequential(hidden, nn.ExpLeak(0.5, trainable="alpha"))
@@ -508,7 +519,7 @@ def test_the_parameters_of_neurons_can_be_kept_from_weight_decay():
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of compiling
 @pytest.mark.parametrize(("backend", "use_reentrant"), [("eager", True), ("aot_eager", True), ("aot_eager", False)])
-def test_a_compiled_stateful_layer_is_not_recomputed(backend, use_reentrant):
+def test_a_compiled_stateful_layer_is_not_recomputed(backend: str, use_reentrant: bool) -> None:
     layer = nn.IF(stateful=True)
     compiled = torch.compile(layer, backend=backend)
     x = torch.tensor([[[1.5], [0.0]]], requires_grad=True)
@@ -520,27 +531,27 @@ def test_a_compiled_stateful_layer_is_not_recomputed(backend, use_reentrant):
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of compiling
-def test_a_compiled_layer_keeps_no_more_than_a_step():
+def test_a_compiled_layer_keeps_no_more_than_a_step() -> None:
     layer = nn.LIF(0.9, stateful=True, time_dim=0)
     with torch.no_grad():
         torch.compile(layer)(torch.zeros(500, 4, 8))
     assert [part.untyped_storage().nbytes() for part in layer.state] == [128, 128]
 
 
-def test_slayers_kernels_are_in_the_state_dict():
+def test_slayers_kernels_are_in_the_state_dict() -> None:
     layer = nn.SRM(SlayerRefractory(9.0, -5.0), response_kernel=SlayerResponse(2.0))
     layer.load_state_dict(nn.SRM(SlayerRefractory(3.0, -1.0), response_kernel=SlayerResponse(4.0)).state_dict())
     assert (layer.reset_kernel, layer.response_kernel) == (SlayerRefractory(3.0, -1.0), SlayerResponse(4.0))
 
 
-def overshoot(module, parameter, optimizer=None):
+def overshoot(module: Any, parameter: Tensor, optimizer: Any = None) -> None:
     optimizer = optimizer or torch.optim.SGD(module.parameters(), lr=0.1)
     parameter.grad = torch.full_like(parameter, -10.0)
     optimizer.step()
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_parameters_that_are_set_later_stay_in_range_too(copied):
+def test_parameters_that_are_set_later_stay_in_range_too(copied: bool) -> None:
     layer = nn.LIF(0.9)
     layer.alpha = torch.nn.Parameter(torch.tensor(0.999))
     layer = copy.deepcopy(layer) if copied else layer
@@ -549,7 +560,7 @@ def test_parameters_that_are_set_later_stay_in_range_too(copied):
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_networks_from_descriptions_stay_in_range_in_a_loop_of_ones_own(copied):
+def test_networks_from_descriptions_stay_in_range_in_a_loop_of_ones_own(copied: bool) -> None:
     lif = {"kind": "lif", "alpha": 0.999, "trainable": ["alpha"]}
     net = network.build([{"kind": "linear", "in_features": 3, "out_features": 3}, lif])
     net = copy.deepcopy(net) if copied else net
@@ -558,7 +569,7 @@ def test_networks_from_descriptions_stay_in_range_in_a_loop_of_ones_own(copied):
     assert [id(p) for p in nn.neuron_parameters(torch.nn.Sequential(net))] == [id(net.get_parameter("1.alpha"))]
 
 
-def test_an_optimiser_does_not_write_to_a_parameter_that_it_left_alone():
+def test_an_optimiser_does_not_write_to_a_parameter_that_it_left_alone() -> None:
     layer, other = nn.LIF(0.9, trainable=["alpha"]), torch.nn.Linear(3, 3)
     optimizer = torch.optim.SGD([*layer.parameters(), *other.parameters()], 0.1)
     loss = layer(torch.rand(2, 4, 3)).sum()
@@ -567,6 +578,6 @@ def test_an_optimiser_does_not_write_to_a_parameter_that_it_left_alone():
     assert layer.alpha.grad is not None
 
 
-def test_a_threshold_to_be_trained_starts_within_its_range():
+def test_a_threshold_to_be_trained_starts_within_its_range() -> None:
     with pytest.raises(ValueError, match=r"threshold must be at least 0.001 if it is trained, got 0.0005"):
         nn.LIF(0.9, threshold=torch.tensor([1.0, 5e-4]), trainable=["threshold"])

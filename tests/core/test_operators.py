@@ -5,11 +5,14 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 import exodus_core
@@ -20,7 +23,7 @@ NEURON = (0.9, 1.0, 1.0, -1.0, 1.0)
 NONE6 = (None,) * 6
 
 
-def operator_calls():
+def operator_calls() -> dict[str, Any]:
     """One call of each operator with plain numbers, and one with every tensor that it can take."""
     x, g, h = torch.randn(3, 2, 6, 5)
     vector, lanes = torch.rand(5), torch.rand(2, 5)
@@ -45,14 +48,14 @@ def operator_calls():
 
 
 @pytest.mark.parametrize("name", operator_calls())
-def test_operator_passes_opcheck(name):
+def test_operator_passes_opcheck(name: str) -> None:
     operator, arguments = operator_calls()[name]
     results = torch.library.opcheck(operator, arguments)
     assert set(results.values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("name", operator_calls())
-def test_fake_operator_has_the_shapes_and_dtypes_of_the_real_one(name):
+def test_fake_operator_has_the_shapes_and_dtypes_of_the_real_one(name: str) -> None:
     operator, arguments = operator_calls()[name]
     real = operator(*arguments)
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
@@ -68,8 +71,8 @@ traced = pytest.mark.filterwarnings("ignore:.*should not be instantiated:Depreca
 
 @traced
 @pytest.mark.parametrize("method", ["exodus", "slayer"])
-def test_lif_compiles_as_one_graph(method):
-    def network(x, alpha, weight):
+def test_lif_compiles_as_one_graph(method: str) -> None:
+    def network(x: Tensor, alpha: Tensor, weight: Tensor) -> Tensor:
         spikes, membrane = exodus_core.lif(x @ weight, alpha, method=method, decay_reset=True)
         return spikes.sum() + membrane.square().sum()
 
@@ -85,10 +88,10 @@ def test_lif_compiles_as_one_graph(method):
 
 @traced
 @pytest.mark.parametrize("kernel", ["taps", "alpha"])
-def test_srm_and_filter_compile_as_one_graph(kernel):
+def test_srm_and_filter_compile_as_one_graph(kernel: Any) -> None:
     nu = KERNELS[kernel](torch.float32)
 
-    def network(z):
+    def network(z: Tensor) -> Tensor:
         return exodus_core.srm(exodus_core.filter(z, nu), nu)[0].sum()
 
     found = []
@@ -101,7 +104,7 @@ def test_srm_and_filter_compile_as_one_graph(kernel):
 
 
 @traced
-def test_module_compiles_as_one_graph():
+def test_module_compiles_as_one_graph() -> None:
     layer = exodus_core.nn.LIF(0.9, trainable=("alpha", "threshold"))  # reset_by is the threshold too
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 9, 4)
@@ -116,8 +119,8 @@ def test_module_compiles_as_one_graph():
 
 
 @traced
-def test_shapes_and_numbers_may_be_dynamic_when_compiled():
-    def network(x):
+def test_shapes_and_numbers_may_be_dynamic_when_compiled() -> None:
+    def network(x: Tensor) -> Tensor:
         spikes, membrane = exodus_core.lif(x, 0.9, threshold=torch.ones(x.shape[2:]), min_membrane=-1.0)
         return exodus_core.srm(exodus_core.filter(spikes + membrane, ExponentialKernel(0.9)), AlphaKernel(3.0, -1.0))[1]
 
@@ -140,7 +143,7 @@ NEURONS = {
 
 @traced
 @pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
-def test_several_layers_compile_with_dynamic_numbers(make):
+def test_several_layers_compile_with_dynamic_numbers(make: Callable[..., Any]) -> None:
     torch._dynamo.reset()
     network = torch.nn.Sequential(make(), torch.nn.Linear(4, 4), make(), make())
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -153,7 +156,7 @@ def test_several_layers_compile_with_dynamic_numbers(make):
 
 @traced
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_stateful_module_compiles_as_one_graph(dtype):
+def test_a_stateful_module_compiles_as_one_graph(dtype: torch.dtype) -> None:
     torch._dynamo.reset()
     layer, eager = (exodus_core.nn.LIF(0.9, stateful=True) for _ in range(2))
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -169,7 +172,7 @@ def test_a_stateful_module_compiles_as_one_graph(dtype):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, on entering the level
-def test_forward_mode_differentiation_is_refused_and_not_zero():
+def test_forward_mode_differentiation_is_refused_and_not_zero() -> None:
     x = torch.randn(2, 9, 4)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
@@ -182,8 +185,8 @@ def test_forward_mode_differentiation_is_refused_and_not_zero():
                 call()
 
 
-def test_calls_from_several_threads_do_not_disturb_each_other():
-    def run(_):
+def test_calls_from_several_threads_do_not_disturb_each_other() -> None:
+    def run(_: Any) -> Any:
         x = torch.linspace(-1, 2, 3 * 130 * 70).view(3, 130, 70).requires_grad_()
         alpha = torch.full((70,), 0.9, requires_grad=True)
         spikes, membrane = exodus_core.lif(x, alpha)
@@ -195,7 +198,7 @@ def test_calls_from_several_threads_do_not_disturb_each_other():
             assert all(torch.equal(ours, theirs) for ours, theirs in zip(gradients, alone, strict=True))
 
 
-def everything(shape=(3, 130, 70)):
+def everything(shape: tuple[int, ...] = (3, 130, 70)) -> list[Tensor]:
     """Bits of all outputs and gradients of a few calls, to be compared between runs."""
     torch.manual_seed(7)
     x = torch.randn(shape, requires_grad=True)
@@ -209,7 +212,7 @@ def everything(shape=(3, 130, 70)):
     return [t.detach() for t in (spikes, membrane, more, *gradients)]
 
 
-def test_results_do_not_depend_on_the_number_of_threads():
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
     threads = torch.get_num_threads()
     try:
         found = []
@@ -223,13 +226,13 @@ def test_results_do_not_depend_on_the_number_of_threads():
             assert torch.equal(first, other)
 
 
-def test_results_are_the_same_bits_from_run_to_run():
+def test_results_are_the_same_bits_from_run_to_run() -> None:
     for first, second in zip(everything(), everything(), strict=True):
         assert torch.equal(first, second)
 
 
 @pytest.mark.slow
-def test_results_are_the_same_bits_on_every_instruction_set_and_past_the_caches():
+def test_results_are_the_same_bits_on_every_instruction_set_and_past_the_caches() -> None:
     folder = os.path.dirname(__file__)
     reports = {}
     for name in ("portable", "avx2", "avx512"):
@@ -258,7 +261,7 @@ def test_results_are_the_same_bits_on_every_instruction_set_and_past_the_caches(
 @pytest.mark.skipif(
     exodus_core.capabilities()["instruction_set"] == "emulated CUDA", reason="no kernel of the CPU is in this build"
 )
-def test_a_size_of_the_last_cache_that_is_none_is_refused():
+def test_a_size_of_the_last_cache_that_is_none_is_refused() -> None:
     code = "import torch, exodus_core; exodus_core.lif(torch.zeros(1, 1, 1), 0.5)"
     for given in ("32M", "0"):
         environment = {**os.environ, "EXODUS_LAST_CACHE": given}
@@ -267,14 +270,14 @@ def test_a_size_of_the_last_cache_that_is_none_is_refused():
         assert f"EXODUS_LAST_CACHE must be a number of bytes, at least 1, got {given}" in run.stderr
 
 
-def test_an_unknown_instruction_set_is_named():
+def test_an_unknown_instruction_set_is_named() -> None:
     environment = {**os.environ, "EXODUS_INSTRUCTION_SET": "sse9"}
     run = subprocess.run([sys.executable, "-c", "import exodus_core"], env=environment, capture_output=True, text=True)
     assert run.returncode != 0
     assert "EXODUS_INSTRUCTION_SET must be one of portable, avx2, avx512, got 'sse9'" in run.stderr
 
 
-def test_the_instruction_set_is_chosen_at_import():
+def test_the_instruction_set_is_chosen_at_import() -> None:
     code = (
         "import os, exodus_core; os.environ['EXODUS_INSTRUCTION_SET'] = 'sse9';"
         "print(exodus_core.capabilities()['instruction_set'])"
@@ -284,13 +287,13 @@ def test_the_instruction_set_is_chosen_at_import():
     assert run.stdout.strip() == "portable"
 
 
-def available_gigabytes():
+def available_gigabytes() -> float:
     with open("/proc/meminfo") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
 
 
 @pytest.mark.slow
-def test_elements_beyond_two_to_the_31_are_reached():
+def test_elements_beyond_two_to_the_31_are_reached() -> None:
     if not os.path.exists("/proc/meminfo") or available_gigabytes() < 12:
         pytest.skip("needs 12 GB of free memory")
     torch.use_deterministic_algorithms(False)  # filling the outputs with NaN would take as long as the test

@@ -7,13 +7,16 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import exodus_core
 
@@ -28,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def _kept(_unwritten_memory_is_nan):
+def _kept(_unwritten_memory_is_nan: None) -> Iterator[None]:
     exodus_core.keep_memory(64 * MIB)
     if exodus_core.capabilities()["keeps_memory"] == 0:
         pytest.skip("needs torch 2.11")
@@ -36,21 +39,21 @@ def _kept(_unwritten_memory_is_nan):
     exodus_core.keep_memory(0)
 
 
-def outputs(x):
+def outputs(x: Tensor) -> tuple[Tensor, Tensor]:
     return exodus_core.lif(x, 0.9)
 
 
-def page(tensor):
+def page(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() // PAGE
 
 
-def run_python(code, **environment):
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
     )
 
 
-def test_outputs_lie_where_freed_ones_lay():
+def test_outputs_lie_where_freed_ones_lay() -> None:
     x = torch.randn(SHAPE)
     spikes, membrane = outputs(x)
     before = {page(spikes), page(membrane)}
@@ -59,7 +62,7 @@ def test_outputs_lie_where_freed_ones_lay():
     assert {page(spikes), page(membrane)} == before
 
 
-def test_gradients_lie_where_freed_ones_lay():
+def test_gradients_lie_where_freed_ones_lay() -> None:
     x = torch.randn(SHAPE, requires_grad=True)
     pages = []
     for _ in range(3):
@@ -69,7 +72,7 @@ def test_gradients_lie_where_freed_ones_lay():
     assert pages[1] == pages[2]
 
 
-def test_a_view_keeps_its_memory():
+def test_a_view_keeps_its_memory() -> None:
     x = torch.randn(SHAPE)
     view = outputs(x)[1][1:3, ::5, 7:]
     expected = view.clone()
@@ -78,7 +81,7 @@ def test_a_view_keeps_its_memory():
     assert page(view) not in {page(t) for pair in others for t in pair}
 
 
-def test_memory_that_numpy_sees_is_not_used_again():
+def test_memory_that_numpy_sees_is_not_used_again() -> None:
     x = torch.randn(SHAPE)
     array = outputs(x)[1].numpy()
     expected = array.copy()
@@ -87,7 +90,7 @@ def test_memory_that_numpy_sees_is_not_used_again():
     assert np.array_equal(array, expected)
 
 
-def test_outputs_and_their_input_begin_in_different_quarters_of_a_page():
+def test_outputs_and_their_input_begin_in_different_quarters_of_a_page() -> None:
     leaf = torch.randn(SHAPE, requires_grad=True)
     for _ in range(4):
         spikes, membrane = outputs(leaf)
@@ -97,7 +100,7 @@ def test_outputs_and_their_input_begin_in_different_quarters_of_a_page():
         assert all(t.data_ptr() % 64 == 0 for t in (spikes, membrane, grad))
 
 
-def test_results_have_the_same_bits_in_fresh_and_in_used_memory():
+def test_results_have_the_same_bits_in_fresh_and_in_used_memory() -> None:
     found = []
     for limit in (0, 64 * MIB):
         exodus_core.keep_memory(limit)
@@ -111,7 +114,7 @@ def test_results_have_the_same_bits_in_fresh_and_in_used_memory():
 
 
 @pytest.mark.parametrize("limit", [0, 3 * MIB, 20 * MIB])
-def test_no_more_is_kept_than_is_allowed(limit):
+def test_no_more_is_kept_than_is_allowed(limit: int) -> None:
     exodus_core.keep_memory(limit)
     for neurons in (*range(1000, 3000, 250), *range(1000, 3000, 250)):
         outputs(torch.randn(4, 64, neurons))
@@ -119,7 +122,7 @@ def test_no_more_is_kept_than_is_allowed(limit):
     assert limit == 0 or exodus_core.kept_memory() > 0
 
 
-def test_memory_of_sizes_that_do_not_come_again_makes_room():
+def test_memory_of_sizes_that_do_not_come_again_makes_room() -> None:
     exodus_core.keep_memory(8 * MIB)
     for neurons in range(1000, 2000, 200):
         outputs(torch.randn(4, 64, neurons))
@@ -128,30 +131,30 @@ def test_memory_of_sizes_that_do_not_come_again_makes_room():
     assert {page(t) for t in outputs(x)} == before
 
 
-def test_a_lower_limit_frees_at_once():
+def test_a_lower_limit_frees_at_once() -> None:
     outputs(torch.randn(SHAPE))
     assert exodus_core.kept_memory() > 0
     assert exodus_core.keep_memory(0) == 64 * MIB
     assert exodus_core.kept_memory() == 0
 
 
-def test_small_outputs_are_not_kept():
+def test_small_outputs_are_not_kept() -> None:
     exodus_core.keep_memory(0)
     exodus_core.keep_memory(64 * MIB)
     outputs(torch.randn(4, 8, 16))
     assert exodus_core.kept_memory() == 0
 
 
-def test_a_negative_limit_is_named():
+def test_a_negative_limit_is_named() -> None:
     with pytest.raises(ValueError, match="limit must be at least 0, got -1"):
         exodus_core.keep_memory(-1)
 
 
-def test_threads_never_share_memory():
+def test_threads_never_share_memory() -> None:
     inputs = [torch.randn(4, 32, 1000 + 10 * i) for i in range(8)]
     expected = [outputs(x)[1] for x in inputs]
 
-    def work(i):
+    def work(i: Any) -> bool:
         held = []
         for turn in range(60):
             held.append(outputs(inputs[i])[1])
@@ -166,7 +169,7 @@ def test_threads_never_share_memory():
     assert exodus_core.kept_memory() <= 64 * MIB
 
 
-def test_strides_are_those_of_empty_like():
+def test_strides_are_those_of_empty_like() -> None:
     x = torch.randn(4, 33, 1024).as_strided((4, 33, 1, 1024), (33 * 1024, 1024, 77, 1))
     assert x.is_contiguous()
     for output in exodus_core.lif(x, 0.9):
@@ -187,20 +190,20 @@ ORDINARY = {
 }
 
 
-def saved_and_loaded(tensor):
+def saved_and_loaded(tensor: Tensor) -> Tensor:
     file = io.BytesIO()
     torch.save(tensor, file)
     return torch.load(io.BytesIO(file.getvalue()))
 
 
 @pytest.mark.parametrize("use", ORDINARY)
-def test_an_output_is_used_as_any_tensor(use):
+def test_an_output_is_used_as_any_tensor(use: str) -> None:
     spikes = outputs(torch.randn(SHAPE))[0]
     expected = spikes.clone()
     assert torch.equal(ORDINARY[use](spikes), expected)
 
 
-def test_a_storage_can_be_enlarged_only_where_nothing_is_kept():
+def test_a_storage_can_be_enlarged_only_where_nothing_is_kept() -> None:
     x = torch.randn(SHAPE)
     with pytest.raises(RuntimeError, match="not resizable"):
         outputs(x)[0].resize_(2 * x.numel())
@@ -208,7 +211,7 @@ def test_a_storage_can_be_enlarged_only_where_nothing_is_kept():
     assert outputs(x)[0].resize_(2 * x.numel()).numel() == 2 * x.numel()
 
 
-def test_a_program_ends_with_outputs_alive():
+def test_a_program_ends_with_outputs_alive() -> None:
     code = (
         "import threading, torch, exodus_core\n"
         "held = [exodus_core.lif(torch.randn(4, 32, 1024), 0.9) for _ in range(3)]\n"
@@ -244,23 +247,23 @@ for thread in threads:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
-def test_a_forked_child_computes_while_threads_of_the_parent_do():
+def test_a_forked_child_computes_while_threads_of_the_parent_do() -> None:
     run = run_python(FORK, PYTHONWARNINGS="ignore")
     assert (run.returncode, run.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(("limit", "told"), [("", DEFAULT), ("0", "0"), ("1000000", "1000000")])
-def test_the_environment_sets_the_limit(limit, told):
+def test_the_environment_sets_the_limit(limit: str, told: str) -> None:
     run = run_python("import exodus_core; print(exodus_core.capabilities()['keeps_memory'])", EXODUS_KEEP_MEMORY=limit)
     assert run.stdout.strip() == told
 
 
-def test_a_limit_in_the_environment_that_is_no_number_is_named():
+def test_a_limit_in_the_environment_that_is_no_number_is_named() -> None:
     run = run_python("import exodus_core", EXODUS_KEEP_MEMORY="1G")
     assert "EXODUS_KEEP_MEMORY must be a number of bytes, got '1G'" in run.stderr
 
 
-def test_where_torch_lacks_what_keeping_needs_outputs_are_torchs_own(tmp_path):
+def test_where_torch_lacks_what_keeping_needs_outputs_are_torchs_own(tmp_path: Path) -> None:
     package = tmp_path / "exodus_core"
     shutil.copytree(Path(exodus_core.__file__).parent, package)
     library = package / "_C.abi3.so"

@@ -16,13 +16,13 @@ from exodus_core import arguments, ops
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_folder_at_the_root_is_not_imported_in_place_of_the_package():
+def test_the_folder_at_the_root_is_not_imported_in_place_of_the_package() -> None:
     code = "import exodus_core; print(exodus_core.__file__)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert Path(run.stdout.strip()).parent.joinpath("functional.py").exists()
 
 
-def test_capabilities_tell_versions_devices_and_why_there_is_no_cuda():
+def test_capabilities_tell_versions_devices_and_why_there_is_no_cuda() -> None:
     told = exodus_core.capabilities()
     assert told["version"] == exodus_core.__version__
     assert told["torch"] == torch.__version__
@@ -32,7 +32,7 @@ def test_capabilities_tell_versions_devices_and_why_there_is_no_cuda():
     assert set(told["surrogates"]) == set(exodus_core.surrogate.KINDS)
 
 
-def test_library_needs_only_symbols_of_the_stable_interface():
+def test_library_needs_only_symbols_of_the_stable_interface() -> None:
     library = Path(exodus_core.__file__).parent / "_C.abi3.so"
     listing = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True)
     needed = {line.split()[-1] for line in listing.stdout.splitlines()}
@@ -41,7 +41,7 @@ def test_library_needs_only_symbols_of_the_stable_interface():
     assert not {n for n in needed if n.startswith(("_ZN2at", "_ZNK2at", "_ZN3c10", "_ZNK3c10", "_ZN5torch", "Py"))}
 
 
-def test_a_missing_library_is_one_clear_error(tmp_path):
+def test_a_missing_library_is_one_clear_error(tmp_path: Path) -> None:
     copy = tmp_path / "exodus_core"
     copy.mkdir()
     for source in Path(exodus_core.__file__).parent.glob("*.py"):
@@ -53,7 +53,7 @@ def test_a_missing_library_is_one_clear_error(tmp_path):
     assert "ImportError: exodus_core is not built: _C.abi3.so is missing" in run.stderr
 
 
-def test_the_shared_arithmetic_includes_neither_torch_nor_cuda():
+def test_the_shared_arithmetic_includes_neither_torch_nor_cuda() -> None:
     headers = list((ROOT / "exodus_core/csrc/core").glob("*.h"))
     included = {line.split()[1] for path in headers for line in path.read_text().splitlines() if "#include" in line}
     own = {f'"{path.name}"' for path in headers}
@@ -107,7 +107,9 @@ print(exodus_core.capabilities()["cuda_library"]["reason"])
     ],
     ids=["not built", "another CUDA", "damaged"],
 )
-def test_a_missing_or_mismatched_cuda_library_is_said_once_and_the_cpu_works(tmp_path, built, reason):
+def test_a_missing_or_mismatched_cuda_library_is_said_once_and_the_cpu_works(
+    tmp_path: Path, built: str | None, reason: str
+) -> None:
     copy = tmp_path / "exodus_core"
     # A copy, not links: what is written below must not end up in the installed package.
     shutil.copytree(Path(exodus_core.__file__).parent, copy, ignore=shutil.ignore_patterns("_C_cuda*", "__pycache__"))

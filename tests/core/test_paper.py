@@ -1,17 +1,22 @@
 """The recurrences against the implicit function theorem as the paper writes it, with dense matrices, O(T^3)."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 import exodus_core
 from assertions import KERNELS, relative_error
-from exodus_core import ExponentialKernel
-from exodus_core.surrogate import Exponential
+from exodus_core import AlphaKernel, ExponentialKernel
+from exodus_core.surrogate import Exponential, Surrogate
 
 T = 30
 
 
-def implicit_gradient(membrane, grad_spikes, nu, surrogate):
+def implicit_gradient(
+    membrane: Tensor, grad_spikes: Tensor, nu: ExponentialKernel | AlphaKernel, surrogate: Surrogate
+) -> Tensor:
     """delta of one neuron from the implicit function theorem.
 
     The forward pass is the solution of u = z + N s, s = f(u), where N[n, m] = nu[n - 1 - m] for m < n. Differentiating
@@ -25,7 +30,7 @@ def implicit_gradient(membrane, grad_spikes, nu, surrogate):
 
 
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "taps"])
-def test_srm_gradient_is_that_of_the_implicit_function_theorem(kernel):
+def test_srm_gradient_is_that_of_the_implicit_function_theorem(kernel: Any) -> None:
     nu = KERNELS[kernel](torch.float64)
     _, membrane = exodus_core.srm(torch.randn(1, T, 1, dtype=torch.float64), nu)
     g = torch.randn(1, T, 1, dtype=torch.float64)
@@ -34,7 +39,7 @@ def test_srm_gradient_is_that_of_the_implicit_function_theorem(kernel):
     assert relative_error(found[0, :, 0], expected) < 1e-13
 
 
-def test_lif_gradient_is_that_of_the_implicit_function_theorem_through_the_response_kernel():
+def test_lif_gradient_is_that_of_the_implicit_function_theorem_through_the_response_kernel() -> None:
     x = torch.randn(1, T, 1, dtype=torch.float64)
     _, membrane = exodus_core.lif(x, 0.9)
     g = torch.randn(1, T, 1, dtype=torch.float64)

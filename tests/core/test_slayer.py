@@ -1,6 +1,7 @@
 """The kernels of SLAYER by name: a network of two layers equals SLAYER's own recurrences, written out in numpy."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,13 @@ NEURON = {"theta": 10.0, "tauSr": 10.0, "tauRef": 1.0, "scaleRef": 2.0, "tauRho"
 STEPS = 120
 
 
-def sampled(tau, mult, steps=STEPS):
+def sampled(tau: float, mult: float, steps: int = STEPS) -> Any:
     """SLAYER's alpha kernel at t = 0, Ts, 2 Ts, ..."""
     t = NEURON["Ts"] * np.arange(steps)
     return mult * t / tau * np.exp(1 - t / tau)
 
 
-def neurons(current):
+def neurons(current: Any) -> Any:
     """Spikes and membranes of (neurons, time): a spike adds nu to the membrane from its own step on."""
     eps = sampled(NEURON["tauSr"], 1.0)
     nu = sampled(NEURON["tauRef"], -NEURON["scaleRef"] * NEURON["theta"])
@@ -35,7 +36,7 @@ def neurons(current):
     return s, u
 
 
-def error_before(error, u):
+def error_before(error: Any, u: Any) -> Any:
     """delta = rho(u) (eps correlated with the error): what SLAYER hands to the weights of a layer, and through them."""
     eps = sampled(NEURON["tauSr"], 1.0)
     width = NEURON["tauRho"] * NEURON["theta"]
@@ -44,7 +45,7 @@ def error_before(error, u):
     return delta, np.stack([np.convolve(row[::-1], eps)[:STEPS][::-1] for row in delta])
 
 
-def slayer_neuron(current):
+def slayer_neuron(current: Any) -> Any:
     """The same layer here; current is (1, time, neurons)."""
     theta, ts = NEURON["theta"], NEURON["Ts"]
     width = NEURON["tauRho"] * theta
@@ -58,7 +59,7 @@ def slayer_neuron(current):
     )
 
 
-def test_two_layers_have_the_spikes_and_the_weight_gradients_of_slayer():
+def test_two_layers_have_the_spikes_and_the_weight_gradients_of_slayer() -> None:
     random = np.random.default_rng(3)
     spikes_in = (random.random((20, STEPS)) < 0.1).astype(np.float64)
     weights = [random.normal(0.3, 1.0, (15, 20)), random.normal(0.3, 2.0, (4, 15))]
@@ -84,7 +85,7 @@ def test_two_layers_have_the_spikes_and_the_weight_gradients_of_slayer():
         np.testing.assert_allclose(gradient.grad.numpy(), wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
 
 
-def test_the_refractory_kernel_acts_one_step_before_an_alpha_kernel():
+def test_the_refractory_kernel_acts_one_step_before_an_alpha_kernel() -> None:
     z = torch.zeros(1, 12, 1, dtype=torch.float64)
     z[0, 1] = 1.0
     nu = SlayerRefractory(2.0, -3.0)
@@ -97,7 +98,7 @@ def test_the_refractory_kernel_acts_one_step_before_an_alpha_kernel():
 
 
 @pytest.mark.parametrize(("tau", "mult", "below"), [(10.0, 1.0, 0.01), (1.0, -20.0, 0.01), (0.4, -4.0, 0.01)])
-def test_kernels_are_cut_as_slayer_pytorch_cuts_them(tau, mult, below):
+def test_kernels_are_cut_as_slayer_pytorch_cuts_them(tau: float, mult: float, below: float) -> None:
     expected = []
     for t in range(500):
         value = mult * t / tau * math.exp(1 - t / tau)
@@ -109,7 +110,7 @@ def test_kernels_are_cut_as_slayer_pytorch_cuts_them(tau, mult, below):
     torch.testing.assert_close(reset, torch.tensor(expected[1:], dtype=torch.float32))
 
 
-def test_a_cut_kernel_is_the_kernel_up_to_there():
+def test_a_cut_kernel_is_the_kernel_up_to_there() -> None:
     assert (
         SlayerResponse(3.0).cut(0.5).tolist()
         == SlayerResponse(3.0).taps(9)[: len(SlayerResponse(3.0).cut(0.5))].tolist()
@@ -121,7 +122,7 @@ def test_a_cut_kernel_is_the_kernel_up_to_there():
         exodus_core.ExponentialKernel(1.0).cut(0.1)
 
 
-def test_a_kernel_that_rises_slowly_is_cut_where_it_falls():
+def test_a_kernel_that_rises_slowly_is_cut_where_it_falls() -> None:
     assert len(SlayerResponse(4e4).cut(0.01)) == 305535
     assert len(exodus_core.ExponentialKernel((0.99999, 0.9999), (1.0, -1.0)).cut(0.02)) == 391201
     # exp(-t/1000) (1 - exp(-t/10000))^3 rises for 2,600 steps.
@@ -132,13 +133,13 @@ def test_a_kernel_that_rises_slowly_is_cut_where_it_falls():
 
 
 @pytest.mark.parametrize("kernel", [AlphaKernel, SlayerRefractory])
-def test_a_kernel_that_no_float_holds_is_refused(kernel):
+def test_a_kernel_that_no_float_holds_is_refused(kernel: Any) -> None:
     with pytest.raises(ValueError, match=r"amplitude / tau must be finite, got -?inf"):
         kernel(0.5, 1e308)
 
 
 @pytest.mark.parametrize("kernel", [SlayerResponse, SlayerRefractory])
-def test_arguments_are_checked(kernel):
+def test_arguments_are_checked(kernel: Any) -> None:
     with pytest.raises(ValueError, match="tau must be positive, got 0"):
         kernel(0, -1.0)
     with pytest.raises(TypeError, match="amplitude must be a number, got str"):

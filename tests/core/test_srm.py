@@ -1,5 +1,7 @@
 """SRM neurons: the kernels agree with the plain loop for taps and for recurrent kernels."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,12 +19,19 @@ from assertions import (
 )
 from exodus_core import AlphaKernel, ExponentialKernel, reference
 from exodus_core.ops import compute_dtype
-from exodus_core.surrogate import Exponential
+from exodus_core.surrogate import Exponential, Surrogate
 
 EXPONENTIAL = Exponential()
 
 
-def compare(shape, time_dim, dtype, kernel_name, method="exodus", surrogate=EXPONENTIAL):
+def compare(
+    shape: tuple[int, ...],
+    time_dim: int,
+    dtype: torch.dtype,
+    kernel_name: str,
+    method: str = "exodus",
+    surrogate: Surrogate = EXPONENTIAL,
+) -> None:
     torch.manual_seed(0)
     kernel = KERNELS[kernel_name](compute_dtype(dtype))
     arguments = {
@@ -54,22 +63,24 @@ def compare(shape, time_dim, dtype, kernel_name, method="exodus", surrogate=EXPO
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("method", ["exodus", "slayer"])
-def test_kernel_equals_loop_for_every_reset_kernel_and_dtype(shape, dtype, kernel, method):
+def test_kernel_equals_loop_for_every_reset_kernel_and_dtype(
+    shape: tuple[int, ...], dtype: torch.dtype, kernel: Any, method: str
+) -> None:
     compare(shape, 1, dtype, kernel, method)
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=name_of)
-def test_kernel_equals_loop_for_every_surrogate(surrogate):
+def test_kernel_equals_loop_for_every_surrogate(surrogate: Surrogate) -> None:
     compare((2, 33, 19), 1, torch.float64, "taps", surrogate=surrogate)
 
 
 @pytest.mark.parametrize(("shape", "time_dim"), [((7, 3, 5), 0), ((3, 5, 70), 2), ((2, 3, 66, 4, 5), 2), ((65,), 0)])
-def test_time_may_be_any_axis(shape, time_dim):
+def test_time_may_be_any_axis(shape: tuple[int, ...], time_dim: int) -> None:
     compare(shape, time_dim, torch.float64, "alpha")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_forward_equals_the_loop(kernel):
+def test_forward_equals_the_loop(kernel: Any) -> None:
     z = torch.randn(2, 50, 6, dtype=torch.float64)
     nu = KERNELS[kernel](torch.float64)
     spikes, membrane = exodus_core.srm(z, nu)
@@ -78,7 +89,7 @@ def test_forward_equals_the_loop(kernel):
     assert_agrees("membrane", membrane, looped[1])
 
 
-def test_srm_with_the_kernels_of_a_lif_neuron_is_that_neuron():
+def test_srm_with_the_kernels_of_a_lif_neuron_is_that_neuron() -> None:
     x = torch.randn(2, 80, 6, dtype=torch.float64)
     weight = torch.randn_like(x)
     results = []
@@ -96,7 +107,7 @@ def test_srm_with_the_kernels_of_a_lif_neuron_is_that_neuron():
     assert relative_error(results[0][2], results[1][2]) < 1e-13
 
 
-def test_reset_through_an_alpha_kernel_comes_late_and_fades():
+def test_reset_through_an_alpha_kernel_comes_late_and_fades() -> None:
     z = torch.zeros(1, 40, 1, dtype=torch.float64)
     z[0, 0] = 1.5
     spikes, membrane = exodus_core.srm(z, AlphaKernel(4.0, -1.0))
@@ -105,7 +116,7 @@ def test_reset_through_an_alpha_kernel_comes_late_and_fades():
     assert membrane[0, 5, 0].item() == pytest.approx(-1.0)
 
 
-def test_views_give_the_results_of_contiguous_tensors():
+def test_views_give_the_results_of_contiguous_tensors() -> None:
     z = torch.randn(6, 40, 2, dtype=torch.float64).transpose(0, 2)
     taps = torch.randn(10, dtype=torch.float64)[::2]
     g, h = (torch.randn(6, 40, 2, dtype=torch.float64).transpose(0, 2) for _ in range(2))
@@ -124,11 +135,11 @@ def test_views_give_the_results_of_contiguous_tensors():
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 2100), (300, 3, 7)], ids=name_of)
-def test_kernel_equals_loop_where_neurons_fill_several_tiles(shape):
+def test_kernel_equals_loop_where_neurons_fill_several_tiles(shape: tuple[int, ...]) -> None:
     compare(shape, 1, torch.float64, "taps")
 
 
-def test_bptt_equals_exodus():
+def test_bptt_equals_exodus() -> None:
     z = torch.randn(2, 40, 6, dtype=torch.float64)
     for kernel in KERNELS.values():
         found = []
@@ -141,7 +152,7 @@ def test_bptt_equals_exodus():
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)], ids=name_of)
-def test_empty_tensors_give_empty_results(shape):
+def test_empty_tensors_give_empty_results(shape: tuple[int, ...]) -> None:
     z = torch.zeros(shape, requires_grad=True)
     threshold = torch.ones(shape[2:], requires_grad=True)
     spikes, _ = exodus_core.srm(z, AlphaKernel(4.0, -1.0), threshold=threshold)
@@ -152,7 +163,7 @@ def test_empty_tensors_give_empty_results(shape):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("kernel", [*KERNELS, "slow"])
-def test_method_does_not_change_the_forward_pass(kernel, dtype):
+def test_method_does_not_change_the_forward_pass(kernel: Any, dtype: torch.dtype) -> None:
     nu = AlphaKernel(500.0, -1.0) if kernel == "slow" else KERNELS[kernel](compute_dtype(dtype))
     z = (0.6 + 0.5 * torch.randn(2, 400, 33)).to(dtype)
     spikes, membrane = exodus_core.srm(z, nu)
@@ -163,14 +174,14 @@ def test_method_does_not_change_the_forward_pass(kernel, dtype):
         assert torch.equal(membrane, others[1])
 
 
-def test_membranes_too_small_for_their_exponent_are_compared_as_they_are():
+def test_membranes_too_small_for_their_exponent_are_compared_as_they_are() -> None:
     z = torch.tensor([[[1e-39], [2e-39], [2e-39], [0.5e-39]]])
     spikes, membrane = exodus_core.srm(z, ExponentialKernel(0.5, -1e-39), threshold=1.5e-39)
     assert spikes.flatten().tolist() == [0, 1, 0, 0]
     assert torch.equal(membrane, reference.srm(z, ExponentialKernel(0.5, -1e-39), threshold=1.5e-39)[1])
 
 
-def test_nan_stays_in_the_gradient():
+def test_nan_stays_in_the_gradient() -> None:
     membrane = torch.tensor([[[0.3, 0.3], [torch.nan, 0.3], [0.3, 0.3]]])
     for surrogate in SURROGATES:
         gradient = exodus_core.srm_gradient(
@@ -180,7 +191,7 @@ def test_nan_stays_in_the_gradient():
         assert gradient[0, :, 1].isfinite().all()
 
 
-def test_threshold_and_tap_gradients_keep_their_precision_over_a_million_steps():
+def test_threshold_and_tap_gradients_keep_their_precision_over_a_million_steps() -> None:
     z = torch.rand(1, 2**20 + 77, 1)
     taps = torch.tensor([-0.2, -0.1])
     results = []

@@ -1,10 +1,13 @@
 """Trainer against the plain torch loop, to the bit; and calls that fail, which change nothing, to the bit."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import network_cases as cases
 import pytest
 import torch
+from torch import Tensor
 
 from exodus_core import losses, network
 from exodus_core.training import ContextStaleError, NonFiniteError, OptimizerError, Trainer, parse_optimizer
@@ -20,17 +23,17 @@ TORCHS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim
 LOSS = losses.parse("max_over_time_ce")
 
 
-def batch(seed, samples=4):
+def batch(seed: int, samples: int = 4) -> tuple[Tensor, Tensor]:
     generator = torch.Generator("cpu").manual_seed(seed)
     x = torch.rand(samples, 9, 2, 6, 7, generator=generator, device="cpu") < 0.4
     return x, torch.randint(0, 5, (samples,), generator=generator, device="cpu")
 
 
-def trainer(optimizer=OPTIMIZERS[2], seed=1, data=cases.MIXED):
+def trainer(optimizer: Any = OPTIMIZERS[2], seed: int = 1, data: Any = cases.MIXED) -> Trainer:
     return Trainer(network.build(data, seed=seed), optimizer)
 
 
-def plain(optimizer, seed=1, data=cases.MIXED):
+def plain(optimizer: Any, seed: int = 1, data: Any = cases.MIXED) -> Any:
     """A network and its torch optimiser, for the plain loop."""
     net = network.build(data, seed=seed)
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in optimizer.items() if k != "kind"}
@@ -39,17 +42,17 @@ def plain(optimizer, seed=1, data=cases.MIXED):
     return net, TORCHS[optimizer["kind"]]([{"params": others}, {"params": neurons, "weight_decay": 0.0}], **options)
 
 
-def equal(first, second):
+def equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def same_net(ours, net):
+def same_net(ours: Trainer, net: Any) -> bool:
     return equal(ours.net.state_dict(), net.state_dict()) and torch.equal(
         ours.net.generator.get_state(), net.generator.get_state()
     )
 
 
-def some_state(**options):
+def some_state(**options: Any) -> Trainer:
     """A trainer in the midst of training, with accumulated gradients."""
     ours = trainer(**options)
     for i in range(2):
@@ -59,7 +62,7 @@ def some_state(**options):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-def test_steps_have_the_bits_of_the_plain_loop(optimizer):
+def test_steps_have_the_bits_of_the_plain_loop(optimizer: Any) -> None:
     ours, (net, theirs) = trainer(optimizer), plain(optimizer)
     start = ours.weights()
     for i in range(20):
@@ -82,7 +85,7 @@ def test_steps_have_the_bits_of_the_plain_loop(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS[1:3], ids=str)
-def test_accumulated_gradients_have_the_bits_of_the_plain_loop(optimizer):
+def test_accumulated_gradients_have_the_bits_of_the_plain_loop(optimizer: Any) -> None:
     ours, (net, theirs) = trainer(optimizer), plain(optimizer)
     for i in range(6):
         for k in range(3):
@@ -105,7 +108,7 @@ def test_accumulated_gradients_have_the_bits_of_the_plain_loop(optimizer):
         assert same_net(ours, net)
 
 
-def test_options_of_a_call_have_the_bits_of_the_plain_loop_and_hold_for_that_call():
+def test_options_of_a_call_have_the_bits_of_the_plain_loop_and_hold_for_that_call() -> None:
     optimizer = {"kind": "adamw", "lr": 0.01}
     ours, (net, theirs) = trainer(optimizer), plain(optimizer)
     calls = [{}, {"lr": 0.05, "clip_norm": 0.01}, {"weight_decay": 0.3, "clip_value": 0.002}, {"clip_norm": 1e6}, {}]
@@ -129,7 +132,7 @@ def test_options_of_a_call_have_the_bits_of_the_plain_loop_and_hold_for_that_cal
 
 
 @pytest.mark.parametrize("kind", TORCHS)
-def test_weight_decay_leaves_the_parameters_of_neurons_alone(kind):
+def test_weight_decay_leaves_the_parameters_of_neurons_alone(kind: str) -> None:
     # Without a gradient a step is the decay alone.
     layers = [
         {"kind": "batch_norm"},
@@ -153,7 +156,7 @@ def test_weight_decay_leaves_the_parameters_of_neurons_alone(kind):
     assert {id(p) for p in ours.net.neuron_parameters()} == {id(ours.net.get_parameter(name)) for name in neurons}
 
 
-def test_neurons_alone_can_be_trained_with_a_decay():
+def test_neurons_alone_can_be_trained_with_a_decay() -> None:
     data = {"input_shape": [2], "layers": [{"kind": "exp_leak", "alpha": 0.9, "trainable": ["alpha"]}]}
     ours = trainer({"kind": "adamw", "lr": 0.1, "weight_decay": 0.5}, data=data)
     ours.optim_step(gradients=torch.zeros(1))
@@ -161,7 +164,7 @@ def test_neurons_alone_can_be_trained_with_a_decay():
     ours.step(torch.rand(2, 3, 2), torch.tensor([0, 1]), LOSS)
 
 
-def test_step_is_forward_backward_and_optim_step():
+def test_step_is_forward_backward_and_optim_step() -> None:
     one, two = trainer(), trainer()
     for i in range(3):
         first = one.step(*batch(i), LOSS, clip_norm=0.1)
@@ -171,7 +174,7 @@ def test_step_is_forward_backward_and_optim_step():
         assert equal(one.state(), two.state())
 
 
-def test_begin_and_backward_have_the_bits_of_forward_backward():
+def test_begin_and_backward_have_the_bits_of_forward_backward() -> None:
     one, two = some_state(), some_state()
     for i in range(3):
         x, y = batch(i)
@@ -188,7 +191,7 @@ def test_begin_and_backward_have_the_bits_of_forward_backward():
     assert equal(one.state(), two.state())
 
 
-def test_what_a_forward_pass_keeps_is_counted():
+def test_what_a_forward_pass_keeps_is_counted() -> None:
     data = {"input_shape": [40], "layers": [{"kind": "linear", "out_features": 30}, {"kind": "lif", "alpha": 0.9}]}
     ours = trainer(data=data)
     x = torch.rand(5, 11, 40)
@@ -197,7 +200,7 @@ def test_what_a_forward_pass_keeps_is_counted():
     assert some_state().begin(batch(0)[0]).nbytes > 0
 
 
-def test_a_released_forward_pass_leaves_no_memory():
+def test_a_released_forward_pass_leaves_no_memory() -> None:
     ours = trainer()
     outputs = ours._pure_forward.run_counted(batch(0)[0])[0]
     import weakref
@@ -207,7 +210,7 @@ def test_a_released_forward_pass_leaves_no_memory():
     assert node() is None
 
 
-def test_forward_changes_nothing():
+def test_forward_changes_nothing() -> None:
     ours = some_state()
     before = ours.state()
     x, _ = batch(5)
@@ -222,7 +225,7 @@ def test_forward_changes_nothing():
     assert equal(ours.state(), before)
 
 
-def test_given_gradients_are_used_in_place_of_those_accumulated():
+def test_given_gradients_are_used_in_place_of_those_accumulated() -> None:
     one, two = some_state(), some_state()
     given = torch.randn_like(one.gradients())
     kept = given.clone()
@@ -238,7 +241,7 @@ def test_given_gradients_are_used_in_place_of_those_accumulated():
     assert not one.gradients().any()
 
 
-def test_without_gradients_a_step_of_the_optimizer_changes_nothing():
+def test_without_gradients_a_step_of_the_optimizer_changes_nothing() -> None:
     ours = trainer()
     ours.step(*batch(0), LOSS)
     before = ours.state()
@@ -247,7 +250,7 @@ def test_without_gradients_a_step_of_the_optimizer_changes_nothing():
     assert not any(name.startswith("gradients.") for name in before)
 
 
-def test_parameters_are_kept_within_their_bounds_after_each_step():
+def test_parameters_are_kept_within_their_bounds_after_each_step() -> None:
     ours = trainer({"kind": "sgd", "lr": 1e3})
     ours.step(*batch(0), LOSS)
     first, leak = ours.net._modules["first"], ours.net._modules["13"]
@@ -256,7 +259,7 @@ def test_parameters_are_kept_within_their_bounds_after_each_step():
     assert 0 <= leak.alpha <= 1
 
 
-def test_weights_can_be_set():
+def test_weights_can_be_set() -> None:
     ours = some_state()
     before = ours.state()
     given = torch.randn_like(ours.weights())
@@ -270,28 +273,28 @@ class Broken(torch.autograd.Function):
     """Passes a tensor, and fails in its backward pass."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.clone()
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> None:
         raise RuntimeError("broken")
 
 
-def broken(y, target):
+def broken(y: Tensor, target: Tensor) -> losses.LossValue:
     return LOSS(Broken.apply(y), target)
 
 
-def infinite(y, target):
+def infinite(y: Tensor, target: Tensor) -> losses.LossValue:
     value = LOSS(y, target)
     return value._replace(loss=value.loss / 0)
 
 
-def no_metrics(y, target):
+def no_metrics(y: Tensor, target: Tensor) -> Tensor:
     return LOSS(y, target).loss
 
 
-def nan_gradient(y, target):
+def nan_gradient(y: Tensor, target: Tensor) -> losses.LossValue:
     value = LOSS(y, target)
     return value._replace(loss=value.loss + (y * 0).sum().sqrt())
 
@@ -344,7 +347,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_call_that_fails_changes_nothing(failure):
+def test_a_call_that_fails_changes_nothing(failure: str) -> None:
     call, error, message = FAILURES[failure]
     ours = some_state()
     before, version = ours.state(), ours.weights_version
@@ -359,11 +362,11 @@ def test_a_call_that_fails_changes_nothing(failure):
     assert equal(ours.state(), other.state())
 
 
-def test_a_failing_optimizer_keeps_the_accumulated_gradients(monkeypatch):
+def test_a_failing_optimizer_keeps_the_accumulated_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = some_state()
     before = ours.state()
 
-    def fail():
+    def fail() -> None:
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(ours.optimizer, "step", fail)
@@ -373,7 +376,7 @@ def test_a_failing_optimizer_keeps_the_accumulated_gradients(monkeypatch):
     assert ours.optimizer.param_groups[0]["lr"] == 0.01
 
 
-def test_what_is_not_finite_can_be_asked_for():
+def test_what_is_not_finite_can_be_asked_for() -> None:
     ours = some_state()
     result = ours.forward_backward(X, Y, nan_gradient, allow_non_finite=True)
     assert math.isnan(result.grad_norms["total"])
@@ -384,7 +387,7 @@ def test_what_is_not_finite_can_be_asked_for():
     assert ours.weights().isnan().any()
 
 
-def test_running_statistics_that_are_not_finite_are_refused():
+def test_running_statistics_that_are_not_finite_are_refused() -> None:
     # Where no gradient reaches the layer that saw it, an input that is not finite shows in the statistics alone.
     layers = [
         {"kind": "batch_norm"},
@@ -400,7 +403,7 @@ def test_running_statistics_that_are_not_finite_are_refused():
     assert equal(ours.state(), before)
 
 
-def test_a_forward_pass_of_other_weights_is_stale():
+def test_a_forward_pass_of_other_weights_is_stale() -> None:
     ours = some_state()
     changes = (
         lambda: ours.step(X, Y, LOSS),
@@ -414,14 +417,14 @@ def test_a_forward_pass_of_other_weights_is_stale():
             ours.backward(forward, torch.ones(4, 9, 5))
 
 
-def test_gradients_may_accumulate_between_forward_and_backward():
+def test_gradients_may_accumulate_between_forward_and_backward() -> None:
     ours = trainer()
     forward = ours.begin(X)
     ours.forward_backward(X, Y, LOSS)
     ours.backward(forward, torch.ones(4, 9, 5))
 
 
-def test_a_forward_pass_serves_one_backward_pass_that_succeeds():
+def test_a_forward_pass_serves_one_backward_pass_that_succeeds() -> None:
     ours, other = some_state(), some_state()
     forward = ours.begin(X)
     with pytest.raises(NonFiniteError):
@@ -441,7 +444,7 @@ OTHERS = {
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
 @pytest.mark.parametrize("kind", OTHERS)
-def test_what_is_no_network_of_a_description_is_refused_before_anything_changes(kind):
+def test_what_is_no_network_of_a_description_is_refused_before_anything_changes(kind: str) -> None:
     net = OTHERS[kind]().eval()
     with pytest.raises(TypeError, match=f"net must be a network of exodus_core.network.build, got {kind}"):
         Trainer(net, "adam")
@@ -449,7 +452,7 @@ def test_what_is_no_network_of_a_description_is_refused_before_anything_changes(
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # torch's own
-def test_a_compiled_network_can_be_trained():
+def test_a_compiled_network_can_be_trained() -> None:
     net = network.build(cases.MIXED, seed=1)
     ours, other = Trainer(torch.compile(net, backend="eager"), "adam"), trainer({"kind": "adam"})
     for i in range(2):
@@ -462,7 +465,7 @@ def test_a_compiled_network_can_be_trained():
     assert equal(ours.state(), other.state())
 
 
-def test_a_network_is_trained_in_the_dtype_that_it_was_converted_to():
+def test_a_network_is_trained_in_the_dtype_that_it_was_converted_to() -> None:
     ours = Trainer(network.build(cases.MIXED, seed=1).double(), "adamw")
     other = trainer({"kind": "adamw"}, data={**cases.MIXED, "dtype": "float64"})
     with torch.no_grad():
@@ -476,7 +479,7 @@ def test_a_network_is_trained_in_the_dtype_that_it_was_converted_to():
     assert half.weights().dtype == torch.bfloat16
 
 
-def test_a_step_under_autocast_has_the_bits_of_the_loop_that_torch_recommends():
+def test_a_step_under_autocast_has_the_bits_of_the_loop_that_torch_recommends() -> None:
     optimizer = {"kind": "adam", "lr": 0.01}
     ours, (net, theirs) = trainer(optimizer), plain(optimizer)
     for i in range(3):
@@ -492,13 +495,13 @@ def test_a_step_under_autocast_has_the_bits_of_the_loop_that_torch_recommends():
         assert same_net(ours, net)
 
 
-def test_a_network_without_parameters_cannot_be_trained():
+def test_a_network_without_parameters_cannot_be_trained() -> None:
     with pytest.raises(ValueError, match="net must be a network with at least one parameter"):
         trainer(data={"input_shape": [3], "layers": [{"kind": "if"}]})
 
 
 @pytest.mark.parametrize("optimizer", [{"kind": kind} for kind in TORCHS])
-def test_defaults_are_torchs(optimizer):
+def test_defaults_are_torchs(optimizer: Any) -> None:
     ours, (_, theirs) = trainer(optimizer), plain(optimizer)
     ours_group, theirs_group = (dict(o.param_groups[0], params=None) for o in (ours.optimizer, theirs))
     assert ours_group == theirs_group
@@ -506,7 +509,7 @@ def test_defaults_are_torchs(optimizer):
     assert ours.optimizer_data["lr"] == 1e-3
 
 
-def test_optimizers_and_losses_may_be_names():
+def test_optimizers_and_losses_may_be_names() -> None:
     by_name, whole = trainer("adam"), trainer({"kind": "adam"})
     assert by_name.optimizer_data == whole.optimizer_data
     for loss in ("max_over_time_ce", {"kind": "max_over_time_ce"}):
@@ -518,7 +521,7 @@ def test_optimizers_and_losses_may_be_names():
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
-def test_the_smallest_eps_leaves_weights_without_gradient_finite(kind):
+def test_the_smallest_eps_leaves_weights_without_gradient_finite(kind: str) -> None:
     ours = trainer({"kind": kind, "eps": 1e-30, "betas": [0.9, 0.0]})
     for scale in (1.0, 1e-30, 0.0, 0.0):
         ours.optim_step(gradients=torch.full_like(ours.weights(), scale))
@@ -543,7 +546,7 @@ def test_the_smallest_eps_leaves_weights_without_gradient_finite(kind):
         ({"kind": "sgd", "nesterov": True}, "/nesterov", "false, or a momentum above 0", "True"),
     ],
 )
-def test_optimizers_that_do_not_fit_are_refused(data, pointer, expected, got):
+def test_optimizers_that_do_not_fit_are_refused(data: Any, pointer: str, expected: str, got: str) -> None:
     with pytest.raises(OptimizerError) as caught:
         trainer(data)
     assert caught.value.pointer == pointer

@@ -1,8 +1,12 @@
 """The state of a training: everything that the next call depends on, and nothing that does not fit is loaded."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import network_cases as cases
 import pytest
 import torch
+from torch import Tensor
 
 from exodus_core import losses, network
 from exodus_core.training import StateError, Trainer
@@ -16,24 +20,24 @@ OPTIMIZERS = [
 ]
 
 
-def batch(seed):
+def batch(seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator("cpu").manual_seed(seed)
     x = torch.rand(4, 9, 2, 6, 7, generator=generator, device="cpu") < 0.4
     return x, torch.randint(0, 5, (4,), generator=generator, device="cpu")
 
 
-def trainer(optimizer, seed=1):
+def trainer(optimizer: Any, seed: int = 1) -> Trainer:
     return Trainer(network.build(cases.MIXED, seed=seed), optimizer)
 
 
-def equal(first, second):
+def equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 @pytest.mark.parametrize("accumulated", [False, True])
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-def test_a_training_goes_on_from_its_state_to_the_bit(optimizer, steps, accumulated):
+def test_a_training_goes_on_from_its_state_to_the_bit(optimizer: Any, steps: int, accumulated: bool) -> None:
     whole, other = trainer(optimizer), trainer(optimizer, seed=2)
     for i in range(steps):
         whole.step(*batch(i), LOSS)
@@ -54,7 +58,7 @@ def test_a_training_goes_on_from_its_state_to_the_bit(optimizer, steps, accumula
         assert equal(whole.state(), other.state())
 
 
-def test_a_state_is_a_copy():
+def test_a_state_is_a_copy() -> None:
     ours = trainer(OPTIMIZERS[2])
     ours.step(*batch(0), LOSS)
     ours.forward_backward(*batch(1), LOSS)
@@ -66,7 +70,7 @@ def test_a_state_is_a_copy():
     assert not equal(ours.state(), kept)
 
 
-def test_names_say_what_a_tensor_is():
+def test_names_say_what_a_tensor_is() -> None:
     ours = trainer({"kind": "adam"})
     fresh = set(ours.state())
     named = [name for name, _ in ours.net.named_parameters()]
@@ -80,11 +84,11 @@ def test_names_say_what_a_tensor_is():
     assert ours.nbytes == sum(value.nbytes for name, value in ours.state().items() if name != "random")
 
 
-def without(name):
+def without(name: str) -> Any:
     return lambda state: state.pop(name)
 
 
-def put(name, value):
+def put(name: str, value: Any) -> Any:
     return lambda state: state.update({name: value(state.get(name))})
 
 
@@ -112,7 +116,9 @@ def put(name, value):
         (put("random", lambda v: v * 0 + 255), "random must be the state of a generator"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(damage, message):
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(
+    damage: Callable[[dict[str, Tensor]], object], message: str
+) -> None:
     ours = trainer({"kind": "adam"})
     ours.step(*batch(0), LOSS)
     ours.forward_backward(*batch(1), LOSS)
@@ -124,7 +130,7 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(damage, messag
     assert equal(ours.state(), before)
 
 
-def test_a_forward_pass_before_a_state_was_loaded_is_stale():
+def test_a_forward_pass_before_a_state_was_loaded_is_stale() -> None:
     ours = trainer({"kind": "adam"})
     version = ours.weights_version
     ours.load_state(ours.state())
