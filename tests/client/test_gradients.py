@@ -282,7 +282,7 @@ SRM_ = {"neuron": SRM(np.ones(2))}
             ValueError,
             "result_dtype must be a dtype of numpy, got bfloat16",
         ),
-        (LIF_ | {"membrane": U[(None,) * 6], "grad_output": E[(None,) * 6]}, WireError, "at most 8 travel"),
+        (LIF_ | {"membrane": U[(None,) * 6], "grad_output": E[(None,) * 6]}, WireError, "at most 8 dimensions"),
     ],
 )
 def test_arguments_that_cannot_be_right_are_refused_before_anything_is_sent(

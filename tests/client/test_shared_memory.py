@@ -327,7 +327,7 @@ def test_an_answer_over_the_limit_is_refused(shared: Any) -> None:
 
 def test_an_answer_that_is_no_reference_is_refused(shared: Any) -> None:
     shared.answers = [shared.named, httpx.Response(200, content=b"{}", headers={"Content-Type": SEGMENT_TYPE})]
-    with pytest.raises(InvalidResponseError, match="a reference to shared memory has the members"):
+    with pytest.raises(InvalidResponseError, match="members of the reference must be v, segment"):
         ask(shared.client(shared_memory=True))
 
 

@@ -34,6 +34,13 @@ class WireError(ValueError):
         self.got = got
 
 
+def refused(
+    name: str, expected: str, got: str, *, code: ErrorCode = "malformed", pointer: str = "", advice: str = ""
+) -> WireError:
+    """The error for a part of a body that does not fit."""
+    return WireError(sentence(name, expected, got, advice), code=code, pointer=pointer, expected=expected, got=got)
+
+
 def sentence(name: str, expected: str, got: object, advice: str = "") -> str:
     """The sentence in which all errors about arguments and bodies say what was wanted and what came."""
     return f"{name} must be {expected}, got {got}" + (advice and f"; {advice}")

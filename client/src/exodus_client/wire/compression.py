@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from exodus_client.wire.bounds import DEFAULT_LIMITS, Limits, WireError
+from exodus_client.wire.bounds import DEFAULT_LIMITS, Limits, WireError, refused
 from exodus_client.wire.message import MSGPACK_TYPES, Encoded, require_form
 from exodus_client.wire.msgpack_form import Walk
 
@@ -54,12 +54,7 @@ def decompress(
     if coding == "identity":
         return body
     if coding != "zstd":
-        raise WireError(
-            f"content encoding {content_encoding!r} is not spoken here; want zstd or none",
-            code="unsupported",
-            expected="zstd, identity",
-            got=coding,
-        )
+        raise refused("content encoding", "zstd, identity", coding, code="unsupported")
     require_form(memoryview(body).cast("B"), "zstd", "Content-Encoding: zstd")
     nbytes = _unpacked_bytes(body, limits)
     reserve(nbytes)
@@ -155,9 +150,4 @@ def _broken(reason: object) -> WireError:
 
 
 def _too_large(nbytes: int, limits: Limits) -> WireError:
-    return WireError(
-        f"body unpacks to {nbytes} bytes, the limit is {limits.max_body_bytes}",
-        code="too_large",
-        expected=f"at most {limits.max_body_bytes} bytes",
-        got=f"{nbytes} bytes",
-    )
+    return refused("unpacked body", f"at most {limits.max_body_bytes} bytes", f"{nbytes} bytes", code="too_large")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from exodus_client.wire.bounds import MAX_PAYLOAD_BYTES, Limits, WireError
+from exodus_client.wire.bounds import MAX_PAYLOAD_BYTES, Limits, WireError, refused, sentence
 from exodus_client.wire.tensor import DTYPES, ENCODINGS, Encoding, Tensor
 
 VERSION = 1
@@ -43,14 +43,8 @@ class Entry:
             exact = -(-size // 8) if self.encoding == "bits" else size * DTYPES[self.dtype].itemsize
             fits, wanted = nbytes == exact, str(exact)
         if not fits:
-            raise WireError(
-                f"tensor {self.name!r}: {self.encoding} {self.dtype} of shape {list(self.shape)} has {wanted} bytes, "
-                f"got {nbytes}",
-                code="mismatch",
-                pointer=self.pointer,
-                expected=f"{wanted} bytes",
-                got=f"{nbytes} bytes",
-            )
+            name = f"tensor {self.name!r}, {self.encoding} {self.dtype} of shape {list(self.shape)},"
+            raise refused(name, f"{wanted} bytes", f"{nbytes} bytes", code="mismatch", pointer=self.pointer)
 
     def tensor(self, payload: memoryview) -> Tensor:
         """The described tensor with this payload, whose size and padding are checked."""
@@ -79,13 +73,13 @@ def check_sendable(tensors: Mapping[str, Tensor], limits: Limits) -> None:
             raise WireError(f"tensor {tensor.name!r} is filed under {key!r}", code="mismatch", pointer=pointer)
         _read_shape(tensor.shape, tensor.name, pointer, limits)
         if tensor.nbytes > MAX_PAYLOAD_BYTES:
-            raise WireError(
-                f"tensor {tensor.name!r} has {tensor.nbytes} bytes, and a tensor on the wire at most "
-                f"{MAX_PAYLOAD_BYTES} (4 GiB - 1): split it, for example along the batch",
+            raise refused(
+                f"tensor {tensor.name!r}",
+                f"at most {MAX_PAYLOAD_BYTES} bytes",
+                f"{tensor.nbytes} bytes",
                 code="too_large",
                 pointer=pointer,
-                expected=f"at most {MAX_PAYLOAD_BYTES} bytes",
-                got=f"{tensor.nbytes} bytes",
+                advice="split it, for example along the batch",
             )
 
 
@@ -95,13 +89,7 @@ def read_header(top: Any, limits: Limits) -> tuple[dict[str, Any], list[Entry]]:
     _check_keys(members, _TOP_KEYS, "")
     version = _member(members, "v", "")
     if type(version) is not int or version != VERSION:
-        raise WireError(
-            f"wire version: got {_brief(version)}, this reader speaks {VERSION}",
-            code="unsupported",
-            pointer="/v",
-            expected=str(VERSION),
-            got=_brief(version),
-        )
+        raise refused("wire version", str(VERSION), _brief(version), code="unsupported", pointer="/v")
     params = _typed(members.get("params", {}), dict, "/params", "params")
     described = _typed(_member(members, "tensors", ""), list, "/tensors", "tensors")
     _check_count(len(described), limits)
@@ -118,20 +106,15 @@ def _read_entry(given: Any, pointer: str, limits: Limits) -> Entry:
     encoding = _one_of(ENCODINGS, members.get("encoding", "raw"), f"tensor {name!r}: encoding", f"{pointer}/encoding")
     shape = _read_shape(_member(members, "shape", pointer), name, pointer, limits)
     if encoding != "raw" and dtype != "bool":
-        raise WireError(
-            f"tensor {name!r}: encoding {encoding} carries bool, got dtype {dtype}",
-            code="mismatch",
-            pointer=f"{pointer}/dtype",
-            expected="bool",
-            got=dtype,
-        )
+        what = f"dtype of tensor {name!r} in encoding {encoding}"
+        raise refused(what, "bool", dtype, code="mismatch", pointer=f"{pointer}/dtype")
     if encoding == "events" and not (shape and max(shape) <= 2**31):
-        raise WireError(
-            f"tensor {name!r}: encoding events wants 1 dimension or more, none over 2**31, got {list(shape)}",
+        raise refused(
+            f"shape of tensor {name!r} in encoding events",
+            "1 dimension or more, each at most 2**31",
+            str(list(shape)),
             code="mismatch",
             pointer=f"{pointer}/shape",
-            expected="1 dimension or more, each at most 2**31",
-            got=str(list(shape)),
         )
     return Entry(name, dtype, shape, cast(Encoding, encoding), pointer, members)
 
@@ -139,12 +122,7 @@ def _read_entry(given: Any, pointer: str, limits: Limits) -> Entry:
 def _read_name(given: Any, pointer: str) -> str:
     name: str = _typed(given, str, f"{pointer}/name", "name")
     if not _NAME.fullmatch(name):
-        raise WireError(
-            f"tensor name: want 1 to 64 of the characters A-Z a-z 0-9 _ . -, got {_brief(name)}",
-            pointer=f"{pointer}/name",
-            expected=_NAME.pattern,
-            got=_brief(name),
-        )
+        raise refused("name of a tensor", _NAME.pattern, _brief(name), pointer=f"{pointer}/name")
     return name
 
 
@@ -152,41 +130,21 @@ def _read_shape(given: Any, name: str, pointer: str, limits: Limits) -> tuple[in
     pointer = f"{pointer}/shape"
     dimensions = given if type(given) is tuple else _typed(given, list, pointer, "shape")
     if len(dimensions) > limits.max_ndim:
-        raise WireError(
-            f"tensor {name!r}: {len(dimensions)} dimensions, at most {limits.max_ndim} travel",
-            code="too_large",
-            pointer=pointer,
-            expected=f"at most {limits.max_ndim} dimensions",
-            got=f"{len(dimensions)} dimensions",
-        )
+        most, got = f"at most {limits.max_ndim} dimensions", f"{len(dimensions)} dimensions"
+        raise refused(f"shape of tensor {name!r}", most, got, code="too_large", pointer=pointer)
     for dimension in dimensions:
         if type(dimension) is not int or dimension < 0:
-            raise WireError(
-                f"tensor {name!r}: a shape is a list of integers that are not negative, got {_brief(dimension)} in it",
-                pointer=pointer,
-                expected="integers >= 0",
-                got=_brief(dimension),
-            )
+            raise refused(f"shape of tensor {name!r}", "integers >= 0", _brief(dimension), pointer=pointer)
         if dimension >= 2**63:  # products of such numbers take any time and memory, and have too many digits to be said
-            raise WireError(
-                f"tensor {name!r}: a dimension has at most 63 bits, got {_brief(dimension)}",
-                code="too_large",
-                pointer=pointer,
-                expected="integers below 2**63",
-                got=_brief(dimension),
-            )
+            what, most = f"shape of tensor {name!r}", "integers below 2**63"
+            raise refused(what, most, _brief(dimension), code="too_large", pointer=pointer)
     return tuple(dimensions)
 
 
 def _check_count(count: int, limits: Limits) -> None:
     if count > limits.max_tensors:
-        raise WireError(
-            f"message of {count} tensors, at most {limits.max_tensors} travel together",
-            code="too_large",
-            pointer="/tensors",
-            expected=f"at most {limits.max_tensors} tensors",
-            got=f"{count} tensors",
-        )
+        most = f"at most {limits.max_tensors} tensors"
+        raise refused("message", most, f"{count} tensors", code="too_large", pointer="/tensors")
 
 
 def _check_together(entries: Sequence[Entry], limits: Limits) -> None:
@@ -195,24 +153,18 @@ def _check_together(entries: Sequence[Entry], limits: Limits) -> None:
     total = 0
     for entry in entries:
         if entry.name in names:
-            raise WireError(
-                f"tensor {entry.name!r} appears twice",
-                code="mismatch",
-                pointer=f"{entry.pointer}/name",
-                expected="unique names",
-                got=entry.name,
-            )
+            pointer = f"{entry.pointer}/name"
+            raise refused("names of tensors", "unique names", entry.name, code="mismatch", pointer=pointer)
         names.add(entry.name)
         # A dimension of 0 must not hide the others: numpy and torch multiply them all in 64 bits.
         total += math.prod(max(dimension, 1) for dimension in entry.shape) * DTYPES[entry.dtype].itemsize
         if total > limits.max_bytes:
-            raise WireError(
-                f"tensor {entry.name!r} of shape {list(entry.shape)} brings the message to {total} bytes, "
-                f"the limit is {limits.max_bytes}",
+            raise refused(
+                f"message up to tensor {entry.name!r} of shape {list(entry.shape)}",
+                f"at most {limits.max_bytes} bytes",
+                f"{total} bytes",
                 code="too_large",
                 pointer=f"{entry.pointer}/shape",
-                expected=f"at most {limits.max_bytes} bytes",
-                got=f"{total} bytes",
             )
 
 
@@ -220,14 +172,12 @@ def _check_keys(members: dict[str, Any], known: Sequence[str], pointer: str) -> 
     unknown = members.keys() - set(known)
     if unknown:
         key = _brief(min(unknown))
-        raise WireError(f"{pointer or 'body'}: unknown key {key}", pointer=pointer, expected=", ".join(known), got=key)
+        raise refused(f"keys of {pointer or 'body'}", ", ".join(known), key, pointer=pointer)
 
 
 def _member(members: dict[str, Any], key: str, pointer: str) -> Any:
     if key not in members:
-        raise WireError(
-            f"{pointer or 'body'}: {key!r} is missing", pointer=f"{pointer}/{key}", expected=key, got="nothing"
-        )
+        raise refused(f"{pointer}/{key}", key, "nothing", pointer=f"{pointer}/{key}")
     return members[key]
 
 
@@ -236,24 +186,14 @@ _KINDS: dict[type, str] = {dict: "map", list: "list", str: "string"}
 
 def _typed(value: Any, kind: type, pointer: str, what: str) -> Any:
     if type(value) is not kind:
-        raise WireError(
-            f"{what}: want a {_KINDS[kind]}, got {_brief(value)}",
-            pointer=pointer,
-            expected=_KINDS[kind],
-            got=_brief(value),
-        )
+        said = sentence(what, f"a {_KINDS[kind]}", _brief(value))
+        raise WireError(said, pointer=pointer, expected=_KINDS[kind], got=_brief(value))
     return value
 
 
 def _one_of(known: Mapping[str, Any] | Sequence[str], value: Any, what: str, pointer: str) -> str:
     if type(value) is not str or value not in known:
-        raise WireError(
-            f"{what} {_brief(value)} is not spoken here; want one of {', '.join(known)}",
-            code="unsupported",
-            pointer=pointer,
-            expected=", ".join(known),
-            got=_brief(value),
-        )
+        raise refused(what, ", ".join(known), _brief(value), code="unsupported", pointer=pointer)
     return value
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from exodus_client.wire.bounds import MAX_DEPTH, Limits, WireError
+from exodus_client.wire.bounds import MAX_DEPTH, Limits, WireError, refused
 from exodus_client.wire.header import VERSION, Entry, read_header
 from exodus_client.wire.tensor import DTYPES, FLOATS, AnyArray, Tensor, widen
 
@@ -26,12 +26,13 @@ def write_json(params: dict[str, Any], tensors: list[Tensor], limits: Limits) ->
     # into one that readers take.
     count, most = sum(tensor.size for tensor in tensors), limits.max_json_bytes // _SHORTEST_BYTES
     if count > most:
-        raise WireError(
-            f"a JSON body is for at most {most} numbers, this one has {count}; use msgpack instead",
+        raise refused(
+            "body",
+            f"at most {most} numbers in JSON",
+            f"{count} numbers",
             code="too_large",
             pointer="/tensors",
-            expected=f"at most {most} numbers in JSON",
-            got=f"{count} numbers",
+            advice="use msgpack instead",
         )
     described = [
         {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "data": _nested(tensor)}
@@ -43,12 +44,8 @@ def write_json(params: dict[str, Any], tensors: list[Tensor], limits: Limits) ->
 def read_json(body: memoryview, limits: Limits) -> tuple[dict[str, Any], list[Tensor]]:
     """Parameters and tensors of a JSON body, every list checked against the declared shape and dtype."""
     if len(body) > limits.max_json_bytes:
-        raise WireError(
-            f"a JSON body has at most {limits.max_json_bytes} bytes, got {len(body)}; send msgpack instead",
-            code="too_large",
-            expected=f"at most {limits.max_json_bytes} bytes",
-            got=f"{len(body)} bytes",
-        )
+        most, got = f"at most {limits.max_json_bytes} bytes", f"{len(body)} bytes"
+        raise refused("JSON body", most, got, code="too_large", advice="send msgpack instead")
     try:
         top = json.loads(str(body, "utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except WireError:
@@ -108,12 +105,13 @@ def check_plain(value: Any, limits: Limits) -> None:
         depth += 1
         room -= len(level) + sum(len(member) for member in level if type(member) is str)
         if room < 0:
-            raise WireError(
-                f"the parameters are over {limits.max_header_bytes} bytes; large values belong into tensors",
+            raise refused(
+                "params",
+                f"at most {limits.max_header_bytes} bytes",
+                "more",
                 code="too_large",
                 pointer="/params",
-                expected=f"at most {limits.max_header_bytes} bytes",
-                got="more",
+                advice="large values belong into tensors",
             )
         for member in level:
             _check_leaf(member)
@@ -160,13 +158,8 @@ def _flat(rows: Any, shape: tuple[int, ...], entry: Entry) -> list[Any]:
         for row in level:
             if type(row) is not list or len(row) != length:
                 got = f"a list of {len(row)}" if type(row) is list else f"{type(row).__name__}"
-                raise WireError(
-                    f"tensor {entry.name!r}: dimension {axis} of 'data' wants lists of {length}, got {got}",
-                    code="mismatch",
-                    pointer=f"{entry.pointer}/data",
-                    expected=f"lists of {length} in dimension {axis}",
-                    got=got,
-                )
+                what, expected = f"data of tensor {entry.name!r}", f"lists of {length} in dimension {axis}"
+                raise refused(what, expected, got, code="mismatch", pointer=f"{entry.pointer}/data")
         level = list(chain.from_iterable(level))
     return level
 
@@ -205,10 +198,4 @@ def _narrow(array: AnyArray) -> AnyArray:
 
 
 def _not_a(dtype: str, entry: Entry, got: str) -> WireError:
-    return WireError(
-        f"tensor {entry.name!r}: 'data' wants {dtype} numbers, got {got}",
-        code="mismatch",
-        pointer=f"{entry.pointer}/data",
-        expected=dtype,
-        got=got,
-    )
+    return refused(f"data of tensor {entry.name!r}", dtype, got, code="mismatch", pointer=f"{entry.pointer}/data")

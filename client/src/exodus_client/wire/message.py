@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
-from exodus_client.wire.bounds import DEFAULT_LIMITS, Limits, WireError, sentence
+from exodus_client.wire.bounds import DEFAULT_LIMITS, Limits, refused, sentence
 from exodus_client.wire.header import check_sendable
 from exodus_client.wire.json_form import read_json, write_json
 from exodus_client.wire.msgpack_form import inline_chunks, read_binary, stream_chunks
@@ -113,12 +113,7 @@ def decode(body: bytes | bytearray | memoryview, content_type: str, *, limits: L
         form = "json"
         params, tensors = read_json(view, limits)
     else:
-        raise WireError(
-            f"content type {content_type!r} is not spoken here; want {MSGPACK_TYPE} or {JSON_TYPE}",
-            code="unsupported",
-            expected=f"{MSGPACK_TYPE}, {JSON_TYPE}",
-            got=content_type,
-        )
+        raise refused("content type", f"{MSGPACK_TYPE}, {JSON_TYPE}", content_type, code="unsupported")
     return Message.of(params, tensors, cast(Form, form))
 
 
@@ -138,8 +133,4 @@ def require_form(body: memoryview, form: str, header: str) -> None:
     if found in ("", form):
         return
     advice = "leave out Content-Encoding" if form == "zstd" else _ADVICE[found]
-    raise WireError(
-        f"body: expected {form}, as the header {header} says, got what looks like {found}; {advice}",
-        expected=f"{form}, as the header {header} says",
-        got=f"what looks like {found}; {advice}",
-    )
+    raise refused("body", f"{form}, as the header {header} says", f"what looks like {found}; {advice}")

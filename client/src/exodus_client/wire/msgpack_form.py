@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import msgpack  # type: ignore[import-untyped]
 
-from exodus_client.wire.bounds import MAX_DEPTH, Limits, WireError
+from exodus_client.wire.bounds import MAX_DEPTH, Limits, WireError, refused
 from exodus_client.wire.header import VERSION, Entry, describe, read_header
 from exodus_client.wire.tensor import Tensor
 
@@ -74,24 +74,20 @@ def read_binary(body: memoryview, limits: Limits) -> tuple[str, dict[str, Any], 
         tensors = [entry.tensor(_stream_payload(walk, entry)) for entry in entries]
         form = "stream"
     if walk.position != len(body):
-        raise WireError(
-            f"{len(body) - walk.position} bytes follow the message",
-            expected=f"{walk.position} bytes",
-            got=f"{len(body)} bytes",
-        )
+        raise refused("body", f"{walk.position} bytes", f"{len(body)} bytes")
     return form, params, tensors
 
 
 def check_header_bytes(nbytes: int, limits: Limits) -> None:
     """Refuse to write a description that no reader accepts."""
     if nbytes > limits.max_header_bytes:
-        raise WireError(
-            f"the description of the message has {nbytes} bytes, at most {limits.max_header_bytes} travel; "
-            "large values belong into tensors",
+        raise refused(
+            "description of the message",
+            f"at most {limits.max_header_bytes} bytes",
+            f"{nbytes} bytes",
             code="too_large",
             pointer="/params",
-            expected=f"at most {limits.max_header_bytes} bytes",
-            got=f"{nbytes} bytes",
+            advice="large values belong into tensors",
         )
 
 
@@ -125,12 +121,8 @@ def _stream_payload(walk: Walk, entry: Entry) -> memoryview:
             pointer=entry.pointer,
         )
     if walk.position % ALIGNMENT:
-        raise WireError(
-            f"tensor {entry.name!r}: the payload begins at byte {walk.position}, want a multiple of {ALIGNMENT}",
-            pointer=entry.pointer,
-            expected=f"a multiple of {ALIGNMENT}",
-            got=str(walk.position),
-        )
+        what = f"start of the payload of tensor {entry.name!r}"
+        raise refused(what, f"a multiple of {ALIGNMENT}", str(walk.position), pointer=entry.pointer)
     return walk.payload(nbytes)
 
 
@@ -215,16 +207,13 @@ class Walk:
 
     def _overrun(self, end: int) -> WireError:
         if end > len(self._body):
-            return WireError(
-                f"body ends too early: {end} bytes wanted so far, got {len(self._body)}",
-                expected=f"{end} bytes or more",
-                got=f"{len(self._body)} bytes",
-            )
-        return WireError(
-            f"the description of the message is over {self._max_plain_bytes} bytes; large values belong into tensors",
+            return refused("body", f"{end} bytes or more", f"{len(self._body)} bytes")
+        return refused(
+            "description of the message",
+            f"at most {self._max_plain_bytes} bytes",
+            "more",
             code="too_large",
-            expected=f"at most {self._max_plain_bytes} bytes",
-            got="more",
+            advice="large values belong into tensors",
         )
 
     def _number(self, number: Struct) -> Any:

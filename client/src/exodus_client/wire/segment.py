@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from exodus_client.wire.bounds import WireError
+from exodus_client.wire.bounds import WireError, refused
 from exodus_client.wire.msgpack_form import ALIGNMENT
 
 SEGMENT_TYPE = "application/vnd.exodus.segment+json"
@@ -77,11 +77,7 @@ def read_reference(body: bytes | memoryview) -> Reference:
         raise WireError(f"the reference to shared memory is not JSON: {error}") from error
     members = document.keys() if isinstance(document, dict) else set()
     if not {"v", "segment", "body"} <= members <= {"v", "segment", "body", "answer"}:
-        raise WireError(
-            "a reference to shared memory has the members v, segment, body and answer",
-            expected="v, segment, body, answer",
-            got=f"{document!r:.100}",
-        )
+        raise refused("members of the reference", "v, segment, body, answer", f"{document!r:.100}")
     if document["v"] != 1:
         raise WireError("a reference of another version", code="unsupported", pointer="/v", expected="1")
     token = document["segment"]
@@ -104,10 +100,5 @@ def _span(given: Any, pointer: str) -> Span:
     for name, number in given.items():
         if type(number) is not int or number < 0 or (name == "offset" and number % ALIGNMENT):
             expected = f"a multiple of {ALIGNMENT}" if name == "offset" else "an integer >= 0"
-            raise WireError(
-                f"{pointer[1:]}.{name}: want {expected}, got {number!r:.40}",
-                pointer=f"{pointer}/{name}",
-                expected=expected,
-                got=f"{number!r:.40}",
-            )
+            raise refused(f"{pointer[1:]}.{name}", expected, f"{number!r:.40}", pointer=f"{pointer}/{name}")
     return Span(given["offset"], given["nbytes"])

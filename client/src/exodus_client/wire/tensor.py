@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from exodus_client.wire.bounds import WireError, sentence
+from exodus_client.wire.bounds import refused, sentence
 
 if TYPE_CHECKING:
     import torch
@@ -150,13 +150,9 @@ class Tensor:
             outside = (events < 0) | (events >= np.array(self.shape, np.int64))
             if outside.any():
                 event = events[outside.any(axis=1).argmax()].tolist()
-                raise WireError(
-                    f"tensor {self.name!r}: event {event} lies outside shape {list(self.shape)}",
-                    code="mismatch",
-                    pointer=self.pointer,
-                    expected=f"indices within {list(self.shape)}",
-                    got=str(event),
-                )
+                within = f"indices within {list(self.shape)}"
+                what = f"events of tensor {self.name!r}"
+                raise refused(what, within, str(event), code="mismatch", pointer=self.pointer)
         dense = np.zeros(self.shape, np.bool_)
         dense[tuple(events.T)] = True
         return dense
@@ -164,13 +160,8 @@ class Tensor:
     def _check_booleans(self) -> None:
         largest = int(np.frombuffer(self.payload, np.uint8).max(initial=0))
         if largest > 1:
-            raise WireError(
-                f"tensor {self.name!r}: a boolean is the byte 0 or 1, got {largest}",
-                code="mismatch",
-                pointer=self.pointer,
-                expected="0 or 1",
-                got=str(largest),
-            )
+            what = f"bytes of the boolean tensor {self.name!r}"
+            raise refused(what, "0 or 1", str(largest), code="mismatch", pointer=self.pointer)
 
 
 def is_torch(array: object) -> bool:
