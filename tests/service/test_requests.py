@@ -141,9 +141,9 @@ def test_of_a_call_that_has_ended_only_the_outcome_is_kept(remote, service, monk
     calls = []
     run = TrainingCall.run
 
-    def watched(self, turn):
+    def watched(self, model, step):
         calls.append((weakref.ref(self), weakref.ref(self.decoded)))
-        return run(self, turn)
+        return run(self, model, step)
 
     monkeypatch.setattr(TrainingCall, "run", watched)
     answers = []

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from urllib.parse import quote
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -17,6 +17,7 @@ from exodus_service.gradients.selftest import SelfTestError
 from exodus_service.http.auth import Keys
 from exodus_service.http.middleware import CONTEXT, Authentication, Envelope, response_headers
 from exodus_service.http.openapi import document
+from exodus_service.http.pipeline import direct_route
 from exodus_service.http.problem_json import problem_response
 from exodus_service.http.routes import gradients, layers, models, requests, service
 from exodus_service.models.storage.state_dir import StateDirError
@@ -27,7 +28,9 @@ from exodus_service.shared_memory import Segments
 #: Seconds that saving may take at the end, at least.
 _SAVE_S = 10
 
-_ROUTERS = (gradients.router, models.router, layers.router, requests.router, service.router)
+#: Routers whose endpoints take the request and path parameters as text, and return a response.
+_DIRECT = (gradients.router, models.router, layers.router, requests.router)
+_ROUTERS = (*_DIRECT, service.router)
 _CODES: Mapping[int, Code] = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -81,6 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.requests = Requests(settings.result_ttl_s)
     app.state.start_error = None
     app.state.capabilities = engine.capabilities()
+    app.router.routes.extend(direct_route(route) for router in _DIRECT for route in _documented(router))
     for router in _ROUTERS:
         app.router.routes.extend(router.routes)
     # The last one added is the outermost.
@@ -91,6 +95,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(Exception, _internal_error)
     document.install(app)
     return app
+
+
+def _documented(router: APIRouter) -> list[APIRoute]:
+    return [route for route in router.routes if isinstance(route, APIRoute)]
 
 
 def _answer(request: Request, error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
@@ -120,7 +128,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 def _allowed(request: Request) -> str:
     """The HTTP methods that a path takes; the router knows those of one of its routes."""
-    routes = [route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    routes = [route for router in _ROUTERS for route in _documented(router)]
     matching = [route.methods or set() for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     methods = set().union(*matching)
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
