@@ -6,23 +6,26 @@ import re
 import socket
 import struct
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from service.conftest import Caller, Served
 
-from exodus_client.wire import MSGPACK_TYPE, encode
+from exodus_client.wire import MSGPACK_TYPE, Message, encode
 from exodus_service.http.protocol import MAX_AHEAD, MAX_HEAD_BYTES, Protocol
 
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 GRADIENT = "POST /v1/gradients/exodus HTTP/1.1\r\nContent-Type: application/msgpack\r\n"
 
 
-def refused(connection):
+def refused(connection: socket.socket) -> dict[str, Any]:
     """The one answer on a connection that is closed after it, as head and problem."""
     head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
     lines = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
     assert lines["connection"] == "close"
     assert lines["content-type"] == "application/problem+json"
-    problem = json.loads(body)
+    problem: dict[str, Any] = json.loads(body)
     assert problem["request_id"] == lines["x-request-id"]
     assert "kernel;dur=0.000" in lines["server-timing"]
     assert head.startswith(b"HTTP/1.1 %d " % problem["status"])
@@ -38,24 +41,26 @@ def refused(connection):
         GET + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
     ],
 )
-def test_what_is_not_http_is_answered_like_everything_else(running, nonsense):
+def test_what_is_not_http_is_answered_like_everything_else(running: Served, nonsense: bytes) -> None:
     with running.raw() as connection:
         connection.sendall(nonsense)
         assert refused(connection)["code"] == "malformed"
 
 
-def request_head(body, *lines, path="/v1/gradients/exodus"):
+def request_head(body: bytes, *lines: str, path: str = "/v1/gradients/exodus") -> bytes:
     head = [f"POST {path} HTTP/1.1", f"Content-Type: {MSGPACK_TYPE}", f"Content-Length: {len(body)}", *lines]
     return "\r\n".join(head).encode() + b"\r\n\r\n"
 
 
-def answers(connection):
+def answers(connection: socket.socket) -> list[bytes]:
     """The statuses of all answers on a connection that is closed after them."""
     return re.findall(rb"HTTP/1\.1 (\d+) ", connection.makefile("rb").read())
 
 
 @pytest.mark.parametrize("ahead", [1, 3])
-def test_requests_before_nonsense_are_answered_and_then_the_nonsense(running, good, ahead):
+def test_requests_before_nonsense_are_answered_and_then_the_nonsense(
+    running: Served, good: Message, ahead: int
+) -> None:
     body = b"".join(encode(good).chunks)
     with running.raw() as connection:
         with running.busy():
@@ -64,7 +69,7 @@ def test_requests_before_nonsense_are_answered_and_then_the_nonsense(running, go
 
 
 @pytest.mark.parametrize("path", ["/v1/gradients/exodus", "/v1/models/m/save", "/nowhere"])
-def test_a_body_that_breaks_off_in_nonsense_is_answered(running, path):
+def test_a_body_that_breaks_off_in_nonsense_is_answered(running: Served, path: str) -> None:
     head = f"POST {path} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nthis is no number of bytes\r\n"
     with running.raw() as connection:
         connection.sendall(head.encode())
@@ -74,7 +79,9 @@ def test_a_body_that_breaks_off_in_nonsense_is_answered(running, path):
         assert answers(connection) == [b"200", b"400"]
 
 
-def test_clients_that_leave_with_requests_sent_ahead_leave_no_traceback(running, good, until, caplog):
+def test_clients_that_leave_with_requests_sent_ahead_leave_no_traceback(
+    running: Served, good: Message, until: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     body = b"".join(encode(good).chunks)
     with running.busy():
@@ -92,7 +99,7 @@ def test_clients_that_leave_with_requests_sent_ahead_leave_no_traceback(running,
 
 
 @pytest.mark.parametrize("protocol", ["h2c", "websocket"])
-def test_a_request_behind_one_that_offers_an_upgrade_is_answered(running, protocol):
+def test_a_request_behind_one_that_offers_an_upgrade_is_answered(running: Served, protocol: str) -> None:
     offer = GET + b"Upgrade: %s\r\nConnection: Upgrade, close\r\n\r\n" % protocol.encode()
     kept = offer.replace(b", close", b"")
     with running.raw() as connection:
@@ -107,7 +114,7 @@ def test_a_request_behind_one_that_offers_an_upgrade_is_answered(running, protoc
 
 
 @pytest.mark.parametrize("path", ["/v1/gradients/exodus", "/v1/models/m/save", "/nowhere"])
-def test_a_body_behind_an_upgrade_is_never_taken_for_a_request(running, path):
+def test_a_body_behind_an_upgrade_is_never_taken_for_a_request(running: Served, path: str) -> None:
     smuggled = GET + b"\r\n"
     with running.raw() as connection:
         connection.sendall(request_head(smuggled, "Upgrade: h2c", "Connection: Upgrade", path=path) + smuggled)
@@ -126,7 +133,7 @@ def test_a_body_behind_an_upgrade_is_never_taken_for_a_request(running, path):
         (f"{GRADIENT}Content-Length: 1000000\r\nX-Deadline-Ms: 1", b"504"),
     ],
 )
-def test_the_rest_of_an_answered_body_may_not_drip(serve, lines, status):
+def test_the_rest_of_an_answered_body_may_not_drip(serve: Callable[..., Served], lines: str, status: Any) -> None:
     service = serve(stall_timeout_s=0.5)
     with service.raw() as dripping:
         dripping.sendall(lines.encode() + b"\r\n\r\n1")
@@ -134,7 +141,7 @@ def test_the_rest_of_an_answered_body_may_not_drip(serve, lines, status):
         assert_closed_while_sending(dripping, b"0")
 
 
-def assert_closed_while_sending(connection, piece, seconds=20):
+def assert_closed_while_sending(connection: socket.socket, piece: bytes, seconds: float = 20) -> None:
     """The other side hangs up on a client that goes on sending."""
     until = time.monotonic() + seconds
     connection.settimeout(0.05)
@@ -151,7 +158,7 @@ def assert_closed_while_sending(connection, piece, seconds=20):
     pytest.fail(f"the connection is open after {seconds} s")
 
 
-def test_the_rest_of_an_answered_body_is_read_as_far_as_bodies_go(serve):
+def test_the_rest_of_an_answered_body_is_read_as_far_as_bodies_go(serve: Callable[..., Served]) -> None:
     service = serve(max_body_bytes=1_000_000)
     with service.raw() as connection:
         connection.sendall(request_head(bytes(2_000_000), path="/nowhere") + bytes(2_000_000) + GET + b"\r\n")
@@ -161,7 +168,7 @@ def test_the_rest_of_an_answered_body_is_read_as_far_as_bodies_go(serve):
         assert_closed_while_sending(connection, bytes(1_000_000))
 
 
-def test_empty_lines_keep_no_connection_open(serve):
+def test_empty_lines_keep_no_connection_open(serve: Callable[..., Served]) -> None:
     service = serve(keep_alive_s=1)
     with service.raw() as dripping:
         dripping.sendall(GET + b"\r\n")
@@ -169,7 +176,7 @@ def test_empty_lines_keep_no_connection_open(serve):
         assert_closed_while_sending(dripping, b"\r\n")
 
 
-def test_the_trailer_of_a_body_adds_no_headers(running):
+def test_the_trailer_of_a_body_adds_no_headers(running: Served) -> None:
     with running.raw() as connection:
         connection.sendall(
             b"POST /nowhere HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Request-ID: from-the-trailer\r\n\r\n"
@@ -181,7 +188,7 @@ def test_the_trailer_of_a_body_adds_no_headers(running):
     assert b"from-the-trailer" not in head
 
 
-def test_as_many_requests_are_read_ahead_as_can_be_held(running):
+def test_as_many_requests_are_read_ahead_as_can_be_held(running: Served) -> None:
     with running.raw() as eager:
         eager.sendall((GET + b"\r\n") * 5000)
         served = answers(eager)
@@ -190,7 +197,7 @@ def test_as_many_requests_are_read_ahead_as_can_be_held(running):
 
 
 @pytest.mark.parametrize("endless", [b"x" * 4096, b"a: b\r\n" * 1000], ids=["one header", "many headers"])
-def test_413_for_a_head_that_does_not_end(running, caller, endless):
+def test_413_for_a_head_that_does_not_end(running: Served, caller: Caller, endless: bytes) -> None:
     with running.raw() as connection:
         connection.sendall(GET + b"X: ")
         time.sleep(0.05)  # what comes together with the first bytes is not counted
@@ -205,11 +212,11 @@ def test_413_for_a_head_that_does_not_end(running, caller, endless):
     assert caller.call("GET", "/livez").status == 200
 
 
-def test_a_long_head_is_fine_where_it_ends(caller):
+def test_a_long_head_is_fine_where_it_ends(caller: Caller) -> None:
     assert caller.call("GET", "/livez", headers={"X-Long": "x" * 50_000}).status == 200
 
 
-def test_a_connection_that_asks_for_nothing_is_closed(serve, caller):
+def test_a_connection_that_asks_for_nothing_is_closed(serve: Callable[..., Served], caller: Caller) -> None:
     service = serve(keep_alive_s=1)
     with service.raw() as silent, service.raw() as slow, service.raw() as asking:
         slow.sendall(GET)
@@ -220,7 +227,7 @@ def test_a_connection_that_asks_for_nothing_is_closed(serve, caller):
         assert 0.5 < time.monotonic() - began < 5
 
 
-def test_a_connection_that_waits_for_its_answer_is_kept(serve, good):
+def test_a_connection_that_waits_for_its_answer_is_kept(serve: Callable[..., Served], good: Message) -> None:
     service = serve(keep_alive_s=1)
     body = b"".join(encode(good).chunks)
     head = f"POST /v1/gradients/exodus HTTP/1.1\r\nContent-Type: {MSGPACK_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -231,7 +238,7 @@ def test_a_connection_that_waits_for_its_answer_is_kept(serve, good):
         assert patient.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
 
 
-def test_upgrades_without_end_are_read_as_far_as_others(running, caplog):
+def test_upgrades_without_end_are_read_as_far_as_others(running: Served, caplog: pytest.LogCaptureFixture) -> None:
     offer = GET + b"Upgrade: h2c\r\nConnection: Upgrade\r\n\r\n"
     with running.raw() as eager:
         eager.sendall(offer * 3000)
@@ -241,10 +248,12 @@ def test_upgrades_without_end_are_read_as_far_as_others(running, caplog):
     assert "Traceback" not in caplog.text
 
 
-def test_upgrades_that_come_at_once_are_not_read_within_each_other(running, monkeypatch):
+def test_upgrades_that_come_at_once_are_not_read_within_each_other(
+    running: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parse, depth, deepest = Protocol._parse, [0], [0]
 
-    def counted(self, data):
+    def counted(self: Protocol, data: bytes) -> None:
         depth[0] += 1
         deepest[0] = max(deepest[0], depth[0])
         parse(self, data)
@@ -259,7 +268,7 @@ def test_upgrades_that_come_at_once_are_not_read_within_each_other(running, monk
 
 
 @pytest.mark.parametrize(("path", "status"), [("/livez", b"405"), ("/nowhere", b"404")])
-def test_the_broken_rest_of_an_answered_body_is_not_answered_again(running, path, status):
+def test_the_broken_rest_of_an_answered_body_is_not_answered_again(running: Served, path: str, status: Any) -> None:
     with running.raw() as connection:
         connection.sendall(f"POST {path} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
         assert connection.recv(12) == b"HTTP/1.1 " + status
@@ -267,7 +276,7 @@ def test_the_broken_rest_of_an_answered_body_is_not_answered_again(running, path
         assert answers(connection) == []
 
 
-def test_an_upgrade_is_refused_where_the_body_would_get_lost(running, good):
+def test_an_upgrade_is_refused_where_the_body_would_get_lost(running: Served, good: Message) -> None:
     body = b"".join(encode(good).chunks)
     head = (
         f"POST /v1/gradients/exodus HTTP/1.1\r\nContent-Type: {MSGPACK_TYPE}\r\nContent-Length: {len(body)}\r\n"
@@ -280,7 +289,9 @@ def test_an_upgrade_is_refused_where_the_body_would_get_lost(running, good):
     assert problem["errors"][0]["pointer"] == "/headers/upgrade"
 
 
-def test_the_log_says_that_a_request_was_no_http(running, caplog, until):
+def test_the_log_says_that_a_request_was_no_http(
+    running: Served, caplog: pytest.LogCaptureFixture, until: Callable[..., None]
+) -> None:
     caplog.set_level(logging.WARNING)
     with running.raw() as connection:
         connection.sendall(b"\0\r\n\r\n")

@@ -4,9 +4,12 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from service.conftest import Caller, Served
 
 import exodus_core
 from exodus_client.wire import WireError, decode
@@ -23,11 +26,12 @@ API_STATUSES = {400, 401, 403, 404, 411, 413, 415, 422, 429, 503, 504, 507}
 
 
 @pytest.fixture
-def document(caller):
-    return json.loads(caller.call("GET", "/openapi.json").body)
+def document(caller: Caller) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(caller.call("GET", "/openapi.json").body)
+    return found
 
 
-def resolve(document, node):
+def resolve(document: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     while "$ref" in node:
         path = node["$ref"].removeprefix("#/").split("/")
         node = document
@@ -36,7 +40,7 @@ def resolve(document, node):
     return node
 
 
-def test_every_example_of_a_request_is_answered(caller, document):
+def test_every_example_of_a_request_is_answered(caller: Caller, document: dict[str, Any]) -> None:
     content = document["paths"]["/v1/gradients/{method}"]["post"]["requestBody"]["content"]
     examples = content["application/json"]["examples"]
     assert len(examples) >= 5
@@ -47,10 +51,12 @@ def test_every_example_of_a_request_is_answered(caller, document):
             assert answer.message.tensors
 
 
-def test_every_example_of_models_and_layers_is_answered(serve):
+def test_every_example_of_models_and_layers_is_answered(serve: Callable[..., Served]) -> None:
     caller = serve().caller
 
-    def post(path, name, examples, **changes):
+    document = json.loads(caller.call("GET", "/openapi.json").body)
+
+    def post(path: str, name: str, examples: dict[str, Any], **changes: Any) -> Any:
         body = examples[name]["value"]
         assert (
             examples
@@ -63,7 +69,6 @@ def test_every_example_of_models_and_layers_is_answered(serve):
         assert answer.status in (200, 201), answer.body
         return json.loads(answer.body)["params"]
 
-    document = json.loads(caller.call("GET", "/openapi.json").body)
     post("/v1/models", "model", documented.CREATE)
     post("/v1/models/demo/forward", "evaluate", documented.FORWARD)
     post("/v1/models/demo/step", "first", documented.STEP)
@@ -73,7 +78,7 @@ def test_every_example_of_models_and_layers_is_answered(serve):
     post("/v1/layers/backward", "gradient", documented.LAYER_BACKWARD, context=context)
 
 
-def test_the_schemas_of_answers_have_the_members_that_are_sent(serve):
+def test_the_schemas_of_answers_have_the_members_that_are_sent(serve: Callable[..., Served]) -> None:
     caller = serve().caller
     document = json.loads(caller.call("GET", "/openapi.json").body)
     schemas = document["components"]["schemas"]
@@ -90,8 +95,8 @@ def test_the_schemas_of_answers_have_the_members_that_are_sent(serve):
         assert set(schemas[info]["required"]) <= sent <= schemas[info]["properties"].keys(), path
 
 
-def test_all_references_of_the_document_lead_somewhere(document):
-    def walk(node):
+def test_all_references_of_the_document_lead_somewhere(document: dict[str, Any]) -> None:
+    def walk(node: Any) -> None:
         if isinstance(node, dict):
             if "$ref" in node:
                 assert resolve(document, node)
@@ -104,7 +109,7 @@ def test_all_references_of_the_document_lead_somewhere(document):
     walk(document)
 
 
-def test_every_status_is_documented_with_the_form_of_its_body(document):
+def test_every_status_is_documented_with_the_form_of_its_body(document: dict[str, Any]) -> None:
     responses = document["paths"]["/v1/gradients/{method}"]["post"]["responses"]
     assert {int(status) for status in responses} >= API_STATUSES | {200, 408, 500}
     for status, response in responses.items():
@@ -133,7 +138,9 @@ def test_every_status_is_documented_with_the_form_of_its_body(document):
         ("/v1/requests/{id}", "delete", {204, 401, 403, 404, 409, 500, 503}),
     ],
 )
-def test_every_status_of_models_layers_and_requests_is_documented(document, path, verb, statuses):
+def test_every_status_of_models_layers_and_requests_is_documented(
+    document: dict[str, Any], path: str, verb: str, statuses: set[int]
+) -> None:
     responses = document["paths"][path][verb]["responses"]
     assert {int(status) for status in responses} == statuses
     for response in responses.values():
@@ -141,19 +148,19 @@ def test_every_status_of_models_layers_and_requests_is_documented(document, path
         assert response["description"]
 
 
-def test_the_schema_of_problems_has_the_members_that_are_sent(caller, document):
+def test_the_schema_of_problems_has_the_members_that_are_sent(caller: Caller, document: dict[str, Any]) -> None:
     schema = document["components"]["schemas"]["ProblemDocument"]
     assert set(schema["required"]) == caller.call("GET", "/unknown").problem.keys()
     assert set(schema["properties"]["code"]["enum"]) == KINDS.keys()
 
 
-def test_the_browsable_documentation_is_served(caller):
+def test_the_browsable_documentation_is_served(caller: Caller) -> None:
     answer = caller.call("GET", "/docs")
     assert answer.status == 200
     assert b"/openapi.json" in answer.body
 
 
-def test_capabilities_are_those_of_the_core_and_the_wire(caller):
+def test_capabilities_are_those_of_the_core_and_the_wire(caller: Caller) -> None:
     known = json.loads(caller.call("GET", "/v1/capabilities").body)
     core = exodus_core.capabilities()
     assert known["core"]["version"] == core["version"]
@@ -173,7 +180,7 @@ def test_capabilities_are_those_of_the_core_and_the_wire(caller):
     assert known["durable"] is False
 
 
-def test_the_content_types_are_those_of_the_wire():
+def test_the_content_types_are_those_of_the_wire() -> None:
     for content_type in CONTENT_TYPES:
         with pytest.raises(WireError) as caught:
             decode(b"", content_type)
@@ -181,7 +188,7 @@ def test_the_content_types_are_those_of_the_wire():
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the examples of the page are for curl")
-def test_the_examples_of_the_page_work(running):
+def test_the_examples_of_the_page_work(running: Served) -> None:
     examples = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(examples) >= 3
     for example in examples:
@@ -191,7 +198,7 @@ def test_the_examples_of_the_page_work(running):
         assert json.loads(ended.stdout)
 
 
-def test_the_page_has_all_settings_and_all_problems():
+def test_the_page_has_all_settings_and_all_problems() -> None:
     page = PAGE.read_text()
     assert settings_table() in page, "run `exodus-service settings` and put its output into docs/service.md"
     for code, kind in KINDS.items():

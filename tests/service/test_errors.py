@@ -1,13 +1,17 @@
 """What is refused: each with its status, code and pointer, and the next request on the connection is served."""
 
 import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from service.conftest import Answer, Caller, Served
 
 from exodus_client.wire import JSON_TYPE, MSGPACK_TYPE, Message, Tensor, encode
-from exodus_service.errors import MAX_FAULTS, Fault, ServiceError, invalid
+from exodus_service.errors import MAX_FAULTS, Code, Fault, ServiceError, invalid
 from exodus_service.gradients.params import Params, parse
 from exodus_service.http.problem_json import KINDS
 from exodus_service.operations.params import CreateParams, OptimStepParams
@@ -18,7 +22,7 @@ MEMBERS = {
 }  # fmt: skip
 
 
-def assert_problem(answer, status, code, *pointers):
+def assert_problem(answer: Answer, status: int, code: Code, *pointers: Any) -> Any:
     """The answer is the problem that was meant, with every member that it has to have."""
     assert answer.status == status, answer.body
     problem = answer.problem
@@ -35,13 +39,13 @@ def assert_problem(answer, status, code, *pointers):
 
 
 @pytest.fixture
-def caller(caller, good):
+def caller(caller: Caller, good: Message) -> Iterator[Any]:
     """A connection on which a good request is served after the test, whatever the test did."""
     yield caller
     assert caller.gradients(good).status == 200
 
 
-def body_of(message):
+def body_of(message: Message) -> bytes:
     return b"".join(encode(message).chunks)
 
 
@@ -57,25 +61,25 @@ def body_of(message):
         (b'{"v": 1}', "application/json"),
     ],
 )
-def test_400_for_a_body_that_cannot_be_read(caller, body, content_type):
+def test_400_for_a_body_that_cannot_be_read(caller: Caller, body: bytes, content_type: str) -> None:
     (error,) = assert_problem(caller.post(body, content_type), 400, "malformed")["errors"]
     assert error["expected"]
     assert error["got"]
 
 
-def test_400_for_a_truncated_body(caller, good):
+def test_400_for_a_truncated_body(caller: Caller, good: Message) -> None:
     body = body_of(good)
     for length in (1, 60, 200, len(body) - 1):
         assert_problem(caller.post(body[:length], MSGPACK_TYPE), 400, "malformed")
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "1.5", "9" * 40, ""])
-def test_400_for_a_deadline_that_is_no_number(caller, good, value):
+def test_400_for_a_deadline_that_is_no_number(caller: Caller, good: Message, value: Any) -> None:
     answer = caller.gradients(good, headers={"X-Deadline-Ms": value})
     assert_problem(answer, 400, "malformed", "/headers/x-deadline-ms")
 
 
-def test_401_without_a_key_and_403_with_a_wrong_one(serve, good):
+def test_401_without_a_key_and_403_with_a_wrong_one(serve: Callable[..., Served], good: Message) -> None:
     caller = serve(api_keys="first, second").caller
     answer = caller.gradients(good)
     assert_problem(answer, 401, "unauthorized")
@@ -90,7 +94,7 @@ def test_401_without_a_key_and_403_with_a_wrong_one(serve, good):
         assert caller.call("GET", path).status == 200
 
 
-def test_keys_are_read_from_a_file_too(serve, good, tmp_path):
+def test_keys_are_read_from_a_file_too(serve: Callable[..., Served], good: Message, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("\ufeff# for the laboratory\n\n  third \n")  # as editors on Windows save it
     caller = serve(api_keys_file=file).caller
@@ -99,7 +103,7 @@ def test_keys_are_read_from_a_file_too(serve, good, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/gradients", "/v1/gradients/adjoint", "/livez/", "/v1/unknown"])
-def test_404_for_what_is_not_there(caller, path):
+def test_404_for_what_is_not_there(caller: Caller, path: str) -> None:
     assert_problem(caller.call("POST", path, b"{}"), 404, "not_found")
 
 
@@ -114,7 +118,7 @@ def test_404_for_what_is_not_there(caller, path):
         ("POST", "/openapi.json", "GET, HEAD"),
     ],
 )
-def test_405_for_another_method_than_the_path_takes(caller, verb, path, allowed):
+def test_405_for_another_method_than_the_path_takes(caller: Caller, verb: str, path: str, allowed: str) -> None:
     answer = caller.call(verb, path)
     assert answer.status == 405
     assert ", ".join(sorted(answer.headers["allow"].split(", "))) == allowed
@@ -126,7 +130,7 @@ def test_405_for_another_method_than_the_path_takes(caller, verb, path, allowed)
     "path",
     ["/livez", "/readyz", "/v1/capabilities", "/v1/models", "/v1/models/none", "/docs", "/openapi.json", "/none"],
 )
-def test_head_is_get_without_the_body(caller, path):
+def test_head_is_get_without_the_body(caller: Caller, path: str) -> None:
     told, asked = caller.call("HEAD", path), caller.call("GET", path)
     assert (told.status, told.body) == (asked.status, b"")
     assert told.headers["content-type"] == asked.headers["content-type"]
@@ -146,14 +150,16 @@ def test_head_is_get_without_the_body(caller, path):
     ],
 )
 def test_a_body_of_another_form_than_its_header_says_is_told_what_to_send(
-    caller, content_type, encoding, beginning, advice
-):
+    caller: Caller, content_type: str, encoding: str, beginning: bytes, advice: str
+) -> None:
     answer = caller.post(beginning, content_type, headers={"Content-Encoding": encoding})
     problem = assert_problem(answer, 400, "malformed", "")
     assert problem["detail"].endswith(f"got what looks like {advice}")
 
 
-def test_a_problem_says_its_sentence_once_and_is_short_whatever_came(caller, ask):
+def test_a_problem_says_its_sentence_once_and_is_short_whatever_came(
+    caller: Caller, ask: Callable[..., Message]
+) -> None:
     one = caller.gradients(ask({"model": "lif", "alpha": 1.5}, membrane=U, grad_output=U)).problem
     (fault,) = one["errors"]
     assert one["detail"] == f"{fault['pointer']} must be {fault['expected']}, got {fault['got']}"
@@ -163,13 +169,13 @@ def test_a_problem_says_its_sentence_once_and_is_short_whatever_came(caller, ask
     assert len(many.body) < 50_000
 
 
-def test_411_for_a_body_without_length(caller):
+def test_411_for_a_body_without_length(caller: Caller) -> None:
     headers = {"Content-Type": MSGPACK_TYPE, "Transfer-Encoding": "chunked"}
     answer = caller.call("POST", "/v1/gradients/exodus", b"4\r\nabcd\r\n0\r\n\r\n", headers)
     assert_problem(answer, 411, "length_required", "/headers/content-length")
 
 
-def test_413_for_a_body_over_the_limit(serve, good, until):
+def test_413_for_a_body_over_the_limit(serve: Callable[..., Served], good: Message, until: Callable[..., None]) -> None:
     service = serve(max_body_bytes=10_000)
     answer = service.caller.post(bytes(10_001), MSGPACK_TYPE)
     problem = assert_problem(answer, 413, "too_large", "/headers/content-length")
@@ -177,7 +183,7 @@ def test_413_for_a_body_over_the_limit(serve, good, until):
     assert service.caller.gradients(good).status == 200
 
 
-def test_413_is_answered_before_the_body_is_read(running):
+def test_413_is_answered_before_the_body_is_read(running: Served) -> None:
     with running.raw() as connection:
         connection.sendall(
             b"POST /v1/gradients/exodus HTTP/1.1\r\nHost: x\r\nContent-Type: application/msgpack\r\n"
@@ -188,7 +194,7 @@ def test_413_is_answered_before_the_body_is_read(running):
     assert b"100 Continue" not in answer
 
 
-def test_an_admitted_body_is_asked_for(running, good):
+def test_an_admitted_body_is_asked_for(running: Served, good: Message) -> None:
     body = body_of(good)
     with running.raw() as connection:
         connection.sendall(
@@ -202,11 +208,11 @@ def test_an_admitted_body_is_asked_for(running, good):
         assert reply.readline() == b"HTTP/1.1 200 OK\r\n"
 
 
-def test_413_for_json_over_its_own_limit(caller):
+def test_413_for_json_over_its_own_limit(caller: Caller) -> None:
     assert_problem(caller.post(b" " * (1 << 20) + b"{}", "application/json"), 413, "too_large")
 
 
-def test_413_for_a_small_body_that_unpacks_to_a_large_one(serve, good):
+def test_413_for_a_small_body_that_unpacks_to_a_large_one(serve: Callable[..., Served], good: Message) -> None:
     import zstandard
 
     caller = serve(max_body_bytes=1_000_000).caller
@@ -219,7 +225,7 @@ def test_413_for_a_small_body_that_unpacks_to_a_large_one(serve, good):
     assert caller.gradients(good).status == 200
 
 
-def test_413_for_too_many_tensors_and_dimensions(caller):
+def test_413_for_too_many_tensors_and_dimensions(caller: Caller) -> None:
     entry = {"name": "a", "dtype": "bool", "shape": [1] * 9, "data": []}
     body = json.dumps({"v": 1, "params": {}, "tensors": [entry]}).encode()
     assert_problem(caller.post(body, "application/json"), 413, "too_large", "/tensors/0/shape")
@@ -228,16 +234,16 @@ def test_413_for_too_many_tensors_and_dimensions(caller):
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-protobuf", ""])
-def test_415_for_another_content_type(caller, content_type):
+def test_415_for_another_content_type(caller: Caller, content_type: str) -> None:
     assert_problem(caller.post(b"{}", content_type), 415, "unsupported", "/headers/content-type")
 
 
-def test_415_for_another_content_encoding(caller, good):
+def test_415_for_another_content_encoding(caller: Caller, good: Message) -> None:
     answer = caller.gradients(good, headers={"Content-Encoding": "gzip"})
     assert_problem(answer, 415, "unsupported", "/headers/content-encoding")
 
 
-def test_415_for_an_encoding_or_version_that_is_not_spoken(caller):
+def test_415_for_an_encoding_or_version_that_is_not_spoken(caller: Caller) -> None:
     entry = {"name": "a", "dtype": "float32", "shape": [1], "encoding": "csr", "data": [1.0]}
     body = json.dumps({"v": 1, "params": {}, "tensors": [entry]}).encode()
     assert_problem(caller.post(body, "application/json"), 415, "unsupported", "/tensors/0/encoding")
@@ -245,7 +251,7 @@ def test_415_for_an_encoding_or_version_that_is_not_spoken(caller):
     assert_problem(caller.post(body, "application/json"), 415, "unsupported", "/v")
 
 
-def test_422_names_the_tensor_and_both_shapes(caller, ask):
+def test_422_names_the_tensor_and_both_shapes(caller: Caller, ask: Callable[..., Message]) -> None:
     answer = caller.gradients(ask(LIF, membrane=torch.rand(2, 5, 3), grad_output=torch.rand(2, 5, 4)))
     problem = assert_problem(answer, 422, "invalid", "/tensors/1/shape")
     for part in ("'grad_output'", "'membrane'", "[2, 5, 3]", "[2, 5, 4]"):
@@ -307,7 +313,9 @@ U, W = torch.rand(2, 5, 3), torch.rand(4, 3)
         ({"model": []}, {"membrane": U, "grad_output": U}, "/params/neuron"),
     ],
 )  # fmt: skip
-def test_422_points_at_what_does_not_fit(caller, ask, neuron, parts, pointer):
+def test_422_points_at_what_does_not_fit(
+    caller: Caller, ask: Callable[..., Message], neuron: dict[str, Any], parts: dict[str, Any], pointer: str
+) -> None:
     assert_problem(caller.gradients(ask(neuron, **parts)), 422, "invalid", pointer)
 
 
@@ -326,18 +334,22 @@ def test_422_points_at_what_does_not_fit(caller, ask, neuron, parts, pointer):
         ({"model": "srm"}, {"psp": U, "reset_kernel": W}, "a 1-d tensor with at least one tap", "shape (4, 3)"),
     ],
 )
-def test_what_is_expected_is_said_in_plain_words(caller, ask, neuron, parts, expected, got):
+def test_what_is_expected_is_said_in_plain_words(
+    caller: Caller, ask: Callable[..., Message], neuron: dict[str, Any], parts: dict[str, Any], expected: str, got: str
+) -> None:
     (error,) = caller.gradients(ask(neuron, grad_output=U, **parts)).problem["errors"]
     assert error["expected"].startswith(expected)
     assert error["got"].startswith(got)
 
 
-def test_a_request_that_asks_for_nothing_is_told_which_tensors_came(caller, ask):
+def test_a_request_that_asks_for_nothing_is_told_which_tensors_came(
+    caller: Caller, ask: Callable[..., Message]
+) -> None:
     (error,) = caller.gradients(ask(LIF, membrane=U)).problem["errors"]
     assert error["got"] == "'membrane'"
 
 
-CREATE = {"network": {}, "optimizer": {}}
+CREATE: dict[str, Any] = {"network": {}, "optimizer": {}}
 
 
 @pytest.mark.parametrize(
@@ -387,7 +399,7 @@ CREATE = {"network": {}, "optimizer": {}}
         (OptimStepParams, {"sequence": 1.0}, "/params/sequence must be an integer, got 1.0"),
     ],
 )
-def test_a_wrong_parameter_is_named_with_what_it_must_be(model, params, sentence):
+def test_a_wrong_parameter_is_named_with_what_it_must_be(model: Any, params: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ServiceError) as caught:
         parse(model, params)
     assert caught.value.detail.startswith(sentence)
@@ -397,18 +409,20 @@ def test_a_wrong_parameter_is_named_with_what_it_must_be(model, params, sentence
     ("pointer", "name"),
     [("", "the body"), ("/headers/x-deadline-ms", "header x-deadline-ms"), ("/params/wrt/1", "/params/wrt/1")],
 )
-def test_the_sentence_of_a_fault_names_the_body_a_header_or_the_pointer(pointer, name):
+def test_the_sentence_of_a_fault_names_the_body_a_header_or_the_pointer(pointer: str, name: str) -> None:
     assert Fault(pointer, "an integer", "1.5").sentence == f"{name} must be an integer, got 1.5"
     error = invalid(pointer, "an integer", "1.5", name="it", code="malformed")
     assert (error.code, error.detail) == ("malformed", "it must be an integer, got 1.5")
 
 
-def test_422_for_a_payload_that_contradicts_its_description(caller, good):
+def test_422_for_a_payload_that_contradicts_its_description(caller: Caller, good: Message) -> None:
     body = body_of(good).replace(b"\xa5shape\x93\x02\x05\x03", b"\xa5shape\x93\x02\x05\x04", 1)
     assert_problem(caller.post(body, MSGPACK_TYPE), 422, "invalid", "/tensors/0")
 
 
-def test_422_for_spikes_and_weights_that_would_make_something_huge(serve, ask):
+def test_422_for_spikes_and_weights_that_would_make_something_huge(
+    serve: Callable[..., Served], ask: Callable[..., Message]
+) -> None:
     caller = serve(max_body_bytes=1_000_000).caller
     request = ask(LIF, spikes=torch.zeros(1, 5000, 1), weight=torch.zeros(5000, 1), return_=["spikes"])
     assert_problem(caller.gradients(request), 422, "invalid", "/tensors/1/shape")
@@ -417,14 +431,14 @@ def test_422_for_spikes_and_weights_that_would_make_something_huge(serve, ask):
     assert_problem(caller.gradients(request), 422, "invalid", "/tensors/0/shape")
 
 
-def test_413_for_a_shape_of_numbers_beyond_all_sizes(caller):
+def test_413_for_a_shape_of_numbers_beyond_all_sizes(caller: Caller) -> None:
     shape = [10**2200, 10**2200]
     body = {"v": 1, "params": {}, "tensors": [{"name": "a", "dtype": "int8", "shape": shape, "data": []}]}
     assert_problem(caller.post(json.dumps(body).encode(), JSON_TYPE), 413, "too_large", "/tensors/0/shape")
 
 
 @pytest.mark.parametrize("name", ["Content-Length", "X-Deadline-Ms", "Content-Type", "Content-Encoding"])
-def test_a_header_of_any_length_is_refused_and_named_briefly(running, good, name):
+def test_a_header_of_any_length_is_refused_and_named_briefly(running: Served, good: Message, name: str) -> None:
     headers = {"Content-Type": MSGPACK_TYPE, "Content-Length": "9" * 17} | {name: "9" * 5000}
     with running.raw() as connection:
         lines = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
@@ -434,20 +448,22 @@ def test_a_header_of_any_length_is_refused_and_named_briefly(running, good, name
     assert len(body) < 2000
 
 
-def test_of_very_many_faults_the_first_are_named(caller, ask):
+def test_of_very_many_faults_the_first_are_named(caller: Caller, ask: Callable[..., Message]) -> None:
     message = ask(membrane=torch.zeros(1, 2), **{f"unknown{number}": 0 for number in range(2000)})
     answer = caller.gradients(message)
     assert_problem(answer, 422, "invalid", "/params/unknown0")
     assert len(answer.problem["errors"]) == 32
 
 
-def test_several_faults_are_named_together(caller, ask):
+def test_several_faults_are_named_together(caller: Caller, ask: Callable[..., Message]) -> None:
     request = ask({"model": "lif", "alpha": "x", "reset": "y"}, membrane=U, grad_output=U, z=1)
     problem = assert_problem(caller.gradients(request), 422, "invalid", "/params/neuron/alpha", "/params/z")
     assert len(problem["errors"]) == 3
 
 
-def test_429_when_as_many_requests_as_allowed_are_admitted(serve, good, until):
+def test_429_when_as_many_requests_as_allowed_are_admitted(
+    serve: Callable[..., Served], good: Message, until: Callable[..., None]
+) -> None:
     service = serve(max_queue=1, retry_after_s=7)
     with service.busy():
         waiting = service.new_caller()
@@ -466,8 +482,14 @@ def test_429_when_as_many_requests_as_allowed_are_admitted(serve, good, until):
     assert service.caller.gradients(good).status == 200
 
 
-def test_500_says_nothing_of_the_inside_and_the_log_has_the_traceback(caller, good, until, monkeypatch, caplog):
-    def broken(*_args, **_more):
+def test_500_says_nothing_of_the_inside_and_the_log_has_the_traceback(
+    caller: Caller,
+    good: Message,
+    until: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*_args: Any, **_more: Any) -> None:
         raise ZeroDivisionError("secret")
 
     with monkeypatch.context() as patch:
@@ -481,11 +503,12 @@ def test_500_says_nothing_of_the_inside_and_the_log_has_the_traceback(caller, go
     until(lambda: "ZeroDivisionError: secret" in caplog.text)
 
 
-def test_503_while_the_service_starts_or_stops(serve, good):
+def test_503_while_the_service_starts_or_stops(serve: Callable[..., Served], good: Message) -> None:
     from exodus_service.engine import Phase
 
     service = serve(retry_after_s=3)
-    for phase, code in ((Phase.STARTING, "not_ready"), (Phase.STOPPING, "draining")):
+    codes: tuple[tuple[Phase, Code], ...] = ((Phase.STARTING, "not_ready"), (Phase.STOPPING, "draining"))
+    for phase, code in codes:
         service.engine.phase = phase
         for answer in (service.caller.gradients(good), service.caller.call("GET", "/readyz")):
             assert assert_problem(answer, 503, code)["retryable"]
@@ -495,7 +518,9 @@ def test_503_while_the_service_starts_or_stops(serve, good):
     assert service.caller.gradients(good).status == 200
 
 
-def test_504_at_the_deadline_and_the_work_is_never_done(running, caller, good, monkeypatch):
+def test_504_at_the_deadline_and_the_work_is_never_done(
+    running: Served, caller: Caller, good: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
     computed = []
     prepare = "exodus_service.gradients.request.prepare"
     with running.busy(), monkeypatch.context() as patch:
@@ -518,8 +543,10 @@ def test_504_at_the_deadline_and_the_work_is_never_done(running, caller, good, m
     ],
     ids=repr,
 )
-def test_507_when_an_allocation_fails(caller, good, monkeypatch, error):
-    def exhausted(*_args, **_more):
+def test_507_when_an_allocation_fails(
+    caller: Caller, good: Message, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def exhausted(*_args: Any, **_more: Any) -> None:
         raise error
 
     with monkeypatch.context() as patch:
@@ -528,8 +555,8 @@ def test_507_when_an_allocation_fails(caller, good, monkeypatch, error):
     assert_problem(answer, 507, "out_of_memory")
 
 
-def test_507_when_there_is_no_room_for_the_body(caller, good, monkeypatch):
-    def exhausted(*_args, **_more):
+def test_507_when_there_is_no_room_for_the_body(caller: Caller, good: Message, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_args: Any, **_more: Any) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:
@@ -537,7 +564,7 @@ def test_507_when_there_is_no_room_for_the_body(caller, good, monkeypatch):
         assert_problem(caller.gradients(good), 507, "out_of_memory")
 
 
-def test_the_name_of_a_request_is_echoed_or_made_up(caller, good):
+def test_the_name_of_a_request_is_echoed_or_made_up(caller: Caller, good: Message) -> None:
     named = caller.gradients(good, headers={"X-Request-ID": "run-7/step.3"})
     assert named.headers["x-request-id"] == "run-7/step.3"
     made_up = [caller.gradients(good).headers["x-request-id"] for _ in range(2)]
@@ -546,7 +573,7 @@ def test_the_name_of_a_request_is_echoed_or_made_up(caller, good):
         assert caller.call("GET", "/livez", headers={"X-Request-ID": bad}).headers["x-request-id"] != bad
 
 
-def test_every_response_says_where_the_time_went(caller, good):
+def test_every_response_says_where_the_time_went(caller: Caller, good: Message) -> None:
     answers = caller.gradients(good), caller.call("GET", "/livez"), caller.call("GET", "/unknown")
     for answer in answers:
         spent = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
@@ -555,7 +582,7 @@ def test_every_response_says_where_the_time_went(caller, good):
         assert parts <= float(spent["total"]) + 0.01
 
 
-def test_a_body_that_is_not_understood_is_never_an_internal_error(caller, good):
+def test_a_body_that_is_not_understood_is_never_an_internal_error(caller: Caller, good: Message) -> None:
     from hypothesis import given, settings
     from hypothesis import strategies as st
 
@@ -563,7 +590,7 @@ def test_a_body_that_is_not_understood_is_never_an_internal_error(caller, good):
 
     @settings(max_examples=150, deadline=None, database=None)
     @given(st.lists(st.tuples(st.integers(0, len(original) - 1), st.integers(0, 255)), max_size=4), st.integers(1, 300))
-    def damaged(changes, kept):
+    def damaged(changes: list[tuple[int, int]], kept: int) -> None:
         body = bytearray(original)
         for place, value in changes:
             body[place] = value
@@ -573,7 +600,9 @@ def test_a_body_that_is_not_understood_is_never_an_internal_error(caller, good):
     damaged()
 
 
-def test_a_gradient_of_a_parameter_that_is_none_is_refused_in_one_sentence(caller, ask):
+def test_a_gradient_of_a_parameter_that_is_none_is_refused_in_one_sentence(
+    caller: Caller, ask: Callable[..., Message]
+) -> None:
     problem = caller.gradients(ask(LIF, membrane=U, grad_output=U, wrt=["reset_by"])).problem
     (error,) = problem["errors"]
     assert error["pointer"] == "/params/wrt"

@@ -6,13 +6,17 @@ import json
 import re
 import string
 import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from remote_models import ADAM, LOSS, NETWORK, Remote
+from service.conftest import Served
 
 from exodus_service.models.storage.state_file import MEDIA_TYPE, encode_state
 
@@ -32,13 +36,13 @@ class Literal(str):
 
     __slots__ = ()
 
-    def __repr__(self):
+    def __repr__(self) -> Any:
         return f"Literal({self[:20]})"
 
 
 NUMBERS = [0, -1, 1, 2**31 - 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, -(2**63), 1e308, -1e308, 5e-324]
 TEXTS = ["", "1", "-1", "1e400", "NaN", "Infinity", "-Infinity", "nan", "\u0663", "\ud800", "x" * 300, "input"]
-PLAIN = [None, True, False, [], {}, [[]], [{}], [[[[[[[[[[[[[[]]]]]]]]]]]]]], {"a": {"a": {"a": {"a": {}}}}},
+PLAIN: list[Any] = [None, True, False, [], {}, [[]], [{}], [[[[[[[[[[[[[[]]]]]]]]]]]]]], {"a": {"a": {"a": {"a": {}}}}},
          {"kind": []}, {"kind": {}}, {"kind": None}, {"tensor": []}, {"tensor": "input"}]  # fmt: skip
 KEYS = ["kind", "model", "alpha", "tensor", "v", "layers", "a", "__metadata__"]
 EVIL = st.one_of(
@@ -55,7 +59,7 @@ EVIL = st.one_of(
 )
 
 
-def tensor(name, dtype, shape, data, **more):
+def tensor(name: Any, dtype: str, shape: Any, data: Any, **more: Any) -> Any:
     return {"name": name, "dtype": dtype, "shape": shape, "data": data, **more}
 
 
@@ -74,7 +78,7 @@ SHAPED = {"input_shape": [2, 6, 6], "dtype": "float32", "layers": [
     {"kind": "dropout", "p": 0.1}]}  # fmt: skip
 
 
-def document(params, *tensors):
+def document(params: dict[str, Any], *tensors: Any) -> Any:
     return {"v": 1, "params": params, "tensors": list(tensors)}
 
 
@@ -121,7 +125,7 @@ VALUES = st.one_of(
 )
 
 
-def places(value, here=()):
+def places(value: Any, here: tuple[Any, ...] = ()) -> Iterator[Any]:
     """The paths of everything within plain data."""
     yield here
     members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -129,7 +133,7 @@ def places(value, here=()):
         yield from places(member, (*here, key))
 
 
-def put(value, path, new):
+def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     if not path:
         return new
     value[path[0]] = put(value[path[0]], path[1:], new)
@@ -137,7 +141,7 @@ def put(value, path, new):
 
 
 @st.composite
-def documents(draw, originals):
+def documents(draw: Any, originals: Any) -> Any:
     """One of the documents with some of its values replaced, or members added."""
     found = copy.deepcopy(draw(st.sampled_from(originals)))
     for _ in range(draw(st.integers(1, 3))):
@@ -148,11 +152,11 @@ def documents(draw, originals):
     return found
 
 
-def json_of(value):
+def json_of(value: Any) -> Any:
     """JSON in which literals stand as they are spelt."""
     literals = []
 
-    def marked(item):
+    def marked(item: Any) -> Any:
         if isinstance(item, Literal):
             literals.append(item)
             return f"literal {len(literals) - 1}"
@@ -164,10 +168,10 @@ def json_of(value):
     return re.sub(r'"literal (\d+)"', lambda found: str(literals[int(found[1])]), text).encode()
 
 
-def msgpack_of(value):
+def msgpack_of(value: Any) -> Any:
     """The inline form, as far as msgpack has what is in the document."""
 
-    def carried(item):
+    def carried(item: Any) -> Any:
         if isinstance(item, Literal):
             return float("inf")
         if isinstance(item, int) and not isinstance(item, bool):
@@ -180,7 +184,7 @@ def msgpack_of(value):
             return {carried(str(key)): carried(member) for key, member in item.items()}
         return [carried(member) for member in item] if isinstance(item, list) else item
 
-    def packed(dtype, data, encoding):
+    def packed(dtype: str, data: Any, encoding: Any) -> Any:
         flat = str(data).translate(str.maketrans("[],", "   ")).split()
         numbers = [float(word) for word in flat if re.fullmatch(r"-?[0-9.]{1,9}", word)]
         if encoding == "events":
@@ -191,7 +195,7 @@ def msgpack_of(value):
     return msgpack.packb(carried(value))
 
 
-def check(status, content_type, body):
+def check(status: int, content_type: str, body: bytes) -> None:
     """An answer that a caller can understand."""
     assert status != 500, body
     if status >= 400:
@@ -204,7 +208,7 @@ def check(status, content_type, body):
 
 
 @pytest.fixture
-def remote(serve, tmp_path, connect):
+def remote(serve: Callable[..., Served], tmp_path: Path, connect: Callable[..., Remote]) -> Iterator[Any]:
     service = serve(
         state_dir=tmp_path / "state", max_activation_bytes=2**24, max_model_bytes=2**20, sequence_wait_s=0.01
     )
@@ -219,10 +223,10 @@ EXAMPLES = settings(max_examples=60, deadline=None, database=None, suppress_heal
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_no_value_anywhere_in_a_body_is_a_bug(remote: Remote, path):
+def test_no_value_anywhere_in_a_body_is_a_bug(remote: Remote, path: str) -> None:
     @EXAMPLES
     @given(documents(BODIES[path]), st.booleans())
-    def sent(found, as_json):
+    def sent(found: Any, as_json: Any) -> None:
         body = json_of(found) if as_json else msgpack_of(found)
         answer = remote.call(
             "POST", path, body, {"Content-Type": JSON if as_json else MSGPACK, "X-Deadline-Ms": "9000"}
@@ -233,7 +237,7 @@ def test_no_value_anywhere_in_a_body_is_a_bug(remote: Remote, path):
     sent()
 
 
-def test_no_value_anywhere_in_a_state_is_a_bug(remote: Remote):
+def test_no_value_anywhere_in_a_state_is_a_bug(remote: Remote) -> None:
     tensors = remote.state()
     about = {
         "network": remote.info()["network"],
@@ -249,7 +253,7 @@ def test_no_value_anywhere_in_a_state_is_a_bug(remote: Remote):
         st.sampled_from(sorted(tensors)),
         st.sampled_from(["keep", "drop", "noise", "shape", "type"]),
     )
-    def sent(found, name, change):
+    def sent(found: Any, name: Any, change: Any) -> None:
         changed = dict(tensors)
         value = changed.pop(name)
         if change == "noise":
@@ -268,12 +272,12 @@ def test_no_value_anywhere_in_a_state_is_a_bug(remote: Remote):
     sent()
 
 
-def test_no_bytes_of_a_state_are_a_bug(remote: Remote):
+def test_no_bytes_of_a_state_are_a_bug(remote: Remote) -> None:
     body = b"".join(encode_state(remote.state(), {"exodus": "{}"}).chunks)
 
     @EXAMPLES
     @given(st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), max_size=3), st.integers(0, len(body)))
-    def sent(changes, kept):
+    def sent(changes: Any, kept: int) -> None:
         damaged = bytearray(body[:kept])
         for place, value in changes:
             if place < kept:
@@ -296,12 +300,12 @@ CALLS = [("POST", path, json_of(bodies[0])) for path, bodies in BODIES.items()] 
 ]
 
 
-def test_no_value_of_a_header_is_a_bug(remote: Remote):
+def test_no_value_of_a_header_is_a_bug(remote: Remote) -> None:
     port = remote.connection.port
 
     @EXAMPLES
     @given(st.sampled_from(CALLS), st.dictionaries(st.sampled_from(HEADERS), VALUES, min_size=1, max_size=2))
-    def sent(call, headers):
+    def sent(call: Any, headers: Any) -> None:
         verb, path, body = call
         given_headers = {"Content-Type": JSON, "Content-Length": str(len(body or b""))} | headers
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)

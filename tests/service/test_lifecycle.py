@@ -10,15 +10,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from service.conftest import Caller, Served
 from typer.testing import CliRunner
 
 import exodus_core
+from exodus_client.wire import Message
 from exodus_service.cli import app as commands
 from exodus_service.engine import Phase
 from exodus_service.gradients.selftest import SelfTestError
@@ -31,7 +35,9 @@ LIF = {"model": "lif", "alpha": 0.9}
 
 
 @contextmanager
-def process(log, *flags, before=None, **environment):
+def process(
+    log: Path, *flags: str, before: Callable[[], Any] | None = None, **environment: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The service as a process of its own; yields it and its port."""
     with open(log, "wb") as stderr:
         service = subprocess.Popen(
@@ -51,11 +57,11 @@ def process(log, *flags, before=None, **environment):
 
 
 @pytest.fixture
-def call(caller):
+def call(caller: Caller) -> Iterator[Callable[[int], Caller]]:
     """Calls on a connection of their own: `call(port)` is a caller."""
     made = []
 
-    def to(port):
+    def to(port: int) -> Caller:
         made.append(type(caller)(port))
         return made[-1]
 
@@ -64,7 +70,9 @@ def call(caller):
         one.connection.close()
 
 
-def test_sigterm_drains_and_lets_a_running_request_finish(tmp_path, call, good, slow, until):
+def test_sigterm_drains_and_lets_a_running_request_finish(
+    tmp_path: Path, call: Callable[[int], Caller], good: Message, slow: Message, until: Callable[..., None]
+) -> None:
     log = tmp_path / "log"
     with process(log, "--drain-delay-s", "0.5", "--log-format", "json") as (service, port):
         caller = call(port)
@@ -88,7 +96,9 @@ def test_sigterm_drains_and_lets_a_running_request_finish(tmp_path, call, good, 
     assert served[-1]["request_id"] == answers[0].headers["x-request-id"]
 
 
-def test_what_is_not_done_when_time_is_up_is_answered_and_ends_with_the_process(tmp_path, call, ask):
+def test_what_is_not_done_when_time_is_up_is_answered_and_ends_with_the_process(
+    tmp_path: Path, call: Callable[[int], Caller], ask: Callable[..., Message]
+) -> None:
     trace = torch.rand(16, 20_000, 64)
     endless = ask({"model": "srm"}, membrane=trace, grad_output=trace, reset_kernel=torch.full((20_000,), -1e-3))
     log = tmp_path / "log"
@@ -106,12 +116,13 @@ def test_what_is_not_done_when_time_is_up_is_answered_and_ends_with_the_process(
     assert "stopping during a computation" in log.read_text()
 
 
-def test_memory_that_runs_out_costs_one_request_and_not_the_service(tmp_path, call, good, ask):
-    keys = {"EXODUS_API_KEYS": "not-for-the-log"}
+def test_memory_that_runs_out_costs_one_request_and_not_the_service(
+    tmp_path: Path, call: Callable[[int], Caller], good: Message, ask: Callable[..., Message]
+) -> None:
     log = tmp_path / "log"
     large = ask(LIF, membrane=torch.zeros(64, 64, 4096), grad_output=torch.zeros(64, 64, 4096))
     headers = {"Authorization": "Bearer not-for-the-log"}
-    with process(log, **keys) as (service, port):
+    with process(log, EXODUS_API_KEYS="not-for-the-log") as (service, port):
         caller = call(port)
         assert caller.gradients(good, headers=headers).status == 200
         used = int(Path(f"/proc/{service.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -128,14 +139,14 @@ def test_memory_that_runs_out_costs_one_request_and_not_the_service(tmp_path, ca
     assert "not-for-the-log" not in log.read_text()
 
 
-def test_nothing_is_ready_before_the_self_test_has_passed():
+def test_nothing_is_ready_before_the_self_test_has_passed() -> None:
     app = create_app(Settings())
     sent = []
 
-    async def receive():
+    async def receive() -> Any:
         return {"type": "http.disconnect"}
 
-    async def send(message):
+    async def send(message: Any) -> None:
         sent.append(message)
 
     scope = {
@@ -160,7 +171,7 @@ def test_nothing_is_ready_before_the_self_test_has_passed():
 
 
 @pytest.mark.parametrize("gradient", ["lif_gradient", "srm_gradient"])
-def test_a_kernel_that_computes_something_else_stops_the_start(monkeypatch, gradient):
+def test_a_kernel_that_computes_something_else_stops_the_start(monkeypatch: pytest.MonkeyPatch, gradient: Any) -> None:
     right = getattr(exodus_core, gradient)
     monkeypatch.setattr(exodus_core, gradient, lambda *args, **more: type(found := right(*args, **more))(*_off(found)))
     app = create_app(Settings())
@@ -169,18 +180,18 @@ def test_a_kernel_that_computes_something_else_stops_the_start(monkeypatch, grad
     app.state.engine.close()
 
 
-def _off(gradient):
+def _off(gradient: Any) -> Any:
     return [None if part is None else part * 1.01 for part in gradient]
 
 
-def test_flags_override_the_environment(tmp_path, call):
+def test_flags_override_the_environment(tmp_path: Path, call: Callable[[int], Caller]) -> None:
     log = tmp_path / "log"
     with process(log, "--max-queue", "5", EXODUS_MAX_QUEUE="7", EXODUS_MAX_QUEUE_BYTES="1000") as (_, port):
         limits = json.loads(call(port).call("GET", "/v1/capabilities").body)["limits"]
     assert (limits["max_queue"], limits["max_queue_bytes"]) == (5, 1000)
 
 
-def test_the_commands_beside_serve():
+def test_the_commands_beside_serve() -> None:
     check = CliRunner().invoke(commands, ["check"])
     assert (check.exit_code, check.stderr) == (0, "")
     assert "agrees with its reference on cpu" in check.stdout
@@ -219,7 +230,9 @@ def test_the_commands_beside_serve():
         (["openapi"], {"EXODUS_DEVICE": "tpu"}, "device must be "),
     ],
 )
-def test_a_setting_that_cannot_be_is_named_and_nothing_starts(arguments, environment, complaint):
+def test_a_setting_that_cannot_be_is_named_and_nothing_starts(
+    arguments: list[str], environment: dict[str, str], complaint: str
+) -> None:
     ended = CliRunner(env=environment).invoke(commands, arguments)
     assert ended.exit_code == 2
     assert complaint in ended.stderr
@@ -227,14 +240,14 @@ def test_a_setting_that_cannot_be_is_named_and_nothing_starts(arguments, environ
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("command", ["serve", "check"])
-def test_a_device_that_is_not_there_is_refused_with_the_reason(command):
+def test_a_device_that_is_not_there_is_refused_with_the_reason(command: str) -> None:
     ended = CliRunner().invoke(commands, [command, "--device", "cuda"])
     assert ended.exit_code == 2
     reason = exodus_core.capabilities()["cuda_library"]["reason"] or "PyTorch sees no CUDA device"
     assert ended.stderr == f"exodus-service: device must be one of cpu, got 'cuda': {reason}\n"
 
 
-def test_an_address_that_cannot_be_had_is_told_in_one_line_before_anything_starts(serve):
+def test_an_address_that_cannot_be_had_is_told_in_one_line_before_anything_starts(serve: Callable[..., Served]) -> None:
     taken = serve().port
     ended = subprocess.run([COMMAND, "serve", "--port", str(taken)], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
@@ -251,14 +264,14 @@ def test_an_address_that_cannot_be_had_is_told_in_one_line_before_anything_start
         ("203.0.113.1", "host 203.0.113.1 must be an address of this machine, got another one"),
     ],
 )
-def test_a_host_that_is_not_this_one_is_named(monkeypatch, host, complaint):
+def test_a_host_that_is_not_this_one_is_named(monkeypatch: pytest.MonkeyPatch, host: str, complaint: str) -> None:
     monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
     ended = CliRunner(env={"EXODUS_API_KEYS": "k"}).invoke(commands, ["serve", "--host", host, "--port", "0"])
     assert ended.exit_code == 1
     assert complaint in ended.stderr
 
 
-def test_a_port_that_is_lost_during_the_self_test_is_named_too(monkeypatch):
+def test_a_port_that_is_lost_during_the_self_test_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
     with tcp_sockets("127.0.0.1", 0) as (rival,):
         monkeypatch.setattr("exodus_service.engine.self_test", lambda _device: rival.listen())
@@ -268,12 +281,12 @@ def test_a_port_that_is_lost_during_the_self_test_is_named_too(monkeypatch):
     assert f"port {port} must be free on 127.0.0.1" in ended.stderr
 
 
-def test_every_address_of_a_host_has_the_same_port():
+def test_every_address_of_a_host_has_the_same_port() -> None:
     with tcp_sockets("localhost", 0) as listeners:
         assert len({listener.getsockname()[1] for listener in listeners}) == 1
 
 
-def test_a_service_under_nohup_does_not_end_with_its_terminal(tmp_path, call):
+def test_a_service_under_nohup_does_not_end_with_its_terminal(tmp_path: Path, call: Callable[[int], Caller]) -> None:
     with process(tmp_path / "log", before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as (service, port):
         service.send_signal(signal.SIGHUP)
         time.sleep(0.5)
@@ -282,7 +295,7 @@ def test_a_service_under_nohup_does_not_end_with_its_terminal(tmp_path, call):
         assert service.wait(timeout=20) == 0
 
 
-def test_a_service_that_is_told_to_end_while_it_starts_is_never_ready(monkeypatch):
+def test_a_service_that_is_told_to_end_while_it_starts_is_never_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(Settings(drain_delay_s=60))
     server = Server(app, app.state.engine.settings)
     monkeypatch.setattr("exodus_service.engine.self_test", lambda _device: server.handle_exit(signal.SIGTERM, None))
@@ -291,7 +304,9 @@ def test_a_service_that_is_told_to_end_while_it_starts_is_never_ready(monkeypatc
     app.state.engine.close()
 
 
-def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one(monkeypatch, caplog):
+def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
     monkeypatch.setattr("exodus_service.http.server.Server.run", lambda _self: None)
     strange = {"EXODUS_MAX_QUEU": "3", "EXODUS_COLOUR": "red"}
@@ -305,7 +320,7 @@ def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one(monkeypatch
     ]
 
 
-def test_a_start_that_fails_is_told_in_one_line(tmp_path):
+def test_a_start_that_fails_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     ended = subprocess.run(
         [COMMAND, "serve", "--port", "0", "--state-dir", str(tmp_path / "file"), "--log-level", "error"],
@@ -320,17 +335,20 @@ def test_a_start_that_fails_is_told_in_one_line(tmp_path):
     )
 
 
-def test_settings_refuse_what_they_do_not_know():
+def test_settings_refuse_what_they_do_not_know() -> None:
     with pytest.raises(ValidationError, match="max_quue"):
-        Settings(max_quue=3)
-    assert [key.get_secret_value() for key in Settings(api_keys=" a ,b,").api_keys] == ["a", "b"]
-    assert "secret" not in repr(Settings(api_keys="secret"))
+        Settings(max_quue=3)  # type: ignore[call-arg]
+    keys: dict[str, Any] = {"api_keys": " a ,secret,"}  # as in the environment
+    assert [key.get_secret_value() for key in Settings(**keys).api_keys] == ["a", "secret"]
+    assert "secret" not in repr(Settings(**keys))
 
 
 @pytest.mark.parametrize(
     ("host", "keys", "warned"), [("0.0.0.0", None, True), ("0.0.0.0", "k", False), ("", None, False)]
 )
-def test_a_service_that_is_open_to_the_network_says_so(monkeypatch, caplog, host, keys, warned):
+def test_a_service_that_is_open_to_the_network_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, host: str, keys: Any, warned: bool
+) -> None:
     monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
     monkeypatch.setattr("exodus_service.http.server.Server.run", lambda _self: None)
     host_flag = ["--host", host] if host else []
@@ -338,8 +356,8 @@ def test_a_service_that_is_open_to_the_network_says_so(monkeypatch, caplog, host
     assert ("no API keys: everyone who can reach 0.0.0.0 may use the service" in caplog.text) == warned
 
 
-def test_ctrl_c_ends_with_the_status_that_shells_give_it(monkeypatch):
-    def interrupted(_self):
+def test_ctrl_c_ends_with_the_status_that_shells_give_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_self: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)

@@ -12,15 +12,18 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import zstandard
 from remote_models import ADAM, LOSS, NETWORK, Remote
+from service.conftest import Served
 
 from exodus_client.wire import Limits, Message, Tensor, encode
 from exodus_service.call import Call
@@ -38,7 +41,7 @@ MSGPACK = "application/vnd.msgpack"
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory):
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A service as a process of its own, with a model: its process, and its port."""
     log = tmp_path_factory.mktemp("service") / "log"
     bounds = {"MAX_BODY_BYTES": BODY, "MAX_QUEUE_BYTES": QUEUE, "KEEP_MEMORY": 0}
@@ -64,40 +67,42 @@ def service(tmp_path_factory):
         process.wait()
 
 
-def memory(process, kind):
+def memory(process: subprocess.Popen[bytes], kind: str) -> int:
     status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(re.search(rf"{kind}:\s+(\d+) kB", status)[1]) * 1024
+    found = re.search(rf"{kind}:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024
 
 
-def forget_peak(process):
+def forget_peak(process: Any) -> None:
     Path(f"/proc/{process.pid}/clear_refs").write_text("5")
 
 
-def packed(body):
+def packed(body: Any) -> Any:
     return zstandard.ZstdCompressor().compress(body)
 
 
-def message(params, tensors, form="stream"):
+def message(params: dict[str, Any], tensors: Any, form: Any = "stream") -> bytes:
     return b"".join(encode(Message.of(params, tensors), form).chunks)
 
 
-def zeros(name, form="stream", dtype=np.uint8, **params):
+def zeros(name: str, form: Any = "stream", dtype: Any = np.uint8, **params: Any) -> Any:
     return packed(message(params, [Tensor.of(name, np.zeros(ELEMENTS // dtype().itemsize, dtype))], form))
 
 
 SPIKES = (1, ELEMENTS // 6, 6)  # what the network takes
 
 
-def events(name, *others, **params):
+def events(name: str, *others: Any, **params: Any) -> Any:
     return message(params, [Tensor(name, "bool", SPIKES, "events", memoryview(bytes(12))), *others])
 
 
-def bits(name, *others, **params):
+def bits(name: str, *others: Any, **params: Any) -> Any:
     payload = memoryview(bytes(-(-SPIKES[1] * 6 // 8)))
     return packed(message(params, [Tensor(name, "bool", SPIKES, "bits", payload), *others]))
 
 
-def nested_json(**params):
+def nested_json(**params: Any) -> Any:
     """A list of lists of lists, which is more than thirty times its text in memory."""
     data = ",".join(["[[]]"] * (MIB // 6))
     tensor = f'{{"name": "input", "dtype": "int8", "shape": [{MIB // 6}, 1, 0], "data": [{data}]}}'
@@ -142,7 +147,7 @@ ATTACKS = {
 }
 
 
-def send(port, verb, path, body):
+def send(port: int, verb: str, path: str, body: Any) -> Any:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     kind = "application/vnd.safetensors" if verb == "PUT" else "application/json" if body[:1] == b"{" else MSGPACK
     coding = {"Content-Encoding": "zstd"} if body[:4] == b"\x28\xb5\x2f\xfd" else {}
@@ -154,7 +159,9 @@ def send(port, verb, path, body):
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_ten_small_requests_take_no_more_than_the_bound(service, attack):
+def test_ten_small_requests_take_no_more_than_the_bound(
+    service: tuple[subprocess.Popen[bytes], int], attack: Any
+) -> None:
     process, port = service
     forget_peak(process)
     before = memory(process, "VmRSS")
@@ -165,7 +172,7 @@ def test_ten_small_requests_take_no_more_than_the_bound(service, attack):
     assert {status for status, _ in answers} <= {400, 409, 413, 422, 429}, answers
 
 
-def test_calls_in_a_gap_wait_as_they_came(service):
+def test_calls_in_a_gap_wait_as_they_came(service: tuple[subprocess.Popen[bytes], int]) -> None:
     process, port = service
     forget_peak(process)
     before = memory(process, "VmRSS")
@@ -178,7 +185,7 @@ def test_calls_in_a_gap_wait_as_they_came(service):
     remote.connection.close()
 
 
-def raw(verb, path, body):
+def raw(verb: str, path: str, body: Any) -> Any:
     kind = "application/vnd.safetensors" if verb == "PUT" else MSGPACK
     return f"{verb} {path} HTTP/1.1\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
@@ -198,14 +205,20 @@ INPUT = Tensor.of("input", np.zeros((1, 10_000, 6), np.int8))
     }.items(),
 )
 def test_a_client_that_leaves_is_counted_until_its_body_is_unpacked(
-    serve, connect, until, monkeypatch, caplog, unpacking, request_
-):
+    serve: Callable[..., Served],
+    connect: Callable[..., Remote],
+    until: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    unpacking: Any,
+    request_: Any,
+) -> None:
     caplog.set_level("INFO")
     service = serve()
     connect(service.port).create()
     began, finish = threading.Event(), threading.Event()
 
-    def unpack(*_arguments):
+    def unpack(*_arguments: Any) -> None:
         began.set()
         finish.wait(30)
 
@@ -223,11 +236,12 @@ def test_a_client_that_leaves_is_counted_until_its_body_is_unpacked(
     until(lambda: scheduler.requests == scheduler.bytes == 0)
 
 
-def test_what_waits_to_be_unpacked_is_let_go_of_when_its_client_leaves():
+def test_what_waits_to_be_unpacked_is_let_go_of_when_its_client_leaves() -> None:
     scheduler = Scheduler("test", max_requests=2, max_bytes=100)
-    finish, done = threading.Event(), []
+    finish = threading.Event()
+    done: list[Any] = []
 
-    async def leave():
+    async def leave() -> Any:
         with ThreadPoolExecutor(1) as helper:
             helper.submit(finish.wait, 30)
             slot = scheduler.admit(5)

@@ -9,11 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from service.conftest import Served
 from typer.testing import CliRunner
 
 from exodus_client import LIF, APIConnectionError, APITimeoutError, Client, Retries, Timeout
@@ -28,11 +31,11 @@ U = np.random.default_rng(0).standard_normal((2, 20, 5), np.float32)
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Path:
     return tmp_path / "socket"
 
 
-def test_only_its_owner_may_use_the_socket_and_it_is_gone_in_the_end(serve, path):
+def test_only_its_owner_may_use_the_socket_and_it_is_gone_in_the_end(serve: Callable[..., Served], path: Path) -> None:
     with unix_socket(path, 0o600) as listener:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert listener.getsockname() == str(path)
@@ -41,8 +44,8 @@ def test_only_its_owner_may_use_the_socket_and_it_is_gone_in_the_end(serve, path
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
 
 
-def test_nobody_gets_in_before_the_permissions_are_set(path, monkeypatch):
-    def chmod(there, mode):
+def test_nobody_gets_in_before_the_permissions_are_set(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chmod(there: Any, mode: int) -> None:
         with socket.socket(socket.AF_UNIX) as early, pytest.raises(ConnectionRefusedError):
             early.connect(str(there))
 
@@ -51,7 +54,7 @@ def test_nobody_gets_in_before_the_permissions_are_set(path, monkeypatch):
         caller.connect(str(path))
 
 
-def test_what_a_dead_server_left_is_replaced(path):
+def test_what_a_dead_server_left_is_replaced(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     assert path.exists()
@@ -59,7 +62,7 @@ def test_what_a_dead_server_left_is_replaced(path):
         caller.connect(str(path))
 
 
-def test_a_live_server_keeps_its_socket(path):
+def test_a_live_server_keeps_its_socket(path: Path) -> None:
     with unix_socket(path, 0o600):
         inode = path.stat().st_ino
         with (
@@ -70,7 +73,7 @@ def test_a_live_server_keeps_its_socket(path):
         assert path.stat().st_ino == inode
 
 
-def test_a_server_whose_backlog_is_full_is_alive(path):
+def test_a_server_whose_backlog_is_full_is_alive(path: Path) -> None:
     with unix_socket(path, 0o600, backlog=0):
         callers = []
         for _ in range(2):
@@ -87,7 +90,7 @@ def test_a_server_whose_backlog_is_full_is_alive(path):
             caller.close()
 
 
-def test_other_files_are_left_alone(path):
+def test_other_files_are_left_alone(path: Path) -> None:
     path.write_text("precious")
     with (
         pytest.raises(SocketPathError, match="must be a socket or absent, got another kind of file"),
@@ -97,7 +100,7 @@ def test_other_files_are_left_alone(path):
     assert path.read_text() == "precious"
 
 
-def test_the_socket_of_a_successor_is_left_alone(path):
+def test_the_socket_of_a_successor_is_left_alone(path: Path) -> None:
     with unix_socket(path, 0o600):
         path.unlink()
         successor = socket.socket(socket.AF_UNIX)
@@ -107,14 +110,14 @@ def test_the_socket_of_a_successor_is_left_alone(path):
 
 
 @pytest.mark.parametrize("wrong", ["/nowhere/socket", "/tmp/" + "x" * 200])
-def test_a_path_that_cannot_be_is_named_and_nothing_starts(wrong, monkeypatch):
+def test_a_path_that_cannot_be_is_named_and_nothing_starts(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
     ended = CliRunner().invoke(commands, ["serve", "--uds", wrong])
     assert ended.exit_code == 1
     assert f"uds {wrong} must be " in ended.stderr
 
 
-def test_a_socket_in_use_stops_the_command(serve, path):
+def test_a_socket_in_use_stops_the_command(serve: Callable[..., Served], path: Path) -> None:
     serve(uds=path)
     ended = subprocess.run([COMMAND, "serve", "--uds", str(path)], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
@@ -122,7 +125,7 @@ def test_a_socket_in_use_stops_the_command(serve, path):
     assert len(ended.stderr.splitlines()) == 1
 
 
-def open_files(pid):
+def open_files(pid: int) -> Any:
     """Files that a process has open; a connection may close while we look."""
     found = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -132,7 +135,7 @@ def open_files(pid):
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_the_command_serves_there_and_nowhere_else(path, end):
+def test_the_command_serves_there_and_nowhere_else(path: Path, end: Any) -> None:
     for _ in range(2):  # the second time over what the first left
         with subprocess.Popen([COMMAND, "serve", "--uds", str(path)], stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
@@ -147,7 +150,13 @@ def test_the_command_serves_there_and_nowhere_else(path, end):
         assert path.exists() == (end == signal.SIGKILL)
 
 
-def test_gradients_and_the_command_line_work_through_it(serve, path, tmp_path, monkeypatch, capsys):
+def test_gradients_and_the_command_line_work_through_it(
+    serve: Callable[..., Served],
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     serve(uds=path)
     with Client(f"unix:{path}") as client:
         result = client.gradients(neuron=LIF(0.9), membrane=U, grad_output=U)
@@ -162,7 +171,7 @@ def test_gradients_and_the_command_line_work_through_it(serve, path, tmp_path, m
     assert "grad_input ->" in capsys.readouterr().out
 
 
-def test_a_remote_layer_trains_through_it(serve, path):
+def test_a_remote_layer_trains_through_it(serve: Callable[..., Served], path: Path) -> None:
     serve(uds=path, shared_memory=True)
     torch.manual_seed(0)
     x = torch.randn(8, 50, 100)
@@ -171,15 +180,16 @@ def test_a_remote_layer_trains_through_it(serve, path):
         for layer in (RemoteLIF(client, alpha=0.9, trainable=("alpha",)), nn.LIF(0.9, trainable=("alpha",))):
             leaf = x.clone().requires_grad_()
             layer(leaf).square().sum().backward()
+            assert isinstance(layer.alpha, torch.Tensor)
             gradients.append((leaf.grad, layer.alpha.grad))
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected)
 
 
-def test_a_server_that_comes_late_is_found_by_a_retry(serve, path):
+def test_a_server_that_comes_late_is_found_by_a_retry(serve: Callable[..., Served], path: Path) -> None:
     waits = []
 
-    def sleep(seconds):
+    def sleep(seconds: float) -> None:
         waits.append(seconds)
         if len(waits) == 1:
             serve(uds=path)
@@ -189,7 +199,7 @@ def test_a_server_that_comes_late_is_found_by_a_retry(serve, path):
     assert len(waits) == 1
 
 
-def test_no_server_and_a_silent_one_are_errors_in_time(path):
+def test_no_server_and_a_silent_one_are_errors_in_time(path: Path) -> None:
     with Client(f"unix:{path}", retries=0) as client:
         with pytest.raises(APIConnectionError, match="ConnectError"):
             client.ping()
@@ -200,13 +210,13 @@ def test_no_server_and_a_silent_one_are_errors_in_time(path):
             assert time.monotonic() - began < 5
 
 
-def test_two_servers_that_start_at_once_do_not_both_get_it(path):
+def test_two_servers_that_start_at_once_do_not_both_get_it(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     won, release = [], threading.Event()
     barrier = threading.Barrier(8)
 
-    def start():
+    def start() -> None:
         barrier.wait()
         try:
             with unix_socket(path, 0o600):
