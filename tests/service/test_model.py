@@ -51,7 +51,7 @@ def test_a_model_is_broken_by_a_failed_call_that_has_changed_the_trainer(
     reported: list[Model] = []
 
     async def test() -> Model:
-        model = new_model(broke=reported.append)
+        model = new_model(on_broken=reported.append)
 
         def fail(step: Step) -> None:
             work(model)
@@ -92,7 +92,7 @@ def written() -> Any:
     """Snapshots in the order in which they are written, and what makes the checkpointer that writes them."""
     snapshots: list[Snapshot] = []
     writer = CheckpointWriter()
-    yield snapshots, lambda saved: Checkpointer(writer, snapshots.append, saved)
+    yield snapshots, lambda on_saved: Checkpointer(writer, snapshots.append, on_saved)
     assert writer.close(10)
 
 

@@ -90,14 +90,14 @@ class Points:
         before(Trainer, "step", lambda: self.reach("before the forward pass"))
         after(PureForward, "run", lambda: self.reach("between forward and backward pass"))
         before(Network, "constrain", lambda: self.reach("weights changed, call not recorded"))
-        recorded = Model._recorded
+        checkpoint_if_due = Model._checkpoint_if_due
 
         def recording(model: Any, sequence: int) -> None:
-            recorded(model, sequence)
+            checkpoint_if_due(model, sequence)
             self.tell(recorded=[model.id, sequence])
             self.reach("call recorded, answer not sent")
 
-        replace(Model, "_recorded", recording)
+        replace(Model, "_checkpoint_if_due", recording)
         if self._order.point in KERNELS:
             before(Trainer, "step", lambda: self._page.__setitem__(0, SOON))
             name = {"forward": "lif_forward", "backward": "lif_backward"}[self._order.point.split()[-1]]

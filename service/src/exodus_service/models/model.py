@@ -31,7 +31,7 @@ class Model:
         progress: training calls done.
         checkpointer: makes the checkpointer, which tells the given callback what was saved; None: the model lives in
             memory only. With it, `progress` is on disk already.
-        broke: called on the event loop when a call has failed half-way and the state must not be used.
+        on_broken: called on the event loop when a call has failed half-way and the state must not be used.
 
     Attributes:
         sequencer: hands out the steps of training calls.
@@ -47,7 +47,7 @@ class Model:
         *,
         progress: Progress | None = None,
         checkpointer: Callable[[OnSaved], Checkpointer] | None = None,
-        broke: Callable[["Model"], None] = lambda model: None,
+        on_broken: Callable[["Model"], None] = lambda model: None,
     ) -> None:
         progress = Progress() if progress is None else progress
         self.spec = spec
@@ -57,8 +57,8 @@ class Model:
             progress,
             None if checkpointer is None else progress.sequence,
             watch=lambda: _watch(self.trainer),
-            recorded=self._recorded,
-            broke=lambda: broke(self),
+            on_recorded=self._checkpoint_if_due,
+            on_broken=lambda: on_broken(self),
         )
         self.checkpointer = None if checkpointer is None else checkpointer(self.sequencer.saved)
         self.pins = 0
@@ -132,7 +132,7 @@ class Model:
             self.checkpointer.close()
         self.sequencer.close(refusal)
 
-    def _recorded(self, sequence: int) -> None:
+    def _checkpoint_if_due(self, sequence: int) -> None:
         if sequence % self.spec.header.durable_every != 0:
             return
         try:

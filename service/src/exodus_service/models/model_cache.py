@@ -22,18 +22,18 @@ class ModelCache:
         max_bytes: of all models in memory.
         save: makes a model durable; raises OSError or a ServiceError if that fails. None: models live in memory only,
             and none is evicted.
-        evicted: called after a model was evicted.
+        on_evicted: called after a model was evicted.
     """
 
     def __init__(
         self,
         max_bytes: int,
         save: Callable[[Model], Awaitable[None]] | None,
-        evicted: Callable[[Model], None],
+        on_evicted: Callable[[Model], None],
     ) -> None:
         self._max_bytes = max_bytes
         self._save = save
-        self._evicted = evicted
+        self._on_evicted = on_evicted
         self._models: OrderedDict[Key, Model] = OrderedDict()
         self._evicting = asyncio.Lock()
         self._reserved = 0
@@ -142,7 +142,7 @@ class ModelCache:
         if model.idle and not model.sequencer.dirty and self._models.get((model.owner, model.id)) is model:
             self.discard(model)
             model.close(lambda: ServiceError("not_ready", "the model was evicted from memory; send again"))
-            self._evicted(model)
+            self._on_evicted(model)
             logger.info("model %s was evicted at %d", model.id, model.sequence)
 
     def _refusal(self, nbytes: int) -> ServiceError:

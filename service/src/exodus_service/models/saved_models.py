@@ -127,9 +127,9 @@ class SavedModels:
         damage = f"a saved state did not verify and is set aside ({aside}); continued from state {sequence}"
         return LoadedModel(spec, trainer, Progress.unpack(sequence, checkpoint.responses), damage if aside else None)
 
-    def checkpointer(self, saved: OnSaved) -> Checkpointer:
-        """Saves the states of one model, and calls `saved` with the result of each."""
-        return Checkpointer(self._writer, self._state_dir.write, saved)
+    def checkpointer(self, on_saved: OnSaved) -> Checkpointer:
+        """Saves the states of one model, and calls `on_saved` with the result of each."""
+        return Checkpointer(self._writer, self._state_dir.write, on_saved)
 
     def write(self, snapshot: Snapshot) -> "Future[Any]":
         """Write a state, whatever becomes of other snapshots of its model."""

@@ -151,8 +151,8 @@ class Progress:
 class Lease:
     """Exclusive use of a model by one call: until the call releases it and its work, if it has begun, has ended."""
 
-    def __init__(self, ended: Callable[[], None]) -> None:
-        self._ended = ended
+    def __init__(self, on_ended: Callable[[], None]) -> None:
+        self._on_ended = on_ended
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._working = self._over = False
@@ -169,7 +169,7 @@ class Lease:
         with self._lock:
             self._over, self._working = True, False
         try:
-            self._loop.call_soon_threadsafe(self._ended)
+            self._loop.call_soon_threadsafe(self._on_ended)
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
 
@@ -179,7 +179,7 @@ class Lease:
             if self._over or self._working:
                 return
             self._over = True
-        self._ended()
+        self._on_ended()
 
 
 class Step(Lease):
@@ -233,8 +233,8 @@ class Sequencer:
         durable: number of the newest state on disk; None if the model lives in memory only.
         watch: begins to watch the trainer; the function it returns says if the trainer has changed since. Computing
             thread.
-        recorded: called after each call that was recorded. Computing thread.
-        broke: called once when a call has changed the trainer and failed.
+        on_recorded: called after each call that was recorded. Computing thread.
+        on_broken: called once when a call has changed the trainer and failed.
 
     Attributes:
         durable_error: why the newest save failed, or what was set aside when the model was loaded; None after a save.
@@ -248,8 +248,8 @@ class Sequencer:
         durable: int | None = None,
         *,
         watch: Callable[[], Callable[[], bool]] = lambda: lambda: False,
-        recorded: Callable[[int], None] = lambda sequence: None,
-        broke: Callable[[], None] = lambda: None,
+        on_recorded: Callable[[int], None] = lambda sequence: None,
+        on_broken: Callable[[], None] = lambda: None,
     ) -> None:
         self.limits = limits
         self.progress = Progress() if progress is None else progress
@@ -257,8 +257,8 @@ class Sequencer:
         self.durable_error: str | None = None
         self.watch = watch
         self.broken = False
-        self._recorded = recorded
-        self._broke = broke
+        self._on_recorded = on_recorded
+        self._on_broken = on_broken
         self._lease: Lease | None = None
         self._decoded: Counter[int] = Counter()
         self._moved = time.monotonic()
@@ -354,7 +354,7 @@ class Sequencer:
     def record(self, response: CachedResponse) -> None:
         """Count a call as done; on the computing thread."""
         self.progress = self.progress.after(response, self.limits.response_bytes)
-        self._recorded(response.sequence)
+        self._on_recorded(response.sequence)
 
     def restart(self, sequence: int) -> None:
         """Continue from another state, which is on disk unless the model lives in memory; on the computing thread."""
@@ -375,7 +375,7 @@ class Sequencer:
             self._moved = time.monotonic()
         self._lease = None
         if self.broken and self._refusal is None:
-            self._broke()
+            self._on_broken()
         self._wake()
 
     @property

@@ -317,10 +317,10 @@ class Store:
     def _model(self, spec: ModelSpec, trainer: Trainer, progress: Progress) -> Model:
         checkpointer = None if self._saved is None else self._saved.checkpointer
         return Model(
-            spec, trainer, self._limits, progress=progress, checkpointer=checkpointer, broke=self._broken_half_way
+            spec, trainer, self._limits, progress=progress, checkpointer=checkpointer, on_broken=self._restore_later
         )
 
-    def _broken_half_way(self, model: Model) -> None:
+    def _restore_later(self, model: Model) -> None:
         """A call has changed the state and failed: the next call loads the durable state."""
         self._cache.discard(model)
         self._forget_contexts(model)

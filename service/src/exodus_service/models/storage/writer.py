@@ -97,13 +97,13 @@ class Checkpointer:
     Args:
         writer: the thread that writes.
         write: makes a snapshot the model's state on disk; raises OSError if the disk fails.
-        saved: is called with the result of each attempt.
+        on_saved: called with the result of each attempt.
     """
 
-    def __init__(self, writer: CheckpointWriter, write: Callable[[Snapshot], Any], saved: OnSaved) -> None:
+    def __init__(self, writer: CheckpointWriter, write: Callable[[Snapshot], Any], on_saved: OnSaved) -> None:
         self._writer = writer
         self._write = write
-        self._saved = saved
+        self._on_saved = on_saved
         self._newest: tuple[int, Future[Any]] | None = None
         #: True if nothing more is written: the model was deleted or evicted.
         self.closed = False
@@ -149,7 +149,7 @@ class Checkpointer:
                 error,
                 exc_info=not expected,
             )
-            self._saved(snapshot.sequence, error)
+            self._on_saved(snapshot.sequence, error)
             raise
-        self._saved(snapshot.sequence, None)
+        self._on_saved(snapshot.sequence, None)
         return written
