@@ -52,7 +52,7 @@ class Reads:
         `run` is one attempt; patience bounds how often it is repeated.
         """
         self._connection.session.check_process()
-        patience, spacing, watch = self._sender.patient(), self._sender.spacing(), self._sender.watch
+        budget, polling, watch = self._sender.budget(), self._sender.polling(), self._sender.watch
         read = f"a read after call {after}"
         while True:
             self._calls.wait_done(after)
@@ -72,14 +72,14 @@ class Reads:
                     else:
                         watch.answered()
                     if not self._sender.lost(error, kept_after):
-                        if not patience.left(error):
+                        if not budget.left(error):
                             watch.gave_up()
-                            if (last := patience.last_of(read, error)) is not error:
+                            if (last := budget.last_of(read, error)) is not error:
                                 raise last from error
                             raise
                         continue
-                if not spacing.left():
-                    raise self._sender.behind()
+                if not polling.left():
+                    raise self._sender.stalled()
 
     def wait(self) -> None:
         """Wait for the answers to all that was submitted."""

@@ -52,7 +52,7 @@ class Call:
         in_turn: whether it is sent only when all before it are done.
         begun: whether it was ever under way.
         cancelled: whether nobody wanted it any more when it began.
-        spacing: the waits after refusals because calls before it are missing; None before the first.
+        polling: the waits after refusals because calls before it are missing; None before the first.
     """
 
     sequence: int
@@ -66,7 +66,7 @@ class Call:
     in_turn: bool = False
     begun: bool = False
     cancelled: bool = False
-    spacing: Polling | None = None
+    polling: Polling | None = None
 
     @property
     def nbytes(self) -> int:

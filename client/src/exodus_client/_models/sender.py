@@ -79,7 +79,7 @@ class Sender:
         self._report = report
         self._reporting = threading.Lock()
         self._closing = threading.Event()
-        self._waiting = self._new_patience()
+        self._budget = self._new_budget()
         self.watch = Watch(path, patience, self._closing)
         self._pool = DaemonThreadPool(defaults.CALLS_UNDER_WAY, "exodus-model")
 
@@ -135,22 +135,22 @@ class Sender:
         if again:
             _log.info("%s: the server came back with %d calls done, %d are sent again", self._path, done, again)
 
-    def patient(self) -> RetryBudget:
+    def budget(self) -> RetryBudget:
         """The budget of something else that may be repeated."""
-        return self._new_patience()
+        return self._new_budget()
 
-    def spacing(self) -> Polling:
+    def polling(self) -> Polling:
         """Bounded waits between repetitions of something that was answered."""
         return Polling(self._retries, self._patience, self._closing)
 
-    def behind(self) -> ExodusError:
+    def stalled(self) -> ExodusError:
         """The error that ends the training if the server stays behind what it has answered."""
         return ExodusError(
             f"{self._path}: training ended after patience={self._patience:g} seconds of waits: the server keeps asking "
             "for calls that it has done, or were sent. resync() goes on from what is on the server"
         )
 
-    def _new_patience(self) -> RetryBudget:
+    def _new_budget(self) -> RetryBudget:
         return RetryBudget(self._retries, self._patience, self._closing, self._path)
 
     def _run(self, call: Call) -> None:
@@ -179,7 +179,7 @@ class Sender:
             self._failed(call, error, kept_after)
         else:
             self.watch.answered()
-            self._waiting = self._new_patience()
+            self._budget = self._new_budget()
             self._answered(call, answered)
 
     def _made(self, call: Call) -> bool:
@@ -213,7 +213,7 @@ class Sender:
     def _exchange(self, path: str, body: Encoded) -> Answer:
         """Send a call and wait for its end, which a server that takes long is asked for."""
         answered = self._request("POST", path, body, _PREFER)
-        spacing = self.spacing()
+        polling = self.polling()
         while answered.status == 202:
             self.watch.answered()
             where = _REQUEST.fullmatch(answered.headers.get("location", ""))
@@ -221,7 +221,7 @@ class Sender:
                 got = answered.headers.get("location", "")
                 raise InvalidResponseError(f"202 without a Location, got {got!r:.80}", request_id=answered.request_id)
             wanted = parse_retry_after(answered.headers.get("retry-after")) or 0.0
-            if not spacing.left(took=answered.round_trip / 1e3, at_least=wanted):
+            if not polling.left(took=answered.round_trip / 1e3, at_least=wanted):
                 raise self._unfinished(where[1])
             try:
                 answered = self._request("GET", where[1], None, _PREFER)
@@ -270,19 +270,19 @@ class Sender:
 
     def _missing(self, call: Call, error: ExodusError, kept_after: int) -> None:
         """Send it again after the calls before it, which the server says are missing. Raises StateLostError."""
-        call.spacing = call.spacing or self.spacing()
-        if call.spacing.left():
+        call.polling = call.polling or self.polling()
+        if call.polling.left():
             self.calls.requeue(call, in_turn=True)
             self.lost(error, kept_after)
         else:
-            self.calls.end(self.behind())
+            self.calls.end(self.stalled())
 
     def _recover(self, call: Call, error: ExodusError) -> None:
         """Wait for the server, ask how far it is, and queue the call again."""
         while True:
-            waiting = self._waiting
-            if not waiting.left(error):
-                self.calls.end(waiting.last(error))
+            budget = self._budget
+            if not budget.left(error):
+                self.calls.end(budget.last(error))
                 return
             kept_after = self.calls.kept_after
             try:
