@@ -139,7 +139,7 @@ CASES: dict[str, tuple[tuple[int, ...], list[dict[str, Any]]]] = {
 }
 
 # A network with everything that a training step can change.
-MIXED = {
+MIXED: dict[str, Any] = {
     "input_shape": [2, 6, 7],
     "layers": [
         {"kind": "conv2d", "out_channels": 3, "kernel_size": 3, "padding": 1, "gain": 2.0},

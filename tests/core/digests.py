@@ -13,7 +13,7 @@ from torch import Tensor
 import exodus_core
 from assertions import DTYPES, KERNELS, SURROGATES, name_of
 from exodus_core import ExponentialKernel
-from exodus_core.surrogate import Sigmoid
+from exodus_core.surrogate import Sigmoid, Surrogate
 
 # (outer, time, inner): time last in one block and in several, the last of one step, in one tile and in several, the
 # last one wider; neighbouring lanes in whole strips and not.
@@ -29,7 +29,7 @@ def results_of(neuron: str, x: Tensor, weight: Tensor, surrogate: exodus_core.su
     if neuron in FILTERS:
         output = exodus_core.filter(x, FILTERS[neuron])
         return [output.detach(), *torch.autograd.grad(output, x, weight)]
-    parameter = torch.tensor(0.9, dtype=torch.promote_types(x.dtype, torch.float32), requires_grad=True)
+    parameter: Tensor | None = torch.tensor(0.9, dtype=torch.promote_types(x.dtype, torch.float32), requires_grad=True)
     if neuron == "srm":
         outputs = exodus_core.srm(x, KERNELS["exponential"](None), threshold=parameter, surrogate=surrogate)
     elif neuron == "lif":
@@ -42,6 +42,7 @@ def results_of(neuron: str, x: Tensor, weight: Tensor, surrogate: exodus_core.su
 
 def digests() -> Iterator[tuple[str, str]]:
     torch.manual_seed(7)
+    cases: list[tuple[torch.dtype, tuple[int, ...], Surrogate]]
     cases = [(dtype, shape, Sigmoid()) for dtype in DTYPES for shape in SHAPES]
     cases += [(dtype, (3, 20, 33), surrogate) for dtype in DTYPES[:2] for surrogate in SURROGATES]
     for dtype, shape, surrogate in cases:

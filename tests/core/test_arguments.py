@@ -158,7 +158,7 @@ def test_gradient_functions_name_what_is_wrong(error: type[Exception], message: 
             exodus_core.lif_gradient(X, X, 0.9, grad_membrane=grad)
 
 
-NUMPY = {
+NUMPY: dict[str, Any] = {
     "alpha": np.float32(0.5),
     "threshold": np.float64(1.0),
     "reset_by": np.int32(1),

@@ -34,7 +34,7 @@ def test_arguments_are_refused_by_pythons_kinds_of_errors() -> None:
         exodus_core.lif(torch.ones(2, 5, 3), 1.5)
     assert isinstance(value.value, ArgumentError)
     with pytest.raises(TypeError, match=r"x must be a torch\.Tensor, got list") as kind:
-        exodus_core.lif([1.0], 0.5)  # type: ignore[arg-type]
+        exodus_core.lif([1.0], 0.5)
     assert isinstance(kind.value, ArgumentTypeError)
 
 
@@ -54,4 +54,4 @@ def test_descriptions_are_refused_with_a_pointer() -> None:
     assert caught.value.pointer == caught.value.argument == "/layers/0/alpha"
     assert str(caught.value).startswith("/layers/0/alpha must be absent (the fields are kind, name, inputs,")
     with pytest.raises(training.OptimizerError, match=r"^the description must be a name or an object, got 3$"):
-        training.parse_optimizer(3)  # type: ignore[arg-type]
+        training.parse_optimizer(3)

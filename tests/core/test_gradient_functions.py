@@ -106,9 +106,9 @@ def test_bptt_works_in_inference_mode(reset: str) -> None:
         for wrt in ("input", None):
             by_loop = exodus_core.lif_gradient(membrane, g, **arguments, wrt=wrt, method="bptt")
             assert relative_error(exodus_core.lif_gradient(membrane, g, **arguments).input, by_loop.input) < 1e-12
-        by_loop = exodus_core.srm_gradient(membrane, g, taps, threshold=arguments["threshold"], method="bptt")
+        looped = exodus_core.srm_gradient(membrane, g, taps, threshold=arguments["threshold"], method="bptt")
         found = exodus_core.srm_gradient(membrane, g, taps, threshold=arguments["threshold"])
-        assert relative_error(found.psp, by_loop.psp) < 1e-12
+        assert relative_error(found.psp, looped.psp) < 1e-12
 
 
 def test_wrt_is_checked() -> None:
@@ -126,5 +126,6 @@ def test_empty_traces_have_empty_gradients(shape: tuple[int, ...], method: str) 
     found = exodus_core.lif_gradient(membrane, membrane, 0.9, method=method, grad_membrane=membrane, wrt=["alpha"])
     assert found.input.shape == shape
     assert found.alpha == 0
-    found = exodus_core.srm_gradient(membrane, membrane, AlphaKernel(4.0, -1.0), method=method, grad_membrane=membrane)
-    assert found.psp.shape == shape
+    kernel = AlphaKernel(4.0, -1.0)
+    srm = exodus_core.srm_gradient(membrane, membrane, kernel, method=method, grad_membrane=membrane)
+    assert srm.psp.shape == shape

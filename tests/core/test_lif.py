@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import exodus_core
 from assertions import (
@@ -262,7 +263,12 @@ def test_strided_arguments_give_the_gradients_of_contiguous_ones() -> None:
 def test_only_the_membrane_is_kept_for_the_backward_pass() -> None:
     x = torch.randn(4, 50, 32, requires_grad=True)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+
+    def counted(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(counted, lambda tensor: tensor):
         exodus_core.lif(x, 0.9)
     assert sum(kept) == x.numel()
 
@@ -390,7 +396,7 @@ def test_parameter_gradients_keep_their_precision_over_a_million_steps(signal: A
     t = 2**20 + 77
     u, g = (STEADY[signal](t)[None, :, None].expand(outer, t, inner).contiguous() for _ in range(2))
     u = u - 0.5
-    options = {"reset_by": 0.01, "min_membrane": -0.3, "wrt": ("alpha", "threshold", "reset_by")}
+    options: dict[str, Any] = {"reset_by": 0.01, "min_membrane": -0.3, "wrt": ("alpha", "threshold", "reset_by")}
     found = exodus_core.lif_gradient(u, g, 0.5, **options)
     exact = exodus_core.lif_gradient(u.double(), g.double(), 0.5, **options)
     for name in options["wrt"]:

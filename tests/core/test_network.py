@@ -359,7 +359,8 @@ def test_recurrent_neurons_keep_their_precision_under_autocast(method: str, bias
 
     def run(leaf: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            return net(leaf)
+            found: Tensor = net(leaf)
+            return found
 
     expected, wanted = gradients(net, x, net.parameters())
     y, found = gradients(run, x, net.parameters())
@@ -383,7 +384,12 @@ def test_recurrent_neurons_of_half_types_are_computed_in_float32(case: str, dtyp
 def test_narrow_recurrent_layers_do_not_take_a_long_sequence_apart_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     unbound = []
     unbind = torch.Tensor.unbind
-    monkeypatch.setattr(torch.Tensor, "unbind", lambda t, *a: unbound.append(len(t)) or unbind(t, *a))
+
+    def counted(tensor: Tensor, *dim: int) -> tuple[Tensor, ...]:
+        unbound.append(len(tensor))
+        return unbind(tensor, *dim)
+
+    monkeypatch.setattr(torch.Tensor, "unbind", counted)
     net = network.build({"input_shape": [1], "layers": [{"kind": "lif", "alpha": 0.9, "recurrent": {}}]})
     net(torch.ones(1, 1000, 1))
     assert unbound

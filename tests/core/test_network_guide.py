@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_the_module_prints_them() -> None:
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     example = PAGE.split("```python\n")[1].split("```")[0]
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
     exec(example, namespace)
     assert namespace["outputs"].shape == (4, 25, 10)
     assert "('0.weight', (8, 2, 3, 3))" in capsys.readouterr().out

@@ -18,7 +18,7 @@ EXPONENTIAL = {"kind": "exponential", "alpha": 0.9, "amplitude": -1.0}
 LINEAR = {"kind": "linear", "out_features": 500}
 CONV = {"kind": "conv2d", "out_channels": 8, "kernel_size": 3}
 # Shape of a sample, batch, time, layers: some MiB each.
-CASES = {
+CASES: dict[str, tuple[Any, ...]] = {
     "linear": ([500], 20, 50, [LINEAR] * 3),
     "deep": ([500], 20, 50, [LINEAR, LIF] * 4),
     "conv1d": ([4, 500], 10, 30, [LEARN, {"kind": "conv1d", "out_channels": 8, "kernel_size": 9}]),

@@ -35,7 +35,8 @@ def test_modules_pass_every_argument_on() -> None:
         (nn.SRM(nu, **options), lambda leaf: exodus_core.srm(leaf, nu, **options)),
     ):
         results = []
-        for call in (layer, lambda leaf, function=function: function(leaf)[0]):
+        calls: list[Callable[[Tensor], Any]] = [layer, lambda leaf, function=function: function(leaf)[0]]  # type: ignore[misc]
+        for call in calls:
             leaf = x.clone().requires_grad_()
             spikes = call(leaf)
             spikes.sum().backward()
@@ -330,7 +331,7 @@ def test_a_state_dict_from_before_numbers_were_in_it_is_loaded() -> None:
     layer = nn.LIF(0.5)
     with pytest.raises(RuntimeError, match=r'Missing key.* "alpha", "threshold"'):
         layer.load_state_dict(state)
-    state._metadata[""]["version"] = 1
+    state._metadata[""]["version"] = 1  # type: ignore[attr-defined]
     layer.load_state_dict(state)
     layer.load_state_dict({})
     assert layer.alpha == 0.5
@@ -523,7 +524,11 @@ def test_a_compiled_stateful_layer_is_not_recomputed(backend: str, use_reentrant
     layer = nn.IF(stateful=True)
     compiled = torch.compile(layer, backend=backend)
     x = torch.tensor([[[1.5], [0.0]]], requires_grad=True)
-    for call in (compiled, lambda x: torch.utils.checkpoint.checkpoint(compiled, x, use_reentrant=use_reentrant)):
+    calls: list[Callable[[Tensor], Any]] = [
+        compiled,
+        lambda x: torch.utils.checkpoint.checkpoint(compiled, x, use_reentrant=use_reentrant),
+    ]
+    for call in calls:
         layer.state = (torch.full((1, 1), 0.6), torch.zeros(1, 1))
         outputs = call(x)
     with pytest.raises(RuntimeError, match="a stateful layer must not be recomputed"):

@@ -29,7 +29,7 @@ def operator_calls() -> dict[str, Any]:
     vector, lanes = torch.rand(5), torch.rand(2, 5)
     tensors = (vector, vector + 0.5, vector, -vector, lanes, lanes)
     ops = torch.ops.exodus
-    taps = (torch.randn(3), [], [], [])
+    taps: tuple[Any, ...] = (torch.randn(3), [], [], [])
     modes = (None, [0.9, 0.5], [1.0, 0.0], [0.0, 2.0])
     surrogate = (0, 1.0, 1.0)
     return {

@@ -7,7 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -177,12 +177,12 @@ def test_strides_are_those_of_empty_like() -> None:
         assert output.stride() == torch.empty_like(x).stride()
 
 
-ORDINARY = {
+ORDINARY: dict[str, Callable[[Tensor], Tensor]] = {
     "pickle": lambda t: pickle.loads(pickle.dumps(t)),
     "save": lambda t: saved_and_loaded(t),
     "deepcopy": copy.deepcopy,
     "shared memory": lambda t: t.clone().copy_(t.share_memory_()),
-    "dlpack": torch.from_dlpack,
+    "dlpack": torch.from_dlpack,  # type: ignore[attr-defined]
     "data": lambda t: t.data,
     "in place": lambda t: t.add_(1).sub_(1),
     "resize to the same": lambda t: t.resize_(t.numel()).view(SHAPE),
@@ -193,7 +193,8 @@ ORDINARY = {
 def saved_and_loaded(tensor: Tensor) -> Tensor:
     file = io.BytesIO()
     torch.save(tensor, file)
-    return torch.load(io.BytesIO(file.getvalue()))
+    loaded: Tensor = torch.load(io.BytesIO(file.getvalue()))
+    return loaded
 
 
 @pytest.mark.parametrize("use", ORDINARY)

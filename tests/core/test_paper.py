@@ -26,7 +26,8 @@ def implicit_gradient(
     reset = torch.where(shift >= 0, nu.taps(T)[shift.clamp(min=0)], 0.0)
     derivative = torch.diag(surrogate.derivative(membrane - 1.0))
     jacobian = derivative @ torch.linalg.inv(torch.eye(T, dtype=torch.float64) - reset @ derivative)
-    return jacobian.T @ grad_spikes
+    delta: Tensor = jacobian.T @ grad_spikes
+    return delta
 
 
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "taps"])

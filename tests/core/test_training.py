@@ -1,7 +1,7 @@
 """Trainer against the plain torch loop, to the bit; and calls that fail, which change nothing, to the bit."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import network_cases as cases
@@ -282,7 +282,7 @@ class Broken(torch.autograd.Function):
 
 
 def broken(y: Tensor, target: Tensor) -> losses.LossValue:
-    return LOSS(Broken.apply(y), target)
+    return LOSS(Broken.apply(y), target)  # type: ignore[no-untyped-call]
 
 
 def infinite(y: Tensor, target: Tensor) -> losses.LossValue:
@@ -300,7 +300,7 @@ def nan_gradient(y: Tensor, target: Tensor) -> losses.LossValue:
 
 
 X, Y = batch(9)
-FAILURES = {
+FAILURES: dict[str, tuple[Callable[[Trainer], Any], type[Exception], str]] = {
     "another shape": (lambda t: t.step(X[:, :, :1], Y, LOSS), ValueError, "x must be of shape"),
     "bad target": (lambda t: t.step(X, Y + 5, LOSS), losses.LossError, "/targets must be class numbers"),
     "bad target alone": (lambda t: t.forward_backward(X, Y + 5, LOSS), losses.LossError, "/targets"),
@@ -435,7 +435,7 @@ def test_a_forward_pass_serves_one_backward_pass_that_succeeds() -> None:
         ours.backward(forward, given)
 
 
-OTHERS = {
+OTHERS: dict[str, Callable[[], Any]] = {
     "Sequential": lambda: torch.nn.Sequential(torch.nn.Linear(3, 3)),
     "Linear": lambda: torch.nn.Linear(3, 3),
     "OptimizedModule": lambda: torch.compile(torch.nn.Linear(3, 3), backend="eager"),
