@@ -217,6 +217,19 @@ def test_a_body_over_the_limit_is_refused_and_costs_the_connection(scripted: Any
         assert client.capabilities() == {}
 
 
+def test_cookies_keep_a_client_at_the_server_that_a_proxy_chose() -> None:
+    cookies: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        cookies.append(request.headers.get("Cookie"))
+        return httpx.Response(200, json={}, headers={"Set-Cookie": "node=a; Path=/"})
+
+    with Client("http://n/", transport=httpx.MockTransport(answer), retries=0) as client:
+        client.capabilities()
+        client.capabilities()
+    assert cookies == [None, "node=a"]
+
+
 def test_no_more_connections_than_allowed(scripted: Any) -> None:
     transport = SocketTransport(tcp("127.0.0.1", int(scripted(answering(OK, OK)).rpartition(":")[2])), 1)
     with httpx.Client(transport=transport, timeout=httpx.Timeout(5, pool=0.05)) as client:
