@@ -180,7 +180,7 @@ class TestDelete:
         asked = len(server.requests)
         result = exodus("delete", URL, "one")
         assert result.exit_code == 2
-        assert result.stderr == "exodus: delete must be told --yes where there is no terminal to ask at, got neither\n"
+        assert result.stderr == "exodus: --yes must be given if there is no terminal to ask at, got nothing\n"
         assert len(server.requests) == asked
 
     @pytest.mark.parametrize(("answer", "is_deleted"), [("y\n", True), ("n\n", False), ("\n", False), ("", False)])
