@@ -348,7 +348,7 @@ class TestModule:
 
     @pytest.mark.parametrize("start", [0.0, 5e-4])
     def test_a_threshold_to_be_trained_starts_within_its_range(self, service: Any, start: float) -> None:
-        with pytest.raises(ValueError, match=rf"threshold must be at least 0.001 where it is trained, got {start}"):
+        with pytest.raises(ValueError, match=rf"threshold must be at least 0.001 if it is trained, got {start}"):
             RemoteLIF(service.client(), 0.9, threshold=start, trainable="threshold")
 
     def test_neurons_are_not_taken_for_time(self, service: Any, x: Tensor) -> None:
