@@ -322,7 +322,7 @@ def test_422_points_at_what_does_not_fit(
 @pytest.mark.parametrize(
     ("neuron", "parts", "expected", "got"),
     [
-        ({"model": "lif", "alpha": 1.5}, {"membrane": U}, "a value in [0, 1]", "1.5"),
+        ({"model": "lif", "alpha": 1.5}, {"membrane": U}, "in [0, 1]", "1.5"),
         (LIF | {"reset": "zero", "max_spikes": 2}, {"membrane": U}, "1 with reset 'zero'", "2"),
         (
             {"model": "lif", "alpha": {"tensor": "a"}},

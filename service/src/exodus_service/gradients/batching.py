@@ -120,7 +120,7 @@ class Batcher:
 
 
 def batch_key(method: Method, message: Message, device: torch.device) -> BatchKey | None:
-    """What compatible requests have in common; None for a request that is computed alone.
+    """Key that compatible requests have in common; None for a request that is computed alone.
 
     Compatible are requests whose parameters are spelled alike, and whose tensors agree in name, dtype and shape up to
     the outermost axis. Computed alone are those with that axis as time; with parameters that are tensors, or whose

@@ -6,7 +6,6 @@ of exodus_core. Equation numbers are those of arXiv 2205.10242.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -15,7 +14,8 @@ import torch
 
 import exodus_core
 from exodus_client.wire import Message
-from exodus_service.errors import ServiceError, invalid
+from exodus_core import ArgumentError, ArgumentTypeError
+from exodus_service.errors import invalid
 from exodus_service.gradients.operands import Operands
 from exodus_service.gradients.params import (
     AlphaTaps,
@@ -46,14 +46,13 @@ class LossGradients:
         return self.output is not None or self.membrane is not None
 
     def grad_spikes(self, membrane: torch.Tensor) -> torch.Tensor:
-        """g = dL/ds. With a filter g[m] = sum_k alpha^k e[m + k] (11, 13): the filter, run from the end of time."""
+        """g = dL/ds; with a filter the adjoint of the filter of `output` (11, 13)."""
         if self.output is None:
             return torch.zeros_like(membrane)
         if self.filter_alpha is None:
             return self.output
         kernel = _checked(exodus_core.ExponentialKernel, self.filter_alpha)
-        reverse = _checked(exodus_core.filter, self.output.flip(self.time_dim), kernel, time_dim=self.time_dim)
-        return reverse.flip(self.time_dim)
+        return _checked(exodus_core.output_filter_adjoint, self.output, kernel, time_dim=self.time_dim)
 
 
 @dataclass(frozen=True)
@@ -64,28 +63,24 @@ class Synapses:
     weight: torch.Tensor
 
     def current(self) -> torch.Tensor:
-        return self.spikes @ self.weight.T
+        return _checked(exodus_core.synapse_current, self.spikes, self.weight)
 
     def gradients(self, grad_input: torch.Tensor) -> Results:
-        """(14) and its counterpart: dL/dW = sum over batch and time of lam s^T, dL/ds = W^T lam."""
-        rows = math.prod(self.spikes.shape[:-1])  # said, since -1 is ambiguous where there are no neurons
-        flat = grad_input.reshape(rows, self.weight.shape[0])
-        return {
-            "grad_weight": flat.T @ self.spikes.reshape(rows, self.weight.shape[1]),
-            "grad_spikes": grad_input @ self.weight,
-        }
+        """dL/dW and dL/ds (14), from lambda = dL/dx."""
+        found = _checked(exodus_core.synapse_gradients, self.spikes, self.weight, grad_input)
+        return {"grad_weight": found.weight, "grad_spikes": found.spikes}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What drives the neuron, exactly one of: its membrane trace, its current or psp, or spikes and weights."""
+    """Input of the neuron, exactly one of: its membrane trace, its current or psp, or spikes and weights."""
 
     membrane: torch.Tensor | None = None
     drive: torch.Tensor | None = None
     synapses: Synapses | None = None
 
     def trace(self) -> torch.Tensor:
-        """The membrane where it is given, else the current or psp."""
+        """The membrane if it is given, else the current or psp."""
         if self.synapses is not None:
             return self.synapses.current()
         trace = self.drive if self.membrane is None else self.membrane
@@ -144,9 +139,9 @@ class Computation:
         return {f"grad_{name}": value for name, value in found._asdict().items() if value is not None}
 
     def _fired(self, membrane: torch.Tensor) -> torch.Tensor:
-        """The spikes of a given trace (4): those of a neuron that keeps nothing from one step to the next."""
-        kept = {name: self.neuron[name] for name in ("threshold", "max_spikes", "time_dim") if name in self.neuron}
-        return _checked(exodus_core.lif, membrane, alpha=0.0, reset="none", **kept)[0]
+        """The spikes of a given trace (4)."""
+        options = {name: self.neuron[name] for name in ("threshold", "max_spikes", "time_dim") if name in self.neuron}
+        return _checked(exodus_core.fire, membrane, **options)
 
 
 def norm(tensor: torch.Tensor) -> float:
@@ -289,30 +284,10 @@ def _loss(params: Params, operands: Operands, like: str, shape: tuple[int, ...],
 
 
 def _checked(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call exodus_core; what it refuses about an argument becomes a ServiceError that points at the parameter."""
+    """Call exodus_core. An argument that it refuses becomes a ServiceError that points at the parameter."""
     try:
         return function(*args, **kwargs)
-    except (TypeError, ValueError) as error:
-        raise _refusal(str(error)) from error
-
-
-_REFUSAL = re.compile(r"(\w+) must (.+), got (.+)", re.DOTALL)
-#: What exodus_core says of a parameter that "must ...", as what is expected.
-_EXPECTED = {
-    "be in ": "a value in ",
-    "be at least ": "a value of at least ",
-    "be ": "",
-    "broadcast ": "values that broadcast ",
-    "have ": "",
-}
-
-
-def _refusal(message: str) -> ServiceError:
-    parts = _REFUSAL.match(message)
-    if parts is None:
-        return ServiceError("invalid", message)
-    name, expected, got = parts.groups()
-    verb = next((verb for verb in _EXPECTED if expected.startswith(verb)), "")
-    expected = _EXPECTED.get(verb, "") + expected.removeprefix(verb)
-    pointer = f"/params/{name}" if name in Params.model_fields else f"/params/neuron/{name}"
-    return invalid(pointer, expected, got)
+    except (ArgumentError, ArgumentTypeError) as error:
+        name = error.argument
+        pointer = f"/params/{name}" if name in Params.model_fields else f"/params/neuron/{name}"
+        raise invalid(pointer, error.expected, error.got) from error

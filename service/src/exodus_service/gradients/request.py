@@ -82,7 +82,7 @@ class GradientRequest:
 
     @cached_property
     def batch_key(self) -> BatchKey | None:
-        """What it has in common with requests that it may be computed with.
+        """Key that compatible requests have in common.
 
         None if only unpacking or parsing the whole body would tell: it is compressed, or JSON. None, too, if the body
         is wrong or there is no room for it, which `run` says; and for a description that is longer than any that is

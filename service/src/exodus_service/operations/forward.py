@@ -12,7 +12,7 @@ from exodus_service.engine import Engine
 from exodus_service.errors import ServiceError, invalid
 from exodus_service.models.forward_contexts import ForwardContext
 from exodus_service.models.model import Model
-from exodus_service.operations.inputs import DecodedCall, Early, parsed_loss, peek, refusal, scalars
+from exodus_service.operations.inputs import REFUSALS, DecodedCall, Early, parsed_loss, peek, refusal, scalars
 from exodus_service.operations.params import ForwardParams
 
 
@@ -78,7 +78,7 @@ class ForwardCall:
                 if self._loss is not None and self._targets is not None:
                     with torch.no_grad():
                         params["metrics"] = scalars(self._loss(outputs, self._targets).metrics)
-            except (ValueError, TypeError) as error:
+            except REFUSALS as error:
                 raise refusal(error, self._decoded.operands) from error
             tensors = [Tensor.of("outputs", outputs.cpu())] if "outputs" in self.params.return_ else []
         with self._call.timings.phase("encode"):

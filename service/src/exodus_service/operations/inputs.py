@@ -15,8 +15,7 @@ import torch
 from pydantic import BaseModel
 
 from exodus_client.wire import peek_params
-from exodus_core import losses
-from exodus_core.errors import DescriptionError
+from exodus_core import ArgumentError, ArgumentTypeError, DescriptionError, losses
 from exodus_core.network import Description
 from exodus_core.training import NonFiniteError
 from exodus_service.call import Call
@@ -26,12 +25,15 @@ from exodus_service.gradients.params import parse
 
 Params = TypeVar("Params", bound=BaseModel)
 
+#: What exodus_core raises for the tensors of a call.
+REFUSALS = (ArgumentError, ArgumentTypeError, NonFiniteError)
+
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Early:
-    """In place of a call that has to wait for the call of this number before it is opened."""
+    """Stands for a call that has to wait for the call of this number before it is decoded."""
 
     sequence: int
 
@@ -54,7 +56,7 @@ class DecodedCall:
         return parse(model, self.message.params)
 
     def digest(self, operation: str) -> str:
-        """What tells this call from another: SHA-256 of the operation and the bytes."""
+        """SHA-256 of the operation and the bytes, which tells this call from another of the same number."""
         digest = hashlib.sha256(operation.encode() + b"\0")
         digest.update(self.body)
         return digest.hexdigest()
@@ -79,7 +81,7 @@ class DecodedCall:
         return self.take("input")
 
     def outputs_gradient(self, shape: tuple[int, ...] | None) -> torch.Tensor:
-        """The tensor `grad_output`, of the shape of the outputs where that is known. Raises ServiceError: invalid."""
+        """The tensor `grad_output`, of the shape of the outputs if that is known. Raises ServiceError: invalid."""
         tensor = self._present("grad_output")
         if shape is not None and tensor.shape != shape:
             expected = f"{list(shape)}, that of the outputs"
@@ -130,8 +132,8 @@ def parsed_loss(given: Any) -> losses.Loss:
         raise invalid(f"/params/loss{error.pointer}", error.expected, error.got) from error
 
 
-def refusal(error: ValueError | TypeError, operands: Operands) -> ServiceError:
-    """What exodus_core refuses of the tensors of a call, pointed at."""
+def refusal(error: ArgumentError | ArgumentTypeError | NonFiniteError, operands: Operands) -> ServiceError:
+    """The error of a call whose tensors exodus_core refuses (REFUSALS)."""
     if isinstance(error, NonFiniteError):
         fault = Fault("/tensors", "a finite loss and finite gradients", f"{error.value} as {error.what}")
         return ServiceError("non_finite", f"{error}; nothing was changed", (fault,))
@@ -141,8 +143,7 @@ def refusal(error: ValueError | TypeError, operands: Operands) -> ServiceError:
         pointer = operands.pointer(name) if name in operands else "/params/loss"
         detail = f"{name} must be {error.expected}, got {error.got}"
         return ServiceError("invalid", detail, (Fault(pointer, error.expected, error.got),))
-    expected, _, got = str(error).partition(", got ")
-    return ServiceError("invalid", str(error), (Fault("/tensors", expected, got),))
+    return ServiceError("invalid", str(error), (Fault("/tensors", error.expected, error.got),))
 
 
 def scalars(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:

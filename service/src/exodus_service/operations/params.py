@@ -22,7 +22,7 @@ LossDescription = Annotated[
 
 
 class CreateParams(Strict):
-    """What a model is made from."""
+    """Parameters of a new model."""
 
     id: str | None = Field(
         default=None,

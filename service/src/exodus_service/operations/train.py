@@ -21,7 +21,7 @@ from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.models.forward_contexts import ForwardContext, expired
 from exodus_service.models.model import Model
 from exodus_service.models.sequencer import CachedResponse, Step
-from exodus_service.operations.inputs import DecodedCall, Early, parsed_loss, peek, refusal
+from exodus_service.operations.inputs import REFUSALS, DecodedCall, Early, parsed_loss, peek, refusal
 from exodus_service.operations.params import ForwardBackwardParams, OptimStepParams, StepParams, TrainingParams
 
 #: Header of a response that was given before.
@@ -117,7 +117,7 @@ class TrainingCall:
                     f"{error}; send the inputs again",
                     (Fault("/params/context", "a context of the present weights", "one of earlier weights"),),
                 ) from error
-            except (ValueError, TypeError) as error:
+            except REFUSALS as error:
                 raise refusal(error, self.decoded.operands) from error
             tensors = [] if gradients is None else [Tensor.of("gradients", gradients.cpu())]
         with self.call.timings.phase("encode"):
