@@ -4,8 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from urllib.parse import quote
 
-from fastapi import APIRouter, FastAPI, Request
-from fastapi.routing import APIRoute
+from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
@@ -17,8 +16,7 @@ from exodus_service.gradients.selftest import SelfTestError
 from exodus_service.http.auth import Keys
 from exodus_service.http.middleware import CONTEXT, Authentication, Envelope, response_headers
 from exodus_service.http.openapi import document
-from exodus_service.http.pipeline import direct_route
-from exodus_service.http.problem_json import problem_response
+from exodus_service.http.pipeline import Calls, Route, problem
 from exodus_service.http.routes import gradients, layers, models, requests, service
 from exodus_service.models.storage.state_dir import StateDirError
 from exodus_service.operations.pending import Requests
@@ -28,16 +26,14 @@ from exodus_service.shared_memory import Segments
 #: Seconds that saving may take at the end, at least.
 _SAVE_S = 10
 
-#: Routers whose endpoints take the request and path parameters as text, and return a response.
-_DIRECT = (gradients.router, models.router, layers.router, requests.router)
-_ROUTERS = (*_DIRECT, service.router)
+_ROUTERS = (gradients.router, models.router, layers.router, requests.router, service.router)
 _CODES: Mapping[int, Code] = {404: "not_found", 405: "method_not_allowed"}
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The service as an ASGI application; `app.state.engine` is its Engine.
 
-    Where it cannot start, `app.state.start_error` says why.
+    If it cannot start, `app.state.start_error` says why.
 
     Args:
         settings: None takes them from the environment.
@@ -84,10 +80,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.requests = Requests(settings.result_ttl_s)
     app.state.start_error = None
     app.state.capabilities = engine.capabilities()
-    app.router.routes.extend(direct_route(route) for router in _DIRECT for route in _documented(router))
     for router in _ROUTERS:
         app.router.routes.extend(router.routes)
     # The last one added is the outermost.
+    app.add_middleware(Calls, routes=[route for route in app.routes if isinstance(route, Route)])
     app.add_middleware(Authentication, keys=Keys.of(settings))
     app.add_middleware(Envelope)
     app.add_exception_handler(ServiceError, _problem)
@@ -97,46 +93,32 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _documented(router: APIRouter) -> list[APIRoute]:
-    return [route for route in router.routes if isinstance(route, APIRoute)]
-
-
-def _answer(request: Request, error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
-    return problem_response(
-        error,
-        quote(request.scope["path"]),
-        request.scope[CONTEXT].request_id,
-        retry_after_s=request.app.state.engine.settings.retry_after_s,
-        headers=headers,
-    )
-
-
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return _answer(request, error)
+    return problem(request, error)
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
-    """What the router raises: an unknown path, or another HTTP method than the path takes."""
+    """Responds to errors of the router: an unknown path, or an HTTP method that the path does not take."""
     assert isinstance(error, HTTPException)
     detail = f"{request.method} {quote(request.scope['path'])}: {error.detail.lower()}"
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = _allowed(request) or headers["Allow"]
-    return _answer(request, ServiceError(_CODES[error.status_code], detail), headers)
+    return problem(request, ServiceError(_CODES[error.status_code], detail), headers)
 
 
 def _allowed(request: Request) -> str:
     """The HTTP methods that a path takes; the router knows those of one of its routes."""
-    routes = [route for router in _ROUTERS for route in _documented(router)]
+    routes = [route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)]
     matching = [route.methods or set() for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     methods = set().union(*matching)
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
-    """A bug. The server logs the traceback and closes the connection; the caller gets a name to look it up by."""
+    """Responds to a bug. The server logs the traceback and closes the connection; the caller gets an id to find it."""
     detail = "a bug; the log of the service has it under this request_id"
-    response = _answer(request, ServiceError("internal_error", detail), {"Connection": "close"})
+    response = problem(request, ServiceError("internal_error", detail), {"Connection": "close"})
     response.raw_headers += response_headers(request.scope[CONTEXT])
     return response

@@ -3,7 +3,7 @@
 Through ASGI messages every byte is copied five times: out of the transport, out of the parser, into the server's
 buffer, out of it, into ours. For large bodies the kernel's copy is the only one: the server offers in the ASGI scope,
 under EXTENSION, to read from the socket into a buffer. `place(buffer)` says where the body goes, and `receive()` then
-returns when all of it is there.
+returns when all of it is there. A small body mostly arrives with its head, and `take(buffer)` copies it without a wait.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 ALIGNMENT = 64
 
-#: Key in the extensions of an ASGI scope, of a map whose member `place` is a `Place`.
+#: Key in the extensions of an ASGI scope, of a map whose member `place` is a `Place`, and `take` a `Take`.
 EXTENSION = "exodus.place"
 
-#: Bodies up to this size mostly arrive with their head, and gain nothing from being read into place.
+#: Bodies up to this size gain nothing from being read into place.
 SMALLEST = 1 << 16
 
 #: Size of the buffer for the rest of a body that is not wanted any more.
@@ -79,6 +79,18 @@ def _ignore() -> None:
 
 #: Registers a buffer of the length of the body; None if its bytes have to be taken from the messages.
 Place = Callable[[memoryview], Filling | None]
+
+
+#: Copies a body that is complete into a buffer of its length; false if there is no such body.
+Take = Callable[[memoryview], bool]
+
+
+def take(scope: Mapping[str, Any], buffer: memoryview) -> bool:
+    """True if the body of this request was there already, and is in the buffer now."""
+    if len(buffer) > SMALLEST:
+        return False
+    offered: Take | None = scope.get("extensions", {}).get(EXTENSION, {}).get("take")
+    return offered is not None and offered(buffer)
 
 
 def place(scope: Mapping[str, Any], buffer: memoryview) -> Filling | None:
@@ -160,6 +172,8 @@ async def read_body(
         body = empty_buffer(nbytes, pinned=pinned)
     except (MemoryError, torch.OutOfMemoryError):
         raise ServiceError("out_of_memory", f"no room for a body of {nbytes} bytes") from None
+    if seconds_left > 0 and take(scope, body):
+        return body
     clock = asyncio.get_running_loop().time
     began = clock()
     deadline = began + seconds_left

@@ -7,7 +7,7 @@ seconds, and its result is kept.
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -16,8 +16,7 @@ import numpy as np
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from exodus_client.wire import Encoded
 from exodus_service.call import Call, Result
@@ -46,26 +45,60 @@ PIECE = 1 << 20
 JOINED = 1 << 16
 
 
-def direct_route(documented: APIRoute) -> Route:
-    """The route of an endpoint that takes a request, and the parameters of its path as text, and returns a response.
+class Route(APIRoute):
+    """A route whose endpoint takes a request, and the parameters of its path as text, and returns a response.
 
-    FastAPI documents the endpoint and Starlette serves it: routing, validation and dependencies of FastAPI take some
-    60 us a request.
+    FastAPI has it in its document. It is served by `Calls`.
     """
-    endpoint: Callable[..., Awaitable[Response]] = documented.endpoint
 
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self.app = _served(endpoint)
+
+
+class Calls:
+    """Middleware that serves calls ahead of the framework, which takes as long as a small call by itself."""
+
+    def __init__(self, app: ASGIApp, routes: Sequence[Route]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            for route in self._routes:
+                found = route.path_regex.match(path)
+                if found is not None and scope["method"] in (route.methods or ()):
+                    scope["path_params"] = found.groupdict()
+                    await route.app(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+
+def _served(endpoint: Callable[..., Awaitable[Response]]) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
         try:
             response = await endpoint(request=request, **scope["path_params"])
+        except ServiceError as error:
+            response = problem(request, error)
         except asyncio.CancelledError:  # by the server, when EXODUS_SHUTDOWN_TIMEOUT_S is over
             scope[CONTEXT].closing = True
-            raise ServiceError("draining", "the service stopped before the result was there") from None
+            response = problem(request, ServiceError("draining", "the service stopped before the result was there"))
         await response(scope, receive, send)
 
-    route = Route(documented.path, endpoint, methods=list(documented.methods or ()), include_in_schema=False)
-    route.app = app
-    return route
+    return app
+
+
+def problem(request: Request, error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
+    """The response of a request that failed."""
+    return problem_response(
+        error,
+        quote(request.scope["path"]),
+        request.scope[CONTEXT].request_id,
+        retry_after_s=request.app.state.engine.settings.retry_after_s,
+        headers=headers,
+    )
 
 
 async def respond(
@@ -121,12 +154,12 @@ async def look(request: Request, id: str) -> Response:
     context.timings = pending.call.timings
     try:
         return TensorResponse(pending.task.result(), requests.lend(pending))
-    except ServiceError as error:
-        problem = error
+    except ServiceError as failed:
+        error = failed
     except (Exception, asyncio.CancelledError):  # noqa: BLE001  (it was logged when it was raised)
-        problem = ServiceError("internal_error", "a bug; the log of the service has it under this request_id")
+        error = ServiceError("internal_error", "a bug; the log of the service has it under this request_id")
     retry_after_s = request.app.state.engine.settings.retry_after_s
-    return problem_response(problem, pending.path, pending.request_id, retry_after_s=retry_after_s)
+    return problem_response(error, pending.path, pending.request_id, retry_after_s=retry_after_s)
 
 
 def wait_seconds(headers: Mapping[str, str]) -> float | None:
@@ -144,8 +177,10 @@ class TensorResponse(Response):
 
     def __init__(self, result: Result, release: Callable[[], object] = lambda: None) -> None:
         encoded = result.encoded
-        headers = {"content-length": str(encoded.nbytes), **result.headers}
-        super().__init__(status_code=result.status, headers=headers, media_type=encoded.content_type)
+        headers = {"content-length": str(encoded.nbytes), "content-type": encoded.content_type, **result.headers}
+        self.status_code = result.status
+        self.background = None
+        self.raw_headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         self._encoded = encoded
         self._release = release
 

@@ -127,7 +127,8 @@ class Protocol(HttpToolsProtocol):
         self._in_head = False
         self._timeout = None
         super().on_headers_complete()
-        self.scope["extensions"] = {EXTENSION: {"place": partial(self._place, self.cycle)}}
+        cycle = self.cycle
+        self.scope["extensions"] = {EXTENSION: {"take": partial(_take, cycle), "place": partial(self._place, cycle)}}
 
     def on_body(self, body: bytes) -> None:
         if not self._discarding:
@@ -293,6 +294,15 @@ class Protocol(HttpToolsProtocol):
 
 def _not_http() -> ServiceError:
     return ServiceError("malformed", "this is not a request of HTTP/1.1")
+
+
+def _take(cycle: RequestResponseCycle, buffer: memoryview) -> bool:
+    """Copy a body that is complete into a buffer of its length. False if it is not, or not of this length."""
+    if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue or len(cycle.body) != len(buffer):
+        return False
+    buffer[:] = cycle.body
+    cycle.body = bytearray()
+    return True
 
 
 def _disconnect(cycle: RequestResponseCycle) -> None:

@@ -13,12 +13,12 @@ from exodus_service.errors import ServiceError
 from exodus_service.gradients.params import Method
 from exodus_service.gradients.request import GradientRequest
 from exodus_service.http.openapi import document
-from exodus_service.http.pipeline import respond
+from exodus_service.http.pipeline import Route, respond
 
 MethodInPath = Annotated[Method, Path(description="How gradients pass through the reset of the neuron.")]
 
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 
 @router.post(

@@ -14,14 +14,14 @@ from exodus_service.engine import Engine
 from exodus_service.http.admission import receive_file, receive_nothing
 from exodus_service.http.middleware import CONTEXT
 from exodus_service.http.openapi import document as documented
-from exodus_service.http.pipeline import JOINED, TensorResponse, respond
+from exodus_service.http.pipeline import JOINED, Route, TensorResponse, respond
 from exodus_service.models.storage.state_file import MEDIA_TYPE
 from exodus_service.operations import forward as forwarding
 from exodus_service.operations import manage, train
 
 ModelId = Annotated[str, Path(description="Id of the model.")]
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=Route)
 
 
 @router.post("/v1/models", **documented.CREATE)
@@ -48,7 +48,7 @@ async def find_all(request: Request) -> Response:
 
 @router.get("/v1/models/{id}", **documented.INFO)
 async def info(id: ModelId, request: Request) -> Response:
-    """What a model is and how far it was trained."""
+    """Description of a model, and its progress in training."""
     engine: Engine = request.app.state.engine
     engine.require_ready()
     return Response(json.dumps(await engine.store.info(request.scope[CONTEXT].owner, id)), media_type=JSON_TYPE)

@@ -7,12 +7,12 @@ from starlette.responses import Response
 
 from exodus_service.http.middleware import CONTEXT
 from exodus_service.http.openapi import document as documented
-from exodus_service.http.pipeline import look
+from exodus_service.http.pipeline import Route, look
 from exodus_service.operations.pending import Requests
 
 RequestId = Annotated[str, Path(description="Id of the request, as in the 202 answer.")]
 
-router = APIRouter(tags=["requests"])
+router = APIRouter(tags=["requests"], route_class=Route)
 
 
 @router.get("/v1/requests/{id}", **documented.GET_REQUEST)

@@ -20,7 +20,7 @@ async def capabilities(request: Request) -> Capabilities:
 
 @router.get("/v1/shared-memory", tags=["service"], responses=document.SHARED_MEMORY_RESPONSES)
 async def shared_memory(request: Request) -> SharedMemory:
-    """Where clients of the same user on this machine hand over memory; docs/wire-format.md has the exchange."""
+    """Socket where clients of the same user on this machine hand over memory; docs/wire-format.md has the exchange."""
     segments: Segments | None = request.app.state.segments
     if segments is None:
         raise ServiceError("not_found", "shared memory is off on this service; EXODUS_SHARED_MEMORY=1 turns it on")
