@@ -25,6 +25,7 @@ WALLS: list[tuple[str, list[str], list[str]]] = [
     (f"{SERVICE}.models.storage", [f"{SERVICE}.models", f"{SERVICE}.errors"], []),
     (f"{SERVICE}.gradients", [f"{SERVICE}.operations", f"{SERVICE}.models"], []),
     (f"{SERVICE}.compute", [f"{SERVICE}.operations", f"{SERVICE}.models", f"{SERVICE}.gradients"], []),
+    (f"{SERVICE}.call", [f"{SERVICE}.operations", f"{SERVICE}.models", f"{SERVICE}.gradients"], []),
     (f"{CLIENT}.wire", [CLIENT], []),
     (f"{CLIENT}._transport", [f"{CLIENT}._gradients", f"{CLIENT}._models", f"{CLIENT}._client"], []),
     (f"{CLIENT}._gradients", [f"{CLIENT}._models"], []),

@@ -24,7 +24,7 @@ from exodus_service.settings import Settings
 
 
 class Phase(Enum):
-    """Where the service is in its life. Requests are served while READY and DRAINING."""
+    """Phases of the service's life. Requests are served while READY and DRAINING."""
 
     STARTING = "starting"
     READY = "ready"
@@ -33,7 +33,7 @@ class Phase(Enum):
 
 
 class Capabilities(BaseModel):
-    """What this service can do, and what it refuses."""
+    """Abilities and limits of this service."""
 
     version: str = Field(description="Version of the service.")
     wire_versions: list[int] = Field(description="Versions of the wire format that are understood.")

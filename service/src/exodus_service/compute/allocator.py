@@ -1,8 +1,8 @@
-"""Keeps memory that was freed for the next computation, whose pages the operating system then need not clear again.
+"""Caches freed memory for the next computation, so that the operating system need not clear its pages again.
 
-A training step frees and asks for the same sizes every time. By itself the C library gives what the computing thread
-frees back to the operating system, several times in a step: it lets a thread allocate from heaps of its own, of at
-most 64 MiB, and unmaps those that are empty.
+A training step frees and allocates the same sizes every time. By default glibc returns what the computing thread frees
+to the operating system several times in a step: a thread allocates from heaps of its own, of at most 64 MiB, and empty
+heaps are unmapped.
 """
 
 import ctypes
@@ -20,10 +20,10 @@ _MOST = 2**31 - 1
 
 
 def keep_memory(limit: int) -> None:
-    """Keep up to `limit` bytes of kernels' outputs, and as many at the end of the heap, for the whole process.
+    """Cache up to `limit` bytes of kernels' outputs, and as many at the end of the heap, for the whole process.
 
-    All threads started later share one heap. Allocations of an eighth of the limit and more stay out of it: one small
-    one that outlives them would keep them all. Without glibc only outputs are kept.
+    All threads started later share one heap. Allocations of an eighth of the limit and more stay out of it: a small one
+    behind them would keep all of them. Without glibc only outputs are cached.
     """
     exodus_core.keep_memory(limit)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
