@@ -230,6 +230,10 @@ def test_every_post_takes_the_preference(remote, service):
     assert remote.info()["sequence"] == 2
 
 
+def test_a_gradient_is_answered_at_once_whatever_is_preferred(service, good):
+    assert service.caller.gradients(good, headers=LATER).status == 200
+
+
 @pytest.mark.parametrize("prefer", ["wait", "wait=x", "wait=-1", "return=minimal", "await=0"])
 def test_preferences_that_are_not_understood_are_ignored(remote, prefer):
     assert remote.step(1, headers={"Prefer": prefer}).status == 200

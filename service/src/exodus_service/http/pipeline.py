@@ -106,6 +106,7 @@ async def respond(
     operation: Operation,
     *,
     receive: Callable[[Request], Awaitable[Call]] = receive_message,
+    deferrable: bool = True,
     stoppable: bool = True,
 ) -> Response:
     """Receive a call, run its operation, and respond.
@@ -113,6 +114,7 @@ async def respond(
     Args:
         operation: is cancelled if the client leaves, or the deadline passes.
         receive: admits the request and reads its body.
+        deferrable: True if the call heeds `Prefer: wait=N`.
         stoppable: True if a call that was answered with 202 can be cancelled until it runs on the computing thread.
 
     Raises:
@@ -121,7 +123,7 @@ async def respond(
     request.app.state.engine.require_ready()
     call = await receive(request)
     try:
-        seconds = wait_seconds(request.headers)
+        seconds = wait_seconds(request.headers) if deferrable else None
         if seconds is None:
             result = await _while_connected(_within_deadline(call, operation(call)), request)
         else:

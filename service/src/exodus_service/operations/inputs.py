@@ -109,7 +109,7 @@ class DecodedCall:
         return self.message.tensors[name]
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def _activation_bytes(network: Description, batch: int, time: int, training: bool) -> int:
     """`network.memory`, which takes longer than to decode a small call, and is the same for every step of a model."""
     return network.memory(batch, time, training=training)

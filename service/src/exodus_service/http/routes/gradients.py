@@ -42,4 +42,4 @@ async def gradients(method: MethodInPath, request: Request) -> Response:
         gradient = GradientRequest(method, call)
         return call.compute(gradient.run, gradient)
 
-    return await respond(request, compute)
+    return await respond(request, compute, deferrable=False)
