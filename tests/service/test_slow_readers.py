@@ -167,7 +167,7 @@ def test_lists_that_nobody_takes_are_bounded_and_dropped(
     assert service.caller.call("GET", "/v1/capabilities").status == 200
     until(lambda: service.engine.scheduler.bytes == 0)
     assert len(service.caller.call("GET", "/v1/models").body) > 9_000_000
-    assert service.engine.scheduler.bytes == 0
+    until(lambda: service.engine.scheduler.bytes == 0)
     assert "the client received less than 1000000 bytes a second of the response" in caplog.text
     for client in clients:
         client.close()

@@ -45,7 +45,7 @@ class Batching(Protocol):
 
     @property
     def delay(self) -> float:
-        """Seconds after submission that work waits for company while nothing else is queued."""
+        """Seconds after submission that work waits for compatible work while nothing else is queued."""
 
     def has_room(self, batch: "Sequence[Slot]") -> bool:
         """True if more work may join the batch, which has at least its head."""

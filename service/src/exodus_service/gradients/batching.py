@@ -70,7 +70,7 @@ class Batcher:
     Attributes:
         max_requests: in a batch; 1 combines nothing.
         max_bytes: bound on the sum of the sizes of a batch's requests.
-        delay: seconds that a request waits for company, from its submission on, while nothing else waits.
+        delay: seconds that a request waits for compatible ones, from its submission on, while nothing else waits.
     """
 
     max_requests: int

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
@@ -14,9 +15,8 @@ from exodus_service.engine import Engine
 from exodus_service.errors import Code, ServiceError
 from exodus_service.gradients.selftest import SelfTestError
 from exodus_service.http.auth import Keys
-from exodus_service.http.middleware import CONTEXT, Authentication, Envelope, response_headers
+from exodus_service.http.middleware import CONTEXT, Authentication, Calls, Envelope, Route, problem, response_headers
 from exodus_service.http.openapi import document
-from exodus_service.http.pipeline import Calls, Route, problem
 from exodus_service.http.routes import gradients, layers, models, requests, service
 from exodus_service.models.storage.state_dir import StateDirError
 from exodus_service.operations.pending import Requests

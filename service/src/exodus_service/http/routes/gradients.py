@@ -12,8 +12,9 @@ from exodus_service.call import Call, Result
 from exodus_service.errors import ServiceError
 from exodus_service.gradients.params import Method
 from exodus_service.gradients.request import GradientRequest
+from exodus_service.http.middleware import Route
 from exodus_service.http.openapi import document
-from exodus_service.http.pipeline import Route, respond
+from exodus_service.http.pipeline import respond
 
 MethodInPath = Annotated[Method, Path(description="How gradients pass through the reset of the neuron.")]
 

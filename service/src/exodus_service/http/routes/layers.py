@@ -5,8 +5,9 @@ from functools import partial
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from exodus_service.http.middleware import Route
 from exodus_service.http.openapi import document as documented
-from exodus_service.http.pipeline import Route, respond
+from exodus_service.http.pipeline import respond
 from exodus_service.operations import layer
 
 router = APIRouter(tags=["layers"], route_class=Route)

@@ -12,9 +12,9 @@ from exodus_client.wire import JSON_TYPE
 from exodus_service.call import Result
 from exodus_service.engine import Engine
 from exodus_service.http.admission import receive_file, receive_nothing
-from exodus_service.http.middleware import CONTEXT
+from exodus_service.http.middleware import CONTEXT, Route
 from exodus_service.http.openapi import document as documented
-from exodus_service.http.pipeline import JOINED, Route, TensorResponse, respond
+from exodus_service.http.pipeline import JOINED, TensorResponse, respond
 from exodus_service.models.storage.state_file import MEDIA_TYPE
 from exodus_service.operations import forward as forwarding
 from exodus_service.operations import manage, train

@@ -5,9 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from exodus_service.http.middleware import CONTEXT
+from exodus_service.http.middleware import CONTEXT, Route
 from exodus_service.http.openapi import document as documented
-from exodus_service.http.pipeline import Route, look
+from exodus_service.http.pipeline import look
 from exodus_service.operations.pending import Requests
 
 RequestId = Annotated[str, Path(description="Id of the request, as in the 202 answer.")]
