@@ -80,8 +80,10 @@ async def respond(
             with call.timings.phase("encode"):
                 result = Result(await call.shared.answer(result.encoded), result.status, result.headers)
     except BaseException:
+        call.drop_body()
         call.slot.leave()
         raise
+    call.drop_body()
     return TensorResponse(result, call.slot.leave)
 
 
