@@ -186,6 +186,9 @@ class Call:
         """
         try:
             return work()
+        except ServiceError as error:
+            problem = error.with_traceback(None)
+            problem.__cause__ = problem.__context__ = None
         except WireError as error:
             problem = wire_problem(error)
         except (RuntimeError, MemoryError) as error:
@@ -195,7 +198,8 @@ class Call:
             wanted = f"could not allocate {attempt[1]}" if attempt else "an allocation failed"
             free = _free_memory(self.device)
             problem = ServiceError("out_of_memory", f"{wanted} on {self.device}{free}; send a smaller batch")
-        # Raised here, without the error at hand, whose traceback refers to everything that was computed.
+        # Raised anew: a traceback refers to the tensors of its frames, and would be kept with the error, by its future.
+        del work
         raise problem
 
     def _decode(self) -> tuple[bytes | bytearray | memoryview, Message]:
