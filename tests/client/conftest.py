@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +13,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from client.training_faults import Road, patient_client
-from client.training_server import TrainingServer
+from client.faults import Road, patient_client
+from client.in_process_service import InProcessService, closing_services
 
+import exodus_service.engine
 from exodus_client import Client, Retries
 from exodus_client.wire import Encoded, Message, Tensor, decode, decompress, encode
 
@@ -85,14 +88,31 @@ def service() -> Iterator[FakeService]:
         client.close()
 
 
-@pytest.fixture
-def server() -> TrainingServer:
-    """A training server within the process."""
-    return TrainingServer()
+@pytest.fixture(autouse=True)
+def _services_end() -> Iterator[None]:
+    with closing_services():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _the_service_is_quiet_and_tests_itself_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        log = logging.getLogger("exodus_service")
+        level = log.level
+        log.setLevel(logging.CRITICAL + 1)
+        patched.setattr(exodus_service.engine, "self_test", functools.cache(exodus_service.engine.self_test))
+        yield
+        log.setLevel(level)
 
 
 @pytest.fixture
-def client(server: TrainingServer) -> Iterator[Client]:
+def server() -> InProcessService:
+    """The service within the process."""
+    return InProcessService()
+
+
+@pytest.fixture
+def client(server: InProcessService) -> Iterator[Client]:
     """A client of that server, without faults on the way."""
     with patient_client(Road(server)) as made:
         yield made

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
-from client.training_server import TrainingServer
+from client.faults import patient_client
+from client.in_process_service import InProcessService
 
-from exodus_client import Client, Model, ShardedClient, ShardedModel
+from exodus_client import Client, Model, ShardedClient, ShardedModel, UnprocessableError
 from exodus_client.wire import MSGPACK_TYPE, Message, decode
 
 LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
@@ -41,7 +43,7 @@ def sharded(client: Client) -> Iterator[Callable[..., ShardedModel]]:
     servers.close()
 
 
-def calls(server: TrainingServer) -> list[Message]:
+def calls(server: InProcessService) -> list[Message]:
     """The messages with an input, in order."""
     answered = zip(server.requests, server.bodies, strict=True)
     messages = [decode(body, MSGPACK_TYPE) for (method, path), body in answered if method == "POST" and body]
@@ -51,7 +53,7 @@ def calls(server: TrainingServer) -> list[Message]:
 @each_order
 @each_kind
 def test_spikes_and_target_trains_travel_batch_first(
-    client: Client, server: TrainingServer, time_dim: int, kind: Callable[[Any], Any]
+    client: Client, server: InProcessService, time_dim: int, kind: Callable[[Any], Any]
 ) -> None:
     model, given = make(client, time_dim=time_dim), ORDERS[time_dim]
     for loss in ("spike_train_mse", {"kind": "van_rossum", "alpha": 0.9}):
@@ -62,7 +64,7 @@ def test_spikes_and_target_trains_travel_batch_first(
 
 
 @each_order
-def test_targets_without_time_travel_as_they_are(client: Client, server: TrainingServer, time_dim: int) -> None:
+def test_targets_without_time_travel_as_they_are(client: Client, server: InProcessService, time_dim: int) -> None:
     model, counts = client.model(make(client).id, time_dim=time_dim), np.arange(4.0).reshape(2, 2)
     model.forward_backward(ORDERS[time_dim](X), LABELS, loss="max_over_time_ce").result(10)
     model.forward_backward(ORDERS[time_dim](X), counts, loss="spike_count_mse").result(10)
@@ -87,7 +89,7 @@ def test_outputs_come_back_in_the_order_of_the_handle(
 
 @each_order
 def test_a_loss_of_ones_own_gets_outputs_in_the_order_of_the_handle(
-    client: Client, server: TrainingServer, time_dim: int, sharded: Callable[..., ShardedModel]
+    client: Client, server: InProcessService, time_dim: int, sharded: Callable[..., ShardedModel]
 ) -> None:
     shapes, grads = [], []
 
@@ -106,7 +108,7 @@ def test_a_loss_of_ones_own_gets_outputs_in_the_order_of_the_handle(
 
 @each_order
 def test_a_step_on_several_servers_splits_the_batch(
-    server: TrainingServer, time_dim: int, sharded: Callable[..., ShardedModel]
+    server: InProcessService, time_dim: int, sharded: Callable[..., ShardedModel]
 ) -> None:
     given = ORDERS[time_dim]
     sharded(time_dim=time_dim).step(given(X), given(TRAINS), loss="spike_train_mse").result(10)
@@ -169,7 +171,7 @@ BATCH_FIRST = "; time_dim is {}, for batch first pass 1 where the model's handle
 )
 def test_shapes_that_cannot_be_right_are_refused_with_the_order_of_axes(
     client: Client,
-    server: TrainingServer,
+    server: InProcessService,
     sharded: Callable[..., ShardedModel],
     time_dim: int,
     spikes: tuple[int, ...],
@@ -185,9 +187,18 @@ def test_shapes_that_cannot_be_right_are_refused_with_the_order_of_axes(
     assert not calls(server)
 
 
-def test_where_the_shape_of_a_sample_is_not_known_the_server_is_asked(client: Client, server: TrainingServer) -> None:
-    model = client.create_model(LAYERS)
-    model.step(np.zeros((2, 4, 5), np.float32), LABELS, loss="max_over_time_ce").result(10)
+def test_where_the_shape_of_a_sample_is_not_known_the_server_is_asked(client: Client, server: InProcessService) -> None:
+    make(client)
+
+    def without_shape(request: httpx.Request) -> httpx.Response:
+        if request.method != "GET":
+            return server(request)
+        info = server.models["m"]
+        return httpx.Response(200, json=info | {"network": info["network"] | {"input_shape": None}})
+
+    model = patient_client(httpx.MockTransport(without_shape)).model("m")
+    with pytest.raises(UnprocessableError, match="input"):
+        model.step(np.zeros((2, 4, 5), np.float32), LABELS, loss="max_over_time_ce").result(10)
     with pytest.raises(ValueError, match=r"spikes must have shape \(batch, time, ...\), got \[3\]"):
         model.step(np.zeros(3, np.float32), LABELS, loss="max_over_time_ce")
 
@@ -198,7 +209,7 @@ def test_targets_of_a_function_that_look_time_first_are_not_split(sharded: Calla
         sharded(time_dim=0).step(square, np.zeros((4, 4, 2)), loss=lambda outputs, targets: outputs.sum())
 
 
-def test_spikes_of_every_dtype_travel_as_bits(client: Client, server: TrainingServer) -> None:
+def test_spikes_of_every_dtype_travel_as_bits(client: Client, server: InProcessService) -> None:
     model = make(client)
     for dtype in (np.uint8, np.int64, np.uint32, np.float16, np.bool_):
         model.step((X % 2).astype(dtype), LABELS, loss="max_over_time_ce").result(10)
@@ -225,7 +236,7 @@ LOSSES = ["max_over_time_ce", lambda outputs, targets: outputs.sum()]
 )
 @each_order
 def test_what_is_no_dense_array_is_refused_by_name(
-    client: Client, server: TrainingServer, sharded: Any, time_dim: int, given: Any, message: str, loss: Any
+    client: Client, server: InProcessService, sharded: Any, time_dim: int, given: Any, message: str, loss: Any
 ) -> None:
     models: list[Any] = [make(client, time_dim=time_dim), sharded(time_dim=time_dim)]
     for model in models:
@@ -239,8 +250,9 @@ def test_what_is_no_dense_array_is_refused_by_name(
 
 
 @pytest.mark.parametrize("kind", [["a"], {}, None, 3])
-def test_a_loss_of_no_kind_is_for_the_server_to_refuse(client: Client, server: TrainingServer, kind: Any) -> None:
+def test_a_loss_of_no_kind_is_for_the_server_to_refuse(client: Client, server: InProcessService, kind: Any) -> None:
     model = make(client)
     for loss in ({"kind": kind}, {}):
-        model.forward(X, LABELS, loss=loss).result(10)
+        with pytest.raises(UnprocessableError, match=r"/params/loss"):
+            model.forward(X, LABELS, loss=loss).result(10)
         assert calls(server)[-1].params["loss"] == loss

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from client.training_server import TrainingServer
+from client.in_process_service import InProcessService
 
 import exodus_client
 from exodus_client import ShardedClient
@@ -26,7 +26,7 @@ def test_the_client_guide_runs_from_top_to_bottom(
     monkeypatch.chdir(tmp_path)
     lif = service.handler
 
-    training = TrainingServer()
+    training = InProcessService()
 
     def handler(request: httpx.Request) -> httpx.Response:
         if request.url.path.startswith(("/v1/models", "/v1/requests")):

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any
@@ -16,8 +17,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from client.training_faults import Road, patient_client
-from client.training_server import TrainingServer
+from client.faults import Road, patient_client
+from client.in_process_service import InProcessService
 
 from exodus_client import (
     APIConnectionError,
@@ -37,6 +38,7 @@ LAYERS = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif
 X = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
 Y = np.array([0, 1])
 LOSS = "max_over_time_ce"
+SAVE = "POST", "/v1/models/m/save"
 
 
 class InterruptedLoopError(Exception):
@@ -44,7 +46,7 @@ class InterruptedLoopError(Exception):
 
 
 @pytest.fixture
-def gate(server: TrainingServer) -> Iterator[threading.Event]:
+def gate(server: InProcessService) -> Iterator[threading.Event]:
     """Until it is set, work on the server lasts."""
     gate = threading.Event()
     server.on_work = lambda id, sequence: wait(gate)
@@ -61,7 +63,7 @@ def create(client: Client, **options: Any) -> Model:
 
 
 class TestLeavingByAnException:
-    def test_fails_what_is_under_way_and_does_not_wait(self, server: TrainingServer, gate: threading.Event) -> None:
+    def test_fails_what_is_under_way_and_does_not_wait(self, server: InProcessService, gate: threading.Event) -> None:
         begun = threading.Event()
         server.on_work = lambda id, sequence: (begun.set(), wait(gate))  # type: ignore[func-returns-value]
         futures: list[Any] = []
@@ -97,23 +99,21 @@ class TestLeavingByAnException:
             transport.close()
             assert isinstance(raised.result(30), httpx.ReadError | httpx.RemoteProtocolError)
 
-    def test_a_program_does_not_stay_for_a_server_that_is_down(self) -> None:
+    def test_a_program_does_not_stay_for_a_server_that_is_down(self, client: Client, server: InProcessService) -> None:
+        create(client)
         program = f"""
-import sys
-sys.path[:0] = {sys.path!r}
 import httpx
-from client.training_server import TrainingServer
 from exodus_client import Client
 
-server, down = TrainingServer(), []
+down = []
 
 def answer(request):
     if down:
         raise httpx.ConnectError("refused")
-    return server(request)
+    return httpx.Response(201, json={{"v": 1, "params": {server.models["m"]!r}, "tensors": []}})
 
 client = Client("http://node:8000", transport=httpx.MockTransport(answer))
-model = client.create_model({LAYERS!r}, optimizer="sgd", patience=3600)
+model = client.create_model({LAYERS!r}, optimizer="sgd", id="m", patience=3600)
 down.append(True)
 model.optim_step()
 raise SystemExit(7)
@@ -124,29 +124,32 @@ raise SystemExit(7)
     @pytest.mark.parametrize("interrupted", [True, False], ids=["Ctrl-C", "the end of the program"])
     @pytest.mark.parametrize("inside", [True, False], ids=["in a with", "without"])
     def test_a_program_does_not_stay_for_one_of_several_servers_that_never_answers(
-        self, interrupted: bool, inside: bool
+        self, client: Client, server: InProcessService, interrupted: bool, inside: bool
     ) -> None:
+        create(client)
+        state = server(httpx.Request("GET", "http://node/v1/models/m/state")).content
         program = f"""
 import contextlib, signal, sys, threading
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-sys.path[:0] = {sys.path!r}
 import httpx
-from client.training_server import TrainingServer
 from exodus_client import Client, ShardedClient
 
-servers, hanging = [TrainingServer(), TrainingServer()], []
 asked = threading.Event()
 
 def answer(request):
-    if hanging and request.url.host == "b":
+    made = {server.models["m"]!r} | dict(id="m-0" if request.url.host == "a" else "m-1")
+    if request.method == "GET":
+        return httpx.Response(200, content={state!r})
+    if request.url.path == "/v1/models":
+        return httpx.Response(201, json={{"v": 1, "params": made, "tensors": []}})
+    if request.url.host == "b":
         asked.set()
         threading.Event().wait()
-    return servers[request.url.host == "b"](request)
+    return httpx.Response(503)
 
 client = ShardedClient(["http://a", "http://b"], transport=httpx.MockTransport(answer))
 with client if {inside} else contextlib.nullcontext():
-    model = client.create_model({LAYERS!r}, optimizer="sgd")
-    hanging.append(True)
+    model = client.create_model({LAYERS!r}, optimizer="sgd", id="m")
     future = model.step({X.tolist()!r}, {Y.tolist()!r}, loss={LOSS!r})
     asked.wait()
     print("waiting", flush=True)
@@ -169,7 +172,7 @@ with client if {inside} else contextlib.nullcontext():
 
 
 class TestForkedProcesses:
-    def test_leave_a_client_without_waiting_for_threads_that_they_do_not_have(self, server: TrainingServer) -> None:
+    def test_leave_a_client_without_waiting_for_threads_that_they_do_not_have(self, server: InProcessService) -> None:
         with patient_client(Road(server)) as client:
             model = create(client)
             model.step(X, Y, loss=LOSS).result(30)  # its thread is there for a while
@@ -208,13 +211,13 @@ class TestForkedProcesses:
 
 
 class TestClosing:
-    def test_does_not_ask_on_for_a_call_that_lasts(self, client: Client, server: TrainingServer) -> None:
-        asked, answer = threading.Event(), server._request
+    def test_does_not_ask_on_for_a_call_that_lasts(self, client: Client, server: InProcessService) -> None:
         server.pending = 10**9
-        server._request = lambda *arguments: (asked.set(), answer(*arguments))[1]  # type: ignore[method-assign]
         model = create(client)
-        future = model.step(X, Y, loss=LOSS)
-        wait(asked)
+        with server.busy():
+            future = model.step(X, Y, loss=LOSS)
+            while not any(path.startswith("/v1/requests/") for _, path in server.requests):
+                time.sleep(0.001)
         closing = threading.Thread(target=model.close)
         closing.start()
         closing.join(30)
@@ -249,7 +252,7 @@ class TestAnswersThatCannotBeTaken:
         model.forward(X).result(30)  # all is done
         assert model.step(X, Y, loss=LOSS).result(30).sequence == 2
 
-    def test_outputs_that_are_too_large_fail_that_call_alone(self, server: TrainingServer) -> None:
+    def test_outputs_that_are_too_large_fail_that_call_alone(self, server: InProcessService) -> None:
         with patient_client(Road(server), limits=Limits(max_response_bytes=4000)) as client:
             model = create(client)
             future = model.step(np.ones((2, 1000, 3), np.float32), loss=lambda outputs: outputs.sum())
@@ -264,12 +267,12 @@ class TestAServerThatDoesNotSave:
     def test_fills_no_memory(
         self,
         client: Client,
-        server: TrainingServer,
+        server: InProcessService,
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        server.full = True
         model = create(client)
+        server.full = True
         model.step(X, Y, loss=LOSS).result(30)
         size = model._calls.nbytes
         most = 5 * size
@@ -278,28 +281,28 @@ class TestAServerThatDoesNotSave:
             model.step(X, Y, loss=LOSS).result(30)
             assert model._calls.nbytes <= 2 * most + size
         model.close()
-        assert server.saves == 1
+        assert server.requests.count(SAVE) == 1
         assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
         assert "calls from 1 on would be lost" in caplog.text
 
     def test_is_asked_again_after_a_while(
-        self, client: Client, server: TrainingServer, monkeypatch: pytest.MonkeyPatch
+        self, client: Client, server: InProcessService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        server.full = True
         monkeypatch.setattr(_constants, "MAX_KEPT_BYTES", 0)
         monkeypatch.setattr(_constants, "SAVE_AGAIN", 0.0)
         model = create(client)
+        server.full = True
         for _ in range(30):
             model.step(X, Y, loss=LOSS).result(30)
         model.close()
-        assert server.saves > 3
+        assert server.requests.count(SAVE) > 3
 
     def test_and_then_loses_its_state_cannot_be_helped(
-        self, client: Client, server: TrainingServer, monkeypatch: pytest.MonkeyPatch
+        self, client: Client, server: InProcessService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        server.full = True
         monkeypatch.setattr(_constants, "MAX_KEPT_BYTES", 0)
         model = create(client)
+        server.full = True
         for _ in range(3):
             model.step(X, Y, loss=LOSS).result(30)
         server.crash()

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from client.training_faults import Road, patient_client
-from client.training_server import TrainingServer
+from client.faults import Road, patient_client
+from client.in_process_service import InProcessService
 
 import exodus_client
 from exodus_client import (
@@ -56,7 +56,7 @@ def create(client: Client, **options: Any) -> Model:
     return client.create_model(LAYERS, **({"optimizer": {"kind": "sgd", "lr": 0.5}, "id": "m"} | options))
 
 
-def answered(server: TrainingServer, change: Callable[[httpx.Request], httpx.Response | None]) -> Client:
+def answered(server: InProcessService, change: Callable[[httpx.Request], httpx.Response | None]) -> Client:
     """A client of a server some of whose answers are others."""
     transport = httpx.MockTransport(lambda request: change(request) or server(request))
     return Client("http://node:8000", transport=transport, retries=Retries(first_delay=0.0))
@@ -91,9 +91,9 @@ bad_weights = pytest.mark.parametrize(
 
 
 class TestMaking:
-    def test_layers_become_a_network(self, client: Client, server: TrainingServer) -> None:
+    def test_layers_become_a_network(self, client: Client, server: InProcessService) -> None:
         create(client, seed=4, durable_every=3, name="mine")
-        assert server.models["m"].made == {
+        assert sent(server).params == {
             "id": "m",
             "network": {"input_shape": None, "dtype": "float32", "layers": LAYERS},
             "optimizer": {"kind": "sgd", "lr": 0.5},
@@ -102,18 +102,18 @@ class TestMaking:
             "name": "mine",
         }
 
-    def test_a_description_is_sent_as_it_is(self, client: Client, server: TrainingServer) -> None:
+    def test_a_description_is_sent_as_it_is(self, client: Client, server: InProcessService) -> None:
         network = {"input_shape": [3], "dtype": "float64", "layers": LAYERS}
-        model = client.create_model(network)
-        assert server.models[model.id].made["network"] == network
-        assert server.models[model.id].made["optimizer"] == {"kind": "adam"}
+        client.create_model(network)
+        assert sent(server).params["network"] == network
+        assert sent(server).params["optimizer"] == {"kind": "adam"}
 
-    def test_the_shape_of_the_input_may_stand_beside_the_layers(self, client: Client, server: TrainingServer) -> None:
+    def test_the_shape_of_the_input_may_stand_beside_the_layers(self, client: Client, server: InProcessService) -> None:
         model = client.create_model([{"kind": "linear", "out_features": 2}], input_shape=(5,), dtype="float64")
-        assert server.models[model.id].made["network"]["input_shape"] == [5]
+        assert sent(server).params["network"]["input_shape"] == [5]
         assert model.info().dtype == "float64"
 
-    def test_a_request_that_was_lost_makes_one_model(self, server: TrainingServer) -> None:
+    def test_a_request_that_was_lost_makes_one_model(self, server: InProcessService) -> None:
         with patient_client(Road(server, ["lost", "gateway"])) as client:
             model = client.create_model(LAYERS)
         assert list(server.models) == [model.id]
@@ -125,9 +125,9 @@ class TestMaking:
             create(client, seed=1)
         assert caught.value.code == "model_exists"
 
-    def test_weights_are_given_flat(self, client: Client, server: TrainingServer) -> None:
+    def test_weights_are_given_flat(self, client: Client, server: InProcessService) -> None:
         create(client, weights=np.zeros(COUNT, np.float32))  # zeros are no spikes
-        assert server.models["m"].state.weights.tolist() == [0.0] * COUNT
+        assert server.state().weights.tolist() == [0.0] * COUNT
 
     def test_weights_are_given_by_name(self, client: Client) -> None:
         given = {name: np.full(shape, 2.0, np.float32) for name, shape in create(client).info().parameters}
@@ -136,7 +136,7 @@ class TestMaking:
 
     def test_weights_are_those_to_begin_with(self, client: Client) -> None:
         given = {name: np.full(shape, 2.0, np.float32) for name, shape in create(client, id="other").info().parameters}
-        create(client, weights=given).step(X, Y, loss=LOSS).result(10)
+        create(client, weights=given).optim_step(gradients=np.ones(COUNT, np.float32)).result(10)
         again = create(client, weights=given)  # as after an answer that was lost
         assert again.sequence == 1
         assert again.state_dict()["in.bias"].tolist() != [2.0, 2.0]
@@ -162,16 +162,16 @@ class TestMaking:
         ],
     )
     def test_bad_options_are_refused_before_there_is_a_model(
-        self, client: Client, server: TrainingServer, options: dict[str, Any], message: str
+        self, client: Client, server: InProcessService, options: dict[str, Any], message: str
     ) -> None:
         with pytest.raises((TypeError, ValueError), match=message):
             create(client, **options)
         assert not server.requests
 
-    def test_options_may_be_numbers_of_numpy(self, client: Client, server: TrainingServer) -> None:
+    def test_options_may_be_numbers_of_numpy(self, client: Client, server: InProcessService) -> None:
         counts = {"seed": np.uint64(3), "durable_every": np.int16(4), "ahead": np.int64(2), "time_dim": np.int8(1)}
         model = create(client, patience=np.float32(9), **counts)
-        assert (server.models["m"].made["seed"], server.models["m"].made["durable_every"]) == (3, 4)
+        assert (server.models["m"]["seed"], server.models["m"]["durable_every"]) == (3, 4)
         assert model.step(X, Y, loss=LOSS, lr=np.float16(0.5)).result(np.float32(10)).sequence == 1
 
     def test_patience_may_have_no_end(self, client: Client) -> None:
@@ -183,7 +183,7 @@ class TestMaking:
 
     @bad_weights
     def test_weights_to_begin_with_have_values_that_fit(
-        self, client: Client, server: TrainingServer, name: str, given: Any, message: str
+        self, client: Client, server: InProcessService, name: str, given: Any, message: str
     ) -> None:
         for weights in ({name: given}, {"in.bias": np.zeros(2), name: given}):
             with pytest.raises((TypeError, ValueError), match=message):
@@ -192,7 +192,7 @@ class TestMaking:
 
     @pytest.mark.parametrize("given", [[1.0, math.nan], np.array([True]), "text", np.ones(2, complex)])
     def test_flat_weights_to_begin_with_have_values_that_fit(
-        self, client: Client, server: TrainingServer, given: Any
+        self, client: Client, server: InProcessService, given: Any
     ) -> None:
         with pytest.raises((TypeError, ValueError), match=r"^weights must be a number"):
             create(client, weights=given)
@@ -214,14 +214,14 @@ class TestMaking:
             client.model("m")
 
     @pytest.mark.parametrize("id", ["", "a/b?c", "..", "a b", "ä", "a" * 65])
-    def test_an_id_is_no_path(self, client: Client, server: TrainingServer, id: str) -> None:
+    def test_an_id_is_no_path(self, client: Client, server: InProcessService, id: str) -> None:
         for use in (client.model, client.delete_model, lambda id: create(client, id=id)):
             with pytest.raises(ValueError, match=r"^id must be 1 to 64 letters, digits, - and _, got '"):
                 use(id)
         assert not server.requests
 
     @pytest.mark.parametrize("body", [b"[]", b"{}", b'{"models": 3}', b"?", b'{"models": [{"id": "m"}]}'])
-    def test_a_list_that_is_none_is_refused(self, server: TrainingServer, body: bytes) -> None:
+    def test_a_list_that_is_none_is_refused(self, server: InProcessService, body: bytes) -> None:
         with (
             answered(server, lambda request: httpx.Response(200, content=body)) as client,
             pytest.raises(InvalidResponseError),
@@ -230,20 +230,20 @@ class TestMaking:
 
 
 class TestStep:
-    def test_is_one_round_trip(self, model: Model, server: TrainingServer) -> None:
+    def test_is_one_round_trip(self, model: Model, server: InProcessService) -> None:
         before = len(server.requests)
         result = model.step(X, Y, loss=LOSS).result()
         assert server.requests[before:] == [("POST", "/v1/models/m/step")]
-        assert (result.sequence, result.durable, result.device) == (1, 0, "fake")
-        assert result.metrics == {"loss:mean": 66.0, "samples:sum": 2.0}
-        assert result.loss == 66.0
+        assert (result.sequence, result.durable, result.device) == (1, 0, "cpu")
+        assert result.metrics.keys() == {"loss:mean", "samples:sum", "accuracy:mean"}
+        assert result.loss == result.metrics["loss:mean"] > 0
         assert result.grad_norms.keys() == {*NAMES, "total"}
         assert result.gradients is None
         assert result.durable_error is None
-        assert result.timing.keys() == {"queue", "kernel", "round_trip"}
+        assert result.timing.keys() >= {"queue", "kernel", "round_trip"}
         assert result.request_id
 
-    def test_sends_what_it_is_told(self, model: Model, server: TrainingServer) -> None:
+    def test_sends_what_it_is_told(self, model: Model, server: InProcessService) -> None:
         loss = {"kind": "van_rossum", "alpha": 0.9}
         options = {"lr": 0.1, "weight_decay": 0.2, "clip_norm": 3.0, "clip_value": 4.0}
         model.step(X, X[..., :2], loss=loss, allow_non_finite=True, **options).result()
@@ -251,7 +251,7 @@ class TestStep:
         assert {name: params[name] for name in options} == options
         assert (params["loss"], params["non_finite"], params["sequence"]) == (loss, "apply", 1)
 
-    def test_zeros_and_ones_travel_as_bits(self, model: Model, server: TrainingServer) -> None:
+    def test_zeros_and_ones_travel_as_bits(self, model: Model, server: InProcessService) -> None:
         for ones in (X > 3, (X > 3).astype(np.float32), torch.from_numpy(X > 3)):
             model.step(ones, Y, loss=LOSS).result()
             tensors = sent(server).tensors
@@ -265,10 +265,6 @@ class TestStep:
         flat = np.concatenate([array.ravel() for array in result.gradients.values()])
         assert np.linalg.norm(flat) == pytest.approx(result.grad_norms["total"])
 
-    def test_a_network_without_parameters_has_no_gradients(self, client: Client) -> None:
-        model = client.create_model([{"kind": "lif", "alpha": 0.5}], input_shape=[3])
-        assert model.step(X, Y, loss=LOSS, gradients=True).result(10).gradients == {}
-
     def test_torch_in_torch_out(self, model: Model) -> None:
         result = model.step(torch.from_numpy(X), torch.from_numpy(Y), loss=LOSS, gradients=True).result()
         assert result.gradients is not None
@@ -280,25 +276,26 @@ class TestStep:
 
         assert asyncio.run(train()) == [1, 2, 3]
 
-    def test_in_parts_is_the_same(self, client: Client, server: TrainingServer) -> None:
+    def test_in_parts_is_the_same(self, client: Client, server: InProcessService) -> None:
         parts, whole = create(client), create(client, id="other")
-        first = parts.forward_backward(X, Y, loss=LOSS)
+        first = parts.forward_backward(X, Y, loss=LOSS, gradients=True)
         second = parts.forward_backward(X, Y, loss=LOSS, gradients=True).result()
-        assert second.gradients is not None
-        np.testing.assert_array_equal(second.gradients["in.bias"] % 2, 0)  # twice the same
+        once, twice = first.result().gradients, second.gradients
+        assert once is not None
+        assert twice is not None
+        np.testing.assert_array_equal(twice["in.bias"], 2 * once["in.bias"])
+        assert server.state().gradients is not None
         parts.optim_step(lr=0.1).result()
-        assert first.result().sequence == 1
-        for _ in range(3):
-            whole.step(X, Y, loss=LOSS)
-        assert whole.forward(X).result().sequence == parts.forward(X).result().sequence == 3
-        assert server.models["m"].state.gradients is None
+        assert server.state().gradients is None
+        whole.step(X, Y, loss=LOSS, lr=0.2).result()
+        np.testing.assert_allclose(server.state("other").weights, server.state().weights, rtol=1e-6)
 
     @pytest.mark.parametrize("kind", ["flat", "numpy", "torch"])
     @pytest.mark.parametrize("value", [0.0, 3.0])
     def test_gradients_of_ones_own_are_used(
-        self, model: Model, server: TrainingServer, kind: str, value: float
+        self, model: Model, server: InProcessService, kind: str, value: float
     ) -> None:
-        before = server.models["m"].state.weights
+        before = server.state().weights
         given: Any = np.full(COUNT, value, np.float32)
         if kind != "flat":
             given = {name: np.full(shape, value, np.float32) for name, shape in model.info().parameters}
@@ -306,7 +303,7 @@ class TestStep:
             given = {name: torch.from_numpy(array).requires_grad_() for name, array in reversed(given.items())}
             given["in.bias"] = given["in.bias"].bfloat16()
         result = model.optim_step(gradients=given).result()
-        np.testing.assert_array_equal(server.models["m"].state.weights, before - value)
+        np.testing.assert_allclose(server.state().weights, before - 0.5 * value, rtol=1e-6)
         assert result.metrics == {}
         assert math.isnan(result.loss)
 
@@ -327,17 +324,17 @@ class TestStep:
             model.step(X, Y, loss=LOSS, lr=object())  # type: ignore[arg-type]
         assert model.step(X, Y, loss=LOSS).result().sequence == 1
 
-    def test_a_list_is_an_array(self, model: Model, server: TrainingServer) -> None:
+    def test_a_list_is_an_array(self, model: Model, server: InProcessService) -> None:
         model.step(X.tolist(), [0, 1], loss=LOSS).result()
         assert sent(server).tensors["targets"].dtype == "int64"
 
 
 class TestLossOfOnesOwn:
-    def test_is_differentiated_here(self, model: Model, server: TrainingServer) -> None:
+    def test_is_differentiated_here(self, model: Model, server: InProcessService) -> None:
+        outputs = model.forward(X).result().outputs
         before = len(server.requests)
         result = model.step(X, loss=lambda outputs: (outputs**2).sum()).result()
         assert [path for _, path in server.requests[before:]] == ["/v1/models/m/forward", "/v1/models/m/step"]
-        outputs = model_outputs(server, "m")
         assert result.loss == pytest.approx((outputs**2).sum())
         assert result.metrics["samples:sum"] == 2.0
         assert sent(server).tensors.keys() == {"grad_output"}
@@ -359,7 +356,7 @@ class TestLossOfOnesOwn:
             np.testing.assert_array_equal(seen[0].numpy(), kept)
             assert str(seen[0].dtype).removeprefix("torch.") == str(kept.dtype)
 
-    def test_a_gradient_of_zeros_and_ones_is_no_spike_train(self, model: Model, server: TrainingServer) -> None:
+    def test_a_gradient_of_zeros_and_ones_is_no_spike_train(self, model: Model, server: InProcessService) -> None:
         model.step(X, loss=lambda outputs: 0 * outputs.sum()).result()
         assert sent(server).tensors["grad_output"].dtype == "float32"
 
@@ -367,9 +364,9 @@ class TestLossOfOnesOwn:
         result = model.forward_backward(X, loss=lambda outputs: outputs.sum(), gradients=True).result()
         assert isinstance((result.gradients or {})["in.bias"], np.ndarray)
 
-    def test_inputs_are_sent_where_the_context_is_gone(self, model: Model, server: TrainingServer) -> None:
+    def test_inputs_are_sent_where_the_context_is_gone(self, model: Model, server: InProcessService) -> None:
         def loss(outputs: Any) -> Any:
-            server.forget_contexts()
+            server.crash()
             return outputs.sum()
 
         model.step(X, loss=loss).result()
@@ -388,13 +385,13 @@ class TestLossOfOnesOwn:
         ],
     )
     def test_what_it_raises_is_raised_and_harms_nothing(
-        self, model: Model, server: TrainingServer, loss: Any, error: type[Exception], message: str
+        self, model: Model, server: InProcessService, loss: Any, error: type[Exception], message: str
     ) -> None:
         futures = [model.step(X, Y, loss=LOSS), model.step(X, loss=loss), model.step(X, Y, loss=LOSS)]
         with pytest.raises(error, match=message):
             futures[1].result(10)
         assert futures[2].result(10).sequence == 3
-        assert [payload for _, _, payload in server.done].count("skip") == 1
+        assert [what for _, _, what in server.done].count("skip") == 1
 
     def test_may_end_the_program(self, model: Model) -> None:
         def loss(outputs: Any) -> Any:
@@ -407,7 +404,7 @@ class TestLossOfOnesOwn:
 
 
 class TestAhead:
-    def test_a_call_waits_while_too_many_are_unanswered(self, client: Client, server: TrainingServer) -> None:
+    def test_a_call_waits_while_too_many_are_unanswered(self, client: Client, server: InProcessService) -> None:
         model = create(client, ahead=2)
         gate = threading.Event()
         server.on_work = lambda id, sequence: gate.wait(10) and None
@@ -427,24 +424,24 @@ class TestAhead:
         for number in range(100):
             assert model.step(X, Y, loss=LOSS).result(10).sequence == number + 1
 
-    def test_arrays_may_be_written_to_at_once(self, model: Model, server: TrainingServer) -> None:
+    def test_arrays_may_be_written_to_at_once(self, client: Client, model: Model, server: InProcessService) -> None:
         gate = threading.Event()
         server.on_work = lambda id, sequence: gate.wait(10) and None
         x = X.copy()
         futures = [model.step(x, Y, loss=LOSS), model.step(x, loss=lambda outputs: outputs.sum())]
         x[:] = np.nan
         gate.set()
-        assert futures[0].result(10).loss == 66.0
+        assert futures[0].result(10).loss == create(client, id="other").step(X, Y, loss=LOSS).result(10).loss
         assert math.isfinite(futures[1].result(10).loss)
 
-    def test_a_call_that_is_refused_harms_nothing(self, model: Model, server: TrainingServer) -> None:
+    def test_a_call_that_is_refused_harms_nothing(self, model: Model, server: InProcessService) -> None:
         futures = [model.step(X, Y, loss=LOSS if number != 2 else "none") for number in range(5)]
         with pytest.raises(UnprocessableError) as caught:
             futures[2].result(10)
-        assert caught.value.errors[0].pointer == "/params/loss"
+        assert caught.value.errors[0].pointer == "/params/loss/kind"
         assert [futures[n].result(10).sequence for n in (0, 1, 3, 4)] == [1, 2, 4, 5]
 
-    def test_a_call_is_cancelled_before_it_is_sent(self, model: Model, server: TrainingServer) -> None:
+    def test_a_call_is_cancelled_before_it_is_sent(self, model: Model, server: InProcessService) -> None:
         gate = threading.Event()
         server.on_work = lambda id, sequence: gate.wait(10) and None
         futures = [model.step(X, Y, loss=LOSS) for _ in range(7)]
@@ -458,7 +455,7 @@ class TestAhead:
 
 
 class TestForward:
-    def test_comes_after_the_calls_before_it(self, model: Model, server: TrainingServer) -> None:
+    def test_comes_after_the_calls_before_it(self, model: Model, server: InProcessService) -> None:
         steps = [model.step(X, Y, loss=LOSS) for _ in range(3)]
         result = model.forward(X).result(10)
         assert result.sequence == 3
@@ -468,7 +465,7 @@ class TestForward:
         assert (result.metrics, result.context) == ({}, None)
         assert sent(server).params["mode"] == "eval"
 
-    def test_has_the_metrics_of_a_loss(self, model: Model, server: TrainingServer) -> None:
+    def test_has_the_metrics_of_a_loss(self, model: Model, server: InProcessService) -> None:
         result = model.forward(torch.from_numpy(X), Y, loss=LOSS, train=True, outputs=False).result(10)
         assert result.outputs is None
         assert result.metrics["samples:sum"] == 2.0
@@ -477,7 +474,7 @@ class TestForward:
     def test_torch_in_torch_out(self, model: Model) -> None:
         assert isinstance(model.forward(torch.from_numpy(X)).result(10).outputs, torch.Tensor)
 
-    def test_arrays_may_be_written_to_at_once(self, model: Model, server: TrainingServer) -> None:
+    def test_arrays_may_be_written_to_at_once(self, model: Model, server: InProcessService) -> None:
         gate = threading.Event()
         server.on_work = lambda id, sequence: gate.wait(10) and None
         model.step(X, Y, loss=LOSS)
@@ -516,7 +513,7 @@ class TestState:
         with pytest.raises(ValueError, match=r"^kind must be one of numpy, torch, got 'jax'$"):
             model.state_dict("jax")  # type: ignore[arg-type]
 
-    def test_weights_are_replaced(self, model: Model, server: TrainingServer) -> None:
+    def test_weights_are_replaced(self, model: Model, server: InProcessService) -> None:
         model.step(X, Y, loss=LOSS)
         changed = {"in.bias": torch.full((2,), 7.0, requires_grad=True), "out.weight": np.eye(2)}
         assert model.load_state_dict(model.state_dict() | changed) == ([], [])
@@ -533,7 +530,9 @@ class TestState:
         alpha = changed.weights("numpy")["1.alpha"]
         assert (alpha.shape, alpha.dtype, alpha.item()) == ((), np.float32, 0.5)
 
-    def test_a_step_of_another_thread_comes_before_or_after_weights_are_replaced(self, server: TrainingServer) -> None:
+    def test_a_step_of_another_thread_comes_before_or_after_weights_are_replaced(
+        self, server: InProcessService
+    ) -> None:
         found: list[Any] = []
         threads: list[threading.Thread] = []
 
@@ -554,10 +553,10 @@ class TestState:
             for thread in threads:
                 thread.join(10)
             assert sorted(found, key=str) == [1, None]
-            assert server.models[model.id].state.sequence == 1
+            assert server.state(model.id).sequence == 1
             assert model.step(X, Y, loss=LOSS).result(10).sequence == 2
 
-    def test_a_model_that_is_closed_while_weights_are_replaced_stays_closed(self, server: TrainingServer) -> None:
+    def test_a_model_that_is_closed_while_weights_are_replaced_stays_closed(self, server: InProcessService) -> None:
         def change(request: httpx.Request) -> httpx.Response | None:
             if request.method == "PUT":
                 model.close()
@@ -570,18 +569,18 @@ class TestState:
             with pytest.raises(ModelClosedError):
                 model.step(X, Y, loss=LOSS)
 
-    def test_weights_that_do_not_fit_are_refused(self, model: Model, server: TrainingServer) -> None:
-        before = server.models["m"].state
+    def test_weights_that_do_not_fit_are_refused(self, model: Model, server: InProcessService) -> None:
+        before = server.state()
         given = {"in.bias": np.zeros(2), "in.weight": np.zeros((2, 3)), "nose": np.zeros(2)}
         with pytest.raises(ValueError, match=r"got missing out\.weight and unexpected nose; strict=False"):
             model.load_state_dict(given)
         with pytest.raises(ValueError, match=r"^weights: in.bias must have shape \[2\], got \[3\]$"):
             model.load_state_dict(model.state_dict() | {"in.bias": np.zeros(3)})
-        assert server.models["m"].state is before
+        assert server.state() == before
 
     @bad_weights
     def test_weights_have_values_that_fit(
-        self, model: Model, server: TrainingServer, name: str, given: Any, message: str
+        self, model: Model, server: InProcessService, name: str, given: Any, message: str
     ) -> None:
         weights = model.state_dict() | {name: given}
         asked = len(server.requests)
@@ -613,7 +612,7 @@ class TestState:
         for name in found.missing_keys:
             np.testing.assert_array_equal(after[name], before[name])
 
-    def test_a_model_that_its_weights_do_not_fit_is_not_made(self, client: Client, server: TrainingServer) -> None:
+    def test_a_model_that_its_weights_do_not_fit_is_not_made(self, client: Client, server: InProcessService) -> None:
         weights = {"in.bias": np.zeros(2)}
         with pytest.raises(ValueError, match=r"got missing in\.weight, out\.weight;"):
             create(client, weights=weights)
@@ -623,16 +622,14 @@ class TestState:
             create(client, weights=weights)
         assert list(server.models) == ["m"]  # which was there before
 
-    def test_a_file_brings_back_everything(self, model: Model, server: TrainingServer, tmp_path: Path) -> None:
+    def test_a_file_brings_back_everything(self, model: Model, server: InProcessService, tmp_path: Path) -> None:
         model.forward_backward(X, Y, loss=LOSS)
         model.save(tmp_path / "state")
-        wanted = server.models["m"].state
+        wanted = server.state()
         after = model.step(X, Y, loss=LOSS).result(10)
         model.load(str(tmp_path / "state"))
-        got = server.models["m"].state
-        assert (got.sequence, got.history) == (1, wanted.history)
-        np.testing.assert_array_equal(got.weights, wanted.weights)
-        np.testing.assert_array_equal(got.gradients, wanted.gradients)
+        assert server.state() == wanted
+        assert wanted.gradients is not None
         assert (model.sequence, model.durable) == (1, 1)
         again = model.step(X, Y, loss=LOSS).result(10)
         assert (again.sequence, again.metrics, again.grad_norms) == (2, after.metrics, after.grad_norms)
@@ -652,7 +649,7 @@ class TestState:
         assert all(future.result(10) for future in busy)
 
     def test_whether_a_state_was_loaded_is_asked_until_it_is_known(
-        self, server: TrainingServer, tmp_path: Path
+        self, server: InProcessService, tmp_path: Path
     ) -> None:
         lost = [False]
 
@@ -675,7 +672,7 @@ class TestState:
             assert model.step(X, Y, loss=LOSS).result(10).sequence == 1
 
     def test_a_forward_pass_that_resync_overtakes_fails(
-        self, client: Client, model: Model, server: TrainingServer
+        self, client: Client, model: Model, server: InProcessService
     ) -> None:
         model.step(X, Y, loss=LOSS).result(10)
         gate, pool = threading.Event(), client.connection._pool
@@ -696,7 +693,7 @@ class TestState:
         assert caught.value.code == "state_mismatch"
         assert model.step(X, Y, loss=LOSS).result(10).sequence == 1  # nothing was harmed
 
-    def test_it_is_made_durable_on_request(self, model: Model, server: TrainingServer) -> None:
+    def test_it_is_made_durable_on_request(self, model: Model, server: InProcessService) -> None:
         model.step(X, Y, loss=LOSS)
         assert model.make_durable().result(10) == 1
         assert model.durable == 1
@@ -707,7 +704,7 @@ class TestState:
         assert caught.value.code == "storage_full"
         assert model.durable == 1
 
-    def test_without_a_disk_nothing_is_durable_or_kept(self, client: Client, server: TrainingServer) -> None:
+    def test_without_a_disk_nothing_is_durable_or_kept(self, client: Client, server: InProcessService) -> None:
         server.memory_only = True
         model = create(client)
         results = [model.step(X, Y, loss=LOSS) for _ in range(5)]
@@ -720,11 +717,12 @@ class TestState:
             model.make_durable()
 
     def test_without_a_disk_the_log_says_so_once(
-        self, client: Client, server: TrainingServer, caplog: pytest.LogCaptureFixture
+        self, client: Client, server: InProcessService, caplog: pytest.LogCaptureFixture
     ) -> None:
         create(client, id="saved")
         assert not caplog.records
         server.memory_only = True
+        server.stop()
         create(client)
         create(client, id="other")
         (record,) = caplog.records
@@ -735,7 +733,7 @@ class TestState:
         "content",
         [b"", b"\x08\0\0\0\0\0\0\0garbage!", b"\x02\0\0\0\0\0\0\0{}", b"\x02\0\0\0\0\0\0\0[]"],
     )
-    def test_a_state_that_is_none_is_refused(self, server: TrainingServer, content: bytes) -> None:
+    def test_a_state_that_is_none_is_refused(self, server: InProcessService, content: bytes) -> None:
         def change(request: httpx.Request) -> httpx.Response | None:
             return httpx.Response(200, content=content) if request.url.path.endswith("/state") else None
 
@@ -753,7 +751,7 @@ class TestState:
 
 
 class TestCallbacks:
-    def test_get_each_result_once_in_order(self, model: Model, server: TrainingServer) -> None:
+    def test_get_each_result_once_in_order(self, model: Model, server: InProcessService) -> None:
         seen: list[int] = []
         model.callbacks.append(lambda result: seen.append(result.sequence))
         futures = [model.step(X, Y, loss=LOSS if number % 4 else "none") for number in range(12)]
@@ -777,7 +775,7 @@ class TestCallbacks:
         model.close()
         assert caplog.text.count("a callback failed at call") == 2
 
-    def test_may_replace_weights(self, model: Model, server: TrainingServer) -> None:
+    def test_may_replace_weights(self, model: Model, server: InProcessService) -> None:
         def replace(result: Any) -> None:
             if result.sequence % 4 == 0:
                 model.load_state_dict({"in.bias": np.zeros(2)}, strict=False)
@@ -786,7 +784,7 @@ class TestCallbacks:
         futures = [model.step(X, Y, loss=LOSS) for _ in range(20)]
         assert [future.result(10).sequence for future in futures] == list(range(1, 21))
         model.forward(X).result(10)
-        assert [sequence for _, sequence, _ in server.done] == list(range(1, 21))
+        assert sorted(sequence for _, sequence, _ in server.done) == list(range(1, 21))
 
     def test_may_make_more_calls_than_go_ahead(self, client: Client) -> None:
         model = create(client, ahead=2)
@@ -804,7 +802,9 @@ class TestCallbacks:
 
     @pytest.mark.parametrize("loss", [LOSS, lambda outputs, targets: outputs.sum()], ids=["by name", "of one's own"])
     @pytest.mark.parametrize("max_in_flight", [1, 8])
-    def test_may_ask_for_the_state_after_all_calls(self, server: TrainingServer, max_in_flight: int, loss: Any) -> None:
+    def test_may_ask_for_the_state_after_all_calls(
+        self, server: InProcessService, max_in_flight: int, loss: Any
+    ) -> None:
         with patient_client(Road(server), limits=Limits(max_in_flight=max_in_flight)) as client:
             model = create(client)
             asked: list[int] = []
@@ -814,7 +814,7 @@ class TestCallbacks:
                 if result.sequence == 1:
                     assert made.wait(10)
                     model.state_dict()
-                    asked.append(server.models[model.id].state.sequence)
+                    asked.append(server.state(model.id).sequence)
 
             model.callbacks.append(ask)
             futures = [model.step(X, Y, loss=loss) for _ in range(6)]
@@ -824,7 +824,7 @@ class TestCallbacks:
 
 
 class TestTwoHandles:
-    def test_the_second_to_train_is_told(self, client: Client, model: Model, server: TrainingServer) -> None:
+    def test_the_second_to_train_is_told(self, client: Client, model: Model, server: InProcessService) -> None:
         other = client.model("m")
         model.step(X, Y, loss=LOSS).result(10)
         with pytest.raises(ConflictError, match="another client trains this model") as caught:
@@ -853,7 +853,7 @@ class TestTwoHandles:
 
 
 class TestClosing:
-    def test_fails_what_was_not_sent_and_waits_for_the_rest(self, client: Client, server: TrainingServer) -> None:
+    def test_fails_what_was_not_sent_and_waits_for_the_rest(self, client: Client, server: InProcessService) -> None:
         model = create(client)
         gate = threading.Event()
         begun = threading.Event()
@@ -878,7 +878,7 @@ class TestClosing:
             model.step(X, Y, loss=LOSS)
         model.close()
 
-    def test_a_client_closes_its_models(self, server: TrainingServer) -> None:
+    def test_a_client_closes_its_models(self, server: InProcessService) -> None:
         with patient_client(Road(server)) as client:
             model = create(client)
             model.step(X, Y, loss=LOSS).result(10)
@@ -910,7 +910,9 @@ class TestAnswers:
             httpx.Response(200, json={"v": 1, "params": {"sequence": "1"}, "tensors": []}),
         ],
     )
-    def test_a_step_that_cannot_be_read_raises_and_counts(self, server: TrainingServer, answer: httpx.Response) -> None:
+    def test_a_step_that_cannot_be_read_raises_and_counts(
+        self, server: InProcessService, answer: httpx.Response
+    ) -> None:
         replace: list[httpx.Response] = []
 
         def change(request: httpx.Request) -> httpx.Response | None:
@@ -925,9 +927,9 @@ class TestAnswers:
             with pytest.raises(InvalidResponseError):
                 model.step(X, Y, loss=LOSS).result(10)
             assert model.step(X, Y, loss=LOSS).result(10).sequence == 2
-            assert server.models["m"].state.sequence == 2
+            assert server.state().sequence == 2
 
-    def test_gradients_of_another_size_raise(self, server: TrainingServer) -> None:
+    def test_gradients_of_another_size_raise(self, server: InProcessService) -> None:
         def change(request: httpx.Request) -> httpx.Response | None:
             if not request.url.path.endswith("/step"):
                 return None
@@ -945,7 +947,7 @@ class TestAnswers:
         ):
             create(client).step(X, Y, loss=LOSS, gradients=True).result(10)
 
-    def test_outputs_that_cannot_be_read_raise(self, server: TrainingServer) -> None:
+    def test_outputs_that_cannot_be_read_raise(self, server: InProcessService) -> None:
         def change(request: httpx.Request) -> httpx.Response | None:
             forward = request.url.path.endswith("/forward")
             return httpx.Response(200, json={"v": 1, "params": {}, "tensors": []}) if forward else None
@@ -957,7 +959,7 @@ class TestAnswers:
             with pytest.raises(InvalidResponseError, match="lacks sequence"):
                 model.forward(X, outputs=False).result(10)
 
-    def test_an_answer_larger_than_the_limit_fails_that_call_alone(self, server: TrainingServer) -> None:
+    def test_an_answer_larger_than_the_limit_fails_that_call_alone(self, server: InProcessService) -> None:
         limits = exodus_client.Limits(max_response_bytes=4000)
         layers = [{"kind": "linear", "in_features": 3, "out_features": 2000}]
         with patient_client(Road(server), limits=limits) as client:
@@ -968,21 +970,21 @@ class TestAnswers:
 
 
 class TestLongCalls:
-    def test_are_asked_for_until_they_are_done(self, client: Client, server: TrainingServer) -> None:
+    def test_are_asked_for_until_they_are_done(self, client: Client, server: InProcessService) -> None:
         server.pending = 3
         model = create(client)
         futures = [model.step(X, Y, loss=LOSS) for _ in range(4)]
         assert [future.result(10).sequence for future in futures] == [1, 2, 3, 4]
-        assert sum(path.startswith("/v1/requests/") for _, path in server.requests) == 4 * 4
+        assert any(path.startswith("/v1/requests/") for _, path in server.requests)
 
-    def test_their_failures_are_those_of_the_call(self, client: Client, server: TrainingServer) -> None:
+    def test_their_failures_are_those_of_the_call(self, client: Client, server: InProcessService) -> None:
         server.pending = 1
         model = create(client)
         with pytest.raises(UnprocessableError):
             model.step(X, Y, loss="none").result(10)
         assert model.step(X, Y, loss=LOSS).result(10).sequence == 2
 
-    def test_a_location_elsewhere_is_not_followed(self, server: TrainingServer) -> None:
+    def test_a_location_elsewhere_is_not_followed(self, server: InProcessService) -> None:
         asked: list[str] = []
 
         def change(request: httpx.Request) -> httpx.Response | None:
@@ -998,18 +1000,12 @@ class TestLongCalls:
             assert not any("evil" in url for url in asked)
 
 
-def sent(server: TrainingServer) -> Any:
+def sent(server: InProcessService) -> Any:
     """The last message that the server got."""
     from exodus_client.wire import decode
 
     body = next(body for body in reversed(server.bodies) if body)
     return decode(body, "application/vnd.msgpack")
-
-
-def model_outputs(server: TrainingServer, id: str) -> Any:
-    """What a new model with the first seed answers to X."""
-    weights = np.arange(COUNT, dtype=float)
-    return (X.sum(2, keepdims=True) * np.arange(1.0, 3.0) + weights.sum() % 97).astype(np.float32)
 
 
 def until(holds: Callable[[], bool]) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from client.training_server import TrainingServer
+from client.in_process_service import InProcessService
 
 from exodus_client import Arctan, Client, ShardedClient
 from exodus_client._plain_data import plain
+from exodus_client.wire import MSGPACK_TYPE, decode
 
 LAYERS: list[dict[str, Any]] = [{"kind": "linear", "in_features": 3, "out_features": 2}, {"kind": "lif", "alpha": 0.5}]
 X = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
@@ -44,11 +45,11 @@ def test_numbers_of_numpy_and_torch_are_plain_data(given: Any, expected: Any) ->
     assert type(found) is type(expected)
 
 
-def test_a_description_may_hold_numbers_of_numpy_and_torch(client: Client, server: TrainingServer) -> None:
+def test_a_description_may_hold_numbers_of_numpy_and_torch(client: Client, server: InProcessService) -> None:
     layers = [LAYERS[0], {"kind": "lif", "alpha": np.array([0.5, 0.25]), "surrogate": Arctan()}]
     optimizer = {"kind": "sgd", "lr": np.float32(0.5)}
     model = client.create_model(layers, optimizer=optimizer, seed=np.int64(3), input_shape=np.array([3]))  # type: ignore[arg-type]
-    made = server.models[model.id].made
+    made = decode(server.bodies[-1], MSGPACK_TYPE).params
     surrogate = {"kind": "arctan", "scale": 1.0}
     assert made["network"]["layers"][1] == {"kind": "lif", "alpha": [0.5, 0.25], "surrogate": surrogate}
     assert (made["network"]["input_shape"], made["optimizer"], made["seed"]) == ([3], {"kind": "sgd", "lr": 0.5}, 3)
@@ -84,14 +85,14 @@ def test_a_description_may_hold_numbers_of_numpy_and_torch(client: Client, serve
     ],
 )
 def test_what_cannot_travel_is_refused_by_its_place(
-    client: Client, server: TrainingServer, arguments: dict[str, Any], message: str
+    client: Client, server: InProcessService, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(TypeError, match=f"^{message}"):
         client.create_model(**({"layers": LAYERS} | arguments))
     assert not server.requests
 
 
-def test_a_model_is_named_by_its_id(client: Client, server: TrainingServer) -> None:
+def test_a_model_is_named_by_its_id(client: Client, server: InProcessService) -> None:
     model: Any = client.create_model(LAYERS)
     for ask in (client.model, client.delete_model, ShardedClient([client]).model, ShardedClient([client]).delete_model):
         with pytest.raises(TypeError, match=r"^id must be a string, got Model; its `id` is one"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -13,8 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from client.training_arithmetic import Refusal
-from client.training_server import TrainingServer
+from client.in_process_service import InProcessService
 
 from exodus_client import (
     APIConnectionError,
@@ -41,7 +41,7 @@ class Node:
     """A server that can go away, and remembers the messages that it answered."""
 
     def __init__(self) -> None:
-        self.server = TrainingServer()
+        self.server = InProcessService()
         self.gone = False
         self.calls: list[tuple[str, Message, Message]] = []
 
@@ -64,8 +64,8 @@ class Node:
 
     @property
     def state(self) -> Any:
-        (model,) = self.server.models.values()
-        return model.state
+        (id,) = self.server.models
+        return self.server.state(id)
 
     def go_at(self, number: int, *, after: bool = False) -> None:
         """Go away at the call of this number, after it was done or before."""
@@ -82,10 +82,11 @@ class Node:
     def refuse(self, number: int) -> None:
         """Fail at the call of this number, once."""
 
-        def on_work(id: str, sequence: int) -> None:
-            if sequence == number:
-                self.server.on_work = lambda id, sequence: None
-                raise Refusal(507, "out_of_memory", "no memory")
+        def on_work(id: str, sequence: int) -> httpx.Response | None:
+            if sequence != number:
+                return None
+            self.server.on_work = lambda id, sequence: None
+            return httpx.Response(507, json={"code": "out_of_memory", "detail": "no memory", "retryable": False})
 
         self.server.on_work = on_work
 
@@ -126,6 +127,12 @@ def batch(samples: int, start: float = 0.0) -> tuple[Any, Any]:
 
 def wait(event: threading.Event) -> None:
     assert event.wait(10)
+
+
+def random(node: Node) -> bytes:
+    """The state of the random numbers of a replica, which is its own."""
+    state: bytes = node.state.tensors["random"].tobytes()
+    return state
 
 
 def equal(nodes: list[Node]) -> bool:
@@ -204,9 +211,10 @@ class TestStep:
         assert np.array_equal(np.concatenate([part.ravel() for part in result.gradients.values()]), wanted)
         assert list(result.gradients) == ["0.weight", "0.bias"]
         assert result.metrics["samples:sum"] == 5.0
-        assert result.loss == pytest.approx(0.4 * x[:2].sum() + 0.4 * x[2:4].sum() + 0.2 * x[4:].sum())
+        losses = [node.answered("forward_backward")[0].params["metrics"]["loss:mean"] for node in nodes]
+        assert result.loss == pytest.approx(0.4 * losses[0] + 0.4 * losses[1] + 0.2 * losses[2])
         assert result.grad_norms["total"] == pytest.approx(np.linalg.norm(wanted))
-        assert (result.sequence, result.durable, result.device) == (2, 0, "fake")
+        assert (result.sequence, result.durable, result.device) == (2, 0, "cpu")
 
     def test_with_fewer_samples_than_servers_the_others_make_the_same_step(
         self, nodes: list[Node], model: ShardedModel
@@ -324,8 +332,12 @@ class TestStep:
     def test_durable_is_what_all_servers_have(self, nodes: list[Node], connect: Any) -> None:
         model = connect().create_model(LAYERS, optimizer="sgd", durable_every=2)
         nodes[2].server.full = True
+        model.step(*batch(3), loss=LOSS).result()
+        while model.replicas[2].info().durable_error is None or model.replicas[1].info().durable == 0:
+            time.sleep(0.001)
         result = model.step(*batch(3), loss=LOSS).result()
-        assert (result.sequence, result.durable, result.durable_error) == (2, 0, "No space left on device")
+        assert (result.sequence, result.durable) == (4, 0)
+        assert "No space left on device" in (result.durable_error or "")
         with pytest.raises(ExodusError, match="No space left") as caught:
             model.make_durable().result()
         assert caught.value.__notes__ == ["shard 2"]
@@ -381,7 +393,7 @@ class TestFailure:
     def test_a_step_that_is_refused_by_all_changes_nothing(
         self, nodes: list[Node], model: ShardedModel, undisturbed: Any
     ) -> None:
-        with pytest.raises(UnprocessableError, match="lr: expected >= 0"):
+        with pytest.raises(UnprocessableError, match="/params/lr: "):
             model.step(*batch(5), loss=LOSS, lr=-1.0).result()
         assert np.array_equal(self.final_weights(nodes, model), undisturbed)
 
@@ -395,7 +407,7 @@ class TestFailure:
         model.forward(batch(5)[0]).result()
         assert equal(nodes)
         self.final_weights(nodes, model)
-        assert nodes[0].state.history != nodes[1].state.history  # the random state is its own
+        assert random(nodes[0]) != random(nodes[1])
 
     def test_resync_takes_no_state_of_a_replica_that_did_not_make_the_step(
         self, nodes: list[Node], model: ShardedModel, undisturbed: Any
@@ -418,17 +430,19 @@ class TestFailure:
     def test_an_answer_without_gradients_fails_the_step(
         self, nodes: list[Node], model: ShardedModel, monkeypatch: pytest.MonkeyPatch, undisturbed: Any
     ) -> None:
-        train = TrainingServer._train
+        answered = InProcessService.__call__
 
-        def without(self: Any, id: Any, model: Any, what: Any, request: httpx.Request, life: Any) -> httpx.Response:
-            answer = train(self, id, model, what, request, life)
+        def without(self: Any, request: httpx.Request) -> httpx.Response:
+            answer = answered(self, request)
+            if not request.url.path.endswith("/forward_backward"):
+                return answer
             found = encode(Message(decode(answer.content, answer.headers["Content-Type"]).params))
             return httpx.Response(200, content=b"".join(found.chunks), headers={"Content-Type": found.content_type})
 
-        monkeypatch.setattr(TrainingServer, "_train", without)
+        monkeypatch.setattr(InProcessService, "__call__", without)
         with pytest.raises(InvalidResponseError, match="tensors of the answer must be gradients, got none"):
             model.step(*batch(5), loss=LOSS).result()
-        monkeypatch.setattr(TrainingServer, "_train", train)
+        monkeypatch.setattr(InProcessService, "__call__", answered)
         assert np.array_equal(self.final_weights(nodes, model), undisturbed)
 
     def test_a_server_that_is_gone_ends_the_training_until_resync(
@@ -475,8 +489,8 @@ class TestFailure:
         self, nodes: list[Node], model: ShardedModel, undisturbed: Any
     ) -> None:
         self.final_weights(nodes, model)
-        first = next(iter(nodes[0].server.models.values()))
-        first.state = dataclasses.replace(first.state, sequence=0, weights=first.state.weights + 1)
+        nodes[0].server.crash()
+        assert nodes[0].state.sequence == 0
         model.resync()
         assert equal(nodes)
         assert np.array_equal(nodes[0].state.weights, undisturbed)
@@ -487,9 +501,9 @@ class TestStates:
         self, nodes: list[Node], model: ShardedModel
     ) -> None:
         assert equal(nodes)
-        made = [next(iter(node.server.models.items())) for node in nodes]
-        assert [id for id, _ in made] == ["net-0", "net-1", "net-2"]
-        assert [stored.made["seed"] for _, stored in made] == [7, 8, 9]
+        made = [info for node in nodes for info in node.server.models.values()]
+        assert [info["id"] for info in made] == ["net-0", "net-1", "net-2"]
+        assert [info["seed"] for info in made] == [7, 8, 9]
         assert model.info().id == "net-0"
 
     def test_a_state_goes_to_a_file_and_to_all_replicas(
@@ -503,7 +517,7 @@ class TestStates:
         model.load(tmp_path / "net.safetensors")
         assert np.array_equal(nodes[0].state.weights, weights)
         assert equal(nodes)
-        assert len({node.state.history for node in nodes}) == 3
+        assert len({random(node) for node in nodes}) == 3
         model.step(*batch(5), loss=LOSS).result()
         assert equal(nodes)
 
@@ -520,12 +534,10 @@ class TestStates:
     def test_outputs_and_metrics_are_those_of_the_whole_batch(self, nodes: list[Node], model: ShardedModel) -> None:
         x, y = batch(5)
         found = model.forward(x, y, loss=LOSS).result()
-        (whole,) = nodes[0].server.models.values()
+        whole = model.replicas[0].forward(x, y, loss=LOSS).result()
         assert found.outputs.shape == (5, 2, 2)
-        features = np.arange(1.0, 3)
-        assert np.array_equal(
-            found.outputs, np.float32(x.sum(2, keepdims=True) * features + whole.state.weights.sum() % 97)
-        )
+        assert np.array_equal(found.outputs, whole.outputs)
+        assert found.metrics == pytest.approx(whole.metrics)
         assert found.metrics["samples:sum"] == 5
         assert model.forward(x, y, loss=LOSS, outputs=False).result().outputs is None
 
@@ -567,7 +579,7 @@ class TestStates:
 
     def test_it_is_deleted_everywhere(self, nodes: list[Node], model: ShardedModel, connect: Any) -> None:
         client = connect()
-        del nodes[0].server.models["net-0"]
+        nodes[0].server(httpx.Request("DELETE", "http://node/v1/models/net-0"))
         with pytest.raises(NotFoundError, match="net-0"):
             client.delete_model("net")
         assert not any(node.server.models for node in nodes)
@@ -575,9 +587,10 @@ class TestStates:
         client.delete_model("two")
 
     def test_what_was_not_begun_is_dropped_at_the_end(self, nodes: list[Node], model: ShardedModel) -> None:
-        go = threading.Event()
-        nodes[0].server.on_work = lambda id, sequence: wait(go)
+        begun, go = threading.Event(), threading.Event()
+        nodes[0].server.on_work = lambda id, sequence: (begun.set(), wait(go))
         futures = [model.step(*batch(3), loss=LOSS) for _ in range(2)]
+        wait(begun)
         threading.Timer(0.05, go.set).start()
         model.close()
         assert futures[0].result().sequence == 2

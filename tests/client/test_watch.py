@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from client.training_server import TrainingServer
+from client.in_process_service import InProcessService
 
 from exodus_client import APIConnectionError, Client, Future, Model, Retries, ShardedClient, _constants
 from exodus_client._transport.retry import Watch
@@ -27,7 +27,7 @@ class Gone(httpx.BaseTransport):
     """A way to a training server that may be gone, or hang."""
 
     def __init__(self) -> None:
-        self.server = TrainingServer()
+        self.server = InProcessService()
         self.gone = False
         self.back = threading.Event()
         self.back.set()

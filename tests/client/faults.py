@@ -1,4 +1,4 @@
-"""A network and a server that fail: the way to a `TrainingServer`, on which requests and answers meet their fates."""
+"""A network and a server that fail: the way to an `InProcessService`, where requests and answers meet their fates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import httpx
-from client.training_server import TrainingServer
+from client.in_process_service import InProcessService
 
 from exodus_client import Client, Retries
 
@@ -28,7 +28,7 @@ class Road(httpx.BaseTransport):
         down: requests that are still refused because the server is starting.
     """
 
-    def __init__(self, server: TrainingServer, fates: Iterable[str] = ()) -> None:
+    def __init__(self, server: InProcessService, fates: Iterable[str] = ()) -> None:
         self.server = server
         self.fates = list(fates)
         self.down = 0
