@@ -85,7 +85,7 @@ class Life:
         await self._lifespan.__aexit__(None, None, None)
 
     async def answer(self, request: httpx.Request, received: Callable[[], None]) -> httpx.Response:
-        """The answer of the application. `received` is called once it has the body."""
+        """The answer of the application. `received` is called when it has the body."""
         if self.over:
             raise httpx.RemoteProtocolError(WENT_DOWN)
         task = asyncio.create_task(_asgi(self.app, request, received))
@@ -129,14 +129,16 @@ class InProcessService:
         self._doomed = False
         self._early: dict[str, int] = {}
         self._lock = threading.RLock()
+        self._came = threading.Condition(self._lock)
         _OPEN.append(self)
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         """Answer a request. Raises httpx.RemoteProtocolError if the service goes down meanwhile."""
         request.read()
-        with self._lock:
+        with self._came:
             self.requests.append((request.method, request.url.path))
             self.bodies.append(request.content)
+            self._came.notify_all()
         what = request.url.path.rpartition("/")[2]
         if request.method != "POST" or what not in _TRAINING:
             return self._answer(request)
@@ -190,6 +192,15 @@ class InProcessService:
         finally:
             finish.set()
 
+    def wait_for_requests(self, enough: Callable[[], bool]) -> None:
+        """Wait until enough requests have come."""
+        with self._came:
+            assert self._came.wait_for(enough, 30.0), self.requests
+
+    def wait_for_saves(self) -> None:
+        """Wait until the disk has the states that calls done so far have led to, or has failed."""
+        self._living().app.state.engine.store._saved.flush().result()
+
     def backup(self) -> Path:
         """A copy of the folder with the durable states."""
         with self._lock:
@@ -214,7 +225,7 @@ class InProcessService:
     @full.setter
     def full(self, full: bool) -> None:
         (_FULL.add if full else _FULL.discard)(self)
-        os.rename = _rename_unless_full if _FULL else _RENAME
+        os.rename = _rename_unless_full if _FULL else _RENAME  # type: ignore[assignment]
 
     @property
     def models(self) -> dict[str, Any]:
@@ -241,6 +252,7 @@ class InProcessService:
             doomed, self._doomed = self._doomed, False
         received = threading.Event()
         sent = _submit(self._answered(life, self._hastened(request), received.set, call))
+        sent.add_done_callback(lambda sent: received.set())  # also if it ends before it gets there
         if doomed:
             received.wait()
             self.crash()
@@ -352,7 +364,6 @@ async def _asgi(app: FastAPI, request: httpx.Request, received: Callable[[], Non
             body.extend(message.get("body", b""))
 
     await app(scope, receive, send)
-    received()
     return httpx.Response(status, headers=headers, content=bytes(body))
 
 

@@ -37,9 +37,12 @@ STUCK = 60.0
 Change = Callable[[httpx.Request], httpx.Response | None]
 
 
-def problem(status: int, code: str, *, expected: str = "", retryable: bool = False, **headers: str) -> httpx.Response:
+def problem(
+    status: int, code: str, *, expected: str = "", retryable: bool = False, retry_after: str | None = None
+) -> httpx.Response:
     errors = [{"pointer": "/params/sequence", "expected": expected, "got": "?"}] if expected else []
     document = {"code": code, "detail": "as always", "errors": errors, "retryable": retryable}
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
     return httpx.Response(status, json=document, headers=headers)
 
 
@@ -132,7 +135,7 @@ ALWAYS: dict[str, tuple[Change, Callable[[Model], Any]]] = {
     "stale outputs": (stale_outputs, forward),
     "a stale save": (to("/save", lambda: httpx.Response(200, json={"sequence": 0, "durable": 0})), save),
     "later": (to("", later, "POST"), step),
-    "later, and later": (lambda request: later(**{"Retry-After": "0"}), step),
+    "later, and later": (lambda request: later(retry_after="0"), step),
     "later, and never heard of it": (
         lambda request: (
             problem(404, "not_found")
@@ -144,9 +147,9 @@ ALWAYS: dict[str, tuple[Change, Callable[[Model], Any]]] = {
         step,
     ),
     "running": (to("/step", lambda: problem(409, "running", retryable=True)), step),
-    "busy": (to("/step", lambda: problem(503, "draining", **{"Retry-After": "0"})), step),
-    "busy for a forward pass": (to("/forward", lambda: problem(503, "draining", **{"Retry-After": "0"})), forward),
-    "a full queue": (to("/step", lambda: problem(429, "queue_full", **{"Retry-After": "0"})), step),
+    "busy": (to("/step", lambda: problem(503, "draining", retry_after="0")), step),
+    "busy for a forward pass": (to("/forward", lambda: problem(503, "draining", retry_after="0")), forward),
+    "a full queue": (to("/step", lambda: problem(429, "queue_full", retry_after="0")), step),
     "an error": (to("/step", lambda: problem(500, "internal_error", retryable=True)), step),
     "no answer": (to("/step", refused), step),
     "no answer to anything": (lambda request: refused(), step),
@@ -231,8 +234,7 @@ def test_a_call_that_lasts_is_asked_for_as_often_as_the_server_wants(stubborn: S
     model = client.create_model(LAYERS, optimizer="sgd", id="m")
     with stubborn.server.busy():
         future = model.step(X, Y, loss=LOSS)
-        while len(asked) < 2:
-            time.sleep(0.001)
+        stubborn.server.wait_for_requests(lambda: len(asked) >= 2)
     assert future.result(STUCK).sequence == 1
     assert asked[1] - asked[0] >= 0.09
 

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any
@@ -216,8 +215,7 @@ class TestClosing:
         model = create(client)
         with server.busy():
             future = model.step(X, Y, loss=LOSS)
-            while not any(path.startswith("/v1/requests/") for _, path in server.requests):
-                time.sleep(0.001)
+            server.wait_for_requests(lambda: server.requests[-1][1].startswith("/v1/requests/"))
         closing = threading.Thread(target=model.close)
         closing.start()
         closing.join(30)

@@ -7,6 +7,7 @@ import gc
 import math
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,8 +172,10 @@ class TestMaking:
     def test_options_may_be_numbers_of_numpy(self, client: Client, server: InProcessService) -> None:
         counts = {"seed": np.uint64(3), "durable_every": np.int16(4), "ahead": np.int64(2), "time_dim": np.int8(1)}
         model = create(client, patience=np.float32(9), **counts)
+        rate: Any = np.float16(0.5)
+        seconds: Any = np.float32(10)
         assert (server.models["m"]["seed"], server.models["m"]["durable_every"]) == (3, 4)
-        assert model.step(X, Y, loss=LOSS, lr=np.float16(0.5)).result(np.float32(10)).sequence == 1
+        assert model.step(X, Y, loss=LOSS, lr=rate).result(seconds).sequence == 1
 
     def test_patience_may_have_no_end(self, client: Client) -> None:
         assert create(client, patience=math.inf).step(X, Y, loss=LOSS).result(10).sequence == 1
@@ -245,7 +248,7 @@ class TestStep:
 
     def test_sends_what_it_is_told(self, model: Model, server: InProcessService) -> None:
         loss = {"kind": "van_rossum", "alpha": 0.9}
-        options = {"lr": 0.1, "weight_decay": 0.2, "clip_norm": 3.0, "clip_value": 4.0}
+        options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.2, "clip_norm": 3.0, "clip_value": 4.0}
         model.step(X, X[..., :2], loss=loss, allow_non_finite=True, **options).result()
         params = sent(server).params
         assert {name: params[name] for name in options} == options
@@ -332,6 +335,7 @@ class TestStep:
 class TestLossOfOnesOwn:
     def test_is_differentiated_here(self, model: Model, server: InProcessService) -> None:
         outputs = model.forward(X).result().outputs
+        assert outputs is not None
         before = len(server.requests)
         result = model.step(X, loss=lambda outputs: (outputs**2).sum()).result()
         assert [path for _, path in server.requests[before:]] == ["/v1/models/m/forward", "/v1/models/m/step"]
@@ -482,12 +486,15 @@ class TestForward:
         future = model.forward(x)
         x[:] = np.nan
         gate.set()
-        assert np.isfinite(future.result(10).outputs).all()
+        outputs = future.result(10).outputs
+        assert outputs is not None
+        assert np.isfinite(outputs).all()
 
     def test_loss_and_targets_go_together(self, model: Model) -> None:
-        for arguments in ({"loss": LOSS}, {"targets": Y}):
+        alone: list[dict[str, Any]] = [{"loss": LOSS}, {"targets": Y}]
+        for arguments in alone:
             with pytest.raises(TypeError, match="loss and targets must be both given, or neither"):
-                model.forward(X, **arguments)  # type: ignore[arg-type]
+                model.forward(X, **arguments)
 
     def test_can_be_awaited_and_fail(self, model: Model) -> None:
         async def ask() -> Any:
@@ -557,13 +564,16 @@ class TestState:
             assert model.step(X, Y, loss=LOSS).result(10).sequence == 2
 
     def test_a_model_that_is_closed_while_weights_are_replaced_stays_closed(self, server: InProcessService) -> None:
+        made: list[Model] = []
+
         def change(request: httpx.Request) -> httpx.Response | None:
             if request.method == "PUT":
-                model.close()
+                made[0].close()
             return None
 
         with answered(server, change) as client:
             model = create(client)
+            made.append(model)
             with pytest.raises(ModelClosedError):
                 model.load_state_dict({"in.bias": np.zeros(2)}, strict=False)
             with pytest.raises(ModelClosedError):
@@ -973,9 +983,17 @@ class TestLongCalls:
     def test_are_asked_for_until_they_are_done(self, client: Client, server: InProcessService) -> None:
         server.pending = 3
         model = create(client)
-        futures = [model.step(X, Y, loss=LOSS) for _ in range(4)]
+
+        def asked() -> list[int]:
+            """How often each answer was asked for."""
+            paths = (path for _, path in server.requests if path.startswith("/v1/requests/"))
+            return [*Counter(paths).values()]
+
+        with server.busy():
+            futures = [model.step(X, Y, loss=LOSS) for _ in range(4)]
+            server.wait_for_requests(lambda: asked().count(4) == 4)  # the fourth question waits for the answer
         assert [future.result(10).sequence for future in futures] == [1, 2, 3, 4]
-        assert any(path.startswith("/v1/requests/") for _, path in server.requests)
+        assert asked().count(4) == 4
 
     def test_their_failures_are_those_of_the_call(self, client: Client, server: InProcessService) -> None:
         server.pending = 1

@@ -48,8 +48,8 @@ def exodus(connect: Callable[..., Client], tmp_path: Path, monkeypatch: pytest.M
 def train(connect: Callable[..., Client], layers: Any = LAYERS, **options: Any) -> Any:
     """Make a model and train it for two steps."""
     with connect(URL) as client:
-        options = {"optimizer": {"kind": "sgd", "lr": 0.5}, "seed": 3, "name": "braille", "id": "one"} | options
-        model = client.create_model(layers, **options)
+        usual: dict[str, Any] = {"optimizer": {"kind": "sgd", "lr": 0.5}, "seed": 3, "name": "braille", "id": "one"}
+        model = client.create_model(layers, **(usual | options))
         for _ in range(2):
             model.step(X, np.array([0, 1]), loss="max_over_time_ce").result()
         return model
@@ -99,8 +99,8 @@ class TestShow:
         shown = exodus("show", URL, "one").stdout
         lines = [line.split(maxsplit=1) for line in shown.splitlines()]
         assert ["calls", "2 done, 2 durable, saved every 10"] in lines
-        (optimizer,) = [json.loads(line[1]) for line in lines if line[0] == "optimizer"]
-        assert (optimizer["kind"], optimizer["lr"]) == ("sgd", 0.5)
+        optimizer = '"lr": 0.5, "momentum": 0.0, "dampening": 0.0, "nesterov": false, "weight_decay": 0.0'
+        assert ["optimizer", f'{{"kind": "sgd", {optimizer}}}'] in lines
         assert ["weights", "32 B of float32, in memory"] in lines
         assert ["0.weight", "2 x 3"] in lines
         assert "last save" not in shown
@@ -115,17 +115,16 @@ class TestShow:
         train(connect, layers, input_shape=[3], dtype="float64")
         lines = exodus("show", URL, "one").stdout.splitlines()
         begin = next(index for index, line in enumerate(lines) if line.startswith("network"))
-        first, *shown = (" ".join(line.split()) for line in lines[begin : begin + 5])
-        assert first == "network input 3, float64"
-        wanted = [
-            ("0 linear ", "out_features 8", "bias false"),
-            ("hidden lif ", "alpha [0.5, 0.5, 0.5, 0.5, ... 8 in all]", "recurrent (", "gain 0.5"),
-            ("2 add ", 'inputs ["hidden", "0"]'),
-            ("3 if ", "reset zero", "surrogate tanh(slope 2.0"),
+        assert [" ".join(line.split()) for line in lines[begin : begin + 5]] == [
+            "network input 3, float64",
+            "0 linear out_features 8, in_features 3, bias false, gain 1.0",
+            "hidden lif threshold 1.0, reset subtract, decay_reset false, max_spikes 1, "
+            "surrogate exponential(slope 1.0, scale 1.0), method exodus, recurrent (bias false, gain 0.5), "
+            "alpha [0.5, 0.5, 0.5, 0.5, ... 8 in all]",
+            '2 add inputs ["hidden", "0"]',
+            "3 if threshold 1.0, reset zero, decay_reset false, max_spikes 1, "
+            "surrogate tanh(slope 2.0, scale 1.0), method exodus",
         ]
-        for line, (name, *parts) in zip(shown, wanted, strict=True):
-            assert line.startswith(name)
-            assert all(part in line for part in parts), line
 
     def test_a_save_that_failed_is_shown(
         self, exodus: Any, server: InProcessService, connect: Callable[..., Client]
@@ -135,8 +134,7 @@ class TestShow:
         with connect(URL) as client, pytest.raises(ServerStorageFullError):
             client.model("one").make_durable().result()
         shown = exodus("show", URL, "one").stdout
-        assert "failed: state 2 could not be saved" in shown
-        assert "No space left on device" in shown
+        assert "failed: state 2 could not be saved: [Errno 28] No space left on device" in shown
 
     def test_it_prints_json_for_programs(self, exodus: Any, trained: str) -> None:
         shown = json.loads(exodus("show", URL, "one", "--json").stdout)

@@ -282,13 +282,15 @@ class TestEveryFate:
 
 
 class TestWhatIsKept:
-    def test_is_forgotten_when_two_saves_have_it(self, client: Client) -> None:
+    def test_is_forgotten_when_two_saves_have_it(self, client: Client, server: InProcessService) -> None:
         model = create(client, durable_every=4)
         kept = []
-        for _ in range(40):
+        for _ in range(41):
             steps(model, 1)
+            server.wait_for_saves()
             kept.append(len(model._calls._calls))
-        assert max(kept) <= 12  # those since the save before the last, and those made while one is written
+        assert kept == [1, 2, 3, 4, *[5, 6, 7, 8] * 9, 5]
+        assert model.durable == 40
 
     def test_is_bounded_in_bytes_by_asking_for_saves(
         self, client: Client, server: InProcessService, monkeypatch: pytest.MonkeyPatch
@@ -307,10 +309,11 @@ class TestWhatIsKept:
     def test_is_known_to_be_durable_from_the_save(
         self, client: Client, server: InProcessService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_constants, "MAX_KEPT_BYTES", 0)
         model = create(client, durable_every=10_000)
-        steps(model, 3)
-        until(lambda: (model.durable or 0) >= 2)  # known from the save that was asked for before the third
+        steps(model, 1)
+        monkeypatch.setattr(_constants, "MAX_KEPT_BYTES", model._calls.nbytes)
+        steps(model, 2)
+        until(lambda: model.durable == 3)
 
     def test_goes_on_where_the_server_cannot_save(
         self,
@@ -322,9 +325,11 @@ class TestWhatIsKept:
         monkeypatch.setattr(_constants, "MAX_KEPT_BYTES", 0)
         model = create(client, durable_every=1)
         server.full = True
-        results = steps(model, 3)
-        assert results[-1].durable == 0
-        until(lambda: "No space left on device" in (steps(model, 1)[0].durable_error or ""))
+        steps(model, 3)
+        server.wait_for_saves()
+        (result,) = steps(model, 1)
+        assert result.durable == 0
+        assert result.durable_error.endswith("No space left on device")
         model.close()
         assert "are kept until the server saves" in caplog.text
         server.crash()
@@ -334,7 +339,8 @@ class TestWhatIsKept:
     def test_is_sent_again_after_the_state_before_the_last(self, client: Client, server: InProcessService) -> None:
         model = create(client, durable_every=5)
         wanted = steps(model, 23)[-1]
-        until(lambda: model.info().durable == 20)
+        server.wait_for_saves()
+        assert model.info().durable == 20
         state = server.state()
         server.crash(damaged=True)
         assert server.state().sequence == 15
@@ -517,16 +523,17 @@ class TestOrder:
         with patient_client(road, retries=retries) as client:
             model = create(client, patience=0.2)
             weights = model.state_dict()
+            calls: dict[str, Callable[[], Any]] = {
+                "forward": lambda: model.forward(spikes(0)).result(STUCK),
+                "make_durable": lambda: model.make_durable().result(STUCK),
+                "state_dict": model.state_dict,
+                "load_state_dict": lambda: model.load_state_dict(weights),
+            }
             road.down = 10**9
             ended = r"^a read after call 0 was given up after patience=0\.2 seconds of failures\. The last failure: "
             began = time.monotonic()
             with pytest.raises(APIConnectionError, match=ended):
-                {
-                    "forward": lambda: model.forward(spikes(0)).result(STUCK),
-                    "make_durable": lambda: model.make_durable().result(STUCK),
-                    "state_dict": model.state_dict,
-                    "load_state_dict": lambda: model.load_state_dict(weights),
-                }[ask]()
+                calls[ask]()
             assert time.monotonic() - began < 30
             assert 10**9 - road.down == 2  # one attempt, and one when patience ends
             road.down = 0
@@ -588,11 +595,12 @@ class TestPatience:
                     future.result(0)
 
     def test_a_model_that_cannot_be_asked_about_is_asked_again(self, server: InProcessService) -> None:
-        answers = [httpx.ReadError("reset"), httpx.Response(503), httpx.Response(200, json={"sequence": 0})]
+        failures = [httpx.ReadError("reset")]
+        answers = [httpx.Response(503), httpx.Response(200, json={"sequence": 0})]
 
         def change(request: httpx.Request) -> httpx.Response:
-            if request.url.path.endswith("/step") and len(answers) == 3:
-                raise answers.pop(0)
+            if request.url.path.endswith("/step") and failures:
+                raise failures.pop()
             if request.method == "GET" and answers:
                 return answers.pop(0)
             return server(request)
