@@ -19,6 +19,7 @@ from client.in_process_service import InProcessService, closing_services
 import exodus_service.engine
 from exodus_client import Client, Retries
 from exodus_client.wire import Encoded, Message, Tensor, decode, decompress, encode
+from exodus_service.gradients.selftest import self_test
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -64,8 +65,8 @@ class FakeService:
 
     def client(self, **arguments: Any) -> Client:
         """A client of this server that sleeps only on paper."""
-        arguments = {"retries": Retries(sleep=self.waits.append), "transport": httpx.MockTransport(self)} | arguments
-        client = Client("http://node:8000", **arguments)
+        usual: dict[str, Any] = {"retries": Retries(sleep=self.waits.append), "transport": httpx.MockTransport(self)}
+        client = Client("http://node:8000", **(usual | arguments))
         self.clients.append(client)
         return client
 
@@ -100,7 +101,7 @@ def _the_service_is_quiet_and_tests_itself_once() -> Iterator[None]:
         log = logging.getLogger("exodus_service")
         level = log.level
         log.setLevel(logging.CRITICAL + 1)
-        patched.setattr(exodus_service.engine, "self_test", functools.cache(exodus_service.engine.self_test))
+        patched.setattr(exodus_service.engine, "self_test", functools.cache(self_test))
         yield
         log.setLevel(level)
 

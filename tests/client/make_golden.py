@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 
 GOLDEN = Path(__file__).with_name("golden")
 

@@ -199,7 +199,7 @@ def shown(error: ExodusError) -> None:
 
 
 def check_gradients(client: Client) -> None:
-    found = client.gradients(neuron=LIF(0.9), input=X, grad_output=X, wrt=("alpha",), return_=("spikes",))
+    found = client.gradients(neuron=LIF(0.9), input=X, grad_output=X, wrt=["alpha"], return_=["spikes"])
     assert found.arrays.keys() == {"grad_input", "grad_alpha", "spikes"}
     assert found.grad_input.shape == found.spikes.shape == X.shape
     assert found.grad_input.dtype == found.spikes.dtype == np.float32

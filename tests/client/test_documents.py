@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from client.conftest import Handler
 from client.in_process_service import InProcessService
 
 import exodus_client
@@ -24,7 +25,7 @@ def test_the_client_guide_runs_from_top_to_bottom(
     service: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    lif = service.handler
+    lif: Handler = service.handler
 
     training = InProcessService()
 

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from client.conftest import Handler
 
 from exodus_client import (
     IF,
@@ -340,7 +341,7 @@ def test_norms_that_json_cannot_carry_arrive_as_numbers(service: Any) -> None:
 class TestFuture:
     def test_several_requests_are_under_way_at_once(self, service: Any) -> None:
         together = threading.Barrier(3, timeout=10)
-        handler = service.handler
+        handler: Handler = service.handler
 
         def meet(request: httpx.Request) -> httpx.Response:
             together.wait()
@@ -376,7 +377,7 @@ class TestFuture:
 
     def test_a_wait_for_a_future_can_end_early(self, service: Any) -> None:
         arrived, release = threading.Event(), threading.Event()
-        handler = service.handler
+        handler: Handler = service.handler
 
         def hold(request: httpx.Request) -> httpx.Response:
             arrived.set()

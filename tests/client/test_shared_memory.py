@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from client.conftest import Handler
 
 from exodus_client import LIF, APIConnectionError, Client, GoneError, InvalidResponseError, Limits, Retries, Timeout
 from exodus_client.wire import (
@@ -93,7 +94,7 @@ def segments() -> Iterator[SegmentServer]:
 @pytest.fixture
 def shared(service: Any, segments: SegmentServer) -> Any:
     """The fake service, which finds bodies and places answers in segments; `shared.references` are what came."""
-    compute = service.handler
+    compute: Handler = service.handler
     service.references, service.named = [], httpx.Response(200, json={"socket": segments.name})
     service.place = lambda reference, body: Span(reference.answer.offset, len(body))
 

@@ -52,10 +52,11 @@ def leaf(*shape: int, low: float = 0.5) -> Tensor:
 def test_a_remote_neuron_has_the_gradients_of_the_local_one(
     service: Any, x: Tensor, shape: Any, with_reset_by: bool
 ) -> None:
-    leaves = {"alpha": leaf(*shape), "threshold": leaf(*shape), "initial_membrane": leaf(2, 3)}
+    leaves: dict[str, Any] = {"alpha": leaf(*shape), "threshold": leaf(*shape), "initial_membrane": leaf(2, 3)}
     if with_reset_by:
         leaves["reset_by"] = leaf(*shape)
-    found, wanted = [], []
+    found: list[Tensor] = []
+    wanted: list[Tensor] = []
     for outputs, to in (
         (remote_lif(service.client(), x, **leaves), found),
         (local_lif(x, **leaves), wanted),
@@ -129,8 +130,9 @@ def test_only_a_client_and_a_tensor_are_taken(service: Any, x: Tensor) -> None:
 
 @pytest.mark.parametrize("name", ["initial_spikes", "min_membrane"])
 def test_a_gradient_that_the_server_does_not_compute_is_refused(service: Any, x: Tensor, name: str) -> None:
+    given: Any = {name: leaf(3)}
     with pytest.raises(ValueError, match=f"{name} must be a tensor without a gradient"):
-        remote_lif(service.client(), x, 0.9, **{name: leaf(3)})
+        remote_lif(service.client(), x, 0.9, **given)
     assert not service.requests
 
 
@@ -253,7 +255,8 @@ class TestModule:
         with pytest.raises(RuntimeError, match="set return_membrane=True before the call"):
             layer.membrane  # noqa: B018
         asking = RemoteLIF(service.client(), 0.9, return_membrane=True)
-        assert asking.membrane is None
+        before = asking.membrane
+        assert before is None
         asking(x)
         assert [message.params["return"] for message in service.messages] == [["spikes"], ["spikes", "membrane"]]
         assert asking.membrane is not None
@@ -273,26 +276,30 @@ class TestModule:
         first, second = (RemoteLIF(service.client(), alpha, threshold=alpha, trainable="threshold") for _ in range(2))
         first.load_state_dict({"alpha": torch.zeros(3), "threshold": torch.ones(3)})
         for untouched in (alpha, second.alpha, second.threshold):
+            assert isinstance(untouched, Tensor)
             assert torch.equal(untouched, torch.full((3,), 0.9))
 
     def test_a_tensor_that_requires_a_gradient_is_trained_or_refused(self, service: Any) -> None:
         start = torch.zeros(3, requires_grad=True).sigmoid()
         with pytest.raises(ValueError, match=r"alpha must be named in trainable, or need no gradient.*alpha\.detach"):
             RemoteLIF(service.client(), start)
-        layer = RemoteLIF(service.client(), start, trainable="alpha")
-        assert torch.equal(copy.deepcopy(layer).alpha, start)
-        layer = RemoteLIF(service.client(), torch.ones(3))
-        layer.alpha = start
-        assert torch.equal(copy.deepcopy(layer).alpha, start)
+        trained = RemoteLIF(service.client(), start, trainable="alpha")
+        replaced = RemoteLIF(service.client(), torch.ones(3))
+        replaced.alpha = start
+        for layer in (trained, replaced):
+            alpha = copy.deepcopy(layer).alpha
+            assert isinstance(alpha, Tensor)
+            assert torch.equal(alpha, start)
 
     def test_numbers_are_in_the_state_dict(self, service: Any) -> None:
-        saved = torch.nn.Sequential(RemoteLIF(service.client(), 0.9, threshold=0.7, min_membrane=-1.0))
-        loaded = torch.nn.Sequential(RemoteLIF(service.client(), 0.5, min_membrane=-2.0))
-        loaded.load_state_dict(saved.state_dict())
-        assert (loaded[0].alpha, loaded[0].threshold, loaded[0].min_membrane) == (0.9, 0.7, -1.0)
-        loaded = torch.nn.Sequential(RemoteLIF(service.client(), 0.5, trainable="alpha", min_membrane=0.0))
-        loaded.load_state_dict(saved.state_dict())
-        assert loaded[0].alpha.item() == pytest.approx(0.9)
+        saved = torch.nn.Sequential(RemoteLIF(service.client(), 0.9, threshold=0.7, min_membrane=-1.0)).state_dict()
+        layer = RemoteLIF(service.client(), 0.5, min_membrane=-2.0)
+        torch.nn.Sequential(layer).load_state_dict(saved)
+        assert (layer.alpha, layer.threshold, layer.min_membrane) == (0.9, 0.7, -1.0)
+        trained = RemoteLIF(service.client(), 0.5, trainable="alpha", min_membrane=0.0)
+        torch.nn.Sequential(trained).load_state_dict(saved)
+        assert isinstance(trained.alpha, Tensor)
+        assert trained.alpha.item() == pytest.approx(0.9)
 
     def test_a_state_dict_from_before_numbers_were_in_it_is_loaded(self, service: Any) -> None:
         layer = RemoteLIF(service.client(), 0.5)
@@ -526,7 +533,8 @@ class TestParameters:
     def test_may_be_arrays_of_numpy_and_lists(
         self, service: Any, x: Tensor, name: str, given: Any, dtype: torch.dtype
     ) -> None:
-        layer = RemoteLIF(service.client(), **({"alpha": 0.9} | {name: given}))
+        arguments: Any = {"alpha": 0.9} | {name: given}
+        layer = RemoteLIF(service.client(), **arguments)
         kept = getattr(layer, name)
         assert kept.dtype == dtype
         assert kept.tolist() == np.asarray(given).tolist()
@@ -534,18 +542,18 @@ class TestParameters:
         (message,) = service.messages
         assert message.params["neuron"][name] == {"tensor": name}
         if name != "min_membrane":
-            trained = RemoteLIF(service.client(), **({"alpha": 0.9, "trainable": name} | {name: given}))
+            trained = RemoteLIF(service.client(), **arguments, trainable=name)
             assert isinstance(getattr(trained, name), torch.nn.Parameter)
 
     def test_arrays_are_copied(self, service: Any) -> None:
-        alpha = np.array([0.25, 0.5])
+        alpha: Any = np.array([0.25, 0.5])
         layer = RemoteLIF(service.client(), alpha)
         alpha[:] = 0.0
         assert layer.alpha.tolist() == [0.25, 0.5]  # type: ignore[union-attr]
 
     def test_of_an_array_out_of_range_are_refused_by_name(self, service: Any) -> None:
         with pytest.raises(ValueError, match=r"^LIF\.alpha must be in \[0, 1\], got 2 at \[1\]"):
-            RemoteLIF(service.client(), np.array([0.5, 2.0]))
+            RemoteLIF(service.client(), np.array([0.5, 2.0]))  # type: ignore[arg-type]
 
     def test_may_be_on_meta_until_there_are_values(self, service: Any, x: Tensor) -> None:
         with torch.device("meta"):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
@@ -18,7 +18,7 @@ FILES = [
 ]
 
 
-def values() -> dict[str, tuple[Any, str]]:
+def values() -> dict[str, tuple[Any, Any]]:
     return {
         "f32": (np.array([[0.5, -1.5, 2], [0, -0.0, 0.375]], np.float32), "raw"),
         "f64": (np.float64(0.1), "raw"),

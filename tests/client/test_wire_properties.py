@@ -1,7 +1,7 @@
 """What holds for every message and every body: what is written is read, and nothing but WireError comes of the rest."""
 
 import contextlib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays_of
 
 from exodus_client.wire import DTYPES, Limits, Message, Tensor, WireError, decode, encode
 
-FORMS = ["stream", "inline", "json"]
+FORMS: tuple[Literal["stream", "inline", "json"], ...] = ("stream", "inline", "json")
 NAMES = st.text("abcXYZ019_.-", min_size=1, max_size=12)
 SHAPES = arrays_of.array_shapes(min_dims=0, max_dims=8, min_side=0, max_side=3)
 LIMITS = Limits(max_bytes=1 << 20)
@@ -40,7 +40,8 @@ def tensors(draw: st.DrawFn, name: str) -> Tensor:
     if dtype == "bfloat16":
         bits = draw(arrays_of.arrays(np.int16, shape))
         return Tensor.of(name, torch.from_numpy(bits).view(torch.bfloat16))
-    order = draw(st.sampled_from("<>")) if DTYPES[dtype].itemsize > 1 else "="
+    orders: tuple[Literal["<", ">", "="], ...] = ("<", ">") if DTYPES[dtype].itemsize > 1 else ("=",)
+    order = draw(st.sampled_from(orders))
     array = draw(arrays_of.arrays(DTYPES[dtype].newbyteorder(order), shape))
     if draw(st.booleans()):
         array = array.T

@@ -5,7 +5,7 @@ import struct
 from types import SimpleNamespace
 from typing import Any
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 
@@ -261,7 +261,8 @@ def test_json_writes_numbers_that_it_lacks_as_strings_in_parameters_too() -> Non
 
 
 def test_json_rounds_to_the_nearest_bfloat16_with_ties_to_even() -> None:
-    numbers = [1.0, 1 + 2**-9, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, "NaN", "Infinity", 3.3e38]
+    not_json: list[Any] = ["NaN", "Infinity"]
+    numbers = [1.0, 1 + 2**-9, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, *not_json, 3.3e38]
     body = json.dumps(header(a_tensor(nbytes=None, dtype="bfloat16", shape=[8], data=numbers))).encode()
     import torch
 
@@ -305,13 +306,14 @@ class TestWriting:
         codes = set()
         for form in ("stream", "inline"):
             with pytest.raises(WireError) as caught:
-                encode(message, form)  # type: ignore[arg-type]
+                encode(message, form)
             codes.add((caught.value.code, caught.value.pointer))
         (code,) = codes
         return code
 
     def test_a_payload_over_4_gib_is_refused_with_advice(self) -> None:
-        page = memoryview(np.broadcast_to(np.uint8(0), MAX_PAYLOAD_BYTES + 1))  # of one byte, read again and again
+        zeros: Any = np.broadcast_to(np.uint8(0), MAX_PAYLOAD_BYTES + 1)  # one byte, read again and again
+        page = memoryview(zeros)
         huge = Tensor("a", "uint8", (len(page),), "raw", page)
         with pytest.raises(WireError, match=r"at most 4294967295 bytes.*split it"):
             encode(Message.of({}, [huge]))
