@@ -1,4 +1,4 @@
-"""A network and a server that fail: the way to an `InProcessService`, where requests and answers meet their fates."""
+"""A network and a server that fail: the way to an `InProcessService`, on which requests meet their fates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Road(httpx.BaseTransport):
         return answer
 
     def settle(self) -> None:
-        """Wait until the server has done what it was asked, also by those that left."""
+        """Wait until the server has answered all requests, also the abandoned ones."""
         while self._behind:
             self._behind.pop().join(10)
 

@@ -1,4 +1,4 @@
-"""The real service within the process of the tests, without sockets: it answers requests, crashes, and starts again."""
+"""The real service in the process of the tests, without sockets: it answers requests, crashes and restarts."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class State:
         )
 
 
-class Life:
-    """One process of the service, from its start to its end.
+class Incarnation:
+    """The service from one start to the next crash or shutdown.
 
     Attributes:
         over: no answer leaves it any more.
@@ -77,7 +77,7 @@ class Life:
         await self._lifespan.__aenter__()
 
     async def end(self) -> None:
-        """Drop the requests under way, then shut down."""
+        """Cancel the requests under way, then shut down."""
         self.over = True
         for task in self._tasks:
             task.cancel()
@@ -97,7 +97,7 @@ class Life:
 
 
 class InProcessService:
-    """Answers requests as `exodus-service` does, from any threads. It starts with the first request.
+    """Answers requests as `exodus-service` does; any thread may send them. It starts with the first request.
 
     Args:
         settings: of the service, in addition to those for tests.
@@ -106,12 +106,13 @@ class InProcessService:
         settings: those of the next start.
         memory_only: models are kept in memory only, from the next start on.
         full: the disk is full.
-        pending: answers to `Prefer: wait` are 202, and this many questions for each of them are too early.
+        pending: answer requests with `Prefer: wait` by 202, and this many polls of each, unless the result is there
+            already; None: wait as long as the client asks for.
         on_work: called with model and sequence number before the application gets a training call; a response that it
             returns is the answer instead.
-        done: (model, sequence number, "skip" or the kind of call) of all training calls that were done, in order,
-            replays not counted.
-        requests, bodies: method and path of everything that came, and its body.
+        done: (model, sequence number, "skip" or the kind of call) of all training calls done, in order, without
+            replays.
+        requests, bodies: method and path of each request, and its body.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -124,7 +125,7 @@ class InProcessService:
         self.bodies: list[bytes] = []
         self._root = Path(tempfile.mkdtemp(prefix="exodus-tests-", dir=_MEMORY))
         self._lives = 0
-        self._life: Life | None = None
+        self._life: Incarnation | None = None
         self._ending: list[Future[None]] = []
         self._doomed = False
         self._early: dict[str, int] = {}
@@ -152,11 +153,11 @@ class InProcessService:
         return self._answer(request, (id, sequence, "skip" if params.get("skip") else what))
 
     def crash(self, *, damaged: bool = False, back_to: Path | None = None) -> None:
-        """End at once; what starts next has the durable states, nothing else.
+        """End at once and restart from the durable states.
 
         Args:
-            damaged: the last durable state of each model cannot be read, if there is one before it.
-            back_to: a copy of the folder, made by `backup`, in the place of the folder.
+            damaged: the last durable state of each model is corrupt, if there is one before it.
+            back_to: a folder made by `backup` to restart from instead.
         """
         with self._lock:
             life = self._living()
@@ -165,19 +166,19 @@ class InProcessService:
             self._ending.append(_submit(life.end()))
 
     def stop(self) -> None:
-        """Save everything, then end and start again."""
+        """Shut down, which saves everything, and restart."""
         with self._lock:
             life = self._living()
             _submit(life.end()).result()
             self._start(life.folder)
 
     def crash_at_work(self) -> None:
-        """Crash in the middle of the next call."""
+        """Crash during the next request."""
         self._doomed = True
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """The thread that computes is occupied while the block is."""
+        """Occupy the computing thread during the block."""
         started, finish = threading.Event(), threading.Event()
 
         def occupy() -> None:
@@ -193,16 +194,16 @@ class InProcessService:
             finish.set()
 
     def wait_for_requests(self, enough: Callable[[], bool]) -> None:
-        """Wait until enough requests have come."""
+        """Wait until enough requests have arrived. Raises AssertionError after 30 seconds."""
         with self._came:
             assert self._came.wait_for(enough, 30.0), self.requests
 
     def wait_for_saves(self) -> None:
-        """Wait until the disk has the states that calls done so far have led to, or has failed."""
+        """Wait until all saves begun so far have ended, on disk or by an error."""
         self._living().app.state.engine.store._saved.flush().result()
 
     def backup(self) -> Path:
-        """A copy of the folder with the durable states."""
+        """Copy the durable states; returns the folder."""
         with self._lock:
             self._lives += 1
             return copied(self._living().folder, self._root / f"{self._lives}")
@@ -229,7 +230,7 @@ class InProcessService:
 
     @property
     def models(self) -> dict[str, Any]:
-        """What the service says of each model, by id."""
+        """Descriptions of the models, by id."""
         return {info["id"]: info for info in self._ask("/v1/models").json()["models"]}
 
     def state(self, id: str = "m") -> State:
@@ -265,7 +266,7 @@ class InProcessService:
         return answer
 
     async def _answered(
-        self, life: Life, request: httpx.Request, received: Callable[[], None], call: tuple[str, int, str] | None
+        self, life: Incarnation, request: httpx.Request, received: Callable[[], None], call: tuple[str, int, str] | None
     ) -> httpx.Response:
         answer = await life.answer(request, received)
         if call is not None and answer.status_code == 200 and "X-Exodus-Replayed" not in answer.headers:
@@ -273,7 +274,7 @@ class InProcessService:
         return answer
 
     def _hastened(self, request: httpx.Request) -> httpx.Request:
-        """The request; where answers are to come late, without the time to wait for them."""
+        """The request; without time to wait for the answer if answers are to be pending."""
         path = request.url.path
         if self.pending is None or "Prefer" not in request.headers:
             return request
@@ -285,14 +286,14 @@ class InProcessService:
         headers["Prefer"] = "wait=0"
         return httpx.Request(request.method, request.url, headers=headers, content=request.content)
 
-    def _living(self) -> Life:
+    def _living(self) -> Incarnation:
         if self._life is None:
             self._start(None)
         assert self._life is not None
         return self._life
 
     def _start(self, durable: Path | None, *, damaged: bool = False) -> None:
-        """Start anew, with a copy of a folder of durable states."""
+        """Start with a copy of a folder of durable states."""
         self._lives += 1
         folder = self._root / f"{self._lives}"
         if durable is not None and durable.exists():
@@ -304,7 +305,7 @@ class InProcessService:
                     last.unlink()  # the same file may be in another folder
                     last.write_bytes(b"damaged")
         settings = _settings(**self.settings).model_copy(update={"state_dir": None if self.memory_only else folder})
-        self._life = Life(create_app(settings), folder)
+        self._life = Incarnation(create_app(settings), folder)
         _submit(self._life.start()).result()
 
 
@@ -330,7 +331,7 @@ def closing_services() -> Iterator[None]:
 
 
 async def _asgi(app: FastAPI, request: httpx.Request, received: Callable[[], None]) -> httpx.Response:
-    """Call an ASGI application. Bodies are copied: their memory is the application's."""
+    """Call an ASGI application. The body of the response is copied: its memory is the application's."""
     url = request.url
     scope = {
         "type": "http",
@@ -380,7 +381,7 @@ def _submit(work: Coroutine[Any, Any, T]) -> Future[T]:
 
 
 def copied(folder: Path, to: Path) -> Path:
-    """Copy durable states while they may be written to: what is there under its final name stays as it is."""
+    """Copy durable states, which may be written meanwhile: a file under its final name does not change."""
     while True:
         before = _files(folder)
         for path in before:
@@ -409,7 +410,7 @@ _RENAME = os.rename
 
 
 def _rename_unless_full(source: Any, target: Any, **options: Any) -> None:
-    """`os.rename`, which is how files that were written get their names."""
+    """`os.rename`, which gives a complete checkpoint its name; it fails if the disk is full."""
     if str(source).endswith(".tmp") and any(service._root in Path(source).parents for service in _FULL):
         raise OSError(errno.ENOSPC, "No space left on device")
     _RENAME(source, target, **options)

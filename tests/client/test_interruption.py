@@ -216,12 +216,12 @@ class TestClosing:
         with server.busy():
             future = model.step(X, Y, loss=LOSS)
             server.wait_for_requests(lambda: server.requests[-1][1].startswith("/v1/requests/"))
-        closing = threading.Thread(target=model.close)
-        closing.start()
-        closing.join(30)
-        assert not closing.is_alive()
-        with pytest.raises(ModelClosedError):
-            future.result(0)
+            closing = threading.Thread(target=model.close)
+            closing.start()
+            closing.join(30)
+            assert not closing.is_alive()
+            with pytest.raises(ModelClosedError):
+                future.result(0)
 
     def test_fails_a_call_that_no_thread_has_taken(self, client: Client) -> None:
         model = create(client)

@@ -982,6 +982,7 @@ class TestAnswers:
 class TestLongCalls:
     def test_are_asked_for_until_they_are_done(self, client: Client, server: InProcessService) -> None:
         server.pending = 3
+        server.settings["sequence_wait_s"] = 10.0  # the first call may be the last to arrive
         model = create(client)
 
         def asked() -> list[int]:

@@ -1,4 +1,4 @@
-"""Training through a network and a server that fail: what comes of it is what comes of it without failures.
+"""Training through a network and a server that fail has the same results as without failures.
 
 A history is a list of calls, and a list of fates: the n-th request meets the n-th fate, then all is well. Each history
 is run twice, undisturbed and one call at a time, and with its fates and as far ahead as the client goes.
@@ -58,7 +58,7 @@ fates = st.lists(st.sampled_from((*FATES, "ok", "ok")), max_size=16)
 
 
 class BrokenLossError(Exception):
-    """What a loss of the caller raises."""
+    """Raised by a loss of the caller."""
 
 
 def spikes(number: int) -> Any:
@@ -102,7 +102,7 @@ def submit(model: Any, what: str, number: int) -> Any:
 
 
 def outcome(what: str, made: Any) -> Any:
-    """What a call came to, as something that can be compared."""
+    """The result or the error of a call, in a form that can be compared."""
     try:
         result = made.result(STUCK) if hasattr(made, "result") else made
     except (ExodusError, BrokenLossError) as error:
@@ -119,7 +119,7 @@ def outcome(what: str, made: Any) -> Any:
 
 @dataclass
 class Run:
-    """What a history came to: of each call, the final state, and the callbacks."""
+    """Outcome of a history: of each call, the final state, and the callbacks."""
 
     outcomes: list[Any]
     state: State
