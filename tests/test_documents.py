@@ -49,7 +49,7 @@ def words() -> set[str]:
 
 
 def named(document: Path) -> list[str]:
-    """What stands between single backticks outside of code blocks."""
+    """Texts in single backticks outside of code blocks."""
     text = re.sub(r"^(```|~~~).*?^\1", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
     return [name.strip() for name in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)]
 

@@ -70,7 +70,7 @@ def interleaved(turns: Mapping[str, Phases], most: int, share: float) -> dict[st
 
 
 def seconds(step: Callable[[], object]) -> Phases:
-    """A turn of one phase. What the step returns is freed after the clock has stopped."""
+    """A turn of one phase. Results of the step are freed after the clock has stopped."""
 
     def turn() -> tuple[float, ...]:
         start = time.perf_counter()

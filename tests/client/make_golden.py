@@ -49,7 +49,7 @@ TENSORS: list[tuple[str, str, list[int], str, bytes, Any]] = [
 
 
 def pad_and_tag(position: int, nbytes: int) -> bytes:
-    """What stands before a payload: a bin 8 pad, and the tag and length of the bin 32, so that it starts at 64 k."""
+    """Bytes before a payload: a bin 8 pad, and the tag and length of the bin 32, so that it starts at 64 k."""
     pad = -(position + 2 + 5) % 64
     return b"\xc4" + bytes([pad]) + bytes(pad) + b"\xc6" + struct.pack(">I", nbytes)
 

@@ -1,4 +1,4 @@
-"""What the client does when a request fails: errors, retries, timeouts. No test sleeps for a retry."""
+"""Failing requests: errors, retries, timeouts. No test sleeps for a retry."""
 
 import logging
 import re

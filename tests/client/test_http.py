@@ -1,4 +1,4 @@
-"""What the client sends and takes: headers, keys, bodies of all sizes, health, real sockets."""
+"""Requests and responses of the client: headers, keys, bodies of all sizes, health, real sockets."""
 
 import copy
 import http.server

@@ -1,4 +1,4 @@
-"""What must not wait: programs that are interrupted, models that are closed, servers that do not save."""
+"""Nothing waits for ever: programs that are interrupted, models that are closed, servers that do not save."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SAVE = "POST", "/v1/models/m/save"
 
 
 class InterruptedLoopError(Exception):
-    """What ends a training loop."""
+    """Ends a training loop."""
 
 
 @pytest.fixture

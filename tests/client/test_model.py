@@ -910,7 +910,7 @@ class TestClosing:
 
 
 class TestAnswers:
-    """What an answer that is none comes to."""
+    """Answers that cannot be read."""
 
     @pytest.mark.parametrize(
         "answer",

@@ -1,4 +1,4 @@
-"""What people give for plain data: numpy and torch numbers are taken, the rest is refused by its place."""
+"""Plain data: NumPy and torch numbers are accepted, everything else is refused by its place."""
 
 from __future__ import annotations
 

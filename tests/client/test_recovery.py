@@ -446,7 +446,7 @@ class TestLostForGood:
 
 
 class TestQuestions:
-    """What is asked between calls sees all of them, though the server may have lost some meanwhile."""
+    """Reads between calls see all of them, even if the server has lost some meanwhile."""
 
     @pytest.mark.parametrize("ask", ["forward", "make_durable", "state_dict", "save"])
     def test_sends_again_what_was_lost(

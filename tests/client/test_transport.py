@@ -162,7 +162,7 @@ def test_a_refusal_before_the_end_of_the_upload_is_read(scripted: Any) -> None:
 
 
 def test_an_upload_that_is_cut_off_leaves_the_answer_to_be_read() -> None:
-    """What was sent is not all, yet there is an answer: as where a proxy refuses and closes."""
+    """An answer before all of the request was sent, as from a proxy that refuses and closes."""
     ours, theirs = socket.socketpair()
     theirs.sendall(b"HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n")
     theirs.shutdown(socket.SHUT_RD)  # whoever writes now gets EPIPE

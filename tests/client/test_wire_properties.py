@@ -1,4 +1,4 @@
-"""What holds for every message and every body: what is written is read, and nothing but WireError comes of the rest."""
+"""Properties of every message and body: messages survive the round trip, other bodies raise WireError only."""
 
 import contextlib
 from typing import Any, Literal

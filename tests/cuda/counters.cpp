@@ -1,4 +1,4 @@
-// What the emulator counted, for Python: torch.ops.exodus_emulation.counters() returns a JSON object,
+// Counts of the emulator, for Python: torch.ops.exodus_emulation.counters() returns a JSON object,
 // {"kernel": {"launches": 1, "loaded_bytes": 4096, ...}, ...}, and reset_counters() starts again from nothing.
 #include <torch/csrc/stable/library.h>
 

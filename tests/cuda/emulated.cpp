@@ -1,4 +1,4 @@
-// What the CPU library has beside its kernels and the emulated one must have too.
+// Definitions of the CPU library beside its kernels, which the emulated one needs too.
 #include <torch/csrc/stable/library.h>
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""What a connection may do before, beside and instead of asking for something."""
+"""Connections: slow, silent, pipelining and malformed ones."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What is written about the service is true: OpenAPI, its examples, docs/service.md."""
+"""Documents of the service are true: OpenAPI, its examples, docs/service.md."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What is refused: each with its status, code and pointer, and the next request on the connection is served."""
+"""Refused requests: each with its status, code and pointer, and the connection serves the next one."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What is computed: every kind of input gives what autograd through the plain loop gives."""
+"""Gradients over HTTP: every kind of input gives those of autograd through the plain loop."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What runs together, in which order, and what becomes of work that is withdrawn, late or wrong."""
+"""The queue of the computing thread: order, batches, and work that is withdrawn, late or fails."""
 
 import gc
 import threading

@@ -202,7 +202,7 @@ def report(kernels: list[Kernel], violations: list[str]) -> str:
     architectures = list(dict.fromkeys(kernel.architecture for kernel in kernels))
     shown = "sm_90" if "sm_90" in architectures else architectures[-1]
     verdict = "\n".join(f"- {line}" for line in violations) or NO_VIOLATION
-    return f"""# What the CUDA kernels need
+    return f"""# Resources of the CUDA kernels
 
 Made by `make cuda-check` on {datetime.date.today()}: nvcc {compiler}, {len(kernels) // len(architectures)} kernels
 for {built_architectures().replace(";", ", ")}. Compiled and read, not run.

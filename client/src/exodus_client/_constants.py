@@ -42,7 +42,7 @@ SHARE_FROM_BYTES: Final = 64 * 1024
 # Until a server that did not say where its shared memory is is asked again.
 SHARE_AGAIN: Final = 30.0
 
-# What is shown of an error body that is not a problem document.
+# Characters shown of an error body that is not a problem document.
 MAX_DETAIL_CHARACTERS: Final = 500
 
 # Training calls submitted and not yet answered, and how many of them are under way: one computes, the next are there.
@@ -55,7 +55,7 @@ STEPS_AHEAD: Final = 2
 # How long a model waits for a server that does not answer before its calls fail.
 PATIENCE: Final = 300.0
 
-# What is waited for is logged as a warning after so many seconds, and then at intervals that double.
+# A wait is logged as a warning after so many seconds, and then at intervals that double.
 SAY_AFTER: Final = 5.0
 LOOK_EVERY: Final = 1.0
 

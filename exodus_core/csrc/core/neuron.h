@@ -12,7 +12,7 @@
 
 namespace exodus {
 
-// What a spike does to the next membrane. The numbers are those of RESET_NUMBERS in arguments.py.
+// Effect of a spike on the next membrane. The numbers are those of RESET_NUMBERS in arguments.py.
 enum class Reset : std::int64_t {
   none = 0,
   subtract = 1,          // u[t] = alpha u[t-1] + x[t] - rho s[t-1]
@@ -29,7 +29,7 @@ struct LifNeuron {
   Real max_spikes;
 };
 
-// What alpha multiplies: d u[t+1] / d alpha.
+// Factor of alpha: d u[t+1] / d alpha.
 template <class Real>
 EXODUS_HOST_DEVICE Real retained(Reset reset, Real membrane, Real spikes, Real reset_by) {
   switch (reset) {

@@ -92,7 +92,7 @@ class Block {
     Fiber::pause();
   }
 
-  // Whether any thread handed in something else than 0 at the block's last barrier.
+  // True if any thread passed a value other than 0 at the block's last barrier.
   bool any_handed_in() const { return any_; }
 
   // What a lane of the caller's warp handed in at its last barrier; where there is no such lane, the caller's own.

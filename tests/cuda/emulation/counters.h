@@ -1,4 +1,4 @@
-// What a kernel has done, summed over its launches: the work of a kernel is counted, not guessed.
+// Work of a kernel, counted and summed over its launches.
 #pragma once
 
 #include <cstdint>

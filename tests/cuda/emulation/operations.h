@@ -37,7 +37,7 @@ class Counted {
   friend bool operator==(Counted a, Counted b) { return count(this_launch.comparisons), a.value_ == b.value_; }
   friend bool operator!=(Counted a, Counted b) { return count(this_launch.comparisons), a.value_ != b.value_; }
 
-  // What csrc/core does to a float by overloads; found here by the type of the argument.
+  // Operations of csrc/core on floats, chosen by the type of the argument.
   friend Counted load(Counted stored) { return stored; }
   friend Counted floor(Counted x) { return std::floor(x.value_); }
   friend Counted fabs(Counted x) { return std::fabs(x.value_); }

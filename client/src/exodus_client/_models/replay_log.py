@@ -98,7 +98,7 @@ class ReplayLog:
         self._reports: dict[int, StepResult | None] = {}
         self.last = done
         self.durable = durable
-        # What is kept is what came after the save before the last: a damaged state makes the server go back to that.
+        # Calls after the save before the last are kept: a damaged state makes the server go back to that.
         self._kept_after = done
 
     @property

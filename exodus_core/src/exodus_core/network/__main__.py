@@ -15,7 +15,7 @@ from exodus_core.training.optimizer import OPTIMIZERS
 
 def _table(cls: type) -> str:
     rows = ["| field | value | default | meaning |", "|---|---|---|---|"]
-    # What must be given comes first.
+    # Required fields come first.
     for field in sorted(described(cls), key=lambda field: field.default is not dataclasses.MISSING):
         given = field.default is dataclasses.MISSING
         default = "" if given else f"`{json.dumps(plain(field.default))}`"

@@ -193,7 +193,7 @@ def _srm(layer: _Layer) -> _Need:
     if not _loops(data):
         return _Need(kept=layer.y, forward=2 * layer.y, backward=3 * layer.x)
     loop = _loop(layer, 10)
-    # What a step has of the past: a response for each tap that is still to come, or p and q in float64.
+    # State of a step: a response for each tap that is still to come, or p and q in float64.
     taps = len(data.reset_kernel) if isinstance(data.reset_kernel, tuple) else 0
     past = min(taps, layer.time) * layer.step if taps else 16 * layer.step // layer.itemsize
     return _Need(

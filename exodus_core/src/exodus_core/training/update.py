@@ -17,7 +17,7 @@ _LIMITS = {
     "clip_norm": number(0, above=True),
     "clip_value": number(0, above=True),
 }
-# What torch.nn.utils.clip_grad_norm_ adds to the norm before it divides.
+# Added to the norm before the division, as by torch.nn.utils.clip_grad_norm_.
 _CLIP_EPSILON = 1e-6
 
 

@@ -68,7 +68,7 @@ class Filling:
             self.on_progress()
 
     def abandon(self) -> None:
-        """Release the buffer. What still comes is read and dropped."""
+        """Release the buffer. The rest of the body is read and dropped."""
         self._buffer = memoryview(b"")
         self.on_progress = _ignore
 

@@ -1,8 +1,8 @@
 """The decoded body of a call on a model, whose tensors are checked against the network.
 
 All sizes are checked before anything is unpacked: bits and events grow to a byte an element, and the activations of a
-network to many times its inputs. What a body takes once it is unpacked counts before it is, and a call that has to wait
-for others waits with its body as it came.
+network to many times its inputs. The memory of an unpacked body counts before it is unpacked, and a call that has to
+wait for others waits with its body as it came.
 """
 
 import hashlib
