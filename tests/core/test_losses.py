@@ -161,8 +161,8 @@ def test_metrics_of_parts_combine_to_those_of_the_whole() -> None:
     [
         ([], "at least one entry"),
         ([{"a:sum": 1.0}, {"b:sum": 1.0}], r"the same names, got \['a:sum'\] and \['b:sum'\]"),
-        ([{"loss": 1.0, "samples:sum": 1.0}], "NAME:sum, or NAME:mean beside samples:sum, got loss"),
-        ([{"loss:mean": 1.0}], "NAME:sum, or NAME:mean beside samples:sum, got loss:mean"),
+        ([{"loss": 1.0, "samples:sum": 1.0}], "NAME:sum, or NAME:mean along with samples:sum, got loss"),
+        ([{"loss:mean": 1.0}], "NAME:sum, or NAME:mean along with samples:sum, got loss:mean"),
     ],
 )
 def test_metrics_that_do_not_combine_are_refused(metrics: Any, message: str) -> None:

@@ -102,7 +102,7 @@ REFUSED = [
     (
         {"layers": [{"kind": "conv2d", "out_channels": 1}]},
         "/input_shape",
-        "null where the first layer is linear",
+        "null if the first layer is linear",
         "None",
     ),
     ({"layers": [{**LINEAR, "in_features": "3"}]}, "/layers/0/in_features", "an integer of at least 1", "'3'"),
@@ -110,7 +110,7 @@ REFUSED = [
     ({"layers": [LINEAR], "extra": 1}, "/extra", "absent (the fields are", "1"),
     ({"layers": []}, "/layers", "a list of one layer or more", "[]"),
     ({}, "/layers", "a list of one layer or more", "None"),
-    ({"layers": [LINEAR]}, "/input_shape", "null where the first layer is linear with in_features", "None"),
+    ({"layers": [LINEAR]}, "/input_shape", "null if the first layer is linear with in_features", "None"),
     ({"layers": [{**LINEAR, "in_features": 0}]}, "/layers/0/in_features", "an integer of at least 1", "0"),
     ({"input_shape": [], "layers": [LINEAR]}, "/input_shape", "a list of one or more", "[]"),
     ({"input_shape": [0], "layers": [LINEAR]}, "/input_shape/0", "an integer of at least 1", "0"),

@@ -267,7 +267,7 @@ def test_a_client_that_does_not_take_its_result_gives_its_place_back(serve, ask,
         lazy.sendall(head(body) + body)
         until(lambda: service.engine.scheduler.requests == 1)
         until(lambda: service.engine.scheduler.requests == 0)
-        until(lambda: "the client took" in caplog.text)
+        until(lambda: "the client received" in caplog.text)
     assert service.caller.gradients(good).status == 200
 
 

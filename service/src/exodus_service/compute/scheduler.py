@@ -375,6 +375,6 @@ class Queue:
                 left = until - time.monotonic()
                 if left <= 0 or any(slot in self._slots for slot in queued):  # those are not to wait
                     break
-                if not self._slots:
+                if not joining and not self._slots:
                     self._changed.wait(left)
         return batch
