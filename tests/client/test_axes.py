@@ -196,11 +196,12 @@ def test_where_the_shape_of_a_sample_is_not_known_the_server_is_asked(client: Cl
         info = server.models["m"]
         return httpx.Response(200, json=info | {"network": info["network"] | {"input_shape": None}})
 
-    model = patient_client(httpx.MockTransport(without_shape)).model("m")
-    with pytest.raises(UnprocessableError, match="input"):
-        model.step(np.zeros((2, 4, 5), np.float32), LABELS, loss="max_over_time_ce").result(10)
-    with pytest.raises(ValueError, match=r"spikes must have shape \(batch, time, ...\), got \[3\]"):
-        model.step(np.zeros(3, np.float32), LABELS, loss="max_over_time_ce")
+    with patient_client(httpx.MockTransport(without_shape)) as asking:
+        model = asking.model("m")
+        with pytest.raises(UnprocessableError, match="input"):
+            model.step(np.zeros((2, 4, 5), np.float32), LABELS, loss="max_over_time_ce").result(10)
+        with pytest.raises(ValueError, match=r"spikes must have shape \(batch, time, ...\), got \[3\]"):
+            model.step(np.zeros(3, np.float32), LABELS, loss="max_over_time_ce")
 
 
 def test_targets_of_a_function_that_look_time_first_are_not_split(sharded: Callable[..., ShardedModel]) -> None:
