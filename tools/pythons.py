@@ -20,7 +20,7 @@ ROOT = Path(__file__).absolute().parents[1]
 BUILD = ROOT / "build" / "pythons"
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 SOURCES = ("exodus_core/src", "client/src", "service/src", "tools", "benchmarks", "examples", "tests")
-TESTS = ("tests/client/test_transport.py", "tests/client/test_wire_compression.py")
+TESTS = ("tests/client/test_sockets.py", "tests/client/test_wire_compression.py")
 
 
 def find(version: str) -> Path | None:
