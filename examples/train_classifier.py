@@ -358,7 +358,7 @@ def bin_events(
     """
     for name, values, size in (("x", x, PIXELS), ("y", y, PIXELS), ("polarity", polarity, 2)):
         if values.size and values.max() >= size:
-            raise ValueError(f"events: got {name} {values.max()}, want it below {size}")
+            raise ValueError(f"{name} of events must be below {size}, got {values.max()}")
     recording = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     step = microseconds.astype(np.int64) * STEPS // MICROSECONDS
     inside = step < STEPS

@@ -121,7 +121,7 @@ def read_events(path: Path) -> Events:
     """
     content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     if content.size % EVENT_BYTES:
-        raise ValueError(f"{path}: got {content.size} bytes, want a multiple of {EVENT_BYTES}")
+        raise ValueError(f"{path} must be a multiple of {EVENT_BYTES} bytes, got {content.size}")
     first, second, third, fourth, fifth = content.reshape(-1, EVENT_BYTES).astype(np.int64).T
     return Events(first << 8 | second, third >> 7, (third & 0x7F) << 16 | fourth << 8 | fifth)
 
@@ -135,7 +135,7 @@ def raster(events: Events, *, steps: int, neurons: int) -> Tensor:
     step = events.microseconds // 1000
     for name, index, size in (("neuron", events.neuron, neurons), ("millisecond", step, steps)):
         if index.size and index.max() >= size:
-            raise ValueError(f"events: got {name} {index.max()}, want it below {size}")
+            raise ValueError(f"{name} of events must be below {size}, got {index.max()}")
     spikes = torch.zeros(1, steps, neurons)
     spikes[0, torch.from_numpy(step), torch.from_numpy(events.neuron)] = 1
     return spikes

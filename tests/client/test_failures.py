@@ -62,15 +62,15 @@ class TestStatus:
     @pytest.mark.parametrize(
         ("detail", "faults", "lines"),
         [
-            ("/a: expected 1, got 2", [("/a", "1", "2")], []),
+            ("/a must be 1, got 2", [("/a", "1", "2")], []),
             (
-                "tensor 'u': expected shape [3], got [4]",
+                "shape of tensor 'u' must be [3], got [4]",
                 [("/tensors/0/shape", "[3]", "[4]")],
                 ["  at /tensors/0/shape"],
             ),
             ("alpha must be in (0, 1], got 1.5", [("/alpha", "a value in (0, 1]", "1.5")], ["  at /alpha"]),
-            ("/a: expected 1, got 2", [("/a", "1", "2"), ("/b", "3", "4")], ["  /b: expected 3, got 4"]),
-            ("it does not fit", [("/a", "1", "2")], ["  /a: expected 1, got 2"]),
+            ("/a must be 1, got 2", [("/a", "1", "2"), ("/b", "3", "4")], ["  /b must be 3, got 4"]),
+            ("it does not fit", [("/a", "1", "2")], ["  /a must be 1, got 2"]),
         ],
     )
     def test_a_place_is_said_once(
@@ -108,8 +108,8 @@ class TestStatus:
         assert len(error.errors) == 2
         assert error.request_id == service.requests[0].headers["X-Request-ID"]
         assert str(error) == (
-            f"{status} odd: it does not fit\n  /tensors/0/shape: expected [1, 2], got [2, 1]\n"
-            f"  request: expected , got  [request {error.request_id}]"
+            f"{status} odd: it does not fit\n  /tensors/0/shape must be [1, 2], got [2, 1]\n"
+            f"  the request must be , got  [request {error.request_id}]"
         )
 
     def test_the_tree_in_the_documentation_is_the_tree(self) -> None:

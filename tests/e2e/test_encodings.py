@@ -120,7 +120,11 @@ def test_events_fall_into_bins_of_ten_milliseconds() -> None:
 
 @pytest.mark.parametrize(
     ("event", "message"),
-    [((0, 34, 0, 0), "x 34, want it below 34"), ((0, 0, 40, 0), "y 40, want"), ((0, 0, 0, 2), "polarity 2, want")],
+    [
+        ((0, 34, 0, 0), "x of events must be below 34, got 34"),
+        ((0, 0, 40, 0), "y of events must be below 34, got 40"),
+        ((0, 0, 0, 2), "polarity of events must be below 2, got 2"),
+    ],
     ids=["x", "y", "polarity"],
 )
 def test_events_outside_the_image_are_refused(event: tuple[int, int, int, int], message: str) -> None:

@@ -39,13 +39,16 @@ def test_an_empty_bs1_file_is_a_raster_without_spikes(tmp_path: Path) -> None:
 def test_a_cut_bs1_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cut.bs1"
     path.write_bytes(event(0, 0, 0)[:4])
-    with pytest.raises(ValueError, match=r"cut\.bs1: got 4 bytes, want a multiple of 5"):
+    with pytest.raises(ValueError, match=r"cut\.bs1 must be a multiple of 5 bytes, got 4"):
         read_events(path)
 
 
 @pytest.mark.parametrize(
     ("outside", "message"),
-    [(event(3, 1, 0), "neuron 3, want it below 3"), (event(0, 1, 4_000), "millisecond 4, want it below 4")],
+    [
+        (event(3, 1, 0), "neuron of events must be below 3, got 3"),
+        (event(0, 1, 4_000), "millisecond of events must be below 4, got 4"),
+    ],
     ids=["neuron", "time"],
 )
 def test_an_event_beyond_the_raster_is_refused(tmp_path: Path, outside: bytes, message: str) -> None:

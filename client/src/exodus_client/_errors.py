@@ -96,7 +96,7 @@ class Fault:
     got: str
 
     def __str__(self) -> str:
-        return f"{self.pointer or 'request'}: expected {self.expected}, got {self.got}"
+        return f"{self.pointer or 'the request'} must be {self.expected}, got {self.got}"
 
     def beside(self, detail: str, *, alone: bool) -> str:
         """The part of it that a sentence about it, alone or among others, leaves out; "" if that says it all."""
