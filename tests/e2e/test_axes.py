@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from exodus_client import Client
-from exodus_client._models.axes import _PER_SAMPLE, _PER_STEP
+from exodus_client._models.batch_axes import _PER_SAMPLE, _PER_STEP
 from exodus_core import losses
 
 # As many samples as steps: nothing but the option tells one from the other.

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from exodus_service.models.storage.checkpoint import Header, Snapshot
-from exodus_service.models.storage.writer import Checkpointer, CheckpointWriter, GoneError
+from exodus_service.models.storage.checkpoint_writer import Checkpointer, CheckpointWriter, GoneError
 
 
 class Disk:

@@ -15,8 +15,8 @@ from exodus_core.network import parse
 from exodus_service.errors import ServiceError
 from exodus_service.models.model_spec import footprint
 from exodus_service.models.storage.checkpoint import Folder, Snapshot
+from exodus_service.models.storage.checkpoint_writer import CheckpointWriter
 from exodus_service.models.storage.state_dir import StateDir
-from exodus_service.models.storage.writer import CheckpointWriter
 from exodus_service.models.store import Store
 
 CALLS = ("open", "fsync", "rename", "mkdir", "unlink", "rmdir", "stat", "listdir")

@@ -197,9 +197,13 @@ INPUT = Tensor.of("input", np.zeros((1, 10_000, 6), np.int8))
 @pytest.mark.parametrize(
     ("unpacking", "request_"),
     {
-        "operations.manage._unpack_state": ("PUT", "/v1/models/m/state", bytes(100)),
+        "operations.model_lifecycle._unpack_state": ("PUT", "/v1/models/m/state", bytes(100)),
         "models.store.import_state": ("PUT", "/v1/models/m/state", bytes(100)),
-        "operations.manage._prepare": ("POST", "/v1/models", message({"network": NETWORK, "optimizer": ADAM}, [])),
+        "operations.model_lifecycle._prepare": (
+            "POST",
+            "/v1/models",
+            message({"network": NETWORK, "optimizer": ADAM}, []),
+        ),
         "operations.forward.ForwardCall.prepare": ("POST", FORWARD, message({}, [INPUT])),
         "operations.train.TrainingCall.prepare": ("POST", STEP, message({"sequence": 1, "loss": LOSS}, [INPUT])),
     }.items(),

@@ -14,7 +14,7 @@ from exodus_service.models.model import Model, _watch
 from exodus_service.models.model_spec import ModelSpec
 from exodus_service.models.sequencer import Progress, SequencerLimits, Step
 from exodus_service.models.storage.checkpoint import Header, Snapshot
-from exodus_service.models.storage.writer import Checkpointer, CheckpointWriter
+from exodus_service.models.storage.checkpoint_writer import Checkpointer, CheckpointWriter
 
 
 def new_model(durable_every: int = 10, **options: Any) -> Model:

@@ -19,7 +19,7 @@ from exodus_client._config import Limits, Retries, Timeout
 from exodus_client._errors import InvalidResponseError, ServiceUnavailableError
 from exodus_client._gradients.request import gradient_request
 from exodus_client._gradients.result import GradientArguments, Gradients
-from exodus_client._models.axes import check_time_dim
+from exodus_client._models.batch_axes import check_time_dim
 from exodus_client._models.messages import ModelInfo, read_info, training_body
 from exodus_client._models.model import MEMORY_ONLY, Model
 from exodus_client._models.state import check_weights

@@ -17,7 +17,7 @@ from exodus_client._client import Client
 from exodus_client._errors import NotFoundError
 from exodus_client._models.messages import ModelInfo
 from exodus_client._models.model import Model
-from exodus_client.wire.state import StateHeader
+from exodus_client.wire.state_header import StateHeader
 
 models = typer.Typer(name="models", help="Models that are trained on a server.", no_args_is_help=True)
 

@@ -14,7 +14,7 @@ from exodus_client._checks import integer, unfit
 from exodus_client._client import Client
 from exodus_client._data_parallel.model import ShardedModel
 from exodus_client._errors import ExodusError
-from exodus_client._models.axes import check_time_dim
+from exodus_client._models.batch_axes import check_time_dim
 from exodus_client._models.model import Model
 from exodus_client._plain_data import model_id, plain
 from exodus_client.neuron import Array

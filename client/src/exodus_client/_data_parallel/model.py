@@ -17,7 +17,7 @@ from exodus_client._checks import unfit
 from exodus_client._data_parallel.replicas import Replicas
 from exodus_client._data_parallel.shards import Part, parts_of
 from exodus_client._errors import ModelClosedError
-from exodus_client._models.axes import as_given, batch_first, check_shapes, dense, targets_first
+from exodus_client._models.batch_axes import as_given, batch_first, check_shapes, dense, targets_first
 from exodus_client._models.messages import Loss, ModelInfo, Outputs, StepResult
 from exodus_client._models.model import Callback, Model
 from exodus_client._models.state import IncompatibleKeys

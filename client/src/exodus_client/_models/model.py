@@ -15,7 +15,7 @@ from exodus_client import _constants as defaults
 from exodus_client._checks import unfit
 from exodus_client._errors import ExodusError, InvalidResponseError, ModelClosedError, NotFoundError, reworded
 from exodus_client._gradients.result import Kind, Wanted
-from exodus_client._models.axes import as_given, batch_first, check_shapes, dense, targets_first
+from exodus_client._models.batch_axes import as_given, batch_first, check_shapes, dense, targets_first
 from exodus_client._models.messages import (
     Batch,
     Loss,
@@ -42,7 +42,7 @@ from exodus_client._transport.retry import is_retryable
 from exodus_client._transport.session import Answer, read_json, read_number
 from exodus_client.neuron import Array
 from exodus_client.wire import Encoded, Tensor
-from exodus_client.wire.state import MEDIA_TYPE
+from exodus_client.wire.state_header import MEDIA_TYPE
 
 Result = TypeVar("Result")
 

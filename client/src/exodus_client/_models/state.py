@@ -15,7 +15,7 @@ from exodus_client._errors import InvalidResponseError
 from exodus_client._transport.session import Answer, is_count
 from exodus_client.neuron import Array
 from exodus_client.wire import Tensor
-from exodus_client.wire.state import GRADIENTS, RANDOM, WEIGHTS, StateHeader
+from exodus_client.wire.state_header import GRADIENTS, RANDOM, WEIGHTS, StateHeader
 
 #: Where the parameters of neurons have to be, as networks have them.
 _RANGES = {"alpha": DECAY, "threshold": POSITIVE}

@@ -16,7 +16,7 @@ from exodus_service.errors import ServiceError
 from exodus_service.models.model_spec import ModelSpec
 from exodus_service.models.sequencer import Progress, Sequencer, SequencerLimits
 from exodus_service.models.storage.checkpoint import Snapshot
-from exodus_service.models.storage.writer import Checkpointer, OnSaved
+from exodus_service.models.storage.checkpoint_writer import Checkpointer, OnSaved
 
 logger = logging.getLogger(__name__)
 

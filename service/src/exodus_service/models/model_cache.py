@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from exodus_service.errors import ServiceError
 from exodus_service.models.model import Model
-from exodus_service.models.storage.writer import GoneError
+from exodus_service.models.storage.checkpoint_writer import GoneError
 
 logger = logging.getLogger(__name__)
 

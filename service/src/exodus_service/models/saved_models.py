@@ -20,8 +20,8 @@ from exodus_service.errors import ServiceError
 from exodus_service.models.model_spec import ModelSpec, is_id, synchronize
 from exodus_service.models.sequencer import Progress
 from exodus_service.models.storage.checkpoint import CheckpointError, Manifest, Snapshot
+from exodus_service.models.storage.checkpoint_writer import Checkpointer, CheckpointWriter, OnSaved
 from exodus_service.models.storage.state_dir import StateDir
-from exodus_service.models.storage.writer import Checkpointer, CheckpointWriter, OnSaved
 
 logger = logging.getLogger(__name__)
 

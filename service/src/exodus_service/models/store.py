@@ -28,8 +28,8 @@ from exodus_service.models.saved_models import SavedModels, unknown
 from exodus_service.models.sequencer import Progress, SequencerLimits
 from exodus_service.models.state_transfer import UploadedState, export_state, import_state
 from exodus_service.models.storage.checkpoint import Snapshot
+from exodus_service.models.storage.checkpoint_writer import GoneError
 from exodus_service.models.storage.state_file import Buffer, StateFile
-from exodus_service.models.storage.writer import GoneError
 from exodus_service.settings import Settings
 
 logger = logging.getLogger(__name__)

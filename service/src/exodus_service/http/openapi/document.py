@@ -12,7 +12,7 @@ from starlette.responses import Response
 from exodus_client.wire import JSON_TYPE, SEGMENT_TYPE
 from exodus_service.errors import Code
 from exodus_service.http.openapi import examples
-from exodus_service.http.openapi.models import (
+from exodus_service.http.openapi.schemas import (
     ForwardInfo,
     GradientInfo,
     JsonAnswer,

@@ -17,7 +17,7 @@ from exodus_service.http.openapi import document as documented
 from exodus_service.http.pipeline import JOINED, TensorResponse, respond
 from exodus_service.models.storage.state_file import MEDIA_TYPE
 from exodus_service.operations import forward as forwarding
-from exodus_service.operations import manage, train
+from exodus_service.operations import model_lifecycle, train
 
 ModelId = Annotated[str, Path(description="Id of the model.")]
 
@@ -31,7 +31,7 @@ async def create(request: Request) -> Response:
     Durable when it is answered, where the service has a folder to save in. The same call again, with the same `id`, is
     answered with 200 and the model as it is by then.
     """
-    return await respond(request, partial(manage.create, request.app.state.engine), stoppable=False)
+    return await respond(request, partial(model_lifecycle.create, request.app.state.engine), stoppable=False)
 
 
 @router.get("/v1/models", **documented.LIST)
@@ -98,14 +98,14 @@ async def step(id: ModelId, request: Request) -> Response:
 @router.post("/v1/models/{id}/save", **documented.SAVE)
 async def save(id: ModelId, request: Request) -> Response:
     """Make the present state durable before answering. Has no body."""
-    work = partial(manage.save, request.app.state.engine, id)
+    work = partial(model_lifecycle.save, request.app.state.engine, id)
     return await respond(request, work, receive=receive_nothing, stoppable=False)
 
 
 @router.get("/v1/models/{id}/state", **documented.GET_STATE)
 async def download(id: ModelId, request: Request) -> Response:
     """Weights, optimiser, accumulated gradients, random state and sequence number, as a safetensors file."""
-    work = partial(manage.download, request.app.state.engine, id)
+    work = partial(model_lifecycle.download, request.app.state.engine, id)
     return await respond(request, work, receive=receive_nothing, stoppable=False)
 
 
@@ -117,8 +117,8 @@ async def upload(id: ModelId, request: Request) -> Response:
     is answered.
     """
     engine: Engine = request.app.state.engine
-    receive = partial(receive_file, content_type=MEDIA_TYPE, limit=manage.largest_state(engine))
-    return await respond(request, partial(manage.upload, engine, id), receive=receive, stoppable=False)
+    receive = partial(receive_file, content_type=MEDIA_TYPE, limit=model_lifecycle.largest_state(engine))
+    return await respond(request, partial(model_lifecycle.upload, engine, id), receive=receive, stoppable=False)
 
 
 async def _train(request: Request, id: str, operation: train.Operation) -> Response:
