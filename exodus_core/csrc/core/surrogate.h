@@ -117,7 +117,13 @@ EXODUS_HOST_DEVICE Real surrogate_derivative(SurrogateKind kind, Real x, Real sl
   return Real(0);
 }
 
-// The surrogate of a call: f'(u) of a neuron with a threshold.
+// f'(u) of a neuron with a threshold.
+template <class Real>
+EXODUS_HOST_DEVICE Real scaled_surrogate(SurrogateKind kind, Real slope, Real scale, Real membrane, Real threshold) {
+  return scale * surrogate_derivative(kind, membrane - threshold, slope);
+}
+
+// The surrogate of a call.
 template <class Real>
 struct Surrogate {
   SurrogateKind kind;
@@ -130,7 +136,7 @@ struct Surrogate {
   }
 
   EXODUS_HOST_DEVICE Real operator()(Real membrane, Real threshold) const {
-    return scale * surrogate_derivative(kind, membrane - threshold, slope);
+    return scaled_surrogate(kind, slope, scale, membrane, threshold);
   }
 };
 

@@ -137,7 +137,7 @@ void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlo
   using Real = VecOf<Storage>;
   const RowBlock<const Storage> membrane_rows = block.membrane, grad_spikes_rows = block.grad_spikes,
                                 grad_membrane_rows = block.grad_membrane;
-  const Surrogate<Real> surrogate{kind, Real(block.surrogate.slope), Real(block.surrogate.scale)};
+  const Real slope(block.surrogate.slope), scale(block.surrogate.scale);  // locals, which stay in registers
   const bool many_spikes = block.neuron.max_spikes > 1;
   const bool bounded = block.neuron.min_membrane.per_lane || *block.neuron.min_membrane.values > -kInfinity;
   constexpr std::int64_t steps = with_sums ? kVecStepsWithSums : kVecSteps;
@@ -161,8 +161,8 @@ void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlo
           spikes = many_spikes ? fire(true, membrane, neuron.threshold, neuron.max_spikes)
                                : fire(false, membrane, neuron.threshold, neuron.max_spikes);
         }
-        const LifStep<Real> step{membrane, spikes, surrogate(membrane, neuron.threshold),
-                                 load_lanes<Real>(grad_spikes_rows[t] + lane),
+        const Real surrogate = scaled_surrogate(kind, slope, scale, membrane, neuron.threshold);
+        const LifStep<Real> step{membrane, spikes, surrogate, load_lanes<Real>(grad_spikes_rows[t] + lane),
                                  load_lanes<Real>(grad_membrane_rows[t] + lane)};
         adjoint = lif_adjoint_step(method, reset, with_sums, bounded, neuron, step, adjoint, sums);
         grad_input_out(t, adjoint);

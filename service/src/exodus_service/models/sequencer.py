@@ -155,19 +155,21 @@ class Lease:
         self._on_ended = on_ended
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
-        self._working = self._over = False
+        self._working = self._released = False
 
     def begin(self) -> None:
         """Begin the work; on the computing thread. Raises CancelledError if the call has released the lease."""
         with self._lock:
-            if self._over:
+            if self._released:
                 raise CancelledError("the call was cancelled before its work began")
             self._working = True
 
     def end(self) -> None:
-        """End the work, and with it the lease; on the computing thread."""
+        """End the work; on the computing thread. The lease ends here only if the call has released it already."""
         with self._lock:
-            self._over, self._working = True, False
+            self._working = False
+            if not self._released:
+                return
         try:
             self._loop.call_soon_threadsafe(self._on_ended)
         except RuntimeError:  # the loop is closed: nobody waits any more
@@ -176,9 +178,11 @@ class Lease:
     def release(self) -> None:
         """End the lease, unless work is running, which ends it later."""
         with self._lock:
-            if self._over or self._working:
+            if self._released:
                 return
-            self._over = True
+            self._released = True
+            if self._working:
+                return
         self._on_ended()
 
 
