@@ -24,7 +24,8 @@ EXODUS_HOST_DEVICE Reset differentiated(Method method, Reset reset) {
 // c = d u[t+1] / d s[t]
 template <class Real>
 EXODUS_HOST_DEVICE Real through_spikes(Method method, Reset reset, const LifNeuron<Real>& neuron, Real membrane) {
-  switch (differentiated(method, reset)) {
+  if (!differentiates_reset(method)) return Real(0);
+  switch (reset) {
     case Reset::subtract:
       return -neuron.reset_by;
     case Reset::subtract_decayed:
@@ -39,7 +40,7 @@ EXODUS_HOST_DEVICE Real through_spikes(Method method, Reset reset, const LifNeur
 // b = d u[t+1] / d u[t] at fixed s[t]
 template <class Real>
 EXODUS_HOST_DEVICE Real direct(Method method, Reset reset, Real alpha, Real spikes) {
-  return differentiated(method, reset) == Reset::zero ? alpha * (Real(1) - spikes) : alpha;
+  return differentiates_reset(method) && reset == Reset::zero ? alpha * (Real(1) - spikes) : alpha;
 }
 
 // dL/drho from the sum of lam[t+1] s[t].
