@@ -181,7 +181,7 @@ def test_the_protocol_works_on_the_event_loop_of_the_standard_library():
         theirs.close()
         return filling.filled
 
-    assert asyncio.Runner().run(serve()) == 100_000
+    assert asyncio.run(serve()) == 100_000
 
 
 @pytest.mark.parametrize("nbytes", [60_000, 200_000_000], ids=["small", "large"])
