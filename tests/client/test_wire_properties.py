@@ -1,8 +1,10 @@
 """Properties of every message and body: messages survive the round trip, other bodies raise WireError only."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, Literal
 
+import msgpack  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from exodus_client.wire import DTYPES, Limits, Message, Tensor, WireError, decode, encode
+from exodus_client.wire.msgpack_form import Walk
 
 FORMS: tuple[Literal["stream", "inline", "json"], ...] = ("stream", "inline", "json")
 NAMES = st.text("abcXYZ019_.-", min_size=1, max_size=12)
@@ -91,6 +94,56 @@ def test_every_payload_of_a_stream_begins_at_a_multiple_of_64(message: Message) 
         position += len(chunk)
         assert position % 64 == 0
         position += len(following)
+
+
+anything = st.recursive(
+    scalars | st.binary(max_size=3) | st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=3)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(scalars | st.binary(max_size=2), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def outcome(read: Callable[[Walk], Any], body: bytes, limits: Limits) -> Any:
+    walk = Walk(memoryview(body), limits)
+    try:
+        return repr(read(walk)), walk.position, walk.payloads  # repr: 1 is not True, nor 1.0
+    except WireError as error:
+        return str(error)
+
+
+@given(value=anything | plain, data=st.data(), room=st.sampled_from([8, 1 << 20]))
+@settings(max_examples=400, deadline=None)
+def test_a_header_is_what_a_walk_over_it_finds(value: Any, data: st.DataObject, room: int) -> None:
+    body = bytearray(msgpack.packb({"a": value, "b": {}}) + b"next")
+    for _ in range(data.draw(st.integers(0, 3))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    limits = Limits(max_header_bytes=room)
+    walked = outcome(Walk.next_object, bytes(body), limits)
+    # Views of the body print their address.
+    assert "memory at" in walked[0] or outcome(Walk.header, bytes(body), limits) == walked
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x82\xa1a\x01\xa1a\x02",  # a key twice
+        b"\x81\xa1a\xd6\xff\x00\x00\x00\x00",  # a timestamp
+        b"\x81\xa1a\xc7\x00\xff",  # one of no bytes
+        b"\x81\xa1a\xc7\x00\x05",  # an extension of no bytes
+        b"\x81\xc4\x01a\x01",  # a key that is binary
+        b"\x81\x90\x01",  # a key that is a list
+        b"\x81\xa1a\xa1\xff",  # not UTF-8
+        b"\x81\xa1a" + b"\x91" * 15 + b"\x90",  # as deep as it may be, and deeper
+        b"\x81\xa1a" + b"\x91" * 16 + b"\x90",
+        b"\x81\xa1a" + b"\x91" * 600 + b"\x90",
+        b"\x81\xa1a\xc1",  # no object
+        b"\x81\xa1a",
+        b"",
+        b"\x01",
+    ],
+)
+def test_an_unusual_header_is_refused_as_a_walk_refuses_it(body: bytes) -> None:
+    assert outcome(Walk.header, body, LIMITS) == outcome(Walk.next_object, body, LIMITS)
 
 
 def read_everything(body: bytes, content_type: str) -> None:

@@ -259,6 +259,22 @@ def test_parameters_are_kept_within_their_bounds_after_each_step() -> None:
     assert 0 <= leak.alpha <= 1
 
 
+@pytest.mark.parametrize("optimizer", ["adam", {"kind": "sgd", "lr": 0.1}, {"kind": "sgd", "lr": 0.1, "momentum": 0.9}])
+def test_the_tensors_of_a_training_are_all_that_its_state_has(optimizer: Any) -> None:
+    layers = [{"kind": "linear", "out_features": 3}, {"kind": "batch_norm"}, {"kind": "lif", "alpha": 0.9}]
+    trainer = Trainer(network.build({"input_shape": [4], "layers": layers}), optimizer)
+    x, targets = torch.rand(2, 5, 4), torch.zeros(2, 5, 3)
+    trainer.step(x, targets, "spike_train_mse")
+    trainer.forward_backward(x, targets, "spike_train_mse")
+    found, state = trainer.tensors(), trainer.state()
+    assert len(found) == len(state) - 1  # the generator's is no tensor of its own
+    assert sum(tensor.nbytes for tensor in found) == trainer.nbytes
+    versions = [tensor._version for tensor in found]
+    trainer.optim_step()
+    parameters = len(dict(trainer.net.named_parameters()))
+    assert all(t._version > before for t, before in zip(found[:parameters], versions, strict=False))
+
+
 def test_weights_can_be_set() -> None:
     ours = some_state()
     before = ours.state()

@@ -10,7 +10,7 @@ from training_store import ADAM, LOSS, NETWORK, apply, batch, equal, undisturbed
 
 from exodus_core import network as networks
 from exodus_core.training import Trainer
-from exodus_service.models.model import Model, _watch
+from exodus_service.models.model import BRIEF_S, Model, _watch
 from exodus_service.models.model_spec import ModelSpec
 from exodus_service.models.sequencer import Progress, SequencerLimits, Step
 from exodus_service.models.storage.checkpoint import Header, Snapshot
@@ -133,3 +133,18 @@ def test_a_call_is_done_even_if_its_state_cannot_be_cloned(monkeypatch: pytest.M
     with written() as (snapshots, checkpointer):
         asyncio.run(test(checkpointer))
     assert snapshots == []
+
+
+def test_work_is_brief_if_equal_work_was_the_last_time() -> None:
+    model = new_model()
+    assert not model.is_brief("step")
+    model.took("step", BRIEF_S / 2)
+    assert model.is_brief("step")
+    assert not model.is_brief("forward")
+    model.took("step", BRIEF_S * 2)
+    assert not model.is_brief("step")
+    for kind in range(1000):  # batches of ever other shapes
+        model.took(kind, BRIEF_S / 2)
+    assert len(model._seconds) <= 64
+    model.replace(model.spec, model.trainer, 0)
+    assert not model.is_brief(999)

@@ -366,3 +366,85 @@ def test_a_place_is_kept_until_everything_that_is_attached_to_it_has_ended():
     helpers[1].cancel()
     assert (scheduler.requests, scheduler.bytes) == (0, 0)
     scheduler.close()
+
+
+@dataclass(frozen=True)
+class Delayed(Batcher):
+    """Waits for compatible work."""
+
+    delay: float = 0.01
+
+
+def where(scheduler, **options):
+    """The thread that brief work runs on, and whether it has run when `submit` returns."""
+    with scheduler.admit(1) as slot:
+        future = slot.submit(threading.current_thread, brief=True, **options)
+        at_once = future.done()
+        return future.result(10), at_once
+
+
+def test_brief_work_of_the_only_request_is_done_where_it_is_submitted():
+    scheduler = Scheduler("test", max_requests=3, max_bytes=100)
+    assert where(scheduler) == (threading.current_thread(), True)
+    with scheduler.admit(1) as slot:
+        assert slot.submit(threading.current_thread).result(10).name.startswith("test")
+    with scheduler.admit(1):  # which may be large
+        assert where(scheduler)[0].name.startswith("test")
+    scheduler.execute(lambda: None).result(10)
+    with scheduler.admit(1) as slot:
+        failed = slot.submit(lambda: 1 / 0, brief=True)
+        assert isinstance(failed.exception(0), ZeroDivisionError)
+        late = scheduler.admit(1)
+    with late:
+        assert isinstance(late.submit(lambda: None, time.monotonic() - 1, brief=True).exception(0), DeadlineError)
+    assert (scheduler.requests, scheduler.bytes, scheduler.waiting) == (0, 0, 0)
+    scheduler.close()
+
+
+def test_brief_work_waits_for_all_that_the_thread_was_given_before():
+    scheduler = Scheduler("test", max_requests=3, max_bytes=100)
+    held, done = threading.Event(), []
+    scheduler.execute(lambda: (held.wait(10), done.append("long")))
+    with scheduler.admit(1) as slot:
+        future = slot.submit(lambda: done.append("brief"), brief=True)
+        assert not future.done()
+        held.set()
+        future.result(10)
+    assert done == ["long", "brief"]
+    withdrawn = scheduler.execute(lambda: None)
+    withdrawn.cancel()
+    scheduler.execute(lambda: None).result(10)
+    until = time.monotonic() + 10
+    while not where(scheduler)[1]:  # what was cancelled is not waited for
+        assert time.monotonic() < until
+    scheduler.close()
+
+
+def test_brief_work_and_the_thread_never_compute_at_the_same_time():
+    scheduler = Scheduler("test", max_requests=3, max_bytes=100)
+    running, most = [], []
+
+    def work():
+        running.append(None)
+        most.append(len(running))
+        time.sleep(0.001)
+        running.pop()
+
+    def meanwhile():
+        for _ in range(50):
+            scheduler.execute(work).result(10)
+
+    other = threading.Thread(target=meanwhile)
+    other.start()
+    while other.is_alive():
+        with scheduler.admit(1) as slot:
+            slot.submit(work, brief=True).result(10)
+    other.join()
+    assert max(most) == 1
+    scheduler.close()
+
+
+def test_brief_work_that_waits_for_compatible_work_does_so_on_the_thread():
+    scheduler = Scheduler("test", max_requests=3, max_bytes=100, batching=Delayed(max_requests=2, max_bytes=100))
+    assert where(scheduler, member=Request("a1"))[0].name.startswith("test")
+    scheduler.close()

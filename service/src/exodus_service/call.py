@@ -160,8 +160,10 @@ class Call:
         self.slot.attach(future)
         return await asyncio.wrap_future(future)
 
-    async def compute(self, work: Callable[[], Encoded], member: object = None) -> Result:
+    async def compute(self, work: Callable[[], Encoded], member: object = None, *, brief: bool = False) -> Result:
         """Run on the computing thread, in the order of the queue; `member` tells what it may be batched by.
+
+        Brief work of a small call runs on the event loop instead, if nothing else is there.
 
         Raises:
             ServiceError: as the work does; out_of_memory, queue_full, deadline.
@@ -176,7 +178,10 @@ class Call:
             self.slot.resize(encoded.nbytes)
             return encoded
 
-        return Result(await asyncio.wrap_future(self.slot.submit(run, self.due, member)))
+        brief = brief and self.device.type == "cpu" and self._is_small()
+        future = self.slot.submit(run, self.due, member, brief=brief)
+        done = future.done() and not future.cancelled() and future.exception() is None
+        return Result(future.result() if done else await asyncio.wrap_future(future))
 
     def translated(self, work: Callable[[], T]) -> T:
         """The result of the work.

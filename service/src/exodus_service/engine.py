@@ -83,6 +83,7 @@ class Engine:
 
     async def start(self) -> None:
         """Run the self-test; the engine is ready afterwards. Raises SelfTestError."""
+        self._set_threads()  # for work that the event loop does itself
         await asyncio.wrap_future(self.scheduler.execute(lambda: self_test(self.device)))
         if self.phase is Phase.STARTING:  # and not told to end meanwhile
             self.phase = Phase.READY
@@ -137,11 +138,14 @@ class Engine:
         )
 
     def _prepare_thread(self) -> None:
-        if self.settings.threads is not None:
-            torch.set_num_threads(self.settings.threads)
+        self._set_threads()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             torch.cuda.set_stream(torch.cuda.Stream(self.device))
+
+    def _set_threads(self) -> None:
+        if self.settings.threads is not None:
+            torch.set_num_threads(self.settings.threads)
 
 
 def _device(name: str) -> torch.device:

@@ -182,7 +182,8 @@ class Batch:
     def of(cls, spikes: Array, targets: Array | None = None) -> Batch:
         """Raises TypeError if an element type cannot travel."""
         given = [spikes] if targets is None else [spikes, targets]
-        tensors = [replace(packed("spikes", spikes, of_any_dtype=True), name="input")]  # what the caller calls it
+        sent = packed("spikes", spikes, of_any_dtype=True)  # an error has the caller's name for it
+        tensors = [Tensor("input", sent.dtype, sent.shape, sent.encoding, sent.payload)]
         if targets is not None:
             # One number a sample is no spike train, though all may happen to be 0 and 1.
             one_each = (targets.ndim if is_torch(targets) else np.ndim(targets)) < 2

@@ -18,6 +18,9 @@ _BIN_8, _BIN_32 = 0xC4, 0xC6
 _PREFIX = Struct(">BI")  # the tag and length of a bin 32 object
 _SEPARATOR_BYTES = 2 + _PREFIX.size  # tag and length of the pad, tag and length of the payload
 
+#: Bytes that a header without large values has at most.
+_SHORT_HEADER_BYTES = 4096
+
 _NUMBERS = {
     0xCA: Struct(">f"), 0xCB: Struct(">d"),
     0xCC: Struct(">B"), 0xCD: Struct(">H"), 0xCE: Struct(">I"), 0xCF: Struct(">Q"),
@@ -66,7 +69,7 @@ def inline_chunks(params: dict[str, Any], tensors: list[Tensor], limits: Limits)
 def read_binary(body: memoryview, limits: Limits) -> tuple[str, dict[str, Any], list[Tensor]]:
     """Form, parameters and tensors of a msgpack body. Inline is what has payloads within its first object."""
     walk = Walk(body, limits)
-    params, entries = read_header(walk.next_object(), limits)
+    params, entries = read_header(walk.header(), limits)
     if walk.payloads:
         tensors = _inline_tensors(walk, entries)
         form = "inline"
@@ -143,6 +146,36 @@ def _declared_bytes(entry: Entry, default: int | None = None) -> int:
     return nbytes
 
 
+class _PlainMap:
+    """Hooks of `msgpack.Unpacker` that raise ValueError for all that needs a closer look: binary, keys, extensions.
+
+    Attributes:
+        containers: maps and lists met; so many at most are nested.
+    """
+
+    def __init__(self) -> None:
+        self.containers = 0
+
+    def members(self, pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+        self.containers += 1
+        for key, value in pairs:
+            if type(key) is not str or type(value) is bytes:
+                raise ValueError("a key that is not text, or binary")
+        members = dict(pairs)
+        if len(members) < len(pairs):
+            raise ValueError("a key appears twice")
+        return members
+
+    def items(self, items: list[Any]) -> list[Any]:
+        self.containers += 1
+        if bytes in map(type, items):
+            raise ValueError("binary")
+        return items
+
+    def refuse(self, code: int, data: bytes) -> Any:
+        raise ValueError("an extension")
+
+
 class Walk:
     """Cursor over the objects of a msgpack body; binary members stay where they are, as views of the body.
 
@@ -161,6 +194,28 @@ class Walk:
         self._max_plain_bytes = limits.max_header_bytes
         self._plain_end = limits.max_header_bytes  # grows by every payload that is skipped
         self._stop = min(len(body), self._plain_end)
+
+    def header(self) -> Any:
+        """The first object, as `next_object` reads it; a short plain map is left to `msgpack`, which is faster."""
+        plain = _PlainMap()
+        unpacker = msgpack.Unpacker(
+            object_pairs_hook=plain.members,
+            list_hook=plain.items,
+            ext_hook=plain.refuse,
+            max_ext_len=0,
+            read_size=_SHORT_HEADER_BYTES,
+            max_buffer_size=_SHORT_HEADER_BYTES,
+            strict_map_key=False,
+        )
+        unpacker.feed(self._body[: min(_SHORT_HEADER_BYTES, self._max_plain_bytes)])
+        try:
+            found = unpacker.unpack()
+        except (msgpack.UnpackException, ValueError):  # longer, not plain or not right, which `next_object` tells apart
+            return self.next_object()
+        if type(found) is not dict or plain.containers > MAX_DEPTH:
+            return self.next_object()
+        self.position = unpacker.tell()
+        return found
 
     def next_object(self, depth: int = 0) -> Any:
         """The object at `position`, which moves behind it.

@@ -5,6 +5,7 @@ Raw payloads are views in both directions; `bits` and `events` carry boolean ten
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -186,8 +187,13 @@ def _as_stored(name: str, array: Any) -> tuple[str, AnyArray]:
     return _numpy_as_stored(name, given)
 
 
+@functools.cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # which numpy puts together each time
+
+
 def _numpy_as_stored(name: str, given: AnyArray) -> tuple[str, AnyArray]:
-    dtype = given.dtype.name
+    dtype = _name_of(given.dtype)
     if dtype == "uint64" and given.size and (largest := int(given.max())) >= 2**63:
         raise ValueError(f"tensor {name!r} must have values below 2**63, which is what int64 holds, got {largest}")
     dtype = _WIDER.get(dtype, dtype)

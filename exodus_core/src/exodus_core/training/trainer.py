@@ -254,6 +254,13 @@ class Trainer:
         """
         states.load(state, self.net, self.optimizer, self._kind.slots)
 
+    def tensors(self) -> list[Tensor]:
+        """The tensors themselves that a call changes: weights, running statistics, gradients, the optimiser's state."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        slots = [slot for of_one in self.optimizer.state.values() for slot in of_one.values()]
+        state = [slot for slot in slots if isinstance(slot, Tensor)]  # plain SGD keeps a None
+        return [*self._parameters, *self._pure_forward.buffers(), *gradients, *state]
+
     @property
     def nbytes(self) -> int:
         """Bytes of weights, running statistics, the optimiser's state and accumulated gradients."""

@@ -11,6 +11,8 @@ ends, and so does one whose request is decoded on another thread (`Slot.attach`)
 filled the queue, the work behind them is refused when it reaches the head.
 
 Work is done first come, first served, except that compatible work may run with the head of the queue (`Batching`).
+Brief work of the only request is done at once, where it is submitted: to pass it to another thread and back takes as
+long as a small computation.
 """
 
 import threading
@@ -58,7 +60,7 @@ class Batching(Protocol):
 
 
 class Scheduler:
-    """Runs work in the order of submission on one thread.
+    """Runs work in the order of submission, one at a time, on one thread; brief work also on the event loop's.
 
     Args:
         name: of the thread, for logs and debuggers.
@@ -81,6 +83,8 @@ class Scheduler:
         self._queue = Queue(batching)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=initializer)
         self._lock = threading.Lock()
+        self._computing = threading.Lock()
+        self._outstanding = 0  # turns that the thread has not ended
         self._max_requests = max_requests
         self._max_bytes = max_bytes
         self.requests = 0
@@ -136,10 +140,15 @@ class Scheduler:
                     f"requests and results of {self.bytes} bytes wait to be taken, the limit is {self._max_bytes}"
                 )
 
-    def enqueue(self, slot: "Slot") -> None:
-        """Queue the work of a slot; called by the slot."""
+    def enqueue(self, slot: "Slot", brief: bool) -> None:
+        """Queue the work of a slot, or do it if it is brief and nothing else is there; called by the slot."""
         self._queue.put(slot)
-        self._executor.submit(self._turn)
+        waits = self._batching is not None and self._batching.delay
+        if brief and not waits and self.requests == 1 and self._outstanding == 0:
+            with self._computing:
+                self._turn()
+        else:
+            self.execute(self._turn)
 
     def withdraw(self, slot: "Slot") -> None:
         """Remove cancelled work from the queue; called by its slot."""
@@ -147,12 +156,28 @@ class Scheduler:
 
     def execute(self, run: Callable[[], T]) -> "Future[T]":
         """Run on the thread, after everything that is queued, outside the accounts."""
-        return self._executor.submit(run)
+
+        def turn() -> T:
+            with self._computing:
+                return run()
+
+        self._count_outstanding(1)
+        try:
+            future = self._executor.submit(turn)
+        except BaseException:
+            self._count_outstanding(-1)
+            raise
+        future.add_done_callback(lambda _: self._count_outstanding(-1))
+        return future
 
     def close(self) -> None:
         """Withdraw everything that waits. Work that runs goes on to its end."""
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._queue.cancel()
+
+    def _count_outstanding(self, turns: int) -> None:
+        with self._lock:
+            self._outstanding += turns
 
     def _full(self, nbytes: int) -> QueueFullError:
         return QueueFullError(
@@ -199,17 +224,20 @@ class Slot:
         self._deadline: float | None = None
         self._future: Future[Any] | None = None
 
-    def submit(self, work: Callable[[], T], deadline: float | None = None, member: Any = None) -> "Future[T]":
+    def submit(
+        self, work: Callable[[], T], deadline: float | None = None, member: Any = None, *, brief: bool = False
+    ) -> "Future[T]":
         """Queue the work; a slot takes one. `deadline` is a time.monotonic() value.
 
-        The future ends with the result of `work` or its exception; with DeadlineError or QueueFullError if the work was
+        Brief work, which the event loop can wait for, is done before this returns if nothing else is there. The future
+        ends with the result of `work` or its exception; with DeadlineError or QueueFullError if the work was
         not done; or cancelled.
         """
         future: Future[T] = Future()
         self._work, self._deadline, self.member, self._future = work, deadline, member, future
         self.submitted = time.monotonic()
         self.attach(future)
-        self._scheduler.enqueue(self)
+        self._scheduler.enqueue(self, brief)
         return future
 
     def attach(self, future: "Future[Any]") -> None:

@@ -178,16 +178,23 @@ async def _while_connected(work: Coroutine[Any, Any, T], request: Request) -> T:
     """The result of the work, which is cancelled if the client leaves. Raises ServiceError: client_disconnected."""
     task = asyncio.current_task()
     assert task is not None, "requests are served by tasks"
-    watching = asyncio.create_task(_cancel_at_disconnect(request, task))
+    watching: list[asyncio.Task[None]] = []
+
+    def watch() -> None:
+        watching.append(asyncio.create_task(_cancel_at_disconnect(request, task)))
+
+    starting = asyncio.get_running_loop().call_soon(watch)  # brief work ends before
     try:
         return await work
     except asyncio.CancelledError:
-        if not watching.done() or watching.cancelled():
+        if not any(watcher.done() and not watcher.cancelled() for watcher in watching):
             raise
         task.uncancel()
         raise ServiceError("client_disconnected", "the client left before the result was there") from None
     finally:
-        watching.cancel()
+        starting.cancel()
+        for watcher in watching:
+            watcher.cancel()
 
 
 async def _cancel_at_disconnect(request: Request, task: "asyncio.Task[Any]") -> None:
@@ -199,7 +206,9 @@ async def _cancel_at_disconnect(request: Request, task: "asyncio.Task[Any]") -> 
 async def _has_ended(task: "asyncio.Task[Any]", request: Request, seconds: float) -> bool:
     """Wait for the end of a task for some seconds. If the client leaves or the server stops, it is cancelled."""
     try:
-        await _while_connected(asyncio.wait((task,), timeout=seconds), request)
+        await asyncio.sleep(0)  # enough for brief work
+        if not task.done():
+            await _while_connected(asyncio.wait((task,), timeout=seconds), request)
     except BaseException:
         task.add_done_callback(_seen)
         task.cancel()

@@ -1,11 +1,12 @@
 """A model in memory: its trainer, the order of its training calls, and its checkpoints.
 
-The trainer is used, and changed, on the computing thread only, within the lease of a call. There, every
-`durable_every` calls, the state is cloned and handed to the thread that writes.
+The trainer is used, and changed, on the computing thread only, or in its place on the event loop, within the lease of
+a call. There, every `durable_every` calls, the state is cloned and handed to the thread that writes.
 """
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -19,6 +20,12 @@ from exodus_service.models.storage.checkpoint import Snapshot
 from exodus_service.models.storage.checkpoint_writer import Checkpointer, OnSaved
 
 logger = logging.getLogger(__name__)
+
+#: Seconds that the event loop can wait for a computation.
+BRIEF_S = 0.005
+
+#: Kinds of work whose time is remembered.
+_KINDS_OF_WORK = 64
 
 
 class Model:
@@ -63,6 +70,7 @@ class Model:
         self.checkpointer = None if checkpointer is None else checkpointer(self.sequencer.saved)
         self.pins = 0
         self._trained_bytes = trainer.nbytes
+        self._seconds: dict[Hashable, float] = {}
 
     @property
     def owner(self) -> str:
@@ -105,6 +113,16 @@ class Model:
         """Bytes in memory: at least what it grows to in training, and the cached responses."""
         return max(self.spec.footprint, self._trained_bytes) + self.sequencer.progress.nbytes
 
+    def is_brief(self, work: Hashable) -> bool:
+        """True if equal work took at most BRIEF_S the last time."""
+        return self._seconds.get(work, math.inf) <= BRIEF_S
+
+    def took(self, work: Hashable, seconds: float) -> None:
+        """Note how long some work has computed; on the computing thread."""
+        if len(self._seconds) >= _KINDS_OF_WORK:
+            self._seconds.clear()
+        self._seconds[work] = seconds
+
     def info(self) -> dict[str, Any]:
         """The model as callers see it."""
         return self.spec.info(
@@ -125,6 +143,7 @@ class Model:
         self.spec, self.trainer = spec, trainer
         self.sequencer.restart(sequence)
         self._trained_bytes = trainer.nbytes
+        self._seconds.clear()
 
     def close(self, refusal: Callable[[], ServiceError]) -> None:
         """Refuse all calls that wait or come, and save nothing more: the model was deleted or evicted."""
@@ -159,11 +178,4 @@ def _watch(trainer: Trainer) -> Callable[[], bool]:
 
 def _versions(trainer: Trainer) -> list[tuple[torch.Tensor, int]]:
     """Every tensor that training changes, with the number of its in-place changes."""
-    tensors: list[torch.Tensor] = [*trainer.net.buffers()]
-    for parameter in trainer.net.parameters():
-        tensors.append(parameter)
-        if parameter.grad is not None:
-            tensors.append(parameter.grad)
-        slots = trainer.optimizer.state.get(parameter, {}).values()
-        tensors += [slot for slot in slots if isinstance(slot, torch.Tensor)]
-    return [(tensor, tensor._version) for tensor in tensors]
+    return [(tensor, tensor._version) for tensor in trainer.tensors()]

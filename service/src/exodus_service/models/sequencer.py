@@ -84,31 +84,33 @@ class CachedResponse:
 
 @dataclass(frozen=True)
 class Progress:
-    """Number of the last call done, and cached responses. Immutable, so that any thread reads a consistent pair."""
+    """Number of the last call done, and cached responses. Immutable, so that any thread reads a consistent pair.
+
+    Attributes:
+        nbytes: bytes of the cached responses.
+    """
 
     sequence: int = 0
     responses: tuple[CachedResponse, ...] = ()
+    nbytes: int = 0
 
     @property
     def writer(self) -> str | None:
         """The client that made the last call."""
         return self.responses[-1].writer if self.responses else None
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the cached responses."""
-        return sum(response.nbytes for response in self.responses)
-
     def after(self, response: CachedResponse, max_bytes: int) -> "Progress":
         """The progress after one more call; the bodies of the oldest responses are evicted to make room."""
-        cached = [*self.responses, response][-MAX_CACHED_RESPONSES:]
-        excess = sum(old.nbytes for old in cached) - max_bytes
+        cached = [*self.responses, response]
+        nbytes = self.nbytes + response.nbytes
+        while len(cached) > MAX_CACHED_RESPONSES:
+            nbytes -= cached.pop(0).nbytes
         for place, old in enumerate(cached):
-            if excess <= 0:
+            if nbytes <= max_bytes:
                 break
-            excess -= old.nbytes
+            nbytes -= old.nbytes
             cached[place] = replace(old, body=None)
-        return Progress(response.sequence, tuple(cached))
+        return Progress(response.sequence, tuple(cached), nbytes)
 
     def replay(self, sequence: int, digest: str) -> CachedResponse:
         """The response of a call that was done.
@@ -144,8 +146,8 @@ class Progress:
     def unpack(cls, sequence: int, packed: bytes) -> "Progress":
         """The inverse of `pack`."""
         rows = msgpack.unpackb(packed)
-        responses = (CachedResponse(n, digest, writer, kind, body) for n, digest, body, kind, writer in rows)
-        return cls(sequence, tuple(responses))
+        responses = [CachedResponse(n, digest, writer, kind, body) for n, digest, body, kind, writer in rows]
+        return cls(sequence, tuple(responses), sum(response.nbytes for response in responses))
 
 
 class Lease:

@@ -1,5 +1,7 @@
 """Forward passes of a model, which change nothing and have no sequence number."""
 
+import time
+from collections.abc import Hashable
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,7 @@ async def forward(engine: Engine, id: str, call: Call) -> Result:
         prepare = partial(ForwardCall.prepare, engine, model, call)
         while isinstance(ready := await call.prepare(prepare), Early):
             await model.sequencer.wait_until_done(ready.sequence, call.due)
-        return await call.compute(ready.run)
+        return await call.compute(ready.run, brief=model.is_brief(ready.kind))
 
 
 class ForwardCall:
@@ -61,8 +63,19 @@ class ForwardCall:
             self._targets = decoded.take("targets")
         decoded.operands.finish()
 
+    @property
+    def kind(self) -> Hashable:
+        """Calls of one kind take about the same time."""
+        return "forward", self._train, self.params.context, self._inputs.shape
+
     def run(self) -> Encoded:
         """The body of the response; on the computing thread. Raises ServiceError, WireError."""
+        began = time.monotonic()
+        encoded = self._run()
+        self._model.took(self.kind, time.monotonic() - began)
+        return encoded
+
+    def _run(self) -> Encoded:
         if self._model.sequencer.broken:
             raise ServiceError("not_ready", "a call before this one failed half-way")
         params: dict[str, Any] = {"sequence": self._model.sequence, "durable": self._model.durable}

@@ -127,9 +127,12 @@ def peek(call: Call, name: str) -> int | None:
 def parsed_loss(given: Any) -> losses.Loss:
     """The loss of a call. Raises ServiceError: invalid."""
     try:
-        return losses.parse(given)
+        return _loss_of_name(given) if isinstance(given, str) else losses.parse(given)
     except DescriptionError as error:
         raise invalid(f"/params/loss{error.pointer}", error.expected, error.got) from error
+
+
+_loss_of_name = lru_cache(maxsize=32)(losses.parse)
 
 
 def refusal(error: ArgumentError | ArgumentTypeError | NonFiniteError, operands: Operands) -> ServiceError:

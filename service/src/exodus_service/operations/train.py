@@ -6,6 +6,8 @@ call has its response, whether or not the client is still there.
 """
 
 import math
+import time
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,7 +60,7 @@ async def train(engine: Engine, operation: Operation, id: str, call: Call) -> Re
             if isinstance(step, CachedResponse):
                 body = step.body or b""
                 return Result(Encoded(step.content_type, len(body), [body]), headers={REPLAYED: "1"})
-            return await call.compute(step.guard(partial(ready.run, model, step)))
+            return await call.compute(step.guard(partial(ready.run, model, step)), brief=model.is_brief(ready.kind))
 
 
 @dataclass(eq=False)
@@ -106,8 +108,14 @@ class TrainingCall:
             ready._require_room_for_response(model)
             return ready
 
+    @property
+    def kind(self) -> Hashable:
+        """Calls of one kind take about the same time."""
+        return self.operation.name, None if self.inputs is None else self.inputs.shape
+
     def run(self, model: Model, step: Step) -> Encoded:
         """Do the call, and record it with its response; on the computing thread. Raises ServiceError, WireError."""
+        began = time.monotonic()
         with self.call.timings.phase("kernel"):
             try:
                 metrics, norms, gradients = self._compute(model)
@@ -133,7 +141,8 @@ class TrainingCall:
             step.record(encoded.chunks, encoded.content_type)
             if self.operation.backward and self.params.context is not None:
                 self.engine.store.contexts.release(self.call.owner, self.params.context)
-            return encoded
+        model.took(self.kind, time.monotonic() - began)
+        return encoded
 
     def _take_backward(self, model: Model) -> None:
         """The tensors of a backward pass: one of context and grad_output, input and grad_output, input and targets."""

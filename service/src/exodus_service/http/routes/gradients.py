@@ -41,6 +41,6 @@ async def gradients(method: MethodInPath, request: Request) -> Response:
 
     def compute(call: Call) -> Coroutine[Any, Any, Result]:
         gradient = GradientRequest(method, call)
-        return call.compute(gradient.run, gradient)
+        return call.compute(gradient.run, gradient, brief=True)
 
     return await respond(request, compute, deferrable=False)
