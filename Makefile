@@ -19,7 +19,7 @@ SEED ?=
 PYTHONS ?=
 TARGET ?= cpu
 
-.PHONY: help setup serve demo test lint format bench bench-service bench-remote chaos exactness sanitize peers lock clean release pythons checked
+.PHONY: help setup serve demo test test-core test-service test-client lint format bench bench-service bench-remote chaos exactness sanitize peers lock clean release pythons checked
 .PHONY: cuda-emulate cuda-check cuda-work gpu-check image-lock image-check
 
 help: ## list the targets
@@ -43,9 +43,16 @@ serve: setup ## start the service on HOST:PORT; models are kept in STATE
 demo: setup ## start the service and train over HTTP; DATA=DIR for the Oxford raster in that folder
 	$(BIN)/python -m examples.demo $(if $(DATA),--data $(DATA))
 
-test: setup ## all tests; those against other libraries run where `make peers` has installed them
-	$(BIN)/pytest --ignore tests/client
-	$(BIN)/pytest -q tests/client --cov --cov-fail-under=100 --cov-report=term:skip-covered
+test: test-core test-service test-client ## all tests; those against other libraries run where `make peers` has installed them
+
+test-core: setup
+	$(BIN)/pytest tests --ignore tests/service --ignore tests/e2e --ignore tests/client
+
+test-service: setup
+	$(BIN)/pytest tests/service tests/e2e
+
+test-client: setup
+	$(BIN)/pytest tests/client --cov --cov-fail-under=100 --cov-report=term:skip-covered
 
 # Tests of exodus_core pass wrong arguments on purpose, and read attributes that may be None.
 LOOSE = $(foreach code,arg-type union-attr operator index,--disable-error-code $(code))
@@ -123,7 +130,7 @@ cuda-check: $(VENV)/.cuda-tools ## compile the kernels for every architecture, c
 	$(BIN)/python -m tools.cuda.check $(if $(QUICK),--quick,--markdown docs/cuda-kernels.md)
 
 cuda-work: $(EMULATED) $(VENV)/.cuda-tools ## count the kernels' memory traffic, compute times from it; writes docs/cuda-roofline.md
-	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python -m tools.cuda.work --markdown docs/cuda-roofline.md
+	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python -m tools.cuda.work $(if $(QUICK),--quick,--markdown docs/cuda-roofline.md)
 
 gpu-check: setup ## on a machine with a GPU: the tests on the device, compute-sanitizer, times; writes gpu-report.md
 	$(BIN)/python -m tools.gpu_check $(if $(QUICK),--quick)

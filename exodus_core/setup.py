@@ -35,8 +35,8 @@ COMPILE = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", 
 COMPILE += ["-fvisibility=hidden", "-Wall", "-Wextra"]
 SANITIZE = os.environ.get("EXODUS_SANITIZE", "")
 # Warnings are errors in the checked build only: those that a new compiler invents must not stop an installation.
-# -O1: all that inlining makes of the checks takes eight minutes to compile at -O3.
-SANITIZER = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-g", "-O1", "-Werror"] if SANITIZE else []
+# -O1: all that inlining makes of the checks takes eight minutes to compile at -O3. -g1: the lines that a report names.
+SANITIZER = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-g1", "-O1", "-Werror"] if SANITIZE else []
 
 # -fmad=false: the bits of the CPU kernels. --expt-relaxed-constexpr is not used: what runs on the device says so.
 NVCC = ["-std=c++17", "-O3", "-fmad=false", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-fvisibility=hidden"]

@@ -1,6 +1,6 @@
 """The work of the CUDA kernels, counted without a GPU, and how fast it could be done.
 
-    PYTHONPATH=build/emulate/lib python -m tools.cuda.work [--markdown docs/cuda-roofline.md]
+    PYTHONPATH=build/emulate/lib python -m tools.cuda.work [--quick] [--markdown docs/cuda-roofline.md]
 
 Bytes are counted by the emulation (tests/cuda), instructions in what nvcc makes of the plain LIF. Exits with 1 if a
 kernel moves more than its budget, or if its work does not grow linearly with time. The times are computed: the longest
@@ -13,7 +13,7 @@ import argparse
 import datetime
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from tools.cuda.counts import StepInstructions, Traffic, is_emulated, step_instr
 from tools.cuda.machine_code import MissingToolError
 
 WORKLOADS = [(32, 100, 1024), (128, 250, 128), (8, 1000, 1024), (16, 500, 4096), (1, 4000, 512), (16, 500, 16384)]
-TIMES = (250, 500, 1000, 2000, 4000)
+TIMES = [250, 500, 1000, 2000, 4000]
 FORWARD, BACKWARD, IN_CHUNKS = 12.0, 12.0, 20.0  # bytes a neuron-step of the plain float32 LIF
 CHOICES = 30.0  # instructions, estimated: along the exponential's path in the code of lif_backward_in_place for sm_80
 GB_MS, TERA_MS = 1e6, 1e9  # of one GB/s and of one tera-instruction a second, in a millisecond
@@ -120,12 +120,12 @@ def cases() -> Iterator[Case]:
     yield Case("filter, 16 taps learnt", "one lane a thread", _filter(torch.full((16,), 0.1, requires_grad=True)))
 
 
-def traffic_table(violations: list[str]) -> str:
+def traffic_table(cases: Iterable[Case], violations: list[str]) -> str:
     lines = [
         "| neuron | layout | kernel | loaded, B | stored, B | shared memory of a block, B |",
         "|---|---|---|---|---|---|",
     ]
-    for case in cases():
+    for case in cases:
         neuron_steps = case.shape[0] * case.shape[1] * case.shape[2]
         for kernel in case.measure():
             lines.append(
@@ -143,15 +143,15 @@ def traffic_table(violations: list[str]) -> str:
     return "\n".join(lines)
 
 
-def growth_table(violations: list[str]) -> str:
+def growth_table(times: Sequence[int], violations: list[str]) -> str:
     """Bytes of the plain LIF at 64 lanes, forward and backward, for each T."""
-    lines = [f"| backward | {' | '.join(f'T = {time}' for time in TIMES)} |", "|---" * (len(TIMES) + 1) + "|"]
+    lines = [f"| backward | {' | '.join(f'T = {time}' for time in times)} |", "|---" * (len(times) + 1) + "|"]
     for layout, time_dim, backward in [("serial", 1, "serial"), ("time last", 2, "serial"), ("chunks", 1, "chunks")]:
         moved = []
-        for time in TIMES:
+        for time in times:
             shape = (1, time, 64) if time_dim == 1 else (1, 64, time)
             moved.append(sum(k.total for k in Case("", layout, _plain, shape, time_dim, backward=backward).measure()))
-        if len({total / time for total, time in zip(moved, TIMES, strict=True)}) > 1:
+        if len({total / time for total, time in zip(moved, times, strict=True)}) > 1:
             violations.append(f"{layout}: the bytes {moved} do not grow linearly with time")
         lines.append(f"| {layout} | {' | '.join(f'{total:,}' for total in moved)} |")
     return "\n".join(lines)
@@ -185,6 +185,8 @@ def roofline_table(steps: dict[str, dict[str, StepInstructions]]) -> str:
         "|---" * 8 + "|",
     ]
     for gpu in GPUS:
+        if gpu.architecture not in steps:
+            continue
         step = steps[gpu.architecture]
         exponential = step[f"plain_backward<{KINDS['exponential'].code}>"]
         exponential = replace(exponential, all=exponential.all + CHOICES)
@@ -202,8 +204,9 @@ def roofline_table(steps: dict[str, dict[str, StepInstructions]]) -> str:
     return "\n".join(lines)
 
 
-def report(violations: list[str]) -> str:
-    steps = {gpu.architecture: step_instructions(gpu.architecture) for gpu in GPUS}
+def report(violations: list[str], *, quick: bool) -> str:
+    steps = {gpu.architecture: step_instructions(gpu.architecture) for gpu in (GPUS[:1] if quick else GPUS)}
+    counted = [case for case in cases() if case.budget is not None or not quick]
     figures = "\n".join(
         ["| published | memory, GB/s | 10^12 instructions a second | of them float32 arithmetic |", "|---|---|---|---|"]
         + [f"| {gpu.name} | {gpu.bandwidth:,.0f} | {gpu.instructions:.1f} | {gpu.floating:.1f} |" for gpu in GPUS]
@@ -218,7 +221,7 @@ measured**.
 Counted by the emulation, which runs the kernels as they are. What is loaded or stored once a neuron (parameters, their
 gradients) is spread over its steps. Taps are read again in every step, and so counted, but come from a cache.
 
-{traffic_table(violations)}
+{traffic_table(counted, violations)}
 
 The plain float32 LIF moves 12 B forward (reads x, writes s and u) and 12 B backward (reads u and g, writes lam), the
 least there is. By chunks of time the backward pass reads twice: 20 B.
@@ -227,7 +230,7 @@ least there is. By chunks of time the backward pass reads twice: 20 B.
 
 Bytes of the plain LIF, forward and backward together, at 64 neurons: exactly linear.
 
-{growth_table(violations)}
+{growth_table(TIMES[:2] if quick else TIMES, violations)}
 
 ## Instructions, a neuron-step
 
@@ -253,6 +256,7 @@ fill the GPU, come on top; arrays that stay in a cache may be faster.
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the plain LIF, short times, one architecture")
     parser.add_argument("--markdown", type=Path, default=None, help="write the page to this file")
     options = parser.parse_args()
     if not is_emulated():
@@ -261,7 +265,7 @@ def main() -> int:
     violations: list[str] = []
     os.environ.pop("LD_PRELOAD", None)  # the sanitizers of the emulation must not enter nvcc
     try:
-        page = report(violations)
+        page = report(violations, quick=options.quick)
     except MissingToolError as error:
         print(error, file=sys.stderr)
         return 1
