@@ -156,7 +156,7 @@ def gradients(outputs: tuple[Tensor, ...], weights: tuple[Tensor, ...], given: d
 def relative_errors(actual: Tensor, expected: Tensor) -> list[float]:
     """The largest difference of each draw (the first axis), relative to the largest value of all of them.
 
-    Relative to the smallest normal number where all are below it. What lies beyond the range of the dtype must have
+    Relative to the smallest normal number where all are below it. Values beyond the range of the dtype must have
     become infinite, and is left out otherwise.
     """
     limits = torch.finfo(actual.dtype)

@@ -5,8 +5,8 @@
 The whole test suite of the core runs on the device; then under compute-sanitizer (memcheck, racecheck, initcheck,
 synccheck) those tests that cross every edge of the kernels; then times: kernels against a device copy of as many bytes,
 and forward + backward against SpikingJelly (CuPy, Triton) and sinabs-exodus where they are installed. A result is timed
-only after its gradient has been checked. What is not installed is listed as not run. Exits with 1 if a test or a
-sanitizer fails, with 2 if there is no GPU.
+only after its gradient has been checked. Libraries that are not installed are listed as not run. Exits with 1 if a test
+or a sanitizer fails, with 2 if there is no GPU.
 """
 
 from __future__ import annotations

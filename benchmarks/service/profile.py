@@ -15,7 +15,7 @@ from .lines import Line
 from .messages import ALPHA, MIB, Request
 from .servers import KEY, Running
 
-#: What the phases of Server-Timing, and what is left of the round trip, are.
+#: The phases of Server-Timing, and the rest of the round trip.
 PHASES = {
     "receive": "server: head, admission and body, from the socket into the buffer",
     "queue": "server: from the event loop to the thread of the device",

@@ -170,7 +170,7 @@ REQUIRED = """\
 Each figure is the worst of the workloads that it is about; "at the memory's limit" is what two triads of as many bytes
 would have reached in its place (where they fit into the cache, they run at its speed). The figures of the kernels are
 taken in reused memory: outputs lie in pages that have been written before, as the arrays of the triad do, and glibc is
-told to keep what is freed, too. What fresh pages cost, where nothing is kept, is in the tables below."""
+told to keep what is freed, too. The cost of fresh pages, where nothing is kept, is in the tables below."""
 
 
 def full(

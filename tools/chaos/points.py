@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from .orders import HELD, KERNELS, Order
 
-#: What the first byte of the shared page says to the process that watches.
+#: Values of the first byte of the shared page, for the process that watches.
 OUTSIDE, SOON, INSIDE = 0, 1, 2
 
 

@@ -14,7 +14,7 @@ from typing import Self
 
 from .traffic import BrokenError, Message, read_message, reset
 
-#: What happens to a request and its answer, by name.
+#: Faults of a request and its answer, by name.
 FAULTS = {
     "request lost": "the connection is cut before the server has seen anything",
     "request cut": "the server gets half of the body",

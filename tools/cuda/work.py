@@ -218,8 +218,8 @@ measured**.
 
 ## Bytes of global memory, a neuron-step
 
-Counted by the emulation, which runs the kernels as they are. What is loaded or stored once a neuron (parameters, their
-gradients) is spread over its steps. Taps are read again in every step, and so counted, but come from a cache.
+Counted by the emulation, which runs the kernels as they are. Loads and stores once a neuron (parameters, their
+gradients) are spread over its steps. Taps are read again in every step, and so counted, but come from a cache.
 
 {traffic_table(counted, violations)}
 

@@ -25,7 +25,7 @@ KEEP_IDLE: Final = 5.0
 # The longest time that sockets and locks can wait for, about 30 years.
 LONGEST: Final = 1e9
 
-# What is sent or received in one go, between two looks at the clock. httpx, through which https:// goes, copies what is
+# Bytes sent or received in one go, between two looks at the clock. httpx, through which https:// goes, copies what is
 # left of a chunk at every partial send: one chunk of a whole body would cost quadratic time on a slow network.
 CHUNK_BYTES: Final = 1024 * 1024
 HTTPX_CHUNK_BYTES: Final = 256 * 1024

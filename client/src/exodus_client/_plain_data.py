@@ -16,7 +16,7 @@ from exodus_client.wire import Tensor, is_torch
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-#: What is wanted in places where people try something else.
+#: Examples of what is wanted in places where people try something else.
 _EXAMPLES = {
     "surrogate": "a dict such as {'kind': 'arctan'}",
     "optimizer": "'sgd', 'adam', 'adamw', or a dict such as {'kind': 'adam', 'lr': 1e-3}",

@@ -46,8 +46,8 @@ class ShardedModel:
     Attributes:
         id: of the model, for `ShardedClient.model`.
         replicas: the `Model` on each server; train them through this object alone.
-        callbacks: called with each `StepResult`, in order, on the thread of the steps. What they raise is logged. They
-            may call everything; a step of theirs is made after they have returned.
+        callbacks: called with each `StepResult`, in order, on the thread of the steps. Their exceptions are logged.
+            They may call everything; a step of theirs is made after they have returned.
 
     Spikes, outputs and target spike trains are (batch, time, ...), unless the handle was made with another `time_dim`.
     """

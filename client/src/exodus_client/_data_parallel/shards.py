@@ -57,8 +57,8 @@ def parts_of(spikes: Array, targets: Array | None, shards: int) -> list[Part]:
 def combined_metrics(metrics: Sequence[Mapping[str, float]], weights: Sequence[float]) -> dict[str, float]:
     """Metrics of a whole batch from those of its parts, by the end of their names.
 
-    A `:mean` is weighted by samples, a `:sum` added; of `:max` and `:min` one is taken. What does not say how it
-    combines is left out.
+    A `:mean` is weighted by samples, a `:sum` added; of `:max` and `:min` one is taken. Metrics of other names are left
+    out.
     """
     found: dict[str, float] = {}
     for name in dict.fromkeys(name for part in metrics for name in part):

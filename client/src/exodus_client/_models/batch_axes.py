@@ -11,7 +11,7 @@ from exodus_client._checks import integer
 from exodus_client.neuron import Array
 from exodus_client.wire import is_torch
 
-#: What the axes are called, by the one of time.
+#: Names of the axes, by `time_dim`.
 _ORDERS = {0: "(time, batch, ...)", 1: "(batch, time, ...)", -1: "(batch, ..., time)"}
 
 #: Losses whose targets have an axis of time, and those with one target for each sample.

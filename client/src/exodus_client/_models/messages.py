@@ -99,7 +99,7 @@ def _is_text(value: object) -> bool:
     return value is None or isinstance(value, str)
 
 
-#: Whether a field of `ModelInfo` is what it is said to be.
+#: Checks of the fields of `ModelInfo`.
 _FITS: dict[str, Callable[[Any], bool]] = {
     "id": lambda value: isinstance(value, str) and _ID.fullmatch(value) is not None,
     "name": lambda value: isinstance(value, str),

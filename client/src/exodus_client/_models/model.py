@@ -46,7 +46,7 @@ from exodus_client.wire.state_header import MEDIA_TYPE
 
 Result = TypeVar("Result")
 
-#: What to do about a server without a folder for its models.
+#: Advice for a server without a folder for its models.
 MEMORY_ONLY = "start it with EXODUS_STATE_DIR=FOLDER to have them saved"
 
 #: Called with each result, in the order of the calls.
@@ -68,7 +68,7 @@ class Model:
         id: of the model, for `Client.model`.
         description: what the server said of it when this handle was made.
         connection: to the server.
-        callbacks: called with each `StepResult`, in order, on a thread of the model. What they raise is logged.
+        callbacks: called with each `StepResult`, in order, on a thread of the model. Their exceptions are logged.
 
     Spikes, outputs and target spike trains are (batch, time, ...), (B, T, ...) below, unless the handle was made with
     another `time_dim`.

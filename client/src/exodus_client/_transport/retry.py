@@ -111,8 +111,8 @@ class RetryBudget:
 class Polling:
     """Waits between repetitions of a request that the server has answered: it is behind, or not done yet.
 
-    The first repetition comes at once. What counts against patience is the time that is waited here: a server
-    that works, and holds its answer back meanwhile, may take any time.
+    The first repetition comes at once. The time that is waited here counts against patience; a server that works, and
+    holds its answer back meanwhile, may take any time.
     """
 
     def __init__(self, retries: Retries, seconds: float, closing: threading.Event) -> None:

@@ -19,7 +19,7 @@ SEGMENT_TYPE = "application/vnd.exodus.segment+json"
 #: Bytes of a reference are few; a reader takes no more than these.
 MAX_REFERENCE_BYTES = 1024
 
-#: What a client sends along with the memfd; the service answers with "ok TOKEN" or "no REASON".
+#: Sent by a client along with the memfd; the service answers with "ok TOKEN" or "no REASON".
 SEGMENT_GREETING = b"exodus segment 1"
 
 #: Name, after the leading zero byte, of the abstract Unix socket: 128 random bits make it unguessable.
@@ -63,7 +63,7 @@ class Reference:
 
 
 def read_reference(body: bytes | memoryview) -> Reference:
-    """Read a reference. Whether the segment exists, and is large enough, is for the caller to see.
+    """Read a reference. The caller checks that the segment exists and is large enough.
 
     Raises:
         WireError: it is not JSON, lacks a member or has an unknown one; a number or the token is none; the answer

@@ -82,7 +82,7 @@ def _gradients(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
     for t in reversed(range(spikes.shape[0])):
         grad_s, grad_u = grad_spikes[t], None
         if delta is not None and lanes is not None:
-            # What step t + 1 saw of this one: its spikes through W and the reset, its membrane through the decay.
+            # Step t + 1 saw the spikes of this one through W and the reset, and its membrane through the decay.
             grad_s = torch.addmm(grad_s + lanes[INITIAL_SPIKES], delta, weight)
             grad_u = lanes[INITIAL_MEMBRANE][:, None]
         before = (membranes[t - 1], spikes[t - 1]) if t else (None, None)

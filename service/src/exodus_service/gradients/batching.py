@@ -2,7 +2,7 @@
 
 Neurons do not know of each other: every lane, which is one (outer, inner) index, is computed from its own inputs in its
 own order. So requests can be concatenated along the outermost axis, and each finds in its part of the result the bits
-that it would get alone. What sums over lanes, or multiplies matrices, stays with each request: norms, and the products
+that it would get alone. Sums over lanes and products of matrices stay with each request: norms, and the products
 with weights.
 
 The head of the queue is batched with compatible requests behind it, which overtake what stands between. This is

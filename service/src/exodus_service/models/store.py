@@ -1,6 +1,6 @@
 """The models of a service: created, found, saved, loaded, deleted.
 
-The event loop decides; it neither computes nor waits for the disk. What must not overlap a computation (cloning or
+The event loop decides; it neither computes nor waits for the disk. Work that must not overlap a computation (cloning or
 replacing a state) runs on the computing thread, writes run on the thread of the `CheckpointWriter`, reads and builds on
 threads of the store. Creating, loading, replacing and deleting one id are `KeyedTasks`: one after the other.
 """

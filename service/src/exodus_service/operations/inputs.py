@@ -25,7 +25,7 @@ from exodus_service.gradients.params import parse
 
 Params = TypeVar("Params", bound=BaseModel)
 
-#: What exodus_core raises for the tensors of a call.
+#: Errors of exodus_core about the tensors of a call.
 REFUSALS = (ArgumentError, ArgumentTypeError, NonFiniteError)
 
 _CPU = torch.device("cpu")
