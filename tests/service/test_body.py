@@ -5,13 +5,16 @@ import contextlib
 import socket
 import time
 import weakref
+from collections.abc import Callable, Sized
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 import torch
+from service.conftest import Caller, Served
 
 import exodus_core
-from exodus_client.wire import MSGPACK_TYPE, decode, encode
+from exodus_client.wire import MSGPACK_TYPE, Message, decode, encode
 from exodus_service.http.body import SMALLEST, Filling, Upload, place
 
 LIF = {"model": "lif", "alpha": 0.9}
@@ -19,22 +22,22 @@ SHAPE = (8, 100, 500)
 
 
 @pytest.fixture(scope="module")
-def traces():
+def traces() -> Any:
     return torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)).unbind()
 
 
 @pytest.fixture(scope="module")
-def expected(traces):
+def expected(traces: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     return exodus_core.lif_gradient(*traces, 0.9).input
 
 
 @pytest.fixture
-def body(ask, traces):
+def body(ask: Callable[..., Message], traces: tuple[torch.Tensor, torch.Tensor]) -> bytes:
     membrane, grad_output = traces
     return b"".join(encode(ask(LIF, membrane=membrane, grad_output=grad_output)).chunks)
 
 
-def head(body, **headers):
+def head(body: Sized, **headers: object) -> bytes:
     lines = [
         "POST /v1/gradients/exodus HTTP/1.1",
         f"Content-Type: {MSGPACK_TYPE}",
@@ -44,7 +47,7 @@ def head(body, **headers):
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 
-def answer(stream):
+def answer(stream: BinaryIO) -> tuple[int, bytes]:
     """Status and body of the next answer on a connection."""
     status = int(stream.readline().split()[1])
     length = 0
@@ -55,12 +58,14 @@ def answer(stream):
     return status, stream.read(length)
 
 
-def grad_input(body):
+def grad_input(body: bytes) -> torch.Tensor:
     return decode(bytearray(body), MSGPACK_TYPE).tensors["grad_input"].torch()
 
 
 @pytest.mark.parametrize("sizes", [(1 << 24,), (100_000, 1, 300_000), (SMALLEST, 1 << 24), (10, 70_000)])
-def test_a_body_in_any_pieces_is_the_body(running, body, expected, sizes):
+def test_a_body_in_any_pieces_is_the_body(
+    running: Served, body: bytes, expected: torch.Tensor, sizes: tuple[int, ...]
+) -> None:
     with running.raw() as connection, connection.makefile("rb") as stream:
         for _ in range(3):
             connection.sendall(head(body))
@@ -74,7 +79,9 @@ def test_a_body_in_any_pieces_is_the_body(running, body, expected, sizes):
             assert torch.equal(grad_input(found), expected)
 
 
-def test_requests_sent_ahead_are_answered_in_order(running, body, expected, good):
+def test_requests_sent_ahead_are_answered_in_order(
+    running: Served, body: bytes, expected: torch.Tensor, good: Message
+) -> None:
     small = b"".join(encode(good).chunks)
     with running.raw() as connection, connection.makefile("rb") as stream:
         connection.settimeout(30)
@@ -86,7 +93,7 @@ def test_requests_sent_ahead_are_answered_in_order(running, body, expected, good
     assert torch.equal(grad_input(answers[2][1]), expected)
 
 
-def test_a_body_is_asked_for_once_it_has_its_place(running, body, expected):
+def test_a_body_is_asked_for_once_it_has_its_place(running: Served, body: bytes, expected: torch.Tensor) -> None:
     with running.raw() as connection, connection.makefile("rb") as stream:
         connection.sendall(head(body, Expect="100-continue"))
         assert stream.readline() == b"HTTP/1.1 100 Continue\r\n"
@@ -95,7 +102,7 @@ def test_a_body_is_asked_for_once_it_has_its_place(running, body, expected):
         assert torch.equal(grad_input(answer(stream)[1]), expected)
 
 
-def test_408_for_a_large_body_that_stalls(serve, body, caller):
+def test_408_for_a_large_body_that_stalls(serve: Callable[..., Served], body: bytes, caller: Caller) -> None:
     service = serve(stall_timeout_s=0.2)
     with service.raw() as connection:
         connection.sendall(head(body) + body[:1_000_000])
@@ -103,7 +110,9 @@ def test_408_for_a_large_body_that_stalls(serve, body, caller):
     assert service.engine.scheduler.requests == 0
 
 
-def test_a_large_body_that_keeps_coming_is_not_late(serve, body, expected):
+def test_a_large_body_that_keeps_coming_is_not_late(
+    serve: Callable[..., Served], body: bytes, expected: torch.Tensor
+) -> None:
     service = serve(stall_timeout_s=0.3)
     with service.raw() as connection, connection.makefile("rb") as stream:
         connection.sendall(head(body))
@@ -114,7 +123,7 @@ def test_a_large_body_that_keeps_coming_is_not_late(serve, body, expected):
         assert torch.equal(grad_input(answer(stream)[1]), expected)
 
 
-def test_408_for_a_large_body_that_drips(serve, body):
+def test_408_for_a_large_body_that_drips(serve: Callable[..., Served], body: bytes) -> None:
     service = serve(stall_timeout_s=0.2, min_upload_rate=len(body) * 5)
     with service.raw() as connection:
         connection.sendall(head(body) + body[:200_000])
@@ -129,14 +138,18 @@ def test_408_for_a_large_body_that_drips(serve, body):
         assert time.monotonic() - began < 3
 
 
-def test_a_client_that_leaves_in_the_middle_gives_its_place_back(running, body, until):
+def test_a_client_that_leaves_in_the_middle_gives_its_place_back(
+    running: Served, body: bytes, until: Callable[..., None]
+) -> None:
     with running.raw() as connection:
         connection.sendall(head(body) + body[:1_000_000])
         until(lambda: running.engine.scheduler.bytes == len(body))
     until(lambda: running.engine.scheduler.requests == 0)
 
 
-def test_after_a_deadline_the_rest_is_read_and_forgotten_and_the_connection_goes_on(running, body, expected):
+def test_after_a_deadline_the_rest_is_read_and_forgotten_and_the_connection_goes_on(
+    running: Served, body: bytes, expected: torch.Tensor
+) -> None:
     with running.raw() as connection, connection.makefile("rb") as stream:
         connection.sendall(head(body, X_Deadline_Ms=50) + body[:1_000_000])
         assert answer(stream)[0] == 504
@@ -147,7 +160,7 @@ def test_after_a_deadline_the_rest_is_read_and_forgotten_and_the_connection_goes
         assert torch.equal(grad_input(found), expected)
 
 
-def test_what_is_abandoned_is_let_go_of(until):
+def test_what_is_abandoned_is_let_go_of(until: Callable[..., None]) -> None:
     whole = np.empty(1 << 20, np.uint8)
     alive = weakref.ref(whole)
     filling = Filling(whole.data)
@@ -158,7 +171,7 @@ def test_what_is_abandoned_is_let_go_of(until):
     assert 0 < len(filling.vacancy()) <= filling.remaining == (1 << 20) - 4
 
 
-def test_a_server_without_the_extension_is_asked_for_messages():
+def test_a_server_without_the_extension_is_asked_for_messages() -> None:
     buffer = memoryview(bytearray(SMALLEST + 1))
     assert place({}, buffer) is None
     offered = {"extensions": {"exodus.place": {"place": Filling}}}
@@ -166,10 +179,10 @@ def test_a_server_without_the_extension_is_asked_for_messages():
     assert place(offered, buffer[:-1]) is None
 
 
-def test_the_protocol_works_on_the_event_loop_of_the_standard_library():
+def test_the_protocol_works_on_the_event_loop_of_the_standard_library() -> None:
     """Where uvloop is missing."""
 
-    async def serve():
+    async def serve() -> int:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         filling, done = Filling(memoryview(bytearray(100_000))), loop.create_future()
@@ -185,7 +198,9 @@ def test_the_protocol_works_on_the_event_loop_of_the_standard_library():
 
 
 @pytest.mark.parametrize("nbytes", [60_000, 200_000_000], ids=["small", "large"])
-def test_408_for_a_body_that_drips_from_the_beginning_however_long_it_is(serve, nbytes):
+def test_408_for_a_body_that_drips_from_the_beginning_however_long_it_is(
+    serve: Callable[..., Served], nbytes: int
+) -> None:
     service = serve(stall_timeout_s=0.3)
     with service.raw() as connection:
         connection.sendall(head(range(nbytes)) + b"x")

@@ -2,27 +2,31 @@
 
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from remote_models import Remote
+from service.conftest import Served
 
 import exodus_core
+from exodus_client.wire import Form
 
 LIF = {"model": "lif", "alpha": 0.9}
 FORWARD, BACKWARD = "/v1/layers/forward", "/v1/layers/backward"
 
 
 @pytest.fixture
-def remote(running, connect):
+def remote(running: Served, connect: Callable[..., Remote]) -> Remote:
     return connect(running.port)
 
 
-def rand(*shape, seed=0):
+def rand(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.7
 
 
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "input": (LIF, {"input": rand(3, 20, 5)}),
     "if": ({"model": "if", "threshold": 0.7, "reset": "zero"}, {"input": rand(3, 20, 5)}),
     "per neuron": (
@@ -42,7 +46,7 @@ CASES = {
 @pytest.mark.parametrize("form", ["stream", "json"])
 @pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
 @pytest.mark.parametrize("case", CASES)
-def test_two_calls_are_one_gradient_request_to_the_bit(remote: Remote, case, method, form):
+def test_two_calls_are_one_gradient_request_to_the_bit(remote: Remote, case: str, method: str, form: Form) -> None:
     neuron, tensors = CASES[case]
     grad = rand(3, 20, 5, seed=1)
     wrt = [] if neuron["model"] == "srm" else ["threshold"]
@@ -64,7 +68,7 @@ def test_two_calls_are_one_gradient_request_to_the_bit(remote: Remote, case, met
     assert backward.params == whole.params
 
 
-def test_spikes_are_those_of_the_core_and_alone_unless_asked_otherwise(remote):
+def test_spikes_are_those_of_the_core_and_alone_unless_asked_otherwise(remote: Remote) -> None:
     x = rand(2, 30, 4)
     answer = remote.post(FORWARD, {"neuron": LIF}, input=x)
     assert answer.message.tensors.keys() == {"spikes"}
@@ -73,7 +77,7 @@ def test_spikes_are_those_of_the_core_and_alone_unless_asked_otherwise(remote):
     assert answer.params["expires_in_s"] == 300
 
 
-def test_the_loss_may_depend_on_the_membrane(remote):
+def test_the_loss_may_depend_on_the_membrane(remote: Remote) -> None:
     x, grad = rand(2, 30, 4), rand(2, 30, 4, seed=1)
     whole = remote.post("/v1/gradients/exodus", {"neuron": LIF}, input=x, grad_membrane=grad)
     context = remote.post(FORWARD, {"neuron": LIF}, input=x).params["context"]
@@ -81,7 +85,7 @@ def test_the_loss_may_depend_on_the_membrane(remote):
     assert torch.equal(answer.tensor("grad_input"), whole.tensor("grad_input"))
 
 
-def test_a_context_serves_once_unless_it_is_kept(remote):
+def test_a_context_serves_once_unless_it_is_kept(remote: Remote) -> None:
     context = remote.post(FORWARD, {"neuron": LIF}, input=rand(2, 3, 4)).params["context"]
     grad = rand(2, 3, 4)
     statuses = [
@@ -91,17 +95,19 @@ def test_a_context_serves_once_unless_it_is_kept(remote):
     assert statuses == [200, 200, 200, 410]
 
 
-def test_a_backward_pass_that_fails_leaves_the_context(remote):
+def test_a_backward_pass_that_fails_leaves_the_context(remote: Remote) -> None:
     context = remote.post(FORWARD, {"neuron": LIF}, input=rand(2, 3, 4)).params["context"]
     assert remote.post(BACKWARD, {"context": context}, grad_output=rand(2, 3, 5)).status == 422
     assert remote.post(BACKWARD, {"context": context}, grad_output=rand(2, 3, 4)).status == 200
 
 
-def test_contexts_make_room_for_later_ones_and_expire(serve, connect):
+def test_contexts_make_room_for_later_ones_and_expire(
+    serve: Callable[..., Served], connect: Callable[..., Remote]
+) -> None:
     remote = connect(serve(context_bytes=1000, context_ttl_s=0.5).port)
     grad = rand(1, 20, 5)
 
-    def forward():
+    def forward() -> Any:
         return remote.post(FORWARD, {"neuron": LIF}, input=rand(1, 20, 5)).params["context"]
 
     first, second, third = forward(), forward(), forward()
@@ -116,7 +122,9 @@ def test_contexts_make_room_for_later_ones_and_expire(serve, connect):
     assert answer.json["errors"][0]["got"] == "4000 bytes"
 
 
-def test_contexts_that_hold_next_to_nothing_make_room_too(serve, connect):
+def test_contexts_that_hold_next_to_nothing_make_room_too(
+    serve: Callable[..., Served], connect: Callable[..., Remote]
+) -> None:
     remote = connect(serve(context_bytes=100_000).port)
     first = remote.post(FORWARD, {"neuron": LIF}, input=rand(0, 3, 4)).params["context"]
     for _ in range(3):
@@ -126,7 +134,7 @@ def test_contexts_that_hold_next_to_nothing_make_room_too(serve, connect):
     assert (answer.status, answer.json["code"]) == (410, "context_expired")
 
 
-def test_the_context_does_not_hold_on_to_the_body(running, connect):
+def test_the_context_does_not_hold_on_to_the_body(running: Served, connect: Callable[..., Remote]) -> None:
     """Neither its memory nor its contents: the tensors of a context are its own."""
     from exodus_service.operations.layer import LayerContext
 
@@ -136,11 +144,12 @@ def test_the_context_does_not_hold_on_to_the_body(running, connect):
     context = remote.post(FORWARD, {"neuron": neuron}, spikes=spikes, weight=weight, decays=decays).params["context"]
     kept = running.engine.store.contexts.get("", context)
     assert isinstance(kept, LayerContext)
+    assert kept.synapses is not None
     parts = [kept.synapses.spikes, kept.synapses.weight, kept.computation.neuron["alpha"], kept.membrane]
     assert sum(part.untyped_storage().nbytes() for part in parts) == kept.nbytes
 
 
-WRONG = [
+WRONG: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     (FORWARD, {"neuron": LIF}, {}, "/tensors"),
     (FORWARD, {"neuron": LIF}, {"membrane": rand(1, 2, 3)}, "/tensors"),
     (FORWARD, {"neuron": LIF}, {"input": rand(1, 2, 3), "grad_output": rand(1, 2, 3)}, "/tensors"),
@@ -158,7 +167,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("path", "params", "tensors", "pointer"), WRONG)
-def test_what_does_not_fit_is_pointed_at(remote, path, params, tensors, pointer):
+def test_what_does_not_fit_is_pointed_at(
+    remote: Remote, path: str, params: dict[str, Any], tensors: dict[str, Any], pointer: str
+) -> None:
     context = remote.post(FORWARD, {"neuron": LIF}, input=rand(1, 2, 3)).params["context"]
     params = {**params, "context": context} if "context" in params else params
     answer = remote.post(path, params, **tensors)
@@ -166,15 +177,15 @@ def test_what_does_not_fit_is_pointed_at(remote, path, params, tensors, pointer)
     assert answer.json["errors"][0]["pointer"] == pointer, answer.json
 
 
-def test_many_callers_at_once_each_get_their_own(running, connect):
-    def work(seed):
+def test_many_callers_at_once_each_get_their_own(running: Served, connect: Callable[..., Remote]) -> None:
+    def work(seed: int) -> None:
         own = connect(running.port)
         x, grad = rand(2, 25, 8, seed=seed), rand(2, 25, 8, seed=seed + 100)
         for _ in range(5):
             context = own.post(FORWARD, {"neuron": LIF}, input=x).params["context"]
             found.append((seed, own.post(BACKWARD, {"context": context}, grad_output=grad).tensor("grad_input")))
 
-    found: list = []
+    found: list[tuple[int, torch.Tensor]] = []
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
     for thread in threads:
         thread.start()

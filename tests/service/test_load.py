@@ -7,27 +7,30 @@ import socket
 import threading
 import time
 import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
+from service.conftest import Caller, Served
 
 import exodus_core
-from exodus_client.wire import MSGPACK_TYPE, encode
+from exodus_client.wire import MSGPACK_TYPE, Message, encode
 from exodus_service.compute.scheduler import DeadlineError, QueueFullError, Scheduler
 
 LIF = {"model": "lif", "alpha": 0.9}
 
 
 @pytest.fixture
-def scheduler():
+def scheduler() -> Iterator[Scheduler]:
     scheduler = Scheduler("test", max_requests=3, max_bytes=100)
     yield scheduler
     scheduler.close()
 
 
 @pytest.fixture
-def hold(scheduler):
+def hold(scheduler: Scheduler) -> Iterator[threading.Event]:
     """Occupies the thread of the scheduler until the event is set."""
     release = threading.Event()
     scheduler.execute(release.wait)
@@ -35,7 +38,7 @@ def hold(scheduler):
     release.set()
 
 
-def head(body, **headers):
+def head(body: bytes, **headers: object) -> bytes:
     lines = [
         "POST /v1/gradients/exodus HTTP/1.1",
         "Host: test",
@@ -46,15 +49,15 @@ def head(body, **headers):
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 
-def body_of(message):
+def body_of(message: Message) -> bytes:
     return b"".join(encode(message).chunks)
 
 
-def status_of(connection):
+def status_of(connection: socket.socket) -> int:
     return int(connection.makefile("rb").readline().split()[1])
 
 
-def test_the_scheduler_admits_within_both_of_its_bounds(scheduler):
+def test_the_scheduler_admits_within_both_of_its_bounds(scheduler: Scheduler) -> None:
     with scheduler.admit(500), pytest.raises(QueueFullError, match="500 bytes are admitted"):
         scheduler.admit(1)
     with (
@@ -67,7 +70,7 @@ def test_the_scheduler_admits_within_both_of_its_bounds(scheduler):
     assert (scheduler.requests, scheduler.bytes) == (0, 0)
 
 
-def test_what_a_request_grows_to_is_admitted_as_a_request_is(scheduler):
+def test_what_a_request_grows_to_is_admitted_as_a_request_is(scheduler: Scheduler) -> None:
     with scheduler.admit(10) as alone:
         alone.reserve(500)  # whatever it is
         alone.reserve(40)
@@ -83,7 +86,7 @@ def test_what_a_request_grows_to_is_admitted_as_a_request_is(scheduler):
     assert (scheduler.requests, scheduler.bytes) == (0, 0)
 
 
-def test_results_that_have_left_their_places_are_within_the_bound_too(scheduler):
+def test_results_that_have_left_their_places_are_within_the_bound_too(scheduler: Scheduler) -> None:
     with scheduler.admit(10) as kept:
         kept.resize(150)
         kept.give_up_place()
@@ -94,11 +97,11 @@ def test_results_that_have_left_their_places_are_within_the_bound_too(scheduler)
             assert scheduler.bytes == 590
 
 
-def test_work_is_done_in_the_order_of_submission_on_one_thread(scheduler):
-    done = []
+def test_work_is_done_in_the_order_of_submission_on_one_thread(scheduler: Scheduler) -> None:
+    done: list[tuple[str, str]] = []
     with scheduler.admit(0) as first, scheduler.admit(0) as second:
         futures = [
-            slot.submit(lambda name=name: done.append((name, threading.current_thread().name)))
+            slot.submit(partial(lambda name: done.append((name, threading.current_thread().name)), name))
             for name, slot in (("first", first), ("second", second))
         ]
         for future in futures:
@@ -107,8 +110,8 @@ def test_work_is_done_in_the_order_of_submission_on_one_thread(scheduler):
     assert {thread for _, thread in done} == {"test_0"}
 
 
-def test_work_past_its_deadline_is_not_done(scheduler, hold):
-    done = []
+def test_work_past_its_deadline_is_not_done(scheduler: Scheduler, hold: threading.Event) -> None:
+    done: list[int] = []
     with scheduler.admit(0) as slot:
         future = slot.submit(lambda: done.append(1), time.monotonic() + 0.01)
         time.sleep(0.02)
@@ -118,14 +121,14 @@ def test_work_past_its_deadline_is_not_done(scheduler, hold):
     assert not done
 
 
-def test_withdrawn_work_frees_what_it_holds_while_other_work_runs(scheduler, hold):
+def test_withdrawn_work_frees_what_it_holds_while_other_work_runs(scheduler: Scheduler, hold: threading.Event) -> None:
     class Body:
         pass
 
     body = Body()
     freed = weakref.ref(body)
     with scheduler.admit(50) as slot:
-        future = slot.submit(lambda body=body: body)
+        future = slot.submit(partial(lambda body: body, body))
         del body
         assert freed() is not None
     assert future.cancelled()
@@ -134,10 +137,10 @@ def test_withdrawn_work_frees_what_it_holds_while_other_work_runs(scheduler, hol
     assert (scheduler.requests, scheduler.bytes) == (0, 0)
 
 
-def test_work_that_runs_stays_in_the_accounts_until_it_ends(scheduler, until):
+def test_work_that_runs_stays_in_the_accounts_until_it_ends(scheduler: Scheduler, until: Callable[..., None]) -> None:
     started, release = threading.Event(), threading.Event()
 
-    def work():
+    def work() -> None:
         started.set()
         release.wait()
 
@@ -149,8 +152,8 @@ def test_work_that_runs_stays_in_the_accounts_until_it_ends(scheduler, until):
     until(lambda: (scheduler.requests, scheduler.bytes) == (0, 0))
 
 
-def test_many_clients_at_once_each_get_their_own_result(running, ask):
-    def one(seed):
+def test_many_clients_at_once_each_get_their_own_result(running: Served, ask: Callable[..., Message]) -> None:
+    def one(seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         shape = (1 + seed % 3, 20 + seed, 7)
         membrane, grad_output = torch.rand((2, *shape), generator=generator).unbind()
@@ -167,7 +170,7 @@ def test_many_clients_at_once_each_get_their_own_result(running, ask):
     assert running.engine.scheduler.requests == 0
 
 
-def test_probes_are_answered_while_a_long_gradient_is_computed(running, caller, slow):
+def test_probes_are_answered_while_a_long_gradient_is_computed(running: Served, caller: Caller, slow: Message) -> None:
     waits = []
     with ThreadPoolExecutor(1) as pool:
         prober = running.new_caller()
@@ -184,7 +187,9 @@ def test_probes_are_answered_while_a_long_gradient_is_computed(running, caller, 
     assert sorted(waits)[len(waits) // 2] < 0.05
 
 
-def test_the_body_bytes_of_all_requests_are_bounded(serve, good, until):
+def test_the_body_bytes_of_all_requests_are_bounded(
+    serve: Callable[..., Served], good: Message, until: Callable[..., None]
+) -> None:
     body = body_of(good)
     service = serve(max_queue_bytes=len(body) + 10)
     with service.busy(), service.raw() as waiting:
@@ -197,9 +202,16 @@ def test_the_body_bytes_of_all_requests_are_bounded(serve, good, until):
     assert service.caller.gradients(good).status == 200
 
 
-def test_work_of_a_client_that_left_is_never_computed(running, caller, good, until, monkeypatch, caplog):
+def test_work_of_a_client_that_left_is_never_computed(
+    running: Served,
+    caller: Caller,
+    good: Message,
+    until: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO, "exodus_service.http.auth")
-    computed = []
+    computed: list[int] = []
     body = body_of(good)
     with running.busy(), monkeypatch.context() as patch:
         patch.setattr("exodus_service.gradients.request.prepare", lambda *_args, **_more: computed.append(1))
@@ -209,11 +221,13 @@ def test_work_of_a_client_that_left_is_never_computed(running, caller, good, unt
         until(lambda: running.engine.scheduler.requests == 0)
     running.engine.scheduler.execute(lambda: None).result()
     assert not computed
-    assert [record.fields["status"] for record in caplog.records] == [499]
+    assert [vars(record)["fields"]["status"] for record in caplog.records] == [499]
     assert caller.gradients(good).status == 200
 
 
-def test_a_client_that_leaves_while_it_uploads_gives_its_place_back(running, good, until):
+def test_a_client_that_leaves_while_it_uploads_gives_its_place_back(
+    running: Served, good: Message, until: Callable[..., None]
+) -> None:
     body = body_of(good)
     with running.raw() as leaving:
         leaving.sendall(head(body) + body[:100])
@@ -221,7 +235,7 @@ def test_a_client_that_leaves_while_it_uploads_gives_its_place_back(running, goo
     until(lambda: running.engine.scheduler.requests == 0)
 
 
-def test_408_for_a_body_that_stalls(serve, good, until):
+def test_408_for_a_body_that_stalls(serve: Callable[..., Served], good: Message, until: Callable[..., None]) -> None:
     service = serve(stall_timeout_s=0.1)
     body = body_of(good)
     with service.raw() as stalling:
@@ -233,7 +247,7 @@ def test_408_for_a_body_that_stalls(serve, good, until):
     assert service.caller.gradients(good).status == 200
 
 
-def test_408_for_a_body_that_drips(serve, good):
+def test_408_for_a_body_that_drips(serve: Callable[..., Served], good: Message) -> None:
     body = body_of(good)
     service = serve(stall_timeout_s=0.2, min_upload_rate=len(body) * 5)
     with service.raw() as dripping:
@@ -251,14 +265,20 @@ def test_408_for_a_body_that_drips(serve, good):
     assert time.monotonic() - began < 2
 
 
-def test_the_deadline_holds_while_the_body_is_read(running, good):
+def test_the_deadline_holds_while_the_body_is_read(running: Served, good: Message) -> None:
     body = body_of(good)
     with running.raw() as slow:
         slow.sendall(head(body, X_Deadline_Ms=50) + body[:100])
         assert status_of(slow) == 504
 
 
-def test_a_client_that_does_not_take_its_result_gives_its_place_back(serve, ask, good, until, caplog):
+def test_a_client_that_does_not_take_its_result_gives_its_place_back(
+    serve: Callable[..., Served],
+    ask: Callable[..., Message],
+    good: Message,
+    until: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     service = serve(stall_timeout_s=0.2, min_download_rate=10**9)
     body = body_of(ask(LIF, membrane=torch.rand(64, 64, 1024), grad_output=torch.rand(64, 64, 1024)))
     with socket.socket() as lazy:
@@ -271,7 +291,9 @@ def test_a_client_that_does_not_take_its_result_gives_its_place_back(serve, ask,
     assert service.caller.gradients(good).status == 200
 
 
-def test_requests_sent_ahead_on_one_connection_are_answered_in_order(running, good, ask):
+def test_requests_sent_ahead_on_one_connection_are_answered_in_order(
+    running: Served, good: Message, ask: Callable[..., Message]
+) -> None:
     bad = body_of(ask(LIF, membrane=torch.rand(2, 5, 3)))
     body = body_of(good)
     with running.raw() as eager:
@@ -281,16 +303,16 @@ def test_requests_sent_ahead_on_one_connection_are_answered_in_order(running, go
     assert statuses == [b"200", b"422", b"200"]
 
 
-def resident_bytes():
+def resident_bytes() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_memory_does_not_grow_with_the_number_of_requests(caller, ask):
+def test_memory_does_not_grow_with_the_number_of_requests(caller: Caller, ask: Callable[..., Message]) -> None:
     request = ask(LIF, membrane=torch.rand(8, 32, 1024), grad_output=torch.rand(8, 32, 1024))
     broken = ask(LIF, membrane=torch.rand(8, 32, 1024))
 
-    def round_trips(count):
+    def round_trips(count: int) -> None:
         for _ in range(count):
             assert caller.gradients(request).status == 200
             assert caller.gradients(broken).status == 422
@@ -302,7 +324,9 @@ def test_memory_does_not_grow_with_the_number_of_requests(caller, ask):
     assert resident_bytes() - before < 32 * 2**20
 
 
-def test_results_that_nobody_takes_fill_the_queue(serve, ask, good, until):
+def test_results_that_nobody_takes_fill_the_queue(
+    serve: Callable[..., Served], ask: Callable[..., Message], good: Message, until: Callable[..., None]
+) -> None:
     body = body_of(ask(LIF, spikes=torch.zeros(1, 4000, 1), weight=torch.zeros(500, 1), return_=["membrane"]))
     service = serve(max_queue_bytes=len(body) + 1_000_000)
     scheduler = service.engine.scheduler
@@ -323,7 +347,7 @@ def test_results_that_nobody_takes_fill_the_queue(serve, ask, good, until):
     assert service.caller.gradients(good).status == 200
 
 
-def test_a_large_result_is_served_to_who_is_alone(serve, ask):
+def test_a_large_result_is_served_to_who_is_alone(serve: Callable[..., Served], ask: Callable[..., Message]) -> None:
     request = ask(LIF, spikes=torch.zeros(1, 4000, 1), weight=torch.zeros(500, 1), return_=["membrane"])
     service = serve(max_queue_bytes=20_000)
     for _ in range(3):

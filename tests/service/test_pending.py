@@ -3,35 +3,40 @@
 import gc
 import time
 import weakref
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from remote_models import LOSS, NETWORK, batch, same_state, trained
+from remote_models import LOSS, NETWORK, Remote, Response, batch, same_state, trained
+from service.conftest import Served
 
+from exodus_client.wire import Message
 from exodus_service.operations.train import TrainingCall
 
 LATER = {"Prefer": "wait=0"}
 
 
 @pytest.fixture
-def service(serve, tmp_path):
+def service(serve: Callable[..., Served], tmp_path: Path) -> Served:
     return serve(state_dir=tmp_path / "state")
 
 
 @pytest.fixture
-def remote(service, connect):
+def remote(service: Served, connect: Callable[..., Remote]) -> Remote:
     remote = connect(service.port)
     remote.create()
     return remote
 
 
-def test_a_call_that_is_done_in_time_is_answered_as_ever(remote):
+def test_a_call_that_is_done_in_time_is_answered_as_ever(remote: Remote) -> None:
     answer = remote.step(1, headers={"Prefer": "wait=30"})
     assert (answer.status, answer.params["sequence"]) == (200, 1)
 
 
-def test_a_call_that_takes_longer_is_found_again(remote, service):
+def test_a_call_that_takes_longer_is_found_again(remote: Remote, service: Served) -> None:
     with service.busy():
         began = time.monotonic()
         answer = remote.step(1, gradients=True, headers={"Prefer": "respond-async, wait=1; x=y"})
@@ -40,7 +45,8 @@ def test_a_call_that_takes_longer_is_found_again(remote, service):
         location = answer.headers["location"]
         assert answer.json == {"id": location.rpartition("/")[2], "status": "running"}
         assert answer.headers["retry-after"] == "1"
-        for headers in ({}, LATER):
+        preferences: tuple[dict[str, str], ...] = ({}, LATER)
+        for headers in preferences:
             again = remote.call("GET", location, headers=headers)
             assert (again.status, again.headers["location"]) == (202, location)
     found = remote.call("GET", location, headers={"Prefer": "wait=30"})
@@ -51,7 +57,7 @@ def test_a_call_that_takes_longer_is_found_again(remote, service):
     assert same_state(remote.state(), trained(1).state())
 
 
-def test_the_problem_of_a_call_is_found_too(remote, service):
+def test_the_problem_of_a_call_is_found_too(remote: Remote, service: Served) -> None:
     spikes, targets = batch(1)
     with service.busy():
         gap = remote.step(1, headers=LATER)
@@ -70,7 +76,7 @@ def test_the_problem_of_a_call_is_found_too(remote, service):
     assert remote.call("GET", gap.headers["location"], headers={"Prefer": "wait=30"}).status == 200
 
 
-def test_what_waits_can_be_cancelled(remote, service, until):
+def test_what_waits_can_be_cancelled(remote: Remote, service: Served, until: Callable[..., None]) -> None:
     with service.busy():
         queued, gap = remote.step(1, headers=LATER), remote.step(5, headers=LATER)
         for answer in (queued, gap):
@@ -81,10 +87,12 @@ def test_what_waits_can_be_cancelled(remote, service, until):
     assert not remote.step(1).replayed
 
 
-def test_who_waits_for_a_call_that_is_cancelled_is_told_that_it_is_gone(remote, service, connect, until):
+def test_who_waits_for_a_call_that_is_cancelled_is_told_that_it_is_gone(
+    remote: Remote, service: Served, connect: Callable[..., Remote], until: Callable[..., None]
+) -> None:
     import threading
 
-    answers = []
+    answers: list[Response] = []
     with service.busy():
         location = remote.step(1, headers=LATER).headers["location"]
         waiting = connect(service.port)
@@ -99,14 +107,16 @@ def test_who_waits_for_a_call_that_is_cancelled_is_told_that_it_is_gone(remote, 
     assert answers[0].json["instance"] == location
 
 
-def test_what_runs_cannot_and_what_has_ended_is_let_go(remote, service, monkeypatch, until):
+def test_what_runs_cannot_and_what_has_ended_is_let_go(
+    remote: Remote, service: Served, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
     import threading
 
     from exodus_core.training import Trainer
 
     started, go, step = threading.Event(), threading.Event(), Trainer.step
 
-    def slow(*args, **more):
+    def slow(*args: Any, **more: Any) -> Any:
         started.set()
         go.wait(10)
         return step(*args, **more)
@@ -124,7 +134,9 @@ def test_what_runs_cannot_and_what_has_ended_is_let_go(remote, service, monkeypa
     until(lambda: service.engine.scheduler.bytes == 0)
 
 
-def test_results_are_kept_for_a_time_and_counted_while_they_are(serve, connect, until):
+def test_results_are_kept_for_a_time_and_counted_while_they_are(
+    serve: Callable[..., Served], connect: Callable[..., Remote], until: Callable[..., None]
+) -> None:
     service = serve(result_ttl_s=0.5)
     remote = connect(service.port)
     remote.create()
@@ -136,17 +148,19 @@ def test_results_are_kept_for_a_time_and_counted_while_they_are(serve, connect, 
     until(lambda: service.engine.scheduler.bytes == 0)
 
 
-def test_of_a_call_that_has_ended_only_the_outcome_is_kept(remote, service, monkeypatch, until):
+def test_of_a_call_that_has_ended_only_the_outcome_is_kept(
+    remote: Remote, service: Served, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
     spikes, targets = batch(1)
-    calls = []
+    calls: list[tuple[weakref.ref[Any], weakref.ref[Any]]] = []
     run = TrainingCall.run
 
-    def watched(self, model, step):
+    def watched(self: TrainingCall, model: Any, step: Any) -> Any:
         calls.append((weakref.ref(self), weakref.ref(self.decoded)))
         return run(self, model, step)
 
     monkeypatch.setattr(TrainingCall, "run", watched)
-    answers = []
+    answers: list[Response] = []
     for targets_of in (targets + 7, targets):  # the first are refused by the loss, when the call is computed
         with service.busy():
             path, params = "/v1/models/m/step", {"sequence": 1, "loss": LOSS}
@@ -157,7 +171,9 @@ def test_of_a_call_that_has_ended_only_the_outcome_is_kept(remote, service, monk
     assert [ref() for pair in calls for ref in pair] == [None] * 4
 
 
-def test_results_that_are_kept_are_bounded_though_they_have_left_their_places(serve, connect, until):
+def test_results_that_are_kept_are_bounded_though_they_have_left_their_places(
+    serve: Callable[..., Served], connect: Callable[..., Remote], until: Callable[..., None]
+) -> None:
     service = serve(max_queue_bytes=300_000)
     remote = connect(service.port)
     remote.create(network={**NETWORK, "layers": [{"kind": "linear", "out_features": 6000}, *NETWORK["layers"][1:]]})
@@ -168,7 +184,12 @@ def test_results_that_are_kept_are_bounded_though_they_have_left_their_places(se
     assert statuses == [202, 202, 429, 429]
 
 
-def test_a_call_that_the_results_of_others_leave_no_room_for_is_found_as_refused(serve, connect, until, caplog):
+def test_a_call_that_the_results_of_others_leave_no_room_for_is_found_as_refused(
+    serve: Callable[..., Served],
+    connect: Callable[..., Remote],
+    until: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     service = serve(max_queue_bytes=110_000)
     remote = connect(service.port)
     remote.create()
@@ -186,7 +207,7 @@ def test_a_call_that_the_results_of_others_leave_no_room_for_is_found_as_refused
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_a_deadline_holds_for_a_call_that_is_answered_later(remote, service):
+def test_a_deadline_holds_for_a_call_that_is_answered_later(remote: Remote, service: Served) -> None:
     with service.busy():
         answer = remote.step(1, headers={**LATER, "X-Deadline-Ms": "100"})
         found = remote.call("GET", answer.headers["location"], headers={"Prefer": "wait=10"})
@@ -194,7 +215,9 @@ def test_a_deadline_holds_for_a_call_that_is_answered_later(remote, service):
     assert remote.info()["sequence"] == 0
 
 
-def test_a_client_that_leaves_after_202_has_its_call_done(remote, service, connect, until):
+def test_a_client_that_leaves_after_202_has_its_call_done(
+    remote: Remote, service: Served, connect: Callable[..., Remote], until: Callable[..., None]
+) -> None:
     leaving = connect(service.port)
     with service.busy():
         assert leaving.step(1, headers=LATER).status == 202
@@ -202,7 +225,7 @@ def test_a_client_that_leaves_after_202_has_its_call_done(remote, service, conne
     until(lambda: remote.info()["sequence"] == 1)
 
 
-def test_every_post_takes_the_preference(remote, service):
+def test_every_post_takes_the_preference(remote: Remote, service: Served) -> None:
     layer = {"neuron": {"model": "lif", "alpha": 0.9}}
     x = torch.rand(1, 3, 2)
     context = remote.post("/v1/layers/forward", layer, input=x).params["context"]
@@ -230,35 +253,36 @@ def test_every_post_takes_the_preference(remote, service):
     assert remote.info()["sequence"] == 2
 
 
-def test_a_gradient_is_answered_at_once_whatever_is_preferred(service, good):
+def test_a_gradient_is_answered_at_once_whatever_is_preferred(service: Served, good: Message) -> None:
     assert service.caller.gradients(good, headers=LATER).status == 200
 
 
 @pytest.mark.parametrize("prefer", ["wait", "wait=x", "wait=-1", "return=minimal", "await=0"])
-def test_preferences_that_are_not_understood_are_ignored(remote, prefer):
+def test_preferences_that_are_not_understood_are_ignored(remote: Remote, prefer: str) -> None:
     assert remote.step(1, headers={"Prefer": prefer}).status == 200
 
 
-def test_unknown_requests_are_not_found(remote):
+def test_unknown_requests_are_not_found(remote: Remote) -> None:
     for verb in ("GET", "DELETE"):
         answer = remote.call(verb, "/v1/requests/unknown")
         assert (answer.status, answer.json["code"]) == (404, "not_found")
 
 
 @pytest.fixture
-def shared(serve, tmp_path, connect):
+def shared(serve: Callable[..., Served], tmp_path: Path, connect: Callable[..., Remote]) -> Iterator[Any]:
     """Posts messages through shared memory, and returns status, headers and the decoded body, wherever that is."""
     import fcntl
     import mmap
     import os
     import socket
 
-    from exodus_client.wire import SEGMENT_GREETING, SEGMENT_TYPE, Message, Reference, Span, Tensor, decode, encode
+    from exodus_client.wire import SEGMENT_GREETING, SEGMENT_TYPE, Reference, Span, Tensor, decode, encode
     from exodus_client.wire import read_reference as read
 
     service = serve(state_dir=tmp_path / "shared", shared_memory=True)
     remote = connect(service.port)
     remote.create()
+    assert service.segments is not None
     descriptor = os.memfd_create("test", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     os.ftruncate(descriptor, 1 << 20)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
@@ -269,7 +293,9 @@ def shared(serve, tmp_path, connect):
         token = connection.recv(256).decode().partition(" ")[2]
         os.close(descriptor)
 
-        def post(path, params, headers=None, /, **tensors):
+        def post(
+            path: str, params: Mapping[str, Any], headers: Mapping[str, str] | None = None, /, **tensors: torch.Tensor
+        ) -> tuple[Response, Message | None]:
             body = b"".join(encode(Message.of(params, [Tensor.of(n, t) for n, t in tensors.items()])).chunks)
             memory[: len(body)] = body
             reference = Reference(token, Span(0, len(body)), Span(1 << 19, 1 << 19))
@@ -283,7 +309,7 @@ def shared(serve, tmp_path, connect):
         yield remote, post, memory, service
 
 
-def test_bodies_come_through_shared_memory(shared):
+def test_bodies_come_through_shared_memory(shared: Any) -> None:
     remote, post, *_ = shared
     spikes, targets = batch(1)
     answer, message = post("/v1/models/m/step", {"sequence": 1, "loss": LOSS}, input=spikes, targets=targets)
@@ -294,7 +320,7 @@ def test_bodies_come_through_shared_memory(shared):
     assert same_state(remote.state(), trained(1).state())
 
 
-def test_contexts_do_not_change_when_the_segment_is_used_again(shared):
+def test_contexts_do_not_change_when_the_segment_is_used_again(shared: Any) -> None:
     remote, post, memory, _ = shared
     spikes = batch(1)[0].float()
     trainer = trained(0)
@@ -311,7 +337,7 @@ def test_contexts_do_not_change_when_the_segment_is_used_again(shared):
     assert torch.equal(answer.tensor("gradients"), trainer.gradients())
 
 
-def test_a_call_that_is_answered_later_does_not_need_the_segment(shared):
+def test_a_call_that_is_answered_later_does_not_need_the_segment(shared: Any) -> None:
     remote, post, memory, service = shared
     spikes, targets = batch(1)
     params = {"sequence": 1, "loss": LOSS}

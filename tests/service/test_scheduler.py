@@ -4,13 +4,14 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from exodus_service.compute.scheduler import DeadlineError, Queue, QueueFullError, Scheduler
+from exodus_service.compute.scheduler import DeadlineError, Queue, QueueFullError, Scheduler, Slot
 from exodus_service.gradients.batching import Batcher, BatchKey
 
 
@@ -23,7 +24,7 @@ class Request:
     looked_at: int = 0
 
     @property
-    def batch_key(self):
+    def batch_key(self) -> BatchKey | None:
         self.looked_at += 1
         return None if self.name.startswith("-") else BatchKey(self.name[0], self.nbytes)
 
@@ -34,34 +35,42 @@ class Recording(Batcher):
 
     compute: Callable[[list[Request]], None] = lambda _members: None
 
-    def run(self, batch):
+    def run(self, batch: Sequence[Slot]) -> None:
         self.compute([slot.member for slot in batch])
 
 
 class Desk:
     """A scheduler whose thread is held until `open`, and a record of what it did."""
 
-    def __init__(self, **batching):
-        self.done, self.together, self.slots = [], [], []
-        options = {"compute": self.compute, "max_requests": 4, "max_bytes": 1000} | batching
+    def __init__(self, **batching: Any) -> None:
+        self.done: list[str] = []
+        self.together: list[list[str]] = []
+        self.slots: list[Slot] = []
+        options: dict[str, Any] = {"compute": self.compute, "max_requests": 4, "max_bytes": 1000} | batching
         self.scheduler = Scheduler("test", max_requests=100, max_bytes=10_000, batching=Recording(**options))
         self.release = threading.Event()
         self.scheduler.execute(self.release.wait)
 
-    def compute(self, members):
+    def compute(self, members: list[Request]) -> None:
         self.together.append([member.name for member in members])
 
-    def submit(self, name, *, nbytes=1, deadline=None, work=None):
+    def submit(
+        self, name: str, *, nbytes: int = 1, deadline: float | None = None, work: Callable[[], Any] | None = None
+    ) -> Future[Any]:
+        def record() -> str:
+            self.done.append(name)
+            return name
+
         slot = self.scheduler.admit(0)
         self.slots.append(slot)
         member = Request(name, nbytes)
-        return slot.submit(work or (lambda: self.done.append(name) or name), deadline, member)
+        return slot.submit(work or record, deadline, member)
 
-    def open(self):
+    def open(self) -> None:
         self.release.set()
         self.scheduler.execute(lambda: None).result(timeout=5)
 
-    def close(self):
+    def close(self) -> None:
         self.release.set()
         for slot in self.slots:
             slot.__exit__(None, None, None)
@@ -71,10 +80,10 @@ class Desk:
 
 
 @pytest.fixture
-def desk():
-    desks = []
+def desk() -> Iterator[Callable[..., Desk]]:
+    desks: list[Desk] = []
 
-    def make(**batching):
+    def make(**batching: Any) -> Desk:
         desks.append(Desk(**batching))
         return desks[-1]
 
@@ -83,11 +92,11 @@ def desk():
         one.close()
 
 
-def submitted(desk, names):
+def submitted(desk: Desk, names: str) -> list[Future[Any]]:
     return [desk.submit(name) for name in names.split()]
 
 
-def test_what_is_alike_and_waits_runs_together(desk):
+def test_what_is_alike_and_waits_runs_together(desk: Any) -> None:
     desk = desk()
     futures = submitted(desk, "a1 a2 b1 a3 b2 c1")
     desk.open()
@@ -96,7 +105,7 @@ def test_what_is_alike_and_waits_runs_together(desk):
     assert [future.result() for future in futures] == ["a1", "a2", "b1", "a3", "b2", "c1"]
 
 
-def test_work_without_batch_key_or_member_runs_alone_in_its_order(desk):
+def test_work_without_batch_key_or_member_runs_alone_in_its_order(desk: Any) -> None:
     desk = desk()
     submitted(desk, "-1 -2 a1 -3")
     desk.slots.append(desk.scheduler.admit(0))
@@ -107,7 +116,7 @@ def test_work_without_batch_key_or_member_runs_alone_in_its_order(desk):
     assert desk.done == ["-1", "-2", "a1", "a2", "-3", "plain"]
 
 
-def test_a_batch_keeps_to_its_bounds(desk):
+def test_a_batch_keeps_to_its_bounds(desk: Callable[..., Desk]) -> None:
     one = desk(max_requests=3)
     submitted(one, "a1 a2 a3 a4 a5 a6 a7")
     one.open()
@@ -120,7 +129,7 @@ def test_a_batch_keeps_to_its_bounds(desk):
     assert other.done == ["a1", "a3", "a4", "a2", "a6", "a5"]
 
 
-def test_a_batch_of_one_is_no_batch(desk):
+def test_a_batch_of_one_is_no_batch(desk: Any) -> None:
     desk = desk(max_requests=1)
     submitted(desk, "a1 a2")
     desk.open()
@@ -128,7 +137,7 @@ def test_a_batch_of_one_is_no_batch(desk):
     assert desk.done == ["a1", "a2"]
 
 
-def test_nothing_is_overtaken_by_more_than_a_batch(desk):
+def test_nothing_is_overtaken_by_more_than_a_batch(desk: Any) -> None:
     desk = desk(max_requests=4)
     submitted(desk, "a1 b1 c1 d1 a2 a3 b2 b3 b4 c2 a4 d2")
     desk.open()
@@ -142,11 +151,11 @@ def test_nothing_is_overtaken_by_more_than_a_batch(desk):
     assert desk.together[:2] == [["a1", "a2", "a3", "a4"], ["b1", "b2"]]
 
 
-def test_a_stream_of_requests_that_combine_does_not_starve_another(desk):
+def test_a_stream_of_requests_that_combine_does_not_starve_another(desk: Any) -> None:
     desk = desk(max_requests=4)
     more = iter(range(1000))
 
-    def feed():
+    def feed() -> str:
         desk.done.append("a")
         if next(more) < 500:
             desk.submit("a", work=feed)  # one more for each that is done: they always wait
@@ -160,7 +169,7 @@ def test_a_stream_of_requests_that_combine_does_not_starve_another(desk):
     assert desk.done.index("b") <= 20 + 4
 
 
-def test_work_past_its_deadline_and_withdrawn_work_are_left_out_of_a_batch(desk):
+def test_work_past_its_deadline_and_withdrawn_work_are_left_out_of_a_batch(desk: Any) -> None:
     desk = desk()
     first = desk.submit("a1")
     late = desk.submit("a2", deadline=time.monotonic() - 1)
@@ -174,7 +183,7 @@ def test_work_past_its_deadline_and_withdrawn_work_are_left_out_of_a_batch(desk)
     assert gone.cancelled()
 
 
-def test_work_whose_future_is_cancelled_is_not_done_though_its_slot_is_held(desk):
+def test_work_whose_future_is_cancelled_is_not_done_though_its_slot_is_held(desk: Any) -> None:
     desk = desk()
     futures = submitted(desk, "a1 a2 a3 -1")
     assert futures[1].cancel()
@@ -184,12 +193,14 @@ def test_work_whose_future_is_cancelled_is_not_done_though_its_slot_is_held(desk
     assert desk.done == ["a1", "a3"]
 
 
-def test_work_that_is_cancelled_while_the_batch_is_put_together_is_not_done(desk):
+def test_work_that_is_cancelled_while_the_batch_is_put_together_is_not_done(desk: Any) -> None:
     desk = desk()
 
     class Leaving(Request):
+        slot: Slot
+
         @property
-        def batch_key(self):
+        def batch_key(self) -> BatchKey | None:
             self.slot.__exit__(None, None, None)
             return super().batch_key
 
@@ -203,10 +214,10 @@ def test_work_that_is_cancelled_while_the_batch_is_put_together_is_not_done(desk
     assert futures[2].cancelled()
 
 
-def test_one_that_fails_does_not_take_the_others_with_it(desk):
+def test_one_that_fails_does_not_take_the_others_with_it(desk: Any) -> None:
     desk = desk()
 
-    def fail():
+    def fail() -> None:
         raise ValueError("this one")
 
     futures = [desk.submit("a1"), desk.submit("a2", work=fail), desk.submit("a3")]
@@ -216,8 +227,8 @@ def test_one_that_fails_does_not_take_the_others_with_it(desk):
         futures[1].result()
 
 
-def test_a_fault_in_what_they_have_in_common_is_told_to_each(desk):
-    def broken(_members):
+def test_a_fault_in_what_they_have_in_common_is_told_to_each(desk: Any) -> None:
+    def broken(_members: list[Request]) -> None:
         raise RuntimeError("a bug")
 
     desk = desk(compute=broken)
@@ -229,10 +240,10 @@ def test_a_fault_in_what_they_have_in_common_is_told_to_each(desk):
     assert futures[2].result() == "b1"
 
 
-def test_results_that_fill_the_queue_stop_a_batch_where_they_do(desk):
+def test_results_that_fill_the_queue_stop_a_batch_where_they_do(desk: Any) -> None:
     desk = desk()
 
-    def large():
+    def large() -> None:
         desk.slots[0].resize(20_000)
 
     futures = [desk.submit("a1", work=large), desk.submit("a2")]
@@ -241,7 +252,7 @@ def test_results_that_fill_the_queue_stop_a_batch_where_they_do(desk):
     assert isinstance(futures[1].exception(), QueueFullError)
 
 
-def test_what_work_holds_is_free_when_it_has_run(desk):
+def test_what_work_holds_is_free_when_it_has_run(desk: Any) -> None:
     desk = desk()
 
     class Body:
@@ -258,11 +269,11 @@ def test_what_work_holds_is_free_when_it_has_run(desk):
 
 
 @pytest.fixture
-def slot():
+def slot() -> Iterator[Callable[..., Slot]]:
     """Makes slots whose work is never done."""
     idle = Scheduler("idle", max_requests=10, max_bytes=100)
 
-    def make(name, nbytes=1):
+    def make(name: str, nbytes: int = 1) -> Slot:
         made = idle.admit(0)
         made.submitted, made.member = time.monotonic(), Request(name, nbytes)
         return made
@@ -271,7 +282,7 @@ def slot():
     idle.close()
 
 
-def test_without_a_delay_nothing_waits_for_company(slot):
+def test_without_a_delay_nothing_waits_for_company(slot: Callable[..., Slot]) -> None:
     queue = Queue(Batcher(max_requests=4, max_bytes=100))
     queue.put(slot("a"))
     began = time.monotonic()
@@ -280,7 +291,7 @@ def test_without_a_delay_nothing_waits_for_company(slot):
     assert time.monotonic() - began < 0.05
 
 
-def test_what_is_too_large_for_a_batch_is_not_even_looked_at(slot):
+def test_what_is_too_large_for_a_batch_is_not_even_looked_at(slot: Callable[..., Slot]) -> None:
     queue = Queue(Batcher(max_requests=4, max_bytes=100))
     slots = [slot("a1", 101), slot("a2"), slot("a3", 101)]
     for one in slots:
@@ -289,7 +300,7 @@ def test_what_is_too_large_for_a_batch_is_not_even_looked_at(slot):
     assert [one.member.looked_at > 0 for one in slots] == [False, True, False]
 
 
-def test_with_a_delay_work_waits_for_company_until_it_is_over(slot):
+def test_with_a_delay_work_waits_for_company_until_it_is_over(slot: Callable[..., Slot]) -> None:
     queue = Queue(Batcher(max_requests=4, max_bytes=100, delay=0.2))
     queue.put(slot("a1"))
     threading.Timer(0.05, queue.put, [slot("a2")]).start()
@@ -299,7 +310,7 @@ def test_with_a_delay_work_waits_for_company_until_it_is_over(slot):
 
 
 @pytest.mark.parametrize("ends", ["full", "stranger"])
-def test_a_delay_ends_when_the_batch_is_full_or_something_else_waits(ends, slot):
+def test_a_delay_ends_when_the_batch_is_full_or_something_else_waits(ends: str, slot: Callable[..., Slot]) -> None:
     queue = Queue(Batcher(max_requests=2, max_bytes=100, delay=30))
     queue.put(slot("a1"))
     other = slot("a2" if ends == "full" else "b1")
@@ -309,7 +320,7 @@ def test_a_delay_ends_when_the_batch_is_full_or_something_else_waits(ends, slot)
     assert time.monotonic() - began < 20
 
 
-def test_closing_cancels_what_waits(desk):
+def test_closing_cancels_what_waits(desk: Any) -> None:
     desk = desk()
     futures = submitted(desk, "a1 a2")
     waiting = desk.scheduler
@@ -323,7 +334,7 @@ def test_closing_cancels_what_waits(desk):
     desk.scheduler = Scheduler("next", max_requests=1, max_bytes=1)
 
 
-def test_a_slot_counts_what_it_takes_until_it_is_given_back_and_not_any_more():
+def test_a_slot_counts_what_it_takes_until_it_is_given_back_and_not_any_more() -> None:
     scheduler = Scheduler("test", max_requests=1, max_bytes=100)
     with scheduler.admit(5) as slot:
         slot.resize(40)
@@ -337,12 +348,17 @@ def test_a_slot_counts_what_it_takes_until_it_is_given_back_and_not_any_more():
     scheduler.close()
 
 
-def test_a_slot_says_whether_its_work_could_be_stopped():
+def test_a_slot_says_whether_its_work_could_be_stopped() -> None:
     scheduler = Scheduler("test", max_requests=3, max_bytes=100)
     started, finish = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        started.set()
+        finish.wait(10)
+
     with scheduler.admit(0) as idle, scheduler.admit(0) as running, scheduler.admit(0) as waiting:
         assert idle.stop()
-        running.submit(lambda: (started.set(), finish.wait(10)))
+        running.submit(hold)
         assert started.wait(10)
         future = waiting.submit(lambda: None)
         assert not running.stop()
@@ -352,9 +368,9 @@ def test_a_slot_says_whether_its_work_could_be_stopped():
     scheduler.close()
 
 
-def test_a_place_is_kept_until_everything_that_is_attached_to_it_has_ended():
+def test_a_place_is_kept_until_everything_that_is_attached_to_it_has_ended() -> None:
     scheduler = Scheduler("test", max_requests=1, max_bytes=100)
-    helpers = [Future(), Future()]
+    helpers: list[Future[None]] = [Future(), Future()]
     with scheduler.admit(5) as slot:
         for helper in helpers:
             slot.attach(helper)
@@ -375,7 +391,7 @@ class Delayed(Batcher):
     delay: float = 0.01
 
 
-def where(scheduler, **options):
+def where(scheduler: Scheduler, **options: Any) -> tuple[threading.Thread, bool]:
     """The thread that brief work runs on, and whether it has run when `submit` returns."""
     with scheduler.admit(1) as slot:
         future = slot.submit(threading.current_thread, brief=True, **options)
@@ -383,7 +399,7 @@ def where(scheduler, **options):
         return future.result(10), at_once
 
 
-def test_brief_work_of_the_only_request_is_done_where_it_is_submitted():
+def test_brief_work_of_the_only_request_is_done_where_it_is_submitted() -> None:
     scheduler = Scheduler("test", max_requests=3, max_bytes=100)
     assert where(scheduler) == (threading.current_thread(), True)
     with scheduler.admit(1) as slot:
@@ -401,10 +417,16 @@ def test_brief_work_of_the_only_request_is_done_where_it_is_submitted():
     scheduler.close()
 
 
-def test_brief_work_waits_for_all_that_the_thread_was_given_before():
+def test_brief_work_waits_for_all_that_the_thread_was_given_before() -> None:
     scheduler = Scheduler("test", max_requests=3, max_bytes=100)
-    held, done = threading.Event(), []
-    scheduler.execute(lambda: (held.wait(10), done.append("long")))
+    held = threading.Event()
+    done: list[str] = []
+
+    def long() -> None:
+        held.wait(10)
+        done.append("long")
+
+    scheduler.execute(long)
     with scheduler.admit(1) as slot:
         future = slot.submit(lambda: done.append("brief"), brief=True)
         assert not future.done()
@@ -420,17 +442,18 @@ def test_brief_work_waits_for_all_that_the_thread_was_given_before():
     scheduler.close()
 
 
-def test_brief_work_and_the_thread_never_compute_at_the_same_time():
+def test_brief_work_and_the_thread_never_compute_at_the_same_time() -> None:
     scheduler = Scheduler("test", max_requests=3, max_bytes=100)
-    running, most = [], []
+    running: list[None] = []
+    most: list[int] = []
 
-    def work():
+    def work() -> None:
         running.append(None)
         most.append(len(running))
         time.sleep(0.001)
         running.pop()
 
-    def meanwhile():
+    def meanwhile() -> None:
         for _ in range(50):
             scheduler.execute(work).result(10)
 
@@ -444,7 +467,7 @@ def test_brief_work_and_the_thread_never_compute_at_the_same_time():
     scheduler.close()
 
 
-def test_brief_work_that_waits_for_compatible_work_does_so_on_the_thread():
+def test_brief_work_that_waits_for_compatible_work_does_so_on_the_thread() -> None:
     scheduler = Scheduler("test", max_requests=3, max_bytes=100, batching=Delayed(max_requests=2, max_bytes=100))
     assert where(scheduler, member=Request("a1"))[0].name.startswith("test")
     scheduler.close()
