@@ -10,14 +10,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from remote_models import ADAM, NETWORK, batch, local, same_state, trained
+from remote_models import ADAM, NETWORK, Remote, Response, batch, local, same_state, trained
+from service.conftest import Served
 
 from exodus_core import losses
 from exodus_service.models.storage.state_dir import StateDir
@@ -29,19 +32,19 @@ TYPE = {"Content-Type": "application/vnd.safetensors"}
 
 
 @pytest.fixture
-def service(serve, tmp_path):
+def service(serve: Callable[..., Served], tmp_path: Path) -> Served:
     return serve(state_dir=tmp_path / "state")
 
 
 @pytest.fixture
-def remote(service, connect):
+def remote(service: Served, connect: Callable[..., Remote]) -> Remote:
     remote = connect(service.port)
     remote.create()
     return remote
 
 
 @contextmanager
-def process(log, state, **environment):
+def process(log: Path, state: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The service as a process of its own that keeps models in a folder; yields it and its port."""
     settings = {"EXODUS_STATE_DIR": str(state), "EXODUS_SEQUENCE_WAIT_S": "0.2", **environment}
     with open(log, "wb") as stderr:
@@ -59,7 +62,7 @@ def process(log, state, **environment):
         service.wait()
 
 
-def test_a_state_is_the_whole_training_as_one_file(remote):
+def test_a_state_is_the_whole_training_as_one_file(remote: Remote) -> None:
     for number in (1, 2):
         remote.step(number)
     answer = remote.call("GET", STATE)
@@ -72,7 +75,7 @@ def test_a_state_is_the_whole_training_as_one_file(remote):
     assert (about["sequence"], about["seed"], about["optimizer"]["kind"]) == (2, 0, "adam")
 
 
-def test_an_uploaded_state_trains_on_as_the_original_did(remote):
+def test_an_uploaded_state_trains_on_as_the_original_did(remote: Remote) -> None:
     for number in (1, 2):
         remote.step(number)
     saved = remote.call("GET", STATE).body
@@ -91,7 +94,7 @@ def test_an_uploaded_state_trains_on_as_the_original_did(remote):
     assert same_state(remote.state(), later)
 
 
-def test_a_compressed_state_is_accepted(remote):
+def test_a_compressed_state_is_accepted(remote: Remote) -> None:
     import zstandard
 
     remote.step(1)
@@ -100,7 +103,7 @@ def test_a_compressed_state_is_accepted(remote):
     assert remote.call("PUT", STATE, zstandard.compress(saved), headers).json["sequence"] == 1
 
 
-def test_a_state_of_another_model_is_refused_and_named(remote):
+def test_a_state_of_another_model_is_refused_and_named(remote: Remote) -> None:
     remote.step(1)
     before = remote.state()
     wide = {**NETWORK, "layers": [{**NETWORK["layers"][0], "out_features": 9}, *NETWORK["layers"][1:]]}
@@ -124,7 +127,7 @@ def test_a_state_of_another_model_is_refused_and_named(remote):
     assert remote.step(2).status == 200
 
 
-def test_responses_carry_the_durable_number(remote, until):
+def test_responses_carry_the_durable_number(remote: Remote, until: Callable[..., None]) -> None:
     remote.create("often", durable_every=1)
     for number in range(1, 6):
         answer = remote.step(number, "often")
@@ -135,7 +138,7 @@ def test_responses_carry_the_durable_number(remote, until):
     assert remote.step(2).params["durable"] == 1
 
 
-def test_a_save_waits_for_the_call_that_runs(remote, service, until):
+def test_a_save_waits_for_the_call_that_runs(remote: Remote, service: Served, until: Callable[..., None]) -> None:
     with service.busy():
         remote.step(1, headers={"Prefer": "wait=0"})
         until(lambda: service.engine.scheduler.waiting)
@@ -145,8 +148,10 @@ def test_a_save_waits_for_the_call_that_runs(remote, service, until):
     assert found.json == {"sequence": 1, "durable": 1}
 
 
-def test_a_full_disk_is_reported_in_responses_and_training_continues(remote, monkeypatch):
-    def full(*_args, **_more):
+def test_a_full_disk_is_reported_in_responses_and_training_continues(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: Any, **_more: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -164,13 +169,14 @@ def test_a_full_disk_is_reported_in_responses_and_training_continues(remote, mon
 
 
 @pytest.mark.slow
-def test_sigterm_saves_models_and_a_restart_continues(tmp_path, connect):
-    done, stop = [], threading.Event()
+def test_sigterm_saves_models_and_a_restart_continues(tmp_path: Path, connect: Callable[..., Remote]) -> None:
+    done: list[int] = []
+    stop = threading.Event()
     with process(tmp_path / "log1", tmp_path / "state") as (service, port):
         remote = connect(port)
         remote.create(durable_every=1000)
 
-        def train():
+        def train() -> None:
             for number in range(1, 10_000):
                 try:
                     if remote.step(number).status != 200 or stop.is_set():
@@ -210,7 +216,9 @@ def test_sigterm_saves_models_and_a_restart_continues(tmp_path, connect):
     ],
     ids=lambda given: "-".join(one.name for one in given) if isinstance(given, list) else "",
 )
-def test_the_service_saves_models_before_it_ends_for_every_signal(tmp_path, connect, signals, status):
+def test_the_service_saves_models_before_it_ends_for_every_signal(
+    tmp_path: Path, connect: Callable[..., Remote], signals: list[signal.Signals], status: int
+) -> None:
     delay = "60" if len(signals) > 1 else "0"
     with process(tmp_path / "log", tmp_path / "state", EXODUS_DRAIN_DELAY_S=delay) as (service, port):
         remote = connect(port)
@@ -224,17 +232,20 @@ def test_the_service_saves_models_before_it_ends_for_every_signal(tmp_path, conn
     saved = StateDir(tmp_path / "state", 1 << 40)
     newest = saved.newest("", "m")
     saved.close()
+    assert newest is not None
     assert newest.sequence == 3
 
 
-def test_a_second_ctrl_c_does_not_wait_for_what_runs_and_a_signal_never_for_less_than_the_saving(tmp_path, connect):
+def test_a_second_ctrl_c_does_not_wait_for_what_runs_and_a_signal_never_for_less_than_the_saving(
+    tmp_path: Path, connect: Callable[..., Remote]
+) -> None:
     """A call that waits for one before it is running for as long as its sender wants."""
     settings = {"EXODUS_SEQUENCE_WAIT_S": "60", "EXODUS_SHUTDOWN_TIMEOUT_S": "60"}
     with process(tmp_path / "log", tmp_path / "state", **settings) as (service, port):
         remote, waiting = connect(port), connect(port)
         remote.create(durable_every=1000)
         assert remote.step(1).status == 200
-        answers = []
+        answers: list[Response] = []
         thread = threading.Thread(target=lambda: answers.append(waiting.step(3)))
         thread.start()
         time.sleep(0.3)
@@ -248,11 +259,14 @@ def test_a_second_ctrl_c_does_not_wait_for_what_runs_and_a_signal_never_for_less
     saved = StateDir(tmp_path / "state", 1 << 40)
     newest = saved.newest("", "m")
     saved.close()
+    assert newest is not None
     assert newest.sequence == 1
 
 
 @pytest.mark.slow
-def test_training_continues_from_the_durable_state_after_a_kill(tmp_path, connect, until):
+def test_training_continues_from_the_durable_state_after_a_kill(
+    tmp_path: Path, connect: Callable[..., Remote], until: Callable[..., None]
+) -> None:
     with process(tmp_path / "log1", tmp_path / "state") as (service, port):
         remote = connect(port)
         remote.create(durable_every=5)
@@ -276,7 +290,7 @@ def test_training_continues_from_the_durable_state_after_a_kill(tmp_path, connec
 
 
 @pytest.mark.slow
-def test_two_services_do_not_share_a_folder(tmp_path):
+def test_two_services_do_not_share_a_folder(tmp_path: Path) -> None:
     with process(tmp_path / "log", tmp_path / "state"):
         second = subprocess.run(
             [COMMAND, "serve", "--port", "0"],
@@ -290,7 +304,7 @@ def test_two_services_do_not_share_a_folder(tmp_path):
     assert str(tmp_path / "state") in second.stderr.splitlines()[-1]
 
 
-def test_the_self_test_command_does_not_open_the_state_folder(service, tmp_path):
+def test_the_self_test_command_does_not_open_the_state_folder(service: Served, tmp_path: Path) -> None:
     checked = subprocess.run(
         [COMMAND, "check"],
         env=os.environ | {"EXODUS_STATE_DIR": str(tmp_path / "state")},
@@ -301,7 +315,7 @@ def test_the_self_test_command_does_not_open_the_state_folder(service, tmp_path)
     assert checked.returncode == 0, checked.stderr
 
 
-def test_accumulated_gradients_are_part_of_the_state(remote):
+def test_accumulated_gradients_are_part_of_the_state(remote: Remote) -> None:
     spikes, targets = batch(1)
     loss = {"sequence": 1, "loss": "max_over_time_ce"}
     remote.post("/v1/models/m/forward_backward", loss, input=spikes, targets=targets)
@@ -316,7 +330,7 @@ def test_accumulated_gradients_are_part_of_the_state(remote):
 
 
 @pytest.mark.parametrize("change", ["a weight is missing", "there is one more"])
-def test_a_state_without_exactly_the_weights_of_the_network_is_refused(remote, change):
+def test_a_state_without_exactly_the_weights_of_the_network_is_refused(remote: Remote, change: str) -> None:
     remote.step(1)
     before = remote.call("GET", STATE).body
     (length,) = struct.unpack_from("<Q", before)
@@ -333,7 +347,7 @@ def test_a_state_without_exactly_the_weights_of_the_network_is_refused(remote, c
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
-def test_a_state_with_an_invalid_step_count_is_refused(remote, value):
+def test_a_state_with_an_invalid_step_count_is_refused(remote: Remote, value: float) -> None:
     remote.step(1)
     before = remote.call("GET", STATE).body
     (length,) = struct.unpack_from("<Q", before)
@@ -349,7 +363,9 @@ def test_a_state_with_an_invalid_step_count_is_refused(remote, value):
 
 
 @pytest.mark.parametrize("part", ["network", "optimizer"])
-def test_a_saved_model_of_another_version_does_not_hide_the_others(serve, connect, tmp_path, part):
+def test_a_saved_model_of_another_version_does_not_hide_the_others(
+    serve: Callable[..., Served], connect: Callable[..., Remote], tmp_path: Path, part: str
+) -> None:
     from exodus_service.models.storage.checkpoint import Folder, Snapshot
 
     state = tmp_path / "state"
@@ -359,7 +375,7 @@ def test_a_saved_model_of_another_version_does_not_hide_the_others(serve, connec
     remote.create("strange")
     folder = Folder(state / "models" / "strange")
     header = folder.manifests()[0].header
-    strange = {
+    strange: dict[str, Any] = {
         "network": {**header.network, "layers": [{"kind": "of_another_version"}]},
         "optimizer": {"kind": "of_another_version"},
     }
@@ -374,12 +390,14 @@ def test_a_saved_model_of_another_version_does_not_hide_the_others(serve, connec
     assert other.call("DELETE", "/v1/models/strange").status == 204
 
 
-def test_downloads_beyond_the_bytes_of_the_queue_are_refused(serve, connect, until):
+def test_downloads_beyond_the_bytes_of_the_queue_are_refused(
+    serve: Callable[..., Served], connect: Callable[..., Remote], until: Callable[..., None]
+) -> None:
     service = serve(max_queue_bytes=5_000_000)
     remote = connect(service.port)
     network = {"input_shape": [700], "layers": [{"kind": "linear", "out_features": 700}]}
     assert remote.post("/v1/models", {"id": "m", "network": network, "optimizer": {"kind": "sgd"}}).status == 201
-    answers = []
+    answers: list[Response] = []
     with service.busy():
         callers = [connect(service.port) for _ in range(4)]
         threads = [
@@ -398,10 +416,12 @@ def test_downloads_beyond_the_bytes_of_the_queue_are_refused(serve, connect, unt
 
 
 @pytest.mark.parametrize("coding", [None, "zstd"])
-def test_a_body_larger_than_any_state_of_the_model_is_refused_before_it_is_read(remote, monkeypatch, coding):
+def test_a_body_larger_than_any_state_of_the_model_is_refused_before_it_is_read(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch, coding: str | None
+) -> None:
     import zstandard
 
-    def read(*_arguments):
+    def read(*_arguments: Any) -> None:
         raise AssertionError("it was read")
 
     monkeypatch.setattr("exodus_service.models.state_transfer.decode_state", read)
@@ -411,7 +431,7 @@ def test_a_body_larger_than_any_state_of_the_model_is_refused_before_it_is_read(
     assert (answer.status, answer.json["code"]) == (413, "too_large")
 
 
-def test_the_header_of_a_state_is_bounded_before_it_is_read(remote, monkeypatch):
+def test_the_header_of_a_state_is_bounded_before_it_is_read(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     remote.step(1)
     saved = remote.call("GET", STATE).body
     (length,) = struct.unpack_from("<Q", saved)
@@ -423,7 +443,7 @@ def test_the_header_of_a_state_is_bounded_before_it_is_read(remote, monkeypatch)
     assert f"the header must have at most {length - 1} bytes, got {length}" in answer.json["detail"]
 
 
-def test_the_state_of_the_longest_description_is_accepted(remote):
+def test_the_state_of_the_longest_description_is_accepted(remote: Remote) -> None:
     layers = [{"kind": "batch_norm", "name": f"{number:032}"} for number in range(400)]
     network = {"input_shape": [1], "layers": layers}
     amsgrad = {"kind": "adam", "amsgrad": True}

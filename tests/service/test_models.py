@@ -3,28 +3,33 @@
 import json
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from remote_models import ADAM, NETWORK, batch, body_of, local, same_state, trained
+from remote_models import ADAM, NETWORK, Remote, batch, body_of, local, same_state, trained
+from service.conftest import Served
 
+from exodus_client.wire import Form
 from exodus_core import network as networks
 from exodus_core.network import parse
 from exodus_service.models.model_spec import ModelSpec, footprint, parse_spec
 
 
 @pytest.fixture
-def service(serve, tmp_path):
+def service(serve: Callable[..., Served], tmp_path: Path) -> Served:
     return serve(state_dir=tmp_path / "state")
 
 
 @pytest.fixture
-def remote(service, connect):
+def remote(service: Served, connect: Callable[..., Remote]) -> Remote:
     return connect(service.port)
 
 
 @pytest.mark.parametrize("form", ["stream", "inline", "json"])
-def test_a_model_is_made_and_described_in_the_form_of_the_request(remote, form):
+def test_a_model_is_made_and_described_in_the_form_of_the_request(remote: Remote, form: Form) -> None:
     answer = remote.post("/v1/models", {"network": NETWORK, "optimizer": ADAM, "name": "mine", "seed": 5}, form=form)
     assert answer.status == 201
     info = answer.message.params
@@ -41,21 +46,21 @@ def test_a_model_is_made_and_described_in_the_form_of_the_request(remote, form):
     assert [found["id"] for found in remote.call("GET", "/v1/models").json["models"]] == [info["id"]]
 
 
-def test_equal_seeds_are_equal_weights_here_and_there(remote):
+def test_equal_seeds_are_equal_weights_here_and_there(remote: Remote) -> None:
     remote.create(seed=7)
     trainer = local(seed=7)
     for name, value in remote.state().items():
         assert torch.equal(value, trainer.state()[name]), name
 
 
-def test_weights_may_be_given(remote):
+def test_weights_may_be_given(remote: Remote) -> None:
     weights = local(seed=3).weights()
     assert remote.post("/v1/models", {"id": "m", "network": NETWORK, "optimizer": ADAM}, weights=weights).status == 201
     state, names = remote.state(), [name for name, _ in parse(NETWORK).parameters]
     assert torch.equal(torch.cat([state[f"weights.{name}"].flatten() for name in names]), weights)
 
 
-def test_creation_is_idempotent_and_a_different_request_is_refused(remote):
+def test_creation_is_idempotent_and_a_different_request_is_refused(remote: Remote) -> None:
     assert remote.create().status == 201
     assert remote.step(1).status == 200
     again = remote.create()
@@ -66,7 +71,7 @@ def test_creation_is_idempotent_and_a_different_request_is_refused(remote):
     assert other.json["errors"][0]["pointer"] == "/params/id"
 
 
-def test_a_deleted_model_is_gone(remote, service, tmp_path):
+def test_a_deleted_model_is_gone(remote: Remote, service: Served, tmp_path: Path) -> None:
     remote.create()
     assert remote.call("DELETE", "/v1/models/m").status == 204
     for answer in (remote.call("GET", "/v1/models/m"), remote.step(1), remote.call("DELETE", "/v1/models/m")):
@@ -75,7 +80,7 @@ def test_a_deleted_model_is_gone(remote, service, tmp_path):
     assert remote.create(seed=9).status == 201
 
 
-def test_a_model_is_invisible_to_other_owners(serve, connect):
+def test_a_model_is_invisible_to_other_owners(serve: Callable[..., Served], connect: Callable[..., Remote]) -> None:
     service = serve(api_keys="one,two")
     one, two = connect(service.port, "one"), connect(service.port, "two")
     assert one.create().status == 201
@@ -128,7 +133,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("params", "pointer"), WRONG, ids=lambda value: value if isinstance(value, str) else None)
-def test_an_invalid_argument_is_pointed_at(remote, params, pointer):
+def test_an_invalid_argument_is_pointed_at(remote: Remote, params: dict[str, Any], pointer: str) -> None:
     answer = remote.post("/v1/models", params)
     assert (answer.status, answer.json["code"]) == (422, "invalid"), answer.body
     error = answer.json["errors"][0]
@@ -138,7 +143,7 @@ def test_an_invalid_argument_is_pointed_at(remote, params, pointer):
     assert remote.call("GET", "/v1/models").json == {"models": []}
 
 
-def test_weights_of_a_wrong_shape_or_dtype_are_pointed_at(remote):
+def test_weights_of_a_wrong_shape_or_dtype_are_pointed_at(remote: Remote) -> None:
     params = {"network": NETWORK, "optimizer": ADAM}
     for weights, pointer in [
         (torch.zeros(5), "/tensors/0/shape"),
@@ -150,7 +155,9 @@ def test_weights_of_a_wrong_shape_or_dtype_are_pointed_at(remote):
     assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, "/tensors/0")
 
 
-def test_a_model_that_is_too_large_is_refused_before_it_is_built(serve, connect):
+def test_a_model_that_is_too_large_is_refused_before_it_is_built(
+    serve: Callable[..., Served], connect: Callable[..., Remote]
+) -> None:
     remote = connect(serve(max_model_bytes=1000).port)
     network = {"input_shape": [100_000], "layers": [{"kind": "linear", "out_features": 100_000}]}
     answer = remote.post("/v1/models", {"network": network, "optimizer": ADAM})
@@ -158,7 +165,7 @@ def test_a_model_that_is_too_large_is_refused_before_it_is_built(serve, connect)
     assert answer.json["errors"][0]["pointer"] == "/params/network"
 
 
-def test_a_description_too_long_for_a_response_is_refused(remote):
+def test_a_description_too_long_for_a_response_is_refused(remote: Remote) -> None:
     layers = [{"kind": "linear", "out_features": 1} for _ in range(1000)]
     answer = remote.post("/v1/models", {"network": {"input_shape": [1], "layers": layers}, "optimizer": ADAM})
     assert (answer.status, answer.json["code"]) == (413, "too_large")
@@ -181,8 +188,15 @@ def test_a_description_too_long_for_a_response_is_refused(remote):
     ],
 )
 def test_a_description_is_bounded_before_it_is_read(
-    serve, connect, monkeypatch, form, layers, settings, pointer, setting
-):
+    serve: Callable[..., Served],
+    connect: Callable[..., Remote],
+    monkeypatch: pytest.MonkeyPatch,
+    form: Form,
+    layers: int,
+    settings: dict[str, Any],
+    pointer: str,
+    setting: str,
+) -> None:
     service = serve(**settings)
     monkeypatch.setattr(networks, "parse", None)
     network = {"input_shape": [6], "layers": [{"kind": "linear", "out_features": 2}, *[{"kind": "if"}] * layers]}
@@ -194,13 +208,15 @@ def test_a_description_is_bounded_before_it_is_read(
     assert capable["max_layers"] == settings.get("max_layers", 1024)
 
 
-def test_a_description_in_json_has_no_more_room_than_one_in_msgpack(remote):
+def test_a_description_in_json_has_no_more_room_than_one_in_msgpack(remote: Remote) -> None:
     network = {"input_shape": [6], "layers": [{"kind": "if"}] * 28_000}
     answer = remote.post("/v1/models", {"network": network, "optimizer": ADAM}, "json")
     assert (answer.status, answer.json["code"]) == (413, "too_large")
 
 
-def test_calls_do_not_wait_for_a_creation_and_its_deadline_cancels_it(serve, connect, tmp_path):
+def test_calls_do_not_wait_for_a_creation_and_its_deadline_cancels_it(
+    serve: Callable[..., Served], connect: Callable[..., Remote], tmp_path: Path
+) -> None:
     room = footprint(parse(NETWORK), ADAM) + 10_000
     service = serve(state_dir=tmp_path / "state", models_memory_bytes=room)
     remote, other = connect(service.port), connect(service.port)
@@ -220,12 +236,18 @@ def test_calls_do_not_wait_for_a_creation_and_its_deadline_cancels_it(serve, con
     assert service.engine.scheduler.requests == 0
 
 
-def test_a_model_is_not_built_after_its_deadline(serve, connect, tmp_path, monkeypatch, until):
+def test_a_model_is_not_built_after_its_deadline(
+    serve: Callable[..., Served],
+    connect: Callable[..., Remote],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Callable[..., None],
+) -> None:
     service = serve(state_dir=tmp_path / "state")
-    built = []
+    built: list[ModelSpec] = []
     monkeypatch.setattr(ModelSpec, "build", lambda self, device, weights: built.append(self))
 
-    def slow(*arguments, **options):
+    def slow(*arguments: Any, **options: Any) -> ModelSpec:
         time.sleep(0.3)
         return parse_spec(*arguments, **options)
 
@@ -238,7 +260,7 @@ def test_a_model_is_not_built_after_its_deadline(serve, connect, tmp_path, monke
     assert built == []
 
 
-def test_a_shape_of_any_size_is_refused(remote):
+def test_a_shape_of_any_size_is_refused(remote: Remote) -> None:
     layers = [{"kind": "flatten"}, {"kind": "linear", "out_features": 2}]
     for shape in ([2**31 - 1] * 470, [2**31 - 1] * 3):
         answer = remote.post("/v1/models", {"network": {"input_shape": shape, "layers": layers}, "optimizer": ADAM})
@@ -246,7 +268,9 @@ def test_a_shape_of_any_size_is_refused(remote):
         assert answer.json["errors"][0]["pointer"] == "/params/network/input_shape"
 
 
-def test_models_live_in_memory_only_without_a_state_folder(serve, connect):
+def test_models_live_in_memory_only_without_a_state_folder(
+    serve: Callable[..., Served], connect: Callable[..., Remote]
+) -> None:
     remote = connect(serve().port)
     assert remote.create().params["durable"] is None
     answer = remote.step(1)
@@ -255,14 +279,18 @@ def test_models_live_in_memory_only_without_a_state_folder(serve, connect):
     assert json.loads(remote.call("GET", "/v1/capabilities").body)["durable"] is False
 
 
-def test_a_creation_on_a_full_disk_is_refused_and_leaves_nothing(serve, tmp_path, connect):
+def test_a_creation_on_a_full_disk_is_refused_and_leaves_nothing(
+    serve: Callable[..., Served], tmp_path: Path, connect: Callable[..., Remote]
+) -> None:
     remote = connect(serve(state_dir=tmp_path / "s", models_disk_bytes=2_000).port)
     answer = remote.create()
     assert (answer.status, answer.json["code"], answer.json["retryable"]) == (507, "storage_full", False)
     assert remote.call("GET", "/v1/models").json == {"models": []}
 
 
-def test_evicted_models_are_loaded_again_by_a_call(serve, tmp_path, connect):
+def test_evicted_models_are_loaded_again_by_a_call(
+    serve: Callable[..., Served], tmp_path: Path, connect: Callable[..., Remote]
+) -> None:
     room = 2 * footprint(parse(NETWORK), ADAM) + 10_000
     remote = connect(serve(state_dir=tmp_path / "s", models_memory_bytes=room).port)
     for id in ("a", "b", "c", "d"):
@@ -275,23 +303,28 @@ def test_evicted_models_are_loaded_again_by_a_call(serve, tmp_path, connect):
     assert remote.step(2, "a").params["sequence"] == 2
 
 
-def test_models_in_memory_are_listed_without_reading_the_disk(remote, service, monkeypatch):
+def test_models_in_memory_are_listed_without_reading_the_disk(
+    remote: Remote, service: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for id in ("a", "b"):
         assert remote.create(id).status == 201
 
-    def find(_self, _owner, id):
+    def find(_self: Any, _owner: str, id: str) -> None:
         raise AssertionError(f"{id} was read")
 
     monkeypatch.setattr("exodus_service.models.saved_models.SavedModels.find", find)
     assert [model["id"] for model in remote.call("GET", "/v1/models").json["models"]] == ["a", "b"]
 
 
-def test_a_model_evicted_while_models_are_listed_is_listed(remote, service, monkeypatch):
+def test_a_model_evicted_while_models_are_listed_is_listed(
+    remote: Remote, service: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remote.create("a")
     store = service.engine.store
+    assert store._saved is not None
     listed = store._saved.list
 
-    def leave(owner, known):
+    def leave(owner: str, known: Any) -> Any:
         (model,) = store._cache
         store._cache.discard(model)
         return listed(owner, known)
@@ -300,8 +333,10 @@ def test_a_model_evicted_while_models_are_listed_is_listed(remote, service, monk
     assert [model["id"] for model in remote.call("GET", "/v1/models").json["models"]] == ["a"]
 
 
-def test_two_models_train_concurrently_without_interference(remote, service, connect):
-    def train(id, seed):
+def test_two_models_train_concurrently_without_interference(
+    remote: Remote, service: Served, connect: Callable[..., Remote]
+) -> None:
+    def train(id: str, seed: int) -> None:
         own = connect(service.port)
         own.create(id, seed=seed)
         for number in range(1, 21):
@@ -316,7 +351,7 @@ def test_two_models_train_concurrently_without_interference(remote, service, con
     assert same_state(remote.state("b"), trained(20, seed=2).state())
 
 
-def test_the_requests_headers_work_here_too(remote):
+def test_the_requests_headers_work_here_too(remote: Remote) -> None:
     remote.create()
     body, content_type = body_of({"sequence": 1})
     answer = remote.call(
@@ -339,13 +374,15 @@ def test_the_requests_headers_work_here_too(remote):
         ({"kind": "sgd", "momentum": 0.9, "dampening": -1e300}, "/params/optimizer/dampening"),
     ],
 )
-def test_an_optimiser_whose_numbers_the_weights_dtype_has_no_room_for_is_refused(remote, optimizer, pointer):
+def test_an_optimiser_whose_numbers_the_weights_dtype_has_no_room_for_is_refused(
+    remote: Remote, optimizer: dict[str, Any], pointer: str
+) -> None:
     answer = remote.post("/v1/models", {"id": "m", "network": NETWORK, "optimizer": optimizer})
     assert (answer.status, answer.json["code"]) == (422, "invalid")
     assert answer.json["errors"][0]["pointer"] == pointer
 
 
-def test_a_network_of_more_weights_than_64_bits_count_is_too_large(remote):
+def test_a_network_of_more_weights_than_64_bits_count_is_too_large(remote: Remote) -> None:
     network = {"input_shape": [2**31 - 1], "layers": [{"kind": "linear", "out_features": 2**31 - 1}] * 2}
     answer = remote.post("/v1/models", {"id": "m", "network": network, "optimizer": ADAM})
     assert (answer.status, answer.json["code"]) == (413, "too_large")

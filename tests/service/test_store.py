@@ -305,7 +305,7 @@ asyncio.run(main())
 def test_a_killed_service_restarts_with_a_consistent_state_and_its_cached_responses(tmp_path: Path) -> None:
     """SIGKILL after more and more output; the state found each time is that of an undisturbed training."""
     for lines in (2, 5, 9, 14):
-        command = [sys.executable, "-c", KILLED, tmp_path, Path(__file__).parents[1]]
+        command: list[str | Path] = [sys.executable, "-c", KILLED, tmp_path, Path(__file__).parents[1]]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         last = [child.stdout.readline() for _ in range(lines)][-1]

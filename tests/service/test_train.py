@@ -3,30 +3,35 @@
 import random
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from remote_models import ADAM, LOSS, NETWORK, batch, body_of, local, same_state, trained
+from remote_models import ADAM, LOSS, NETWORK, Remote, Response, batch, body_of, local, same_state, trained
+from service.conftest import Served
 
-from exodus_client.wire import Message, Tensor, compress, encode
+from exodus_client.wire import Form, Message, Tensor, compress, encode
 from exodus_core import losses
 
 STEP = "/v1/models/m/step"
 
 
 @pytest.fixture
-def service(serve, tmp_path):
+def service(serve: Callable[..., Served], tmp_path: Path) -> Served:
     return serve(state_dir=tmp_path / "state")
 
 
 @pytest.fixture
-def remote(service, connect):
+def remote(service: Served, connect: Callable[..., Remote]) -> Remote:
     remote = connect(service.port)
     remote.create()
     return remote
 
 
-def test_steps_are_those_of_the_same_loop_here_to_the_bit(remote):
+def test_steps_are_those_of_the_same_loop_here_to_the_bit(remote: Remote) -> None:
     trainer, loss = local(), losses.parse(LOSS)
     for number in range(1, 31):
         answer = remote.step(number, clip_norm=1.0, lr=0.02)
@@ -38,14 +43,14 @@ def test_steps_are_those_of_the_same_loop_here_to_the_bit(remote):
 
 
 @pytest.mark.parametrize("form", ["stream", "inline", "json"])
-def test_every_form_of_a_body_trains_alike(remote, form):
+def test_every_form_of_a_body_trains_alike(remote: Remote, form: Form) -> None:
     spikes, targets = batch(1)
     answer = remote.post(STEP, {"sequence": 1, "loss": LOSS}, form=form, input=spikes, targets=targets)
     assert answer.message.params["sequence"] == 1
     assert same_state(remote.state(), trained(1).state())
 
 
-def test_a_compressed_body_is_the_same_call(remote):
+def test_a_compressed_body_is_the_same_call(remote: Remote) -> None:
     spikes, targets = batch(1)
     encoded = encode(
         Message.of({"sequence": 1, "loss": LOSS}, [Tensor.of("input", spikes, "bits"), Tensor.of("targets", targets)])
@@ -58,7 +63,7 @@ def test_a_compressed_body_is_the_same_call(remote):
     assert same_state(remote.state(), trained(1).state())
 
 
-def test_the_parts_of_a_step_may_be_called_one_by_one(remote):
+def test_the_parts_of_a_step_may_be_called_one_by_one(remote: Remote) -> None:
     trainer, loss = local(), losses.parse(LOSS)
     spikes, targets = batch(1)
     for number in (1, 2):
@@ -79,7 +84,7 @@ def test_the_parts_of_a_step_may_be_called_one_by_one(remote):
     assert same_state(remote.state(), trainer.state())
 
 
-def test_a_step_that_returns_gradients_is_the_same_step(remote):
+def test_a_step_that_returns_gradients_is_the_same_step(remote: Remote) -> None:
     trainer = local()
     trainer.forward_backward(*batch(1), losses.parse(LOSS))
     answer = remote.step(1, gradients=True, clip_value=0.01)
@@ -88,7 +93,7 @@ def test_a_step_that_returns_gradients_is_the_same_step(remote):
     assert same_state(remote.state(), trainer.state())
 
 
-def test_gradients_of_the_clients_own_are_applied(remote):
+def test_gradients_of_the_clients_own_are_applied(remote: Remote) -> None:
     trainer = local()
     flat = torch.randn(trainer.weights().shape, generator=torch.Generator().manual_seed(0))
     trainer.forward_backward(*batch(1), losses.parse(LOSS))
@@ -101,7 +106,7 @@ def test_gradients_of_the_clients_own_are_applied(remote):
 
 @pytest.mark.parametrize("call", ["forward_backward", "step"])
 @pytest.mark.parametrize("again", [False, True], ids=["context", "inputs"])
-def test_any_loss_may_be_computed_by_the_client(remote, call, again):
+def test_any_loss_may_be_computed_by_the_client(remote: Remote, call: str, again: bool) -> None:
     trainer = local()
     spikes, _ = batch(1)
     forward = trainer.begin(spikes)
@@ -112,19 +117,19 @@ def test_any_loss_may_be_computed_by_the_client(remote, call, again):
     norms = trainer.backward(forward, grad)
     if call == "step":
         trainer.optim_step()
-    params = {"sequence": 1} if again else {"sequence": 1, "context": answer.params["context"]}
-    tensors = {"input": spikes, "grad_output": grad} if again else {"grad_output": grad}
+    params: dict[str, Any] = {"sequence": 1} if again else {"sequence": 1, "context": answer.params["context"]}
+    tensors: dict[str, Any] = {"input": spikes, "grad_output": grad} if again else {"grad_output": grad}
     answer = remote.post(f"/v1/models/m/{call}", params, **tensors)
     assert answer.params["grad_norms"] == norms
     assert answer.params["metrics"] == {"samples:sum": 4.0}
     assert same_state(remote.state(), trainer.state())
 
 
-def test_a_context_serves_once_and_only_for_the_weights_that_it_is_of(remote):
+def test_a_context_serves_once_and_only_for_the_weights_that_it_is_of(remote: Remote) -> None:
     spikes, _ = batch(1)
     grad = torch.ones(4, 10, 3)
 
-    def context():
+    def context() -> Any:
         answer = remote.post("/v1/models/m/forward", {"context": True, "return": []}, input=spikes)
         assert not answer.message.tensors
         return answer.params["context"]
@@ -142,7 +147,9 @@ def test_a_context_serves_once_and_only_for_the_weights_that_it_is_of(remote):
     assert remote.step(2).status == 200
 
 
-def test_forward_changes_nothing_and_may_wait_for_a_call(remote, service, connect):
+def test_forward_changes_nothing_and_may_wait_for_a_call(
+    remote: Remote, service: Served, connect: Callable[..., Remote]
+) -> None:
     before = remote.state()
     spikes, targets = batch(1)
     answer = remote.post("/v1/models/m/forward", {"loss": LOSS}, input=spikes, targets=targets)
@@ -153,7 +160,7 @@ def test_forward_changes_nothing_and_may_wait_for_a_call(remote, service, connec
     remote.post("/v1/models/m/forward", {"mode": "train"}, input=spikes)
     assert same_state(remote.state(), before)
 
-    answers = []
+    answers: list[Response] = []
     waiting = connect(service.port)
     thread = threading.Thread(
         target=lambda: answers.append(waiting.post("/v1/models/m/forward", {"after": 1}, input=spikes))
@@ -167,7 +174,7 @@ def test_forward_changes_nothing_and_may_wait_for_a_call(remote, service, connec
     assert torch.equal(answers[0].tensor("outputs"), trained(1).forward(spikes))
 
 
-def test_a_call_that_is_sent_again_is_answered_again(remote):
+def test_a_call_that_is_sent_again_is_answered_again(remote: Remote) -> None:
     first = remote.step(1, gradients=True)
     state = remote.state()
     again = remote.step(1, gradients=True)
@@ -178,11 +185,11 @@ def test_a_call_that_is_sent_again_is_answered_again(remote):
     assert same_state(remote.state(), state)
 
 
-def test_calls_out_of_order_are_done_in_order(remote, service, connect):
+def test_calls_out_of_order_are_done_in_order(remote: Remote, service: Served, connect: Callable[..., Remote]) -> None:
     numbers = list(range(1, 9))
-    answers = {}
+    answers: dict[int, Response] = {}
 
-    def call(number):
+    def call(number: int) -> None:
         answers[number] = connect(service.port).step(number)
 
     order = [8, 3, 5, 1, 7, 2, 6, 4]
@@ -196,8 +203,10 @@ def test_calls_out_of_order_are_done_in_order(remote, service, connect):
     assert same_state(remote.state(), trained(8).state())
 
 
-def test_a_duplicate_in_flight_shares_the_answer(remote, service, connect):
-    answers = []
+def test_a_duplicate_in_flight_shares_the_answer(
+    remote: Remote, service: Served, connect: Callable[..., Remote]
+) -> None:
+    answers: list[Response] = []
     with service.busy():
         threads = [threading.Thread(target=lambda: answers.append(connect(service.port).step(1))) for _ in range(3)]
         for thread in threads:
@@ -210,7 +219,7 @@ def test_a_duplicate_in_flight_shares_the_answer(remote, service, connect):
     assert same_state(remote.state(), trained(1).state())
 
 
-def test_a_second_writer_is_told_so(remote, service, connect):
+def test_a_second_writer_is_told_so(remote: Remote, service: Served, connect: Callable[..., Remote]) -> None:
     assert remote.step(1, writer="anna").status == 200
     answer = connect(service.port).step(1, writer="ben")
     problem = answer.json
@@ -221,14 +230,14 @@ def test_a_second_writer_is_told_so(remote, service, connect):
     assert remote.info()["writer"] == "anna"
 
 
-def test_the_same_bytes_for_another_operation_are_another_call(remote):
+def test_the_same_bytes_for_another_operation_are_another_call(remote: Remote) -> None:
     spikes, targets = batch(1)
     assert remote.step(1).status == 200
     answer = remote.post("/v1/models/m/forward_backward", {"sequence": 1, "loss": LOSS}, input=spikes, targets=targets)
     assert (answer.status, answer.json["code"]) == (409, "sequence_conflict")
 
 
-def test_a_gap_is_named_after_a_while(serve, connect):
+def test_a_gap_is_named_after_a_while(serve: Callable[..., Served], connect: Callable[..., Remote]) -> None:
     remote = connect(serve(sequence_wait_s=0.2).port)
     remote.create()
     remote.step(1)
@@ -241,7 +250,7 @@ def test_a_gap_is_named_after_a_while(serve, connect):
     assert remote.step(2).status == 200
 
 
-def test_a_deadline_ends_the_wait_in_a_gap(remote):
+def test_a_deadline_ends_the_wait_in_a_gap(remote: Remote) -> None:
     began = time.monotonic()
     answer = remote.step(3, headers={"X-Deadline-Ms": "100"})
     assert (answer.status, answer.json["code"]) == (409, "sequence_gap")
@@ -249,7 +258,9 @@ def test_a_deadline_ends_the_wait_in_a_gap(remote):
     assert remote.step(1).status == 200
 
 
-def test_a_deadline_in_the_queue_consumes_nothing_and_one_in_mid_step_loses_nothing(remote, service, slow_step):
+def test_a_deadline_in_the_queue_consumes_nothing_and_one_in_mid_step_loses_nothing(
+    remote: Remote, service: Served, slow_step: Callable[[], AbstractContextManager[threading.Event]]
+) -> None:
     with service.busy():
         assert remote.step(1, headers={"X-Deadline-Ms": "50"}).json["code"] == "deadline"
     assert remote.info()["sequence"] == 0
@@ -261,7 +272,7 @@ def test_a_deadline_in_the_queue_consumes_nothing_and_one_in_mid_step_loses_noth
 
 
 @pytest.fixture
-def slow_step(monkeypatch):
+def slow_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[threading.Event]]:
     """Steps take half a second while the context is; `started` is set when one begins."""
     from contextlib import contextmanager
 
@@ -270,10 +281,10 @@ def slow_step(monkeypatch):
     step = Trainer.step
 
     @contextmanager
-    def slowly():
+    def slowly() -> Iterator[threading.Event]:
         started = threading.Event()
 
-        def slow(*args, **more):
+        def slow(*args: Any, **more: Any) -> Any:
             started.set()
             time.sleep(0.5)
             return step(*args, **more)
@@ -285,14 +296,19 @@ def slow_step(monkeypatch):
     return slowly
 
 
-def raw_step(number):
+def raw_step(number: int) -> bytes:
     spikes, targets = batch(number)
     body, content_type = body_of({"sequence": number, "loss": LOSS}, input=spikes, targets=targets)
     head = f"POST {STEP} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
-def test_a_client_that_leaves_in_mid_step_loses_nothing(remote, service, slow_step, until):
+def test_a_client_that_leaves_in_mid_step_loses_nothing(
+    remote: Remote,
+    service: Served,
+    slow_step: Callable[[], AbstractContextManager[threading.Event]],
+    until: Callable[..., None],
+) -> None:
     with slow_step() as started, service.raw() as leaving:
         leaving.sendall(raw_step(1))
         assert started.wait(10)
@@ -302,7 +318,9 @@ def test_a_client_that_leaves_in_mid_step_loses_nothing(remote, service, slow_st
     assert same_state(remote.state(), trained(1).state())
 
 
-def test_a_client_that_leaves_before_its_turn_leaves_nothing(remote, service, until):
+def test_a_client_that_leaves_before_its_turn_leaves_nothing(
+    remote: Remote, service: Served, until: Callable[..., None]
+) -> None:
     with service.busy():
         with service.raw() as leaving:
             leaving.sendall(raw_step(1))
@@ -312,7 +330,9 @@ def test_a_client_that_leaves_before_its_turn_leaves_nothing(remote, service, un
     assert not remote.step(1).replayed
 
 
-def test_a_client_that_leaves_in_a_gap_leaves_nothing(remote, service, until):
+def test_a_client_that_leaves_in_a_gap_leaves_nothing(
+    remote: Remote, service: Served, until: Callable[..., None]
+) -> None:
     with service.raw() as leaving:
         leaving.sendall(raw_step(3))
         until(lambda: service.engine.scheduler.requests == 1)
@@ -323,10 +343,15 @@ def test_a_client_that_leaves_in_a_gap_leaves_nothing(remote, service, until):
     assert remote.info()["sequence"] == 2
 
 
-def test_deleting_in_mid_step_answers_the_step_and_refuses_the_next(remote, service, slow_step, connect):
-    answers = {}
+def test_deleting_in_mid_step_answers_the_step_and_refuses_the_next(
+    remote: Remote,
+    service: Served,
+    slow_step: Callable[[], AbstractContextManager[threading.Event]],
+    connect: Callable[..., Remote],
+) -> None:
+    answers: dict[int, Response] = {}
 
-    def call(number):
+    def call(number: int) -> None:
         answers[number] = connect(service.port).step(number)
 
     with slow_step() as started:
@@ -384,7 +409,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("path", "params", "tensors", "pointer"), WRONG)
-def test_what_does_not_fit_is_pointed_at_and_consumes_nothing(remote, path, params, tensors, pointer):
+def test_what_does_not_fit_is_pointed_at_and_consumes_nothing(
+    remote: Remote, path: str, params: dict[str, Any], tensors: dict[str, Any], pointer: str
+) -> None:
     before = remote.state()
     answer = remote.post(path, params, **tensors)
     assert (answer.status, answer.json["code"]) == (422, "invalid"), answer.body
@@ -396,7 +423,7 @@ def test_what_does_not_fit_is_pointed_at_and_consumes_nothing(remote, path, para
     assert not remote.step(1).replayed
 
 
-def test_what_is_not_finite_is_refused_or_applied_as_asked(remote):
+def test_what_is_not_finite_is_refused_or_applied_as_asked(remote: Remote) -> None:
     spikes, targets = batch(1)
     spoilt = spikes.float()
     spoilt[0, 0, 0] = float("inf")
@@ -423,8 +450,8 @@ def test_what_is_not_finite_is_refused_or_applied_as_asked(remote):
     ],
 )
 def test_a_number_that_the_weights_dtype_has_no_room_for_is_refused_and_the_model_lives(
-    serve, connect, optimizer, options
-):
+    serve: Callable[..., Served], connect: Callable[..., Remote], optimizer: dict[str, Any], options: dict[str, Any]
+) -> None:
     remote = connect(serve().port)  # in memory alone: a call that failed half-way would be the end of the model
     remote.post("/v1/models", {"id": "m", "network": NETWORK, "optimizer": optimizer})
     assert remote.step(1).status == 200
@@ -437,13 +464,17 @@ def test_a_number_that_the_weights_dtype_has_no_room_for_is_refused_and_the_mode
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
-def test_the_largest_numbers_that_are_taken_fail_no_step(serve, connect, kind):
+def test_the_largest_numbers_that_are_taken_fail_no_step(
+    serve: Callable[..., Served], connect: Callable[..., Remote], kind: str
+) -> None:
     remote = connect(serve().port)
     remote.post("/v1/models", {"id": "m", "network": NETWORK, "optimizer": {"kind": kind}})
     assert remote.step(1, lr=1e20, weight_decay=1e20, clip_value=3e38, clip_norm=1e300).status == 200
 
 
-def test_activations_beyond_the_limit_are_refused_before_anything_is_unpacked(serve, connect):
+def test_activations_beyond_the_limit_are_refused_before_anything_is_unpacked(
+    serve: Callable[..., Served], connect: Callable[..., Remote]
+) -> None:
     remote = connect(serve(max_activation_bytes=1_000_000).port)
     remote.create()
     spikes = Tensor.of("input", torch.zeros(64, 1000, 6, dtype=torch.bool), "bits")
@@ -459,8 +490,8 @@ def test_activations_beyond_the_limit_are_refused_before_anything_is_unpacked(se
 
 
 LARGE_KERNEL = {"kind": "conv2d", "out_channels": 1, "kernel_size": 60}
-NARROW = {"kind": "lif", "alpha": 0.9, "trainable": ["alpha"], "recurrent": {}}
-MORE_THAN_IT_SEEMS = {
+NARROW: dict[str, Any] = {"kind": "lif", "alpha": 0.9, "trainable": ["alpha"], "recurrent": {}}
+MORE_THAN_IT_SEEMS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "windows": ({"input_shape": [1, 200, 200], "dtype": "float64", "layers": [LARGE_KERNEL]}, (1, 2, 1, 200, 200)),
     "steps": ({"input_shape": [1], "layers": [NARROW | {"method": "bptt"}]}, (1, 100_000, 1)),
     "neurons": ({"input_shape": [1000], "layers": [NARROW]}, (1, 10_000, 1000)),
@@ -468,7 +499,9 @@ MORE_THAN_IT_SEEMS = {
 
 
 @pytest.mark.parametrize("case", MORE_THAN_IT_SEEMS)
-def test_work_memory_and_steps_count_as_activations(serve, connect, case):
+def test_work_memory_and_steps_count_as_activations(
+    serve: Callable[..., Served], connect: Callable[..., Remote], case: str
+) -> None:
     network, shape = MORE_THAN_IT_SEEMS[case]
     remote = connect(serve(max_activation_bytes=64 * 2**20).port)
     assert remote.post("/v1/models", {"id": "m", "network": network, "optimizer": ADAM}).status == 201
@@ -480,7 +513,7 @@ def test_work_memory_and_steps_count_as_activations(serve, connect, case):
         assert "EXODUS_MAX_ACTIVATION_BYTES" in answer.json["errors"][0]["expected"]
 
 
-def test_gradients_that_json_has_no_room_for_are_refused_before_the_step(remote):
+def test_gradients_that_json_has_no_room_for_are_refused_before_the_step(remote: Remote) -> None:
     network = {"input_shape": [1024], "layers": [{"kind": "linear", "out_features": 1024}]}
     remote.post("/v1/models", {"id": "big", "network": network, "optimizer": {"kind": "sgd"}})
     answer = remote.post("/v1/models/big/optim_step", {"sequence": 1, "gradients": True}, form="json")
@@ -490,13 +523,15 @@ def test_gradients_that_json_has_no_room_for_are_refused_before_the_step(remote)
     assert remote.post("/v1/models/big/optim_step", {"sequence": 1, "gradients": True}).status == 200
 
 
-def test_an_optimiser_that_fails_half_way_brings_the_durable_state_back(remote, monkeypatch):
+def test_an_optimiser_that_fails_half_way_brings_the_durable_state_back(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in (1, 2, 3):
         remote.step(number)
     remote.call("POST", "/v1/models/m/save")
     remote.step(4)
 
-    def half_way(self, *_args):
+    def half_way(self: torch.optim.Adam, *_args: Any) -> None:
         for parameter in self.param_groups[0]["params"]:
             parameter.data.add_(1.0)
             parameter.add_(0.0)
@@ -514,21 +549,25 @@ def test_an_optimiser_that_fails_half_way_brings_the_durable_state_back(remote, 
 
 
 def test_a_forward_pass_right_behind_a_call_that_failed_half_way_is_asked_to_come_again(
-    remote, service, connect, monkeypatch, until
-):
+    remote: Remote,
+    service: Served,
+    connect: Callable[..., Remote],
+    monkeypatch: pytest.MonkeyPatch,
+    until: Callable[..., None],
+) -> None:
     remote.step(1)
     remote.call("POST", "/v1/models/m/save")
-    answers = {}
+    answers: dict[str, Response] = {}
 
-    def half_way(self, *_args):
+    def half_way(self: torch.optim.Adam, *_args: Any) -> None:
         for parameter in self.param_groups[0]["params"]:
             parameter.add_(1.0)
         raise MemoryError
 
-    def step():
+    def step() -> None:
         answers["step"] = connect(service.port).step(2)
 
-    def forward():
+    def forward() -> None:
         answers["forward"] = connect(service.port).post(FORWARD, {}, input=batch(1)[0])
 
     with monkeypatch.context() as patch:
@@ -548,7 +587,7 @@ def test_a_forward_pass_right_behind_a_call_that_failed_half_way_is_asked_to_com
     assert torch.equal(again.tensor("outputs"), trained(1).forward(batch(1)[0]))
 
 
-def test_random_bodies_are_never_a_bug(remote, service):
+def test_random_bodies_are_never_a_bug(remote: Remote, service: Served) -> None:
     rng = random.Random(0)
     spikes, targets = batch(1)
     valid, content_type = body_of({"sequence": 1, "loss": LOSS}, input=spikes, targets=targets)
@@ -568,7 +607,7 @@ def test_random_bodies_are_never_a_bug(remote, service):
     assert service.engine.scheduler.bytes == 0
 
 
-def test_the_accounts_are_even_after_all_of_it(remote, service, until):
+def test_the_accounts_are_even_after_all_of_it(remote: Remote, service: Served, until: Callable[..., None]) -> None:
     for number in range(1, 6):
         remote.step(number, gradients=True)
     remote.step(9, headers={"X-Deadline-Ms": "20"})
