@@ -61,7 +61,7 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy exodus_core/src client/src service/src
-	$(BIN)/mypy benchmarks examples tools tests/client tests/e2e tests/benchmarks tests/cuda tests/*.py
+	$(BIN)/mypy benchmarks examples tools tests/client tests/service tests/e2e tests/benchmarks tests/cuda tests/*.py
 	$(BIN)/mypy $(LOOSE) --exclude peers tests/core
 
 format: setup ## let ruff format the code

@@ -214,7 +214,7 @@ assert holds(folder) == 3
         pytest.skip("there is no unshare")
     if allowed != 0:
         pytest.skip("file systems cannot be mounted here")
-    arguments = [sys.executable, "-c", script, tmp_path, Path(__file__).parent]
+    arguments = [sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parent)]
     done = subprocess.run([*run, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == errno.ENOSPC

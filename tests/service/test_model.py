@@ -106,7 +106,8 @@ def test_a_snapshot_is_taken_every_so_many_calls_and_does_not_change_with_the_mo
 
         for number in range(1, 8):
             await call(model, number, train)
-            if (pending := model.checkpointer and model.checkpointer.pending(number)) is not None:
+            assert model.checkpointer is not None
+            if (pending := model.checkpointer.pending(number)) is not None:
                 await asyncio.wrap_future(pending)
         assert model.durable == 6
 

@@ -431,14 +431,17 @@ def test_cached_responses_survive_packing() -> None:
 
 def test_the_durable_watermark_follows_successful_saves_only() -> None:
     sequencer = Sequencer(SequencerLimits(1000, LONG), Progress(2), durable=2)
-    assert not sequencer.dirty
+
+    def watermark() -> tuple[int | None, bool, str | None]:
+        return sequencer.durable, sequencer.dirty, sequencer.durable_error
+
+    assert watermark() == (2, False, None)
     sequencer.record(CachedResponse(3, "3", None, "t", b""))
-    assert sequencer.dirty
+    assert watermark() == (2, True, None)
     sequencer.saved(3, OSError("disk full"))
-    assert (sequencer.durable, sequencer.dirty) == (2, True)
-    assert sequencer.durable_error == "state 3 could not be saved: disk full"
+    assert watermark() == (2, True, "state 3 could not be saved: disk full")
     sequencer.saved(3, None)
-    assert (sequencer.durable, sequencer.dirty, sequencer.durable_error) == (3, False, None)
+    assert watermark() == (3, False, None)
     sequencer.restart(1)
     assert (sequencer.sequence, sequencer.durable, sequencer.dirty) == (1, 1, False)
 
