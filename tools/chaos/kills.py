@@ -25,7 +25,7 @@ def all_kinds(events: Sequence[str], new: Sequence[str], seed: int, quick: bool)
         events: what happens in a save, in order.
         new: what happens in the first save of a model, in order.
         seed: of the order and the moments.
-        quick: a part, with every kind in it.
+        quick: a part, with every kind and every place in a computation.
     """
     chance = random.Random(seed)
     times = 1 if quick else 2
@@ -35,9 +35,8 @@ def all_kinds(events: Sequence[str], new: Sequence[str], seed: int, quick: bool)
 
     saves = _spread(events, 3) if quick else list(events)
     lost = _spread(events[1:-1], 2) if quick else list(events)
-    computing = [chance.choice(COMPUTING)] if quick else COMPUTING
     answering = (HELD, ANSWERING[2]) if quick else ANSWERING
-    orders = [Order(COMPUTATION, point, nth()) for point in computing for _ in range(times)]
+    orders = [Order(COMPUTATION, point, nth()) for point in COMPUTING for _ in range(times)]
     orders += [Order(COMPUTATION, point, 2 * nth() - 1) for point in KERNELS for _ in range(times)]
     orders += [Order(ANSWER, point, 1 if point == HELD else nth()) for point in answering for _ in range(times)]
     orders += [Order(START, point) for point in (STARTING[1:2] if quick else STARTING)]

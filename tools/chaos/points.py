@@ -82,14 +82,14 @@ class Points:
 
     def _computing(self) -> None:
         from exodus_core import ops
-        from exodus_core.network import Network
         from exodus_core.training import Trainer
         from exodus_core.training.pure_forward import PureForward
+        from exodus_core.training.update import Update
         from exodus_service.models.model import Model
 
         before(Trainer, "step", lambda: self.reach("before the forward pass"))
         after(PureForward, "run", lambda: self.reach("between forward and backward pass"))
-        before(Network, "constrain", lambda: self.reach("weights changed, call not recorded"))
+        after(Update, "apply", lambda: self.reach("weights changed, call not recorded"))
         checkpoint_if_due = Model._checkpoint_if_due
 
         def recording(model: Any, sequence: int) -> None:
