@@ -1,6 +1,7 @@
 """Properties of every message and body: messages survive the round trip, other bodies raise WireError only."""
 
 import contextlib
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -106,7 +107,8 @@ anything = st.recursive(
 def outcome(read: Callable[[Walk], Any], body: bytes, limits: Limits) -> Any:
     walk = Walk(memoryview(body), limits)
     try:
-        return repr(read(walk)), walk.position, walk.payloads  # repr: 1 is not True, nor 1.0
+        found = repr(read(walk))  # 1 is not True, nor 1.0
+        return re.sub(r"<memory at \w+>", "a view", found), walk.position, walk.payloads
     except WireError as error:
         return str(error)
 
@@ -118,9 +120,7 @@ def test_a_header_is_what_a_walk_over_it_finds(value: Any, data: st.DataObject, 
     for _ in range(data.draw(st.integers(0, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     limits = Limits(max_header_bytes=room)
-    walked = outcome(Walk.next_object, bytes(body), limits)
-    # Views of the body print their address.
-    assert "memory at" in walked[0] or outcome(Walk.header, bytes(body), limits) == walked
+    assert outcome(Walk.header, bytes(body), limits) == outcome(Walk.next_object, bytes(body), limits)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,12 @@ CASES: dict[str, tuple[Any, ...]] = {
         50,
         [LEARN, {"kind": "srm", "reset_kernel": [-1.0] * 100, "method": "bptt"}],
     ),
+    "srm bptt of few neurons and many taps": (
+        [50],
+        2,
+        400,
+        [LEARN, {"kind": "srm", "reset_kernel": [-1.0] * 100, "method": "bptt"}],
+    ),
     "srm bptt of taps": ([500], 5, 50, [LEARN, {"kind": "srm", "reset_kernel": [-1.0] * 5, "method": "bptt"}]),
     "srm bptt of one neuron": ([1], 1, 500, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "method": "bptt"}]),
     "weights": ([1000], 1, 1, [{"kind": "linear", "out_features": 1000}] * 3),
@@ -121,7 +127,7 @@ def test_a_pass_takes_at_most_what_the_description_says_and_not_much_less(measur
     for training, peak in zip((False, True), peaks[case], strict=True):
         bound = description.memory(batch, time, training=training)
         assert peak <= bound + BESIDE, f"training={training}: {peak / MIB:.1f} MiB, at most {bound / MIB:.1f} said"
-        assert bound <= 9 * peak + 2 * BESIDE, f"training={training}: {peak / MIB:.1f} MiB, {bound / MIB:.1f} said"
+        assert bound <= 6 * peak + 2 * BESIDE, f"training={training}: {peak / MIB:.1f} MiB, {bound / MIB:.1f} said"
 
 
 def test_every_kind_of_layer_has_a_bound() -> None:

@@ -1,6 +1,7 @@
 """Gradients over HTTP: every kind of input gives those of autograd through the plain loop."""
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from service.conftest import Answer, Caller
 
 import exodus_core
-from exodus_client.wire import Encoding, Form, Message, Tensor, encode
+from exodus_client.wire import Encoded, Encoding, Form, Message, Tensor, encode
 from exodus_core import reference
 from exodus_core.surrogate import KINDS, Exponential, Surrogate
+from exodus_service.gradients.request import GradientRequest
 
 LIF = {"model": "lif", "alpha": 0.9}
 METHODS = ["exodus", "slayer", "bptt"]
@@ -310,3 +312,36 @@ def test_an_answer_of_very_many_numbers_is_no_json(caller: Caller) -> None:
     refused = ask_for(most + 8)
     assert (refused.status, refused.problem["code"]) == (413, "too_large")
     assert "use msgpack" in refused.problem["detail"]
+
+
+WEIGHTED = {"spikes": torch.ones(1, 500, 1), "weight": torch.ones(800, 1)}  # 400,000 neuron-steps of 5 KiB
+
+
+@pytest.mark.parametrize(
+    ("method", "tensors", "at_once"),
+    [
+        ("exodus", {"membrane": torch.zeros(1, 8, 16), "grad_output": torch.zeros(1, 8, 16)}, True),
+        ("slayer", {"input": torch.zeros(1, 8, 16)}, True),
+        ("bptt", {"membrane": torch.zeros(1, 8, 16), "grad_output": torch.zeros(1, 8, 16)}, False),  # a loop over time
+        ("exodus", WEIGHTED, False),
+        ("exodus", {"input": torch.zeros(1, 8, 1024)}, False),
+    ],
+    ids=["small", "forward", "bptt", "a small body of many neurons", "large"],
+)
+def test_the_event_loop_computes_what_is_brief_and_nothing_else(
+    caller: Caller,
+    ask: Callable[..., Message],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    tensors: dict[str, torch.Tensor],
+    at_once: bool,
+) -> None:
+    run, threads = GradientRequest.run, list[str]()
+
+    def recording(request: GradientRequest) -> Encoded:
+        threads.append(threading.current_thread().name)
+        return run(request)
+
+    monkeypatch.setattr(GradientRequest, "run", recording)
+    assert caller.gradients(ask(LIF, **tensors, return_=["spikes"]), method).status == 200
+    assert [name.startswith("exodus-cpu") for name in threads] == [not at_once]

@@ -125,6 +125,13 @@ class Call:
                 self._decoded = self._decode()
         return self._decoded
 
+    def has(self, name: str) -> bool:
+        """True if the body is a message with such a tensor."""
+        try:
+            return name in self.decode()[1].tensors
+        except (WireError, QueueFullError):
+            return False
+
     def forget(self) -> None:
         """Drop the decoded message; the body as it was sent remains, and is what is counted."""
         self._decoded = None
@@ -160,10 +167,12 @@ class Call:
         self.slot.attach(future)
         return await asyncio.wrap_future(future)
 
-    async def compute(self, work: Callable[[], Encoded], member: object = None, *, brief: bool = False) -> Result:
+    async def compute(
+        self, work: Callable[[], Encoded], member: object = None, *, brief: Callable[[], bool] | None = None
+    ) -> Result:
         """Run on the computing thread, in the order of the queue; `member` tells what it may be batched by.
 
-        Brief work of a small call runs on the event loop instead, if nothing else is there.
+        Brief work of a small call runs on the event loop instead, if nothing else is there; `brief` is asked then.
 
         Raises:
             ServiceError: as the work does; out_of_memory, queue_full, deadline.
@@ -178,10 +187,10 @@ class Call:
             self.slot.resize(encoded.nbytes)
             return encoded
 
-        brief = brief and self.device.type == "cpu" and self._is_small()
-        if brief:
+        at_once = brief is not None and self.device.type == "cpu" and self._is_small() and brief()
+        if at_once:
             await asyncio.sleep(0)  # requests that came at the same time are admitted, and may run together
-        future = self.slot.submit(run, self.due, member, brief=brief)
+        future = self.slot.submit(run, self.due, member, brief=at_once)
         done = future.done() and not future.cancelled() and future.exception() is None
         return Result(future.result() if done else await asyncio.wrap_future(future))
 

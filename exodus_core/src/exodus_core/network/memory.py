@@ -28,8 +28,9 @@ _SMALL_IMAGE_ELEMENTS = 20480
 # time, without a graph (2 KiB), with one (9 KiB), and with recurrent connections (23 KiB).
 _LAYER_BYTES = 16 * 1024
 _STEP_BYTES, _STEP_GRAPH_BYTES, _STEP_RECURRENT_BYTES = 3 * 1024, 14 * 1024, 28 * 1024
-# Copies of what a step of an SRM loop has of the past that its backward pass takes at a time, with what the heap keeps.
-_PAST_COPIES = 64
+# The backward pass of each step of an SRM loop copies the past that the step saw: so many copies at a time, and one for
+# each step of those that are small enough for the heap, which keeps them.
+_PAST_COPIES, _HEAP_BLOCK_BYTES = 4, 64 * 1024
 # Gradients of a neuron's parameters are summed for each lane (sample and neuron): so many sums, in float64.
 _LANE_BYTES = 8 * 8
 
@@ -199,7 +200,7 @@ def _srm(layer: _Layer) -> _Need:
     return _Need(
         kept=loop.kept,
         forward=loop.forward + 5 * layer.y + 12 * past,
-        backward=loop.backward + _PAST_COPIES * past,
+        backward=loop.backward + _PAST_COPIES * past + layer.time * min(past, _HEAP_BLOCK_BYTES),
         reads_input=True,
     )
 

@@ -24,7 +24,7 @@ async def forward(engine: Engine, id: str, call: Call) -> Result:
         prepare = partial(ForwardCall.prepare, engine, model, call)
         while isinstance(ready := await call.prepare(prepare), Early):
             await model.sequencer.wait_until_done(ready.sequence, call.due)
-        return await call.compute(ready.run, brief=model.is_brief(ready.kind))
+        return await call.compute(ready.run, brief=lambda: model.is_brief(ready.kind))
 
 
 class ForwardCall:

@@ -47,7 +47,7 @@ class LayerContext:
 
 async def forward(engine: Engine, call: Call) -> Result:
     """The forward pass. Raises ServiceError."""
-    return await call.compute(partial(_forward, engine, call), brief=True)
+    return await call.compute(partial(_forward, engine, call), brief=lambda: not call.has("weight"))
 
 
 async def backward(engine: Engine, call: Call) -> Result:

@@ -60,7 +60,8 @@ async def train(engine: Engine, operation: Operation, id: str, call: Call) -> Re
             if isinstance(step, CachedResponse):
                 body = step.body or b""
                 return Result(Encoded(step.content_type, len(body), [body]), headers={REPLAYED: "1"})
-            return await call.compute(step.guard(partial(ready.run, model, step)), brief=model.is_brief(ready.kind))
+            work = step.guard(partial(ready.run, model, step))
+            return await call.compute(work, brief=lambda: model.is_brief(ready.kind))
 
 
 @dataclass(eq=False)

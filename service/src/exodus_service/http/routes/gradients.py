@@ -41,6 +41,6 @@ async def gradients(method: MethodInPath, request: Request) -> Response:
 
     def compute(call: Call) -> Coroutine[Any, Any, Result]:
         gradient = GradientRequest(method, call)
-        return call.compute(gradient.run, gradient, brief=True)
+        return call.compute(gradient.run, gradient, brief=lambda: method != "bptt" and not call.has("weight"))
 
     return await respond(request, compute, deferrable=False)
