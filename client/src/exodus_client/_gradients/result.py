@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import EllipsisType
@@ -25,10 +24,6 @@ from exodus_client.wire import (
     is_torch,
 )
 from exodus_client.wire.bounds import sentence
-
-#: Of a Server-Timing header: a description, and a metric with its duration.
-_QUOTED = re.compile(r'"[^"]*"?')
-_DURATION = re.compile(r"(?:^|,)\s*([^;,\s]+)\s*(?:;[^,]*?)??;\s*dur\s*=\s*(\d+(?:\.\d*)?|\.\d+)\s*(?=[;,]|$)")
 
 Method: TypeAlias = Literal["exodus", "slayer", "bptt"]
 SpikeEncoding: TypeAlias = Literal["auto", "raw", "bits", "events"]
@@ -264,8 +259,15 @@ def timing_of(answer: Answer) -> dict[str, float]:
 
 def read_timing(header: str) -> dict[str, float]:
     """Milliseconds by name of a Server-Timing header; what is no such thing in it is passed over."""
-    bare = header if '"' not in header else _QUOTED.sub("", header)  # which may hold any of the separators
-    return {name: float(duration) for name, duration in _DURATION.findall(bare)}
+    # A description in quotes may hold any of the separators. Of the parts between quotes, every other one is such.
+    bare = "".join(header.split('"')[::2])
+    found: dict[str, float] = {}
+    for metric in bare.split(","):
+        name, *members = (part.strip() for part in metric.split(";"))
+        durations = [value.strip() for key, _, value in (part.partition("=") for part in members) if key == "dur"]
+        if name and durations and durations[0].replace(".", "", 1).isdecimal():
+            found[name] = float(durations[0])
+    return found
 
 
 def read_numbers(given: Any) -> dict[str, float] | None:
