@@ -63,7 +63,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "weights": ([1000], 1, 1, [{"kind": "linear", "out_features": 1000}] * 3),
 }
 # Runs every case by itself and prints the most that a forward pass and training calls added to the process. What is
-# freed goes back to the system at once.
+# freed goes back to the system at once: blocks of 16 KiB and more are mapped each by itself, because those on the heap
+# fill its holes differently from run to run (the same case took 13 to 31 MiB).
 MEASURE = """
 import ctypes, gc, json, sys
 import torch, exodus_core
@@ -71,7 +72,7 @@ from exodus_core import network, training
 
 exodus_core.keep_memory(0)
 torch.set_num_threads(1)
-ctypes.CDLL(None).mallopt(-3, 65536)
+ctypes.CDLL(None).mallopt(-3, 16384)
 dtype, cases = sys.argv[1], json.loads(sys.stdin.read())
 
 def status(key):

@@ -28,8 +28,8 @@ _SMALL_IMAGE_ELEMENTS = 20480
 # time, without a graph (2 KiB), with one (9 KiB), and with recurrent connections (23 KiB).
 _LAYER_BYTES = 16 * 1024
 _STEP_BYTES, _STEP_GRAPH_BYTES, _STEP_RECURRENT_BYTES = 3 * 1024, 14 * 1024, 28 * 1024
-# The backward pass of each step of an SRM loop copies the past that the step saw: so many copies at a time, and one for
-# each step of those that are small enough for the heap, which keeps them.
+# The backward pass of each step of an SRM loop copies the past that the step saw: so many copies at a time. Copies that
+# are small enough for the heap leave holes there that later ones may not fit: about one for each step.
 _PAST_COPIES, _HEAP_BLOCK_BYTES = 4, 64 * 1024
 # Gradients of a neuron's parameters are summed for each lane (sample and neuron): so many sums, in float64.
 _LANE_BYTES = 8 * 8
