@@ -1,10 +1,11 @@
 """A request while it is served: its id, when it arrived, and where its time went."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 #: Id of the request that the current task serves, for log lines; empty outside of requests.
@@ -54,12 +55,13 @@ class Timings:
 class Context:
     """One request, from its first to its last byte.
 
-    `arrived` is a time.monotonic() value; `owner` tells callers with different API keys apart; `closing` ends the
-    connection with the response.
+    `headers` has the first value of each, by its name in lower case; `arrived` is a time.monotonic() value; `owner`
+    tells callers with different API keys apart; `closing` ends the connection with the response.
     """
 
     request_id: str
     path: str
+    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     owner: str = ""
     arrived: float = field(default_factory=time.monotonic)
     timings: Timings = field(init=False)

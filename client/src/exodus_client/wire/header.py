@@ -17,11 +17,11 @@ from exodus_client.wire.tensor import DTYPES, ENCODINGS, Encoding, Tensor
 VERSION = 1
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
-_TOP_KEYS = ("v", "params", "tensors")
-_ENTRY_KEYS = ("name", "dtype", "shape", "encoding", "nbytes", "data")
+_TOP_KEYS = dict.fromkeys(("v", "params", "tensors"))
+_ENTRY_KEYS = dict.fromkeys(("name", "dtype", "shape", "encoding", "nbytes", "data"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
     """A checked description of one tensor, before its payload is looked at."""
 
@@ -102,8 +102,8 @@ def _read_entry(given: Any, pointer: str, limits: Limits) -> Entry:
     members = _typed(given, dict, pointer, "tensor")
     _check_keys(members, _ENTRY_KEYS, pointer)
     name = _read_name(_member(members, "name", pointer), pointer)
-    dtype = _one_of(DTYPES, _member(members, "dtype", pointer), f"tensor {name!r}: dtype", f"{pointer}/dtype")
-    encoding = _one_of(ENCODINGS, members.get("encoding", "raw"), f"tensor {name!r}: encoding", f"{pointer}/encoding")
+    dtype = _one_of(DTYPES, _member(members, "dtype", pointer), name, "dtype", pointer)
+    encoding = _one_of(ENCODINGS, members.get("encoding", "raw"), name, "encoding", pointer)
     shape = _read_shape(_member(members, "shape", pointer), name, pointer, limits)
     if encoding != "raw" and dtype != "bool":
         what = f"dtype of tensor {name!r} in encoding {encoding}"
@@ -157,7 +157,8 @@ def _check_together(entries: Sequence[Entry], limits: Limits) -> None:
             raise refused("names of tensors", "unique names", entry.name, code="mismatch", pointer=pointer)
         names.add(entry.name)
         # A dimension of 0 must not hide the others: numpy and torch multiply them all in 64 bits.
-        total += math.prod(max(dimension, 1) for dimension in entry.shape) * DTYPES[entry.dtype].itemsize
+        size = math.prod(entry.shape) or math.prod(max(dimension, 1) for dimension in entry.shape)
+        total += size * DTYPES[entry.dtype].itemsize
         if total > limits.max_bytes:
             raise refused(
                 f"message up to tensor {entry.name!r} of shape {list(entry.shape)}",
@@ -168,10 +169,9 @@ def _check_together(entries: Sequence[Entry], limits: Limits) -> None:
             )
 
 
-def _check_keys(members: dict[str, Any], known: Sequence[str], pointer: str) -> None:
-    unknown = members.keys() - set(known)
-    if unknown:
-        key = _brief(min(unknown))
+def _check_keys(members: dict[str, Any], known: Mapping[str, Any], pointer: str) -> None:
+    if not members.keys() <= known.keys():
+        key = _brief(min(members.keys() - known.keys()))
         raise refused(f"keys of {pointer or 'body'}", ", ".join(known), key, pointer=pointer)
 
 
@@ -191,9 +191,10 @@ def _typed(value: Any, kind: type, pointer: str, what: str) -> Any:
     return value
 
 
-def _one_of(known: Mapping[str, Any] | Sequence[str], value: Any, what: str, pointer: str) -> str:
+def _one_of(known: Mapping[str, Any] | Sequence[str], value: Any, tensor: str, key: str, pointer: str) -> str:
     if type(value) is not str or value not in known:
-        raise refused(what, ", ".join(known), _brief(value), code="unsupported", pointer=pointer)
+        what = f"tensor {tensor!r}: {key}"
+        raise refused(what, ", ".join(known), _brief(value), code="unsupported", pointer=f"{pointer}/{key}")
     return value
 
 

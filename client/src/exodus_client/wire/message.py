@@ -21,10 +21,10 @@ MSGPACK_TYPES = frozenset({MSGPACK_TYPE, "application/msgpack", "application/x-m
 
 #: How bodies begin. A message is a map in every form, which settles the first byte.
 _BEGINNINGS: dict[str, tuple[bytes, ...]] = {
+    "msgpack": (*(bytes([tag]) for tag in range(0x80, 0x90)), b"\xde", b"\xdf"),
+    "JSON": (b"{", b"["),
     "zstd": (b"\x28\xb5\x2f\xfd",),
     "gzip": (b"\x1f\x8b",),
-    "JSON": (b"{", b"["),
-    "msgpack": (*(bytes([tag]) for tag in range(0x80, 0x90)), b"\xde", b"\xdf"),
 }
 _ADVICE = {
     "zstd": "send it with Content-Encoding: zstd",

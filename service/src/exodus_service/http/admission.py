@@ -34,7 +34,7 @@ _SHOWN = 80
 async def receive_message(request: Request) -> Call:
     """Receive a message, or a reference to one in shared memory. Raises ServiceError."""
     engine: Engine = request.app.state.engine
-    content_type = _content_type(request.headers, _MESSAGES)
+    content_type = _content_type(request.scope[CONTEXT].headers, _MESSAGES)
     limit, why = engine.settings.max_body_bytes, _SETTING
     if content_type == SEGMENT_TYPE:
         limit, why = MAX_REFERENCE_BYTES, "for a reference"
@@ -45,7 +45,7 @@ async def receive_message(request: Request) -> Call:
 
 async def receive_file(request: Request, content_type: str, limit: int) -> Call:
     """Receive a body of another content type, of at most `limit` bytes. Raises ServiceError."""
-    given = _content_type(request.headers, (content_type,))
+    given = _content_type(request.scope[CONTEXT].headers, (content_type,))
     return await _receive(request, given, limit, "(5 times EXODUS_MAX_MODEL_BYTES, and 1 MiB)")
 
 
@@ -57,10 +57,10 @@ async def receive_nothing(request: Request) -> Call:
 
 
 async def _receive(request: Request, content_type: str, limit: int, why: str) -> Call:
-    headers = request.headers
+    context: Context = request.scope[CONTEXT]
+    headers = context.headers
     encoding = headers.get("content-encoding")
     _require_known_encoding(encoding)
-    context: Context = request.scope[CONTEXT]
     _require_no_upgrade(headers, context)
     nbytes = _content_length(headers, limit, why)
     call = _admit(request, content_type, encoding, nbytes)
@@ -92,7 +92,7 @@ def _admit(request: Request, content_type: str, content_encoding: str | None, nb
     """Take a slot in the queue."""
     engine: Engine = request.app.state.engine
     context: Context = request.scope[CONTEXT]
-    deadline = context.arrived + _deadline_seconds(request.headers)
+    deadline = context.arrived + _deadline_seconds(context.headers)
     slot = engine.scheduler.admit(nbytes)
     context.bytes_in = nbytes
     return Call(

@@ -27,7 +27,7 @@ class Keys:
             keys += _read(settings.api_keys_file)
         return cls(keys)
 
-    def check(self, authorization: bytes | None) -> str:
+    def check(self, authorization: str) -> str:
         """The owner of the caller's models: the hexadecimal digest of their key, or "" without keys.
 
         Raises:
@@ -35,7 +35,7 @@ class Keys:
         """
         if not self._digests:
             return ""
-        scheme, _, key = (authorization or b"").partition(b" ")
+        scheme, _, key = authorization.encode("latin-1").partition(b" ")
         if scheme.lower() != b"bearer" or not key.strip():
             raise ServiceError("unauthorized", "send the header Authorization: Bearer KEY")
         digest = hashlib.sha256(key.strip()).digest()

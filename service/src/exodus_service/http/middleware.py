@@ -26,17 +26,9 @@ logger = logging.getLogger("exodus_service.http.auth")
 #: Key of the request's Context in the ASGI scope.
 CONTEXT = "exodus.context"
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _PROBES = ("/livez", "/readyz")
 _OPEN = (*_PROBES, "/docs", "/openapi.json")
-
-
-def header(scope: Scope, name: bytes) -> bytes | None:
-    """First value of a request header; the name is in lower case."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return bytes(value)
-    return None
 
 
 def new_request_id() -> str:
@@ -62,14 +54,15 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = header(scope, b"x-request-id")
-        valid = given is not None and _REQUEST_ID.fullmatch(given)
-        context = Context(given.decode() if given and valid else new_request_id(), scope["path"])
+        # The first of those that were sent several times is the one that counts.
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+        given = headers.get("x-request-id", "")
+        context = Context(given if _REQUEST_ID.fullmatch(given) else new_request_id(), scope["path"], headers)
         scope[CONTEXT] = context
         current_request_id.set(context.request_id)
         # HEAD is answered as GET; the server leaves out the body.
         served = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-        unread = header(scope, b"expect") is not None
+        unread = "expect" in headers
 
         async def read() -> Message:
             nonlocal unread
@@ -107,7 +100,7 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in _OPEN:
             try:
-                scope[CONTEXT].owner = self._keys.check(header(scope, b"authorization"))
+                scope[CONTEXT].owner = self._keys.check(scope[CONTEXT].headers.get("authorization", ""))
             except ServiceError as error:
                 response = problem_response(error, quote(scope["path"]), scope[CONTEXT].request_id, retry_after_s=0)
                 await response(scope, receive, send)

@@ -37,6 +37,9 @@ _WAIT = re.compile(r"(?:^|,)\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?:[,;]|$)", re.IGNO
 #: How long after its deadline a call is cut off from outside: what it waits for knows the deadline, and says more.
 _GRACE_S = 0.005
 
+#: Turns of the event loop in which brief work ends: it is admitted in the first, and computed in the second.
+_BRIEF_TURNS = 2
+
 #: The transport takes a piece without copying it, and waits for the reader between pieces.
 PIECE = 1 << 20
 
@@ -66,7 +69,7 @@ async def respond(
     request.app.state.engine.require_ready()
     call = await receive(request)
     try:
-        seconds = wait_seconds(request.headers) if deferrable else None
+        seconds = wait_seconds(request.scope[CONTEXT].headers) if deferrable else None
         if seconds is None:
             result = await _while_connected(_within_deadline(call, operation(call)), request)
         else:
@@ -93,7 +96,7 @@ async def look(request: Request, id: str) -> Response:
     context: Context = request.scope[CONTEXT]
     pending = requests.find(context.owner, id)
     if not pending.task.done():
-        waiting = asyncio.wait((pending.task,), timeout=wait_seconds(request.headers) or 0.0)
+        waiting = asyncio.wait((pending.task,), timeout=wait_seconds(context.headers) or 0.0)
         await _while_connected(waiting, request)
         if not pending.task.done():
             return _running(request, id)
@@ -206,8 +209,11 @@ async def _cancel_at_disconnect(request: Request, task: "asyncio.Task[Any]") -> 
 async def _has_ended(task: "asyncio.Task[Any]", request: Request, seconds: float) -> bool:
     """Wait for the end of a task for some seconds. If the client leaves or the server stops, it is cancelled."""
     try:
-        await asyncio.sleep(0)  # enough for brief work
-        if not task.done():
+        for _ in range(_BRIEF_TURNS):
+            await asyncio.sleep(0)
+            if task.done():
+                break
+        else:
             await _while_connected(asyncio.wait((task,), timeout=seconds), request)
     except BaseException:
         task.add_done_callback(_seen)

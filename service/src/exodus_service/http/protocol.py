@@ -149,6 +149,8 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Instead of uvicorn's, whose keep-alive timer every byte would restart."""
         self.server_state.total_requests += 1
+        assert isinstance(self.transport, Outgoing)
+        self.transport.flush()
         if self.transport.is_closing():
             return
         self.flow.resume_reading()

@@ -7,6 +7,7 @@ a call. There, every `durable_every` calls, the state is cloned and handed to th
 import logging
 import math
 from collections.abc import Callable, Hashable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 #: Seconds that the event loop can wait for a computation.
 BRIEF_S = 0.005
 
-#: Kinds of work whose time is remembered.
+#: Kinds of work whose time and memory are remembered.
 _KINDS_OF_WORK = 64
 
 
@@ -71,6 +72,9 @@ class Model:
         self.pins = 0
         self._trained_bytes = trainer.nbytes
         self._seconds: dict[Hashable, float] = {}
+        self._activation_bytes = lru_cache(_KINDS_OF_WORK)(
+            lambda batch, time, training: spec.network.memory(batch, time, training=training)
+        )
 
     @property
     def owner(self) -> str:
@@ -107,6 +111,10 @@ class Model:
     def idle(self) -> bool:
         """True if no call needs the model."""
         return self.pins == 0 and self.sequencer.idle
+
+    def activation_bytes(self, batch: int, time: int, *, training: bool) -> int:
+        """`Description.memory` of the network, remembered: it takes longer than to decode a small call."""
+        return self._activation_bytes(batch, time, training)
 
     @property
     def nbytes(self) -> int:

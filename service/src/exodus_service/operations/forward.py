@@ -54,7 +54,7 @@ class ForwardCall:
             raise invalid("/params/mode", "'train' with a context", "'eval'")
         self._train = params.context or params.mode == "train"
         limit = engine.settings.max_activation_bytes
-        inputs = decoded.input(model.network, limit, training=params.context)
+        inputs = decoded.input(model, limit, training=params.context)
         self._inputs = owned(inputs, decoded.body) if params.context else inputs
         self._loss: Loss | None = None
         self._targets: torch.Tensor | None = None

@@ -22,6 +22,7 @@ from exodus_service.call import Call
 from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.gradients.operands import Operands
 from exodus_service.gradients.params import parse
+from exodus_service.models.model import Model
 
 Params = TypeVar("Params", bound=BaseModel)
 
@@ -61,18 +62,19 @@ class DecodedCall:
         digest.update(self.body)
         return digest.hexdigest()
 
-    def input(self, network: Description, max_activation_bytes: int, *, training: bool) -> torch.Tensor:
+    def input(self, model: Model, max_activation_bytes: int, *, training: bool) -> torch.Tensor:
         """The tensor `input`, shape (batch, time, *input_shape), of a pass with or without a backward pass.
 
         Raises ServiceError: invalid, too_large.
         """
         tensor = self._present("input")
-        wanted = network.input_shape
+        wanted = model.network.input_shape
         if len(tensor.shape) != 2 + len(wanted) or tensor.shape[2:] != wanted or 0 in tensor.shape[:2]:
             sizes = ", ".join(map(str, wanted))
             expected = f"[batch, time, {sizes}], at least one sample and step, as the network takes it"
             raise self.operands.fault("input", "shape", expected, str(list(tensor.shape)))
-        nbytes = _activation_bytes(network, *tensor.shape[:2], training)
+        batch, time = tensor.shape[:2]
+        nbytes = model.activation_bytes(batch, time, training=training)
         if nbytes > max_activation_bytes:
             expected = f"a batch that takes at most {max_activation_bytes} bytes (EXODUS_MAX_ACTIVATION_BYTES)"
             got = f"{list(tensor.shape)}, which takes up to {nbytes}"
@@ -107,12 +109,6 @@ class DecodedCall:
             names = ", ".join(map(repr, self.message.tensors)) or "no tensors"
             raise invalid("/tensors", f"a list with a tensor {name!r}", names)
         return self.message.tensors[name]
-
-
-@lru_cache(maxsize=128)
-def _activation_bytes(network: Description, batch: int, time: int, training: bool) -> int:
-    """`network.memory`, which takes longer than to decode a small call, and is the same for every step of a model."""
-    return network.memory(batch, time, training=training)
 
 
 def peek(call: Call, name: str) -> int | None:

@@ -155,7 +155,7 @@ class TrainingCall:
         if params.context is not None:
             self.grad_output = decoded.outputs_gradient(None)
             return
-        self.inputs = decoded.input(model.network, limit, training=True)
+        self.inputs = decoded.input(model, limit, training=True)
         if own:
             self.grad_output = decoded.outputs_gradient((*self.inputs.shape[:2], *model.network.output_shape))
             return
