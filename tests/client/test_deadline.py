@@ -13,7 +13,7 @@ import pytest
 
 from exodus_client import LIF, APITimeoutError, Client, ClientClosedError, ServiceUnavailableError, Timeout
 from exodus_client._threads import within
-from exodus_client._transport.sockets import DEADLINE, SocketTransport, tcp
+from exodus_client._transport.sockets import SocketTransport, tcp
 
 TOTAL = 0.4
 #: Seconds by which a loaded machine may be late; without a bound these servers take a minute, or never end.
@@ -244,9 +244,8 @@ def test_all_requests_of_a_call_share_it() -> None:
 
 
 def test_nothing_begins_after_the_end() -> None:
-    request = httpx.Request("GET", "http://x/", extensions={DEADLINE: time.monotonic() - 1})
     with contextlib.closing(SocketTransport(tcp("127.0.0.1", 9), 1)) as transport, pytest.raises(httpx.ConnectTimeout):
-        transport.handle_request(request)
+        transport.exchange("GET", b"/", [], (), {}, time.monotonic() - 1)
 
 
 def test_a_transport_that_hangs_is_left() -> None:

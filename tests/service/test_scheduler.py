@@ -391,58 +391,46 @@ class Delayed(Batcher):
     delay: float = 0.01
 
 
-def where(scheduler: Scheduler, **options: Any) -> tuple[threading.Thread, bool]:
-    """The thread that brief work runs on, and whether it has run when `submit` returns."""
+def is_alone(scheduler: Scheduler) -> bool:
     with scheduler.admit(1) as slot:
-        future = slot.submit(threading.current_thread, brief=True, **options)
-        at_once = future.done()
-        return future.result(10), at_once
+        return slot.is_alone
 
 
-def test_brief_work_of_the_only_request_is_done_where_it_is_submitted() -> None:
+def test_work_of_the_only_request_may_be_done_at_once() -> None:
     scheduler = Scheduler("test", max_requests=3, max_bytes=100)
-    assert where(scheduler) == (threading.current_thread(), True)
     with scheduler.admit(1) as slot:
-        assert slot.submit(threading.current_thread).result(10).name.startswith("test")
+        assert slot.is_alone
+        assert slot.at_once(threading.current_thread) is threading.current_thread()
     with scheduler.admit(1):  # which may be large
-        assert where(scheduler)[0].name.startswith("test")
-    scheduler.execute(lambda: None).result(10)
+        assert not is_alone(scheduler)
     with scheduler.admit(1) as slot:
-        failed = slot.submit(lambda: 1 / 0, brief=True)
-        assert isinstance(failed.exception(0), ZeroDivisionError)
-        late = scheduler.admit(1)
-    with late:
-        assert isinstance(late.submit(lambda: None, time.monotonic() - 1, brief=True).exception(0), DeadlineError)
+        with pytest.raises(ZeroDivisionError):
+            slot.at_once(lambda: 1 / 0)
+        with pytest.raises(DeadlineError):
+            slot.at_once(lambda: None, time.monotonic() - 1)
+        slot.resize(101)
+        assert slot.at_once(lambda: 1) == 1  # one that is alone may be of any size
     assert (scheduler.requests, scheduler.bytes, scheduler.waiting) == (0, 0, 0)
     scheduler.close()
 
 
-def test_brief_work_waits_for_all_that_the_thread_was_given_before() -> None:
+def test_a_request_is_not_alone_while_the_thread_has_work() -> None:
     scheduler = Scheduler("test", max_requests=3, max_bytes=100)
     held = threading.Event()
-    done: list[str] = []
-
-    def long() -> None:
-        held.wait(10)
-        done.append("long")
-
-    scheduler.execute(long)
-    with scheduler.admit(1) as slot:
-        future = slot.submit(lambda: done.append("brief"), brief=True)
-        assert not future.done()
-        held.set()
-        future.result(10)
-    assert done == ["long", "brief"]
+    busy = scheduler.execute(lambda: held.wait(10))
+    assert not is_alone(scheduler)
+    held.set()
+    busy.result(10)
     withdrawn = scheduler.execute(lambda: None)
     withdrawn.cancel()
     scheduler.execute(lambda: None).result(10)
     until = time.monotonic() + 10
-    while not where(scheduler)[1]:  # what was cancelled is not waited for
+    while not is_alone(scheduler):  # what was cancelled is not waited for
         assert time.monotonic() < until
     scheduler.close()
 
 
-def test_brief_work_and_the_thread_never_compute_at_the_same_time() -> None:
+def test_work_at_once_and_the_thread_never_compute_at_the_same_time() -> None:
     scheduler = Scheduler("test", max_requests=3, max_bytes=100)
     running: list[None] = []
     most: list[int] = []
@@ -461,13 +449,13 @@ def test_brief_work_and_the_thread_never_compute_at_the_same_time() -> None:
     other.start()
     while other.is_alive():
         with scheduler.admit(1) as slot:
-            slot.submit(work, brief=True).result(10)
+            slot.at_once(work)
     other.join()
     assert max(most) == 1
     scheduler.close()
 
 
-def test_brief_work_that_waits_for_compatible_work_does_so_on_the_thread() -> None:
+def test_work_that_waits_for_compatible_work_does_so_on_the_thread() -> None:
     scheduler = Scheduler("test", max_requests=3, max_bytes=100, batching=Delayed(max_requests=2, max_bytes=100))
-    assert where(scheduler, member=Request("a1"))[0].name.startswith("test")
+    assert not is_alone(scheduler)
     scheduler.close()

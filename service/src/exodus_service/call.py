@@ -187,12 +187,11 @@ class Call:
             self.slot.resize(encoded.nbytes)
             return encoded
 
-        at_once = brief is not None and self.device.type == "cpu" and self._is_small() and brief()
-        if at_once:
+        if brief is not None and self.device.type == "cpu" and self._is_small() and brief():
             await asyncio.sleep(0)  # requests that came at the same time are admitted, and may run together
-        future = self.slot.submit(run, self.due, member, brief=at_once)
-        done = future.done() and not future.cancelled() and future.exception() is None
-        return Result(future.result() if done else await asyncio.wrap_future(future))
+            if self.slot.is_alone:
+                return Result(self.slot.at_once(run, self.due))
+        return Result(await asyncio.wrap_future(self.slot.submit(run, self.due, member)))
 
     def translated(self, work: Callable[[], T]) -> T:
         """The result of the work.

@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,7 +38,7 @@ from exodus_client._errors import (
 from exodus_client._threads import within
 from exodus_client._transport.address import advice, resolve
 from exodus_client._transport.retry import delay, parse_retry_after
-from exodus_client._transport.sockets import DEADLINE, SocketTransport, sooner
+from exodus_client._transport.sockets import Headers, SocketTransport, Stream, sooner
 from exodus_client.wire import Encoded
 
 _log = logging.getLogger("exodus_client")
@@ -115,9 +115,7 @@ class Session:
         self._url = lru_cache(64)(lambda path: httpx.URL(url + path))
         self._headers = [
             (b"Host", httpx.URL(url).netloc),
-            (b"Accept", b"*/*"),
             (b"Accept-Encoding", b"identity"),
-            (b"Connection", b"keep-alive"),
             (b"User-Agent", user_agent.encode()),
             *_authorization(api_key),
         ]
@@ -224,10 +222,10 @@ class Session:
     ) -> Answer:
         self.check_open()
         self._check_time(request_id, ends)
-        request = self._request(method, path, encoded, request_id, ends, more_headers)
+        sent, stream = self._outgoing(method, path, encoded, request_id, ends, more_headers)
         began = time.perf_counter()
         try:
-            response, body = self._exchange(request, request_id, ends)
+            status, received, headers, body = self._exchange(method, path, sent, stream, request_id, ends)
         except (httpx.TimeoutException, TimeoutError) as error:
             self._check_time(request_id, ends, error)
             raise APITimeoutError(
@@ -247,37 +245,51 @@ class Session:
             ) from error
         round_trip = (time.perf_counter() - began) * 1e3
         self.ever_answered = True
-        headers = dict(response.headers.items())
         if "set-cookie" in headers:
-            response.request = request
-            self._cookies.extract_cookies(response)
+            request = httpx.Request(method, self._url(path), headers=sent)
+            self._cookies.extract_cookies(httpx.Response(status, headers=received, request=request))
         request_id = headers.get("x-request-id", request_id)
-        _log.debug("%s %s: %d", method, path, response.status_code)
-        if not response.is_success:
+        _log.debug("%s %s: %d", method, path, status)
+        if not 200 <= status < 300:
             raise status_error(
-                response.status_code,
+                status,
                 bytes(body),
                 request_id=request_id,
                 retry_after=parse_retry_after(headers.get("retry-after")),
                 location=headers.get("location", ""),
             )
         self._failure = None
-        return Answer(response.status_code, headers, body, request_id, round_trip)
+        return Answer(status, headers, body, request_id, round_trip)
 
     def _exchange(
-        self, request: httpx.Request, request_id: str, ends: float | None
-    ) -> tuple[httpx.Response, memoryview]:
-        def run() -> tuple[httpx.Response, memoryview]:
-            response = self.transport.handle_request(request)
+        self, method: str, path: str, sent: Headers, stream: httpx.SyncByteStream, request_id: str, ends: float | None
+    ) -> tuple[int, Headers, dict[str, str], memoryview]:
+        """Status, headers as they came and by their names in lower case, and body of the answer to a request."""
+        left = None if ends is None else ends - time.monotonic()
+        connect, write, read = (
+            sooner(wait, left) for wait in (self._timeout.connect, self._timeout.write, self._timeout.read)
+        )
+        waits = {"connect": connect, "write": write, "read": read, "pool": read}
+        transport, url = self.transport, self._url(path)
+
+        def run() -> tuple[int, Headers, dict[str, str], memoryview]:
+            source: Stream | httpx.Response
+            if isinstance(transport, SocketTransport):
+                status, received, source = transport.exchange(method, url.raw_path, sent, stream, waits, ends)
+            else:
+                request = httpx.Request(method, url, headers=sent, stream=stream, extensions={"timeout": waits})
+                source = transport.handle_request(request)
+                status, received = source.status_code, source.headers.raw
             try:
-                return response, self._download(response, request_id, ends)
+                headers = _by_name(received)
+                return status, received, headers, self._download(headers, source, request_id, ends)
             finally:
-                response.close()
+                source.close()
 
         # Ours keeps to the time itself. Others bound each wait for some bytes, but neither their sum nor a host's name.
-        return run() if ends is None or self._ours else within(max(0.0, ends - time.monotonic()), run)
+        return run() if left is None or self._ours else within(max(0.0, left), run)
 
-    def _request(
+    def _outgoing(
         self,
         method: str,
         path: str,
@@ -285,8 +297,8 @@ class Session:
         request_id: str,
         ends: float | None,
         more_headers: Mapping[str, str],
-    ) -> httpx.Request:
-        left = None if ends is None else ends - time.monotonic()
+    ) -> tuple[Headers, httpx.SyncByteStream]:
+        """Headers and body of a request."""
         headers = [*self._headers, (b"X-Request-ID", request_id.encode())]
         headers += [(name.encode(), value.encode()) for name, value in more_headers.items()]
         stream: httpx.SyncByteStream = httpx.ByteStream(b"")
@@ -300,36 +312,32 @@ class Session:
             stream = Body(encoded, self._chunk_bytes, lambda: self._check_time(request_id, ends))
         elif method in ("POST", "PUT"):
             headers.append((b"Content-Length", b"0"))
-        if left is not None:
-            headers.append((b"X-Deadline-Ms", b"%d" % max(1, int(left * 1e3))))
-        connect, write, read = (
-            sooner(wait, left) for wait in (self._timeout.connect, self._timeout.write, self._timeout.read)
-        )
-        extensions: dict[str, Any] = {"timeout": {"connect": connect, "write": write, "read": read, "pool": read}}
-        if self._ours:
-            extensions[DEADLINE] = ends
-        request = httpx.Request(method, self._url(path), headers=headers, stream=stream, extensions=extensions)
+        if ends is not None:
+            headers.append((b"X-Deadline-Ms", b"%d" % max(1, int((ends - time.monotonic()) * 1e3))))
         if self._cookies:
+            request = httpx.Request(method, self._url(path), headers=headers, stream=stream)
             self._cookies.set_cookie_header(request)
-        return request
+            headers = request.headers.raw
+        return headers, stream
 
-    def _download(self, response: httpx.Response, request_id: str, ends: float | None) -> memoryview:
+    def _download(
+        self, headers: Mapping[str, str], source: Stream | httpx.Response, request_id: str, ends: float | None
+    ) -> memoryview:
         """The body, received into one buffer that was allocated when the headers came."""
-        declared = response.headers.get("Content-Length")
-        if declared is None or not _is_size(declared) or "Transfer-Encoding" in response.headers:
-            return self._download_unsized(response, request_id, ends)
+        declared = headers.get("content-length")
+        if declared is None or not _is_size(declared) or "transfer-encoding" in headers:
+            return self._download_unsized(source, request_id, ends)
         size = int(declared)
         self._check_size(size, request_id)
         # numpy leaves the pages untouched, where bytearray would write zeros to all of them first.
         body = memoryview(cast(Any, np.empty(size, np.uint8)))
         position = 0
-        if "read_into" in response.extensions:  # by our own transport, without a copy
-            read_into = response.extensions["read_into"]
-            while position < size and (came := read_into(body[position : position + defaults.CHUNK_BYTES])):
+        if isinstance(source, Stream):  # without a copy
+            while position < size and (came := source.read_into(body[position : position + defaults.CHUNK_BYTES])):
                 self._check_time(request_id, ends)
                 position += came
         else:
-            for chunk in self._chunks(response, request_id, ends):
+            for chunk in self._chunks(source, request_id, ends):
                 if position + len(chunk) > size:
                     raise InvalidResponseError(
                         f"the answer is longer than its Content-Length of {size}", request_id=request_id
@@ -340,16 +348,20 @@ class Session:
             raise APIConnectionError(f"the answer ended after {position} of {size} bytes", request_id=request_id)
         return body
 
-    def _download_unsized(self, response: httpx.Response, request_id: str, ends: float | None) -> memoryview:
+    def _download_unsized(self, source: Stream | httpx.Response, request_id: str, ends: float | None) -> memoryview:
         grown = bytearray()
-        for chunk in self._chunks(response, request_id, ends):
+        for chunk in self._chunks(source, request_id, ends):
             self._check_size(len(grown) + len(chunk), request_id)
             grown += chunk
         return memoryview(grown)
 
-    def _chunks(self, response: httpx.Response, request_id: str, ends: float | None) -> Iterator[bytes]:
-        # A response that a test injects with its content has been read already.
-        for chunk in (response.content,) if response.is_stream_consumed else response.iter_raw():
+    def _chunks(self, source: Stream | httpx.Response, request_id: str, ends: float | None) -> Iterator[bytes]:
+        chunks: Iterable[bytes]
+        if isinstance(source, Stream):
+            chunks = source
+        else:  # one that a test injects with its content has been read already
+            chunks = (source.content,) if source.is_stream_consumed else source.iter_raw()
+        for chunk in chunks:
             self._check_time(request_id, ends)
             yield chunk
 
@@ -393,6 +405,19 @@ def read_number(answer: Answer, name: str) -> int:
 def is_count(value: object) -> bool:
     """True for a whole number, 0 or more, of 63 bits."""
     return type(value) is int and 0 <= value < 2**63
+
+
+def _by_name(received: Headers) -> dict[str, str]:
+    """Headers by their names in lower case; the values of one that came several times, with commas between them."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in received:
+        name = raw_name.decode("latin-1").lower()
+        try:
+            value = raw_value.decode()
+        except UnicodeDecodeError:
+            value = raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
 
 
 def _is_size(declared: str) -> bool:

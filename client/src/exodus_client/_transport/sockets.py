@@ -1,8 +1,9 @@
 """HTTP/1.1 over plain sockets, as a transport of httpx that sends and receives arrays without copies.
 
 httpx's own transport copies every byte of a request once and every byte of an answer four times. This one hands the
-chunks of a body to the kernel as they are, and lets the reader of an answer name the memory (`read_into` among the
-extensions of the response). For http:// without a proxy, and for Unix sockets; TLS and proxies are httpx's business.
+chunks of a body to the kernel as they are, and lets the reader of an answer name the memory. `exchange` also leaves out
+httpx's requests and responses, which take as long to make as a small message. For http:// without a proxy, and for Unix
+sockets; TLS and proxies are httpx's business.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -25,11 +26,11 @@ import httpx
 from exodus_client import _constants as defaults
 from exodus_client._threads import within
 
-#: Extension of a request: the time of `time.monotonic()` at which all of its waiting ends; None for never.
-DEADLINE = "exodus_deadline"
-
 #: The usual head of an answer that is no interim one: no line is folded, and each has a colon.
 _PLAIN_HEAD = re.compile(rb"HTTP/1\.1 ([2-9]\d\d)(?: [^\r\n]*)?\r\n((?:[!-9;-~]+:[^\r\n]*\r\n)*)\r\n")
+
+#: Names and values as they travel.
+Headers = list[tuple[bytes, bytes]]
 
 #: Opens a connection; takes the timeout in seconds, None for none.
 Connect = Callable[[float | None], socket.socket]
@@ -98,7 +99,32 @@ class SocketTransport(httpx.BaseTransport):
         self._busy: set[socket.socket] = set()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        waits, ends = request.extensions.get("timeout", {}), request.extensions.get(DEADLINE)
+        """`exchange` for users of httpx."""
+        assert isinstance(request.stream, httpx.SyncByteStream)
+        waits = request.extensions.get("timeout", {})
+        status, headers, stream = self.exchange(
+            request.method, request.url.raw_path, request.headers.raw, request.stream, waits, None
+        )
+        return httpx.Response(status, headers=headers, stream=stream)
+
+    def exchange(
+        self,
+        method: str,
+        target: bytes,
+        headers: Headers,
+        body: Iterable[bytes],
+        waits: Mapping[str, float | None],
+        ends: float | None,
+    ) -> tuple[int, Headers, Stream]:
+        """Send a request; the status and headers of its answer, and its body, which has to be closed.
+
+        Args:
+            waits: seconds to `connect`, `write`, `read` and for a free connection (`pool`); None for no end.
+            ends: the time of `time.monotonic()` at which all of its waiting ends; None for never.
+
+        Raises:
+            httpx.TransportError: as httpx's transports.
+        """
         if not self._slots.acquire(timeout=waits.get("pool")):
             raise httpx.PoolTimeout("all connections are in use")
         try:
@@ -109,13 +135,12 @@ class SocketTransport(httpx.BaseTransport):
         with self._lock:
             self._busy.add(connection)
         try:
-            sent_all = _send(connection, request, waits, ends)
-            status, headers, answer = _head(connection, request, waits, ends)
+            sent_all = _send(connection, _request_head(method, target, headers), body, waits, ends)
+            status, received, answer = _head(connection, method, waits, ends)
         except BaseException:
             self._give_back(connection, reusable=False)
             raise
-        stream = _Stream(answer, lambda whole: self._give_back(connection, reusable=whole and sent_all))
-        return httpx.Response(status, headers=headers, stream=stream, extensions={"read_into": stream.read_into})
+        return status, received, Stream(answer, lambda whole: self._give_back(connection, reusable=whole and sent_all))
 
     def close(self) -> None:
         with self._lock:
@@ -185,7 +210,7 @@ class _File(io.BufferedReader):
 
 
 class _Sized:
-    """Body of an answer with a Content-Length. As much of http.client.HTTPResponse as `_Stream` uses."""
+    """Body of an answer with a Content-Length. As much of http.client.HTTPResponse as `Stream` uses."""
 
     def __init__(self, file: io.BufferedReader, length: int, will_close: bool) -> None:
         self._file = file
@@ -209,7 +234,7 @@ class _Sized:
         return piece
 
 
-class _Stream(httpx.SyncByteStream):
+class Stream(httpx.SyncByteStream):
     """The body of an answer. `done` is told whether all of it was read, and the connection may be used again."""
 
     def __init__(self, answer: http.client.HTTPResponse | _Sized, done: Callable[[bool], None]) -> None:
@@ -235,16 +260,22 @@ class _Stream(httpx.SyncByteStream):
         self._done(whole)
 
 
+def _request_head(method: str, target: bytes, headers: Headers) -> bytes:
+    lines = [method.encode(), b" ", target, b" HTTP/1.1\r\n"]
+    for name, value in headers:
+        lines += [name, b": ", value, b"\r\n"]
+    return b"".join([*lines, b"\r\n"])
+
+
 def _send(
-    connection: socket.socket, request: httpx.Request, waits: Mapping[str, float | None], ends: float | None
+    connection: socket.socket,
+    head: bytes,
+    body: Iterable[bytes],
+    waits: Mapping[str, float | None],
+    ends: float | None,
 ) -> bool:
     """Send a request; True if all of it was taken. A server that refuses may answer and close before."""
-    lines = [f"{request.method} ".encode(), request.url.raw_path, b" HTTP/1.1\r\n"]
-    for name, value in request.headers.raw:
-        lines += [name, b": ", value, b"\r\n"]
-    head = b"".join([*lines, b"\r\n"])
-    assert isinstance(request.stream, httpx.SyncByteStream)
-    chunks = iter(request.stream)
+    chunks = iter(body)
     first = next(chunks, b"")
     opening = [head + first] if len(first) <= defaults.JOINED_BYTES else [head, first]  # one packet rather than two
     with _translated(httpx.WriteTimeout, httpx.WriteError):
@@ -258,8 +289,8 @@ def _send(
 
 
 def _head(
-    connection: socket.socket, request: httpx.Request, waits: Mapping[str, float | None], ends: float | None
-) -> tuple[int, list[tuple[bytes, bytes]], http.client.HTTPResponse | _Sized]:
+    connection: socket.socket, method: str, waits: Mapping[str, float | None], ends: float | None
+) -> tuple[int, Headers, http.client.HTTPResponse | _Sized]:
     """Status, headers and body of an answer. The head has to be whole within the time for reading: it is small."""
     wait = waits.get("read")
     ends_head = sooner(None if wait is None else time.monotonic() + wait, ends)
@@ -270,7 +301,7 @@ def _head(
             source.wait, source.ends = wait, ends
             return found
         while True:
-            answer = http.client.HTTPResponse(cast(socket.socket, source), method=request.method)
+            answer = http.client.HTTPResponse(cast(socket.socket, source), method=method)
             try:
                 answer.begin()
             except BaseException:
@@ -283,7 +314,7 @@ def _head(
                 return answer.status, headers, answer
 
 
-def _plain_head(file: io.BufferedReader) -> tuple[int, list[tuple[bytes, bytes]], _Sized] | None:
+def _plain_head(file: io.BufferedReader) -> tuple[int, Headers, _Sized] | None:
     """The head of an answer that came in one piece and has one Content-Length; None if http.client is to read it.
 
     http.client has a parser made for mail, which takes longer than all else that is done for a small request.

@@ -11,8 +11,8 @@ ends, and so does one whose request is decoded on another thread (`Slot.attach`)
 filled the queue, the work behind them is refused when it reaches the head.
 
 Work is done first come, first served, except that compatible work may run with the head of the queue (`Batching`).
-Brief work of the only request is done at once, where it is submitted: to pass it to another thread and back takes as
-long as a small computation.
+Brief work of the only request is done on the event loop (`Slot.at_once`): to pass it to another thread and back takes
+as long as a small computation.
 """
 
 import threading
@@ -140,15 +140,22 @@ class Scheduler:
                     f"requests and results of {self.bytes} bytes wait to be taken, the limit is {self._max_bytes}"
                 )
 
-    def enqueue(self, slot: "Slot", brief: bool) -> None:
-        """Queue the work of a slot, or do it if it is brief and nothing else is there; called by the slot."""
-        self._queue.put(slot)
+    @property
+    def is_free(self) -> bool:
+        """True if there is one request, nothing is queued or runs, and work does not wait to be batched."""
         waits = self._batching is not None and self._batching.delay
-        if brief and not waits and self.requests == 1 and self._outstanding == 0:
-            with self._computing:
-                self._turn()
-        else:
-            self.execute(self._turn)
+        return self.requests == 1 and self._outstanding == 0 and not waits
+
+    def at_once(self, work: Callable[[], T]) -> T:
+        """Do work in place of the thread, which is free; called by a slot, on the event loop."""
+        with self._computing:
+            self.require_room()
+            return work()
+
+    def enqueue(self, slot: "Slot") -> None:
+        """Queue the work of a slot; called by the slot."""
+        self._queue.put(slot)
+        self.execute(self._turn)
 
     def withdraw(self, slot: "Slot") -> None:
         """Remove cancelled work from the queue; called by its slot."""
@@ -224,20 +231,28 @@ class Slot:
         self._deadline: float | None = None
         self._future: Future[Any] | None = None
 
-    def submit(
-        self, work: Callable[[], T], deadline: float | None = None, member: Any = None, *, brief: bool = False
-    ) -> "Future[T]":
+    @property
+    def is_alone(self) -> bool:
+        """True if brief work, which the event loop can wait for, may be done by `at_once` instead of `submit`."""
+        return self._scheduler.is_free
+
+    def at_once(self, work: Callable[[], T], deadline: float | None = None) -> T:
+        """The result of the work, done in place of the computing thread. Raises what the future of `submit` would."""
+        if deadline is not None and time.monotonic() >= deadline:
+            raise DeadlineError
+        return self._scheduler.at_once(work)
+
+    def submit(self, work: Callable[[], T], deadline: float | None = None, member: Any = None) -> "Future[T]":
         """Queue the work; a slot takes one. `deadline` is a time.monotonic() value.
 
-        Brief work, which the event loop can wait for, is done before this returns if nothing else is there. The future
-        ends with the result of `work` or its exception; with DeadlineError or QueueFullError if the work was
+        The future ends with the result of `work` or its exception; with DeadlineError or QueueFullError if the work was
         not done; or cancelled.
         """
         future: Future[T] = Future()
         self._work, self._deadline, self.member, self._future = work, deadline, member, future
         self.submitted = time.monotonic()
         self.attach(future)
-        self._scheduler.enqueue(self, brief)
+        self._scheduler.enqueue(self)
         return future
 
     def attach(self, future: "Future[Any]") -> None:

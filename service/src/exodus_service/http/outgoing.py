@@ -1,8 +1,8 @@
 """Transport that joins small writes, and disconnects clients which read a response too slowly.
 
 Every response goes through it. The head of a small one and its body leave as one packet, for which both sides need one
-system call and the client one wake-up. Progress is measured in bytes that the client's kernel has acknowledged, not in bytes
-that our kernel has buffered: buffers hold megabytes, and a client that reads slowly and steadily would seem to be
+system call and the client one wake-up. Progress is measured in bytes that the client's kernel has acknowledged, not in
+bytes that our kernel has buffered: buffers hold megabytes, and a client that reads slowly and steadily would seem to be
 stalled for minutes.
 """
 
