@@ -19,7 +19,7 @@ SEED ?=
 PYTHONS ?=
 TARGET ?= cpu
 
-.PHONY: help setup serve demo test test-core test-service test-client lint format bench bench-service bench-remote chaos exactness sanitize peers lock clean release pythons checked
+.PHONY: help setup serve demo test test-core test-service test-client lint format bench bench-service bench-remote chaos exactness sanitize peers lock clean release wheels torch-versions pythons checked
 .PHONY: cuda-emulate cuda-check cuda-work gpu-check image-lock image-check
 
 help: ## list the targets
@@ -132,14 +132,20 @@ cuda-check: $(VENV)/.cuda-tools ## compile the kernels for every architecture, c
 cuda-work: $(EMULATED) $(VENV)/.cuda-tools ## count the kernels' memory traffic, compute times from it; writes docs/cuda-roofline.md
 	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python -m tools.cuda.work $(if $(QUICK),--quick,--markdown docs/cuda-roofline.md)
 
-gpu-check: setup ## on a machine with a GPU: the tests on the device, compute-sanitizer, times; writes gpu-report.md
-	$(BIN)/python -m tools.gpu_check $(if $(QUICK),--quick)
+gpu-check: setup ## on a machine with a GPU: tests, compute-sanitizer, times, the service; writes gpu-report.md; QUICK=1 on the CPU
+	$(BIN)/python benchmarks/gpu_check.py $(if $(QUICK),--stand-in)
 
 peers: setup ## install the libraries that the tests compare with
 	$(PIP) install --quiet --no-deps --requirement requirements-peers.txt
 
 release: setup ## build the three distributions from what is committed and check them; publishes nothing; QUICK=1 without the wheel of the core
 	$(BIN)/python -m tools.release $(if $(QUICK),--quick)
+
+wheels: setup ## build the wheels for CPU and CUDA, check and try them; publishes nothing; QUICK=1 with the core that is installed
+	$(BIN)/python -m tools.wheels $(if $(QUICK),--quick)
+
+torch-versions: setup ## build against the headers of every torch from 2.10 on, and try it; QUICK=1 for a part of the oldest
+	$(BIN)/python -m tools.torch_versions $(if $(QUICK),--quick)
 
 pythons: setup ## test the client under every Python from 3.11 on that is installed, without torch; PYTHONS=3.13 for one
 	$(BIN)/python -m tools.pythons $(PYTHONS)

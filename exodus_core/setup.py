@@ -4,6 +4,8 @@
 where there is nvcc and either a torch with CUDA or EXODUS_FORCE_CUDA=1, for the architectures of TORCH_CUDA_ARCH_LIST.
 No torch build helper is used: it would add libtorch_python and Python's own ABI, which the libraries do not touch.
 
+EXODUS_LOCAL_VERSION, such as +cu130, goes behind the version of a wheel.
+
 For tests: EXODUS_SANITIZE=address,undefined builds with sanitizers; EXODUS_EMULATE=1 builds a `_C` that runs the CUDA
 kernels on the CPU (tests/cuda).
 """
@@ -13,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -107,16 +110,23 @@ class BuildOperators(build_ext):
         assert nvcc is not None
         listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
         flags = [*NVCC, *architecture_flags(listed), *STABLE_ABI]
-        objects = []
-        for source in ext.sources:
-            target = Path(self.build_temp) / f"{Path(source).stem}.cuda.o"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run([nvcc, *flags, "-c", source, "-o", target], check=True)
-            objects.append(target)
+        folder = Path(self.build_temp)
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def compile_one(source: str) -> Path:
+            target = folder / f"{Path(source).stem}.cuda.o"
+            command = [nvcc, *flags, "-c", source, "-o", target]
+            ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            sys.stderr.write(ended.stdout)  # of each file together
+            ended.check_returncode()
+            return target
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            objects = list(threads.map(compile_one, ext.sources))
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
-        torch_cuda = ["-ltorch_cuda"] if (TORCH / "lib" / "libtorch_cuda.so").exists() else []
-        link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", *torch_cuda, "-cudart", "shared"]
+        link = ["-Xlinker", "--no-as-needed", f"-L{TORCH / 'lib'}", "-ltorch_cpu"]
+        link += [f"-L{self.torch_cuda_folder(folder)}", "-ltorch_cuda", "-cudart", "shared"]
         subprocess.run([nvcc, "-shared", *objects, "-o", library, *link], check=True)
         version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
         facts = {
@@ -126,6 +136,22 @@ class BuildOperators(build_ext):
         }
         library.with_name("_C_cuda.json").write_text(json.dumps(facts) + "\n")
 
+    @staticmethod
+    def torch_cuda_folder(build: Path) -> Path:
+        """Where the linker finds libtorch_cuda.so: that of torch, or an empty one of its name.
+
+        Built beside a torch without CUDA, the library must still name the one it needs, or it loads nowhere.
+        """
+        if (TORCH / "lib" / "libtorch_cuda.so").exists():
+            return TORCH / "lib"
+        stub = build / "stub"
+        stub.mkdir(exist_ok=True)
+        (stub / "empty.c").touch()
+        name = "libtorch_cuda.so"
+        link = ["-shared", "-Wl,-soname," + name, stub / "empty.c", "-o", stub / name]
+        subprocess.run([os.environ.get("CC", "gcc"), *link], check=True)
+        return stub
+
 
 def extension(name: str, listed: list[str], flags: list[str]) -> Extension:
     return Extension(
@@ -133,9 +159,9 @@ def extension(name: str, listed: list[str], flags: list[str]) -> Extension:
         sources=listed,
         depends=[str(path.relative_to(HERE)) for path in (HERE / "csrc").glob("**/*.*h")],
         extra_compile_args=[*COMPILE, *SANITIZER, *flags, *STABLE_ABI],
-        extra_link_args=SANITIZER[:1],
+        # Named as needed also where the library that is linked with has no symbols (tools/torch_versions.py).
+        extra_link_args=["-Wl,--no-as-needed", "-ltorch_cpu", *SANITIZER[:1]],
         library_dirs=[str(TORCH / "lib")],
-        libraries=["torch_cpu"],
         language="c++",
         py_limited_api=True,
     )
@@ -151,10 +177,13 @@ else:
     if force and find_nvcc() is None:
         raise SystemExit("EXODUS_FORCE_CUDA=1 needs nvcc, in CUDA_HOME/bin or in the PATH")
     if find_nvcc() and (torch.version.cuda or force):
-        extensions.append(extension("_C_cuda", sources("cuda"), []))
+        extensions.append(extension("_C_cuda", [*sources("cuda"), "csrc/older_systems.cpp"], []))
 
 setup(
     ext_modules=extensions,
     cmdclass={"build_ext": BuildOperators},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={
+        "bdist_wheel": {"py_limited_api": "cp311"},
+        "egg_info": {"tag_build": os.environ.get("EXODUS_LOCAL_VERSION", "")},
+    },
 )

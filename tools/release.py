@@ -13,16 +13,15 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tomllib
-import venv
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).absolute().parents[1]
+from tools.commands import ROOT, CheckError, make_environment, run
+
 BUILD = ROOT / "build" / "release"
 CORE = "exodus_core"
 DISTRIBUTIONS = (CORE, "service", "client")
@@ -34,19 +33,6 @@ import importlib.metadata, importlib.util
 import exodus_client
 print(importlib.metadata.version("exodus-client"), importlib.util.find_spec("torch"))
 """
-
-
-class ReleaseError(Exception):
-    """A distribution is not what should be published."""
-
-
-def run(*command: str | Path, cwd: Path = ROOT) -> str:
-    print("+", *command, flush=True)
-    ended = subprocess.run([str(part) for part in command], cwd=cwd, stdout=subprocess.PIPE, text=True)
-    if ended.returncode:
-        print(ended.stdout)
-        raise ReleaseError(f"{command[0]} ended with status {ended.returncode}")
-    return ended.stdout
 
 
 def committed(source: Path) -> None:
@@ -64,13 +50,13 @@ def check_version(source: Path) -> str:
     projects = [tomllib.loads((source / name / "pyproject.toml").read_text())["project"] for name in DISTRIBUTIONS]
     versions = {project["name"]: project["version"] for project in projects}
     if len(set(versions.values())) != 1:
-        raise ReleaseError(f"versions must be equal, got {versions}")
+        raise CheckError(f"versions must be equal, got {versions}")
     version: str = projects[0]["version"]
     if f"## [{version}] - " not in (source / "CHANGELOG.md").read_text():
-        raise ReleaseError(f"CHANGELOG.md must have a section {version}")
+        raise CheckError(f"CHANGELOG.md must have a section {version}")
     for dependency in (dependency for project in projects for dependency in project["dependencies"]):
         if dependency.startswith("exodus-") and not dependency.endswith(f"~={version}"):
-            raise ReleaseError(f"dependency must be ~={version}, got {dependency}")
+            raise CheckError(f"dependency must be ~={version}, got {dependency}")
     return version
 
 
@@ -96,23 +82,15 @@ def check_files(name: str, files: list[str], version: str, quick: bool) -> None:
 def require(archive: str, found: set[str], wanted: Iterable[str]) -> None:
     missing = sorted(set(wanted) - found)
     if missing:
-        raise ReleaseError(f"{archive} lacks {', '.join(missing)}")
-
-
-def environment(name: str, *requirements: str | Path) -> Path:
-    """Makes a fresh environment with the requirements; returns its folder of programs."""
-    venv.create(BUILD / name, with_pip=True)
-    programs = BUILD / name / "bin"
-    run(programs / "pip", "--disable-pip-version-check", "install", "--quiet", *requirements)
-    return programs
+        raise CheckError(f"{archive} lacks {', '.join(missing)}")
 
 
 def check_client(version: str) -> None:
     """The wheel of the client, installed without torch, imports and has its command."""
     (wheel,) = (BUILD / "dist").glob(f"exodus_client-{version}-*.whl")
-    programs = environment("client", f"exodus-client[cli] @ {wheel.as_uri()}")
+    programs = make_environment(BUILD / "client", f"exodus-client[cli] @ {wheel.as_uri()}")
     if (found := run(programs / "python", "-c", SCRIPT, cwd=BUILD).split()) != [version, "None"]:
-        raise ReleaseError(f"client must be {version}, in an environment without torch, got {found}")
+        raise CheckError(f"client must be {version}, in an environment without torch, got {found}")
     run(programs / "exodus", "--help", cwd=BUILD)
 
 
@@ -130,12 +108,12 @@ def main() -> int:
         for name in DISTRIBUTIONS:
             only = ["--sdist"] if quick and name == CORE else []
             run(sys.executable, "-m", "build", "--no-isolation", *only, "--outdir", BUILD / "dist", source / name)
-        twine = environment("twine", "--requirement", ROOT / "requirements-release.txt") / "twine"
+        twine = make_environment(BUILD / "twine", "--requirement", ROOT / "requirements-release.txt") / "twine"
         run(twine, "check", "--strict", *sorted((BUILD / "dist").iterdir()))
         for name in DISTRIBUTIONS:
             check_files(name, files[name], version, quick)
         check_client(version)
-    except ReleaseError as error:
+    except CheckError as error:
         print(f"release: {error}", file=sys.stderr)
         return 1
     print(f"release: {version} is in {(BUILD / 'dist').relative_to(ROOT)}")

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 import exodus_core
 from assertions import KERNELS
-from exodus_core import AlphaKernel, ExponentialKernel
+from exodus_core import AlphaKernel, ExponentialKernel, ops
 
 NEURON = (0.9, 1.0, 1.0, -1.0, 1.0)
 NONE6 = (None,) * 6
@@ -309,3 +309,22 @@ def test_elements_beyond_two_to_the_31_are_reached() -> None:
     gradient = exodus_core.lif_gradient(membrane, x, 0.5).input
     assert (gradient[0, -2, -5:] > 0.5).all()
     assert (gradient[0, 0, -5:] == 0).all()
+
+
+def test_a_gpu_without_room_raises_what_torch_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    def full(tensor: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {tensor.nbytes} bytes.")
+
+    x = torch.randn(2, 3, 4).as_subclass(OnGpu)
+    called: list[Any] = []
+    operator = ops.with_room(lambda *given: called.append(given), outputs=2)
+    operator(x, 1)
+    assert len(called) == 1
+    monkeypatch.setattr(torch, "empty_like", full)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 96 bytes"):
+        operator(x, 1)
+    operator(x.as_subclass(Tensor), 1)
+    assert len(called) == 2

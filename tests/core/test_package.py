@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import exodus_core
-from exodus_core import arguments, ops
+from exodus_core import _library, arguments, ops
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,7 +103,7 @@ print(exodus_core.capabilities()["cuda_library"]["reason"])
     [
         (None, "exodus_core was built without CUDA: there was no nvcc, or no torch with CUDA"),
         ("13.0", "exodus_core was built for CUDA 13.0, and torch {torch} uses CUDA 12.8"),
-        ("12.4", "_C_cuda.abi3.so, built for CUDA 12.4, does not load: "),
+        ("12.4", "_C_cuda.abi3.so, built for CUDA 12.4, does not load: {copy}/_C_cuda.abi3.so: file too short"),
     ],
     ids=["not built", "another CUDA", "damaged"],
 )
@@ -121,5 +121,36 @@ def test_a_missing_or_mismatched_cuda_library_is_said_once_and_the_cpu_works(
         [sys.executable, "-c", CUDA_REPORT], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
     )
     told = run.stdout.strip()
-    assert told.startswith(reason.format(torch=torch.__version__))
+    assert told.startswith(reason.format(torch=torch.__version__, copy=copy))
     assert run.stderr.count("no CUDA kernels: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "reason", "advice"),
+    [
+        (
+            "void absent(void); void load(void) { absent(); }",
+            "undefined symbol: absent",
+            "build it again beside this one",
+        ),
+        ("", "libabsent.so: cannot open shared object file", "install a torch with CUDA of the same major version"),
+    ],
+    ids=["another torch", "a missing library"],
+)
+def test_a_library_that_does_not_load_tells_the_reason_and_what_to_do(
+    tmp_path: Path, source: str, reason: str, advice: str
+) -> None:
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no compiler")
+    library, absent = tmp_path / "library.so", tmp_path / "libabsent.so"
+    for text, path, links in (("", absent, []), (source, library, [] if source else [absent])):
+        (tmp_path / "source.c").write_text(text)
+        options = ["-shared", "-fPIC", "-Wl,--no-as-needed", f"-Wl,-soname,{path.name}"]
+        subprocess.run([compiler, *options, tmp_path / "source.c", "-o", path, *links], check=True)
+    absent.unlink()
+    with pytest.raises(OSError, match="library") as raised:
+        torch.ops.load_library(str(library))
+    told = _library.explained(library, raised.value)
+    assert reason in told
+    assert advice in told

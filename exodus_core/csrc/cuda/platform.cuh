@@ -41,10 +41,16 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_inde
 #define EXODUS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)          \
   do {                                                                         \
     EXODUS_UNWRAP kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);  \
-    STD_CUDA_KERNEL_LAUNCH_CHECK();                                            \
+    ::exodus::cuda::check_launch(#kernel);                                     \
   } while (0)
 
 namespace exodus::cuda {
+
+// torch's own check, STD_CUDA_KERNEL_LAUNCH_CHECK, is not in the headers of every torch from 2.10 on.
+inline void check_launch(const char* kernel) {
+  const cudaError_t error = cudaGetLastError();
+  STD_TORCH_CHECK(error == cudaSuccess, "the kernel ", kernel, " was not launched: ", cudaGetErrorString(error));
+}
 
 // Makes the device of a tensor current during its lifetime, and has torch's stream on it.
 class OnDeviceOf {

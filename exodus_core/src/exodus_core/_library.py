@@ -7,6 +7,7 @@ kernels work all the same.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -48,7 +49,8 @@ def _load_cpu() -> None:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
         raise ImportError(
-            f"{LIBRARY.name} needs torch >= 2.10 and does not load in torch {torch.__version__}: {error}"
+            f"{LIBRARY.name} needs torch >= 2.10 and does not load in torch {torch.__version__}: "
+            f"{explained(LIBRARY, error)}"
         ) from error
     if limit:
         torch.ops.exodus.keep_memory(int(limit))
@@ -72,10 +74,32 @@ def _load_cuda() -> CudaLibrary:
         try:
             torch.ops.load_library(str(CUDA_LIBRARY))
         except OSError as error:
-            reason = f"{CUDA_LIBRARY.name}, built for CUDA {built_for}, does not load: {error}"
+            reason = f"{CUDA_LIBRARY.name}, built for CUDA {built_for}, does not load: {explained(CUDA_LIBRARY, error)}"
     if reason and torch.version.cuda is not None:
         logging.getLogger("exodus_core").warning("no CUDA kernels: %s", reason)
     return CudaLibrary(not reason, reason, built_for, architectures)
+
+
+#: What the dynamic linker says, and what to do about it.
+_ADVICE = {
+    "undefined symbol": "it was built for another torch: build it again beside this one, with `pip install "
+    "--no-build-isolation --force-reinstall --no-deps ./exodus_core`",
+    "cannot open shared object file": "a library that it needs is missing: install a torch with CUDA of the same major "
+    "version",
+    "not found": "it needs a newer system library than this machine has: build it here, from source",
+}
+
+
+def explained(library: Path, error: OSError) -> str:
+    """Why a library does not load, as the dynamic linker says it, which torch leaves out, and what to do about it."""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as told:
+        said = str(told)
+    else:  # its operators were refused: torch has said why
+        said = str(error)
+    advice = next((advice for words, advice in _ADVICE.items() if words in said), "")
+    return f"{said}; {advice}" if advice else said
 
 
 _load_cpu()

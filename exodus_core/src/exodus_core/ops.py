@@ -6,6 +6,7 @@ Private: they check little and have no autograd. `exodus_core.lif` and its sibli
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,12 +14,30 @@ from torch import Tensor
 from exodus_core import _library  # noqa: F401  (registers the operators)
 
 _Pair = Callable[..., tuple[Tensor, Tensor]]
+_Result = TypeVar("_Result")
 
-lif_forward: _Pair = torch.ops.exodus.lif_forward.default
-lif_backward: _Pair = torch.ops.exodus.lif_backward.default
-srm_forward: _Pair = torch.ops.exodus.srm_forward.default
-srm_backward: _Pair = torch.ops.exodus.srm_backward.default
-filter: Callable[..., Tensor] = torch.ops.exodus.filter.default
+
+def with_room(operator: Callable[..., _Result], *, outputs: int) -> Callable[..., _Result]:
+    """An operator with so many outputs like its first tensor. Raises torch.OutOfMemoryError: the GPU has no room.
+
+    On a GPU they are allocated beforehand and given back, for the operator to find in torch's cache: an allocation
+    within the stable ABI that fails writes to stderr, and raises a RuntimeError that does not say what was wanted.
+    """
+
+    def call(first: Tensor, *arguments: Any) -> _Result:
+        if first.is_cuda and not torch.compiler.is_compiling():
+            held = [torch.empty_like(first) for _ in range(outputs)]
+            del held
+        return operator(first, *arguments)
+
+    return call
+
+
+lif_forward: _Pair = with_room(torch.ops.exodus.lif_forward.default, outputs=2)
+lif_backward: _Pair = with_room(torch.ops.exodus.lif_backward.default, outputs=1)
+srm_forward: _Pair = with_room(torch.ops.exodus.srm_forward.default, outputs=2)
+srm_backward: _Pair = with_room(torch.ops.exodus.srm_backward.default, outputs=1)
+filter: Callable[..., Tensor] = with_room(torch.ops.exodus.filter.default, outputs=1)
 taps_gradient: Callable[..., Tensor] = torch.ops.exodus.taps_gradient.default
 instruction_set: Callable[[], str] = torch.ops.exodus.instruction_set.default
 keep_memory: Callable[[int], int] = torch.ops.exodus.keep_memory.default

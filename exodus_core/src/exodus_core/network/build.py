@@ -157,7 +157,7 @@ def _moved(generator: torch.Generator, device: torch.device) -> torch.Generator:
 def build(
     data: Mapping[str, Any] | Sequence[Mapping[str, Any]] | Description,
     seed: int = 0,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> Network:
     """Builds a network. Equal seeds give equal bits, and torch's global random numbers are left alone.
 
@@ -165,7 +165,7 @@ def build(
         data: a description (docs/networks.md), as plain data or as `parse` returns it; or its layers alone, the first
             one linear with in_features.
         seed: of the initial weights and the dropout masks, from 0 to 2^63 - 1.
-        device: of the network.
+        device: of the network; None: torch's default device, as for every module.
 
     Raises:
         NetworkError: the description does not fit.
@@ -174,4 +174,4 @@ def build(
     if not is_integer(seed) or not 0 <= seed < 2**63:
         raise ArgumentError("seed", "an integer from 0 to 2**63 - 1", repr(seed))
     description = data if isinstance(data, Description) else parse(data)
-    return Network(description, int(seed), device)
+    return Network(description, int(seed), torch.get_default_device() if device is None else device)
