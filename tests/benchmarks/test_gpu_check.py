@@ -36,13 +36,11 @@ def test_all_parts_together_take_at_most_eight_minutes() -> None:
     assert sum(PARTS.values()) <= 480
 
 
-@pytest.mark.slow
 def test_parts_run_on_the_stand_in_and_report(tmp_path: Path) -> None:
-    ended = check(tmp_path, "--stand-in", "--part", "exact", "--part", "times", "--part", "tune")
+    ended = check(tmp_path, "--stand-in", "--part", "exact")
     told = json.loads((tmp_path / "report.json").read_text())
-    assert list(told["parts"]) == ["exact", "times", "tune"]
+    assert list(told["parts"]) == ["exact"]
     assert all(row["ok"] for row in told["parts"]["exact"]), ended.stdout
-    assert any("pair ms" in row for row in told["parts"]["times"])
     report = (tmp_path / "report.md").read_text()
     assert "## exact" in report
     assert "the CPU stands in" in report

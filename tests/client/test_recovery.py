@@ -379,7 +379,9 @@ class TestLostForGood:
         before = server.backup()
         steps(model, 9)
         server.crash(back_to=before)
-        with pytest.raises(StateLostError, match=r"has done 0 calls, and this handle keeps those from 7 on") as caught:
+        # From 7, unless the last saves were not there yet when the last call was answered.
+        lost = r"has done 0 calls, and this handle keeps those from [357] on"
+        with pytest.raises(StateLostError, match=lost) as caught:
             submit(model, "step", 9).result(STUCK)
         with pytest.raises(StateLostError) as again:
             submit(model, "step", 9)

@@ -26,7 +26,7 @@ def run(device: Device, emit: Emit) -> None:
         equal = same_gradients = count = 0
         worst = 0.0
         for (shape, (reset, decayed)), method, time_dim in itertools.product(
-            itertools.product(SHAPES, RESETS), ("exodus", "slayer"), (0, 1, 2)
+            itertools.product(SHAPES if device.is_gpu else SHAPES[:2], RESETS), ("exodus", "slayer"), (0, 1, 2)
         ):
             torch.manual_seed(count)
             x, g = torch.randn(2, *shape, dtype=torch.float64, device="cpu").to(dtype)
