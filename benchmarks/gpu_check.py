@@ -6,9 +6,9 @@ Needs a python3 whose torch has CUDA, and the built libraries in exodus_core/src
 package index. Parts, each a process with a time limit of its own: `tests` (the core's, on the device), `exact` (bits
 and gradients against the CPU), `sanitizer` (compute-sanitizer on chosen edges), `times` (the neuron alone, against a
 copy and other libraries), `paper` (a training step at the paper's architectures), `service` (the service on the
-device), `tune` (where the backward pass by chunks pays). What fails, or is not there, is reported, and the others go
-on. The report is Markdown, and JSON beside it. --stand-in runs all parts on the CPU, at small sizes, to try the parts
-themselves. Exits with 1 if a check fails, with 2 if there is no GPU.
+device), `tune` (where the backward pass by chunks pays). A part or a contender that fails is reported, and the others
+go on. The report is Markdown, and JSON beside it. --stand-in runs all parts on the CPU, at small sizes, to try the
+parts themselves. Exits with 1 if a check fails, with 2 if there is no GPU.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def environment_of_parts(folder: Path) -> dict[str, str]:
 
 
 def head(environment: dict[str, str], stand_in: bool) -> dict[str, Any]:
-    """What is measured, and on what. Raises RuntimeError: it cannot be."""
+    """The head of the report: date, commit, device, versions. Raises RuntimeError: there is nothing to run on."""
     code = (
         "import json, torch, exodus_core; from benchmarks.gpu.device import Device\n"
         f"told = exodus_core.capabilities(); stand_in = {stand_in}\n"

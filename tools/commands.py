@@ -17,7 +17,7 @@ class CheckError(Exception):
 
 
 def run(*command: str | Path, cwd: Path = ROOT, environment: Mapping[str, str] = MappingProxyType({})) -> str:
-    """What a command prints; `environment` goes over that of this process. Raises CheckError: it fails."""
+    """The output of a command; `environment` goes over that of this process. Raises CheckError: it fails."""
     print("+", *command, flush=True)
     ended = subprocess.run(
         [str(part) for part in command],

@@ -1,4 +1,4 @@
-"""What parts report: rows, one JSON object a line, so that a part that is stopped has reported what it had."""
+"""Rows of the report, one JSON object a line, so that a part that is stopped has reported its rows so far."""
 
 from __future__ import annotations
 

@@ -84,6 +84,75 @@ def every(seconds: float, nbytes: int, until: float = 1000) -> list[tuple[float,
     return [(seconds * number, nbytes) for number in range(1, int(until / seconds))]
 
 
+class Recorder(Peer):
+    """A peer that takes everything at once, and keeps each write by itself."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.written: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        self.written.append(bytes(data))
+
+    def write_eof(self) -> None:
+        self.written.append(b"EOF")
+
+
+def written(use: Callable[[Outgoing], object]) -> tuple[list[bytes], list[bytes]]:
+    """What a peer gets: at once, and after a turn of the event loop."""
+
+    async def test() -> tuple[list[bytes], list[bytes]]:
+        peer = Recorder()
+        outgoing = Outgoing(cast(asyncio.Transport, peer), PACE)
+        use(outgoing)
+        at_once = list(peer.written)
+        await asyncio.sleep(0)
+        return at_once, peer.written
+
+    return asyncio.run(test())
+
+
+def test_small_writes_leave_together() -> None:
+    def head_and_body(outgoing: Outgoing) -> None:
+        outgoing.write(b"head")
+        outgoing.write(memoryview(b"body"))
+
+    assert written(head_and_body) == ([], [b"headbody"])
+    for end, then in ((Outgoing.flush, []), (Outgoing.close, []), (Outgoing.write_eof, [b"EOF"])):
+
+        def ended(outgoing: Outgoing, end: Callable[[Outgoing], object] = end) -> None:
+            head_and_body(outgoing)
+            assert outgoing.get_write_buffer_size() == 8
+            end(outgoing)
+
+        assert written(ended)[0] == [b"headbody", *then]
+
+    def aborted(outgoing: Outgoing) -> None:
+        head_and_body(outgoing)
+        outgoing.abort()
+
+    assert written(aborted) == ([], [])
+
+
+def test_a_large_write_leaves_at_once_behind_what_was_held() -> None:
+    large = bytes(100_000)
+
+    def mixed(outgoing: Outgoing) -> None:
+        outgoing.write(b"head")
+        outgoing.write(large)
+        outgoing.write(b"end")
+
+    assert written(mixed) == ([b"head", large], [b"head", large, b"end"])
+
+    def many(outgoing: Outgoing) -> None:
+        for _ in range(5):
+            outgoing.write(bytes(10_000))
+
+    at_once, later = written(many)
+    assert list(map(len, at_once)) == [20_000, 20_000]
+    assert list(map(len, later)) == [20_000, 20_000, 10_000]
+
+
 @pytest.mark.parametrize("close", [False, True], ids=["open", "closing"])
 def test_a_client_that_takes_nothing_is_cut_off_after_the_stall_timeout(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, close: bool

@@ -80,7 +80,7 @@ def _load_cuda() -> CudaLibrary:
     return CudaLibrary(not reason, reason, built_for, architectures)
 
 
-#: What the dynamic linker says, and what to do about it.
+#: Advice by words of the dynamic linker.
 _ADVICE = {
     "undefined symbol": "it was built for another torch: build it again beside this one, with `pip install "
     "--no-build-isolation --force-reinstall --no-deps ./exodus_core`",
