@@ -10,7 +10,7 @@ template class std::basic_ostringstream<char>;
 template class std::basic_stringstream<char>;
 
 namespace std {
-__attribute__((visibility("hidden"))) void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+void __throw_bad_array_new_length() { throw bad_array_new_length(); }
 }  // namespace std
 
 // shared_ptr counts without atomics where this is not zero (glibc 2.32); always atomically here.
