@@ -13,6 +13,7 @@ kernels on the CPU (tests/cuda).
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -149,7 +150,7 @@ class BuildOperators(build_ext):
         (stub / "empty.c").touch()
         name = "libtorch_cuda.so"
         link = ["-shared", "-Wl,-soname," + name, stub / "empty.c", "-o", stub / name]
-        subprocess.run([os.environ.get("CC", "gcc"), *link], check=True)
+        subprocess.run([*shlex.split(os.environ.get("CC", "gcc")), *link], check=True)
         return stub
 
 

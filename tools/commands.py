@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tarfile
 import venv
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,3 +41,14 @@ def make_environment(folder: Path, *requirements: str | Path) -> Path:
     if requirements:
         run(programs / "pip", "--disable-pip-version-check", "install", "--quiet", *requirements)
     return programs
+
+
+def committed(folder: Path) -> None:
+    """Unpacks the committed files into a folder, so that a build takes nothing else and leaves nothing behind."""
+    if run("git", "status", "--porcelain"):
+        print("note: changes that are not committed are left out", flush=True)
+    folder.mkdir(parents=True)
+    archive = folder.with_suffix(".tar")
+    run("git", "archive", "--output", archive, "HEAD")
+    with tarfile.open(archive) as files:
+        files.extractall(folder, filter="fully_trusted")  # our own; a LICENSE is a link to the one of the project

@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from tools.commands import ROOT, CheckError, make_environment, run
+from tools.commands import ROOT, CheckError, committed, make_environment, run
 
 BUILD = ROOT / "build" / "release"
 CORE = "exodus_core"
@@ -33,16 +33,6 @@ import importlib.metadata, importlib.util
 import exodus_client
 print(importlib.metadata.version("exodus-client"), importlib.util.find_spec("torch"))
 """
-
-
-def committed(source: Path) -> None:
-    """Unpacks the committed files into a folder."""
-    if run("git", "status", "--porcelain"):
-        print("note: changes that are not committed are not part of the release", flush=True)
-    archive = BUILD / "source.tar"
-    run("git", "archive", "--output", archive, "HEAD")
-    with tarfile.open(archive) as files:
-        files.extractall(source, filter="fully_trusted")  # our own; a LICENSE is a link to the one of the project
 
 
 def check_version(source: Path) -> str:
@@ -100,7 +90,6 @@ def main() -> int:
     quick: bool = parser.parse_args().quick
     shutil.rmtree(BUILD, ignore_errors=True)
     source = BUILD / "source"
-    source.mkdir(parents=True)
     try:
         committed(source)
         version = check_version(source)

@@ -1,4 +1,4 @@
-"""Builds the wheels that are published, checks them and tries each in a fresh environment; publishes nothing.
+"""Builds the wheels from what is committed, checks them and tries each in a fresh environment; publishes nothing.
 
     python -m tools.wheels [--quick]
 
@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from tools.commands import ROOT, CheckError, make_environment, run
+from tools.commands import ROOT, CheckError, committed, make_environment, run
 from tools.torch_versions import OLDEST, TRIAL, headers
 
 BUILD = ROOT / "build" / "wheels"
@@ -41,8 +41,9 @@ MOST_CUDA_BYTES = 20 * 2**20
 
 def build(source: str, folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> Path:
     """Builds one wheel."""
-    shutil.rmtree(ROOT / source / "build", ignore_errors=True)
-    command = (sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", folder, ROOT / source)
+    copy = BUILD / "source" / folder.name
+    committed(copy)
+    command = (sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", folder, copy / source)
     run(*command, environment=environment)
     (wheel,) = folder.glob("*.whl")
     return wheel

@@ -3,11 +3,15 @@
 #include <new>
 #include <sstream>
 
-#if defined(__GLIBCXX__) && _GLIBCXX_RELEASE >= 11
+#if defined(__GLIBCXX__) && _GLIBCXX_RELEASE >= 9
 
 // Their default constructors became functions of the library in GLIBCXX_3.4.26.
 template class std::basic_ostringstream<char>;
 template class std::basic_stringstream<char>;
+
+#endif
+
+#if defined(__GLIBCXX__) && _GLIBCXX_RELEASE >= 11
 
 namespace std {
 void __throw_bad_array_new_length() { throw bad_array_new_length(); }

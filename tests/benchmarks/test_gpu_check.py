@@ -47,7 +47,6 @@ def test_parts_run_on_the_stand_in_and_report(tmp_path: Path) -> None:
 
 
 def test_a_part_that_hangs_or_dies_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check, "GRACE_S", 1)
     monkeypatch.setattr(gpu_check, "PARTS", {"exact": 1})
     script = tmp_path / "script.py"
     monkeypatch.setattr(gpu_check, "__file__", str(script))

@@ -313,7 +313,7 @@ def test_masks_are_drawn_where_the_network_goes(drawn: Any) -> None:
     generator = Elsewhere().manual_seed(seed)
     net._share(generator)
     if drawn:
-        torch.rand(1, generator=generator)
+        torch.rand(1, generator=generator, device="cpu")
     net.float()
     assert net.generator.device == net.device
     assert {id(layer.generator) for layer in net._modules.values()} == {id(net.generator)}

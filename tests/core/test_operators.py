@@ -318,7 +318,7 @@ def test_a_gpu_without_room_raises_what_torch_raises(monkeypatch: pytest.MonkeyP
     def full(tensor: Tensor) -> Tensor:
         raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {tensor.nbytes} bytes.")
 
-    x = torch.randn(2, 3, 4).as_subclass(OnGpu)
+    x = torch.randn(2, 3, 4, device="cpu").as_subclass(OnGpu)
     called: list[Any] = []
     operator = ops.with_room(lambda *given: called.append(given), outputs=2)
     operator(x, 1)

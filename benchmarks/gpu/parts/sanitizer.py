@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import tempfile
 import time
+from contextlib import suppress
+from pathlib import Path
 
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.parts.tests import EDGES, pytest_command
-from benchmarks.gpu.rows import Emit
+from benchmarks.gpu.rows import Emit, Row
 
 SECONDS = 60
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -23,22 +27,36 @@ def run(device: Device, emit: Emit) -> None:
     if tool is None:
         emit({"case": "compute-sanitizer", "ok": True, "detail": "left out: it is not installed"})
         return
-    running = {}
-    for name in TOOLS:
-        prefix = (tool, "--tool", name, "--error-exitcode", "9")
-        command, environment = pytest_command(device, EDGES, "-x", "-k", CHOSEN, prefix=prefix)
-        running[name] = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-    ends = time.monotonic() + SECONDS
-    for name, process in running.items():
+    with tempfile.TemporaryDirectory() as folder:
+        running = {name: _start(device, tool, name, Path(folder, name)) for name in TOOLS}
+        ends = time.monotonic() + SECONDS
         try:
-            output, _ = process.communicate(timeout=max(0.1, ends - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            emit({"case": name, "ok": False, "detail": f"not ended within {SECONDS} s"})
-            continue
-        lines = [line for line in output.splitlines() if line.strip()]
-        summary = next((line for line in reversed(lines) if "ERROR SUMMARY" in line or "passed" in line), "no output")
-        emit({"case": name, "ok": process.returncode == 0, "detail": summary.strip("= ")})
+            for name, process in running.items():
+                emit(_row(name, process, Path(folder, name), ends))
+        finally:
+            for process in running.values():
+                _kill(process)
+
+
+def _start(device: Device, tool: str, name: str, output: Path) -> subprocess.Popen[bytes]:
+    prefix = (tool, "--tool", name, "--error-exitcode", "9")
+    command, environment = pytest_command(device, EDGES, "-x", "-k", CHOSEN, prefix=prefix)
+    with output.open("wb") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def _row(name: str, process: subprocess.Popen[bytes], output: Path, ends: float) -> Row:
+    try:
+        status = process.wait(max(0.1, ends - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return {"case": name, "ok": False, "detail": f"not ended within {SECONDS} s"}
+    lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
+    summary = next((line for line in reversed(lines) if "ERROR SUMMARY" in line or "passed" in line), "no output")
+    return {"case": name, "ok": status == 0, "detail": summary.strip("= ")}
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a tool and the tests that it has started."""
+    with suppress(ProcessLookupError):  # all have ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

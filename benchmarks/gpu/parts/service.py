@@ -33,6 +33,8 @@ LAYERS: list[dict[str, Any]] = [
     {"kind": "if"},
 ]
 LOSS = "max_over_time_ce"
+#: Room for a request that the memory of the device has no room for.
+SETTINGS = {"EXODUS_MAX_BODY_BYTES": str(2**31), "EXODUS_MAX_QUEUE_BYTES": str(2**32)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ def _service(device: Device) -> Iterator[Running]:
         command = [sys.executable, "-c", "from exodus_service.cli import main; main()", "serve", "--uds", path]
         log = Path(folder, "log")
         with log.open("w") as output:
-            process = subprocess.Popen(command, env={**os.environ, "EXODUS_DEVICE": device.type}, stderr=output)
+            process = subprocess.Popen(
+                command, env={**os.environ, **SETTINGS, "EXODUS_DEVICE": device.type}, stderr=output
+            )
         try:
             url = f"unix:{path}"
             _wait(process, url)

@@ -84,8 +84,8 @@ def _load_cuda() -> CudaLibrary:
 _ADVICE = {
     "undefined symbol": "it was built for another torch: build it again beside this one, with `pip install "
     "--no-build-isolation --force-reinstall --no-deps ./exodus_core`",
-    "cannot open shared object file": "a library that it needs is missing: install a torch with CUDA of the same major "
-    "version",
+    "cannot open shared object file": "a library that it needs is missing: for one of CUDA, install a torch with CUDA "
+    "of the same major version",
     "not found": "it needs a newer system library than this machine has: build it here, from source",
 }
 

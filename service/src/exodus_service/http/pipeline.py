@@ -186,7 +186,12 @@ async def _while_connected(work: Coroutine[Any, Any, T], request: Request) -> T:
     def watch() -> None:
         watching.append(asyncio.create_task(_cancel_at_disconnect(request, task)))
 
-    starting = asyncio.get_running_loop().call_soon(watch)  # brief work ends before
+    def watch_soon() -> None:
+        nonlocal starting
+        starting = loop.call_soon(watch)
+
+    loop = asyncio.get_running_loop()
+    starting = loop.call_soon(watch_soon)  # brief work ends before the second turn is over
     try:
         return await work
     except asyncio.CancelledError:
