@@ -176,6 +176,7 @@ def test_binary_is_refused_outside_of_the_data_of_tensors() -> None:
     entry = {key: value for key, value in a_tensor().items() if key != "nbytes"}
     assert refusal(msgpack.packb(header(entry | {"data": b"abc"}, params={"a": b"abc"}))) == ("malformed", "")
     assert refusal(msgpack.packb(header(params={"a": b"abc"}))) == ("malformed", "")
+    assert refusal(msgpack.packb(header(params={"a": [b"abc"]}))) == ("malformed", "")
     assert refusal(msgpack.packb(header(entry, params={"a": b"abc"}))) == ("malformed", "/tensors/0/data")
     assert refusal(msgpack.packb(header(entry | {"data": b"abc", "nbytes": 2}))) == ("mismatch", "/tensors/0")
 
