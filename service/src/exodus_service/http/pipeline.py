@@ -186,12 +186,9 @@ async def _while_connected(work: Coroutine[Any, Any, T], request: Request) -> T:
     def watch() -> None:
         watching.append(asyncio.create_task(_cancel_at_disconnect(request, task)))
 
-    def watch_soon() -> None:
-        nonlocal starting
-        starting = loop.call_soon(watch)
-
     loop = asyncio.get_running_loop()
-    starting = loop.call_soon(watch_soon)  # brief work ends before the second turn is over
+    # Brief work ends before the second turn of the loop is over.
+    starting: list[asyncio.Handle] = [loop.call_soon(lambda: starting.append(loop.call_soon(watch)))]
     try:
         return await work
     except asyncio.CancelledError:
@@ -200,7 +197,8 @@ async def _while_connected(work: Coroutine[Any, Any, T], request: Request) -> T:
         task.uncancel()
         raise ServiceError("client_disconnected", "the client left before the result was there") from None
     finally:
-        starting.cancel()
+        for handle in starting:
+            handle.cancel()
         for watcher in watching:
             watcher.cancel()
 
