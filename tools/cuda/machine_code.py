@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -21,16 +21,47 @@ class MissingToolError(Exception):
 
 
 @dataclass(frozen=True)
+class Control:
+    """What the compiler tells the scheduler about an instruction (Volta and later; decode_control).
+
+    Attributes:
+        stall: cycles until the warp may start its next instruction.
+        write_barrier: scoreboard that is held until the result is there, or None.
+        read_barrier: scoreboard that is held until the operands have been read, or None.
+        waits: scoreboards that must be free before the instruction starts.
+    """
+
+    stall: int = 1
+    write_barrier: int | None = None
+    read_barrier: int | None = None
+    waits: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Instruction:
-    """One instruction: its address in bytes, its opcode with modifiers ("LDG.E.128"), and the operands as text."""
+    """One instruction: its address in bytes, its opcode with modifiers ("LDG.E.128"), and the operands as text.
+
+    The guard is the predicate it is executed under ("!P0"), or empty.
+    """
 
     address: int
     opcode: str
     operands: str
+    guard: str = ""
+    control: Control = Control()
 
     @property
     def name(self) -> str:
         return self.opcode.partition(".")[0]
+
+    @property
+    def operand_list(self) -> list[str]:
+        return [operand.strip().removesuffix(".reuse") for operand in self.operands.split(",")]
+
+    @property
+    def target(self) -> int:
+        """Address that a branch goes to."""
+        return int(self.operands.split()[-1], 16)
 
     @property
     def bits(self) -> int:
@@ -74,17 +105,56 @@ def _cuobjdump(what: str, binary: Path, architecture: str) -> Iterator[str]:
     yield from done.stdout.splitlines()
 
 
-def disassemble(binary: Path, architecture: str) -> dict[str, list[Instruction]]:
-    """The instructions of every kernel, by its symbol, for an architecture such as "sm_90"."""
+def decode_control(high_word: int) -> Control:
+    """From the upper 64 of an instruction's 128 bits: 105 to 121 are stall, yield, two barriers (7: none), and waits.
+
+    The field is not documented by NVIDIA; it was found by Jia et al. for Volta (arXiv 1804.06826, section 2.1).
+    """
+    field = high_word >> 41
+
+    def barrier(number: int) -> int | None:
+        return None if number == 7 else number
+
+    waits = tuple(number for number in range(6) if field >> 11 + number & 1)
+    return Control(field & 15, barrier(field >> 5 & 7), barrier(field >> 8 & 7), waits)
+
+
+def parse_listing(lines: Iterable[str]) -> dict[str, list[Instruction]]:
+    """The instructions of every kernel, by its symbol, from what `cuobjdump -sass` prints.
+
+    A line with an instruction ends with the lower word of its code, and the line after it with the upper word.
+    """
     kernels: dict[str, list[Instruction]] = {}
     listing: list[Instruction] = []
-    for line in _cuobjdump("-sass", binary, architecture):
+    for line in lines:
         if "Function :" in line:
             listing = kernels.setdefault(line.partition("Function :")[2].strip(), [])
-        match = re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*) ?(.*?);", line)
-        if match is not None:
-            listing.append(Instruction(int(match[1], 16), match[2], match[3].strip()))
+        instruction = re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+) )?([A-Z][\w.]*) ?(.*?);", line)
+        high_word = re.match(r"\s+/\* 0x([0-9a-f]{16}) \*/", line)
+        if instruction is not None:
+            listing.append(
+                Instruction(int(instruction[1], 16), instruction[3], instruction[4].strip(), instruction[2] or "")
+            )
+        elif high_word is not None and listing:
+            listing[-1] = replace(listing[-1], control=decode_control(int(high_word[1], 16)))
     return kernels
+
+
+def disassemble(binary: Path, architecture: str) -> dict[str, list[Instruction]]:
+    """The instructions of every kernel, by its symbol, for an architecture such as "sm_90"."""
+    return parse_listing(_cuobjdump("-sass", binary, architecture))
+
+
+def registers(binary: Path, architecture: str) -> dict[str, int]:
+    """Registers of a thread of the kernels, by symbol."""
+    found: dict[str, int] = {}
+    kernel = ""
+    for line in _cuobjdump("-res-usage", binary, architecture):
+        if line.strip().startswith("Function "):
+            kernel = line.strip().removeprefix("Function ").removesuffix(":")
+        elif (match := re.search(r"REG:(\d+)", line)) is not None:
+            found[kernel] = int(match[1])
+    return found
 
 
 def threads_of_a_block(binary: Path, architecture: str) -> dict[str, int]:
