@@ -179,6 +179,18 @@ def test_many_warps_are_bound_by_bandwidth() -> None:
     assert found.milliseconds == pytest.approx(12 * neuron_steps / H100.bandwidth / 1e6, rel=0.1)
 
 
+@pytest.mark.parametrize("group", [1, 4, 16])
+@pytest.mark.parametrize("threads", [96, 128])
+def test_no_launch_is_faster_than_the_bandwidth(group: int, threads: int) -> None:
+    ring = kernel(replace(LOOP, ahead=16, group=group), threads)
+    for measured in MEASURED:
+        outer, time, inner = measured.shape
+        found = predict(H100, ring, *measured.shape)
+        assert found.milliseconds > 12 * outer * time * inner / H100.l2_bandwidth / 1e6
+        if 12 * outer * time * inner > H100.l2_bytes:
+            assert found.milliseconds > 12 * outer * time * inner / H100.bandwidth / 1e6
+
+
 def test_many_warps_are_bound_by_instructions() -> None:
     found = predict(H100, kernel(replace(LOOP, instructions=400, cycles=800)), *LARGE)
     neuron_steps = LARGE[0] * LARGE[1] * LARGE[2]
@@ -200,6 +212,11 @@ def test_bytes_under_way_follow_from_the_warps_and_the_steps_ahead() -> None:
 def test_blocks_of_a_multiprocessor(threads: int, registers: int, shared: int, blocks: int) -> None:
     launch = Launch("kernel", threads, registers, 1, (LOOP,), shared=shared)
     assert blocks_of_a_multiprocessor(H100, launch) == blocks
+
+
+def test_a_block_that_is_too_large_is_refused() -> None:
+    with pytest.raises(ValueError, match="a block of kernel must fit a multiprocessor of H100 SXM"):
+        predict(H100, kernel(threads=1024, registers=128), *SMALL)
 
 
 def test_waves_and_their_balance() -> None:

@@ -7,7 +7,7 @@ prints what an H100 took for the kernels of commit 6a9c772, and what this model 
 A warp goes around a loop: it loads some steps, waits for them, computes them. Three things make it wait longer: the
 other warps of its scheduler, which starts one instruction a cycle; the memory, whose bandwidth all warps share; and its
 own instructions, which depend on each other. The model is the mean value analysis of such a closed network of queues,
-in the approximation of Schweitzer: a warp that comes to a queue finds the mean of what the others have there.
+in Schweitzer's approximation: a warp that comes to a queue finds the mean of what the others have there.
 
 What is known of a kernel comes from its binary (loops.py) and stands in a Launch; what is known of a GPU stands in a
 Gpu. Four numbers are fitted to the measured table: H100.dram_latency, TAKEN_BRANCH, HOST_FORWARD, HOST_AUTOGRAD.
@@ -219,16 +219,24 @@ def _round(loop: Loop, lanes: int, warps: int, all_warps: float, latency: float,
     issue = loop.instructions * lanes * loop.ahead
     alone = max(issue, (loop.cycles + TAKEN_BRANCH * loop.branches) * loop.ahead)
     transfer = (loop.loaded + loop.stored) * lanes * THREADS_OF_A_WARP * loop.ahead / bytes_of_a_cycle
-    issuing, transferring, total = issue, transfer, alone + latency + transfer
-    for _ in range(1000):  # to the fixed point
-        before = total
-        issuing = issue * (1 + (warps - 1) * issuing / total)
-        transferring = transfer * (1 + (all_warps - 1) * transferring / total)
-        computing = alone - issue + issuing
-        found = max(computing, latency + transferring + computing * loop.group / loop.ahead)
-        total = (before + found) / 2
-        if abs(found - before) < 1e-6 * before:
-            break
+
+    def through(queue: float, customers: float, total: float) -> float:
+        """Cycles that a customer spends in a queue with this service time, if it comes back every `total` cycles."""
+        return queue / (1 - max(0.0, customers - 1) * queue / total)
+
+    def needed(total: float) -> float:
+        computing = alone - issue + through(issue, warps, total)
+        return max(computing, latency + through(transfer, all_warps, total) + computing * loop.group / loop.ahead)
+
+    low = max(warps * issue, all_warps * transfer)  # of a queue that is never empty
+    high = low + alone + latency + issue + transfer
+    while needed(high) > high:
+        high *= 2
+    for _ in range(60):  # bisection: what is needed falls as the total grows
+        total = (low + high) / 2
+        low, high = (total, high) if needed(total) > total else (low, total)
+    total = high
+    transferring = through(transfer, all_warps, total)
     waiting = latency + alone * loop.group / loop.ahead
     bounds = {
         "bandwidth": all_warps * transfer,
@@ -239,7 +247,11 @@ def _round(loop: Loop, lanes: int, warps: int, all_warps: float, latency: float,
 
 
 def predict(gpu: Gpu, launch: Launch, outer: int, time: int, inner: int) -> Prediction:
-    """The time of a launch for (outer, time, inner)."""
+    """The time of a launch for (outer, time, inner).
+
+    Raises:
+        ValueError: a multiprocessor cannot hold one block.
+    """
     steps, active = time, launch.chunks
     if launch.chunks > 1:
         active = min(launch.chunks, math.ceil(time / launch.chunk_steps))
@@ -247,6 +259,8 @@ def predict(gpu: Gpu, launch: Launch, outer: int, time: int, inner: int) -> Pred
     busy = active / launch.chunks  # share of the threads that have steps
     all_blocks = math.ceil(outer * inner / launch.lanes * launch.chunks / launch.threads)
     held = blocks_of_a_multiprocessor(gpu, launch)
+    if held == 0:
+        raise ValueError(f"a block of {launch.name} must fit a multiprocessor of {gpu.name}")
     warps_of_a_block = launch.threads / THREADS_OF_A_WARP * busy
     touched = outer * time * inner * max(loop.loaded + loop.stored for loop in launch.loops)
     in_l2 = touched <= gpu.l2_bytes / 2
@@ -284,11 +298,13 @@ def predict(gpu: Gpu, launch: Launch, outer: int, time: int, inner: int) -> Pred
     )
 
 
-# The kernels of commit 6a9c772, nvcc 13.0, sm_90, as loops.py read them:
+# The kernels of commit 6a9c772 as loops.py read them, each file compiled by nvcc 13.0 with the flags of setup.py and
+# -arch=sm_90 -cubin: threads, registers, lanes of a thread, and the passes. Those with one lane did not run in the
+# measured cases.
 #     loops lif.cubin "lif_forward_in_place<float, 4>" --set 0x2a8=0x3f800000 --set 0x2b0=2 --set 0x2b4=0
 #     loops lif.cubin "lif_backward_in_place<float, 4>" SETTINGS
 #     loops lif_scan.cubin "lif_backward_in_chunks<float>" SETTINGS --within 0xe00 (reduce) and 0x3ac0 (replay)
-# where SETTINGS are those of max_spikes = 1, reset_decayed, sigmoid, exodus, no gradient of the membrane:
+# where SETTINGS are those of max_spikes = 1, reset subtract_decayed, sigmoid, exodus, no gradient of the membrane:
 #     --set 0x2b0=0x3f800000 --set 0x2b8=2 --set 0x2bc=0 --set 0x2c0=4 --set 0x2c4=0 --set 0x2d0=0 --set 0x2d4=0
 #     --set 0x240=0 --set 0x244=0
 FORWARD = Launch("forward, four lanes a thread", 128, 55, 4, (loop_of(Pass(384, 33, 1248, 603, 1), 4, 4, 4, 8),))
