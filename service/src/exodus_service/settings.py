@@ -35,6 +35,10 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads per computation; unset: PyTorch's default."
     )
+    graphs: bool = Field(
+        default=True,
+        description="On a GPU, replay repeated training steps of small networks from CUDA graphs, whose memory counts.",
+    )
     keep_memory: int = Field(
         default=512 * MIB,
         ge=0,
