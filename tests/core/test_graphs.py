@@ -211,6 +211,8 @@ def test_an_input_with_a_gradient_gets_none(replays: list[Any]) -> None:
         step(trainers, x, batch(i)[1])
         assert x.grad is None
     assert len(replays) == 3
+    assert trainers[0]._graphs is not None
+    assert not any(graph.x.requires_grad for graph in trainers[0]._graphs._graphs.values())
 
 
 def test_what_is_not_finite_changes_nothing(replays: list[Any]) -> None:

@@ -39,6 +39,11 @@ class Settings(BaseSettings):
         default=True,
         description="On a GPU, replay repeated training steps of small networks from CUDA graphs, whose memory counts.",
     )
+    upload_bytes: int = Field(
+        default=256 * MIB,
+        ge=0,
+        description="On a GPU, bytes of inputs of waiting calls on models that are uploaded ahead; 0: none are.",
+    )
     keep_memory: int = Field(
         default=512 * MIB,
         ge=0,
