@@ -5,6 +5,7 @@ Where there is no GPU, a stand-in captures: it keeps the computation, and a repl
 
 import contextlib
 import copy
+import functools
 import logging
 import math
 import os
@@ -499,9 +500,9 @@ class FakeCuda:
     def pool(self) -> tuple[int, int]:
         return 0, 1
 
-    def memory_snapshot(self, pool: tuple[int, int]) -> list[dict[str, int]]:
-        assert pool == (0, 1)
-        return [{"total_size": 300}, {"total_size": 44}]
+    def memory_snapshot(self) -> list[dict[str, Any]]:
+        pools = {300: (0, 1), 44: (0, 1), 1000: (0, 0), 2000: (0, 2)}
+        return [{"total_size": size, "segment_pool_id": pool} for size, pool in pools.items()]
 
     def replay(self) -> None:
         self.log.append(f"replay on {self.current}")
@@ -514,6 +515,12 @@ class FakeStream:
     def wait_stream(self, other: "FakeStream") -> None:
         self.cuda.log.append(f"{self.name} waits for {other.name}")
 
+    def record_event(self) -> str:
+        return f"the last turn, on {self.name}"
+
+    def wait_event(self, event: str) -> None:
+        self.cuda.log.append(f"{self.name} waits for {event}")
+
 
 @pytest.mark.parametrize("failing", [False, True])
 def test_a_capture_warms_up_on_its_stream_and_leaves_the_threads_stream(
@@ -521,18 +528,32 @@ def test_a_capture_warms_up_on_its_stream_and_leaves_the_threads_stream(
 ) -> None:
     cuda = FakeCuda(failing)
     monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(graphs, "_side", functools.cache(graphs._Side))
+    capture = ["compute on side", "own waits for side", "capture thread_local", "compute on side"]
 
     def compute() -> str:
         cuda.log.append(f"compute on {cuda.current}")
         return "result"
 
+    def record() -> graphs.CudaRecording[str]:
+        return graphs.CudaRecording(compute, torch.device("cuda", 0))
+
     with pytest.raises(RuntimeError, match="capture failed") if failing else contextlib.nullcontext():
-        recording = graphs.CudaRecording(compute, torch.device("cuda", 0))
-        recording.replay()
+        recording = record()
         assert recording.result == "result"
         assert recording.nbytes == 344
     assert cuda.current == "own"
+    assert cuda.log == ["side waits for own", *capture]
+    cuda.log.clear()
+    if failing:
+        cuda.failing = False
+        recording = record()
+        assert cuda.log == ["side waits for the last turn, on side", "side waits for own", *capture]
+        cuda.log.clear()
+    recording.replay()
+    cuda.current = "another"
+    recording.replay()
     assert cuda.log == [
-        "side waits for own", "compute on side", "own waits for side", "capture thread_local", "compute on side",
-        *([] if failing else ["replay on own"]),
+        "own waits for the last turn, on side", "replay on own",
+        "another waits for the last turn, on own", "replay on another",
     ]  # fmt: skip

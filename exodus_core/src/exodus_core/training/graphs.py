@@ -7,9 +7,12 @@ only if nothing but numbers can have changed since. Every other call is computed
 
 from __future__ import annotations
 
+import functools
 import logging
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -57,6 +60,33 @@ class Recording(Protocol[T_co]):
         """Compute again, on the current stream."""
 
 
+class _Side:
+    """The stream of a device on which everything is captured.
+
+    Libraries keep workspaces of tens of MiB for each stream, which are part of what is captured on it. One stream
+    bounds them; graphs that share them take turns, whatever streams they are replayed on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self._lock = threading.Lock()
+        self._last: torch.cuda.Event | None = None
+
+    @contextmanager
+    def turn(self, stream: torch.cuda.Stream) -> Iterator[None]:
+        """Let a stream use the workspaces, after those that used them before."""
+        with self._lock:
+            if self._last is not None:
+                stream.wait_event(self._last)
+            try:
+                yield
+            finally:
+                self._last = stream.record_event()
+
+
+_side = functools.cache(_Side)
+
+
 class CudaRecording(Generic[T]):
     """A computation captured in a CUDA graph.
 
@@ -65,9 +95,10 @@ class CudaRecording(Generic[T]):
     """
 
     def __init__(self, compute: Callable[[], T], device: torch.device) -> None:
-        current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        self._device, self._side = device, _side(device)
+        current, side = torch.cuda.current_stream(device), self._side.stream
         # torch.cuda.graph leaves its stream the current one if the capture fails; the blocks around it do not.
-        with torch.cuda.device(device), torch.cuda.stream(current):
+        with self._side.turn(side), torch.cuda.device(device), torch.cuda.stream(current):
             side.wait_stream(current)
             with torch.cuda.stream(side):
                 compute()  # so that libraries have their workspaces on this stream
@@ -76,11 +107,13 @@ class CudaRecording(Generic[T]):
             # By default what other threads do meanwhile would fail, or would spoil the capture.
             with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
                 self.result = compute()
-        segments: list[dict[str, Any]] = torch.cuda.memory_snapshot(self._graph.pool())
-        self.nbytes = sum(int(segment["total_size"]) for segment in segments)
+        pool = tuple(self._graph.pool())
+        segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()
+        self.nbytes = sum(int(s["total_size"]) for s in segments if tuple(s["segment_pool_id"]) == pool)
 
     def replay(self) -> None:
-        self._graph.replay()
+        with self._side.turn(torch.cuda.current_stream(self._device)):
+            self._graph.replay()
 
 
 #: How a computation is captured, by the type of device; on others nothing is.
