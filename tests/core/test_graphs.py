@@ -7,7 +7,6 @@ import contextlib
 import copy
 import functools
 import logging
-import math
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from graph_stand_in import StandIn
 from torch import Tensor
 
 from exodus_core import losses, network
@@ -31,24 +31,6 @@ LAYERS: list[dict[str, Any]] = [
     {"kind": "exp_leak", "alpha": [0.9, 0.8, 0.7, 0.6]},
 ]
 CLASSES, TRAINS = "max_over_time_ce", {"kind": "van_rossum", "alpha": 0.8}
-
-
-class StandIn:
-    """A recording on the CPU. Like a capture, making it leaves the result unwritten."""
-
-    def __init__(self, compute: Callable[[], Any], device: torch.device) -> None:
-        compute()
-        self.compute, self.result, self.nbytes = compute, compute(), 1000
-        for tensor in self._written(self.result):
-            tensor.fill_(math.nan)
-
-    def replay(self) -> None:
-        for tensor, new in zip(self._written(self.result), self._written(self.compute()), strict=True):
-            tensor.copy_(new)
-
-    @staticmethod
-    def _written(result: Any) -> list[Tensor]:
-        return [*result.gradients, *result.changes.buffers, *result.scalars.stacks]
 
 
 @pytest.fixture(autouse=True)

@@ -215,7 +215,8 @@ class Graphs:
         """All that decides what a call computes, but for numbers; None for one that cannot be replayed."""
         device = self._net.device
         if device.type not in RECORDERS or self._draws:
-            self._forget()
+            if self._graphs:  # of the device that the network was on
+                self._forget()
             return None
         self._follow([t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values())])
         if type(loss) not in losses.KINDS.values() or self._runs_python():
