@@ -11,7 +11,7 @@ import functools
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -122,11 +122,15 @@ RECORDERS: dict[str, Callable[[Callable[[], Any], torch.device], Recording[Any]]
 
 @dataclass
 class _Graph:
-    """A recording, its inputs, and the number of the call that last replayed it."""
+    """A recording, its inputs, the memory of the network, and the number of the call that last replayed it.
+
+    The memory is kept so that no other has its addresses.
+    """
 
     x: Tensor
     targets: Tensor
     recording: Recording[Any]
+    memory: list[Tensor]
     last: int = 0
 
     @property
@@ -160,7 +164,6 @@ class Graphs:
         self._warm: dict[Hashable, int] = {}
         self._eager: set[Hashable] = set()
         self._calls = 0
-        self._memory: list[Tensor] = []
         self._addresses: list[tuple[int, bool]] = []
         self.nbytes = 0
 
@@ -219,7 +222,10 @@ class Graphs:
             if self._graphs:  # of the device that the network was on
                 self._forget()
             return None
-        self._follow([t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values())])
+        addresses = [(t.data_ptr(), t.requires_grad) for t in self._tensors()]
+        if addresses != self._addresses:
+            self._forget()
+            self._addresses = addresses
         if type(loss) not in losses.KINDS.values() or self._runs_python():
             return None
         if not _is_plain(x, device) or not _is_plain(targets, device):
@@ -241,14 +247,9 @@ class Graphs:
             or any(p._backward_hooks for m in self._modules for p in m._parameters.values() if p is not None)
         )
 
-    def _follow(self, tensors: Sequence[Tensor | None]) -> None:
-        """Drop everything if the memory of the network is not that of the calls before."""
-        there = [t for t in tensors if t is not None]
-        addresses = [(t.data_ptr(), t.requires_grad) for t in there]
-        if addresses != self._addresses:
-            self._forget()
-            # Kept, so that no other memory has these addresses.
-            self._memory, self._addresses = [t.detach() for t in there], addresses
+    def _tensors(self) -> list[Tensor]:
+        """Parameters and buffers, wherever they are now."""
+        return [t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
 
     def _is_due(self, key: Hashable, x: Tensor, large: bool) -> bool:
         """True if the call is to be captured; then there is room for its graph."""
@@ -282,7 +283,7 @@ class Graphs:
             logger.warning("steps of shape %s are not replayed from a CUDA graph: %s", tuple(x.shape), reason)
             self._eager.add(key)
             return None
-        graph = self._graphs[key] = _Graph(mine, theirs, recording)
+        graph = self._graphs[key] = _Graph(mine, theirs, recording, [t.detach() for t in self._tensors()])
         self._count()
         return graph
 
