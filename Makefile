@@ -129,7 +129,7 @@ $(VENV)/.cuda-tools: requirements-cuda.txt $(VENV)/.installed
 cuda-check: $(VENV)/.cuda-tools ## compile the kernels for every architecture, check their budgets; writes docs/cuda-kernels.md
 	$(BIN)/python -m tools.cuda.check $(if $(QUICK),--quick,--markdown docs/cuda-kernels.md)
 
-cuda-work: $(EMULATED) $(VENV)/.cuda-tools ## count the kernels' memory traffic, compute times from it; writes docs/cuda-roofline.md
+cuda-work: $(EMULATED) cuda-check ## count the kernels' memory traffic, compute times from it; writes docs/cuda-roofline.md
 	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python -m tools.cuda.work $(if $(QUICK),--quick,--markdown docs/cuda-roofline.md)
 
 # The tests of the core are `make test` there.

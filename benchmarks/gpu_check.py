@@ -7,9 +7,10 @@ package index. `tests` and `sanitizer` also need pytest and the packages of clie
 whose packages are missing is left out. Parts, each a process with a time limit of its own: `tests` (the core's, on the
 device), `exact` (bits and gradients against the CPU), `sanitizer` (compute-sanitizer on chosen edges), `times` (the
 neuron alone, against a copy and other libraries), `paper` (a training step at the paper's architectures), `service`
-(the service on the device), `tune` (where the backward pass by chunks pays). A part or a contender that fails is
-reported, and the others go on. The report is Markdown, and JSON beside it. --stand-in runs all parts on the CPU, at
-small sizes, to try the parts themselves. Exits with 1 if a check fails, with 2 if there is no GPU.
+(the service on the device; it trains on recordings if EXODUS_DATA names their folder), `tune` (the choices of the LIF
+kernels). A part or a contender that fails is reported, and the others go on. The report is Markdown, and JSON beside
+it. --stand-in runs all parts on the CPU, at small sizes, to try the parts themselves. Exits with 1 if a check fails,
+with 2 if there is no GPU.
 """
 
 from __future__ import annotations

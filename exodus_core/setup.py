@@ -43,7 +43,9 @@ SANITIZE = os.environ.get("EXODUS_SANITIZE", "")
 SANITIZER = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-g1", "-O1", "-Werror"] if SANITIZE else []
 
 # -fmad=false: the bits of the CPU kernels. --expt-relaxed-constexpr is not used: what runs on the device says so.
+# -compress-all: the library has each kernel for each architecture, and is less than half as large.
 NVCC = ["-std=c++17", "-O3", "-fmad=false", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+NVCC += ["-Xfatbin=-compress-all"]
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 

@@ -46,6 +46,17 @@ def test_parts_run_on_the_stand_in_and_report(tmp_path: Path) -> None:
     assert "the CPU stands in" in report
 
 
+def test_without_recordings_the_rest_of_the_service_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXODUS_DATA", str(tmp_path))
+    ended = check(tmp_path, "--stand-in", "--part", "service")
+    told = json.loads((tmp_path / "report.json").read_text())["parts"]["service"]
+    assert all(row["ok"] for row in told), ended.stdout
+    found = {row["case"]: row["detail"] for row in told}
+    assert found["braille"] == f"left out: no braille_letters.npz in EXODUS_DATA ({tmp_path})"
+    assert found["nmnist"] == f"left out: no nmnist_small.npz in EXODUS_DATA ({tmp_path})"
+    assert found["training"].startswith("losses equal; not replayed; a step of 4 x 20 in ms: remote ")
+
+
 def test_a_part_that_hangs_or_dies_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "PARTS", {"exact": 1})
     script = tmp_path / "script.py"

@@ -134,6 +134,13 @@ T exchange(const char* name, unsigned mask, T value, int width, int (*source)(in
   return value;
 }
 
+// cp.async, its groups, and the wait for them.
+inline void copy_async(void* shared, const void* global, std::size_t bytes) {
+  running_block("cp.async").copy_async(shared, global, bytes);
+}
+inline void commit_copies() { running_block("cp.async.commit_group").commit_copies(); }
+inline void wait_for_copies(std::int64_t left) { running_block("cp.async.wait_group").wait_for_copies(left); }
+
 }  // namespace exodus::emulation
 
 // The file and line are where the call stands: threads that wait at two different barriers do not meet.

@@ -60,6 +60,39 @@ __global__ void __launch_bounds__(threads) sum_of_block(const T* in, T* out, std
   }
 }
 
+// Each thread adds up the first three of four numbers, of which `left` may still be on their way.
+template <int left>
+__global__ void reads_copies_in_turn(float* numbers) {
+  EXODUS_SHARED_MEMORY(bytes);
+  float* const ring = reinterpret_cast<float*>(bytes) + 4 * threadIdx.x;
+  float* const mine = numbers + 4 * threadIdx.x;
+  for (int i = 0; i < 4; ++i) {
+    exodus::emulation::copy_async(ring + i, mine + i, sizeof(float));
+    exodus::emulation::commit_copies();
+  }
+  exodus::emulation::wait_for_copies(left);
+  float sum = 0;
+  for (int i = 0; i < 4 - 1; ++i) sum += ring[i];
+  mine[0] = sum;
+}
+
+__global__ void copies_beyond_shared_memory(float* numbers) {
+  EXODUS_SHARED_MEMORY(bytes);
+  exodus::emulation::copy_async(bytes + 4 * threadIdx.x, numbers, 8);
+}
+
+__global__ void copies_across_alignment(float* numbers) {
+  EXODUS_SHARED_MEMORY(bytes);
+  exodus::emulation::copy_async(bytes, numbers + 1, 8);
+}
+
+template <class Kernel>
+void run_copies(Kernel kernel, unsigned shared_bytes) {
+  alignas(16) float numbers[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+  EXODUS_LAUNCH(kernel, 1, 2, shared_bytes, no_stream, numbers);
+  print(std::vector<float>{numbers[0], numbers[4]});
+}
+
 std::vector<double> block_sums() {
   std::vector<double> in(1000), out(4);
   for (std::size_t i = 0; i < in.size(); ++i) {
@@ -304,6 +337,10 @@ const std::map<std::string, std::function<void()>> commands = {
     {"any_thread_none", [] { run_any_thread(-1); }},
     {"shuffles", run_shuffles},
     {"turns", run_turns},
+    {"waits_for_copies", [] { run_copies(reads_copies_in_turn<1>, 32); }},
+    {"reads_a_copy_under_way", [] { run_copies(reads_copies_in_turn<2>, 32); }},
+    {"copies_beyond_shared_memory", [] { run_copies(copies_beyond_shared_memory, 8); }},
+    {"copies_across_alignment", [] { run_copies(copies_across_alignment, 8); }},
     {"two_threads", run_on_two_threads},
     {"counters", run_counters},
     {"operations", run_operations},

@@ -171,6 +171,23 @@ def test_a_thread_that_leaves_before_a_barrier_is_found(example: Run) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
+def test_a_copy_is_there_when_its_group_was_waited_for_and_not_before(example: Run, order: str) -> None:
+    assert numbers(example("waits_for_copies", order)) == [6, 18]
+    assert all(map(math.isnan, numbers(example("reads_a_copy_under_way", order))))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("copies_beyond_shared_memory", "thread (1, 0, 0) copies beyond the shared memory of its block"),
+        ("copies_across_alignment", "copies 8 bytes that are not aligned to that"),
+    ],
+)
+def test_a_copy_that_a_gpu_would_not_do_is_found(example: Run, command: str, message: str) -> None:
+    assert message in complaint(example(command))
+
+
+@pytest.mark.parametrize("order", ORDERS)
 def test_threads_at_two_different_barriers_are_found(example: Run, order: str) -> None:
     first, second = lines_of("waits_at_two_barriers", "__syncthreads")
     assert complaint(example("waits_at_two_barriers", order)) == (

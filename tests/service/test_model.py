@@ -149,3 +149,10 @@ def test_work_is_brief_if_equal_work_was_the_last_time() -> None:
     assert len(model._seconds) <= 64
     model.replace(model.spec, model.trainer, 0)
     assert not model.is_brief(999)
+
+
+def test_the_memory_of_cuda_graphs_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = new_model()
+    before = model.nbytes
+    monkeypatch.setattr(Trainer, "graph_nbytes", 12345)
+    assert model.nbytes == before + 12345

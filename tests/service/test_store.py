@@ -969,6 +969,22 @@ def test_a_state_survives_export_and_upload_bit_by_bit(tmp_path: Path) -> None:
     run(test())
 
 
+@pytest.mark.parametrize(("setting", "graphs"), [(True, None), (False, False)])
+def test_the_setting_for_cuda_graphs_holds_for_every_model(tmp_path: Path, setting: bool, graphs: object) -> None:
+    async def test() -> None:
+        async with opened(tmp_path, graphs=setting) as store:
+            await create(store)
+            body = await exported(store)
+            async with store.use("", "m") as model:
+                assert model.trainer.graphs is graphs
+                await store.replace_state(model, body)
+                assert model.trainer.graphs is graphs
+        async with opened(tmp_path, graphs=setting) as store, store.use("", "m") as model:
+            assert model.trainer.graphs is graphs
+
+    run(test())
+
+
 def test_an_upload_is_durable_even_if_its_number_is_smaller(tmp_path: Path) -> None:
     async def test() -> None:
         async with opened(tmp_path) as store:

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from graph_stand_in import StandIn
 from remote_models import ADAM, LOSS, NETWORK, Remote, Response, batch, body_of, local, same_state, trained
 from service.conftest import Served
 
 from exodus_client.wire import Form, Message, Tensor, compress, encode
 from exodus_core import losses
+from exodus_core.training import graphs
 
 STEP = "/v1/models/m/step"
 
@@ -40,6 +42,32 @@ def test_steps_are_those_of_the_same_loop_here_to_the_bit(remote: Remote) -> Non
         assert answer.params["grad_norms"] == here.grad_norms
         assert (answer.params["sequence"], answer.params["device"]) == (number, "cpu")
     assert same_state(remote.state(), trainer.state())
+
+
+def test_steps_replayed_from_a_graph_are_those_of_the_same_loop_here_and_its_memory_counts(
+    service: Served, connect: Callable[..., Remote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[StandIn] = []
+
+    def recorder(compute: Callable[[], Any], device: torch.device) -> StandIn:
+        made.append(StandIn(compute, device))
+        return made[-1]
+
+    monkeypatch.setitem(graphs.RECORDERS, "cpu", recorder)
+    description = {**NETWORK, "layers": [layer for layer in NETWORK["layers"] if layer["kind"] != "dropout"]}
+    remote, trainer = connect(service.port), local(description=description)
+    trainer.graphs = False
+    remote.create(network=description)
+    cache = service.engine.store._cache
+    before = next(iter(cache)).trainer.graph_nbytes
+    for number in range(1, 11):
+        answer = remote.step(number)
+        here = trainer.step(*batch(number), losses.parse(LOSS))
+        assert (answer.params["metrics"], answer.params["grad_norms"]) == (here.metrics, here.grad_norms)
+    assert same_state(remote.state(), trainer.state())
+    assert len(made) == 1
+    assert before == 0
+    assert next(iter(cache)).trainer.graph_nbytes > made[0].nbytes
 
 
 @pytest.mark.parametrize("form", ["stream", "inline", "json"])

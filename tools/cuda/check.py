@@ -92,7 +92,7 @@ class Kernel:
         if not may and any(i.is_double for i in self.instructions):
             found.append("has double-precision instructions")
         bits = self.vector_bits
-        if bits is not None and bits not in widths(self.instructions, "LDG"):
+        if bits is not None and bits not in widths(self.instructions, "LDG", "LDGSTS"):
             found.append(f"loads no vectors of {bits} bits")
         # Sums are written a lane at a time, but vector kernels have none: whatever they store is a vector.
         if bits is not None and set(widths(self.instructions, "STG")) != {bits}:
@@ -185,14 +185,14 @@ def memory_table(kernels: list[Kernel], architecture: str) -> str:
         return ", ".join(f"{count} of {bits}" for bits, count in sorted(counts.items(), reverse=True))
 
     lines = [
-        "| kernel | instructions | global loads | global stores | generic loads | generic stores |",
-        "|---" * 6 + "|",
+        "| kernel | instructions | copies to shared | global loads | global stores | generic loads | generic stores |",
+        "|---" * 7 + "|",
     ]
     for kernel in kernels:
         if kernel.architecture != architecture or element_type(kernel.name) != "float":
             continue
         code = kernel.instructions
-        accesses = " | ".join(listed(widths(code, name)) for name in ("LDG", "STG", "LD", "ST"))
+        accesses = " | ".join(listed(widths(code, name)) for name in ("LDGSTS", "LDG", "STG", "LD", "ST"))
         lines.append(f"| `{kernel.name}` | {len(code)} | {accesses} |")
     return "\n".join(lines)
 

@@ -1,25 +1,14 @@
-"""The work of the CUDA kernels: bytes of global memory, counted by the emulation, and instructions, by the compiler."""
+"""The traffic of the CUDA kernels: bytes of global memory, counted by the emulation."""
 
 from __future__ import annotations
 
-import ast
 import json
 import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-
-from tools.cuda.machine_code import Instruction, MissingToolError, disassemble, readable_names
-
-CORE = Path(__file__).absolute().parents[2] / "exodus_core"
-PLAIN_KERNELS = Path(__file__).with_name("plain_lif.cu")
-NEURON_STEPS_OF_A_ROUND = 16  # four steps of four lanes: kStepsInFlight and vector_width<float>() in tiles.cuh
 
 
 @dataclass(frozen=True)
@@ -36,27 +25,20 @@ class Traffic:
         return self.loaded + self.stored
 
 
-@dataclass(frozen=True)
-class StepInstructions:
-    """Instructions that a neuron-step costs: all of them, and those that add or multiply floats."""
-
-    all: float
-    floating: float
-
-
 def is_emulated() -> bool:
     """True if exodus_core is the emulation instead of the CPU's kernels."""
     return bool(torch.ops.exodus.instruction_set() == "emulated CUDA")
 
 
-def traffic(run: Callable[[], Any], backward: str = "auto") -> list[Traffic]:
-    """Memory traffic of every kernel that `run` launches; `backward` selects the LIF backward pass."""
+def traffic(run: Callable[[], Any], choice: Mapping[str, str]) -> list[Traffic]:
+    """Memory traffic of every kernel that `run` launches, with these overrides of choice.cuh."""
     torch.ops.exodus_emulation.reset_counters()
-    os.environ["EXODUS_CUDA_BACKWARD"] = backward
+    os.environ.update(choice)
     try:
         run()
     finally:
-        del os.environ["EXODUS_CUDA_BACKWARD"]
+        for name in choice:
+            del os.environ[name]
     counted: dict[str, dict[str, int]] = json.loads(torch.ops.exodus_emulation.counters())
     return [
         Traffic(
@@ -67,55 +49,3 @@ def traffic(run: Callable[[], Any], backward: str = "auto") -> list[Traffic]:
         )
         for name, of_kernel in counted.items()
     ]
-
-
-def _nvcc_flags() -> list[str]:
-    """NVCC of setup.py: the kernels are counted as they are built."""
-    for statement in ast.parse((CORE / "setup.py").read_text()).body:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "NVCC":
-            flags: list[str] = ast.literal_eval(statement.value)
-            return flags
-    raise LookupError("setup.py has no list NVCC")
-
-
-def find_nvcc() -> str:
-    """The path of nvcc.
-
-    Raises:
-        MissingToolError: it is neither under CUDA_HOME nor on PATH.
-    """
-    home = os.environ.get("CUDA_HOME")
-    found = shutil.which("nvcc", path=f"{home}/bin" if home else None)
-    if found is None:
-        raise MissingToolError("nvcc is not installed, or not on PATH")
-    return found
-
-
-def _loop(code: list[Instruction]) -> list[Instruction]:
-    """The longest loop: what lies between a branch backwards and its target."""
-    begin = end = 0
-    for instruction in code:
-        if instruction.name != "BRA":
-            continue
-        target = int(instruction.operands.split()[-1], 16)
-        if target < instruction.address and instruction.address - target > end - begin:
-            begin, end = target, instruction.address
-    return [instruction for instruction in code if begin <= instruction.address <= end]
-
-
-def step_instructions(architecture: str) -> dict[str, StepInstructions]:
-    """Of the plain float32 LIF on "sm_90", say: "plain_forward", and "plain_backward<code>" by the surrogate's code."""
-    include = ["-isystem", str(Path(torch.__file__).parent / "include"), f"-I{CORE / 'csrc'}"]
-    with tempfile.TemporaryDirectory() as folder:
-        compiled = Path(folder) / "plain_lif.cubin"
-        command = [find_nvcc(), *_nvcc_flags(), f"-arch={architecture}", *include, "-cubin", "-o", str(compiled)]
-        subprocess.run([*command, str(PLAIN_KERNELS)], check=True)
-        listings = disassemble(compiled, architecture)
-    found = {}
-    for symbol, name in readable_names(listings).items():
-        if not name.startswith("plain_"):
-            continue
-        loop = _loop(listings[symbol])
-        floating = sum(i.name in ("FADD", "FFMA", "FMUL") for i in loop)
-        found[name] = StepInstructions(len(loop) / NEURON_STEPS_OF_A_ROUND, floating / NEURON_STEPS_OF_A_ROUND)
-    return found

@@ -1,10 +1,11 @@
-"""The work of the CUDA kernels, counted without a GPU, and how fast it could be done.
+"""The work of the CUDA kernels, counted without a GPU, and the times that follow from it.
 
     PYTHONPATH=build/emulate/lib python -m tools.cuda.work [--quick] [--markdown docs/cuda-roofline.md]
 
-Bytes are counted by the emulation (tests/cuda), instructions in what nvcc makes of the plain LIF. Exits with 1 if a
-kernel moves more than its budget, or if its work does not grow linearly with time. The times are computed: the longest
-of what memory and instructions need at least, on published figures of a GPU.
+Bytes are counted by the emulation (tests/cuda), instructions and their dependences in the library that `cuda-check` has
+built; model.py makes times of them. Exits with 1 if a kernel moves more than its budget, if its work does not grow
+linearly with time, if the model does not reproduce what was measured on an H100, or if a multiprocessor has too few
+bytes under way.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import datetime
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,38 +24,19 @@ from torch import Tensor
 import exodus_core
 from exodus_core import AlphaKernel, ExponentialKernel
 from exodus_core.surrogate import KINDS
-from tools.cuda.counts import StepInstructions, Traffic, is_emulated, step_instructions, traffic
+from tools.cuda.check import LIBRARY, built_architectures
+from tools.cuda.counts import Traffic, is_emulated, traffic
+from tools.cuda.kernels import SIDE_BY_SIDE, Kernels
 from tools.cuda.machine_code import MissingToolError
+from tools.cuda.model import GPUS, H100, MEASURED, Gpu, ratios, validation_table
 
-WORKLOADS = [(32, 100, 1024), (128, 250, 128), (8, 1000, 1024), (16, 500, 4096), (1, 4000, 512), (16, 500, 16384)]
+WORKLOADS = [measured.shape for measured in MEASURED]
 TIMES = [250, 500, 1000, 2000, 4000]
 FORWARD, BACKWARD, IN_CHUNKS = 12.0, 12.0, 20.0  # bytes a neuron-step of the plain float32 LIF
-CHOICES = 30.0  # instructions, estimated: along the exponential's path in the code of lif_backward_in_place for sm_80
-GB_MS, TERA_MS = 1e6, 1e9  # of one GB/s and of one tera-instruction a second, in a millisecond
+REPRODUCED = 18  # of the 21 measured times, within 25 %
+MANY_LANES, LEAST_UNDER_WAY = 65536, 18_000  # bytes of a multiprocessor: 3.35 TB/s, 132 of them, 700 ns
 
 Kernel = Tensor | ExponentialKernel | AlphaKernel
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Published figures: memory in GB/s; tera-instructions a second, of any kind and of float32 arithmetic.
-
-    A published peak counts a fused multiply-add as two operations, so half of it are instructions. Four warps of 32
-    start an instruction in every cycle of a multiprocessor; an A100 has float32 units for two of them, others for all.
-    """
-
-    name: str
-    architecture: str
-    bandwidth: float
-    instructions: float
-    floating: float
-
-
-GPUS = [
-    Gpu("A100 80GB SXM", "sm_80", 2039, 19.5, 19.5 / 2),
-    Gpu("H100 SXM", "sm_90", 3350, 66.9 / 2, 66.9 / 2),
-    Gpu("RTX 4090", "sm_89", 1008, 82.6 / 2, 82.6 / 2),
-]
 
 
 @dataclass(frozen=True)
@@ -67,7 +49,7 @@ class Case:
     shape: tuple[int, int, int] = (2, 64, 256)
     time_dim: int = 1
     dtype: torch.dtype = torch.float32
-    backward: str = "serial"
+    choice: dict[str, str] = field(default_factory=lambda: {"EXODUS_CUDA_BACKWARD": "serial"})
     budget: tuple[float, float] | None = None  # bytes of the forward and backward kernel
 
     def measure(self) -> list[Traffic]:
@@ -77,7 +59,7 @@ class Case:
             output = self.neuron(x, self.time_dim)
             output.backward(torch.ones_like(output))
 
-        return traffic(run, self.backward)
+        return traffic(run, self.choice)
 
 
 def _plain(x: Tensor, time_dim: int) -> Tensor:
@@ -102,22 +84,32 @@ def _filter(kernel: Kernel) -> Callable[[Tensor, int], Tensor]:
     return lambda x, time_dim: exodus_core.filter(x, kernel, time_dim=time_dim)
 
 
+CHUNKS = {"EXODUS_CUDA_BACKWARD": "chunks"}
+
+
+def _rows(row_bytes: int) -> dict[str, str]:
+    return {"EXODUS_CUDA_BACKWARD": "serial", "EXODUS_CUDA_ROW_BYTES": str(row_bytes)}
+
+
 def cases() -> Iterator[Case]:
     both = (FORWARD, BACKWARD)
-    yield Case("plain LIF", "four lanes a thread", _plain, budget=both)
-    yield Case("plain LIF", "one lane a thread", _plain, (2, 64, 33), budget=both)
+    yield Case("plain LIF", "one lane a thread", _plain, budget=both, choice=_rows(4))
+    yield Case("plain LIF", "four lanes a thread", _plain, budget=both, choice=_rows(16))
+    yield Case("plain LIF", "odd rows", _plain, (2, 63, 33), budget=both)
     yield Case("plain LIF", "rows of 8", _plain, (16, 64, 8), budget=both)
     yield Case("plain LIF", "time last", _plain, (2, 128, 64), 2, budget=both)
-    yield Case("plain LIF", "chunks of time", _plain, (1, 1100, 32), backward="chunks", budget=(FORWARD, IN_CHUNKS))
+    yield Case("plain LIF", "chunks of time", _plain, (1, 1100, 32), choice=CHUNKS, budget=(FORWARD, IN_CHUNKS))
     yield Case("LIF, parameters learnt", "T = 64", _per_neuron)
     yield Case("LIF, parameters learnt", "T = 1024", _per_neuron, (1, 1024, 64))
-    yield Case("plain LIF, float16", "four lanes a thread", _plain, dtype=torch.float16, budget=(6.0, 6.0))
-    yield Case("plain LIF, float64", "two lanes a thread", _plain, dtype=torch.float64, budget=(24.0, 24.0))
-    yield Case("SRM, exponential", "one lane a thread", _srm(ExponentialKernel(0.9, -1.0)))
+    half = (6.0, 6.0)
+    yield Case("plain LIF, float16", "two lanes a thread", _plain, dtype=torch.float16, budget=half, choice=_rows(4))
+    yield Case("plain LIF, float16", "eight lanes a thread", _plain, dtype=torch.float16, budget=half, choice=_rows(16))
+    yield Case("plain LIF, float64", "one lane a thread", _plain, dtype=torch.float64, budget=(24.0, 24.0))
+    yield Case("SRM, exponential", "in place", _srm(ExponentialKernel(0.9, -1.0)))
     yield Case("SRM, alpha kernel", "time last", _srm(AlphaKernel(4.0, -1.0)), (2, 128, 64), 2)
-    yield Case("SRM, 16 taps", "one lane a thread", _srm(torch.full((16,), -0.1)))
-    yield Case("filter, exponential", "one lane a thread", _filter(ExponentialKernel(0.9)))
-    yield Case("filter, 16 taps learnt", "one lane a thread", _filter(torch.full((16,), 0.1, requires_grad=True)))
+    yield Case("SRM, 16 taps", "in place", _srm(torch.full((16,), -0.1)))
+    yield Case("filter, exponential", "in place", _filter(ExponentialKernel(0.9)))
+    yield Case("filter, 16 taps learnt", "in place", _filter(torch.full((16,), 0.1, requires_grad=True)))
 
 
 def traffic_table(cases: Iterable[Case], violations: list[str]) -> str:
@@ -146,75 +138,70 @@ def traffic_table(cases: Iterable[Case], violations: list[str]) -> str:
 def growth_table(times: Sequence[int], violations: list[str]) -> str:
     """Bytes of the plain LIF at 64 lanes, forward and backward, for each T."""
     lines = [f"| backward | {' | '.join(f'T = {time}' for time in times)} |", "|---" * (len(times) + 1) + "|"]
-    for layout, time_dim, backward in [("serial", 1, "serial"), ("time last", 2, "serial"), ("chunks", 1, "chunks")]:
+    for layout, time_dim, choice in [("serial", 1, _rows(4)), ("time last", 2, _rows(4)), ("chunks", 1, CHUNKS)]:
         moved = []
         for time in times:
             shape = (1, time, 64) if time_dim == 1 else (1, 64, time)
-            moved.append(sum(k.total for k in Case("", layout, _plain, shape, time_dim, backward=backward).measure()))
+            moved.append(sum(k.total for k in Case("", layout, _plain, shape, time_dim, choice=choice).measure()))
         if len({total / time for total, time in zip(moved, times, strict=True)}) > 1:
             violations.append(f"{layout}: the bytes {moved} do not grow linearly with time")
         lines.append(f"| {layout} | {' | '.join(f'{total:,}' for total in moved)} |")
     return "\n".join(lines)
 
 
-def instruction_table(steps: dict[str, dict[str, StepInstructions]]) -> str:
-    columns = list(steps)
-    lines = [f"| pass | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    names = {"plain_forward": "forward"}
-    names |= {f"plain_backward<{kind.code}>": f"backward, {name}" for name, kind in KINDS.items()}
-    for kernel, name in names.items():
-        cells = [f"{steps[column][kernel].all:.0f} ({steps[column][kernel].floating:.0f})" for column in columns]
+def instruction_table(kernels: Sequence[Kernels]) -> str:
+    """Of the float32 LIF with one lane a thread, per neuron-step."""
+    lines = [
+        f"| pass | {' | '.join(of_one.architecture for of_one in kernels)} |",
+        "|---" * (len(kernels) + 1) + "|",
+    ]
+    passes = {"forward": [of_one.forward_pass(1) for of_one in kernels]}
+    passes |= {f"backward, {kind}": [of_one.backward_pass(1, kind) for of_one in kernels] for kind in KINDS}
+    for name, found in passes.items():
+        cells = [f"{one.instructions / SIDE_BY_SIDE:.0f} ({one.cycles / SIDE_BY_SIDE:.0f})" for one in found]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def least_time(gpu: Gpu, neuron_steps: int, moved: float, step: StepInstructions) -> tuple[float, str]:
-    """Milliseconds, and what takes them."""
-    needs = {
-        "memory": neuron_steps * moved / gpu.bandwidth / GB_MS,
-        "instructions": neuron_steps * step.all / gpu.instructions / TERA_MS,
-        "arithmetic": neuron_steps * step.floating / gpu.floating / TERA_MS,
-    }
-    limit = max(needs, key=lambda what: needs[what])
-    return needs[limit], limit
-
-
-def roofline_table(steps: dict[str, dict[str, StepInstructions]]) -> str:
+def prediction_table(pairs: Sequence[tuple[Gpu, Kernels]], violations: list[str]) -> str:
+    """Times of the present kernels, chosen as choice.cuh does; those measured for the earlier ones beside them."""
     lines = [
-        "| GPU | (outer, time, inner) | forward, ms | backward, ms | both, ms | limit | instructions | in chunks, ms |",
+        "| GPU | (outer, time, inner) | forward, ms | backward, ms | both, ms | earlier kernels, measured | limits "
+        "| KB under way |",
         "|---" * 8 + "|",
     ]
-    for gpu in GPUS:
-        if gpu.architecture not in steps:
-            continue
-        step = steps[gpu.architecture]
-        exponential = step[f"plain_backward<{KINDS['exponential'].code}>"]
-        exponential = replace(exponential, all=exponential.all + CHOICES)
-        for shape in WORKLOADS:
-            neuron_steps = shape[0] * shape[1] * shape[2]
-            forward, of_forward = least_time(gpu, neuron_steps, FORWARD, step["plain_forward"])
-            backward, of_backward = least_time(gpu, neuron_steps, BACKWARD, exponential)
-            limits = " and ".join(dict.fromkeys([of_forward, of_backward]))
-            busy = neuron_steps * exponential.all / gpu.instructions / TERA_MS / backward
-            chunks = neuron_steps * IN_CHUNKS / gpu.bandwidth / GB_MS
+    for gpu, kernels in pairs:
+        for measured in MEASURED:
+            outer, _, inner = measured.shape
+            found = kernels.predict(gpu, *measured.shape)
+            forward, backward = (one.milliseconds for one in found)
+            limits = " and ".join(dict.fromkeys(one.limit for one in found))
+            under_way = " and ".join(f"{one.bytes_under_way / 1e3:.0f}" for one in found)
+            earlier = f"{measured.graph:.3f}" if gpu is H100 else ""
             lines.append(
-                f"| {gpu.name} | {shape} | {forward:.3f} | {backward:.3f} | {forward + backward:.3f} | {limits} "
-                f"| {busy:.0%} | {chunks:.3f} |"
+                f"| {gpu.name} | {measured.shape} | {forward:.3f} | {backward:.3f} | {forward + backward:.3f} "
+                f"| {earlier} | {limits} | {under_way} |"
             )
+            if outer * inner >= MANY_LANES and min(one.bytes_under_way for one in found) < LEAST_UNDER_WAY:
+                violations.append(f"{gpu.name} at {measured.shape}: {under_way} KB under way, not {LEAST_UNDER_WAY}")
     return "\n".join(lines)
 
 
 def report(violations: list[str], *, quick: bool) -> str:
-    steps = {gpu.architecture: step_instructions(gpu.architecture) for gpu in (GPUS[:1] if quick else GPUS)}
+    built = {f"sm_{entry.replace('.', '').removesuffix('+PTX')}" for entry in built_architectures().split(";")}
+    pairs = [
+        (gpu, Kernels(LIBRARY, gpu.architecture))
+        for gpu in GPUS
+        if gpu.architecture in built and (gpu is H100 or not quick)
+    ]
     counted = [case for case in cases() if case.budget is not None or not quick]
-    figures = "\n".join(
-        ["| published | memory, GB/s | 10^12 instructions a second | of them float32 arithmetic |", "|---|---|---|---|"]
-        + [f"| {gpu.name} | {gpu.bandwidth:,.0f} | {gpu.instructions:.1f} | {gpu.floating:.1f} |" for gpu in GPUS]
-    )
-    return f"""# The work of the CUDA kernels, and how fast it could be done
+    good = sum(0.75 <= ratio <= 1.25 for ratio in ratios())
+    if good < REPRODUCED:
+        violations.append(f"the model reproduces {good} of {len(ratios())} measured times within 25 %")
+    return f"""# The work of the CUDA kernels, and the times that follow from it
 
 Made by `make cuda-work` on {datetime.date.today()}. Bytes and instructions are counted; **the times are computed, not
-measured**.
+measured**, except where a table says so.
 
 ## Bytes of global memory, a neuron-step
 
@@ -234,36 +221,44 @@ Bytes of the plain LIF, forward and backward together, at 64 neurons: exactly li
 
 ## Instructions, a neuron-step
 
-Of the plain float32 LIF with four lanes a thread, in the loop through time as nvcc compiles it, addresses and memory
-included; in brackets those that add or multiply floats. Reset, method and surrogate are fixed here, so that the loop
-has one path; the kernels choose at run time, which costs the backward pass about {CHOICES:.0f} more, an estimate.
-Where a surrogate divides, the rare slow path of a division is counted too.
+Of the float32 LIF with one lane a thread, on the path of a plain neuron (reset decayed, one spike a step) through the
+loop over time, addresses and memory included; in brackets the cycles of one warp alone, for whose dependences nothing
+else makes up (tools/cuda/loops.py). Four steps stand side by side.
 
-{instruction_table(steps)}
+{instruction_table([kernels for _, kernels in pairs])}
 
-## Roofline
+## The model, and what was measured
 
-The least time that a launch can take: what memory and instructions need, whichever is longer, for the exponential
-surrogate, its choices at run time included. "Instructions" is the share of the GPU's instruction rate that the backward
-pass takes at that time. "In chunks" is the memory time of the backward pass by chunks. Launches, and too few neurons to
-fill the GPU, come on top; arrays that stay in a cache may be faster.
+tools/cuda/model.py has a queue for the instructions of a scheduler and one for the memory, and takes the facts of a
+kernel from its machine code. It was fitted, with four constants, to the forward, backward and pair times that an H100
+took for earlier kernels (docs/cuda.md); the other columns are a check. Each cell has milliseconds measured and
+reproduced, and their ratio; {good} of {len(ratios())} fitted ones are within 25 %.
 
-{figures}
+{validation_table()}
 
-{roofline_table(steps)}
+## Times of the present kernels, predicted
+
+Sigmoid surrogate, device only, the choices of `csrc/cuda/choice.cuh`. The ring of steps in flight, which the earlier
+kernels did not have, is a part of the model that no measurement has confirmed yet. "Under way" are the bytes of loads of
+one multiprocessor, forward and backward.
+
+{prediction_table(pairs, violations)}
 """
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the plain LIF, short times, one architecture")
+    parser.add_argument("--quick", action="store_true", help="the plain LIF, short times, one GPU")
     parser.add_argument("--markdown", type=Path, default=None, help="write the page to this file")
     options = parser.parse_args()
     if not is_emulated():
         print("exodus_core is not the emulation: PYTHONPATH must name its build (make cuda-work)", file=sys.stderr)
         return 1
+    if not LIBRARY.exists():
+        print(f"{LIBRARY} does not exist: `make cuda-check` builds it", file=sys.stderr)
+        return 1
     violations: list[str] = []
-    os.environ.pop("LD_PRELOAD", None)  # the sanitizers of the emulation must not enter nvcc
+    os.environ.pop("LD_PRELOAD", None)  # the sanitizers of the emulation must not enter the tools
     try:
         page = report(violations, quick=options.quick)
     except MissingToolError as error:

@@ -95,14 +95,28 @@ enum LaneGradient : int {
   kLaneGradients,  // how many there are
 };
 
+// The partial derivatives of u[t+1] by the step before.
+template <class Real>
+struct LifSlopes {
+  Real by_spikes;  // c
+  Real direct;     // b
+};
+
+template <class Real>
+EXODUS_HOST_DEVICE LifSlopes<Real> lif_slopes(Method method, Reset reset, const LifNeuron<Real>& neuron, Real membrane,
+                                              Real spikes) {
+  return {through_spikes(method, reset, neuron, membrane), direct(method, reset, neuron.alpha, spikes)};
+}
+
 // lam[t] from lam[t+1], which is `later`. With sums, adds what the step from t to t+1 contributes. Not bounded: there is
 // no lower bound of the membrane that it could lie on. `before` in scan.h composes the same step as a map, which rounds
 // in another order: a serial pass must not depend on how others cut time into chunks, so both are written out.
 template <class Real>
-EXODUS_HOST_DEVICE Real lif_adjoint_step(Method method, Reset reset, bool with_sums, bool bounded, const LifNeuron<Real>& neuron,
-                                         const LifStep<Real>& step, Real later, LifSums<Real>& sums) {
-  const Real grad_spikes = multiply_add(through_spikes(method, reset, neuron, step.membrane), later, step.grad_spikes);
-  const Real passed_on = multiply_add(direct(method, reset, neuron.alpha, step.spikes), later, step.grad_membrane);
+EXODUS_HOST_DEVICE Real lif_adjoint_step(Reset reset, const LifSlopes<Real>& slopes, bool with_sums, bool bounded,
+                                         const LifNeuron<Real>& neuron, const LifStep<Real>& step, Real later,
+                                         LifSums<Real>& sums) {
+  const Real grad_spikes = multiply_add(slopes.by_spikes, later, step.grad_spikes);
+  const Real passed_on = multiply_add(slopes.direct, later, step.grad_membrane);
   const Real unclipped = multiply_add(step.surrogate, grad_spikes, passed_on);
   const Real now =
       bounded ? select(is_clipped(step.membrane, neuron.min_membrane), Real(0), unclipped) : unclipped;
@@ -113,6 +127,13 @@ EXODUS_HOST_DEVICE Real lif_adjoint_step(Method method, Reset reset, bool with_s
     if (bounded) sums.min_membrane += unclipped - now;
   }
   return now;
+}
+
+template <class Real>
+EXODUS_HOST_DEVICE Real lif_adjoint_step(Method method, Reset reset, bool with_sums, bool bounded, const LifNeuron<Real>& neuron,
+                                         const LifStep<Real>& step, Real later, LifSums<Real>& sums) {
+  const LifSlopes<Real> slopes = lif_slopes(method, reset, neuron, step.membrane, step.spikes);
+  return lif_adjoint_step(reset, slopes, with_sums, bounded, neuron, step, later, sums);
 }
 
 template <class Real>

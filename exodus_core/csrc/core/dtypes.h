@@ -1,7 +1,8 @@
 // Element types as they lie in memory, and the type that their arithmetic is done in.
 //
 // float16 and bfloat16 are stored as 16 bits and computed in float; the conversions round to nearest even,
-// keep infinities and NaN, and have no branches, so that loops over them vectorise.
+// keep infinities and NaN, and have no branches, so that loops over them vectorise. A GPU has instructions for them, which
+// give the same bits, but a NaN of their own.
 #pragma once
 
 #include <cstdint>
@@ -46,6 +47,11 @@ EXODUS_HOST_DEVICE float load(BFloat16 stored) {
 }
 
 EXODUS_HOST_DEVICE float load(Half stored) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<std::uint16_t>(stored)));
+  return value;
+#else
   const std::uint32_t sign = (static_cast<std::uint32_t>(stored) & 0x8000u) << 16;
   const std::uint32_t magnitude = (static_cast<std::uint32_t>(stored) & 0x7fffu) << 13;
   // Adding 112 to the exponent moves its bias from 15 to 127. A subnormal has no leading one: with that of 2^-14 instead,
@@ -55,6 +61,7 @@ EXODUS_HOST_DEVICE float load(Half stored) {
   const std::uint32_t finite = magnitude < 0x00800000u ? subnormal : normal;
   const std::uint32_t infinite_or_nan = magnitude | 0x7f800000u;
   return bit_cast<float>(sign | (magnitude >= 0x0f800000u ? infinite_or_nan : finite));
+#endif
 }
 
 template <class Storage>
@@ -64,15 +71,26 @@ EXODUS_HOST_DEVICE Storage store(compute_t<Storage> value) {
 
 template <>
 EXODUS_HOST_DEVICE BFloat16 store<BFloat16>(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  std::uint16_t stored;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(stored) : "f"(value));
+  return static_cast<BFloat16>(stored);
+#else
   const std::uint32_t bits = bit_cast<std::uint32_t>(value);
   const std::uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
   const std::uint32_t quiet_nan = bits | 0x00400000u;
   const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
   return static_cast<BFloat16>((is_nan ? quiet_nan : rounded) >> 16);
+#endif
 }
 
 template <>
 EXODUS_HOST_DEVICE Half store<Half>(float value) {
+#if defined(__CUDA_ARCH__)
+  std::uint16_t stored;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(stored) : "f"(value));
+  return static_cast<Half>(stored);
+#else
   const std::uint32_t bits = bit_cast<std::uint32_t>(value);
   const std::uint32_t sign = (bits >> 16) & 0x8000u;
   const std::uint32_t magnitude = bits & 0x7fffffffu;
@@ -84,6 +102,7 @@ EXODUS_HOST_DEVICE Half store<Half>(float value) {
   const std::uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
   const std::uint32_t overflow = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
   return static_cast<Half>(sign | (magnitude >= 0x477ff000u ? overflow : finite));
+#endif
 }
 
 // A value after one round trip through memory. The spike decision is taken on it, so that the backward

@@ -48,6 +48,24 @@ EXODUS_HOST_DEVICE Real magnitude(Real x) {
   return fabs(x);
 }
 
+// 1 / x of a number of at least 1, or NaN. A result below the smallest normal number may be 0.
+template <class Real>
+EXODUS_HOST_DEVICE Real reciprocal(Real x) {
+  return Real(1) / x;
+}
+
+EXODUS_HOST_DEVICE float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  // What nvcc makes of 1 / x, without its branch for subnormal and huge numbers: four of these overlap.
+  float near;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(near) : "f"(x));
+  const float exact = multiply_add(near, -multiply_add(x, near, -1.0f), near);
+  return select(x >= 8.507059173e37f, 0.0f, exact);  // 2^126
+#else
+  return 1.0f / x;
+#endif
+}
+
 // The smallest number of full precision; those below it are subnormal.
 template <class Real>
 struct SmallestNormal;

@@ -94,12 +94,12 @@ EXODUS_HOST_DEVICE Real surrogate_derivative(SurrogateKind kind, Real x, Real sl
       return select(height < Real(0), Real(0), height);
     }
     case SurrogateKind::fast_sigmoid: {
-      const Real q = Real(1) / (Real(1) + a);
+      const Real q = reciprocal(Real(1) + a);
       return q * q;
     }
     case SurrogateKind::sigmoid: {
       const Real e = exp_nonpositive(-a);  // q (1 - q) is even, so abs(x) keeps the exponential small
-      const Real q = Real(1) / (Real(1) + e);
+      const Real q = reciprocal(Real(1) + e);
       return slope * (e * q) * q;
     }
     case SurrogateKind::arctan: {
@@ -108,7 +108,7 @@ EXODUS_HOST_DEVICE Real surrogate_derivative(SurrogateKind kind, Real x, Real sl
     }
     case SurrogateKind::tanh: {
       const Real e = exp_nonpositive(Real(-2) * a);  // 1 - tanh^2 = 4 e / (1 + e)^2, without cancellation
-      const Real q = Real(1) / (Real(1) + e);
+      const Real q = reciprocal(Real(1) + e);
       return Real(4) * (e * q) * q;
     }
     case SurrogateKind::gaussian:

@@ -12,29 +12,26 @@ struct FilterArgs {
 };
 
 template <class Storage>
-__global__ void __launch_bounds__(kThreads) filter_in_place(FilterArgs<Storage> args) {
-  using Real = compute_t<Storage>;
+__global__ void __launch_bounds__(kThreads) filter_in_place(FilterArgs<Storage> args, int walk_bytes) {
   EXODUS_SHARED_MEMORY(shared);
-  const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (mine >= args.sweep.layout.lanes()) return;
-  KernelState<Real> state(args.kernel, shared, mine, args.sweep.layout.lanes());
-  sweep_in_place<1>(args.sweep, mine, [&](int, const Storage(&from)[1], Storage(&to)[1]) {
+  KernelState<compute_t<Storage>> state(args.kernel, shared + walk_bytes, mine, args.sweep.layout.lanes());
+  sweep_in_place<1, kGroupOfLongSteps<Storage>>(args.sweep, mine, shared, step_by_step([&](const Storage(&from)[1], Storage(&to)[1]) {
     state.push(load(from[0]));
     to[0] = store<Storage>(state.response());
-  });
+  }));
 }
 
-template <class Storage>
-__global__ void __launch_bounds__(kStagedLanes) filter_staged(FilterArgs<Storage> args) {
-  using Real = compute_t<Storage>;
+template <class Storage, bool reverse>
+__global__ void __launch_bounds__(kStagedLanes) filter_staged(FilterArgs<Storage> args, int walk_bytes, int unit) {
   EXODUS_SHARED_MEMORY(shared);
   const StagedBlock block = StagedBlock::of(args.sweep.layout);
-  KernelState<Real> state(args.kernel, shared + staged_bytes<Storage>(1), block.lane(),
-                          args.sweep.layout.lanes());
-  sweep_staged(args.sweep, block, reinterpret_cast<Storage*>(shared), [&](int, const Storage(&from)[1], Storage(&to)[1]) {
+  KernelState<compute_t<Storage>> state(args.kernel, shared + walk_bytes, block.lane(), args.sweep.layout.lanes());
+  sweep_staged<reverse>(args.sweep, block, unit, shared, step_by_step([&](const Storage(&from)[1], Storage(&to)[1]) {
     state.push(load(from[0]));
     to[0] = store<Storage>(state.response());
-  });
+  }));
 }
 
 constexpr int kTapThreads = 256;
@@ -84,20 +81,19 @@ void Cuda::run(const FilterCall& call) {
   const OnDeviceOf device(call.input);
   dispatch(call.input, [&](auto element) {
     using Storage = decltype(element);
-    const Layout& layout = call.layout;
-    const bool staged = layout.inner < kMinInPlaceLanes;
-    const int tiles = staged ? staged_bytes<Storage>(1) : 0;
-    const KernelMemory<compute_t<Storage>> memory(call.kernel, call.input, layout.lanes(),
-                                                  staged ? kStagedLanes : kThreads, tiles);
-    const FilterArgs<Storage> args{
-        {layout, call.reverse, {elements<Storage>(call.input)}, {mutable_elements<Storage>(call.output)}},
-        memory.device()};
-    if (staged) {
-      EXODUS_LAUNCH((filter_staged<Storage>), staged_blocks(layout), kStagedLanes, tiles + memory.shared_bytes(),
-                    device.stream(), args);
+    const Sweep<Storage, 1, 1> sweep{
+        call.layout, call.reverse, {elements<Storage>(call.input)}, {mutable_elements<Storage>(call.output)}};
+    const auto launch = StatefulLaunch<Storage>::of(sweep, call.kernel, call.input);
+    const FilterArgs<Storage> args{sweep, launch.memory.device()};
+    if (!launch.staged) {
+      EXODUS_LAUNCH((filter_in_place<Storage>), launch.blocks, launch.threads, launch.shared_bytes(), device.stream(), args,
+                    launch.walk_bytes);
+    } else if (call.reverse) {
+      EXODUS_LAUNCH((filter_staged<Storage, true>), launch.blocks, launch.threads, launch.shared_bytes(), device.stream(),
+                    args, launch.walk_bytes, launch.unit);
     } else {
-      EXODUS_LAUNCH((filter_in_place<Storage>), blocks_for(layout.lanes(), kThreads), kThreads, memory.shared_bytes(),
-                    device.stream(), args);
+      EXODUS_LAUNCH((filter_staged<Storage, false>), launch.blocks, launch.threads, launch.shared_bytes(), device.stream(),
+                    args, launch.walk_bytes, launch.unit);
     }
   });
 }

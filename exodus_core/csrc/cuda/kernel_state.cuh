@@ -6,12 +6,11 @@
 
 #include "../core/causal_kernel.h"
 #include "../operators.h"
-#include "tiles.cuh"
+#include "staged.cuh"
 
 namespace exodus::cuda {
 
 constexpr int kMaxModes = 8;
-constexpr std::int64_t kSharedBytes = 48 * 1024;  // of a block, on every architecture without opting in
 
 template <class Real>
 struct DeviceKernel {
@@ -108,11 +107,12 @@ class KernelState {
   int pushed_ = 0;   // modes: steps since a past was last forgotten
 };
 
-// A kernel on the device for blocks of `threads`, whose tiles need `tile_bytes`; keeps the memory that it may need.
+// A kernel on the device for blocks of `threads`, of whose shared memory `taken` bytes have another use; keeps the memory
+// that it may need.
 template <class Real>
 class KernelMemory {
  public:
-  KernelMemory(const CausalKernel& kernel, const Tensor& like, std::int64_t lanes, int threads, int tile_bytes)
+  KernelMemory(const CausalKernel& kernel, const Tensor& like, std::int64_t lanes, int threads, int taken)
       : device_{elements<Real>(kernel.taps), static_cast<int>(kernel.taps.has_value() ? kernel.length : static_cast<std::int64_t>(kernel.modes.size())),
                 {}, nullptr} {
     STD_TORCH_CHECK(kernel.modes.size() <= kMaxModes, "kernel must be of at most ", kMaxModes,
@@ -120,7 +120,7 @@ class KernelMemory {
     STD_TORCH_CHECK(kernel.length <= 1 << 30, "kernel must be of at most 2^30 taps, got ", kernel.length);
     std::copy(kernel.modes.begin(), kernel.modes.end(), device_.modes);
     const std::int64_t needed = static_cast<std::int64_t>(device_.slots()) * threads * device_.slot_bytes();
-    if (tile_bytes + needed <= kSharedBytes) {
+    if (taken + needed <= kSharedBytes) {
       shared_bytes_ = static_cast<int>(needed);
     } else {
       const ScalarType kept = kernel.taps.has_value() ? compute_dtype(like) : ScalarType::Double;
@@ -136,6 +136,33 @@ class KernelMemory {
   DeviceKernel<Real> device_;
   OptionalTensor scratch_;
   int shared_bytes_ = 0;
+};
+
+// The launch of a walk in which every lane has the state of a kernel. It lies behind the ring or the tiles of the walk.
+template <class Storage>
+struct StatefulLaunch {
+  bool staged;
+  unsigned int blocks;
+  int threads;
+  int walk_bytes;  // shared memory of the walk
+  int unit;        // staged
+  KernelMemory<compute_t<Storage>> memory;
+
+  template <int inputs, int outputs>
+  static StatefulLaunch of(const Sweep<Storage, inputs, outputs>& sweep, const CausalKernel& kernel, const Tensor& like) {
+    using Memory = KernelMemory<compute_t<Storage>>;
+    const Layout& layout = sweep.layout;
+    if (layout.inner < kMinInPlaceLanes) {
+      const int tiles = staged_bytes(layout, sweep.given(), outputs);
+      return {true, staged_blocks(layout), kStagedLanes, tiles, staged_unit(sweep),
+              Memory(kernel, like, layout.lanes(), kStagedLanes, tiles)};
+    }
+    const int ring = ring_bytes<1, kGroupOfLongSteps<Storage>>(sweep);
+    return {false, blocks_for(layout.lanes(), kThreads), kThreads, ring, 0,
+            Memory(kernel, like, layout.lanes(), kThreads, ring)};
+  }
+
+  int shared_bytes() const { return walk_bytes + memory.shared_bytes(); }
 };
 
 }  // namespace exodus::cuda

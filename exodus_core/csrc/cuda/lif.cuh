@@ -1,10 +1,35 @@
 // The arguments of a LIF call on the device, shared by the LIF kernels.
 #pragma once
 
+#include <type_traits>
+
 #include "parameters.cuh"
-#include "tiles.cuh"
+#include "sweep.cuh"
 
 namespace exodus::cuda {
+
+// Calls run(kind), known when compiled.
+template <class Run>
+__device__ __forceinline__ void with_kind(SurrogateKind kind, Run run) {
+  switch (kind) {
+    case SurrogateKind::exponential:
+      return run(std::integral_constant<SurrogateKind, SurrogateKind::exponential>{});
+    case SurrogateKind::boxcar:
+      return run(std::integral_constant<SurrogateKind, SurrogateKind::boxcar>{});
+    case SurrogateKind::triangle:
+      return run(std::integral_constant<SurrogateKind, SurrogateKind::triangle>{});
+    case SurrogateKind::fast_sigmoid:
+      return run(std::integral_constant<SurrogateKind, SurrogateKind::fast_sigmoid>{});
+    case SurrogateKind::sigmoid:
+      return run(std::integral_constant<SurrogateKind, SurrogateKind::sigmoid>{});
+    case SurrogateKind::arctan:
+      return run(std::integral_constant<SurrogateKind, SurrogateKind::arctan>{});
+    case SurrogateKind::tanh:
+      return run(std::integral_constant<SurrogateKind, SurrogateKind::tanh>{});
+    case SurrogateKind::gaussian:
+      return run(std::integral_constant<SurrogateKind, SurrogateKind::gaussian>{});
+  }
+}
 
 template <class Storage>
 struct DeviceNeurons {
@@ -51,14 +76,47 @@ struct LifBackwardArgs {
   const Real* initial_spikes;
   Real* lane_gradients;  // the kLaneGradients rows, or null
 
-  // The data of a step from its three elements.
-  template <bool with_sums>
-  __device__ __forceinline__ LifStep<Real> step(const LifNeuron<Real>& neuron, const Storage (&from)[3]) const {
-    const Real membrane = load(from[0]);
-    const Real spikes = with_sums || reset == Reset::zero
-                            ? fire(neuron.max_spikes > 1, membrane, neuron.threshold, neuron.max_spikes)
-                            : Real(0);
-    return {membrane, spikes, surrogate(membrane, neuron.threshold), load(from[1]), load(from[2])};
+  // Calls use(k, i, step) for the steps [step][lane][input] of some lanes, in the order of the walk. Which surrogate it is
+  // is asked once for all of them.
+  template <bool with_sums, int steps, int width, class Use>
+  __device__ __forceinline__ void for_each(const LifNeuron<Real>* const (&lanes)[width],
+                                           const Storage (&x)[steps][width][3], Use use) const {
+    LifStep<Real> known[steps][width];
+#pragma unroll
+    for (int k = 0; k < steps; ++k) {
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        const Storage(&from)[3] = x[k][i];
+        known[k][i] = {load(from[0]), Real(0), Real(0), load(from[1]), load(from[2])};
+      }
+    }
+    const auto set = [&](auto kind) {
+#pragma unroll
+      for (int k = 0; k < steps; ++k) {
+#pragma unroll
+        for (int i = 0; i < width; ++i) {
+          LifStep<Real>& step = known[k][i];
+          step.surrogate =
+              scaled_surrogate(kind.value, surrogate.slope, surrogate.scale, step.membrane, lanes[i]->threshold);
+        }
+      }
+    };
+    with_kind(surrogate.kind, set);
+    if (with_sums || reset == Reset::zero) {
+#pragma unroll
+      for (int k = 0; k < steps; ++k) {
+#pragma unroll
+        for (int i = 0; i < width; ++i) {
+          LifStep<Real>& step = known[k][i];
+          step.spikes = fire(lanes[i]->max_spikes > 1, step.membrane, lanes[i]->threshold, lanes[i]->max_spikes);
+        }
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < steps; ++k) {
+#pragma unroll
+      for (int i = 0; i < width; ++i) use(k, i, known[k][i]);
+    }
   }
 
   // Closes the pass of one lane at t = -1 and writes its gradients.
@@ -101,7 +159,7 @@ struct BlockSums {
   }
 };
 
-// lif_scan.cu
+// lif_chunks.cu
 template <class Storage, bool with_sums>
 void lif_backward_by_chunks(const LifBackwardArgs<Storage>& args, cudaStream_t stream);
 

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <cstdlib>
 
 #if defined(EXODUS_EMULATE)
 
@@ -20,6 +21,10 @@ class OnDeviceOf {
  public:
   explicit OnDeviceOf(const torch::stable::Tensor&) {}
   cudaStream_t stream() const { return {}; }
+  int capability() const {
+    const char* asked = std::getenv("EXODUS_EMULATE_CAPABILITY");
+    return asked == nullptr ? 90 : std::atoi(asked);
+  }
 };
 
 inline bool is_on_device(const torch::stable::Tensor& tensor) { return tensor.is_cpu(); }
@@ -61,6 +66,16 @@ class OnDeviceOf {
     void* stream = nullptr;
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream) == 0, "no current CUDA stream");
     return static_cast<cudaStream_t>(stream);
+  }
+
+  // The compute capability: 90 is 9.0.
+  int capability() const {
+    int major = 0;
+    int minor = 0;
+    cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index_);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index_);
+    STD_TORCH_CHECK(error == cudaSuccess, "no compute capability: ", cudaGetErrorString(error));
+    return 10 * major + minor;
   }
 
  private:

@@ -77,42 +77,45 @@ struct BackwardLane {
 };
 
 template <class Storage>
-__global__ void __launch_bounds__(kThreads) srm_forward_in_place(SrmForwardArgs<Storage> args) {
+__global__ void __launch_bounds__(kThreads) srm_forward_in_place(SrmForwardArgs<Storage> args, int walk_bytes) {
   EXODUS_SHARED_MEMORY(shared);
-  const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (mine >= args.sweep.layout.lanes()) return;
-  ForwardLane<Storage> lane(args, shared, mine);
-  sweep_in_place<1>(args.sweep, mine, [&](int, const Storage(&from)[1], Storage(&to)[2]) { lane.step(from, to); });
+  ForwardLane<Storage> lane(args, shared + walk_bytes, mine);
+  sweep_in_place<1, kGroupOfLongSteps<Storage>>(
+      args.sweep, mine, shared, step_by_step([&](const Storage(&from)[1], Storage(&to)[2]) { lane.step(from, to); }));
 }
 
 template <class Storage>
-__global__ void __launch_bounds__(kStagedLanes) srm_forward_staged(SrmForwardArgs<Storage> args) {
+__global__ void __launch_bounds__(kStagedLanes) srm_forward_staged(SrmForwardArgs<Storage> args, int walk_bytes, int unit) {
   EXODUS_SHARED_MEMORY(shared);
   const StagedBlock block = StagedBlock::of(args.sweep.layout);
-  ForwardLane<Storage> lane(args, shared + staged_bytes<Storage>(2), block.lane());
-  sweep_staged(args.sweep, block, reinterpret_cast<Storage*>(shared),
-               [&](int, const Storage(&from)[1], Storage(&to)[2]) { lane.step(from, to); });
+  ForwardLane<Storage> lane(args, shared + walk_bytes, block.lane());
+  sweep_staged<false>(args.sweep, block, unit, shared,
+                      step_by_step([&](const Storage(&from)[1], Storage(&to)[2]) { lane.step(from, to); }));
 }
 
 // The one block asked for keeps the compiler from choosing registers so few that it spills.
 template <class Storage>
-__global__ void __launch_bounds__(kThreads, 1) srm_backward_in_place(SrmBackwardArgs<Storage> args) {
+__global__ void __launch_bounds__(kThreads, 1)
+    srm_backward_in_place(SrmBackwardArgs<Storage> args, int walk_bytes) {
   EXODUS_SHARED_MEMORY(shared);
-  const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (mine >= args.sweep.layout.lanes()) return;
-  BackwardLane<Storage> lane(args, shared, mine);
-  sweep_in_place<1>(args.sweep, mine, [&](int, const Storage(&from)[3], Storage(&to)[1]) { lane.step(from, to); });
+  BackwardLane<Storage> lane(args, shared + walk_bytes, mine);
+  sweep_in_place<1, kGroupOfLongSteps<Storage>>(
+      args.sweep, mine, shared, step_by_step([&](const Storage(&from)[3], Storage(&to)[1]) { lane.step(from, to); }));
   lane.close(mine);
 }
 
 template <class Storage>
 __global__ void __launch_bounds__(kStagedLanes, kMinBlocks<Storage>)
-    srm_backward_staged(SrmBackwardArgs<Storage> args) {
+    srm_backward_staged(SrmBackwardArgs<Storage> args, int walk_bytes, int unit) {
   EXODUS_SHARED_MEMORY(shared);
   const StagedBlock block = StagedBlock::of(args.sweep.layout);
-  BackwardLane<Storage> lane(args, shared + staged_bytes<Storage>(3), block.lane());
-  sweep_staged(args.sweep, block, reinterpret_cast<Storage*>(shared),
-               [&](int, const Storage(&from)[3], Storage(&to)[1]) { lane.step(from, to); });
+  BackwardLane<Storage> lane(args, shared + walk_bytes, block.lane());
+  sweep_staged<true>(args.sweep, block, unit, shared,
+                     step_by_step([&](const Storage(&from)[3], Storage(&to)[1]) { lane.step(from, to); }));
   if (block.has_thread()) lane.close(block.lane());
 }
 
@@ -122,24 +125,18 @@ void Cuda::run(const SrmForwardCall& call) {
   const OnDeviceOf device(call.psp);
   dispatch(call.psp, [&](auto element) {
     using Storage = decltype(element);
-    using Real = compute_t<Storage>;
-    const Layout& layout = call.layout;
-    const bool staged = layout.inner < kMinInPlaceLanes;
-    const int tiles = staged ? staged_bytes<Storage>(2) : 0;
-    const KernelMemory<Real> memory(call.kernel, call.psp, layout.lanes(), staged ? kStagedLanes : kThreads, tiles);
-    const SrmForwardArgs<Storage> args{
-        {layout,
-         false,
-         {elements<Storage>(call.psp)},
-         {mutable_elements<Storage>(call.membrane), mutable_elements<Storage>(call.spikes)}},
-        memory.device(),
-        on_device<Real>(call.threshold)};
-    if (staged) {
-      EXODUS_LAUNCH((srm_forward_staged<Storage>), staged_blocks(layout), kStagedLanes, tiles + memory.shared_bytes(),
-                    device.stream(), args);
+    const Sweep<Storage, 1, 2> sweep{call.layout,
+                                     false,
+                                     {elements<Storage>(call.psp)},
+                                     {mutable_elements<Storage>(call.membrane), mutable_elements<Storage>(call.spikes)}};
+    const auto launch = StatefulLaunch<Storage>::of(sweep, call.kernel, call.psp);
+    const SrmForwardArgs<Storage> args{sweep, launch.memory.device(), on_device<compute_t<Storage>>(call.threshold)};
+    if (launch.staged) {
+      EXODUS_LAUNCH((srm_forward_staged<Storage>), launch.blocks, launch.threads, launch.shared_bytes(), device.stream(),
+                    args, launch.walk_bytes, launch.unit);
     } else {
-      EXODUS_LAUNCH((srm_forward_in_place<Storage>), blocks_for(layout.lanes(), kThreads), kThreads,
-                    memory.shared_bytes(), device.stream(), args);
+      EXODUS_LAUNCH((srm_forward_in_place<Storage>), launch.blocks, launch.threads, launch.shared_bytes(),
+                    device.stream(), args, launch.walk_bytes);
     }
   });
 }
@@ -149,26 +146,25 @@ void Cuda::run(const SrmBackwardCall& call) {
   dispatch(call.membrane, [&](auto element) {
     using Storage = decltype(element);
     using Real = compute_t<Storage>;
-    const Layout& layout = call.layout;
-    const bool staged = layout.inner < kMinInPlaceLanes;
-    const int tiles = staged ? staged_bytes<Storage>(3) : 0;
-    const KernelMemory<Real> memory(call.kernel, call.membrane, layout.lanes(), staged ? kStagedLanes : kThreads, tiles);
+    const Sweep<Storage, 3, 1> sweep{
+        call.layout,
+        true,
+        {elements<Storage>(call.membrane), elements<Storage>(call.grad_spikes), elements<Storage>(call.grad_membrane)},
+        {mutable_elements<Storage>(call.grad_psp)}};
+    const auto launch = StatefulLaunch<Storage>::of(sweep, call.kernel, call.membrane);
     const SrmBackwardArgs<Storage> args{
-        {layout,
-         true,
-         {elements<Storage>(call.membrane), elements<Storage>(call.grad_spikes), elements<Storage>(call.grad_membrane)},
-         {mutable_elements<Storage>(call.grad_psp)}},
-        memory.device(),
+        sweep,
+        launch.memory.device(),
         on_device<Real>(call.threshold),
         call.surrogate.as<Real>(),
         call.method,
         call.grad_threshold.numel() > 0 ? mutable_elements<Real>(call.grad_threshold) : nullptr};
-    if (staged) {
-      EXODUS_LAUNCH((srm_backward_staged<Storage>), staged_blocks(layout), kStagedLanes, tiles + memory.shared_bytes(),
-                    device.stream(), args);
+    if (launch.staged) {
+      EXODUS_LAUNCH((srm_backward_staged<Storage>), launch.blocks, launch.threads, launch.shared_bytes(), device.stream(),
+                    args, launch.walk_bytes, launch.unit);
     } else {
-      EXODUS_LAUNCH((srm_backward_in_place<Storage>), blocks_for(layout.lanes(), kThreads), kThreads,
-                    memory.shared_bytes(), device.stream(), args);
+      EXODUS_LAUNCH((srm_backward_in_place<Storage>), launch.blocks, launch.threads, launch.shared_bytes(),
+                    device.stream(), args, launch.walk_bytes);
     }
   });
 }

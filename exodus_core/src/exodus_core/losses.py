@@ -84,6 +84,17 @@ class Loss:
     def __call__(self, outputs: Tensor, targets: Tensor) -> LossValue:
         raise NotImplementedError
 
+    def check_values(self, targets: Tensor, shape: Sequence[int]) -> None:
+        """Checks the elements of targets that fit outputs of this shape otherwise; waits for the device they are on.
+
+        Raises:
+            LossError: they do not fit.
+        """
+
+    def of_checked(self, outputs: Tensor, targets: Tensor) -> LossValue:
+        """What a call gives, for targets whose elements are checked; waits for no device, as a CUDA graph demands."""
+        return self(outputs, targets)
+
 
 @dataclass(frozen=True)
 class _CrossEntropy(Loss):
@@ -95,16 +106,30 @@ class _CrossEntropy(Loss):
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> LossValue:
         """Targets: class numbers, integers, shape (batch,)."""
-        outputs = _check_outputs(outputs, 3)
-        _check_targets(targets, outputs.shape[:1], "one class for each sample")
-        place = Place("/targets", LossError)
-        if targets.is_floating_point() or targets.dtype == torch.bool:
-            raise place.refuse_as("class numbers, integers", str(targets.dtype))
-        classes = outputs.shape[2]
+        outputs = self._fitting(outputs, targets)
+        self.check_values(targets, outputs.shape)
+        return self._value(outputs, targets)
+
+    def check_values(self, targets: Tensor, shape: Sequence[int]) -> None:
+        classes = shape[2]
         # Read on the device that has them: targets on the CPU need not wait for another device.
         low, high = (int(v) for v in torch.aminmax(targets))
         if low < 0 or high >= classes:
+            place = Place("/targets", LossError)
             raise place.refuse_as(f"class numbers from 0 to {classes - 1}", str(low if low < 0 else high))
+
+    def of_checked(self, outputs: Tensor, targets: Tensor) -> LossValue:
+        return self._value(self._fitting(outputs, targets), targets)
+
+    def _fitting(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The outputs in the dtype that they are computed in, once both are found to fit but for their elements."""
+        outputs = _check_outputs(outputs, 3)
+        _check_targets(targets, outputs.shape[:1], "one class for each sample")
+        if targets.is_floating_point() or targets.dtype == torch.bool:
+            raise Place("/targets", LossError).refuse_as("class numbers, integers", str(targets.dtype))
+        return outputs
+
+    def _value(self, outputs: Tensor, targets: Tensor) -> LossValue:
         targets = targets.to(outputs.device, torch.int64)
         logits = self._over_time(outputs)
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)

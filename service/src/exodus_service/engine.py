@@ -16,6 +16,7 @@ from exodus_core.training import OPTIMIZERS
 from exodus_service import __version__
 from exodus_service.call import CONTENT_ENCODINGS, CONTENT_TYPES
 from exodus_service.compute.scheduler import Scheduler
+from exodus_service.compute.transfers import CudaCopies, Uploads
 from exodus_service.errors import ServiceError
 from exodus_service.gradients.batching import Batcher
 from exodus_service.gradients.selftest import self_test
@@ -58,6 +59,7 @@ class Engine:
 
     Attributes:
         store: the models; whoever serves them starts and closes it.
+        uploads: copies inputs of calls that wait to a GPU.
 
     Raises:
         ValueError: the device of the settings does not exist.
@@ -79,6 +81,7 @@ class Engine:
                 delay=settings.batch_delay_ms / 1e3,
             ),
         )
+        self.uploads = Uploads(settings.upload_bytes, CudaCopies(self.device) if self.device.type == "cuda" else None)
         self.store = Store(settings, self.device, self.scheduler.execute)
 
     async def start(self) -> None:

@@ -35,6 +35,15 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads per computation; unset: PyTorch's default."
     )
+    graphs: bool = Field(
+        default=True,
+        description="On a GPU, replay repeated training steps of small networks from CUDA graphs, whose memory counts.",
+    )
+    upload_bytes: int = Field(
+        default=256 * MIB,
+        ge=0,
+        description="On a GPU, bytes of inputs of waiting calls on models that are uploaded ahead; 0: none are.",
+    )
     keep_memory: int = Field(
         default=512 * MIB,
         ge=0,

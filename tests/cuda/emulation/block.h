@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -68,6 +69,8 @@ class Block {
     std::fill_n(shared_.get(), shared_bytes_, static_cast<unsigned char>(0xff));  // what nobody wrote reads as NaN
     for (Thread& thread : threads_) {
       thread.state = State::ready;
+      thread.copies.clear();
+      thread.groups = 0;
     }
     running = this;
     do {
@@ -102,6 +105,30 @@ class Block {
     return threads_[source < threads_.size() ? source : caller].given_out;
   }
 
+  // An asynchronous copy of the running thread. Nothing is copied before the thread waits for its group, and until then
+  // the target holds NaN: who reads it too early, or changes it, gets a wrong result.
+  void copy_async(void* to, const void* from, std::size_t bytes) {
+    const auto address = [](const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer); };
+    if (address(to) < address(shared_.get()) || address(to) + bytes > address(shared_.get()) + shared_bytes_) {
+      fail_here("copies beyond the shared memory of its block");
+    }
+    if (address(to) % bytes != 0 || address(from) % bytes != 0) {
+      fail_here("copies " + std::to_string(bytes) + " bytes that are not aligned to that");
+    }
+    std::memset(to, 0xff, bytes);
+    turn_->copies.push_back({to, from, bytes, turn_->groups});
+  }
+
+  void commit_copies() { turn_->groups += 1; }
+
+  // Does the copies of all groups but the last `left`.
+  void wait_for_copies(std::int64_t left) {
+    std::deque<Copy>& copies = turn_->copies;
+    for (; !copies.empty() && copies.front().group < turn_->groups - left; copies.pop_front()) {
+      std::memcpy(copies.front().to, copies.front().from, copies.front().bytes);
+    }
+  }
+
   unsigned lane() const { return static_cast<unsigned>(place_in_block() % warp_size); }
 
   // Ends the program with a message that says which kernel, block and thread is running.
@@ -110,6 +137,13 @@ class Block {
  private:
   enum class State { ready, waiting, finished };
 
+  struct Copy {
+    void* to;
+    const void* from;
+    std::size_t bytes;
+    std::int64_t group;
+  };
+
   struct Thread {
     uint3 index{};
     State state = State::ready;
@@ -117,6 +151,8 @@ class Block {
     Barrier barrier{};
     std::uint64_t handed_in = 0;
     std::uint64_t given_out = 0;
+    std::deque<Copy> copies{};  // that were started and not waited for, the oldest first
+    std::int64_t groups = 0;    // that were closed
   };
 
   // Fibers are kept for later blocks. One OS thread runs one block at a time, so that each pool has one user.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -41,14 +43,26 @@ def split(name: str, tensor: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(t) for part, t in zip(parts, like, strict=True)]
 
 
-def read(scalars: Sequence[Tensor]) -> list[float]:
-    """The values of scalars, with one wait for each device that they are on."""
-    found = [0.0] * len(scalars)
-    groups: dict[torch.device, list[int]] = {}
-    for i, scalar in enumerate(scalars):
-        groups.setdefault(scalar.device, []).append(i)
-    for indices in groups.values():
-        together = torch.stack([scalars[i].detach().to(torch.float64) for i in indices])
-        for i, value in zip(indices, together.tolist(), strict=True):
-            found[i] = value
-    return found
+@dataclass(frozen=True)
+class Scalars:
+    """Scalars of several devices, stacked by device in float64; `indices` says which are in each stack."""
+
+    indices: list[list[int]]
+    stacks: list[Tensor]
+
+    @classmethod
+    def of(cls, scalars: Sequence[Tensor]) -> Self:
+        """Stacks them, and waits for no device."""
+        groups: dict[torch.device, list[int]] = {}
+        for i, scalar in enumerate(scalars):
+            groups.setdefault(scalar.device, []).append(i)
+        stacks = [torch.stack([scalars[i].detach().to(torch.float64) for i in some]) for some in groups.values()]
+        return cls(list(groups.values()), stacks)
+
+    def read(self) -> list[float]:
+        """Their values in order, with one wait for each device that they are on."""
+        found = [0.0] * sum(map(len, self.indices))
+        for indices, stack in zip(self.indices, self.stacks, strict=True):
+            for i, value in zip(indices, stack.tolist(), strict=True):
+                found[i] = value
+        return found

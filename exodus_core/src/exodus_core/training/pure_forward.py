@@ -44,14 +44,18 @@ class Forward:
 
 
 class PureForward:
-    """Runs a network without changing it; `compiled` is the same network, to be called instead."""
+    """Runs a network without changing it; `compiled` is the same network, to be called instead.
+
+    Attributes:
+        draws: true if a pass in training draws masks.
+    """
 
     def __init__(self, net: Network, compiled: Callable[[Tensor], Tensor] | None = None) -> None:
         self.net = net
         self._call: Callable[[Tensor], Tensor] = net if compiled is None else compiled
         modules = list(net.modules())
         self._norms = [module for module in modules if isinstance(module, BatchNorm)]
-        self._draws = any(isinstance(module, Dropout) and module.p > 0 for module in modules)
+        self.draws = any(isinstance(module, Dropout) and module.p > 0 for module in modules)
 
     @property
     def buffer_names(self) -> list[str]:
@@ -66,7 +70,7 @@ class PureForward:
         if mode != train:
             self.net.train(train)
         kept = [(norm, dict(norm._buffers)) for norm in self._norms] if train else []
-        random = self.net.generator.get_state() if train and self._draws else None
+        random = self.net.generator.get_state() if train and self.draws else None
         try:
             for norm, buffers in kept:
                 # Replaced by other tensors, not restored in place: the graph must not see them change.

@@ -17,6 +17,8 @@ from exodus_core.losses import LossValue
 from exodus_core.network import Network
 from exodus_core.training import flat_parameters, states
 from exodus_core.training.errors import ContextStaleError, NonFiniteError
+from exodus_core.training.flat_parameters import Scalars
+from exodus_core.training.graphs import Graphs
 from exodus_core.training.optimizer import parse_optimizer
 from exodus_core.training.pure_forward import Changes, Forward, PureForward
 from exodus_core.training.update import Update
@@ -32,13 +34,24 @@ class StepResult(NamedTuple):
     grad_norms: dict[str, float]
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Computed:
+    """Gradients of one call, and its numbers before they are read: the total norm, all norms, and values by name."""
+
+    gradients: Sequence[Tensor]
+    changes: Changes
+    names: Sequence[str]
+    scalars: Scalars
+
+
+@dataclass(frozen=True)
 class _Found:
-    """Gradients of one call, before they count."""
+    """Gradients of one call, before they count; if they are lent, the next call may overwrite them."""
 
     gradients: Sequence[Tensor]
     changes: Changes
     result: StepResult
+    lent: bool = False
 
 
 class Trainer:
@@ -53,11 +66,14 @@ class Trainer:
         net: a network of `exodus_core.network.build`, or what `torch.compile` makes of one; its parameters' `.grad` are
             the accumulated gradients.
         optimizer: "sgd", "adam" or "adamw", or {"kind", "lr", ...} with the options by torch's names.
+        graphs: on a GPU, replay repeated calls of `step` and `forward_backward` from CUDA graphs (docs/cuda.md), with
+            the same bits. None: those of which a step takes at most a GiB; True: larger ones too; False: none.
 
     Attributes:
         net: the network.
         optimizer: the torch optimiser.
         optimizer_data: the description of the optimiser with all defaults.
+        graphs: as given; may be changed.
 
     Raises:
         OptimizerError: the optimiser's description does not fit.
@@ -65,7 +81,7 @@ class Trainer:
         ValueError: the network has no parameters.
     """
 
-    def __init__(self, net: Network, optimizer: str | Mapping[str, Any]) -> None:
+    def __init__(self, net: Network, optimizer: str | Mapping[str, Any], *, graphs: bool | None = None) -> None:
         self._kind = parse_optimizer(optimizer)
         plain = getattr(net, "_orig_mod", net)  # of torch.compile, which gives parameters other names
         if not isinstance(plain, Network):
@@ -77,7 +93,10 @@ class Trainer:
         self._parameters = list(self._named.values())
         if not self._parameters:
             raise ArgumentError("net", "a network with at least one parameter", "one without")
+        self.graphs = graphs
         self._pure_forward = PureForward(net, compiled)
+        # torch.compile may recompile whenever it is called.
+        self._graphs = Graphs(net, self._pure_forward.draws) if compiled is net else None
         self.optimizer = self._kind.made(net)
         net.train()
 
@@ -128,7 +147,7 @@ class Trainer:
         flat_parameters.check("grad_outputs", grad_outputs, outputs.shape)
         given = grad_outputs.detach().to(outputs.device, outputs.dtype)
         gradients = self._differentiate(outputs, given, keep=True)
-        found = self._found(gradients, forward._changes, {}, allow_non_finite)
+        found = self._found(gradients, forward._changes, allow_non_finite)
         self._accumulate(found)
         forward._graph = None
         return found.result.grad_norms
@@ -187,7 +206,7 @@ class Trainer:
             used = self._sums([torch.zeros_like(p) for p in self._parameters])
         else:
             return dict.fromkeys([*self._named, "total"], 0.0)
-        found = self._found(used, Changes(), {}, allow_non_finite)
+        found = self._found(used, Changes(), allow_non_finite)
         update.apply(self.optimizer, self._parameters, used, found.result.grad_norms["total"])
         return found.result.grad_norms
 
@@ -213,7 +232,7 @@ class Trainer:
         used, total = found.gradients, found.result.grad_norms["total"]
         if self._accumulated:
             used = self._sums(found.gradients)
-            total = self._found(used, found.changes, {}, allow_non_finite).result.grad_norms["total"]
+            total = self._found(used, found.changes, allow_non_finite).result.grad_norms["total"]
         update.apply(self.optimizer, self._parameters, used, total)
         self._pure_forward.commit(found.changes)
         return found.result
@@ -266,6 +285,11 @@ class Trainer:
         """Bytes of weights, running statistics, the optimiser's state and accumulated gradients."""
         return states.nbytes(self.net, self.optimizer)
 
+    @property
+    def graph_nbytes(self) -> int:
+        """Bytes of the GPU's memory that CUDA graphs keep from one call to the next."""
+        return 0 if self._graphs is None else self._graphs.nbytes
+
     def _differentiate(self, outputs: Tensor, grad_outputs: Tensor | None, keep: bool) -> Sequence[Tensor]:
         # Autocast is for forward passes: a backward pass has the dtypes of its own.
         device = outputs.device.type
@@ -277,28 +301,38 @@ class Trainer:
         return [gradient.contiguous() for gradient in found]
 
     def _compute(self, x: Tensor, targets: Tensor, loss: AnyLoss, allow_non_finite: bool) -> _Found:
-        computed = loss if callable(loss) else losses.parse(loss)
+        function = loss if callable(loss) else losses.parse(loss)
+        if self._graphs is None or self.graphs is False:
+            computed, lent = self._computed(x, targets, function), False
+        else:
+            computed, lent = self._graphs.run(self._computed, x, targets, function, large=self.graphs is True)
+        return self._read(computed, allow_non_finite, lent)
+
+    def _computed(self, x: Tensor, targets: Tensor, loss: LossFunction) -> _Computed:
+        """Forward pass, loss, gradients and norms; changes nothing."""
         outputs, changes = self._pure_forward.run(x)
         with torch.enable_grad():
-            given = computed(outputs, targets)
+            given = loss(outputs, targets)
         if not isinstance(given, tuple) or len(given) != 2:
             raise ArgumentTypeError(
                 "loss", "a function that returns a LossValue", f"one that returns {type(given).__name__}"
             )
         value, metrics = given
         gradients = self._differentiate(value, None, keep=False)
-        return self._found(gradients, changes, {"loss": value.detach(), **metrics}, allow_non_finite)
+        return self._with_norms(gradients, changes, {"loss": value.detach(), **metrics})
 
-    def _found(
-        self, gradients: Sequence[Tensor], changes: Changes, values: Mapping[str, Tensor], allow_non_finite: bool
-    ) -> _Found:
-        """Norms and metrics, read from the device together, and checked."""
+    def _with_norms(self, gradients: Sequence[Tensor], changes: Changes, values: Mapping[str, Tensor]) -> _Computed:
         norms = list(torch._foreach_norm([*gradients, *changes.buffers]))
         total_norm = torch.linalg.vector_norm(torch.stack(norms[: len(gradients)]))
-        total, *read = flat_parameters.read([total_norm, *norms, *values.values()])
+        return _Computed(gradients, changes, list(values), Scalars.of([total_norm, *norms, *values.values()]))
+
+    def _read(self, computed: _Computed, allow_non_finite: bool, lent: bool = False) -> _Found:
+        """Norms and metrics, read from the device together, and checked."""
+        changes, values = computed.changes, computed.names
+        total, *read = computed.scalars.read()
         names = [*self._named, *(self._pure_forward.buffer_names if changes.buffers else ())]
         by_name = dict(zip(names, read, strict=False))
-        metrics = dict(zip(values, read[len(norms) :], strict=True))
+        metrics = dict(zip(values, read[len(read) - len(values) :], strict=True))
         if not allow_non_finite:
             suspects = ({"loss": metrics["loss"]} if "loss" in metrics else {}) | by_name | {"total": total}
             for name, value in suspects.items():
@@ -306,7 +340,11 @@ class Trainer:
                     raise NonFiniteError(name, value)
         metrics.pop("loss", None)
         grad_norms = {name: by_name[name] for name in self._named} | {"total": total}
-        return _Found(gradients, changes, StepResult(metrics, grad_norms))
+        return _Found(computed.gradients, changes, StepResult(metrics, grad_norms), lent)
+
+    def _found(self, gradients: Sequence[Tensor], changes: Changes, allow_non_finite: bool) -> _Found:
+        """Gradients that are there already, with their norms, checked."""
+        return self._read(self._with_norms(gradients, changes, {}), allow_non_finite)
 
     @property
     def _accumulated(self) -> bool:
@@ -318,6 +356,6 @@ class Trainer:
 
     def _accumulate(self, found: _Found) -> None:
         sums = self._sums(found.gradients)
-        for parameter, total in zip(self._parameters, sums, strict=True):
-            parameter.grad = total
+        for parameter, total, gradient in zip(self._parameters, sums, found.gradients, strict=True):
+            parameter.grad = total.clone() if found.lent and total is gradient else total
         self._pure_forward.commit(found.changes)

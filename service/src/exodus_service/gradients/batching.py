@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 _TRACES = ("membrane", "input", "psp", "spikes")
 _LOSSES = ("grad_output", "grad_membrane")
 
-#: From so many steps on a GPU may choose another kernel for more lanes, with another rounding: kMinStepsForChunks in
-#: exodus_core/csrc/cuda/dispatch.cuh.
-LONG_TIME = 512
+#: From so many steps on a GPU may choose another kernel for more lanes, with another rounding: the fewest steps that go
+#: by chunks in exodus_core/csrc/cuda/choice.cuh.
+LONG_TIME = 320
 
 
 class BatchKey(NamedTuple):

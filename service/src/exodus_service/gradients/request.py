@@ -11,6 +11,7 @@ import torch
 from exodus_client.wire import JSON_TYPE, Encoded, Message, Tensor, WireError, encode
 from exodus_service.call import Call
 from exodus_service.compute.scheduler import QueueFullError
+from exodus_service.compute.transfers import to_host
 from exodus_service.context import Timings
 from exodus_service.gradients.batching import BatchKey, batch_key
 from exodus_service.gradients.computation import Computation, Results, norm, prepare
@@ -56,7 +57,9 @@ class GradientRequest:
             if dtype is not None:
                 results = {name: result.to(getattr(torch, dtype)) for name, result in results.items()}
             params = {"method": self.method, "device": str(self.call.device), "grad_norms": norms}
-            answer = Message.of(params, (Tensor.of(name, tensor.cpu()) for name, tensor in results.items()))
+            answer = Message.of(
+                params, (Tensor.of(name, tensor) for name, tensor in to_host(results, self.call.device).items())
+            )
             return encode(answer, message.form, limits=self.call.limits)
 
     def prepare(self) -> Computation:

@@ -118,8 +118,9 @@ class Model:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory: at least what it grows to in training, and the cached responses."""
-        return max(self.spec.footprint, self._trained_bytes) + self.sequencer.progress.nbytes
+        """Bytes in memory: at least what it grows to in training, its CUDA graphs, and the cached responses."""
+        trained = max(self.spec.footprint, self._trained_bytes)
+        return trained + self.trainer.graph_nbytes + self.sequencer.progress.nbytes
 
     def is_brief(self, work: Hashable) -> bool:
         """True if equal work took at most BRIEF_S the last time."""

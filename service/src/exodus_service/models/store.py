@@ -300,7 +300,8 @@ class Store:
                 header, sequence = uploaded.spec.header, uploaded.sequence
                 state = Snapshot(header, sequence, None, uploaded.trainer.state(), Progress().pack)
                 await _written(self._saved.write(state))
-            await self._on_device(partial(model.replace, uploaded.spec, uploaded.trainer, uploaded.sequence))
+            trainer = self._configured(uploaded.trainer)
+            await self._on_device(partial(model.replace, uploaded.spec, trainer, uploaded.sequence))
             self._forget_contexts(model)
             return model.info()
 
@@ -317,8 +318,18 @@ class Store:
     def _model(self, spec: ModelSpec, trainer: Trainer, progress: Progress) -> Model:
         checkpointer = None if self._saved is None else self._saved.checkpointer
         return Model(
-            spec, trainer, self._limits, progress=progress, checkpointer=checkpointer, on_broken=self._restore_later
+            spec,
+            self._configured(trainer),
+            self._limits,
+            progress=progress,
+            checkpointer=checkpointer,
+            on_broken=self._restore_later,
         )
+
+    def _configured(self, trainer: Trainer) -> Trainer:
+        """The trainer of a model, with what the settings say of all of them."""
+        trainer.graphs = None if self._settings.graphs else False
+        return trainer
 
     def _restore_later(self, model: Model) -> None:
         """A call has changed the state and failed: the next call loads the durable state."""

@@ -10,6 +10,7 @@ import torch
 from exodus_client.wire import Encoded, Message, Tensor, encode
 from exodus_core.losses import Loss
 from exodus_service.call import Call, Result, owned
+from exodus_service.compute.transfers import to_host
 from exodus_service.engine import Engine
 from exodus_service.errors import ServiceError, invalid
 from exodus_service.models.forward_contexts import ForwardContext
@@ -62,6 +63,7 @@ class ForwardCall:
             self._loss = parsed_loss(params.loss)
             self._targets = decoded.take("targets")
         decoded.operands.finish()
+        self._upload = engine.uploads.start(self._inputs)
 
     @property
     def kind(self) -> Hashable:
@@ -81,19 +83,20 @@ class ForwardCall:
         params: dict[str, Any] = {"sequence": self._model.sequence, "durable": self._model.durable}
         context: ForwardContext | None = None
         with self._call.timings.phase("kernel"):
-            trainer = self._model.trainer
+            trainer, inputs = self._model.trainer, self._upload.wait()
             try:
                 if self.params.context:
-                    context = ForwardContext(trainer, trainer.begin(self._inputs))
+                    context = ForwardContext(trainer, trainer.begin(inputs))
                     outputs = context.forward.outputs.detach()
                 else:
-                    outputs = trainer.forward(self._inputs, train=self._train)
+                    outputs = trainer.forward(inputs, train=self._train)
                 if self._loss is not None and self._targets is not None:
                     with torch.no_grad():
                         params["metrics"] = scalars(self._loss(outputs, self._targets).metrics)
             except REFUSALS as error:
                 raise refusal(error, self._decoded.operands) from error
-            tensors = [Tensor.of("outputs", outputs.cpu())] if "outputs" in self.params.return_ else []
+            wanted = to_host({"outputs": outputs}, outputs.device) if "outputs" in self.params.return_ else {}
+            tensors = [Tensor.of(name, tensor) for name, tensor in wanted.items()]
         with self._call.timings.phase("encode"):
             if context is None:
                 return self._encode(params, tensors)

@@ -11,6 +11,7 @@ import torch
 
 from exodus_client.wire import Encoded, Message, Tensor, encode
 from exodus_service.call import Call, Result, owned
+from exodus_service.compute.transfers import to_host
 from exodus_service.engine import Engine
 from exodus_service.errors import ServiceError, invalid
 from exodus_service.gradients.computation import (
@@ -147,5 +148,5 @@ def _context(computation: Computation, membrane: torch.Tensor, decoded: DecodedC
 
 
 def _encoded(call: Call, decoded: DecodedCall, params: dict[str, Any], tensors: Results) -> Encoded:
-    named = (Tensor.of(name, tensor.cpu()) for name, tensor in tensors.items())
+    named = (Tensor.of(name, tensor) for name, tensor in to_host(tensors, call.device).items())
     return encode(Message.of(params, named), decoded.message.form, limits=call.limits)

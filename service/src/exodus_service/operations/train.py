@@ -18,6 +18,7 @@ from exodus_client.wire import JSON_TYPE, Encoded, Message, Tensor, encode
 from exodus_core.losses import Loss
 from exodus_core.training import ContextStaleError, Forward
 from exodus_service.call import Call, Result
+from exodus_service.compute.transfers import Upload, to_host
 from exodus_service.engine import Engine
 from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.models.forward_contexts import ForwardContext, expired
@@ -73,6 +74,7 @@ class TrainingCall:
         decoded: its body.
         digest: tells it from another call of the same number.
         inputs, targets, grad_output, gradients: its tensors, None for those that it has not.
+        upload: of the inputs.
         loss: None if the client has computed its own.
     """
 
@@ -83,6 +85,7 @@ class TrainingCall:
     params: Any
     digest: str
     inputs: torch.Tensor | None = None
+    upload: Upload | None = None
     targets: torch.Tensor | None = None
     grad_output: torch.Tensor | None = None
     gradients: torch.Tensor | None = None
@@ -107,6 +110,8 @@ class TrainingCall:
                 ready.gradients = decoded.flat("gradients", model.network)
             decoded.operands.finish()
             ready._require_room_for_response(model)
+            if ready.inputs is not None:
+                ready.upload = engine.uploads.start(ready.inputs)
             return ready
 
     @property
@@ -118,6 +123,8 @@ class TrainingCall:
         """Do the call, and record it with its response; on the computing thread. Raises ServiceError, WireError."""
         began = time.monotonic()
         with self.call.timings.phase("kernel"):
+            if self.upload is not None:
+                self.inputs = self.upload.wait()
             try:
                 metrics, norms, gradients = self._compute(model)
             except ContextStaleError as error:
@@ -128,7 +135,8 @@ class TrainingCall:
                 ) from error
             except REFUSALS as error:
                 raise refusal(error, self.decoded.operands) from error
-            tensors = [] if gradients is None else [Tensor.of("gradients", gradients.cpu())]
+            wanted = {} if gradients is None else to_host({"gradients": gradients}, gradients.device)
+            tensors = [Tensor.of(name, tensor) for name, tensor in wanted.items()]
         with self.call.timings.phase("encode"):
             params = {
                 "sequence": step.sequence,

@@ -4,6 +4,7 @@
 // the end of time to its start. In a pass every thread reduces its chunk to an affine map, one row of threads chains the
 // maps, and every thread replays its chunk from what the chain gives it. The slope of a map is a product of at most kSteps
 // factors, and may overflow although the serial result is finite; then the block walks that pass serially.
+#include "in_place.cuh"
 #include "lif.cuh"
 
 #include "../core/scan.h"
@@ -11,47 +12,78 @@
 namespace exodus::cuda {
 namespace {
 
-constexpr int kLanes = 32;
+constexpr int kLanes = 16;
 constexpr int kChunks = 16;
 constexpr int kSteps = 64;
+constexpr int kThreadsOfABlock = kLanes * kChunks;
+
+// The rows of a chunk: while one group of steps is computed, the next one is under way.
+template <class Storage>
+constexpr int kGroupOfAChunk = sizeof(Storage) == 8 ? 2 : kSideBySide;
+template <class Storage>
+using ChunkRows = Rows<1, kGroupOfAChunk<Storage>, 2, kThreadsOfABlock, Storage, 3>;
 
 __device__ __forceinline__ std::int64_t earlier(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
+// One lane of a block's pass, whose chunks are walked from their ends.
 template <class Storage, bool with_sums>
 struct Chunk {
   using Real = compute_t<Storage>;
+  static constexpr int kGroup = kGroupOfAChunk<Storage>;
+
   const LifBackwardArgs<Storage>& args;
   const LifNeuron<Real>& neuron;
+  unsigned char* ring;
+  int thread;          // of the block
   std::int64_t first;  // offset of t = 0
 
-  __device__ __forceinline__ std::int64_t at(std::int64_t t) const { return first + t * args.sweep.layout.inner; }
-
-  __device__ __forceinline__ LifStep<Real> step(std::int64_t t) const {
-    Storage from[3];
+  // Calls use(step, t) for every step of [begin, end), the last one first.
+  template <class Use>
+  __device__ __forceinline__ void for_each(std::int64_t begin, std::int64_t end, Use use) const {
+    if (begin >= end) return;
+    const std::int64_t inner = args.sweep.layout.inner;
+    ChunkRows<Storage> rows(args.sweep.in, first + (end - 1) * inner, -inner, static_cast<int>(end - begin), ring, thread);
+    Vector<Storage, 1> x[kGroup][3];
+#pragma unroll 1
+    for (std::int64_t t = end - 1; t >= begin; t -= kGroup) {
+      const int steps = static_cast<int>(earlier(kGroup, t - begin + 1));
+      rows.take(x, steps);
+      Storage from[kGroup][1][3];
 #pragma unroll
-    for (int j = 0; j < 3; ++j) {
-      from[j] = args.sweep.in[j] == nullptr ? Storage{} : load_global(args.sweep.in[j] + at(t));
+      for (int k = 0; k < kGroup; ++k) {
+#pragma unroll
+        for (int j = 0; j < 3; ++j) from[k][0][j] = x[k][j].at[0];
+      }
+      args.template for_each<with_sums>({&neuron}, from, [&](int k, int, const LifStep<Real>& step) {
+        if (k < steps) use(step, t - k);
+      });
     }
-    return args.template step<with_sums>(neuron, from);
   }
 
   __device__ __forceinline__ AffineMap<Real> reduce(std::int64_t begin, std::int64_t end) const {
     AffineMap<Real> map{Real(1), Real(0)};
-    for (std::int64_t t = end - 1; t >= begin; --t) map = before(args.method, args.reset, neuron, step(t), map);
+    for_each(begin, end, [&](const LifStep<Real>& step, std::int64_t) {
+      map = before(args.method, args.reset, neuron, step, map);
+    });
     return map;
   }
 
   __device__ __forceinline__ Real replay(std::int64_t begin, std::int64_t end, Real later, LifSums<Real>& sums) const {
-    for (std::int64_t t = end - 1; t >= begin; --t) {
-      later = lif_adjoint_step(args.method, args.reset, with_sums, true, neuron, step(t), later, sums);
-      store_global(args.sweep.out[0] + at(t), store<Storage>(later));
-    }
+    for_each(begin, end, [&](const LifStep<Real>& step, std::int64_t t) {
+      later = lif_adjoint_step(args.method, args.reset, with_sums, true, neuron, step, later, sums);
+      store_global(args.sweep.out[0] + first + t * args.sweep.layout.inner, store<Storage>(later));
+    });
     return later;
   }
 };
 
+// Shared memory for the maps of a block, and at its end for their sums, which are larger.
 template <class Storage, bool with_sums>
-__global__ void __launch_bounds__(kLanes * kChunks, kMinBlocks<Storage>)
+constexpr int kMapBytes = kLanes * kChunks *
+                          static_cast<int>(with_sums ? sizeof(LifSums<double>) : sizeof(AffineMap<compute_t<Storage>>));
+
+template <class Storage, bool with_sums>
+__global__ void __launch_bounds__(kLanes * kChunks, 1)
     lif_backward_in_chunks(LifBackwardArgs<Storage> args) {
   using Real = compute_t<Storage>;
   const Layout& layout = args.sweep.layout;
@@ -63,7 +95,8 @@ __global__ void __launch_bounds__(kLanes * kChunks, kMinBlocks<Storage>)
   const bool active = lane < layout.lanes();
   const std::int64_t mine = active ? lane : 0;
   const LifNeuron<Real> neuron = args.neurons.of(mine % layout.inner);
-  const Chunk<Storage, with_sums> piece{args, neuron, layout.offset(mine, 0)};
+  const Chunk<Storage, with_sums> piece{args, neuron, shared + kMapBytes<Storage, with_sums>, chunk * kLanes + column,
+                                        layout.offset(mine, 0)};
   BlockSums<Real> sums;
   Real carry = 0;  // lam at the end of the pass; every thread of a column has it
 
@@ -119,10 +152,9 @@ __global__ void __launch_bounds__(kLanes * kChunks, kMinBlocks<Storage>)
 
 template <class Storage, bool with_sums>
 void lif_backward_by_chunks(const LifBackwardArgs<Storage>& args, cudaStream_t stream) {
-  constexpr int kOf = with_sums ? sizeof(LifSums<double>) : sizeof(AffineMap<compute_t<Storage>>);  // the maps are smaller
-  constexpr int kShared = kLanes * kChunks * kOf;
+  const int shared_bytes = kMapBytes<Storage, with_sums> + args.sweep.given() * ChunkRows<Storage>::kRingBytes;
   EXODUS_LAUNCH((lif_backward_in_chunks<Storage, with_sums>), blocks_for(args.sweep.layout.lanes(), kLanes),
-                dim3(kLanes, kChunks), kShared, stream, args);
+                dim3(kLanes, kChunks), shared_bytes, stream, args);
 }
 
 template void lif_backward_by_chunks<float, false>(const LifBackwardArgs<float>&, cudaStream_t);

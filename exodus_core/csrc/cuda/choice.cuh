@@ -1,0 +1,72 @@
+// Choice of a kernel's shape: lanes of a thread, and whether a LIF backward pass cuts time into chunks.
+//
+// A table for each kind of multiprocessor, by the number of lanes. The figures are computed (docs/cuda-roofline.md), not
+// measured: `benchmarks/gpu_check.py --part tune` measures the alternatives on a GPU. With many lanes, threads of several
+// spend fewer instructions on addresses, and half types are read in whole vectors; with few, every lane needs a thread of
+// its own, and with very few every chunk of time. No choice changes a bit of what a pass computes, but for chunks, which
+// round a gradient in another order.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <iterator>
+#include <limits>
+#include <string_view>
+
+#include "in_place.cuh"
+
+namespace exodus::cuda {
+
+struct Choice {
+  std::int64_t lanes;        // up to so many
+  int row_bytes;             // of a thread's lanes in one step of one tensor: 4, 8 or 16
+  std::int64_t chunk_steps;  // a LIF backward pass of at least so many steps goes by chunks; 0: none does
+};
+
+constexpr std::int64_t kAnyLanes = std::numeric_limits<std::int64_t>::max();
+
+// Compute capability 9.0 and 10.0: memory of 3 TB/s and more.
+constexpr Choice kFastMemory[] = {
+    {4096, 4, 320},
+    {8192, 4, 768},
+    {131072, 4, 0},
+    {kAnyLanes, 16, 0},
+};
+
+// Others from 8.0 on: 1 to 2 TB/s.
+constexpr Choice kSlowMemory[] = {
+    {4096, 4, 320},
+    {8192, 4, 768},
+    {131072, 4, 0},
+    {kAnyLanes, 16, 0},
+};
+
+// Before 8.0 a thread has nothing under way but the loads of its own group: more lanes a thread are more bytes.
+constexpr Choice kNoCopies[] = {
+    {4096, 4, 320},
+    {16384, 4, 512},
+    {65536, 8, 0},
+    {kAnyLanes, 16, 0},
+};
+
+template <std::size_t rows>
+const Choice& row_for(const Choice (&table)[rows], std::int64_t lanes) {
+  return *std::find_if(std::begin(table), std::end(table), [lanes](const Choice& row) { return lanes <= row.lanes; });
+}
+
+// The choice for so many lanes on a GPU of this compute capability (90 is 9.0). EXODUS_CUDA_ROW_BYTES, and
+// EXODUS_CUDA_BACKWARD (serial or chunks), override it, for tests and measurements.
+inline Choice choose(int capability, std::int64_t lanes) {
+  Choice choice = capability < 80                         ? row_for(kNoCopies, lanes)
+                  : capability == 90 || capability == 100 ? row_for(kFastMemory, lanes)
+                                                          : row_for(kSlowMemory, lanes);
+  if (const char* bytes = std::getenv("EXODUS_CUDA_ROW_BYTES")) choice.row_bytes = std::atoi(bytes);
+  const char* backward = std::getenv("EXODUS_CUDA_BACKWARD");
+  const std::string_view asked = backward == nullptr ? "" : backward;
+  if (asked == "serial") choice.chunk_steps = 0;
+  if (asked == "chunks") choice.chunk_steps = 1;
+  return choice;
+}
+
+}  // namespace exodus::cuda
