@@ -105,15 +105,16 @@ $(EMULATED): $(VENV)/.installed $(shell find tests/cuda -name '*.cpp' -o -name '
 	cd exodus_core && EXODUS_EMULATE=1 EXODUS_SANITIZE=address,undefined ../$(BIN)/python setup.py --quiet build --force \
 		--build-base ../build/emulate --build-lib ../build/emulate/lib
 
-# Orders of blocks and threads, each with a way of computing the LIF backward pass.
-ORDERS := $(if $(QUICK),reverse:chunks,forward:auto reverse:chunks 1:serial)
+# Orders of blocks and threads, each with choices of choice.cuh: the LIF backward pass, and the bytes of a thread's row.
+ORDERS := $(if $(QUICK),reverse:chunks:16,forward:auto:4 reverse:chunks:8 1:serial:16)
 
 checked: $(SANITIZED) $(EMULATED) ## build what `sanitize` and `cuda-emulate` run
 
 cuda-emulate: $(EMULATED) ## the CUDA kernels on the CPU, under sanitizers, in several orders; QUICK=1 for a part
 	for run in $(ORDERS); do \
-		echo "order of blocks and threads: $${run%:*}; LIF backward: $${run#*:}"; \
-		EXODUS_EMULATE_ORDER=$${run%:*} EXODUS_CUDA_BACKWARD=$${run#*:} $(UNDER_SANITIZERS) \
+		set -- $$(echo $$run | tr : " "); \
+		echo "order of blocks and threads: $$1; LIF backward: $$2; rows of $$3 bytes"; \
+		EXODUS_EMULATE_ORDER=$$1 EXODUS_CUDA_BACKWARD=$$2 EXODUS_CUDA_ROW_BYTES=$$3 $(UNDER_SANITIZERS) \
 			PYTHONPATH=build/emulate/lib $(BIN)/pytest $(SANITIZED_TESTS) \
 			-k "not compiles and not instruction_set $(if $(QUICK),and (any_axis or empty or edge or overflows))" || exit 1; \
 	done

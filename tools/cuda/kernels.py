@@ -15,7 +15,7 @@ from pathlib import Path
 from exodus_core.surrogate import KINDS
 from tools.cuda.loops import Pass, measure
 from tools.cuda.machine_code import Instruction, disassemble, readable_names, registers
-from tools.cuda.model import Gpu, Launch, Prediction, loop_of, predict
+from tools.cuda.model import Gpu, Launch, Prediction, Shape, loop_of, predict
 
 CHOICE = Path(__file__).absolute().parents[2] / "exodus_core" / "csrc" / "cuda" / "choice.cuh"
 TABLES = {"sm_80": "kSlowMemory", "sm_89": "kSlowMemory", "sm_90": "kFastMemory"}
@@ -28,6 +28,8 @@ ONE, SUBTRACT_DECAYED, EXODUS = 0x3F800000, 2, 0  # float 1, Reset and Method
 FORWARD_WORDS = {152: ONE, 160: SUBTRACT_DECAYED, 164: 0}
 BACKWARD_WORDS = {48: 0, 52: 0, 160: ONE, 168: SUBTRACT_DECAYED, 172: 0, 180: 0, 192: EXODUS, 196: 0}
 KIND = 176
+
+ELEMENT_BYTES = {"float": 4, "Half": 2, "BFloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,20 @@ def _walk(code: list[Instruction], stores: int, *, rounds: bool) -> int:
     return max(found, key=len)[1].address
 
 
+def _group(width: int) -> int:
+    """Steps of a group: kGroup of in_place.cuh."""
+    return max(1, SIDE_BY_SIDE // width)
+
+
+def _ring(width: int, size: int) -> int:
+    """Bytes of the ring of one input, for a block."""
+    return SLOTS * _group(width) * width * size * THREADS
+
+
+def _backward_name(width: int, element: str, sums: bool) -> str:
+    return f"lif_backward_in_place<{element}, {width}{', sums' if sums else ''}>"
+
+
 class Kernels:
     """The kernels of a library for one architecture."""
 
@@ -92,30 +108,32 @@ class Kernels:
         # The forward pass has a loop for many spikes a step, the backward pass a branch.
         return measure(code, constants, _walk(code, stores, rounds="backward" in name))
 
-    def forward_pass(self, width: int) -> Pass:
+    def forward_pass(self, width: int, element: str = "float") -> Pass:
         """One group of steps of a warp."""
-        group = max(1, SIDE_BY_SIDE // width)
-        return self._pass(f"lif_forward_in_place<float, {width}>", FORWARD_WORDS, 2 * group)
+        name = f"lif_forward_in_place<{element}, {width}>"
+        return self._pass(name, FORWARD_WORDS, 2 * _group(width))
 
-    def backward_pass(self, width: int, surrogate: str = "sigmoid") -> Pass:
-        """One group of steps of a warp."""
-        group = max(1, SIDE_BY_SIDE // width)
+    def backward_pass(
+        self, width: int, surrogate: str = "sigmoid", element: str = "float", *, sums: bool = False
+    ) -> Pass:
+        """One group of steps of a warp; with `sums` also the gradients of parameters."""
         words = {**BACKWARD_WORDS, KIND: KINDS[surrogate].code}
-        return self._pass(f"lif_backward_in_place<float, {width}>", words, group)
+        return self._pass(_backward_name(width, element, sums), words, _group(width))
 
-    def forward(self, width: int) -> Launch:
-        group = max(1, SIDE_BY_SIDE // width)
-        loop = loop_of(self.forward_pass(width), group, width, 4, 8, group)
-        ring = SLOTS * group * width * 4 * THREADS
-        needed = self._registers[f"lif_forward_in_place<float, {width}>"]
-        return Launch(f"forward, {width} lanes a thread", THREADS, needed, width, (loop,), ring)
+    def forward(self, width: int, element: str = "float") -> Launch:
+        size, group = ELEMENT_BYTES[element], _group(width)
+        loop = loop_of(self.forward_pass(width, element), group, width, size, 2 * size, group)
+        needed = self._registers[f"lif_forward_in_place<{element}, {width}>"]
+        name = f"forward, {element}, {width} lanes a thread"
+        return Launch(name, THREADS, needed, width, (loop,), _ring(width, size))
 
-    def backward(self, width: int) -> Launch:
-        group = max(1, SIDE_BY_SIDE // width)
-        loop = loop_of(self.backward_pass(width), group, width, 8, 4, group)
-        ring = 2 * SLOTS * group * width * 4 * THREADS
-        needed = self._registers[f"lif_backward_in_place<float, {width}>"]
-        return Launch(f"backward, {width} lanes a thread", THREADS, needed, width, (loop,), ring)
+    def backward(self, width: int, element: str = "float", *, sums: bool = False) -> Launch:
+        size, group = ELEMENT_BYTES[element], _group(width)
+        measured = self.backward_pass(width, element=element, sums=sums)
+        loop = loop_of(measured, group, width, 2 * size, size, group)
+        needed = self._registers[_backward_name(width, element, sums)]
+        name = f"backward, {element}, {width} lanes a thread{', sums' if sums else ''}"
+        return Launch(name, THREADS, needed, width, (loop,), 2 * _ring(width, size))
 
     def chunks(self) -> Launch:
         name = "lif_backward_in_chunks<float>"
@@ -131,15 +149,22 @@ class Kernels:
             "backward, chunks of time", CHUNK_THREADS, needed, 1, (reduce, replay), shared, CHUNKS, CHUNK_STEPS
         )
 
-    def launches(self, outer: int, time: int, inner: int) -> tuple[Launch, Launch]:
+    def launches(
+        self, outer: int, time: int, inner: int, element: str = "float", *, sums: bool = False
+    ) -> tuple[Launch, Launch]:
         """Forward and backward, as choice.cuh chooses them."""
         choice = chosen(self.architecture, outer * inner)
-        width = choice.row_bytes // 4
-        by_chunks = choice.chunk_steps and time >= choice.chunk_steps
-        backward = self.chunks() if by_chunks else self.backward(width)
-        return self.forward(width), backward
+        size = ELEMENT_BYTES[element]
+        width = choice.row_bytes // size
+        if choice.chunk_steps and time >= choice.chunk_steps and element == "float" and not sums:
+            backward = self.chunks()
+        else:
+            backward = self.backward(4 // size if sums else width, element, sums=sums)
+        return self.forward(width, element), backward
 
-    def predict(self, gpu: Gpu, outer: int, time: int, inner: int) -> tuple[Prediction, Prediction]:
+    def predict(
+        self, gpu: Gpu, shape: Shape, element: str = "float", *, sums: bool = False
+    ) -> tuple[Prediction, Prediction]:
         """Of the forward and the backward pass."""
-        forward, backward = (predict(gpu, launch, outer, time, inner) for launch in self.launches(outer, time, inner))
+        forward, backward = (predict(gpu, launch, *shape) for launch in self.launches(*shape, element, sums=sums))
         return forward, backward

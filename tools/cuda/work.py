@@ -31,6 +31,7 @@ from tools.cuda.machine_code import MissingToolError
 from tools.cuda.model import GPUS, H100, MEASURED, Gpu, ratios, validation_table
 
 WORKLOADS = [measured.shape for measured in MEASURED]
+FORM_SHAPES = [(16, 500, 4096), (16, 500, 16384)]
 TIMES = [250, 500, 1000, 2000, 4000]
 FORWARD, BACKWARD, IN_CHUNKS = 12.0, 12.0, 20.0  # bytes a neuron-step of the plain float32 LIF
 REPRODUCED = 18  # of the 21 measured times, within 25 %
@@ -173,7 +174,7 @@ def prediction_table(pairs: Sequence[tuple[Gpu, Kernels]], violations: list[str]
     for gpu, kernels in pairs:
         for measured in MEASURED:
             outer, _, inner = measured.shape
-            found = kernels.predict(gpu, *measured.shape)
+            found = kernels.predict(gpu, measured.shape)
             forward, backward = (one.milliseconds for one in found)
             limits = " and ".join(dict.fromkeys(one.limit for one in found))
             under_way = " and ".join(f"{one.bytes_under_way / 1e3:.0f}" for one in found)
@@ -184,6 +185,19 @@ def prediction_table(pairs: Sequence[tuple[Gpu, Kernels]], violations: list[str]
             )
             if outer * inner >= MANY_LANES and min(one.bytes_under_way for one in found) < LEAST_UNDER_WAY:
                 violations.append(f"{gpu.name} at {measured.shape}: {under_way} KB under way, not {LEAST_UNDER_WAY}")
+    return "\n".join(lines)
+
+
+def forms_table(kernels: Kernels) -> str:
+    """Element types and parameter gradients on an H100."""
+    lines = ["| form | (outer, time, inner) | forward, ms | backward, ms | both over plain |", "|---" * 5 + "|"]
+    forms = {"float32": ("float", False), "float16": ("Half", False), "bfloat16": ("BFloat16", False)}
+    forms["parameter gradients"] = ("float", True)
+    for shape in FORM_SHAPES:
+        plain = sum(one.milliseconds for one in kernels.predict(H100, shape))
+        for name, (element, sums) in forms.items():
+            forward, backward = (one.milliseconds for one in kernels.predict(H100, shape, element, sums=sums))
+            lines.append(f"| {name} | {shape} | {forward:.3f} | {backward:.3f} | {(forward + backward) / plain:.2f} |")
     return "\n".join(lines)
 
 
@@ -239,10 +253,14 @@ reproduced, and their ratio; {good} of {len(ratios())} fitted ones are within 25
 ## Times of the present kernels, predicted
 
 Sigmoid surrogate, device only, the choices of `csrc/cuda/choice.cuh`. The ring of steps in flight, which the earlier
-kernels did not have, is a part of the model that no measurement has confirmed yet. "Under way" are the bytes of loads of
-one multiprocessor, forward and backward.
+kernels did not have, is a part of the model that no measurement has confirmed yet. "Under way" are the bytes of loads
+in one multiprocessor, forward and backward.
 
 {prediction_table(pairs, violations)}
+
+## Other forms on an H100, predicted
+
+{forms_table(next(kernels for gpu, kernels in pairs if gpu is H100))}
 """
 
 

@@ -83,7 +83,7 @@ void Cuda::run(const FilterCall& call) {
     using Storage = decltype(element);
     const Sweep<Storage, 1, 1> sweep{
         call.layout, call.reverse, {elements<Storage>(call.input)}, {mutable_elements<Storage>(call.output)}};
-    const auto launch = StatefulLaunch<Storage>::of(sweep, call.kernel, call.input);
+    const auto launch = StatefulLaunch<Storage>::of(sweep, call.kernel, call.input, device);
     const FilterArgs<Storage> args{sweep, launch.memory.device()};
     if (!launch.staged) {
       EXODUS_LAUNCH((filter_in_place<Storage>), launch.blocks, launch.threads, launch.shared_bytes(), device.stream(), args,

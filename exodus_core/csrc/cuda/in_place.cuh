@@ -205,10 +205,10 @@ __device__ __forceinline__ auto step_by_step(Step step) {
 
 // Shared memory of a block that walks in place.
 template <int width, int group, class Storage, int inputs, int outputs>
-int ring_bytes(const Sweep<Storage, inputs, outputs>& sweep) {
+int ring_bytes(const Sweep<Storage, inputs, outputs>& sweep, const OnDeviceOf& device) {
   STD_TORCH_CHECK(sweep.layout.time <= std::numeric_limits<int>::max(), "time must have at most ",
                   std::numeric_limits<int>::max(), " steps on this device, got ", sweep.layout.time);
-  return sweep.given() * Rows<width, group, kSlots, kThreads, Storage, inputs>::kRingBytes;
+  return device.copies_ahead() ? sweep.given() * Rows<width, group, kSlots, kThreads, Storage, inputs>::kRingBytes : 0;
 }
 
 // The largest number of lanes whose rows have at most so many bytes, and are whole and aligned in all tensors.

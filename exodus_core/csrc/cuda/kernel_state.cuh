@@ -149,7 +149,8 @@ struct StatefulLaunch {
   KernelMemory<compute_t<Storage>> memory;
 
   template <int inputs, int outputs>
-  static StatefulLaunch of(const Sweep<Storage, inputs, outputs>& sweep, const CausalKernel& kernel, const Tensor& like) {
+  static StatefulLaunch of(const Sweep<Storage, inputs, outputs>& sweep, const CausalKernel& kernel, const Tensor& like,
+                           const OnDeviceOf& device) {
     using Memory = KernelMemory<compute_t<Storage>>;
     const Layout& layout = sweep.layout;
     if (layout.inner < kMinInPlaceLanes) {
@@ -157,7 +158,7 @@ struct StatefulLaunch {
       return {true, staged_blocks(layout), kStagedLanes, tiles, staged_unit(sweep),
               Memory(kernel, like, layout.lanes(), kStagedLanes, tiles)};
     }
-    const int ring = ring_bytes<1, kGroupOfLongSteps<Storage>>(sweep);
+    const int ring = ring_bytes<1, kGroupOfLongSteps<Storage>>(sweep, device);
     return {false, blocks_for(layout.lanes(), kThreads), kThreads, ring, 0,
             Memory(kernel, like, layout.lanes(), kThreads, ring)};
   }

@@ -161,6 +161,6 @@ struct BlockSums {
 
 // lif_chunks.cu
 template <class Storage, bool with_sums>
-void lif_backward_by_chunks(const LifBackwardArgs<Storage>& args, cudaStream_t stream);
+void lif_backward_by_chunks(const LifBackwardArgs<Storage>& args, const OnDeviceOf& device);
 
 }  // namespace exodus::cuda

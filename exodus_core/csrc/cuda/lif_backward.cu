@@ -82,7 +82,7 @@ void launch_backward(const LifBackwardArgs<Storage>& args, const OnDeviceOf& dev
   const Layout& layout = args.sweep.layout;
   const Choice choice = choose(device.capability(), layout.lanes());
   if (choice.chunk_steps > 0 && layout.time >= choice.chunk_steps) {
-    lif_backward_by_chunks<Storage, with_sums>(args, device.stream());
+    lif_backward_by_chunks<Storage, with_sums>(args, device);
   } else if (layout.inner < kMinInPlaceLanes) {
     EXODUS_LAUNCH((lif_backward_staged<Storage, with_sums>), staged_blocks(layout), kStagedLanes,
                   staged_bytes(layout, args.sweep.given(), 1), device.stream(), args, staged_unit(args.sweep));
@@ -90,7 +90,7 @@ void launch_backward(const LifBackwardArgs<Storage>& args, const OnDeviceOf& dev
     with_width<kWidestBackward<Storage, with_sums>>(width_for(args.sweep, choice.row_bytes), [&](auto width) {
       EXODUS_LAUNCH((lif_backward_in_place<Storage, width.value, with_sums>),
                     blocks_for(layout.lanes() / width.value, kThreads), kThreads,
-                    (ring_bytes<width.value, kGroup<width.value>>(args.sweep)), device.stream(), args);
+                    (ring_bytes<width.value, kGroup<width.value>>(args.sweep, device)), device.stream(), args);
     });
   }
 }

@@ -151,19 +151,20 @@ __global__ void __launch_bounds__(kLanes * kChunks, 1)
 }  // namespace
 
 template <class Storage, bool with_sums>
-void lif_backward_by_chunks(const LifBackwardArgs<Storage>& args, cudaStream_t stream) {
-  const int shared_bytes = kMapBytes<Storage, with_sums> + args.sweep.given() * ChunkRows<Storage>::kRingBytes;
+void lif_backward_by_chunks(const LifBackwardArgs<Storage>& args, const OnDeviceOf& device) {
+  const int ring = device.copies_ahead() ? args.sweep.given() * ChunkRows<Storage>::kRingBytes : 0;
+  const int shared_bytes = kMapBytes<Storage, with_sums> + ring;
   EXODUS_LAUNCH((lif_backward_in_chunks<Storage, with_sums>), blocks_for(args.sweep.layout.lanes(), kLanes),
-                dim3(kLanes, kChunks), shared_bytes, stream, args);
+                dim3(kLanes, kChunks), shared_bytes, device.stream(), args);
 }
 
-template void lif_backward_by_chunks<float, false>(const LifBackwardArgs<float>&, cudaStream_t);
-template void lif_backward_by_chunks<float, true>(const LifBackwardArgs<float>&, cudaStream_t);
-template void lif_backward_by_chunks<double, false>(const LifBackwardArgs<double>&, cudaStream_t);
-template void lif_backward_by_chunks<double, true>(const LifBackwardArgs<double>&, cudaStream_t);
-template void lif_backward_by_chunks<Half, false>(const LifBackwardArgs<Half>&, cudaStream_t);
-template void lif_backward_by_chunks<Half, true>(const LifBackwardArgs<Half>&, cudaStream_t);
-template void lif_backward_by_chunks<BFloat16, false>(const LifBackwardArgs<BFloat16>&, cudaStream_t);
-template void lif_backward_by_chunks<BFloat16, true>(const LifBackwardArgs<BFloat16>&, cudaStream_t);
+template void lif_backward_by_chunks<float, false>(const LifBackwardArgs<float>&, const OnDeviceOf&);
+template void lif_backward_by_chunks<float, true>(const LifBackwardArgs<float>&, const OnDeviceOf&);
+template void lif_backward_by_chunks<double, false>(const LifBackwardArgs<double>&, const OnDeviceOf&);
+template void lif_backward_by_chunks<double, true>(const LifBackwardArgs<double>&, const OnDeviceOf&);
+template void lif_backward_by_chunks<Half, false>(const LifBackwardArgs<Half>&, const OnDeviceOf&);
+template void lif_backward_by_chunks<Half, true>(const LifBackwardArgs<Half>&, const OnDeviceOf&);
+template void lif_backward_by_chunks<BFloat16, false>(const LifBackwardArgs<BFloat16>&, const OnDeviceOf&);
+template void lif_backward_by_chunks<BFloat16, true>(const LifBackwardArgs<BFloat16>&, const OnDeviceOf&);
 
 }  // namespace exodus::cuda

@@ -91,7 +91,7 @@ void launch_forward(const LifForwardArgs<Storage>& args, const OnDeviceOf& devic
   const Choice choice = choose(device.capability(), layout.lanes());
   with_width<kMaxRowBytes / sizeof(Storage)>(width_for(args.sweep, choice.row_bytes), [&](auto width) {
     EXODUS_LAUNCH((lif_forward_in_place<Storage, width.value>), blocks_for(layout.lanes() / width.value, kThreads),
-                  kThreads, (ring_bytes<width.value, kGroup<width.value>>(args.sweep)), device.stream(), args);
+                  kThreads, (ring_bytes<width.value, kGroup<width.value>>(args.sweep, device)), device.stream(), args);
   });
 }
 

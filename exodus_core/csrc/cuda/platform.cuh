@@ -25,6 +25,7 @@ class OnDeviceOf {
     const char* asked = std::getenv("EXODUS_EMULATE_CAPABILITY");
     return asked == nullptr ? 90 : std::atoi(asked);
   }
+  static bool copies_ahead() { return true; }
 };
 
 inline bool is_on_device(const torch::stable::Tensor& tensor) { return tensor.is_cpu(); }
@@ -77,6 +78,8 @@ class OnDeviceOf {
     STD_TORCH_CHECK(error == cudaSuccess, "no compute capability: ", cudaGetErrorString(error));
     return 10 * major + minor;
   }
+  // Whether kernels have asynchronous copies, and so need shared memory for them.
+  bool copies_ahead() const { return capability() >= 80; }
 
  private:
   torch::stable::accelerator::DeviceIndex index_;

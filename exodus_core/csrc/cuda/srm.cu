@@ -129,7 +129,7 @@ void Cuda::run(const SrmForwardCall& call) {
                                      false,
                                      {elements<Storage>(call.psp)},
                                      {mutable_elements<Storage>(call.membrane), mutable_elements<Storage>(call.spikes)}};
-    const auto launch = StatefulLaunch<Storage>::of(sweep, call.kernel, call.psp);
+    const auto launch = StatefulLaunch<Storage>::of(sweep, call.kernel, call.psp, device);
     const SrmForwardArgs<Storage> args{sweep, launch.memory.device(), on_device<compute_t<Storage>>(call.threshold)};
     if (launch.staged) {
       EXODUS_LAUNCH((srm_forward_staged<Storage>), launch.blocks, launch.threads, launch.shared_bytes(), device.stream(),
@@ -151,7 +151,7 @@ void Cuda::run(const SrmBackwardCall& call) {
         true,
         {elements<Storage>(call.membrane), elements<Storage>(call.grad_spikes), elements<Storage>(call.grad_membrane)},
         {mutable_elements<Storage>(call.grad_psp)}};
-    const auto launch = StatefulLaunch<Storage>::of(sweep, call.kernel, call.membrane);
+    const auto launch = StatefulLaunch<Storage>::of(sweep, call.kernel, call.membrane, device);
     const SrmBackwardArgs<Storage> args{
         sweep,
         launch.memory.device(),
