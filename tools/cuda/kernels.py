@@ -18,7 +18,7 @@ from tools.cuda.machine_code import Instruction, disassemble, readable_names, re
 from tools.cuda.model import Gpu, Launch, Prediction, Shape, loop_of, predict
 
 CHOICE = Path(__file__).absolute().parents[2] / "exodus_core" / "csrc" / "cuda" / "choice.cuh"
-TABLES = {"sm_80": "kSlowMemory", "sm_89": "kSlowMemory", "sm_90": "kFastMemory"}
+TABLES = {"sm_80": "kAmpere", "sm_89": "kWorkstation", "sm_90": "kHopper"}
 THREADS, SIDE_BY_SIDE, SLOTS = 64, 4, 8  # in_place.cuh
 CHUNKS, CHUNK_STEPS, CHUNK_THREADS, CHUNK_SLOTS, MAP_BYTES = 16, 64, 256, 2, 256 * 8  # lif_chunks.cu
 

@@ -27,23 +27,30 @@ struct Choice {
 constexpr std::int64_t kAnyLanes = std::numeric_limits<std::int64_t>::max();
 
 // Compute capability 9.0 and 10.0: memory of 3 TB/s and more.
-constexpr Choice kFastMemory[] = {
+constexpr Choice kHopper[] = {
     {4096, 4, 320},
     {8192, 4, 768},
     {131072, 4, 0},
     {kAnyLanes, 16, 0},
 };
 
-// Others from 8.0 on: 1 to 2 TB/s.
-constexpr Choice kSlowMemory[] = {
-    {4096, 4, 320},
-    {8192, 4, 768},
+// 8.0: 1.5 to 2 TB/s.
+constexpr Choice kAmpere[] = {
+    {2048, 4, 320},
+    {4096, 4, 768},
+    {131072, 4, 0},
+    {kAnyLanes, 16, 0},
+};
+
+// 8.6, 8.9 and 12.0: 1 TB/s, which fewer lanes saturate, so that reading twice pays less.
+constexpr Choice kWorkstation[] = {
+    {2048, 4, 320},
     {131072, 4, 0},
     {kAnyLanes, 16, 0},
 };
 
 // Before 8.0 a thread has nothing under way but the loads of its own group: more lanes a thread are more bytes.
-constexpr Choice kNoCopies[] = {
+constexpr Choice kTuring[] = {
     {4096, 4, 320},
     {16384, 4, 512},
     {65536, 8, 0},
@@ -58,9 +65,10 @@ const Choice& row_for(const Choice (&table)[rows], std::int64_t lanes) {
 // The choice for so many lanes on a GPU of this compute capability (90 is 9.0). EXODUS_CUDA_ROW_BYTES, and
 // EXODUS_CUDA_BACKWARD (serial or chunks), override it, for tests and measurements.
 inline Choice choose(int capability, std::int64_t lanes) {
-  Choice choice = capability < 80                         ? row_for(kNoCopies, lanes)
-                  : capability == 90 || capability == 100 ? row_for(kFastMemory, lanes)
-                                                          : row_for(kSlowMemory, lanes);
+  Choice choice = capability < 80                         ? row_for(kTuring, lanes)
+                  : capability == 80                      ? row_for(kAmpere, lanes)
+                  : capability == 90 || capability == 100 ? row_for(kHopper, lanes)
+                                                          : row_for(kWorkstation, lanes);
   if (const char* bytes = std::getenv("EXODUS_CUDA_ROW_BYTES")) choice.row_bytes = std::atoi(bytes);
   const char* backward = std::getenv("EXODUS_CUDA_BACKWARD");
   const std::string_view asked = backward == nullptr ? "" : backward;
