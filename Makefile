@@ -99,28 +99,31 @@ sanitize: $(SANITIZED) ## the kernels under AddressSanitizer and UndefinedBehavi
 	$(UNDER_SANITIZERS) PYTHONPATH=build/sanitize/lib $(BIN)/pytest $(SANITIZED_TESTS) \
 		-k "not compiles $(if $(QUICK),and (time_may_be_any_axis or empty or opcheck))"
 
-EMULATED := build/emulate/lib/exodus_core/_C.abi3.so
+# The kernels for compute capability 9.0, and for 7.5, which has no asynchronous copies.
+EMULATED := build/emulate-90/lib/exodus_core/_C.abi3.so
+EMULATED_OLD := build/emulate-75/lib/exodus_core/_C.abi3.so
 
-$(EMULATED): $(VENV)/.installed $(shell find tests/cuda -name '*.cpp' -o -name '*.h')
-	cd exodus_core && EXODUS_EMULATE=1 EXODUS_SANITIZE=address,undefined ../$(BIN)/python setup.py --quiet build --force \
-		--build-base ../build/emulate --build-lib ../build/emulate/lib
+build/emulate-%/lib/exodus_core/_C.abi3.so: $(VENV)/.installed $(shell find tests/cuda -name '*.cpp' -o -name '*.h')
+	cd exodus_core && EXODUS_EMULATE=$* EXODUS_SANITIZE=address,undefined ../$(BIN)/python setup.py --quiet build --force \
+		--build-base ../build/emulate-$* --build-lib ../build/emulate-$*/lib
 
-# Orders of blocks and threads, each with choices of choice.cuh: the LIF backward pass, and the bytes of a thread's row.
-ORDERS := $(if $(QUICK),reverse:chunks:16,forward:auto:4 reverse:chunks:8 1:serial:16)
+# Capability, order of blocks and threads, and choices of choice.cuh: the LIF backward pass, and the bytes of a thread's
+# row.
+RUNS := $(if $(QUICK),90:reverse:chunks:16,90:forward:auto:4 90:reverse:chunks:8 90:1:serial:16 75:2:auto:16)
 
 checked: $(SANITIZED) $(EMULATED) ## build what `sanitize` and `cuda-emulate` run
 
-cuda-emulate: $(EMULATED) ## the CUDA kernels on the CPU, under sanitizers, in several orders; QUICK=1 for a part
-	for run in $(ORDERS); do \
+cuda-emulate: $(EMULATED) $(if $(QUICK),,$(EMULATED_OLD)) ## the CUDA kernels on the CPU, under sanitizers, in several orders; QUICK=1 for a part
+	for run in $(RUNS); do \
 		set -- $$(echo $$run | tr : " "); \
-		echo "order of blocks and threads: $$1; LIF backward: $$2; rows of $$3 bytes"; \
-		EXODUS_EMULATE_ORDER=$$1 EXODUS_CUDA_BACKWARD=$$2 EXODUS_CUDA_ROW_BYTES=$$3 $(UNDER_SANITIZERS) \
-			PYTHONPATH=build/emulate/lib $(BIN)/pytest $(SANITIZED_TESTS) \
+		echo "capability $$1; order of blocks and threads: $$2; LIF backward: $$3; rows of $$4 bytes"; \
+		EXODUS_EMULATE_ORDER=$$2 EXODUS_CUDA_BACKWARD=$$3 EXODUS_CUDA_ROW_BYTES=$$4 $(UNDER_SANITIZERS) \
+			PYTHONPATH=build/emulate-$$1/lib $(BIN)/pytest $(SANITIZED_TESTS) \
 			-k "not compiles and not instruction_set $(if $(QUICK),and (any_axis or empty or edge or overflows))" || exit 1; \
 	done
-	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python -m tools.exactness --quick --seed 0 \
-		> build/emulate/exactness.txt || (cat build/emulate/exactness.txt; exit 1)
-	tail -7 build/emulate/exactness.txt
+	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate-90/lib $(BIN)/python -m tools.exactness --quick --seed 0 \
+		> build/emulate-90/exactness.txt || (cat build/emulate-90/exactness.txt; exit 1)
+	tail -7 build/emulate-90/exactness.txt
 
 # The tools that read machine code are packages of their own.
 $(VENV)/.cuda-tools: requirements-cuda.txt $(VENV)/.installed
@@ -131,7 +134,7 @@ cuda-check: $(VENV)/.cuda-tools ## compile the kernels for every architecture, c
 	$(BIN)/python -m tools.cuda.check $(if $(QUICK),--quick,--markdown docs/cuda-kernels.md)
 
 cuda-work: $(EMULATED) cuda-check ## count the kernels' memory traffic, compute times from it; writes docs/cuda-roofline.md
-	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate/lib $(BIN)/python -m tools.cuda.work $(if $(QUICK),--quick,--markdown docs/cuda-roofline.md)
+	$(UNDER_SANITIZERS) PYTHONPATH=build/emulate-90/lib $(BIN)/python -m tools.cuda.work $(if $(QUICK),--quick,--markdown docs/cuda-roofline.md)
 
 # The tests of the core are `make test` there.
 STAND_IN := --stand-in --report build/gpu-check $(patsubst %,--part %,exact times paper service tune)

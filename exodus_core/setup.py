@@ -6,8 +6,8 @@ No torch build helper is used: it would add libtorch_python and Python's own ABI
 
 EXODUS_LOCAL_VERSION, such as +cu130, goes behind the version of a wheel.
 
-For tests: EXODUS_SANITIZE=address,undefined builds with sanitizers; EXODUS_EMULATE=1 builds a `_C` that runs the CUDA
-kernels on the CPU (tests/cuda).
+For tests: EXODUS_SANITIZE=address,undefined builds with sanitizers; EXODUS_EMULATE=90 builds a `_C` that runs the CUDA
+kernels for compute capability 9.0 on the CPU (tests/cuda).
 """
 
 import json
@@ -170,9 +170,9 @@ def extension(name: str, listed: list[str], flags: list[str]) -> Extension:
     )
 
 
-if os.environ.get("EXODUS_EMULATE"):
+if capability := os.environ.get("EXODUS_EMULATE"):
     emulator = sorted(os.path.relpath(path, HERE) for path in EMULATOR.glob("*.cpp"))
-    as_cpp = ["-O1", "-DEXODUS_EMULATE", f"-I{EMULATOR}", f"-I{HERE / 'csrc'}", "-Wno-unknown-pragmas"]
+    as_cpp = ["-O1", f"-DEXODUS_EMULATE={capability}", f"-I{EMULATOR}", f"-I{HERE / 'csrc'}", "-Wno-unknown-pragmas"]
     extensions = [extension("_C", [*sources("", "cuda"), *emulator], as_cpp)]
 else:
     extensions = [extension("_C", sources("", "cpu"), [])]

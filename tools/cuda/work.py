@@ -1,6 +1,6 @@
 """The work of the CUDA kernels, counted without a GPU, and the times that follow from it.
 
-    PYTHONPATH=build/emulate/lib python -m tools.cuda.work [--quick] [--markdown docs/cuda-roofline.md]
+    PYTHONPATH=build/emulate-90/lib python -m tools.cuda.work [--quick] [--markdown docs/cuda-roofline.md]
 
 Bytes are counted by the emulation (tests/cuda), instructions and their dependences in the library that `cuda-check` has
 built; model.py makes times of them. Exits with 1 if a kernel moves more than its budget, if its work does not grow

@@ -48,7 +48,7 @@ EXODUS_HOST_DEVICE Real magnitude(Real x) {
   return fabs(x);
 }
 
-// 1 / x of a number of at least 1, or NaN. A result below the smallest normal number may be 0.
+// 1 / x of a number of at least 1, or NaN. A result of 2^-126 or less may be 0.
 template <class Real>
 EXODUS_HOST_DEVICE Real reciprocal(Real x) {
   return Real(1) / x;

@@ -20,13 +20,13 @@ namespace exodus::cuda {
 
 struct Choice {
   std::int64_t lanes;        // up to so many
-  int row_bytes;             // of a thread's lanes in one step of one tensor: 4, 8 or 16
+  int row_bytes;             // of a thread's lanes in one step of one tensor: 4, 8 or 16, but one lane at least
   std::int64_t chunk_steps;  // a LIF backward pass of at least so many steps goes by chunks; 0: none does
 };
 
 constexpr std::int64_t kAnyLanes = std::numeric_limits<std::int64_t>::max();
 
-// Compute capability 9.0 and 10.0: memory of 3 TB/s and more.
+// Compute capability 9 and 10: memory of 3 TB/s and more.
 constexpr Choice kHopper[] = {
     {4096, 4, 320},
     {8192, 4, 768},
@@ -62,18 +62,25 @@ const Choice& row_for(const Choice (&table)[rows], std::int64_t lanes) {
   return *std::find_if(std::begin(table), std::end(table), [lanes](const Choice& row) { return lanes <= row.lanes; });
 }
 
-// The choice for so many lanes on a GPU of this compute capability (90 is 9.0). EXODUS_CUDA_ROW_BYTES, and
-// EXODUS_CUDA_BACKWARD (serial or chunks), override it, for tests and measurements.
+// The choice for so many lanes on a GPU of this compute capability (90 is 9.0). EXODUS_CUDA_ROW_BYTES (4, 8 or 16) and
+// EXODUS_CUDA_BACKWARD (serial, chunks or auto) override it, for tests and measurements.
 inline Choice choose(int capability, std::int64_t lanes) {
-  Choice choice = capability < 80                         ? row_for(kTuring, lanes)
-                  : capability == 80                      ? row_for(kAmpere, lanes)
-                  : capability == 90 || capability == 100 ? row_for(kHopper, lanes)
-                                                          : row_for(kWorkstation, lanes);
-  if (const char* bytes = std::getenv("EXODUS_CUDA_ROW_BYTES")) choice.row_bytes = std::atoi(bytes);
-  const char* backward = std::getenv("EXODUS_CUDA_BACKWARD");
-  const std::string_view asked = backward == nullptr ? "" : backward;
-  if (asked == "serial") choice.chunk_steps = 0;
-  if (asked == "chunks") choice.chunk_steps = 1;
+  const int family = capability / 10;
+  Choice choice = capability < 80                ? row_for(kTuring, lanes)
+                  : capability == 80             ? row_for(kAmpere, lanes)
+                  : family == 9 || family == 10 ? row_for(kHopper, lanes)
+                                                 : row_for(kWorkstation, lanes);
+  if (const char* given = std::getenv("EXODUS_CUDA_ROW_BYTES")) {
+    choice.row_bytes = std::atoi(given);
+    STD_TORCH_CHECK(choice.row_bytes == 4 || choice.row_bytes == 8 || choice.row_bytes == 16,
+                    "EXODUS_CUDA_ROW_BYTES must be 4, 8 or 16, got ", given);
+  }
+  if (const char* given = std::getenv("EXODUS_CUDA_BACKWARD")) {
+    const std::string_view form = given;
+    STD_TORCH_CHECK(form == "serial" || form == "chunks" || form == "auto",
+                    "EXODUS_CUDA_BACKWARD must be serial, chunks or auto, got ", given);
+    if (form != "auto") choice.chunk_steps = form == "serial" ? 0 : 1;
+  }
   return choice;
 }
 

@@ -3,7 +3,7 @@
 //
 // A thread has one lane, or `width` neighbouring ones, whose elements of one tensor at one step are a row. It works a
 // group of steps at a time, while the rows of later groups are on their way to shared memory: a memory of 3 TB/s and 600
-// ns is busy only if 2 MB are under way at any time, more than registers could hold.
+// ns is busy only if 2 MB are under way at any time, more than the registers of a few thousand threads can take.
 #pragma once
 
 #include <limits>
@@ -21,9 +21,9 @@ constexpr int kSideBySide = 4;
 template <int width>
 constexpr int kGroup = width < kSideBySide ? kSideBySide / width : 1;
 
-// Steps of a group where a step is long: one, but for a half type, whose single rows are loaded when they are wanted.
+// Steps of a group where a step is long: one, but where rows are loaded when they are wanted, as single ones of a half type.
 template <class Storage>
-constexpr int kGroupOfLongSteps = sizeof(Storage) < 4 ? 4 : 1;
+constexpr int kGroupOfLongSteps = !kAsyncCopies || sizeof(Storage) < 4 ? 4 : 1;
 
 // Below this, a row of the inner dimension is too short to be read by neighbouring threads at once.
 constexpr std::int64_t kMinInPlaceLanes = 32;
@@ -43,21 +43,22 @@ class Rows {
   static constexpr int kStepBytes = threads * static_cast<int>(sizeof(Row));
   static constexpr int kSlotBytes = group * kStepBytes;
   static constexpr int kRingBytes = kAhead ? slots * kSlotBytes : 0;  // of one input, for a block
+  static_assert(inputs * kRingBytes <= kSharedBytes, "the ring must fit the shared memory of a block");
 
   // Rows of `steps` steps from the element at `first` of each input on, `stride` elements apart. The first input must be
   // given.
   __device__ __forceinline__ Rows(const Storage* const (&in)[inputs], std::int64_t first, std::int64_t stride, int steps,
                                   unsigned char* shared, int thread)
       : stride_(stride), left_(steps) {
-    int before = 0;
+    int rings = 0;
 #pragma unroll
     for (int j = 0; j < inputs; ++j) {
       given_[j] = j == 0 || in[j] != nullptr;
       next_[j] = given_[j] ? in[j] + first : nullptr;
       if constexpr (kAhead) {
-        const int column = before * kRingBytes + thread * static_cast<int>(sizeof(Row));
+        const int column = rings * kRingBytes + thread * static_cast<int>(sizeof(Row));
         ring_[j] = given_[j] ? shared_address(shared + column) : SharedAddress{};
-        before += given_[j] ? 1 : 0;
+        rings += given_[j] ? 1 : 0;
       }
     }
     if constexpr (kAhead) {
@@ -203,7 +204,7 @@ __device__ __forceinline__ auto step_by_step(Step step) {
   };
 }
 
-// Shared memory of a block that walks in place.
+// Shared memory of a block that walks in place; refuses a time that it cannot count.
 template <int width, int group, class Storage, int inputs, int outputs>
 int ring_bytes(const Sweep<Storage, inputs, outputs>& sweep, const OnDeviceOf& device) {
   STD_TORCH_CHECK(sweep.layout.time <= std::numeric_limits<int>::max(), "time must have at most ",

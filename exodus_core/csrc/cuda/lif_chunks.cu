@@ -17,11 +17,11 @@ constexpr int kChunks = 16;
 constexpr int kSteps = 64;
 constexpr int kThreadsOfABlock = kLanes * kChunks;
 
-// The rows of a chunk: while one group of steps is computed, the next one is under way.
+// The rows of a chunk: while one group of steps is computed, the next one is under way, but for half types.
 template <class Storage>
-constexpr int kGroupOfAChunk = sizeof(Storage) == 8 ? 2 : kSideBySide;
+constexpr int kStepsTogether = sizeof(Storage) == 8 ? 2 : kSideBySide;
 template <class Storage>
-using ChunkRows = Rows<1, kGroupOfAChunk<Storage>, 2, kThreadsOfABlock, Storage, 3>;
+using ChunkRows = Rows<1, kStepsTogether<Storage>, 2, kThreadsOfABlock, Storage, 3>;
 
 __device__ __forceinline__ std::int64_t earlier(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
@@ -29,7 +29,7 @@ __device__ __forceinline__ std::int64_t earlier(std::int64_t a, std::int64_t b) 
 template <class Storage, bool with_sums>
 struct Chunk {
   using Real = compute_t<Storage>;
-  static constexpr int kGroup = kGroupOfAChunk<Storage>;
+  static constexpr int kTogether = kStepsTogether<Storage>;
 
   const LifBackwardArgs<Storage>& args;
   const LifNeuron<Real>& neuron;
@@ -43,14 +43,14 @@ struct Chunk {
     if (begin >= end) return;
     const std::int64_t inner = args.sweep.layout.inner;
     ChunkRows<Storage> rows(args.sweep.in, first + (end - 1) * inner, -inner, static_cast<int>(end - begin), ring, thread);
-    Vector<Storage, 1> x[kGroup][3];
+    Vector<Storage, 1> x[kTogether][3];
 #pragma unroll 1
-    for (std::int64_t t = end - 1; t >= begin; t -= kGroup) {
-      const int steps = static_cast<int>(earlier(kGroup, t - begin + 1));
+    for (std::int64_t t = end - 1; t >= begin; t -= kTogether) {
+      const int steps = static_cast<int>(earlier(kTogether, t - begin + 1));
       rows.take(x, steps);
-      Storage from[kGroup][1][3];
+      Storage from[kTogether][1][3];
 #pragma unroll
-      for (int k = 0; k < kGroup; ++k) {
+      for (int k = 0; k < kTogether; ++k) {
 #pragma unroll
         for (int j = 0; j < 3; ++j) from[k][0][j] = x[k][j].at[0];
       }

@@ -30,19 +30,11 @@ __device__ __forceinline__ void store_global(T* address, T value) {
   *address = value;
 }
 
-template <int width, class T>
-__device__ __forceinline__ Vector<T, width> load_vector(const T* address) {
-  return load_global(reinterpret_cast<const Vector<T, width>*>(address));
-}
-
-template <int width, class T>
-__device__ __forceinline__ void store_vector(T* address, Vector<T, width> value) {
-  store_global(reinterpret_cast<Vector<T, width>*>(address), value);
-}
-
 // Whether there are asynchronous copies, from compute capability 8.0 on.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr bool kAsyncCopies = false;
+#if defined(EXODUS_EMULATE)
+constexpr bool kAsyncCopies = EXODUS_EMULATE >= 80;
+#elif defined(__CUDA_ARCH__)
+constexpr bool kAsyncCopies = __CUDA_ARCH__ >= 800;
 #else
 constexpr bool kAsyncCopies = true;
 #endif

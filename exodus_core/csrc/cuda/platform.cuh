@@ -1,5 +1,5 @@
 // The only file that knows the platform of the kernels: a GPU, or the emulation on the CPU with which they are tested
-// (EXODUS_EMULATE; tests/cuda/emulator.h provides the same names).
+// (EXODUS_EMULATE, its compute capability; tests/cuda/emulator.h provides the same names).
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -7,7 +7,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
-#include <cstdlib>
 
 #if defined(EXODUS_EMULATE)
 
@@ -21,11 +20,8 @@ class OnDeviceOf {
  public:
   explicit OnDeviceOf(const torch::stable::Tensor&) {}
   cudaStream_t stream() const { return {}; }
-  int capability() const {
-    const char* asked = std::getenv("EXODUS_EMULATE_CAPABILITY");
-    return asked == nullptr ? 90 : std::atoi(asked);
-  }
-  static bool copies_ahead() { return true; }
+  static constexpr int capability() { return EXODUS_EMULATE; }
+  static constexpr bool copies_ahead() { return capability() >= 80; }
 };
 
 inline bool is_on_device(const torch::stable::Tensor& tensor) { return tensor.is_cpu(); }

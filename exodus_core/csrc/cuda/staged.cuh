@@ -2,7 +2,8 @@
 // neighbouring threads (time last: inner is 1), so that global memory is still read and written in runs.
 //
 // A block is one warp. It works a stretch of time while the next one is on its way, from global memory to the second of
-// two buffers; what it computes has a tile of its own, which is written out in runs again.
+// two buffers; what it computes has a tile of its own, which is written out in runs again. Units of 2 bytes, of a half type
+// with odd runs, have no asynchronous copies: they are copied before the stretch is computed.
 #pragma once
 
 #include "in_place.cuh"
@@ -70,7 +71,9 @@ struct StagedBlock {
     const std::int64_t tensor_pitch = layout.time * inner * kBytes;
     const std::int64_t first = (first_outer * layout.time + begin) * inner * kBytes;
     const int mine = static_cast<int>(threadIdx.x);
-#pragma unroll 1
+    // What is not copied asynchronously is loaded four units at a time.
+    [[maybe_unused]] constexpr int kTogether = kAsyncCopies && unit >= 4 ? 1 : 4;
+#pragma unroll kTogether
     for (int row = mine / threads; row < outers; row += kStagedLanes / threads) {
 #pragma unroll 1
       for (int byte = mine % threads * unit; byte < run; byte += threads * unit) {
