@@ -1,11 +1,12 @@
 """Sizes on both sides of every edge of the kernels: vector, row, tile, block, warp and chunk, in lanes and in time.
 
 On the CPU a strip has up to 16 lanes, a tile up to 4,096 (128 where they are copied to rows), and time goes in blocks
-of 128 steps, 4 of them at a time, 6 where parameters have gradients. The CUDA kernels have vectors of 4 lanes, blocks
-of 32 to 128 lanes, stage 64 lanes of less than 32 neighbours for 32 steps, and cut long times into chunks of 64 and
-passes of 1,024 steps.
+of 128 steps, 4 of them at a time, 6 where parameters have gradients. The CUDA kernels have rows of up to 16 bytes and
+blocks of 64 threads, with groups of 1 to 4 steps in a ring of 8; blocks of 32 lanes that have less than 32 neighbours,
+staged for 64 bytes of time; and cut long times into chunks of 64 and passes of 1,024 steps.
 """
 
+import os
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ IN_LANES = [(1, 5, n) for n in (2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128,
 IN_LANES += [(1, 5, n) for n in (4095, 4096, 4097, 4111, 4113, 8200)]
 OUTER = [(b, 5, n) for b, n in ((65, 1), (64, 1), (63, 1), (33, 2), (22, 3), (9, 31), (5, 32), (4, 33))]
 OUTER += [(127, 5, 1), (129, 5, 1), (897, 5, 1), (911, 130, 1), (100, 5, 5), (17, 66, 1), (40, 131, 1), (20, 140, 2)]
-TIMES = (1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 511, 512, 1023, 1024, 1025, 2050)
+TIMES = (*range(1, 10), 15, 16, 17, *range(27, 34), 63, 64, 65, 127, 128, 129, 257, 511, 512, 1023, 1024, 1025, 2050)
 IN_TIME = [(2, t, n) for t in TIMES for n in (1, 33)]
 
 
@@ -70,7 +71,9 @@ def everything_of(x: Tensor, weight: Tensor, **settings: Any) -> tuple[Tensor, .
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("shape", [(37, 70, 1), (9, 70, 5), (2, 70, 16), (3, 70, 33), (2, 70, 4100)], ids=name_of)
+@pytest.mark.parametrize(
+    "shape", [(37, 70, 1), (9, 70, 5), (2, 70, 16), (3, 70, 33), (3, 71, 512), (2, 70, 4100)], ids=name_of
+)
 def test_a_lane_has_the_same_bits_whatever_its_neighbours(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, weight = torch.randn(2, *shape).to(dtype)
     together = everything_of(x, weight)
@@ -93,6 +96,21 @@ def test_outputs_beyond_the_caches_have_the_same_bits(width: int, dtype: torch.d
         part = slice(int(lanes[0]), int(lanes[-1]) + 1)
         for all_lanes, some in zip(together, everything_of(x[..., part], weight[..., part]), strict=True):
             assert torch.equal(all_lanes[..., part], some)
+
+
+@pytest.mark.skipif(
+    exodus_core.capabilities()["instruction_set"] != "emulated CUDA"
+    and os.environ.get("EXODUS_TEST_DEVICE", "cpu") != "cuda",
+    reason="the CPU's kernels have no such choices",
+)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("EXODUS_CUDA_ROW_BYTES", "3"), ("EXODUS_CUDA_ROW_BYTES", "wide"), ("EXODUS_CUDA_BACKWARD", "chunk")],
+)
+def test_a_choice_of_kernels_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError, match=f"{name} must be .*, got {value}"):
+        exodus_core.lif_gradient(torch.ones(1, 4, 64), torch.ones(1, 4, 64), 0.9)
 
 
 def test_a_product_that_overflows_does_not_become_nan() -> None:
