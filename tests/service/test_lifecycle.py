@@ -39,9 +39,15 @@ def process(
     log: Path, *flags: str, before: Callable[[], Any] | None = None, **environment: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The service as a process of its own; yields it and its port."""
+
+    def begin() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+        if before is not None:
+            before()
+
     with open(log, "wb") as stderr:
         service = subprocess.Popen(
-            [COMMAND, "serve", "--port", "0", *flags], stderr=stderr, env=os.environ | environment, preexec_fn=before
+            [COMMAND, "serve", "--port", "0", *flags], stderr=stderr, env=os.environ | environment, preexec_fn=begin
         )
     try:
         for _ in range(1500):

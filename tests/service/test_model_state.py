@@ -48,7 +48,12 @@ def process(log: Path, state: Path, **environment: str) -> Iterator[tuple[subpro
     """The service as a process of its own that keeps models in a folder; yields it and its port."""
     settings = {"EXODUS_STATE_DIR": str(state), "EXODUS_SEQUENCE_WAIT_S": "0.2", **environment}
     with open(log, "wb") as stderr:
-        service = subprocess.Popen([COMMAND, "serve", "--port", "0"], stderr=stderr, env=os.environ | settings)
+        service = subprocess.Popen(
+            [COMMAND, "serve", "--port", "0"],
+            stderr=stderr,
+            env=os.environ | settings,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
+        )
     try:
         for _ in range(1500):
             found = re.search(r"running on http://127\.0\.0\.1:(\d+)", log.read_text())
