@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Storage, with_sums>)
 }
 
 template <class Storage, bool with_sums>
-__global__ void __launch_bounds__(kStagedLanes, kMinBlocks<Storage>)
+__global__ void __launch_bounds__(kStagedLanes, kMinBlocks<Storage, with_sums>)
     lif_backward_staged(LifBackwardArgs<Storage> args, int unit) {
   EXODUS_SHARED_MEMORY(shared);
   const StagedBlock block = StagedBlock::of(args.sweep.layout);
