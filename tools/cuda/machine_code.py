@@ -22,7 +22,7 @@ class MissingToolError(Exception):
 
 @dataclass(frozen=True)
 class Control:
-    """What the compiler tells the scheduler about an instruction (Volta and later; decode_control).
+    """The compiler's word to the scheduler about an instruction (Volta and later; decode_control).
 
     Attributes:
         stall: cycles until the warp may start its next instruction.

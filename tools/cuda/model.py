@@ -358,7 +358,7 @@ FITTED = ("forward", "backward", "pair")  # columns that constants were fitted t
 
 
 def reproduced(shape: Shape) -> dict[str, float]:
-    """What the model makes of the columns of Measured."""
+    """The columns of Measured as the model has them, in milliseconds."""
     forward, serial, chunks = (predict(H100, launch, *shape).milliseconds for launch in (FORWARD, SERIAL, CHUNKS))
     backward = chunks if measured_backward(*shape) is CHUNKS else serial
     return {

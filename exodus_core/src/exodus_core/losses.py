@@ -92,7 +92,7 @@ class Loss:
         """
 
     def of_checked(self, outputs: Tensor, targets: Tensor) -> LossValue:
-        """What a call gives, for targets whose elements are checked; waits for no device, as a CUDA graph demands."""
+        """The value of a call, for targets whose elements are checked; waits for no device, as a CUDA graph demands."""
         return self(outputs, targets)
 
 
