@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <class Storage>
-__global__ void __launch_bounds__(kStagedLanes, kMinBlocks<Storage>)
+__global__ void __launch_bounds__(kStagedLanes, kMinBlocks<Storage, true>)
     srm_backward_staged(SrmBackwardArgs<Storage> args, int walk_bytes, int unit) {
   EXODUS_SHARED_MEMORY(shared);
   const StagedBlock block = StagedBlock::of(args.sweep.layout);
