@@ -10,6 +10,10 @@ STABLE_TORCH_LIBRARY(exodus, m) {
       "Tensor? alphas, Tensor? thresholds, Tensor? resets_by, Tensor? min_membranes, Tensor? initial_membrane, "
       "Tensor? initial_spikes, int reset, int time_dim) -> (Tensor spikes, Tensor membrane)");
   m.def(
+      "lif_forward_packed(Tensor input, float alpha, float threshold, float reset_by, float min_membrane, "
+      "Tensor? alphas, Tensor? thresholds, Tensor? resets_by, Tensor? min_membranes, Tensor? initial_membrane, "
+      "Tensor? initial_spikes, int reset, int time_dim) -> (Tensor bits, Tensor membrane)");
+  m.def(
       "lif_backward(Tensor membrane, Tensor? grad_spikes, Tensor? grad_membrane, float alpha, float threshold, "
       "float reset_by, float min_membrane, float max_spikes, Tensor? alphas, Tensor? thresholds, Tensor? resets_by, "
       "Tensor? min_membranes, Tensor? initial_membrane, Tensor? initial_spikes, int reset, int surrogate, float slope, "
@@ -25,6 +29,10 @@ STABLE_TORCH_LIBRARY(exodus, m) {
       "filter(Tensor input, Tensor? taps, float[] decay, float[] constant, float[] linear, bool reverse, int time_dim) "
       "-> Tensor");
   m.def("taps_gradient(Tensor grad, Tensor source, int length, int delay, int time_dim) -> Tensor");
+  m.def("pack_spikes(Tensor input, float max_density) -> (Tensor bits, int kind)");
+  m.def("count_spikes(Tensor bits) -> int");
+  m.def("spike_linear(Tensor bits, Tensor? values, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("spike_linear_weight(Tensor bits, Tensor? values, Tensor grad, int columns) -> Tensor");
   m.def("instruction_set() -> str");
   m.def("keep_memory(int limit) -> int");
   m.def("kept_memory() -> (int bytes, int limit)");

@@ -53,6 +53,7 @@ struct LifForwardCall {
   Reset reset;
   const Tensor& spikes;
   const Tensor& membrane;
+  bool packed = false;  // spikes are bits, of uint8
 };
 
 struct LifBackwardCall {
@@ -171,6 +172,29 @@ class Operators {
       Backend::run(LifForwardCall{layout, input, parameters, {initial_membrane, initial_spikes}, kind, spikes, membrane});
     }
     return {spikes, membrane};
+  }
+
+  // The spikes as bits, shape (outer, time, bytes of inner). Of a backend with output_of.
+  static std::tuple<Tensor, Tensor> lif_forward_packed(const Tensor& input, double alpha, double threshold,
+                                                       double reset_by, double min_membrane, OptionalTensor alphas,
+                                                       OptionalTensor thresholds, OptionalTensor resets_by,
+                                                       OptionalTensor min_membranes, OptionalTensor initial_membrane,
+                                                       OptionalTensor initial_spikes, std::int64_t reset,
+                                                       std::int64_t time_dim) {
+    const Layout layout = layout_of(input, time_dim);
+    STD_TORCH_CHECK(layout.inner >= Backend::kPackedLanes, "at least ", Backend::kPackedLanes,
+                    " neurons must lie next to each other, got ", layout.inner);
+    const LifParameters parameters{
+        {alpha, alphas}, {threshold, thresholds}, {reset_by, resets_by}, {min_membrane, min_membranes}, 1};
+    check_lif(parameters, {initial_membrane, initial_spikes}, input, layout);
+    const Reset kind = reset_of(reset, 1);
+    Tensor bits = Backend::output_of(input, {layout.outer, layout.time, (layout.inner + 7) / 8}, ScalarType::Byte);
+    Tensor membrane = Backend::empty_like(input);
+    if (input.numel() > 0) {
+      Backend::run(LifForwardCall{layout, input, parameters, {initial_membrane, initial_spikes}, kind, bits, membrane,
+                                  true});
+    }
+    return {bits, membrane};
   }
 
   static std::tuple<Tensor, Tensor> lif_backward(

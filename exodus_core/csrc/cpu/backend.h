@@ -16,7 +16,11 @@ namespace exodus::cpu {
 struct Cpu {
   static constexpr const char* kDevice = "CPU";
   static bool is_on_device(const Tensor& tensor) { return tensor.is_cpu(); }
+  static constexpr std::int64_t kPackedLanes = kMinTileLanes;
   static Tensor empty_like(const Tensor& tensor) { return output_like(tensor); }
+  static Tensor output_of(const Tensor& tensor, const std::vector<std::int64_t>& sizes, ScalarType dtype) {
+    return cpu::output_of(tensor, sizes, dtype);
+  }
 
   static void run(const LifForwardCall& call);
   static void run(const LifBackwardCall& call);

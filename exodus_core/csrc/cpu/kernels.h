@@ -170,6 +170,31 @@ struct StreamedBlock {
   std::int64_t pending_stride;
 };
 
+// Sums of chosen rows of a panel: sums[r] = base[r] + the sum of value[k] panel[index[k]] for k from first[r] to
+// first[r + 1] - 1, added in this order, before the base. The rows of a panel lie behind each other, `bytes` apart.
+template <class Real>
+struct PanelSums {
+  std::int64_t rows;
+  std::int64_t bytes;  // one of kPanelBytes
+  const Real* panel;
+  const std::uint32_t* first;
+  const std::uint32_t* index;
+  const Real* values;  // null if all are one
+  const Real* base;    // null if it is zero
+  std::int64_t base_stride;
+  Real* sums;
+  std::int64_t sums_stride;
+};
+
+// Bytes of a row of a panel: whole vectors of any instruction set, as sums in registers.
+constexpr std::int64_t kPanelBytes[] = {64, 128, 256, 512};
+
+// Elements that are not zero.
+struct NonZeros {
+  std::int64_t count;
+  bool only_ones;
+};
+
 template <class Storage>
 struct RowKernels {
   using Real = compute_t<Storage>;
@@ -193,6 +218,9 @@ struct RowKernels {
   void (*stream_rows)(const StreamedBlock<Storage>&);
   // sum of a[i] b[i]
   double (*dot)(std::int64_t count, const Storage* a, const Storage* b);
+  void (*add_panel_rows)(const PanelSums<Real>&);
+  // Bit i of `bits` is 1 where element i is not zero; the bits behind the last element are 0.
+  NonZeros (*pack)(std::int64_t count, const Storage* elements, std::uint8_t* bits);
 };
 
 struct InstructionSet {

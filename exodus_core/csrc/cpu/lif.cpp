@@ -1,5 +1,6 @@
 // LIF and IF on the CPU: the rows of a tile are swept in time order, forward and backward.
 #include "backend.h"
+#include "packed_rows.h"
 
 namespace exodus::cpu {
 namespace {
@@ -45,16 +46,16 @@ void fill_state(Real* slots, const OptionalTensor& lanes, const Tile& tile, std:
   }
 }
 
-template <class Storage>
-void forward(const LifForwardCall& call) {
+// make_spikes_rows() makes the TileRows or PackedRows of a thread.
+template <class Storage, class MakeRows>
+void forward(const LifForwardCall& call, const Tiling& tiling, bool streamed, std::int64_t block_steps,
+             MakeRows make_spikes_rows) {
   using Real = compute_t<Storage>;
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
-  const bool streamed = streams(layout, 3 * call.input.numel() * sizeof(Storage));
-  const Tiling tiling(layout, threads_for(call.input.numel()), kMaxTileLanes);
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     TileRows<const Storage> input_rows(elements<Storage>(call.input), layout, tiling, Direction::forward);
-    TileRows<Storage> spikes_rows(mutable_elements<Storage>(call.spikes), layout, tiling, Direction::forward, streamed);
+    auto spikes_rows = make_spikes_rows();
     TileRows<Storage> membrane_rows(mutable_elements<Storage>(call.membrane), layout, tiling, Direction::forward, streamed);
     ParameterRows<Storage> parameter_rows(tiling);
     RowBuffer<Real> state(2, tiling.width());
@@ -70,7 +71,7 @@ void forward(const LifForwardCall& call) {
       block.neuron = parameter_rows.of(call.parameters, layout, tile);
       block.membrane_state = state[0];
       block.spikes_state = state[1];
-      for_each_block(layout.time, Direction::forward, [&](std::int64_t begin, std::int64_t end) {
+      const auto compute = [&](std::int64_t begin, std::int64_t end) {
         input_rows.read(begin, end);
         spikes_rows.prepare(begin);
         membrane_rows.prepare(begin);
@@ -81,9 +82,27 @@ void forward(const LifForwardCall& call) {
         kernels.lif_forward(call.reset, call.parameters.max_spikes > 1, block);
         spikes_rows.put(begin, end);
         membrane_rows.put(begin, end);
-      });
+      };
+      for_each_block(layout.time, Direction::forward, compute, block_steps);
     }
   });
+}
+
+template <class Storage>
+void forward(const LifForwardCall& call) {
+  const Layout& layout = call.layout;
+  const Tiling tiling(layout, threads_for(call.input.numel()), kMaxTileLanes);
+  const std::int64_t bytes = call.input.numel() * sizeof(Storage);
+  if (call.packed) {
+    forward<Storage>(call, tiling, streams(layout, 2 * bytes), PackedRows<Storage>::block_steps(tiling), [&] {
+      return PackedRows<Storage>(mutable_elements<std::uint8_t>(call.spikes), layout, tiling);
+    });
+  } else {
+    const bool streamed = streams(layout, 3 * bytes);
+    forward<Storage>(call, tiling, streamed, kBlockSteps, [&] {
+      return TileRows<Storage>(mutable_elements<Storage>(call.spikes), layout, tiling, Direction::forward, streamed);
+    });
+  }
 }
 
 template <class Storage>
@@ -166,6 +185,9 @@ void Cpu::run(const LifBackwardCall& call) {
   dispatch(call.membrane, [&](auto element) { backward<decltype(element)>(call); });
 }
 
-STABLE_TORCH_LIBRARY_IMPL(exodus, CPU, m) { register_operators<Cpu>(m); }
+STABLE_TORCH_LIBRARY_IMPL(exodus, CPU, m) {
+  register_operators<Cpu>(m);
+  m.impl("lif_forward_packed", TORCH_BOX(&Operators<Cpu>::lif_forward_packed));
+}
 
 }  // namespace exodus::cpu

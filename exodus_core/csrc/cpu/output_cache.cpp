@@ -132,21 +132,36 @@ std::size_t offset_beside(const Tensor& like) {
   return (reinterpret_cast<std::uintptr_t>(like.const_data_ptr()) / quarter + 1 + count++ % 3) % 4 * quarter;
 }
 
-Tensor tensor_in(Block block, const Tensor& like) {
+Tensor tensor_in(Block block, const Tensor& beside, const std::vector<std::int64_t>& sizes,
+                 const std::vector<std::int64_t>& strides, ScalarType dtype) {
   const auto free = [](void* elements, void* bytes) {
     const std::uintptr_t memory = reinterpret_cast<std::uintptr_t>(elements) / kPageBytes * kPageBytes;
     IdleBlocks::instance().give({reinterpret_cast<void*>(memory), reinterpret_cast<std::uintptr_t>(bytes)});
   };
-  std::int32_t dtype = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  const auto code = torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle tensor = nullptr;
   const AOTITorchError error =
-      torch_from_blob(static_cast<char*>(block.memory) + offset_beside(like), like.dim(), like.sizes().data(),
-                      like.strides().data(), 0, dtype, aoti_torch_device_type_cpu(), -1, &tensor,
-                      aoti_torch_layout_strided(), nullptr, 0, free, reinterpret_cast<void*>(block.bytes));
+      torch_from_blob(static_cast<char*>(block.memory) + offset_beside(beside),
+                      static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(), 0, code,
+                      aoti_torch_device_type_cpu(), -1, &tensor, aoti_torch_layout_strided(), nullptr, 0, free,
+                      reinterpret_cast<void*>(block.bytes));
   if (error != AOTI_TORCH_SUCCESS) release(block);
   TORCH_ERROR_CODE_CHECK(error);
   return Tensor(tensor);
+}
+
+std::size_t element_bytes(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Byte:
+      return 1;
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+      return 2;
+    case ScalarType::Float:
+      return 4;
+    default:
+      return 8;
+  }
 }
 
 std::int64_t keep_memory(std::int64_t limit) {
@@ -156,19 +171,39 @@ std::int64_t keep_memory(std::int64_t limit) {
 
 std::tuple<std::int64_t, std::int64_t> kept_memory() { return IdleBlocks::instance().bytes_and_limit(); }
 
+// A tensor in a block of the cache; none if it is small, or if nothing is cached.
+std::optional<Tensor> cached(const Tensor& beside, const std::vector<std::int64_t>& sizes,
+                             const std::vector<std::int64_t>& strides, ScalarType dtype, std::size_t bytes) {
+  if (bytes < kMinCachedBytes || std::get<1>(kept_memory()) == 0) return std::nullopt;
+  const std::size_t wanted = bytes + kPageBytes;  // with room for the offset
+  std::optional<Block> block = IdleBlocks::instance().take(wanted);
+  if (!block.has_value()) block = allocate(wanted);
+  if (!block.has_value()) return std::nullopt;
+  return tensor_in(*block, beside, sizes, strides, dtype);
+}
+
+Tensor with_huge_pages(Tensor output, std::size_t bytes) {
+  use_huge_pages(output.mutable_data_ptr(), static_cast<std::int64_t>(bytes));
+  return output;
+}
+
 }  // namespace
 
 Tensor output_like(const Tensor& tensor) {
   const std::size_t bytes = static_cast<std::size_t>(tensor.numel()) * tensor.element_size();
-  if (bytes >= kMinCachedBytes && std::get<1>(kept_memory()) > 0) {
-    const std::size_t wanted = bytes + kPageBytes;  // with room for the offset
-    std::optional<Block> block = IdleBlocks::instance().take(wanted);
-    if (!block.has_value()) block = allocate(wanted);
-    if (block.has_value()) return tensor_in(*block, tensor);
-  }
-  Tensor output = torch::stable::empty_like(tensor);
-  use_huge_pages(output.mutable_data_ptr(), static_cast<std::int64_t>(bytes));
-  return output;
+  const auto found = cached(tensor, {tensor.sizes().begin(), tensor.sizes().end()},
+                            {tensor.strides().begin(), tensor.strides().end()}, tensor.scalar_type(), bytes);
+  return found.has_value() ? *found : with_huge_pages(torch::stable::empty_like(tensor), bytes);
+}
+
+Tensor output_of(const Tensor& tensor, const std::vector<std::int64_t>& sizes, std::optional<ScalarType> dtype) {
+  const ScalarType type = dtype.value_or(tensor.scalar_type());
+  std::vector<std::int64_t> strides(sizes.size());
+  std::int64_t count = 1;
+  for (std::size_t i = sizes.size(); i-- > 0; count *= sizes[i]) strides[i] = count;
+  const std::size_t bytes = static_cast<std::size_t>(count) * element_bytes(type);
+  const auto found = cached(tensor, sizes, strides, type, bytes);
+  return found.has_value() ? *found : with_huge_pages(torch::stable::new_empty(tensor, sizes, type), bytes);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(exodus, CompositeExplicitAutograd, m) {

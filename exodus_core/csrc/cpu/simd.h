@@ -3,7 +3,7 @@
 //
 // Built on the vector extensions of GCC and Clang, so it compiles for any processor; the width comes from the file that
 // is compiled for an instruction set. Only what the extensions lack is spelled out for x86: multiply_add, at_least,
-// non-temporal stores and the conversions of float16.
+// to_bits, non-temporal stores and the conversions of float16.
 #pragma once
 
 #include <cmath>
@@ -63,7 +63,29 @@ struct Vec {
   EXODUS_HOST_DEVICE friend Mask operator>(Vec a, Vec b) { return {a.lanes > b.lanes}; }
   EXODUS_HOST_DEVICE friend Mask operator<=(Vec a, Vec b) { return {a.lanes <= b.lanes}; }
   EXODUS_HOST_DEVICE friend Mask operator>=(Vec a, Vec b) { return {a.lanes >= b.lanes}; }
+  EXODUS_HOST_DEVICE friend Mask operator!=(Vec a, Vec b) { return {a.lanes != b.lanes}; }
   EXODUS_HOST_DEVICE friend Vec select(Mask mask, Vec a, Vec b) { return mask.lanes ? a.lanes : b.lanes; }
+
+  // Bit i is lane i of the mask.
+  EXODUS_HOST_DEVICE friend std::uint32_t to_bits(Mask mask) {
+#if EXODUS_VECTOR_BYTES >= 64
+    if constexpr (std::is_same_v<Scalar, float>) {
+      return _mm512_movepi32_mask(__m512i(mask.lanes));
+    } else {
+      return _mm512_movepi64_mask(__m512i(mask.lanes));
+    }
+#elif EXODUS_VECTOR_BYTES >= 32
+    if constexpr (std::is_same_v<Scalar, float>) {
+      return static_cast<std::uint32_t>(_mm256_movemask_ps(__m256(mask.lanes)));
+    } else {
+      return static_cast<std::uint32_t>(_mm256_movemask_pd(__m256d(mask.lanes)));
+    }
+#else
+    std::uint32_t bits = 0;
+    for (int i = 0; i < count; ++i) bits |= static_cast<std::uint32_t>(mask.lanes[i] & 1) << i;
+    return bits;
+#endif
+  }
 
   EXODUS_HOST_DEVICE friend Vec multiply_add(Vec a, Vec b, Vec c) {
 #if EXODUS_VECTOR_BYTES >= 64

@@ -263,13 +263,13 @@ class BlockSums {
   RowBuffer<double> total_;
 };
 
-// Calls block(begin, end) for stretches of at most kBlockSteps steps, in the order of time or against it.
+// Calls block(begin, end) for stretches of at most `most` steps, in the order of time or against it.
 template <class Block>
-void for_each_block(std::int64_t time, Direction direction, Block block) {
-  const std::int64_t blocks = (time + kBlockSteps - 1) / kBlockSteps;
+void for_each_block(std::int64_t time, Direction direction, Block block, std::int64_t most = kBlockSteps) {
+  const std::int64_t blocks = (time + most - 1) / most;
   for (std::int64_t i = 0; i < blocks; ++i) {
-    const std::int64_t begin = (direction == Direction::forward ? i : blocks - 1 - i) * kBlockSteps;
-    block(begin, std::min(time, begin + kBlockSteps));
+    const std::int64_t begin = (direction == Direction::forward ? i : blocks - 1 - i) * most;
+    block(begin, std::min(time, begin + most));
   }
 }
 

@@ -17,6 +17,8 @@ from exodus_core.gradients import LifGradient, SrmGradient, lif_gradient, srm_gr
 from exodus_core.kernels import AlphaKernel, ExponentialKernel, SlayerRefractory, SlayerResponse
 from exodus_core.layer import SynapseGradients, fire, output_filter_adjoint, synapse_current, synapse_gradients
 from exodus_core.output_cache import keep_memory, kept_memory
+from exodus_core.sparse_product import linear
+from exodus_core.spikes import PackedSpikes, pack
 
 __all__ = [
     "METHODS",
@@ -28,6 +30,7 @@ __all__ = [
     "DescriptionError",
     "ExponentialKernel",
     "LifGradient",
+    "PackedSpikes",
     "SlayerRefractory",
     "SlayerResponse",
     "SrmGradient",
@@ -40,10 +43,12 @@ __all__ = [
     "kept_memory",
     "lif",
     "lif_gradient",
+    "linear",
     "losses",
     "network",
     "nn",
     "output_filter_adjoint",
+    "pack",
     "reference",
     "srm",
     "srm_gradient",

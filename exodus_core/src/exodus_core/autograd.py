@@ -72,29 +72,66 @@ class Lif(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | None) -> tuple[Tensor | None, ...]:
-        settings: LifSettings = ctx.settings
-        membrane, *tensors = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[1:7]
-        grad_input, lanes = ops.lif_backward(
-            membrane,
-            None if grad_spikes is None else grad_spikes.contiguous(),
-            None if grad_membrane is None else grad_membrane.contiguous(),
-            *settings.neuron,
-            *tensors,
-            settings.reset,
-            settings.surrogate,
-            settings.slope,
-            settings.scale,
-            settings.method,
-            any(wanted),
-            settings.time_dim,
-        )
-        parameters = parameter_gradients(lanes, tensors[:4], wanted[:4], settings.tied)
-        initial_membrane, initial_spikes = (
-            lanes[row].view(tensors[i].shape) if wanted[i] else None
-            for i, row in ((4, INITIAL_MEMBRANE), (5, INITIAL_SPIKES))
-        )
-        return grad_input, *parameters, initial_membrane, initial_spikes, None
+        return _lif_backward(ctx, grad_spikes, grad_membrane)
+
+
+class PackedLif(torch.autograd.Function):
+    """The spikes of `Lif` as bits, (outer, time, bytes), behind a tensor of their shape without memory of its own.
+
+    The gradient of the spikes flows through that tensor; its values mean nothing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        alphas: Tensor | None,
+        thresholds: Tensor | None,
+        resets_by: Tensor | None,
+        min_membranes: Tensor | None,
+        settings: LifSettings,
+    ) -> tuple[Tensor, Tensor]:
+        resets_by = thresholds if settings.tied else resets_by
+        tensors = (alphas, thresholds, resets_by, min_membranes, None, None)
+        bits, membrane = ops.lif_forward_packed(x, *settings.neuron[:4], *tensors, settings.reset, settings.time_dim)
+        ctx.save_for_backward(membrane, *tensors)
+        ctx.settings = settings
+        ctx.mark_non_differentiable(bits)
+        ctx.set_materialize_grads(False)
+        return x.new_zeros(()).expand(x.shape), bits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_spikes: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        grad_input, *parameters = _lif_backward(ctx, grad_spikes, None)
+        return grad_input, *parameters[:4], None
+
+
+def _lif_backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients of the arguments of `Lif`, from the context of `Lif` or `PackedLif`."""
+    settings: LifSettings = ctx.settings
+    membrane, *tensors = ctx.saved_tensors
+    wanted = (*ctx.needs_input_grad[1:-1], False, False)[:6]
+    grad_input, lanes = ops.lif_backward(
+        membrane,
+        None if grad_spikes is None else grad_spikes.contiguous(),
+        None if grad_membrane is None else grad_membrane.contiguous(),
+        *settings.neuron,
+        *tensors,
+        settings.reset,
+        settings.surrogate,
+        settings.slope,
+        settings.scale,
+        settings.method,
+        any(wanted),
+        settings.time_dim,
+    )
+    parameters = parameter_gradients(lanes, tensors[:4], wanted[:4], settings.tied)
+    initial_membrane, initial_spikes = (
+        lanes[row].view(tensors[i].shape) if wanted[i] else None
+        for i, row in ((4, INITIAL_MEMBRANE), (5, INITIAL_SPIKES))
+    )
+    return grad_input, *parameters, initial_membrane, initial_spikes, None
 
 
 class Srm(torch.autograd.Function):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from typing import Unpack
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from exodus_core import arguments, ops, reference
-from exodus_core.arguments import LifOptions
-from exodus_core.autograd import Filter, Lif, Srm
+from exodus_core.arguments import LifOptions, NeuronOptions
+from exodus_core.autograd import Filter, Lif, PackedLif, Srm
 from exodus_core.kernels import Kernel
+from exodus_core.spikes import PackedSpikes
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
+
+# Neurons of a sample from which on the CPU's kernels write bits: the lanes of its widest vector.
+_PACKED_NEURONS = 16
 
 
 def _differentiated(*tensors: Tensor | None) -> bool:
@@ -104,6 +111,41 @@ def lif(
     else:
         spikes, membrane = ops.lif_forward(x, *settings.neuron, *tensors, settings.reset, time_dim)
     return spikes, membrane
+
+
+def lif_packed(x: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions]) -> Tensor | PackedSpikes:
+    """The spikes of `lif`, for a product to read: as bits if the kernel can write them, else as a tensor.
+
+    The kernels of the CPU write bits of at least 16 neurons, at most one spike a step. The axis of time is 1.
+
+    Args:
+        x, alpha, options: as of `lif`.
+
+    Raises:
+        TypeError, ValueError: as of `lif`.
+    """
+    arguments.check_signal("x", x, 1)
+    packs = (
+        x.device.type == "cpu"
+        and math.prod(x.shape[2:]) >= _PACKED_NEURONS
+        and options.get("max_spikes", 1) == 1
+        and options.get("method") != "bptt"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
+    if not packs:
+        return lif(x, alpha, **options)[0]
+    settings, tensors = arguments.lif_arguments(x, alpha, time_dim=1, **options)
+    x = x.contiguous()
+    alphas, thresholds, resets_by, min_membranes, *_ = tensors
+    graph = None
+    if _differentiated(x, *tensors):
+        resets_by = None if settings.tied else resets_by
+        graph, bits = PackedLif.apply(x, alphas, thresholds, resets_by, min_membranes, settings)  # type: ignore[no-untyped-call]
+    else:
+        bits, _ = ops.lif_forward_packed(x, *settings.neuron[:4], *tensors, settings.reset, 1)
+    return PackedSpikes(bits.flatten(0, 1), x.shape, x.dim() - 2, graph)
 
 
 def srm(

@@ -17,9 +17,44 @@ from exodus_core.kernels import Kernel
 from exodus_core.network import spiking
 from exodus_core.ops import compute_dtype
 from exodus_core.recomputation import refuse_recomputation
+from exodus_core.sparse_product import linear
+from exodus_core.spikes import PackedSpikes
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
-__all__ = ["IF", "LIF", "SRM", "ExpLeak", "neuron_parameters"]
+__all__ = ["IF", "LIF", "SRM", "ExpLeak", "Linear", "neuron_parameters"]
+
+
+class Linear(torch.nn.Linear):
+    """torch.nn.Linear, in time proportional to the spikes where its input is mostly zeros: see `exodus_core.linear`.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as of torch.nn.Linear, whose state_dict it has.
+        exact: compute the dense product, whose bits are torch's.
+
+    Raises:
+        ArgumentTypeError, ArgumentError: the input does not fit the weight.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        exact: bool = False,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.exact = exact
+
+    def forward(self, x: Tensor | PackedSpikes) -> Tensor:
+        """x W^T + b, shape (..., out_features), of x with shape (..., in_features)."""
+        return linear(x, self.weight, self.bias, exact=self.exact)
+
+    def extra_repr(self) -> str:
+        """The sizes, for repr()."""
+        return super().extra_repr() + (", exact=True" if self.exact else "")
 
 
 class _Neuron(ranges.Bounded):

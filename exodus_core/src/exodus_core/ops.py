@@ -39,6 +39,13 @@ srm_forward: _Pair = with_room(torch.ops.exodus.srm_forward.default, outputs=2)
 srm_backward: _Pair = with_room(torch.ops.exodus.srm_backward.default, outputs=1)
 filter: Callable[..., Tensor] = with_room(torch.ops.exodus.filter.default, outputs=1)
 taps_gradient: Callable[..., Tensor] = torch.ops.exodus.taps_gradient.default
+lif_forward_packed: _Pair = torch.ops.exodus.lif_forward_packed.default
+pack_spikes: Callable[[Tensor, float], tuple[Tensor, int]] = torch.ops.exodus.pack_spikes.default
+count_spikes: Callable[[Tensor], int] = torch.ops.exodus.count_spikes.default
+spike_linear: Callable[[Tensor, Tensor | None, Tensor, Tensor | None], Tensor] = torch.ops.exodus.spike_linear.default
+spike_linear_weight: Callable[[Tensor, Tensor | None, Tensor, int], Tensor] = (
+    torch.ops.exodus.spike_linear_weight.default
+)
 instruction_set: Callable[[], str] = torch.ops.exodus.instruction_set.default
 keep_memory: Callable[[int], int] = torch.ops.exodus.keep_memory.default
 kept_memory: Callable[[], tuple[int, int]] = torch.ops.exodus.kept_memory.default
@@ -82,6 +89,27 @@ def _(
     time_dim: int,
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(input), torch.empty_like(input)
+
+
+@torch.library.register_fake("exodus::lif_forward_packed")
+def _(
+    input: Tensor,
+    alpha: float,
+    threshold: float,
+    reset_by: float,
+    min_membrane: float,
+    alphas: Tensor | None,
+    thresholds: Tensor | None,
+    resets_by: Tensor | None,
+    min_membranes: Tensor | None,
+    initial_membrane: Tensor | None,
+    initial_spikes: Tensor | None,
+    reset: int,
+    time_dim: int,
+) -> tuple[Tensor, Tensor]:
+    outer, inner = _lane_shape(input, time_dim)
+    bits = input.new_empty((outer, input.shape[time_dim], -(-inner // 8)), dtype=torch.uint8)
+    return bits, torch.empty_like(input)
 
 
 @torch.library.register_fake("exodus::lif_backward")
@@ -165,3 +193,18 @@ def _(
 @torch.library.register_fake("exodus::taps_gradient")
 def _(grad: Tensor, source: Tensor, length: int, delay: int, time_dim: int) -> Tensor:
     return grad.new_empty((length,), dtype=compute_dtype(grad.dtype))
+
+
+@torch.library.register_fake("exodus::pack_spikes")
+def _(input: Tensor, max_density: float) -> tuple[Tensor, int]:
+    return input.new_empty((input.shape[0], -(-input.shape[1] // 8)), dtype=torch.uint8), 1
+
+
+@torch.library.register_fake("exodus::spike_linear")
+def _(bits: Tensor, values: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return weight.new_empty((bits.shape[0], weight.shape[0]))
+
+
+@torch.library.register_fake("exodus::spike_linear_weight")
+def _(bits: Tensor, values: Tensor | None, grad: Tensor, columns: int) -> Tensor:
+    return grad.new_empty((grad.shape[1], columns))

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import _has_any_global_hook
 
 from exodus_core.arguments import check_dense, is_integer
 from exodus_core.errors import ArgumentError, ArgumentTypeError
@@ -40,14 +41,17 @@ class Network(torch.nn.Module):
     Attributes:
         description: the checked description, which says the dtype that it was built with.
         generator: draws the dropout masks, on the network's device.
+        exact: products are dense, whatever their input (`exodus_core.linear`).
     """
 
     generator: torch.Generator
     _like: Tensor
 
-    def __init__(self, description: Description, seed: int, device: torch.device | str) -> None:
+    def __init__(self, description: Description, seed: int, device: torch.device | str, exact: bool = False) -> None:
         super().__init__()
         self.description = description
+        # Not self.exact = ..., which a layer of this name would refuse.
+        self.__dict__["exact"] = exact
         dtype: torch.dtype = getattr(torch, description.dtype)
         # Moved and converted with the rest: a network may have no parameter that has its device.
         self.register_buffer("_like", torch.empty(0, dtype=dtype, device="cpu"), persistent=False)
@@ -67,6 +71,10 @@ class Network(torch.nn.Module):
         self._done: list[list[str]] = [[] for _ in description.layers]
         for name, last in last_use.items():
             self._done[last].append(name)
+        self._readers = {} if exact else _readers(description)
+        for module in self._modules.values():
+            if isinstance(module, modules.Linear | modules.Conv):
+                module.exact = exact
         self._share(torch.Generator("cpu").manual_seed(mask_seed))
         self.to(device)
 
@@ -105,13 +113,23 @@ class Network(torch.nn.Module):
             TypeError: x is not a real tensor.
             ValueError: x has another shape, or no sample or no step.
         """
-        values = {INPUT: self._input(x)}
+        values: dict[str, Any] = {INPUT: self._input(x)}
         for layer, done in zip(self.description.layers, self._done, strict=True):
-            result = self._modules[layer.name](*[values[name] for name in layer.inputs])  # type: ignore[misc]
+            module: Any = self._modules[layer.name]
+            call = module.packed if self._packs(layer.name) else module
+            result = call(*[values[name] for name in layer.inputs])
             for name in done:
                 del values[name]
             values[layer.name] = result
         return result  # type: ignore[no-any-return]
+
+    def _packs(self, name: str) -> bool:
+        """True if products alone see a value, so that spikes may be handed on as bits. Hooks would see it too."""
+        readers = self._readers.get(name, ())
+        seeing: list[Any] = [self._modules[reader] for reader in readers]
+        seeing += [self._modules[name]] if name != INPUT else []
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in seeing) or _has_any_global_hook()
+        return bool(readers) and not hooked
 
     def _input(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or x.is_complex():
@@ -123,7 +141,8 @@ class Network(torch.nn.Module):
             sizes = ", ".join(str(size) for size in wanted)
             expected = f"of shape (batch, time, {sizes}), with at least one sample and one step"
             raise ArgumentError("x", expected, tuple(x.shape))
-        return x.to(self.device).to(self.dtype)
+        x = x.to(self.device)
+        return x if x.dtype == torch.bool and self._packs(INPUT) else x.to(self.dtype)
 
     def neuron_parameters(self) -> Iterator[torch.nn.Parameter]:
         """The trained parameters of neurons: alpha, threshold, reset_by.
@@ -145,6 +164,34 @@ class Network(torch.nn.Module):
                 module.constrain()
 
 
+#: Layers that take bits, or bool; of these, those that hand them on.
+_TAKES_BITS, _HANDS_ON = ("linear", "flatten"), ("flatten",)
+
+
+def _readers(description: Description) -> dict[str, tuple[str, ...]]:
+    """For the input and each layer of spikes that products alone read: the names of all layers that see its value."""
+    direct: dict[str, list[Any]] = {INPUT: [], **{layer.name: [] for layer in description.layers}}
+    for layer in description.layers:
+        for name in layer.inputs:
+            direct[name].append(layer)
+
+    def seeing(name: str) -> list[str] | None:
+        """The layers that see a value, or None if one of them takes no bits, or the caller sees it."""
+        if name == description.layers[-1].name:
+            return None
+        found = []
+        for reader in direct[name]:
+            further = seeing(reader.name) if reader.kind in _HANDS_ON else []
+            if reader.kind not in _TAKES_BITS or further is None:
+                return None
+            found += [reader.name, *further]
+        return found
+
+    spiking = [layer.name for layer in description.layers if layer.kind in ("lif", "if")]
+    readers = {name: seeing(name) for name in (INPUT, *spiking)}
+    return {name: tuple(found) for name, found in readers.items() if found}
+
+
 def _moved(generator: torch.Generator, device: torch.device) -> torch.Generator:
     """A generator on another device with the same seed, or with a seed drawn from it if it is no longer fresh."""
     seed = generator.initial_seed()
@@ -158,6 +205,8 @@ def build(
     data: Mapping[str, Any] | Sequence[Mapping[str, Any]] | Description,
     seed: int = 0,
     device: torch.device | str | None = None,
+    *,
+    exact: bool = False,
 ) -> Network:
     """Builds a network. Equal seeds give equal bits, and torch's global random numbers are left alone.
 
@@ -166,6 +215,7 @@ def build(
             one linear with in_features.
         seed: of the initial weights and the dropout masks, from 0 to 2^63 - 1.
         device: of the network; None: torch's default device, as for every module.
+        exact: compute dense products, whose bits are torch's, also where the input is spikes.
 
     Raises:
         NetworkError: the description does not fit.
@@ -174,4 +224,4 @@ def build(
     if not is_integer(seed) or not 0 <= seed < 2**63:
         raise ArgumentError("seed", "an integer from 0 to 2**63 - 1", repr(seed))
     description = data if isinstance(data, Description) else parse(data)
-    return Network(description, int(seed), torch.get_default_device() if device is None else device)
+    return Network(description, int(seed), torch.get_default_device() if device is None else device, exact)

@@ -16,6 +16,8 @@ from exodus_core.errors import ArgumentError
 from exodus_core.network import layers
 from exodus_core.network.layers import Layer, Shape, per_dimension
 from exodus_core.recomputation import refuse_recomputation
+from exodus_core.sparse_product import linear
+from exodus_core.spikes import PackedSpikes
 
 
 class Drawing:
@@ -50,17 +52,21 @@ class Weights(torch.nn.Module):
 
 
 class Linear(Weights):
-    """As torch.nn.Linear."""
+    """As torch.nn.Linear; in time proportional to the spikes where they are few, unless exact."""
+
+    exact = False
 
     def __init__(self, layer: layers.Linear, shape: Shape, draw: Drawing) -> None:
         super().__init__((layer.out_features, *shape), layer.bias, layer.gain, draw)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor | PackedSpikes) -> Tensor:
+        return linear(x, self.weight, self.bias, exact=self.exact)
 
 
 class Conv(Weights):
     """As torch.nn.Conv1d and Conv2d, on every step."""
+
+    exact = False
 
     def __init__(self, layer: layers.Conv1d | layers.Conv2d, shape: Shape, draw: Drawing) -> None:
         super().__init__(dict(layer.parameters(shape))["weight"], layer.bias, layer.gain, draw)
@@ -99,8 +105,8 @@ class Flatten(torch.nn.Module):
     def __init__(self, layer: Layer, shape: Shape, draw: Drawing) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(2)
+    def forward(self, x: Tensor | PackedSpikes) -> Tensor | PackedSpikes:
+        return x.flatten() if isinstance(x, PackedSpikes) else x.flatten(2)
 
 
 class Dropout(torch.nn.Module):

@@ -15,6 +15,7 @@ from exodus_core.network import neurons
 from exodus_core.network.layers import Shape
 from exodus_core.network.modules import Drawing, Weights
 from exodus_core.network.recurrent import recurrent_lif
+from exodus_core.spikes import PackedSpikes
 
 
 class _Neurons(ranges.Bounded):
@@ -59,13 +60,20 @@ class Lif(_Neurons):
             n = math.prod(shape)
             self.recurrent = Weights((n, n), layer.recurrent.bias, layer.recurrent.gain, draw)
 
-    def forward(self, x: Tensor) -> Tensor:
-        options: NeuronOptions = {
+    def _options(self) -> NeuronOptions:
+        return {
             "threshold": self.threshold,
             "reset_by": self.reset_by,
             "min_membrane": self.min_membrane,
             **self.options,
         }
+
+    def packed(self, x: Tensor) -> Tensor | PackedSpikes:
+        """The spikes for products, as bits if the kernels can write them."""
+        return self(x) if self.recurrent is not None else functional.lif_packed(x, self.alpha, **self._options())
+
+    def forward(self, x: Tensor) -> Tensor:
+        options = self._options()
         if self.recurrent is None:
             return functional.lif(x, self.alpha, **options)[0]
         current = x

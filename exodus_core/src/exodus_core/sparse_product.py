@@ -1,0 +1,247 @@
+"""Products with spikes on the CPU: x = s W^T computed as what it is, a sum of the rows of W^T that spikes select.
+
+Forward and dL/dW take time in proportion to the spikes; dL/ds is dense, since every neuron has a gradient. How many
+spikes are few is measured in every call; the rest goes to torch's dense product. A zero contributes nothing here, where
+in a dense product it turns an infinite or NaN weight into NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from exodus_core import arguments, ops
+from exodus_core.errors import ArgumentError, ArgumentTypeError
+from exodus_core.once_differentiable import once_differentiable
+from exodus_core.spikes import PackedSpikes
+
+# Largest share of elements that are not zero at which the sums, forward and backward together, take no longer than the
+# dense products, by the least number of outputs; measured on Zen 4 with AVX-512 (docs/sparse.md), and less on purpose.
+# Few outputs leave little to save: there, finding the spikes takes the time.
+_MAX_DENSITY = ((128, 0.3), (64, 0.2), (32, 0.1), (8, 0.05), (1, 0.02))
+# Processors multiply matrices of bfloat16 twice as fast.
+_BFLOAT16_SHARE = 0.5
+# Fewer rows than this do not pay for transposing the weight, and so few products are done before the spikes are found.
+_MIN_ROWS, _MIN_PRODUCTS = 16, 2**20
+
+
+def _read_environment() -> bool:
+    asked = os.environ.get("EXODUS_SPARSE", "1") or "1"
+    if asked not in ("0", "1"):
+        raise ArgumentError("EXODUS_SPARSE", "0 or 1", repr(asked))
+    return asked == "1"
+
+
+#: False if the environment variable EXODUS_SPARSE is 0: then every product is dense.
+ENABLED = _read_environment()
+
+
+def max_density(outputs: int, dtype: torch.dtype) -> float:
+    """The largest share of spikes for which a product with so many outputs is computed from the spikes."""
+    share = next((share for least, share in _MAX_DENSITY if outputs >= least), 0.0)
+    return share * _BFLOAT16_SHARE if dtype == torch.bfloat16 else share
+
+
+def linear(spikes: Tensor | PackedSpikes, weight: Tensor, bias: Tensor | None = None, *, exact: bool = False) -> Tensor:
+    """x = s W^T + b (5), as torch.nn.functional.linear, in time proportional to the spikes where they are few.
+
+    Each output is summed over its inputs in ascending order, in float32 or float64, and the bias added last; each
+    element of dL/dW over the rows in blocks, whose sums are added in turn. So the bits are the same on every CPU and
+    with any number of threads, and those of the dense product but for rounding. Inputs of 0 contribute nothing,
+    whatever the weight.
+
+    Args:
+        spikes: s, shape (..., N_in): zeros and ones, or any numbers of which most are 0, in the dtype of weight, as
+            bool or as integers; or packed.
+        weight: W, shape (N_out, N_in), float32, float64, float16 or bfloat16 (the last two are computed in float32).
+        bias: b, shape (N_out,), with the dtype of weight; None: none.
+        exact: compute the dense product, whose bits are torch's.
+
+    Returns:
+        x, shape (..., N_out), with the dtype of weight. Differentiable in all three; computed from spikes, once.
+
+    Raises:
+        ArgumentTypeError: an argument has the wrong type or dtype.
+        ArgumentError: an argument has the wrong shape.
+    """
+    if torch.is_autocast_enabled("cpu") and isinstance(spikes, Tensor):
+        return F.linear(spikes if spikes.is_floating_point() else spikes.to(weight.dtype), weight, bias)
+    _check(spikes, weight, bias)
+    if isinstance(spikes, PackedSpikes):
+        return _of_packed(spikes.flatten(), weight, bias, exact)
+    x = spikes
+    if torch.compiler.is_compiling():
+        x = x.to(weight.dtype)
+        return F.linear(x, weight, bias) if exact or not _may_be_sparse(x, weight) else _compiled(x, weight, bias)
+    if exact or not _may_be_sparse(x, weight):
+        return F.linear(x.to(weight.dtype), weight, bias)
+    if x.dtype not in (weight.dtype, torch.bool):
+        x = x.to(weight.dtype)
+    rows = x.detach().reshape(-1, weight.shape[1]).contiguous()
+    bits, kind = ops.pack_spikes(rows, max_density(weight.shape[0], weight.dtype))
+    if kind == _DENSE:
+        return F.linear(x.to(weight.dtype), weight, bias)
+    return _sparse(x, x.shape[:-1], bits, rows if kind == _VALUES else None, weight, bias)
+
+
+# The kinds of operator pack_spikes.
+_DENSE, _ONES, _VALUES = range(3)
+
+
+def _of_packed(spikes: PackedSpikes, weight: Tensor, bias: Tensor | None, exact: bool) -> Tensor:
+    may = not exact and _may_be_sparse(spikes, weight)
+    if may and spikes.density <= max_density(weight.shape[0], weight.dtype):
+        return _sparse(spikes.graph, spikes.shape[:-1], spikes.bits, None, weight, bias)
+    return F.linear(spikes.unpack(weight.dtype), weight, bias)
+
+
+def _may_be_sparse(spikes: Tensor | PackedSpikes, weight: Tensor) -> bool:
+    """True if a product may be computed from the spikes, by all that is known without looking at them."""
+    outputs, columns = weight.shape
+    rows = math.prod(spikes.shape[:-1])
+    return (
+        ENABLED
+        and weight.device.type == "cpu"
+        and spikes.device.type == "cpu"
+        and rows >= _MIN_ROWS
+        and rows * outputs * columns >= _MIN_PRODUCTS
+        # Conversions, tangents and maps over tensors are those of the dense product.
+        and not torch.is_autocast_enabled("cpu")
+        and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _sparse(
+    source: Tensor | None,
+    lead: torch.Size,
+    bits: Tensor,
+    values: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (source, weight, bias))
+    if learns:
+        found = SpikeLinear.apply(source, bits, values, weight, bias)  # type: ignore[no-untyped-call]
+    else:
+        found = ops.spike_linear(bits, values, weight.contiguous(), bias if bias is None else bias.contiguous())
+    return found.view(*lead, weight.shape[0])  # type: ignore[no-any-return]
+
+
+class SpikeLinear(torch.autograd.Function):
+    """The product of spikes, as bits and perhaps values, with a weight; `source` takes the gradient of the spikes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, source: Tensor | None, bits: Tensor, values: Tensor | None, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(bits, values, weight)
+        ctx.source = None if source is None else (source.shape, source.dtype)
+        return ops.spike_linear(bits, values, weight.contiguous(), bias if bias is None else bias.contiguous())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        bits, values, weight = ctx.saved_tensors
+        wants_source, _, _, wants_weight, wants_bias = ctx.needs_input_grad
+        grad = grad.contiguous()
+        grad_source = grad_weight = None
+        if wants_source:
+            shape, dtype = ctx.source
+            grad_source = (grad @ weight).view(shape).to(dtype)
+        if wants_weight:
+            grad_weight = ops.spike_linear_weight(bits, values, grad, weight.shape[1])
+        return grad_source, None, None, grad_weight, grad.sum(0) if wants_bias else None
+
+
+# A graph that is compiled has fixed shapes: there the choice is made inside of an operator.
+@torch.library.custom_op("exodus::linear", mutates_args=())
+def _compiled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    with torch.no_grad():
+        found = linear(x, weight, bias)
+    return found if bias is not None or found.is_contiguous() else found.contiguous()
+
+
+@_compiled.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return weight.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@torch.library.custom_op("exodus::linear_weight", mutates_args=())
+def _compiled_weight(x: Tensor, grad: Tensor) -> Tensor:
+    return weight_gradient(x, grad)
+
+
+@_compiled_weight.register_fake
+def _(x: Tensor, grad: Tensor) -> Tensor:
+    return grad.new_empty((grad.shape[-1], x.shape[-1]))
+
+
+def weight_gradient(spikes: Tensor, grad: Tensor) -> Tensor:
+    """dL/dW of `linear` (14): the sum over rows of grad s^T, from dL/dx; without a graph.
+
+    Args:
+        spikes: s, shape (..., N_in).
+        grad: dL/dx, shape (..., N_out), with the dtype of spikes.
+
+    Returns:
+        dL/dW, shape (N_out, N_in).
+    """
+    count = math.prod(spikes.shape[:-1])  # not -1, which is ambiguous if there are no neurons
+    with torch.no_grad():
+        rows = spikes.reshape(count, spikes.shape[-1]).contiguous()
+        rows_of_grad = grad.reshape(count, grad.shape[-1]).contiguous()
+        like = grad.new_empty(()).expand(grad.shape[-1], spikes.shape[-1])
+        if _may_be_sparse(rows, like):
+            bits, kind = ops.pack_spikes(rows, max_density(like.shape[0], grad.dtype))
+            if kind != _DENSE:
+                return ops.spike_linear_weight(bits, rows if kind == _VALUES else None, rows_of_grad, rows.shape[1])
+        return rows_of_grad.T @ rows
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _ = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+    return (
+        grad @ weight if wants_x else None,
+        _compiled_weight(x, grad) if wants_weight else None,
+        grad.flatten(0, -2).sum(0) if wants_bias else None,
+    )
+
+
+_compiled.register_autograd(_backward, setup_context=_setup)
+
+
+def _check(spikes: Tensor | PackedSpikes, weight: Tensor, bias: Tensor | None) -> None:
+    if not isinstance(spikes, Tensor | PackedSpikes) or (isinstance(spikes, Tensor) and spikes.is_complex()):
+        got = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
+        raise ArgumentTypeError("spikes", "a tensor of floats, integers or bool, or PackedSpikes", got)
+    if not isinstance(weight, Tensor):
+        raise ArgumentTypeError("weight", "a torch.Tensor", type(weight).__name__)
+    if weight.dtype not in arguments.FLOATS:
+        raise ArgumentTypeError("weight", "float32, float64, float16 or bfloat16", weight.dtype)
+    if weight.dim() != 2:
+        raise ArgumentError("weight", "of shape (N_out, N_in)", tuple(weight.shape))
+    if isinstance(spikes, Tensor) and spikes.is_floating_point() and spikes.dtype != weight.dtype:
+        raise ArgumentTypeError("spikes", f"of the dtype of weight, {weight.dtype}, bool or integer", spikes.dtype)
+    features = spikes.columns if isinstance(spikes, PackedSpikes) else (spikes.shape or (0,))[-1]
+    if not len(spikes.shape) or features != weight.shape[1]:
+        raise ArgumentError("spikes", f"of shape (..., {weight.shape[1]})", tuple(spikes.shape))
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor) or bias.dtype != weight.dtype:
+        got = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
+        raise ArgumentTypeError("bias", f"a tensor of the dtype of weight, {weight.dtype}", got)
+    if bias.shape != (weight.shape[0],):
+        raise ArgumentError("bias", f"of shape ({weight.shape[0]},)", tuple(bias.shape))

@@ -1,0 +1,105 @@
+"""Spikes as bits: what a spiking layer hands to the next, in 1/32 of the memory of float32."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from exodus_core import ops
+from exodus_core.errors import ArgumentError, ArgumentTypeError
+
+
+@dataclass(frozen=True, eq=False)
+class PackedSpikes:
+    """A tensor of zeros and ones, packed; `linear`, `conv1d` and `conv2d` take it as it is.
+
+    Attributes:
+        bits: uint8, shape (rows, ceil(n / 8)): element i of a row of n is bit i mod 8 of byte i div 8, where bit 0 is
+            the least significant; the bits behind the last element are 0.
+        shape: of the spikes.
+        features: how many dimensions at the end of the shape make up a row.
+        graph: a tensor of this shape without memory of its own, through which the gradient of the spikes flows to what
+            made them; None if they have none.
+    """
+
+    bits: Tensor
+    shape: torch.Size
+    features: int = 1
+    graph: Tensor | None = None
+
+    @property
+    def columns(self) -> int:
+        """Elements of a row."""
+        return math.prod(self.shape[len(self.shape) - self.features :])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bits are."""
+        return self.bits.device
+
+    def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The spikes as a tensor of zeros and ones, through which the gradient flows too."""
+        places = torch.arange(8, dtype=torch.uint8, device=self.device)
+        ones = ((self.bits.unsqueeze(-1) >> places) & 1).flatten(1)[:, : self.columns]
+        spikes = ones.to(dtype).view(self.shape)
+        return spikes if self.graph is None else _Unpacked.apply(self.graph, spikes)  # type: ignore[no-untyped-call]
+
+    def flatten(self) -> PackedSpikes:
+        """The same with one dimension for the elements of a row."""
+        lead = self.shape[: len(self.shape) - self.features]
+        graph = None if self.graph is None else self.graph.flatten(len(lead))
+        return replace(self, shape=torch.Size((*lead, self.columns)), features=1, graph=graph)
+
+    @property
+    def density(self) -> float:
+        """The share of ones."""
+        elements = math.prod(self.shape)
+        return ops.count_spikes(self.bits) / elements if elements else 0.0
+
+
+class _Unpacked(torch.autograd.Function):
+    """Values whose gradient is that of a tensor without memory."""
+
+    @staticmethod
+    def forward(ctx: object, graph: Tensor, spikes: Tensor) -> Tensor:
+        return spikes.view_as(spikes)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def pack(spikes: Tensor, features: int = 1) -> PackedSpikes:
+    """Packs spikes; their gradient is lost.
+
+    Args:
+        spikes: zeros and ones, shape (..., *row), float, integer or bool.
+        features: how many dimensions at the end are a row.
+
+    Raises:
+        ArgumentTypeError: spikes is not a real tensor.
+        ArgumentError: an element is neither 0 nor 1; features exceeds the dimensions.
+    """
+    if not isinstance(spikes, Tensor) or spikes.is_complex():
+        got = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
+        raise ArgumentTypeError("spikes", "a tensor of floats, integers or bool", got)
+    if not 1 <= features <= spikes.dim():
+        raise ArgumentError("features", f"from 1 to the {spikes.dim()} dimensions of spikes", features)
+    if spikes.dtype != torch.bool and not bool(((spikes == 0) | (spikes == 1)).all()):
+        raise ArgumentError("spikes", "zeros and ones", "other values")
+    lead = spikes.shape[: spikes.dim() - features]
+    ones = (spikes.detach() != 0).reshape(math.prod(lead), math.prod(spikes.shape[len(lead) :]))
+    return PackedSpikes(_bits(ones), spikes.shape, features)
+
+
+def _bits(ones: Tensor) -> Tensor:
+    """The bits of a bool tensor (rows, columns)."""
+    if ones.device.type == "cpu":
+        return ops.pack_spikes(ones.contiguous(), 1.0)[0]
+    columns = ones.shape[1]
+    padded = torch.nn.functional.pad(ones, (0, -columns % 8)).view(ones.shape[0], -(-columns // 8), 8)
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=ones.device)
+    return (padded * weights).sum(-1, dtype=torch.uint8)
