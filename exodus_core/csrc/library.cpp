@@ -33,6 +33,12 @@ STABLE_TORCH_LIBRARY(exodus, m) {
   m.def("count_spikes(Tensor bits) -> int");
   m.def("spike_linear(Tensor bits, Tensor? values, Tensor weight, Tensor? bias) -> Tensor");
   m.def("spike_linear_weight(Tensor bits, Tensor? values, Tensor grad, int columns) -> Tensor");
+  m.def(
+      "spike_convolution(Tensor bits, Tensor? values, Tensor weight, Tensor? bias, int[] size, int[] stride, "
+      "int[] padding, int[] dilation, int groups) -> Tensor");
+  m.def(
+      "spike_convolution_weight(Tensor bits, Tensor? values, Tensor grad, Tensor weight, int[] size, int[] stride, "
+      "int[] padding, int[] dilation, int groups) -> Tensor");
   m.def("instruction_set() -> str");
   m.def("keep_memory(int limit) -> int");
   m.def("kept_memory() -> (int bytes, int limit)");

@@ -186,6 +186,40 @@ struct PanelSums {
   std::int64_t sums_stride;
 };
 
+// The windows of a convolution that see a place, along one axis: windows first[i] to first[i + 1] see place i.
+struct WindowsOfPlaces {
+  struct Window {
+    std::uint32_t tap;     // offset of the kernel's element
+    std::uint32_t output;  // offset of the output
+  };
+  const std::uint32_t* first;
+  const Window* windows;
+};
+
+// An element of an image that is not zero.
+template <class Real>
+struct Place {
+  std::uint32_t taps;  // offset of the elements of its channel's kernel
+  std::uint32_t y;
+  std::uint32_t x;
+  Real value;
+};
+
+// For every place and every window that sees it: sums[output] += value terms[tap], or if `to_taps`, sums[tap] += value
+// terms[output]. Rows of sums and terms are `bytes` long, one of kPanelBytes.
+template <class Real>
+struct WindowSums {
+  std::int64_t count;
+  const Place<Real>* places;
+  WindowsOfPlaces y;
+  WindowsOfPlaces x;
+  std::int64_t bytes;
+  bool to_taps;
+  bool only_ones;  // all values are one
+  const Real* terms;
+  Real* sums;
+};
+
 // Bytes of a row of a panel: whole vectors of any instruction set, as sums in registers.
 constexpr std::int64_t kPanelBytes[] = {64, 128, 256, 512};
 
@@ -219,6 +253,7 @@ struct RowKernels {
   // sum of a[i] b[i]
   double (*dot)(std::int64_t count, const Storage* a, const Storage* b);
   void (*add_panel_rows)(const PanelSums<Real>&);
+  void (*add_windows)(const WindowSums<Real>&);
   // Bit i of `bits` is 1 where element i is not zero; the bits behind the last element are 0.
   NonZeros (*pack)(std::int64_t count, const Storage* elements, std::uint8_t* bits);
 };

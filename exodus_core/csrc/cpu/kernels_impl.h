@@ -277,7 +277,7 @@ constexpr RowKernels<Storage> kernels() {
           surrogate<Storage>,   srm_forward<Storage>, srm_backward<Storage>, add_tap<Real>,
           push_modes<Real>,     load_row<Storage>,    store_row<Storage>,    turn<true, Storage>,
           turn<false, Storage>, stream_rows<Storage>, dot<Storage>,       add_panel_rows<Real>,
-          pack<Storage>};
+          add_windows<Real>,    pack<Storage>};
 }
 
 }  // namespace

@@ -1,9 +1,11 @@
-// The kernels of sparse products, compiled for each instruction set: elements to bits, and sums of rows of a panel.
+// The kernels of sparse products, compiled for each instruction set: elements to bits, and sums of rows of a panel, as
+// lists or the windows of a convolution choose them.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace exodus::cpu::EXODUS_INSTRUCTION_SET_NAME {
 namespace {
@@ -34,28 +36,65 @@ void add_panel_rows(const PanelSums<Scalar>& call) {
   }
 }
 
-template <std::int64_t bytes, class Scalar>
-void add_panel_rows(const PanelSums<Scalar>& call) {
-  constexpr int vectors = bytes / EXODUS_VECTOR_BYTES;
-  if (call.values == nullptr) {
-    add_panel_rows<false, vectors>(call);
-  } else {
-    add_panel_rows<true, vectors>(call);
+template <bool with_values, int vectors, class Scalar>
+void add_windows(const WindowSums<Scalar>& call) {
+  using Real = VecOf<Scalar>;
+  constexpr std::int64_t lanes = kVecLanes<Scalar>;
+  for (std::int64_t i = 0; i < call.count; ++i) {
+    const Place<Scalar> place = call.places[i];
+    for (std::uint32_t y = call.y.first[place.y]; y < call.y.first[place.y + 1]; ++y) {
+      const WindowsOfPlaces::Window row = call.y.windows[y];
+      for (std::uint32_t x = call.x.first[place.x]; x < call.x.first[place.x + 1]; ++x) {
+        const WindowsOfPlaces::Window window = call.x.windows[x];
+        const std::int64_t tap = std::int64_t{place.taps} + row.tap + window.tap;
+        const std::int64_t output = std::int64_t{row.output} + window.output;
+        const Scalar* terms = call.terms + (call.to_taps ? output : tap) * (vectors * lanes);
+        Scalar* sums = call.sums + (call.to_taps ? tap : output) * (vectors * lanes);
+        for (int v = 0; v < vectors; ++v) {
+          const Real term = Real::read(terms + v * lanes);
+          const Real sum = Real::read(sums + v * lanes);
+          (sum + (with_values ? Real(place.value) * term : term)).write(sums + v * lanes);
+        }
+      }
+    }
+  }
+}
+
+// Calls body(vectors), a constant, for rows of `bytes`, one of kPanelBytes.
+template <class Body>
+void with_vectors(std::int64_t bytes, Body body) {
+  switch (bytes) {
+    case 64:
+      return body(std::integral_constant<int, 64 / EXODUS_VECTOR_BYTES>{});
+    case 128:
+      return body(std::integral_constant<int, 128 / EXODUS_VECTOR_BYTES>{});
+    case 256:
+      return body(std::integral_constant<int, 256 / EXODUS_VECTOR_BYTES>{});
+    default:
+      return body(std::integral_constant<int, 512 / EXODUS_VECTOR_BYTES>{});
   }
 }
 
 template <class Scalar>
 void add_panel_rows(const PanelSums<Scalar>& call) {
-  switch (call.bytes) {
-    case 64:
-      return add_panel_rows<std::int64_t{64}>(call);
-    case 128:
-      return add_panel_rows<std::int64_t{128}>(call);
-    case 256:
-      return add_panel_rows<std::int64_t{256}>(call);
-    default:
-      return add_panel_rows<std::int64_t{512}>(call);
-  }
+  with_vectors(call.bytes, [&](auto vectors) {
+    if (call.values == nullptr) {
+      add_panel_rows<false, vectors.value>(call);
+    } else {
+      add_panel_rows<true, vectors.value>(call);
+    }
+  });
+}
+
+template <class Scalar>
+void add_windows(const WindowSums<Scalar>& call) {
+  with_vectors(call.bytes, [&](auto vectors) {
+    if (call.only_ones) {
+      add_windows<false, vectors.value>(call);
+    } else {
+      add_windows<true, vectors.value>(call);
+    }
+  });
 }
 
 template <class Storage>

@@ -9,37 +9,13 @@
 #include <vector>
 
 #include "backend.h"
+#include "sparse_product.h"
 #include "spike_lists.h"
 
 namespace exodus::cpu {
 namespace {
 
 constexpr std::int64_t kPanelCacheBytes = 256 << 10;  // of rows of dL/dx: a part of a second-level cache
-
-template <class Storage>
-SpikeRows<Storage> spike_rows(const Tensor& bits, const OptionalTensor& values, std::int64_t columns) {
-  return {elements<std::uint8_t>(bits), columns, elements<Storage>(values)};
-}
-
-// Panels that cover the outputs of a product.
-template <class Real>
-struct Panels {
-  std::int64_t outputs;
-  std::int64_t bytes;
-
-  explicit Panels(std::int64_t outputs_) : outputs(outputs_), bytes(0) {
-    for (const std::int64_t size : kPanelBytes) {
-      bytes = size;
-      if (outputs * static_cast<std::int64_t>(sizeof(Real)) <= size) break;
-    }
-  }
-  std::int64_t lanes() const { return bytes / static_cast<std::int64_t>(sizeof(Real)); }
-  std::int64_t count() const { return (outputs + lanes() - 1) / lanes(); }
-  std::int64_t begin(std::int64_t panel) const { return panel * lanes(); }
-  std::int64_t width(std::int64_t panel) const { return std::min(lanes(), outputs - begin(panel)); }
-};
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Rows of a block: fewer than `most`, and so few that 32 bits count their elements.
 std::int64_t block_rows(std::int64_t most, std::int64_t columns) {
@@ -154,16 +130,6 @@ void multiply_transposed(const SpikeRows<Storage>& spikes, std::int64_t rows, co
       }
     }
   });
-}
-
-void check_spikes(const Tensor& bits, const OptionalTensor& values, std::int64_t columns, const Tensor& like) {
-  STD_TORCH_CHECK(bits.is_cpu() && bits.is_contiguous() && bits.scalar_type() == ScalarType::Byte && bits.dim() == 2 &&
-                      bits.size(1) == (columns + 7) / 8,
-                  "bits must be a contiguous uint8 tensor (rows, ", (columns + 7) / 8, ") on CPU");
-  if (!values.has_value()) return;
-  STD_TORCH_CHECK(values->is_cpu() && values->is_contiguous() && values->scalar_type() == like.scalar_type() &&
-                      values->numel() == bits.size(0) * columns,
-                  "values must be a contiguous tensor of the weight's dtype, with ", columns, " elements a row");
 }
 
 Tensor spike_linear(const Tensor& bits, OptionalTensor values, const Tensor& weight, OptionalTensor bias) {

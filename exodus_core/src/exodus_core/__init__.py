@@ -17,6 +17,7 @@ from exodus_core.gradients import LifGradient, SrmGradient, lif_gradient, srm_gr
 from exodus_core.kernels import AlphaKernel, ExponentialKernel, SlayerRefractory, SlayerResponse
 from exodus_core.layer import SynapseGradients, fire, output_filter_adjoint, synapse_current, synapse_gradients
 from exodus_core.output_cache import keep_memory, kept_memory
+from exodus_core.sparse_convolution import conv1d, conv2d
 from exodus_core.sparse_product import linear
 from exodus_core.spikes import PackedSpikes, pack
 
@@ -37,6 +38,8 @@ __all__ = [
     "SynapseGradients",
     "__version__",
     "capabilities",
+    "conv1d",
+    "conv2d",
     "filter",
     "fire",
     "keep_memory",

@@ -17,11 +17,12 @@ from exodus_core.kernels import Kernel
 from exodus_core.network import spiking
 from exodus_core.ops import compute_dtype
 from exodus_core.recomputation import refuse_recomputation
+from exodus_core.sparse_convolution import conv1d, conv2d
 from exodus_core.sparse_product import linear
 from exodus_core.spikes import PackedSpikes
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
-__all__ = ["IF", "LIF", "SRM", "ExpLeak", "Linear", "neuron_parameters"]
+__all__ = ["IF", "LIF", "SRM", "Conv1d", "Conv2d", "ExpLeak", "Linear", "neuron_parameters"]
 
 
 class Linear(torch.nn.Linear):
@@ -55,6 +56,49 @@ class Linear(torch.nn.Linear):
     def extra_repr(self) -> str:
         """The sizes, for repr()."""
         return super().extra_repr() + (", exact=True" if self.exact else "")
+
+
+class Conv1d(torch.nn.Conv1d):
+    """torch.nn.Conv1d, in time proportional to the spikes where its input is mostly zeros: see `exodus_core.conv1d`.
+
+    Args:
+        arguments, options: as of torch.nn.Conv1d, whose state_dict it has.
+        exact: compute the dense convolution, whose bits are torch's. So are those of a padding_mode other than "zeros"
+            or a padding that is named.
+    """
+
+    def __init__(self, *arguments: Any, exact: bool = False, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.exact = exact
+
+    def forward(self, x: Tensor | PackedSpikes) -> Tensor:
+        """The convolution of x, shape (..., in_channels, length)."""
+        return _convolved(self, conv1d, x)
+
+
+class Conv2d(torch.nn.Conv2d):
+    """torch.nn.Conv2d, in time proportional to the spikes where its input is mostly zeros: see `exodus_core.conv2d`.
+
+    Args:
+        arguments, options, exact: as of `Conv1d`.
+    """
+
+    def __init__(self, *arguments: Any, exact: bool = False, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.exact = exact
+
+    def forward(self, x: Tensor | PackedSpikes) -> Tensor:
+        """The convolution of x, shape (..., in_channels, height, width)."""
+        return _convolved(self, conv2d, x)
+
+
+def _convolved(layer: Conv1d | Conv2d, function: Callable[..., Tensor], x: Tensor | PackedSpikes) -> Tensor:
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        dense = x.unpack(layer.weight.dtype) if isinstance(x, PackedSpikes) else x
+        padded: Tensor = layer._conv_forward(dense, layer.weight, layer.bias)
+        return padded
+    options = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    return function(x, layer.weight, layer.bias, *options, exact=layer.exact)
 
 
 class _Neuron(ranges.Bounded):

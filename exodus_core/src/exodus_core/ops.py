@@ -46,6 +46,8 @@ spike_linear: Callable[[Tensor, Tensor | None, Tensor, Tensor | None], Tensor] =
 spike_linear_weight: Callable[[Tensor, Tensor | None, Tensor, int], Tensor] = (
     torch.ops.exodus.spike_linear_weight.default
 )
+spike_convolution: Callable[..., Tensor] = torch.ops.exodus.spike_convolution.default
+spike_convolution_weight: Callable[..., Tensor] = torch.ops.exodus.spike_convolution_weight.default
 instruction_set: Callable[[], str] = torch.ops.exodus.instruction_set.default
 keep_memory: Callable[[int], int] = torch.ops.exodus.keep_memory.default
 kept_memory: Callable[[], tuple[int, int]] = torch.ops.exodus.kept_memory.default
@@ -208,3 +210,34 @@ def _(bits: Tensor, values: Tensor | None, weight: Tensor, bias: Tensor | None) 
 @torch.library.register_fake("exodus::spike_linear_weight")
 def _(bits: Tensor, values: Tensor | None, grad: Tensor, columns: int) -> Tensor:
     return grad.new_empty((grad.shape[1], columns))
+
+
+@torch.library.register_fake("exodus::spike_convolution")
+def _(
+    bits: Tensor,
+    values: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    room = [size[i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1 for i in range(2)]
+    return weight.new_empty((bits.shape[0], weight.shape[0], *(room[i] // stride[i] + 1 for i in range(2))))
+
+
+@torch.library.register_fake("exodus::spike_convolution_weight")
+def _(
+    bits: Tensor,
+    values: Tensor | None,
+    grad: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return torch.empty_like(weight)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -81,36 +81,63 @@ def linear(spikes: Tensor | PackedSpikes, weight: Tensor, bias: Tensor | None = 
         return F.linear(x, weight, bias) if exact or not _may_be_sparse(x, weight) else _compiled(x, weight, bias)
     if exact or not _may_be_sparse(x, weight):
         return F.linear(x.to(weight.dtype), weight, bias)
-    if x.dtype not in (weight.dtype, torch.bool):
-        x = x.to(weight.dtype)
-    rows = x.detach().reshape(-1, weight.shape[1]).contiguous()
-    bits, kind = ops.pack_spikes(rows, max_density(weight.shape[0], weight.dtype))
-    if kind == _DENSE:
+    found = found_sparse(x, 1, weight.dtype, max_density(weight.shape[0], weight.dtype))
+    if found is None:
         return F.linear(x.to(weight.dtype), weight, bias)
-    return _sparse(x, x.shape[:-1], bits, rows if kind == _VALUES else None, weight, bias)
+    return _sparse(x.shape[:-1], *found, weight, bias)
 
 
 # The kinds of operator pack_spikes.
 _DENSE, _ONES, _VALUES = range(3)
 
 
+class Found(NamedTuple):
+    """Spikes that are few: what takes their gradient, their bits, and their values if they are not all one."""
+
+    source: Tensor | None
+    bits: Tensor
+    values: Tensor | None
+
+
+def found_sparse(spikes: Tensor | PackedSpikes, features: int, dtype: torch.dtype, max_density: float) -> Found | None:
+    """The spikes of an input on the CPU, or None if their share exceeds max_density.
+
+    Args:
+        spikes: shape (..., *row), float of this dtype, bool or integer; or packed.
+        features: how many dimensions at the end are a row.
+        dtype: of the values, if the spikes are not all one.
+        max_density: the largest share.
+    """
+    if isinstance(spikes, PackedSpikes):
+        return Found(spikes.graph, spikes.bits, None) if spikes.density <= max_density else None
+    x = spikes if spikes.dtype in (dtype, torch.bool) else spikes.to(dtype)
+    lead = x.shape[: x.dim() - features]
+    rows = x.detach().reshape(math.prod(lead), math.prod(x.shape[len(lead) :])).contiguous()
+    bits, kind = ops.pack_spikes(rows, max_density)
+    return None if kind == _DENSE else Found(x, bits, rows if kind == _VALUES else None)
+
+
 def _of_packed(spikes: PackedSpikes, weight: Tensor, bias: Tensor | None, exact: bool) -> Tensor:
-    may = not exact and _may_be_sparse(spikes, weight)
-    if may and spikes.density <= max_density(weight.shape[0], weight.dtype):
-        return _sparse(spikes.graph, spikes.shape[:-1], spikes.bits, None, weight, bias)
-    return F.linear(spikes.unpack(weight.dtype), weight, bias)
+    found = None
+    if not exact and _may_be_sparse(spikes, weight):
+        found = found_sparse(spikes, 1, weight.dtype, max_density(weight.shape[0], weight.dtype))
+    if found is None:
+        return F.linear(spikes.unpack(weight.dtype), weight, bias)
+    return _sparse(spikes.shape[:-1], *found, weight, bias)
 
 
 def _may_be_sparse(spikes: Tensor | PackedSpikes, weight: Tensor) -> bool:
-    """True if a product may be computed from the spikes, by all that is known without looking at them."""
-    outputs, columns = weight.shape
     rows = math.prod(spikes.shape[:-1])
+    return rows >= _MIN_ROWS and may_be_sparse(spikes, weight, rows * weight.numel())
+
+
+def may_be_sparse(spikes: Tensor | PackedSpikes, weight: Tensor, products: int) -> bool:
+    """True if so many products may be computed from the spikes, by all that is known without looking at them."""
     return (
         ENABLED
         and weight.device.type == "cpu"
         and spikes.device.type == "cpu"
-        and rows >= _MIN_ROWS
-        and rows * outputs * columns >= _MIN_PRODUCTS
+        and products >= _MIN_PRODUCTS
         # Conversions, tangents and maps over tensors are those of the dense product.
         and not torch.is_autocast_enabled("cpu")
         and forward_ad._current_level < 0
@@ -118,16 +145,20 @@ def _may_be_sparse(spikes: Tensor | PackedSpikes, weight: Tensor) -> bool:
     )
 
 
+def learns(*tensors: Tensor | None) -> bool:
+    """True if a gradient is wanted with respect to one of the tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def _sparse(
-    source: Tensor | None,
     lead: torch.Size,
+    source: Tensor | None,
     bits: Tensor,
     values: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (source, weight, bias))
-    if learns:
+    if learns(source, weight, bias):
         found = SpikeLinear.apply(source, bits, values, weight, bias)  # type: ignore[no-untyped-call]
     else:
         found = ops.spike_linear(bits, values, weight.contiguous(), bias if bias is None else bias.contiguous())

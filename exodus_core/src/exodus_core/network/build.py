@@ -165,7 +165,7 @@ class Network(torch.nn.Module):
 
 
 #: Layers that take bits, or bool; of these, those that hand them on.
-_TAKES_BITS, _HANDS_ON = ("linear", "flatten"), ("flatten",)
+_TAKES_BITS, _HANDS_ON = ("linear", "conv1d", "conv2d", "flatten"), ("flatten",)
 
 
 def _readers(description: Description) -> dict[str, tuple[str, ...]]:

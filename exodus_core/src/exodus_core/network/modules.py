@@ -16,6 +16,7 @@ from exodus_core.errors import ArgumentError
 from exodus_core.network import layers
 from exodus_core.network.layers import Layer, Shape, per_dimension
 from exodus_core.recomputation import refuse_recomputation
+from exodus_core.sparse_convolution import conv1d, conv2d
 from exodus_core.sparse_product import linear
 from exodus_core.spikes import PackedSpikes
 
@@ -52,7 +53,7 @@ class Weights(torch.nn.Module):
 
 
 class Linear(Weights):
-    """As torch.nn.Linear; in time proportional to the spikes where they are few, unless exact."""
+    """As torch.nn.Linear; in time proportional to few spikes, unless exact."""
 
     exact = False
 
@@ -64,7 +65,7 @@ class Linear(Weights):
 
 
 class Conv(Weights):
-    """As torch.nn.Conv1d and Conv2d, on every step."""
+    """As torch.nn.Conv1d and Conv2d, on every step; in time proportional to few spikes, unless exact."""
 
     exact = False
 
@@ -73,11 +74,10 @@ class Conv(Weights):
         n = layer.dimensions
         self.options = [per_dimension(v, n) for v in (layer.stride, layer.padding, layer.dilation)]
         self.groups = layer.groups
-        self.function: Callable[..., Tensor] = F.conv1d if n == 1 else F.conv2d
+        self.function: Callable[..., Tensor] = conv1d if n == 1 else conv2d
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.function(x.flatten(0, 1), self.weight, self.bias, *self.options, self.groups)
-        return y.view(*x.shape[:2], *y.shape[1:])
+    def forward(self, x: Tensor | PackedSpikes) -> Tensor:
+        return self.function(x, self.weight, self.bias, *self.options, self.groups, exact=self.exact)
 
 
 class Pool(torch.nn.Module):

@@ -1,0 +1,335 @@
+// Convolutions with spikes: each spike adds the kernel's columns of its channel to the outputs whose windows see it, and
+// dL/dW gathers dL/dx from them.
+//
+// Images are turned so that the output channels of a place lie next to each other, as many as a panel holds. An output
+// begins with its bias and is summed in ascending order of channel, row and column; dL/dW in a fixed number of blocks of
+// images, which are summed in groups of images. So the bits do not depend on the threads or the instruction set.
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "backend.h"
+#include "sparse_product.h"
+#include "spike_lists.h"
+
+namespace exodus::cpu {
+namespace {
+
+using Sizes = std::vector<std::int64_t>;
+
+// One axis of a convolution.
+struct Axis {
+  std::int64_t size;
+  std::int64_t taps;
+  std::int64_t stride;
+  std::int64_t padding;
+  std::int64_t dilation;
+
+  std::int64_t outputs() const {
+    const std::int64_t room = size + 2 * padding - dilation * (taps - 1) - 1;
+    return room < 0 ? 0 : room / stride + 1;
+  }
+};
+
+// The windows that see each place of an axis; `tap` and `output` are the offsets from one to the next.
+struct AxisWindows {
+  std::vector<std::uint32_t> first;
+  std::vector<WindowsOfPlaces::Window> windows;
+
+  AxisWindows(const Axis& axis, std::int64_t tap, std::int64_t output) : first(1, 0) {
+    for (std::int64_t place = 0; place < axis.size; ++place) {
+      for (std::int64_t k = 0; k < axis.taps; ++k) {
+        const std::int64_t begin = place + axis.padding - k * axis.dilation;
+        if (begin < 0 || begin % axis.stride != 0 || begin / axis.stride >= axis.outputs()) continue;
+        windows.push_back({static_cast<std::uint32_t>(k * tap), static_cast<std::uint32_t>(begin / axis.stride * output)});
+      }
+      first.push_back(static_cast<std::uint32_t>(windows.size()));
+    }
+  }
+
+  WindowsOfPlaces view() const { return {first.data(), windows.data()}; }
+};
+
+struct Geometry {
+  std::int64_t images;
+  std::int64_t channels;
+  std::int64_t outputs;  // channels
+  std::int64_t groups;
+  Axis y;
+  Axis x;
+
+  std::int64_t group_channels() const { return channels / groups; }
+  std::int64_t group_outputs() const { return outputs / groups; }
+  std::int64_t kernel() const { return y.taps * x.taps; }
+  std::int64_t columns() const { return group_channels() * kernel(); }
+  std::int64_t elements() const { return channels * y.size * x.size; }
+  std::int64_t places() const { return y.outputs() * x.outputs(); }
+};
+
+// Spikes of one image, for one panel of the outputs of one group.
+template <class Storage>
+class Convolution {
+ public:
+  using Real = compute_t<Storage>;
+
+  Convolution(const SpikeRows<Storage>& spikes, const Geometry& geometry)
+      : spikes_(spikes),
+        geometry_(geometry),
+        y_(geometry.y, geometry.x.taps, geometry.x.outputs()),
+        x_(geometry.x, 1, 1) {}
+
+  // The elements of an image that are not zero, in ascending order; those of group g lie from first[g] to first[g + 1].
+  struct Image {
+    std::vector<Place<Real>> places;
+    std::vector<std::int64_t> first;
+  };
+
+  void read(std::int64_t image, Image& into) const {
+    const std::int64_t plane = geometry_.y.size * geometry_.x.size, channels = geometry_.group_channels();
+    into.places.clear();
+    into.first.assign(geometry_.groups + 1, 0);
+    spikes_.for_each(image, [&](std::int64_t element) {
+      const std::int64_t channel = element / plane, place = element % plane;
+      const Real value =
+          spikes_.values == nullptr ? Real(1) : load(spikes_.values[image * geometry_.elements() + element]);
+      into.places.push_back({static_cast<std::uint32_t>(channel % channels * geometry_.kernel()),
+                             static_cast<std::uint32_t>(place / geometry_.x.size),
+                             static_cast<std::uint32_t>(place % geometry_.x.size), value});
+      ++into.first[channel / channels + 1];
+    });
+    for (std::int64_t g = 0; g < geometry_.groups; ++g) into.first[g + 1] += into.first[g];
+  }
+
+  WindowSums<Real> call(const Image& image, std::int64_t group, std::int64_t bytes) const {
+    WindowSums<Real> call{};
+    call.count = image.first[group + 1] - image.first[group];
+    call.places = image.places.data() + image.first[group];
+    call.y = y_.view();
+    call.x = x_.view();
+    call.bytes = bytes;
+    call.only_ones = spikes_.values == nullptr;
+    return call;
+  }
+
+ private:
+  const SpikeRows<Storage>& spikes_;
+  const Geometry& geometry_;
+  AxisWindows y_;
+  AxisWindows x_;
+};
+
+// A panel of a tensor (..., outputs, places): row p has its outputs at place p.
+template <class Storage>
+class TurnedPanel {
+ public:
+  using Real = compute_t<Storage>;
+
+  TurnedPanel(std::int64_t places, std::int64_t lanes)
+      : places_(places), rows_(places, lanes), stored_(kInPlace ? 0 : places, lanes) {}
+
+  void read(const Storage* from, std::int64_t width, std::int64_t stride) {
+    const RowKernels<Storage>& kernels = row_kernels<Storage>();
+    if constexpr (kInPlace) {
+      kernels.to_rows(width, places_, from, stride, rows_[0], rows_.stride());
+    } else {
+      kernels.to_rows(width, places_, from, stride, stored_[0], stored_.stride());
+      for (std::int64_t p = 0; p < places_; ++p) kernels.load(width, stored_[p], rows_[p]);
+    }
+  }
+
+  void write(Storage* to, std::int64_t width, std::int64_t stride) {
+    const RowKernels<Storage>& kernels = row_kernels<Storage>();
+    if constexpr (kInPlace) {
+      kernels.from_rows(width, places_, rows_[0], rows_.stride(), to, stride);
+    } else {
+      for (std::int64_t p = 0; p < places_; ++p) kernels.store(width, rows_[p], stored_[p]);
+      kernels.from_rows(width, places_, stored_[0], stored_.stride(), to, stride);
+    }
+  }
+
+  Real* rows() const { return rows_[0]; }
+  std::int64_t size() const { return places_ * rows_.stride(); }
+
+ private:
+  static constexpr bool kInPlace = std::is_same_v<Storage, Real>;
+
+  std::int64_t places_;
+  RowBuffer<Real> rows_;
+  RowBuffer<Storage> stored_;
+};
+
+// Calls body(group, panel, first output) for the panels of every group.
+template <class Real, class Body>
+void for_each_panel(const Geometry& geometry, const Panels<Real>& panels, Body body) {
+  for (std::int64_t g = 0; g < geometry.groups; ++g) {
+    for (std::int64_t p = 0; p < panels.count(); ++p) body(g, p, g * geometry.group_outputs() + panels.begin(p));
+  }
+}
+
+template <class Storage>
+void convolve(const SpikeRows<Storage>& spikes, const Geometry& geometry, const Tensor& weight,
+              const OptionalTensor& bias, const Tensor& output) {
+  using Real = compute_t<Storage>;
+  const RowKernels<Storage>& kernels = row_kernels<Storage>();
+  const Panels<Real> panels(geometry.group_outputs());
+  const Convolution<Storage> convolution(spikes, geometry);
+  const std::int64_t columns = geometry.columns(), places = geometry.places(), lanes = panels.lanes();
+  torch::stable::parallel_for(0, geometry.images, 1, [&](std::int64_t first, std::int64_t last) {
+    typename Convolution<Storage>::Image image;
+    std::vector<TurnedPanel<Storage>> weights;
+    RowBuffer<Real> start(geometry.groups * panels.count(), lanes);
+    std::int64_t row = 0;
+    for_each_panel(geometry, panels, [&](std::int64_t, std::int64_t p, std::int64_t output_channel) {
+      weights.emplace_back(columns, lanes);
+      weights.back().read(elements<Storage>(weight) + output_channel * columns, panels.width(p), columns);
+      if (bias.has_value()) kernels.load(panels.width(p), elements<Storage>(bias) + output_channel, start[row]);
+      ++row;
+    });
+    TurnedPanel<Storage> sums(places, lanes);
+    for (std::int64_t i = first; i < last; ++i) {
+      convolution.read(i, image);
+      row = 0;
+      for_each_panel(geometry, panels, [&](std::int64_t g, std::int64_t p, std::int64_t output_channel) {
+        for (std::int64_t place = 0; place < places; ++place) {
+          std::copy_n(start[row], lanes, sums.rows() + place * lanes);
+        }
+        WindowSums<Real> call = convolution.call(image, g, panels.bytes);
+        call.terms = weights[row].rows();
+        call.sums = sums.rows();
+        kernels.add_windows(call);
+        Storage* to = mutable_elements<Storage>(output) + (i * geometry.outputs + output_channel) * places;
+        sums.write(to, panels.width(p), places);
+        ++row;
+      });
+    }
+  });
+}
+
+// gradient[o][c, ky, kx] = sum over images and windows of grad[image][o][window] s[image][c][what the window sees there]
+template <class Storage>
+void convolve_transposed(const SpikeRows<Storage>& spikes, const Geometry& geometry, const Tensor& grad,
+                         const Tensor& gradient) {
+  using Real = compute_t<Storage>;
+  constexpr std::int64_t kBlocks = 16, kGroupImages = 64;
+  const RowKernels<Storage>& kernels = row_kernels<Storage>();
+  const Panels<Real> panels(geometry.group_outputs());
+  const Convolution<Storage> convolution(spikes, geometry);
+  const std::int64_t columns = geometry.columns(), places = geometry.places(), lanes = panels.lanes();
+  const std::int64_t count = geometry.groups * panels.count();
+  const std::int64_t share = ceil_div(geometry.images, kBlocks), blocks = ceil_div(geometry.images, share);
+  std::vector<TurnedPanel<Storage>> totals;
+  for (std::int64_t i = 0; i < blocks * count; ++i) totals.emplace_back(columns, lanes);
+  torch::stable::parallel_for(0, blocks, 1, [&](std::int64_t first, std::int64_t last) {
+    typename Convolution<Storage>::Image image;
+    TurnedPanel<Storage> terms(places, lanes), sums(columns, lanes);
+    std::vector<TurnedPanel<Storage>> group;
+    for (std::int64_t i = 0; i < count; ++i) group.emplace_back(columns, lanes);
+    const auto add = [](Real* sum, Real* part, std::int64_t size) {
+      for (std::int64_t i = 0; i < size; ++i) sum[i] += part[i];
+      std::fill_n(part, size, Real(0));
+    };
+    for (std::int64_t b = first; b < last; ++b) {
+      const std::int64_t begin = b * share, end = std::min(geometry.images, begin + share);
+      for (std::int64_t i = begin; i < end; ++i) {
+        convolution.read(i, image);
+        std::int64_t row = 0;
+        for_each_panel(geometry, panels, [&](std::int64_t g, std::int64_t p, std::int64_t output_channel) {
+          WindowSums<Real> call = convolution.call(image, g, panels.bytes);
+          if (call.count > 0) {
+            const Storage* from = elements<Storage>(grad) + (i * geometry.outputs + output_channel) * places;
+            terms.read(from, panels.width(p), places);
+            call.to_taps = true;
+            call.terms = terms.rows();
+            call.sums = group[row].rows();
+            kernels.add_windows(call);
+          }
+          if ((i - begin) % kGroupImages == kGroupImages - 1 || i == end - 1) {
+            add(totals[b * count + row].rows(), group[row].rows(), sums.size());
+          }
+          ++row;
+        });
+      }
+    }
+  });
+  std::int64_t row = 0;
+  for_each_panel(geometry, panels, [&](std::int64_t, std::int64_t p, std::int64_t output_channel) {
+    Real* total = totals[row].rows();
+    for (std::int64_t b = 1; b < blocks; ++b) {
+      const Real* part = totals[b * count + row].rows();
+      for (std::int64_t i = 0; i < totals[row].size(); ++i) total[i] += part[i];
+    }
+    totals[row].write(mutable_elements<Storage>(gradient) + output_channel * columns, panels.width(p), columns);
+    ++row;
+  });
+}
+
+Geometry geometry_of(std::int64_t images, const Tensor& weight, const Sizes& size, const Sizes& stride,
+                     const Sizes& padding, const Sizes& dilation, std::int64_t groups) {
+  STD_TORCH_CHECK(weight.is_cpu() && weight.is_contiguous() && weight.dim() == 4 && weight.numel() > 0,
+                  "weight must be a contiguous tensor (outputs, channels of a group, height, width) on CPU");
+  for (const Sizes* sizes : {&size, &stride, &padding, &dilation}) {
+    STD_TORCH_CHECK(sizes->size() == 2, "sizes must be of two dimensions, got ", sizes->size());
+  }
+  STD_TORCH_CHECK(std::min(size[0], size[1]) > 0 && std::min(stride[0], stride[1]) > 0 &&
+                      std::min(padding[0], padding[1]) >= 0 && std::min(dilation[0], dilation[1]) > 0,
+                  "size, stride and dilation must be positive, and padding at least 0");
+  STD_TORCH_CHECK(groups > 0 && weight.size(0) % groups == 0, "groups must divide the outputs, got ", groups);
+  const Geometry geometry{images,
+                          weight.size(1) * groups,
+                          weight.size(0),
+                          groups,
+                          {size[0], weight.size(2), stride[0], padding[0], dilation[0]},
+                          {size[1], weight.size(3), stride[1], padding[1], dilation[1]}};
+  constexpr std::int64_t kMost = std::int64_t{1} << 31;  // offsets have 32 bits
+  STD_TORCH_CHECK(geometry.places() > 0 && geometry.places() < kMost && geometry.columns() < kMost &&
+                      geometry.elements() < kMost,
+                  "an image must have a window, and fewer than 2**31 elements");
+  return geometry;
+}
+
+Tensor spike_convolution(const Tensor& bits, OptionalTensor values, const Tensor& weight, OptionalTensor bias,
+                         Sizes size, Sizes stride, Sizes padding, Sizes dilation, std::int64_t groups) {
+  const Geometry geometry = geometry_of(bits.size(0), weight, size, stride, padding, dilation, groups);
+  check_spikes(bits, values, geometry.elements(), weight);
+  if (bias.has_value()) {
+    STD_TORCH_CHECK(bias->is_cpu() && bias->is_contiguous() && bias->scalar_type() == weight.scalar_type() &&
+                        bias->numel() == weight.size(0),
+                    "bias must be a contiguous tensor of the weight's dtype with ", weight.size(0), " elements");
+  }
+  Tensor output = output_of(weight, {geometry.images, geometry.outputs, geometry.y.outputs(), geometry.x.outputs()});
+  if (output.numel() == 0) return output;
+  dispatch(weight, [&](auto element) {
+    using Storage = decltype(element);
+    const SpikeRows<Storage> spikes = spike_rows<Storage>(bits, values, geometry.elements());
+    convolve(spikes, geometry, weight, bias, output);
+  });
+  return output;
+}
+
+Tensor spike_convolution_weight(const Tensor& bits, OptionalTensor values, const Tensor& grad, const Tensor& weight,
+                                Sizes size, Sizes stride, Sizes padding, Sizes dilation, std::int64_t groups) {
+  const Geometry geometry = geometry_of(bits.size(0), weight, size, stride, padding, dilation, groups);
+  check_spikes(bits, values, geometry.elements(), weight);
+  STD_TORCH_CHECK(grad.is_cpu() && grad.is_contiguous() && grad.scalar_type() == weight.scalar_type() &&
+                      grad.numel() == geometry.images * geometry.outputs * geometry.places(),
+                  "grad must be a contiguous tensor of the weight's dtype and of the output's size");
+  if (geometry.images == 0) {
+    return torch::stable::new_zeros(weight, {weight.size(0), weight.size(1), weight.size(2), weight.size(3)});
+  }
+  Tensor gradient = output_like(weight);
+  dispatch(weight, [&](auto element) {
+    using Storage = decltype(element);
+    const SpikeRows<Storage> spikes = spike_rows<Storage>(bits, values, geometry.elements());
+    convolve_transposed(spikes, geometry, grad, gradient);
+  });
+  return gradient;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(exodus, CPU, m) {
+  m.impl("spike_convolution", TORCH_BOX(&spike_convolution));
+  m.impl("spike_convolution_weight", TORCH_BOX(&spike_convolution_weight));
+}
+
+}  // namespace exodus::cpu

@@ -1,0 +1,242 @@
+"""Convolutions with spikes on the CPU: each spike adds its channel's kernel to the outputs whose windows see it.
+
+As in `exodus_core.sparse_product`, forward and dL/dW take time in proportion to the spikes, dL/ds is dense, and torch's
+dense convolution takes what is not sparse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input
+
+from exodus_core import ops
+from exodus_core.arguments import FLOATS
+from exodus_core.errors import ArgumentError, ArgumentTypeError
+from exodus_core.once_differentiable import once_differentiable
+from exodus_core.sparse_product import found_sparse, learns, may_be_sparse
+from exodus_core.spikes import PackedSpikes
+
+# As _MAX_DENSITY of sparse_product, by the outputs of a group; a kernel of one element is a product of matrices.
+_MAX_DENSITY = ((32, 0.15), (8, 0.08))
+_MAX_DENSITY_OF_ONE_TAP = 0.04
+
+Size = int | Sequence[int]
+
+
+class Windows(NamedTuple):
+    """Where the windows of a convolution lie, for two dimensions of space."""
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+def max_density(outputs: int, taps: int, dtype: torch.dtype) -> float:
+    """The largest share of spikes for which a convolution is computed from the spikes.
+
+    Args:
+        outputs: output channels of a group.
+        taps: elements of a kernel for one channel.
+        dtype: of the weight.
+    """
+    share = next((share for least, share in _MAX_DENSITY if outputs >= least), 0.0)
+    share = min(share, _MAX_DENSITY_OF_ONE_TAP) if taps == 1 else share
+    return share / 2 if dtype == torch.bfloat16 else share
+
+
+def conv1d(
+    spikes: Tensor | PackedSpikes,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    exact: bool = False,
+) -> Tensor:
+    """Convolution over (channels, length), as torch.nn.functional.conv1d; see `conv2d`."""
+    return _convolution(1, spikes, weight, bias, (stride, padding, dilation), groups, exact)
+
+
+def conv2d(
+    spikes: Tensor | PackedSpikes,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    exact: bool = False,
+) -> Tensor:
+    """Convolution over (channels, height, width), as torch.nn.functional.conv2d, in time proportional to the spikes.
+
+    An output is its bias, to which its inputs are added in ascending order of channel, row and column, in float32 or
+    float64; dL/dW is summed over groups of images, in a fixed order. The bits are the same on every CPU and with any
+    number of threads, and those of the dense convolution but for rounding. Inputs of 0 contribute nothing, whatever the
+    weight. In a graph of torch.compile the convolution is dense.
+
+    Args:
+        spikes: shape (..., channels, height, width): zeros and ones, or any numbers of which most are 0, in the dtype
+            of weight, as bool or as integers; or packed, with three features.
+        weight: shape (N_out, channels / groups, height, width), float32, float64, float16 or bfloat16.
+        bias: shape (N_out,), with the dtype of weight; None: none.
+        stride, padding, dilation: a number, or one for each dimension of space.
+        groups: groups of channels that do not see each other.
+        exact: compute the dense convolution, whose bits are torch's.
+
+    Returns:
+        Shape (..., N_out, height, width), with the dtype of weight. Differentiable in all three; computed from spikes,
+        once.
+
+    Raises:
+        ArgumentTypeError: an argument has the wrong type or dtype.
+        ArgumentError: an argument has the wrong value or shape.
+    """
+    return _convolution(2, spikes, weight, bias, (stride, padding, dilation), groups, exact)
+
+
+def _convolution(
+    dimensions: int,
+    spikes: Tensor | PackedSpikes,
+    weight: Tensor,
+    bias: Tensor | None,
+    options: tuple[Size, Size, Size],
+    groups: int,
+    exact: bool,
+) -> Tensor:
+    _check(dimensions, spikes, weight, bias, groups)
+    names = ("stride", "padding", "dilation")
+    stride, padding, dilation = (
+        _per_dimension(name, value, dimensions, 0 if name == "padding" else 1)
+        for name, value in zip(names, options, strict=True)
+    )
+    lead, (channels, *size) = spikes.shape[: -dimensions - 1], spikes.shape[-dimensions - 1 :]
+    images = math.prod(lead)
+    windows = Windows(_plane(size), _plane(stride), _plane(padding, 0), _plane(dilation), groups)
+    limit = max_density(weight.shape[0] // groups, math.prod(weight.shape[2:]), weight.dtype)
+    products = images * math.prod(size) * weight.numel()
+    if (
+        not exact
+        and not torch.compiler.is_compiling()
+        and may_be_sparse(spikes, weight, products)
+        and all(_fits(windows, weight))
+    ):
+        found = found_sparse(spikes, dimensions + 1, weight.dtype, limit)
+        if found is not None:
+            return _sparse(lead, *found, weight, bias, windows)
+    x = spikes.unpack(weight.dtype) if isinstance(spikes, PackedSpikes) else spikes
+    x = x if x.is_floating_point() else x.to(weight.dtype)
+    y = (F.conv1d if dimensions == 1 else F.conv2d)(
+        x.reshape(images, channels, *size), weight, bias, stride, padding, dilation, groups
+    )
+    return y.view(*lead, *y.shape[1:])
+
+
+def _fits(windows: Windows, weight: Tensor) -> list[bool]:
+    """Whether the kernel fits in the image, for each dimension of space: if not, torch says so."""
+    taps = _plane(weight.shape[2:])
+    zipped = zip(windows.size, windows.padding, windows.dilation, taps, strict=True)
+    return [size + 2 * padding >= dilation * (kernel - 1) + 1 for size, padding, dilation, kernel in zipped]
+
+
+def _plane(values: Sequence[int], lead: int = 1) -> tuple[int, int]:
+    """Two dimensions of space, of which the first has size 1 if there is one only."""
+    return (lead, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def _sparse(
+    lead: torch.Size,
+    source: Tensor | None,
+    bits: Tensor,
+    values: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    windows: Windows,
+) -> Tensor:
+    space = weight.dim() - 2
+    kernel = weight.unsqueeze(2) if space == 1 else weight
+    bias = bias if bias is None else bias.contiguous()
+    if learns(source, weight, bias):
+        y = SpikeConvolution.apply(source, bits, values, kernel, bias, windows)  # type: ignore[no-untyped-call]
+    else:
+        y = ops.spike_convolution(bits, values, kernel.contiguous(), bias, *windows)
+    return y.view(*lead, weight.shape[0], *y.shape[4 - space :])  # type: ignore[no-any-return]
+
+
+class SpikeConvolution(torch.autograd.Function):
+    """The convolution of spikes, as bits and perhaps values; `source` takes the gradient of the spikes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        source: Tensor | None,
+        bits: Tensor,
+        values: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        windows: Windows,
+    ) -> Tensor:
+        ctx.save_for_backward(bits, values, weight)
+        ctx.windows = windows
+        ctx.source = None if source is None else (source.shape, source.dtype)
+        return ops.spike_convolution(bits, values, weight.contiguous(), bias, *windows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        bits, values, weight = ctx.saved_tensors
+        wants_source, _, _, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        windows: Windows = ctx.windows
+        grad_source = grad_weight = None
+        if wants_source:
+            shape, dtype = ctx.source
+            images = (grad.shape[0], weight.shape[1] * windows.groups, *windows.size)
+            found = conv2d_input(images, weight, grad, *windows[1:])
+            grad_source = found.view(shape).to(dtype)
+        if wants_weight:
+            found = ops.spike_convolution_weight(bits, values, grad.contiguous(), weight.contiguous(), *windows)
+            grad_weight = found.view(weight.shape)
+        return grad_source, None, None, grad_weight, grad.sum((0, 2, 3)) if wants_bias else None, None
+
+
+def _per_dimension(name: str, value: Size, dimensions: int, least: int) -> tuple[int, ...]:
+    values = (value,) * dimensions if isinstance(value, int) else tuple(value)
+    if len(values) != dimensions or any(type(v) is not int or v < least for v in values):
+        raise ArgumentError(name, f"an integer of at least {least}, or {dimensions} of them", repr(value))
+    return values
+
+
+def _check(dimensions: int, spikes: Tensor | PackedSpikes, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    if not isinstance(spikes, Tensor | PackedSpikes) or (isinstance(spikes, Tensor) and spikes.is_complex()):
+        got = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
+        raise ArgumentTypeError("spikes", "a tensor of floats, integers or bool, or PackedSpikes", got)
+    if not isinstance(weight, Tensor) or weight.dtype not in FLOATS:
+        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise ArgumentTypeError("weight", "a tensor of float32, float64, float16 or bfloat16", got)
+    space = "length" if dimensions == 1 else "height, width"
+    if weight.dim() != dimensions + 2 or 0 in weight.shape:
+        raise ArgumentError("weight", f"of shape (N_out, channels / groups, {space})", tuple(weight.shape))
+    if type(groups) is not int or groups < 1 or weight.shape[0] % groups:
+        raise ArgumentError("groups", f"a divisor of the {weight.shape[0]} outputs", repr(groups))
+    channels = weight.shape[1] * groups
+    if len(spikes.shape) < dimensions + 1 or spikes.shape[-dimensions - 1] != channels:
+        raise ArgumentError("spikes", f"of shape (..., {channels}, {space})", tuple(spikes.shape))
+    if isinstance(spikes, PackedSpikes) and spikes.features != dimensions + 1:
+        raise ArgumentError("spikes", f"packed with {dimensions + 1} features", spikes.features)
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    if isinstance(spikes, Tensor) and spikes.is_floating_point() and spikes.dtype != weight.dtype and not autocast:
+        raise ArgumentTypeError("spikes", f"of the dtype of weight, {weight.dtype}, bool or integer", spikes.dtype)
+    if bias is not None and (bias.dtype != weight.dtype or bias.shape != (weight.shape[0],)):
+        raise ArgumentError(
+            "bias", f"of shape ({weight.shape[0]},) and the dtype of weight", f"{tuple(bias.shape)}, {bias.dtype}"
+        )
