@@ -31,6 +31,7 @@ STABLE_TORCH_LIBRARY(exodus, m) {
   m.def("taps_gradient(Tensor grad, Tensor source, int length, int delay, int time_dim) -> Tensor");
   m.def("pack_spikes(Tensor input, float max_density) -> (Tensor bits, int kind)");
   m.def("count_spikes(Tensor bits) -> int");
+  m.def("unpack_spikes(Tensor bits, int columns, Tensor like) -> Tensor");
   m.def("spike_linear(Tensor bits, Tensor? values, Tensor weight, Tensor? bias) -> Tensor");
   m.def("spike_linear_weight(Tensor bits, Tensor? values, Tensor grad, int columns) -> Tensor");
   m.def(

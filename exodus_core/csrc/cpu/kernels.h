@@ -171,12 +171,13 @@ struct StreamedBlock {
 };
 
 // Sums of chosen rows of a panel: sums[r] = base[r] + the sum of value[k] panel[index[k]] for k from first[r] to
-// first[r + 1] - 1, added in this order, before the base. The rows of a panel lie behind each other, `bytes` apart.
+// first[r + 1] - 1, added in this order, before the base.
 template <class Real>
 struct PanelSums {
   std::int64_t rows;
-  std::int64_t bytes;  // one of kPanelBytes
+  std::int64_t bytes;  // of a row of the panel, one of kPanelBytes
   const Real* panel;
+  std::int64_t panel_stride;
   const std::uint32_t* first;
   const std::uint32_t* index;
   const Real* values;  // null if all are one
@@ -256,10 +257,15 @@ struct RowKernels {
   void (*add_windows)(const WindowSums<Real>&);
   // Bit i of `bits` is 1 where element i is not zero; the bits behind the last element are 0.
   NonZeros (*pack)(std::int64_t count, const Storage* elements, std::uint8_t* bits);
+  // The same for some rows.
+  void (*pack_rows)(std::int64_t rows, std::int64_t count, const Storage* elements, std::int64_t stride,
+                    std::uint8_t* bits, std::int64_t bits_stride);
+  void (*unpack)(std::int64_t count, const std::uint8_t* bits, Storage* elements);
 };
 
 struct InstructionSet {
   const char* name;
+  std::int64_t (*count_ones)(std::int64_t bytes, const std::uint8_t* bits);
   RowKernels<float> float32;
   RowKernels<double> float64;
   RowKernels<Half> float16;

@@ -31,9 +31,8 @@ class PackedRows {
   void prepare(std::int64_t) {}
 
   void put(std::int64_t begin, std::int64_t end) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      row_kernels<Storage>().pack(width_, buffer_[t - begin], first_row_ + t * row_bytes());
-    }
+    row_kernels<Storage>().pack_rows(end - begin, width_, buffer_[0], buffer_.stride(), first_row_ + begin * row_bytes(),
+                                     row_bytes());
   }
 
   RowBlock<Storage> block(std::int64_t) const { return {buffer_[0], buffer_.stride(), false, nullptr, 0}; }

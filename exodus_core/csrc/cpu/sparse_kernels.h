@@ -18,7 +18,7 @@ void add_panel_rows(const PanelSums<Scalar>& call) {
     Real sums[vectors];
     for (int v = 0; v < vectors; ++v) sums[v] = Real(0);
     for (std::uint32_t k = call.first[r]; k < call.first[r + 1]; ++k) {
-      const Scalar* row = call.panel + static_cast<std::int64_t>(call.index[k]) * (vectors * lanes);
+      const Scalar* row = call.panel + static_cast<std::int64_t>(call.index[k]) * call.panel_stride;
       if constexpr (with_values) {
         const Real value(call.values[k]);
         for (int v = 0; v < vectors; ++v) sums[v] += value * Real::read(row + v * lanes);
@@ -125,6 +125,50 @@ NonZeros pack(std::int64_t count, const Storage* elements, std::uint8_t* bits) {
   }
   found.only_ones = others == 0;
   return found;
+}
+
+template <class Storage>
+void pack_rows(std::int64_t rows, std::int64_t count, const Storage* elements, std::int64_t stride, std::uint8_t* bits,
+               std::int64_t bits_stride) {
+  using Real = VecOf<Storage>;
+  constexpr std::int64_t lanes = kVecLanes<Storage>;
+  constexpr std::int64_t group = lanes < 8 ? 8 : lanes;
+  const std::int64_t whole = count / group * group;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const Storage* from = elements + r * stride;
+    std::uint8_t* to = bits + r * bits_stride;
+    for (std::int64_t i = 0; i < whole; i += group) {
+      std::uint32_t ones = 0;
+      for (std::int64_t j = 0; j < group; j += lanes) {
+        ones |= to_bits(load_lanes<Real>(from + i + j) != Real(0)) << j;
+      }
+      std::memcpy(to + i / 8, &ones, group / 8);
+    }
+    if (whole < count) pack(count - whole, from + whole, to + whole / 8);
+  }
+}
+
+// Ones and zeros of the bits.
+template <class Storage>
+void unpack(std::int64_t count, const std::uint8_t* bits, Storage* elements) {
+  const Storage values[2] = {store<Storage>(0), store<Storage>(1)};
+  std::int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    for (int j = 0; j < 8; ++j) elements[i + j] = values[bits[i / 8] >> j & 1];
+  }
+  for (; i < count; ++i) elements[i] = values[bits[i / 8] >> i % 8 & 1];
+}
+
+inline std::int64_t count_ones(std::int64_t bytes, const std::uint8_t* bits) {
+  std::int64_t count = 0;
+  std::int64_t i = 0;
+  for (; i + 8 <= bytes; i += 8) {
+    std::uint64_t word;
+    std::memcpy(&word, bits + i, 8);
+    count += __builtin_popcountll(word);
+  }
+  for (; i < bytes; ++i) count += __builtin_popcount(bits[i]);
+  return count;
 }
 
 }  // namespace

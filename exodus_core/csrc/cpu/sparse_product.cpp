@@ -71,6 +71,7 @@ void multiply(const SpikeRows<Storage>& spikes, std::int64_t rows, const Tensor&
       PanelSums<Real> call{};
       call.bytes = panels.bytes;
       call.panel = panel[0];
+      call.panel_stride = panel.stride();
       call.index = lists.index.get();
       call.values = lists.values.get();
       call.base = bias.has_value() ? start[0] : nullptr;
@@ -118,8 +119,8 @@ void multiply_transposed(const SpikeRows<Storage>& spikes, std::int64_t rows, co
         const std::int64_t present = std::min(block, rows - static_cast<std::int64_t>(b) * block);
         for (std::int64_t r = 0; r < present; ++r) kernels.load(width, from + r * panels.outputs, panel[r]);
         const SpikeLists<Real>& lists = blocks[b];
-        kernels.add_panel_rows({count, panels.bytes, panel[0], lists.first.get() + begin, lists.index.get(),
-                                lists.values.get(), sums[0], sums.stride(), sums[0], sums.stride()});
+        kernels.add_panel_rows({count, panels.bytes, panel[0], panel.stride(), lists.first.get() + begin,
+                                lists.index.get(), lists.values.get(), sums[0], sums.stride(), sums[0], sums.stride()});
       }
       Storage* to = mutable_elements<Storage>(gradient) + lane * columns + begin;
       if constexpr (in_place) {
@@ -177,9 +178,15 @@ NonZeros pack_bools(std::int64_t count, const std::uint8_t* elements, std::uint8
   return found;
 }
 
+// Rows that are worth waking a thread for.
+std::int64_t grain_rows(std::int64_t columns) {
+  constexpr std::int64_t kGrainElements = 1 << 16;
+  return std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(columns, 1));
+}
+
 template <class Pack>
 std::tuple<Tensor, std::int64_t> pack_rows(const Tensor& input, double max_density, Pack pack_row) {
-  constexpr std::int64_t kSampledRows = 64, kGrainElements = 1 << 16;
+  constexpr std::int64_t kSampledRows = 64;
   const std::int64_t columns = input.size(1), rows = input.size(0), bytes = (columns + 7) / 8;
   const auto none = [&] { return torch::stable::new_empty(input, {0, bytes}, ScalarType::Byte); };
   // What is clearly dense is not read as a whole.
@@ -193,8 +200,7 @@ std::tuple<Tensor, std::int64_t> pack_rows(const Tensor& input, double max_densi
   std::uint8_t* to = mutable_elements<std::uint8_t>(bits);
   std::atomic<std::int64_t> count{0};
   std::atomic<bool> only_ones{true};
-  const std::int64_t grain = std::max<std::int64_t>(1, kGrainElements / std::max<std::int64_t>(columns, 1));
-  torch::stable::parallel_for(0, rows, grain, [&](std::int64_t first, std::int64_t last) {
+  torch::stable::parallel_for(0, rows, grain_rows(columns), [&](std::int64_t first, std::int64_t last) {
     std::int64_t found = 0;
     bool ones = true;
     for (std::int64_t r = first; r < last; ++r) {
@@ -236,14 +242,24 @@ std::tuple<Tensor, std::int64_t> pack_spikes(const Tensor& input, double max_den
 std::int64_t count_spikes(const Tensor& bits) {
   STD_TORCH_CHECK(bits.is_cpu() && bits.is_contiguous() && bits.scalar_type() == ScalarType::Byte,
                   "bits must be a contiguous uint8 tensor on CPU");
-  const std::uint8_t* from = elements<std::uint8_t>(bits);
-  std::int64_t count = 0;
-  for (std::int64_t i = 0; i < bits.numel(); i += 8) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, from + i, std::min<std::int64_t>(8, bits.numel() - i));
-    count += __builtin_popcountll(word);
-  }
-  return count;
+  return instruction_set().count_ones(bits.numel(), elements<std::uint8_t>(bits));
+}
+
+// The spikes of bits (rows, bytes) as a tensor (rows, columns) of the dtype of `like`.
+Tensor unpack_spikes(const Tensor& bits, std::int64_t columns, const Tensor& like) {
+  check_spikes(bits, std::nullopt, columns, like);
+  Tensor spikes = output_of(like, {bits.size(0), columns});
+  if (spikes.numel() == 0) return spikes;
+  dispatch(like, [&](auto element) {
+    using Storage = decltype(element);
+    const RowKernels<Storage>& kernels = row_kernels<Storage>();
+    const std::uint8_t* from = elements<std::uint8_t>(bits);
+    Storage* to = mutable_elements<Storage>(spikes);
+    torch::stable::parallel_for(0, bits.size(0), grain_rows(columns), [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t r = first; r < last; ++r) kernels.unpack(columns, from + r * bits.size(1), to + r * columns);
+    });
+  });
+  return spikes;
 }
 
 }  // namespace
@@ -252,6 +268,7 @@ STABLE_TORCH_LIBRARY_IMPL(exodus, CPU, m) {
   m.impl("spike_linear", TORCH_BOX(&spike_linear));
   m.impl("spike_linear_weight", TORCH_BOX(&spike_linear_weight));
   m.impl("count_spikes", TORCH_BOX(&count_spikes));
+  m.impl("unpack_spikes", TORCH_BOX(&unpack_spikes));
   m.impl("pack_spikes", TORCH_BOX(&pack_spikes));
 }
 

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "../core/dtypes.h"
+#include "kernels.h"
 
 namespace exodus::cpu {
 
@@ -47,28 +48,51 @@ struct SpikeLists {
 
 enum class ListsOf { rows, columns };
 
+template <class Real>
+SpikeLists<Real> empty_lists(std::int64_t count, std::int64_t more = 0) {
+  SpikeLists<Real> lists;
+  lists.count = count;
+  lists.first.reset(new std::uint32_t[count + 1 + more]());
+  return lists;
+}
+
+template <class Real>
+void reserve(SpikeLists<Real>& lists, std::int64_t entries, bool with_values) {
+  lists.index.reset(new std::uint32_t[entries]);
+  if (with_values) lists.values.reset(new Real[entries]);
+}
+
 // The lists of the rows [begin, end); rows are counted from `begin` on. Each list is in ascending order.
 template <ListsOf of, class Storage, class Real = compute_t<Storage>>
 SpikeLists<Real> spike_lists(const SpikeRows<Storage>& rows, std::int64_t begin, std::int64_t end) {
-  SpikeLists<Real> lists;
-  lists.count = of == ListsOf::rows ? end - begin : rows.columns;
-  // A list's place is counted two ahead, so that filling it moves the entry one ahead to where the next list begins.
-  lists.first.reset(new std::uint32_t[lists.count + 2]());
-  for (std::int64_t r = begin; r < end; ++r) {
-    rows.for_each(r, [&](std::int64_t column) { ++lists.first[(of == ListsOf::rows ? r - begin : column) + 2]; });
+  const auto add = [&](SpikeLists<Real>& lists, std::uint32_t entry, std::int64_t index, std::int64_t row,
+                       std::int64_t column) {
+    lists.index[entry] = static_cast<std::uint32_t>(index);
+    if (rows.values != nullptr) lists.values[entry] = load(rows.values[row * rows.columns + column]);
+  };
+  if constexpr (of == ListsOf::rows) {
+    SpikeLists<Real> lists = empty_lists<Real>(end - begin);
+    const std::int64_t bytes = rows.row_bytes();
+    reserve(lists, instruction_set().count_ones((end - begin) * bytes, rows.bits + begin * bytes), rows.values != nullptr);
+    std::uint32_t entry = 0;
+    for (std::int64_t r = begin; r < end; ++r) {
+      rows.for_each(r, [&](std::int64_t column) { add(lists, entry++, column, r, column); });
+      lists.first[r - begin + 1] = entry;
+    }
+    return lists;
+  } else {
+    // A list's place is counted two ahead, so that filling it moves the entry one ahead to where the next list begins.
+    SpikeLists<Real> lists = empty_lists<Real>(rows.columns, 1);
+    for (std::int64_t r = begin; r < end; ++r) {
+      rows.for_each(r, [&](std::int64_t column) { ++lists.first[column + 2]; });
+    }
+    for (std::int64_t i = 2; i < lists.count + 2; ++i) lists.first[i] += lists.first[i - 1];
+    reserve(lists, lists.first[lists.count + 1], rows.values != nullptr);
+    for (std::int64_t r = begin; r < end; ++r) {
+      rows.for_each(r, [&](std::int64_t column) { add(lists, lists.first[column + 1]++, r - begin, r, column); });
+    }
+    return lists;
   }
-  for (std::int64_t i = 2; i < lists.count + 2; ++i) lists.first[i] += lists.first[i - 1];
-  const std::uint32_t entries = lists.first[lists.count + 1];
-  lists.index.reset(new std::uint32_t[entries]);
-  if (rows.values != nullptr) lists.values.reset(new Real[entries]);
-  for (std::int64_t r = begin; r < end; ++r) {
-    rows.for_each(r, [&](std::int64_t column) {
-      const std::uint32_t entry = lists.first[(of == ListsOf::rows ? r - begin : column) + 1]++;
-      lists.index[entry] = static_cast<std::uint32_t>(of == ListsOf::rows ? column : r - begin);
-      if (rows.values != nullptr) lists.values[entry] = load(rows.values[r * rows.columns + column]);
-    });
-  }
-  return lists;
 }
 
 }  // namespace exodus::cpu

@@ -42,6 +42,7 @@ taps_gradient: Callable[..., Tensor] = torch.ops.exodus.taps_gradient.default
 lif_forward_packed: _Pair = torch.ops.exodus.lif_forward_packed.default
 pack_spikes: Callable[[Tensor, float], tuple[Tensor, int]] = torch.ops.exodus.pack_spikes.default
 count_spikes: Callable[[Tensor], int] = torch.ops.exodus.count_spikes.default
+unpack_spikes: Callable[[Tensor, int, Tensor], Tensor] = torch.ops.exodus.unpack_spikes.default
 spike_linear: Callable[[Tensor, Tensor | None, Tensor, Tensor | None], Tensor] = torch.ops.exodus.spike_linear.default
 spike_linear_weight: Callable[[Tensor, Tensor | None, Tensor, int], Tensor] = (
     torch.ops.exodus.spike_linear_weight.default
@@ -200,6 +201,11 @@ def _(grad: Tensor, source: Tensor, length: int, delay: int, time_dim: int) -> T
 @torch.library.register_fake("exodus::pack_spikes")
 def _(input: Tensor, max_density: float) -> tuple[Tensor, int]:
     return input.new_empty((input.shape[0], -(-input.shape[1] // 8)), dtype=torch.uint8), 1
+
+
+@torch.library.register_fake("exodus::unpack_spikes")
+def _(bits: Tensor, columns: int, like: Tensor) -> Tensor:
+    return like.new_empty((bits.shape[0], columns))
 
 
 @torch.library.register_fake("exodus::spike_linear")

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.grad import conv2d_input
 
 from exodus_core import ops
 from exodus_core.arguments import FLOATS
@@ -200,13 +199,27 @@ class SpikeConvolution(torch.autograd.Function):
         grad_source = grad_weight = None
         if wants_source:
             shape, dtype = ctx.source
-            images = (grad.shape[0], weight.shape[1] * windows.groups, *windows.size)
-            found = conv2d_input(images, weight, grad, *windows[1:])
-            grad_source = found.view(shape).to(dtype)
+            grad_source = _transposed(grad, weight, windows).view(shape).to(dtype)
         if wants_weight:
             found = ops.spike_convolution_weight(bits, values, grad.contiguous(), weight.contiguous(), *windows)
             grad_weight = found.view(weight.shape)
         return grad_source, None, None, grad_weight, grad.sum((0, 2, 3)) if wants_bias else None, None
+
+
+def _transposed(grad: Tensor, weight: Tensor, windows: Windows) -> Tensor:
+    """The gradient of the input: the transposed convolution."""
+    taps, outputs = weight.shape[2:], grad.shape[2:]
+    missed = [  # behind the last window
+        windows.size[i]
+        + 2 * windows.padding[i]
+        - windows.dilation[i] * (taps[i] - 1)
+        - 1
+        - (outputs[i] - 1) * windows.stride[i]
+        for i in range(2)
+    ]
+    return F.conv_transpose2d(
+        grad, weight, None, windows.stride, windows.padding, missed, windows.groups, windows.dilation
+    )
 
 
 def _per_dimension(name: str, value: Size, dimensions: int, least: int) -> tuple[int, ...]:

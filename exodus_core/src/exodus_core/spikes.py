@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from exodus_core import ops
+from exodus_core.arguments import FLOATS
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 
 
@@ -42,9 +43,7 @@ class PackedSpikes:
 
     def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The spikes as a tensor of zeros and ones, through which the gradient flows too."""
-        places = torch.arange(8, dtype=torch.uint8, device=self.device)
-        ones = ((self.bits.unsqueeze(-1) >> places) & 1).flatten(1)[:, : self.columns]
-        spikes = ones.to(dtype).view(self.shape)
+        spikes = _ones(self.bits, self.columns, dtype).view(self.shape)
         return spikes if self.graph is None else _Unpacked.apply(self.graph, spikes)  # type: ignore[no-untyped-call]
 
     def flatten(self) -> PackedSpikes:
@@ -93,6 +92,14 @@ def pack(spikes: Tensor, features: int = 1) -> PackedSpikes:
     lead = spikes.shape[: spikes.dim() - features]
     ones = (spikes.detach() != 0).reshape(math.prod(lead), math.prod(spikes.shape[len(lead) :]))
     return PackedSpikes(_bits(ones), spikes.shape, features)
+
+
+def _ones(bits: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """The elements of bits, (rows, columns)."""
+    if bits.device.type == "cpu" and dtype in FLOATS:
+        return ops.unpack_spikes(bits, columns, torch.empty(0, dtype=dtype, device="cpu"))
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return ((bits.unsqueeze(-1) >> places) & 1).flatten(1)[:, :columns].to(dtype)
 
 
 def _bits(ones: Tensor) -> Tensor:
