@@ -328,3 +328,22 @@ def test_a_gpu_without_room_raises_what_torch_raises(monkeypatch: pytest.MonkeyP
         operator(x, 1)
     operator(x.as_subclass(Tensor), 1)
     assert len(called) == 2
+
+
+def test_room_for_sums_and_the_past_of_long_kernels_is_what_the_operators_allocate() -> None:
+    """The bytes of what an operator allocates beside its outputs: lane gradients, and a value a tap and lane."""
+    membrane, taps = torch.randn(2, 300, 7, dtype=torch.float64), torch.randn(200, dtype=torch.float64)
+    kernel: tuple[Any, ...] = (taps, [], [], [])
+    surrogate = (0, 1.0, 1.0, 0)
+    lanes = 2 * 7
+    for wanted in (False, True):
+        neuron = (0.9, 1.0, 1.0, -math.inf, 1.0, *[None] * 6, 1, *surrogate, wanted, 1)
+        _, sums = ops.lif_backward(membrane, membrane, None, *neuron)
+        assert ops._lane_gradient_bytes(6)(membrane, membrane, None, *neuron) == sums.nbytes == wanted * 6 * lanes * 8
+        srm = (*kernel, 1.0, None, *surrogate, wanted, 1)
+        _, sums = ops.srm_backward(membrane, membrane, None, *srm)
+        assert ops._srm_backward_bytes(membrane, membrane, None, *srm) == sums.nbytes + 200 * lanes * 8
+    assert ops._past_bytes(membrane, *kernel, False, 1) == 200 * lanes * 8
+    assert ops._past_bytes(membrane, torch.randn(500), [], [], [], False, 1) == 300 * lanes * 8
+    assert ops._past_bytes(membrane, taps[:40], [], [], [], False, 1) == 0  # fits in the memory of a block
+    assert ops._past_bytes(membrane, None, [0.5], [1.0], [0.0], False, 1) == 0

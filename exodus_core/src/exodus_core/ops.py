@@ -17,27 +17,79 @@ _Pair = Callable[..., tuple[Tensor, Tensor]]
 _Result = TypeVar("_Result")
 
 
-def with_room(operator: Callable[..., _Result], *, outputs: int) -> Callable[..., _Result]:
+def with_room(
+    operator: Callable[..., _Result], *, outputs: int, more: Callable[..., int] = lambda *_: 0
+) -> Callable[..., _Result]:
     """An operator with so many outputs like its first tensor. Raises torch.OutOfMemoryError: the GPU has no room.
 
     On a GPU they are allocated beforehand and given back, for the operator to find in torch's cache: an allocation
-    within the stable ABI that fails writes to stderr, and raises a RuntimeError that does not say what was wanted.
+    within the stable ABI that fails writes to stderr, and raises a RuntimeError that does not say what was wanted. So
+    are the bytes that `more` says, of the operator's arguments.
     """
 
     def call(first: Tensor, *arguments: Any) -> _Result:
         if first.is_cuda and not torch.compiler.is_compiling():
             held = [torch.empty_like(first) for _ in range(outputs)]
+            held.append(torch.empty(more(first, *arguments), dtype=torch.uint8, device=first.device))
             del held
         return operator(first, *arguments)
 
     return call
 
 
+def _lane_gradient_bytes(rows: int) -> Callable[..., int]:
+    """Of the second output of a backward pass, if it is wanted: so many rows of a value a lane."""
+
+    def count(first: Tensor, *arguments: Any) -> int:
+        with_lanes, time_dim = arguments[-2:]
+        outer, inner = _lane_shape(first, time_dim)
+        return rows * outer * inner * compute_dtype(first.dtype).itemsize if with_lanes else 0
+
+    return count
+
+
+# Bytes of taps for each lane beyond which the kernels keep the past of a block in global memory, at the earliest.
+_PAST_IN_SHARED_MEMORY = 24 * 1024 // 64
+
+
+def _past_bytes(first: Tensor, taps: Tensor | None, *arguments: Any) -> int:
+    """Of the past that the taps of a long kernel see: a value for each tap and lane."""
+    time_dim = arguments[-1]
+    outer, inner = _lane_shape(first, time_dim)
+    past = 0 if taps is None else min(taps.numel(), first.shape[time_dim]) * compute_dtype(first.dtype).itemsize
+    return past * outer * inner if past > _PAST_IN_SHARED_MEMORY else 0
+
+
+def _srm_backward_bytes(first: Tensor, *arguments: Any) -> int:
+    return _lane_gradient_bytes(1)(first, *arguments) + _past_bytes(first, *arguments[2:])
+
+
+def _lane_shape(x: Tensor, time_dim: int) -> tuple[int, int]:
+    outer = inner = 1
+    for d, size in enumerate(x.shape):
+        if d < time_dim:
+            outer *= size
+        elif d > time_dim:
+            inner *= size
+    return outer, inner
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a tensor of `dtype` is computed in: float16 and bfloat16 are computed in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# The rows of `lane_gradients`, one value a lane (outer, inner), in the order of enum LaneGradient in core/adjoint.h.
+LANE_GRADIENTS = ("initial_membrane", "initial_spikes", "alpha", "threshold", "reset_by", "min_membrane")
+INITIAL_MEMBRANE, INITIAL_SPIKES, ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE = range(len(LANE_GRADIENTS))
+
 lif_forward: _Pair = with_room(torch.ops.exodus.lif_forward.default, outputs=2)
-lif_backward: _Pair = with_room(torch.ops.exodus.lif_backward.default, outputs=1)
-srm_forward: _Pair = with_room(torch.ops.exodus.srm_forward.default, outputs=2)
-srm_backward: _Pair = with_room(torch.ops.exodus.srm_backward.default, outputs=1)
-filter: Callable[..., Tensor] = with_room(torch.ops.exodus.filter.default, outputs=1)
+lif_backward: _Pair = with_room(
+    torch.ops.exodus.lif_backward.default, outputs=1, more=_lane_gradient_bytes(len(LANE_GRADIENTS))
+)
+srm_forward: _Pair = with_room(torch.ops.exodus.srm_forward.default, outputs=2, more=_past_bytes)
+srm_backward: _Pair = with_room(torch.ops.exodus.srm_backward.default, outputs=1, more=_srm_backward_bytes)
+filter: Callable[..., Tensor] = with_room(torch.ops.exodus.filter.default, outputs=1, more=_past_bytes)
 taps_gradient: Callable[..., Tensor] = torch.ops.exodus.taps_gradient.default
 lif_forward_packed: _Pair = torch.ops.exodus.lif_forward_packed.default
 pack_spikes: Callable[[Tensor, float], tuple[Tensor, int]] = torch.ops.exodus.pack_spikes.default
@@ -52,26 +104,6 @@ spike_convolution_weight: Callable[..., Tensor] = torch.ops.exodus.spike_convolu
 instruction_set: Callable[[], str] = torch.ops.exodus.instruction_set.default
 keep_memory: Callable[[int], int] = torch.ops.exodus.keep_memory.default
 kept_memory: Callable[[], tuple[int, int]] = torch.ops.exodus.kept_memory.default
-
-
-# The rows of `lane_gradients`, one value a lane (outer, inner), in the order of enum LaneGradient in core/adjoint.h.
-LANE_GRADIENTS = ("initial_membrane", "initial_spikes", "alpha", "threshold", "reset_by", "min_membrane")
-INITIAL_MEMBRANE, INITIAL_SPIKES, ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE = range(len(LANE_GRADIENTS))
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that a tensor of `dtype` is computed in: float16 and bfloat16 are computed in float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _lane_shape(x: Tensor, time_dim: int) -> tuple[int, int]:
-    outer = inner = 1
-    for d, size in enumerate(x.shape):
-        if d < time_dim:
-            outer *= size
-        elif d > time_dim:
-            inner *= size
-    return outer, inner
 
 
 @torch.library.register_fake("exodus::lif_forward")
