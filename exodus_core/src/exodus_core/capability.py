@@ -12,6 +12,7 @@ from exodus_core import ops
 from exodus_core._library import CUDA
 from exodus_core._version import __version__
 from exodus_core.arguments import FLOATS, METHODS, NEURONS, RESETS
+from exodus_core.sparse_product import ENABLED
 from exodus_core.surrogate import KINDS
 
 STABLE_ABI_TARGET = "2.10"
@@ -21,6 +22,9 @@ def capabilities() -> dict[str, Any]:
     """Versions, methods, neurons, surrogates, dtypes, devices, the CPU's instruction set, the CUDA library's state.
 
     `keeps_memory` is the limit of `keep_memory` in bytes; 0 before torch 2.11, which has no tensors on foreign memory.
+
+    `sparse_products` are those that are computed from spikes where they are few; none if the environment variable
+    EXODUS_SPARSE is 0.
 
     `instruction_set` is the one in use; the environment variable EXODUS_INSTRUCTION_SET (portable, avx2, avx512), read
     when the package is imported, limits it.
@@ -40,5 +44,6 @@ def capabilities() -> dict[str, Any]:
         "instruction_set": ops.instruction_set(),
         "threads": torch.get_num_threads(),
         "keeps_memory": ops.kept_memory()[1],
+        "sparse_products": ["linear", "conv1d", "conv2d"] if ENABLED else [],
         "cuda_library": asdict(CUDA),
     }
