@@ -316,7 +316,17 @@ def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one(
     monkeypatch.setattr("exodus_service.cli.configure_logging", lambda *_args: None)
     monkeypatch.setattr("exodus_service.http.server.Server.run", lambda _self: None)
     strange = {"EXODUS_MAX_QUEU": "3", "EXODUS_COLOUR": "red"}
-    ours = ("API_KEY", "DATA", "KEEP_MEMORY", "CUDA_BACKWARD", "INSTRUCTION_SET", "EMULATE", "EMULATE_ORDER", "PORT")
+    ours = (
+        "API_KEY",
+        "DATA",
+        "KEEP_MEMORY",
+        "CUDA_BACKWARD",
+        "INSTRUCTION_SET",
+        "SPARSE",
+        "EMULATE",
+        "EMULATE_ORDER",
+        "PORT",
+    )
     environment = strange | {f"EXODUS_{name}": "0" for name in ours}
     assert CliRunner(env=environment).invoke(commands, ["serve"]).exit_code == 0
     said = [record.getMessage() for record in caplog.records if "unknown setting" in record.getMessage()]

@@ -178,7 +178,8 @@ class Settings(BaseSettings):
 
 #: Variables of the product that are not settings of the service.
 _NOT_SETTINGS = re.compile(
-    "EXODUS_(API_KEY|DATA|TEST_DEVICE|PUBLISH|INSTRUCTION_SET|SANITIZE|FORCE_CUDA|CUDA_.*|EMULATE.*)", re.IGNORECASE
+    "EXODUS_(API_KEY|DATA|TEST_DEVICE|PUBLISH|INSTRUCTION_SET|SPARSE|SANITIZE|FORCE_CUDA|CUDA_.*|EMULATE.*)",
+    re.IGNORECASE,
 )
 
 
