@@ -7,7 +7,6 @@ the gradients of a whole layer from its membrane trace: `output_filter_adjoint` 
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from exodus_core import arguments, functional, ops
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.kernels import Kernel
+from exodus_core.sparse_product import linear, weight_gradient
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
 
@@ -41,7 +41,7 @@ def _check_synapses(spikes: Tensor, weight: Tensor) -> None:
 
 
 def synapse_current(spikes: Tensor, weight: Tensor) -> Tensor:
-    """The input current of the neurons behind some synapses, x = s W^T (5).
+    """The input current of the neurons behind some synapses, x = s W^T (5): `linear` without a bias.
 
     Args:
         spikes: s, shape (..., N_in), with the dtype of weight.
@@ -55,7 +55,7 @@ def synapse_current(spikes: Tensor, weight: Tensor) -> Tensor:
         ArgumentError: an argument has the wrong shape.
     """
     _check_synapses(spikes, weight)
-    return spikes @ weight.T
+    return linear(spikes, weight)
 
 
 def synapse_gradients(spikes: Tensor, weight: Tensor, grad_input: Tensor) -> SynapseGradients:
@@ -80,10 +80,8 @@ def synapse_gradients(spikes: Tensor, weight: Tensor, grad_input: Tensor) -> Syn
     shape = (*spikes.shape[:-1], weight.shape[0])
     if grad_input.shape != shape:
         raise ArgumentError("grad_input", f"of shape {shape}", tuple(grad_input.shape))
-    rows = math.prod(spikes.shape[:-1])  # not -1, which is ambiguous if there are no neurons
     with torch.no_grad():
-        grad_weight = grad_input.reshape(rows, weight.shape[0]).T @ spikes.reshape(rows, weight.shape[1])
-        return SynapseGradients(grad_input @ weight, grad_weight)
+        return SynapseGradients(grad_input @ weight, weight_gradient(spikes, grad_input))
 
 
 def fire(
