@@ -115,7 +115,7 @@ NonZeros pack(std::int64_t count, const Storage* elements, std::uint8_t* bits) {
     found.count += __builtin_popcount(ones);
     std::memcpy(bits + i / 8, &ones, group / 8);
   }
-  std::memset(bits + i / 8, 0, (count + 7) / 8 - i / 8);
+  for (std::int64_t byte = i / 8; byte < (count + 7) / 8; ++byte) bits[byte] = 0;
   for (; i < count; ++i) {
     const compute_t<Storage> value = load(elements[i]);
     if (value == 0) continue;

@@ -164,12 +164,15 @@ Tensor spike_linear_weight(const Tensor& bits, OptionalTensor values, const Tens
   return gradient;
 }
 
-// The elements of bool tensors are bytes of 0 and 1.
+// The elements of bool tensors are bytes of 0 and 1, or of other values if they are views of bytes: those count as 1.
 NonZeros pack_bools(std::int64_t count, const std::uint8_t* elements, std::uint8_t* bits) {
   NonZeros found{0, true};
   for (std::int64_t i = 0; i < count; i += 8) {
     std::uint64_t word = 0;
     std::memcpy(&word, elements + i, std::min<std::int64_t>(8, count - i));
+    // Bit 0 of each byte becomes the disjunction of its bits.
+    for (const int half : {4, 2, 1}) word |= word >> half;
+    word &= 0x0101010101010101u;
     // Byte i of the word ends as bit i of the highest byte of the product.
     const auto packed = static_cast<std::uint8_t>(word * 0x0102040810204080u >> 56);
     found.count += __builtin_popcount(packed);

@@ -38,6 +38,11 @@ inline void check_spikes(const Tensor& bits, const OptionalTensor& values, std::
   STD_TORCH_CHECK(bits.is_cpu() && bits.is_contiguous() && bits.scalar_type() == ScalarType::Byte && bits.dim() == 2 &&
                       bits.size(1) == (columns + 7) / 8,
                   "bits must be a contiguous uint8 tensor (rows, ", (columns + 7) / 8, ") on CPU");
+  // They would count as elements that no row of a panel belongs to.
+  const std::uint8_t* const from = elements<std::uint8_t>(bits);
+  for (std::int64_t last = bits.size(1) - 1; columns % 8 != 0 && last < bits.numel(); last += bits.size(1)) {
+    STD_TORCH_CHECK(from[last] >> columns % 8 == 0, "bits must be 0 behind the last of ", columns, " elements");
+  }
   if (!values.has_value()) return;
   STD_TORCH_CHECK(values->is_cpu() && values->is_contiguous() && values->scalar_type() == like.scalar_type() &&
                       values->numel() == bits.size(0) * columns,
