@@ -13,7 +13,7 @@ from exodus_core import arguments, ops, reference
 from exodus_core.arguments import LifOptions, NeuronOptions
 from exodus_core.autograd import Filter, Lif, PackedLif, Srm
 from exodus_core.kernels import Kernel
-from exodus_core.spikes import PackedSpikes
+from exodus_core.spikes import PackedSpikes, watched
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
 # Neurons of a sample from which on the CPU's kernels write bits: the lanes of its widest vector.
@@ -131,8 +131,7 @@ def lif_packed(x: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions
         and options.get("max_spikes", 1) == 1
         and options.get("method") != "bptt"
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
+        and not watched()
     )
     if not packs:
         return lif(x, alpha, **options)[0]

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from exodus_core import arguments, ops
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.once_differentiable import once_differentiable
-from exodus_core.spikes import PackedSpikes
+from exodus_core.spikes import PackedSpikes, watched
 
 # Largest share of elements that are not zero at which the sums, forward and backward together, take no longer than the
 # dense products, by the least number of outputs; measured on Zen 4 with AVX-512 (docs/sparse.md), and less on purpose.
@@ -70,12 +69,12 @@ def linear(spikes: Tensor | PackedSpikes, weight: Tensor, bias: Tensor | None = 
         ArgumentTypeError: an argument has the wrong type or dtype.
         ArgumentError: an argument has the wrong shape.
     """
-    if torch.is_autocast_enabled("cpu") and isinstance(spikes, Tensor):
-        return F.linear(spikes if spikes.is_floating_point() else spikes.to(weight.dtype), weight, bias)
     _check(spikes, weight, bias)
     if isinstance(spikes, PackedSpikes):
         return _of_packed(spikes.flatten(), weight, bias, exact)
     x = spikes
+    if _autocast():
+        return F.linear(x if x.is_floating_point() else x.to(weight.dtype), weight, bias)
     if torch.compiler.is_compiling():
         x = x.to(weight.dtype)
         return F.linear(x, weight, bias) if exact or not _may_be_sparse(x, weight) else _compiled(x, weight, bias)
@@ -119,16 +118,21 @@ def found_sparse(spikes: Tensor | PackedSpikes, features: int, dtype: torch.dtyp
 
 def _of_packed(spikes: PackedSpikes, weight: Tensor, bias: Tensor | None, exact: bool) -> Tensor:
     found = None
-    if not exact and _may_be_sparse(spikes, weight):
+    if not exact and not torch.compiler.is_compiling() and _may_be_sparse(spikes, weight):
         found = found_sparse(spikes, 1, weight.dtype, max_density(weight.shape[0], weight.dtype))
     if found is None:
         return F.linear(spikes.unpack(weight.dtype), weight, bias)
     return _sparse(spikes.shape[:-1], *found, weight, bias)
 
 
+def enough(products: int, rows: int = _MIN_ROWS) -> bool:
+    """True if so many products, of so many rows, pay for looking for spikes."""
+    return rows >= _MIN_ROWS and products >= _MIN_PRODUCTS
+
+
 def _may_be_sparse(spikes: Tensor | PackedSpikes, weight: Tensor) -> bool:
     rows = math.prod(spikes.shape[:-1])
-    return rows >= _MIN_ROWS and may_be_sparse(spikes, weight, rows * weight.numel())
+    return enough(rows * weight.numel(), rows) and may_be_sparse(spikes, weight, rows * weight.numel())
 
 
 def may_be_sparse(spikes: Tensor | PackedSpikes, weight: Tensor, products: int) -> bool:
@@ -137,11 +141,10 @@ def may_be_sparse(spikes: Tensor | PackedSpikes, weight: Tensor, products: int) 
         ENABLED
         and weight.device.type == "cpu"
         and spikes.device.type == "cpu"
-        and products >= _MIN_PRODUCTS
-        # Conversions, tangents and maps over tensors are those of the dense product.
+        and enough(products)
+        # Conversions, traces, tangents and maps over tensors are those of the dense product.
         and not torch.is_autocast_enabled("cpu")
-        and forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()
+        and not watched()
     )
 
 
@@ -196,7 +199,7 @@ class SpikeLinear(torch.autograd.Function):
 def _compiled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     with torch.no_grad():
         found = linear(x, weight, bias)
-    return found if bias is not None or found.is_contiguous() else found.contiguous()
+    return found.contiguous()
 
 
 @_compiled.register_fake
@@ -254,6 +257,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _compiled.register_autograd(_backward, setup_context=_setup)
 
 
+def _autocast() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
 def _check(spikes: Tensor | PackedSpikes, weight: Tensor, bias: Tensor | None) -> None:
     if not isinstance(spikes, Tensor | PackedSpikes) or (isinstance(spikes, Tensor) and spikes.is_complex()):
         got = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
@@ -264,14 +271,16 @@ def _check(spikes: Tensor | PackedSpikes, weight: Tensor, bias: Tensor | None) -
         raise ArgumentTypeError("weight", "float32, float64, float16 or bfloat16", weight.dtype)
     if weight.dim() != 2:
         raise ArgumentError("weight", "of shape (N_out, N_in)", tuple(weight.shape))
-    if isinstance(spikes, Tensor) and spikes.is_floating_point() and spikes.dtype != weight.dtype:
-        raise ArgumentTypeError("spikes", f"of the dtype of weight, {weight.dtype}, bool or integer", spikes.dtype)
+    if isinstance(spikes, Tensor):
+        arguments.check_dense("spikes", spikes)
+        if spikes.is_floating_point() and spikes.dtype != weight.dtype and not _autocast():
+            raise ArgumentTypeError("spikes", f"of the dtype of weight, {weight.dtype}, bool or integer", spikes.dtype)
     features = spikes.columns if isinstance(spikes, PackedSpikes) else (spikes.shape or (0,))[-1]
     if not len(spikes.shape) or features != weight.shape[1]:
         raise ArgumentError("spikes", f"of shape (..., {weight.shape[1]})", tuple(spikes.shape))
     if bias is None:
         return
-    if not isinstance(bias, Tensor) or bias.dtype != weight.dtype:
+    if not isinstance(bias, Tensor) or (bias.dtype != weight.dtype and not _autocast()):
         got = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
         raise ArgumentTypeError("bias", f"a tensor of the dtype of weight, {weight.dtype}", got)
     if bias.shape != (weight.shape[0],):

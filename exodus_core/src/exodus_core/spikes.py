@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from exodus_core import ops
 from exodus_core.arguments import FLOATS
@@ -24,12 +25,28 @@ class PackedSpikes:
         features: how many dimensions at the end of the shape make up a row.
         graph: a tensor of this shape without memory of its own, through which the gradient of the spikes flows to what
             made them; None if they have none.
+
+    Raises:
+        ArgumentTypeError: bits is not a tensor of uint8.
+        ArgumentError: bits is not contiguous or of another shape; features exceeds the dimensions.
     """
 
     bits: Tensor
     shape: torch.Size
     features: int = 1
     graph: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, Tensor) or self.bits.dtype != torch.uint8:
+            got = self.bits.dtype if isinstance(self.bits, Tensor) else type(self.bits).__name__
+            raise ArgumentTypeError("bits", "a tensor of uint8", got)
+        if not 1 <= self.features <= len(self.shape):
+            raise ArgumentError("features", f"from 1 to the {len(self.shape)} dimensions of shape", self.features)
+        rows = math.prod(self.shape[: len(self.shape) - self.features])
+        wanted = (rows, -(-self.columns // 8))
+        if self.bits.shape != wanted or not self.bits.is_contiguous():
+            shaped = tuple(self.bits.shape) if self.bits.shape != wanted else "one that is not contiguous"
+            raise ArgumentError("bits", f"contiguous, of shape {wanted}", shaped)
 
     @property
     def columns(self) -> int:
@@ -56,7 +73,17 @@ class PackedSpikes:
     def density(self) -> float:
         """The share of ones."""
         elements = math.prod(self.shape)
-        return ops.count_spikes(self.bits) / elements if elements else 0.0
+        return ops.count_spikes(self.bits.cpu()) / elements if elements else 0.0
+
+
+def watched() -> bool:
+    """True if something sees each operator: it traces them, maps them over tensors, or differentiates them forward.
+
+    What they compute then may depend on the shapes of the spikes, but not on their values.
+    """
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return True
+    return not torch.compiler.is_compiling() and (torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing())
 
 
 class _Unpacked(torch.autograd.Function):
