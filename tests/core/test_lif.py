@@ -327,7 +327,7 @@ def test_second_derivatives_are_refused(neuron: str, grad_requires_grad: bool) -
     weight = torch.randn_like(spikes).requires_grad_(grad_requires_grad)
     for wanted in (x, parameter):
         (gradient,) = torch.autograd.grad(spikes, wanted, weight, create_graph=True)
-        with pytest.raises(RuntimeError, match="second derivatives of a spiking neuron or filter are not computed"):
+        with pytest.raises(RuntimeError, match="second derivatives of a spiking neuron, filter or sparse product"):
             gradient.square().sum().backward()
 
 

@@ -94,11 +94,13 @@ class PackedLif(torch.autograd.Function):
         resets_by = thresholds if settings.tied else resets_by
         tensors = (alphas, thresholds, resets_by, min_membranes, None, None)
         bits, membrane = ops.lif_forward_packed(x, *settings.neuron[:4], *tensors, settings.reset, settings.time_dim)
-        ctx.save_for_backward(membrane, *tensors)
+        graph = x.new_zeros(()).expand(x.shape)
+        # The output ties the gradients to what they are gradients of: a second derivative is refused, not zero.
+        ctx.save_for_backward(membrane, *tensors, graph)
         ctx.settings = settings
         ctx.mark_non_differentiable(bits)
         ctx.set_materialize_grads(False)
-        return x.new_zeros(()).expand(x.shape), bits
+        return graph, bits
 
     @staticmethod
     @once_differentiable
@@ -110,7 +112,7 @@ class PackedLif(torch.autograd.Function):
 def _lif_backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | None) -> tuple[Tensor | None, ...]:
     """The gradients of the arguments of `Lif`, from the context of `Lif` or `PackedLif`."""
     settings: LifSettings = ctx.settings
-    membrane, *tensors = ctx.saved_tensors
+    membrane, *tensors = ctx.saved_tensors[:7]
     wanted = (*ctx.needs_input_grad[1:-1], False, False)[:6]
     grad_input, lanes = ops.lif_backward(
         membrane,

@@ -22,8 +22,8 @@ class _Refused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         raise RuntimeError(
-            "second derivatives of a spiking neuron or filter are not computed: the gradient that create_graph=True "
-            "kept was differentiated again"
+            "second derivatives of a spiking neuron, filter or sparse product are not computed: the gradient that "
+            "create_graph=True kept was differentiated again"
         )
 
 
