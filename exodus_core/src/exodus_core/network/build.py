@@ -13,6 +13,7 @@ from exodus_core.arguments import check_dense, is_integer
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.network import modules, spiking
 from exodus_core.network.description import INPUT, Description, parse
+from exodus_core.sparse_product import ENABLED
 
 _MODULES: dict[str, Any] = {
     "linear": modules.Linear,
@@ -50,8 +51,11 @@ class Network(torch.nn.Module):
     def __init__(self, description: Description, seed: int, device: torch.device | str, exact: bool = False) -> None:
         super().__init__()
         self.description = description
-        # Not self.exact = ..., which a layer of this name would refuse.
-        self.__dict__["exact"] = exact
+        # Attributes are set before there are layers, which would refuse those of their names.
+        self.exact = exact
+        # The names whose values no layer after this one reads.
+        self._done: list[list[str]] = [[] for _ in description.layers]
+        self._readers = _readers(description) if ENABLED and not exact else {}
         dtype: torch.dtype = getattr(torch, description.dtype)
         # Moved and converted with the rest: a network may have no parameter that has its device.
         self.register_buffer("_like", torch.empty(0, dtype=dtype, device="cpu"), persistent=False)
@@ -67,11 +71,8 @@ class Network(torch.nn.Module):
             self._modules[layer.name] = module
             shapes[layer.name] = shape
             last_use.update(dict.fromkeys(layer.inputs, index))
-        # The names whose values no layer after this one reads.
-        self._done: list[list[str]] = [[] for _ in description.layers]
         for name, last in last_use.items():
             self._done[last].append(name)
-        self._readers = {} if exact else _readers(description)
         for module in self._modules.values():
             if isinstance(module, modules.Linear | modules.Conv):
                 module.exact = exact
@@ -124,12 +125,17 @@ class Network(torch.nn.Module):
         return result  # type: ignore[no-any-return]
 
     def _packs(self, name: str) -> bool:
-        """True if products alone see a value, so that spikes may be handed on as bits. Hooks would see it too."""
+        """True if products alone see a value, so that spikes may be handed on as bits.
+
+        Hooks would see it too, and a module that has taken the place of a layer.
+        """
         readers = self._readers.get(name, ())
-        seeing: list[Any] = [self._modules[reader] for reader in readers]
-        seeing += [self._modules[name]] if name != INPUT else []
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in seeing) or _has_any_global_hook()
-        return bool(readers) and not hooked
+        if not readers or _has_any_global_hook():
+            return False
+        if name != INPUT and not _unhooked(self._modules[name], spiking.Lif):
+            return False
+        kinds = modules.Linear, modules.Conv, modules.Flatten
+        return all(_unhooked(self._modules[reader], *kinds) for reader in readers)
 
     def _input(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or x.is_complex():
@@ -168,8 +174,17 @@ class Network(torch.nn.Module):
 _TAKES_BITS, _HANDS_ON = ("linear", "conv1d", "conv2d", "flatten"), ("flatten",)
 
 
+def _unhooked(module: Any, *kinds: type) -> bool:
+    """True if a module is of one of these kinds and has no hook that sees its values or their gradients."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return isinstance(module, kinds) and not any(hooks)
+
+
 def _readers(description: Description) -> dict[str, tuple[str, ...]]:
-    """For the input and each layer of spikes that products alone read: the names of all layers that see its value."""
+    """For the input and each layer of spikes that one product alone reads: the names of all layers that see its value.
+
+    Several products would each make a tensor of its own of spikes that are not few.
+    """
     direct: dict[str, list[Any]] = {INPUT: [], **{layer.name: [] for layer in description.layers}}
     for layer in description.layers:
         for name in layer.inputs:
@@ -188,8 +203,10 @@ def _readers(description: Description) -> dict[str, tuple[str, ...]]:
         return found
 
     spiking = [layer.name for layer in description.layers if layer.kind in ("lif", "if")]
-    readers = {name: seeing(name) for name in (INPUT, *spiking)}
-    return {name: tuple(found) for name, found in readers.items() if found}
+    readers = {name: seeing(name) or [] for name in (INPUT, *spiking)}
+    kinds = {layer.name: layer.kind for layer in description.layers}
+    products = {name: [reader for reader in found if kinds[reader] not in _HANDS_ON] for name, found in readers.items()}
+    return {name: tuple(found) for name, found in readers.items() if len(products[name]) == 1}
 
 
 def _moved(generator: torch.Generator, device: torch.device) -> torch.Generator:
