@@ -17,7 +17,20 @@ EVERY_LIF |= {"decay_reset": True, "max_spikes": 3}
 EXPONENTIAL = {"kind": "exponential", "alpha": 0.9, "amplitude": -1.0}
 LINEAR = {"kind": "linear", "out_features": 500}
 CONV = {"kind": "conv2d", "out_channels": 8, "kernel_size": 3}
-# Shape of a sample, batch, time, layers: some MiB each.
+# Sparse products of few spikes, and of as many as are few; above 0.15, a convolution is dense.
+SPARSE: dict[str, tuple[Any, ...]] = {
+    "one linear": ([1000], 20, 100, [LINEAR]),
+    "wide linear": ([20000], 2, 20, [LINEAR | {"out_features": 128}, LIF, LINEAR | {"out_features": 2000}]),
+    "wide convolution": ([128, 6, 6], 2, 20, [CONV | {"out_channels": 128}, LIF, CONV | {"out_channels": 128}]),
+    "large images": ([2, 40, 40], 5, 20, [CONV, LIF, CONV]),
+    "two readers": (
+        [500],
+        20,
+        100,
+        [LINEAR, LIF | {"name": "s"}, LINEAR, LINEAR | {"inputs": ["s"]}, {"kind": "add", "inputs": ["2", "3"]}],
+    ),
+}
+# Shape of a sample, batch, time, layers: some MiB each; perhaps the share of ones in the input, else 0.3.
 CASES: dict[str, tuple[Any, ...]] = {
     "linear": ([500], 20, 50, [LINEAR] * 3),
     "deep": ([500], 20, 50, [LINEAR, LIF] * 4),
@@ -61,6 +74,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "srm bptt of taps": ([500], 5, 50, [LEARN, {"kind": "srm", "reset_kernel": [-1.0] * 5, "method": "bptt"}]),
     "srm bptt of one neuron": ([1], 1, 500, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "method": "bptt"}]),
     "weights": ([1000], 1, 1, [{"kind": "linear", "out_features": 1000}] * 3),
+    **{f"{name} of {share} spikes": (*case, share) for name, case in SPARSE.items() for share in (0.001, 0.14, 0.29)},
 }
 # Runs every case by itself and prints the most that a forward pass and training calls added to the process. What is
 # freed goes back to the system at once: blocks of 16 KiB and more are mapped each by itself, because those on the heap
@@ -87,10 +101,10 @@ def peak(function):
     function()
     return status("VmHWM") - before
 
-for name, (shape, batch, time, layers) in cases.items():
+for name, (shape, batch, time, layers, *share) in cases.items():
     net = network.build({"input_shape": shape, "dtype": dtype, "layers": layers})
     trainer = training.Trainer(net, "adam")
-    x = torch.rand(batch, time, *shape) < 0.3
+    x = torch.rand(batch, time, *shape) < (share or [0.3])[0]
     targets = torch.ones(batch, time, *net.description.output_shape)
     trainer.step(x[:2, :3], targets[:2, :3], "spike_train_mse")
     forward = peak(lambda: trainer.forward(x))
@@ -123,7 +137,7 @@ def measured(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.parametrize("case", CASES)
 def test_a_pass_takes_at_most_what_the_description_says_and_not_much_less(measured: Any, case: str) -> None:
     dtype, peaks = measured
-    shape, batch, time, layers = CASES[case]
+    shape, batch, time, layers = CASES[case][:4]
     description = network.parse({"input_shape": shape, "dtype": dtype, "layers": layers})
     for training, peak in zip((False, True), peaks[case], strict=True):
         bound = description.memory(batch, time, training=training)
@@ -132,7 +146,7 @@ def test_a_pass_takes_at_most_what_the_description_says_and_not_much_less(measur
 
 
 def test_every_kind_of_layer_has_a_bound() -> None:
-    kinds = {layer["kind"] for *_, layers in CASES.values() for layer in layers}
+    kinds = {layer["kind"] for case in CASES.values() for layer in case[3]}
     assert kinds | {"if", "avg_pool"} == set(network.KINDS)
 
 

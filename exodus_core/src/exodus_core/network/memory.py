@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from exodus_core import sparse_convolution, sparse_product
 from exodus_core.network.layers import Shape, per_dimension
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ _STEP_BYTES, _STEP_GRAPH_BYTES, _STEP_RECURRENT_BYTES = 3 * 1024, 14 * 1024, 28 
 # The backward pass of each step of an SRM loop copies the past that the step saw: so many copies at a time. Copies that
 # are small enough for the heap leave holes there that later ones may not fit: about one for each step.
 _PAST_COPIES, _HEAP_BLOCK_BYTES = 4, 64 * 1024
+# Of sparse products (csrc/cpu/sparse_product.cpp, sparse_convolution.cpp): of a place in a list, and of the place of a
+# spike in an image, without its value; of the rows of dL/dx in a panel; rows of sums; blocks of images in dL/dW.
+_INDEX_BYTES, _PLACE_BYTES, _PANEL_CACHE_BYTES, _SCRATCH_ROWS, _CONVOLUTION_BLOCKS = 4, 16, 256 * 1024, 65, 16
 # Gradients of a neuron's parameters are summed for each lane (sample and neuron): so many sums, in float64.
 _LANE_BYTES = 8 * 8
 
@@ -47,6 +51,16 @@ class _Layer:
     itemsize: int
     learns: bool
     training: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the input, the weights and the output."""
+        return torch.float64 if self.itemsize == 8 else torch.float32
+
+    @property
+    def bits(self) -> int:
+        """Bytes of the input as bits, of which each row is whole bytes."""
+        return self.batch * self.time * -(-math.prod(self.input) // 8)
 
     @property
     def x(self) -> int:
@@ -99,9 +113,32 @@ class _Need:
     view: bool = False
 
 
+def _panels(outputs: int, itemsize: int) -> tuple[int, int]:
+    """Panels of outputs in sparse products, and the bytes of a row of one: kPanelBytes of csrc/cpu/kernels.h."""
+    row = next((size for size in (64, 128, 256) if outputs * itemsize <= size), 512)
+    return -(-outputs * itemsize // row), row
+
+
 def _linear(layer: _Layer) -> _Need:
-    weight = math.prod((*layer.output, *layer.input)) * layer.itemsize
-    return _Need(forward=weight, backward=layer.grad + weight, reads_input=True)
+    columns, outputs, rows = math.prod(layer.input), math.prod(layer.output), layer.batch * layer.time
+    weight = outputs * columns * layer.itemsize
+    dense = _Need(forward=weight, backward=layer.grad + weight, reads_input=True)
+    if not sparse_product.enough(rows * outputs * columns, rows):
+        return dense
+    # Lists of the spikes have a place for each, and perhaps a value; threads have panels, and rows of sums.
+    threads, (panels, row) = torch.get_num_threads(), _panels(outputs, layer.itemsize)
+    spikes = int(sparse_product.max_density(outputs, layer.dtype) * rows * columns)
+    lists = spikes * (_INDEX_BYTES + layer.itemsize)
+    blocks = -(-rows * row // _PANEL_CACHE_BYTES)
+    forward = lists + rows * _INDEX_BYTES + threads * (columns + _SCRATCH_ROWS) * row
+    backward = lists + blocks * columns * _INDEX_BYTES + threads * _PANEL_CACHE_BYTES
+    backward += min(threads, panels) * columns * row
+    return _Need(
+        kept=layer.bits,
+        forward=max(dense.forward, forward),
+        backward=max(dense.backward, layer.grad + backward),
+        reads_input=True,
+    )
 
 
 def _convolution(layer: _Layer) -> _Need:
@@ -127,7 +164,25 @@ def _convolution(layer: _Layer) -> _Need:
     else:
         forward = unfolded
         backward = unfolded + layer.x + (columns + layer.x if layer.learns else 0)
-    return _Need(forward=forward, backward=backward, reads_input=True)
+    dense = _Need(forward=forward, backward=backward, reads_input=True)
+    outputs, taps = layer.output[0] // data.groups, math.prod(kernel)
+    limit = sparse_convolution.max_density(outputs, taps, layer.dtype)
+    columns = layer.input[0] // data.groups * taps
+    products = images * math.prod(layer.input[1:]) * layer.output[0] * columns
+    if limit == 0 or not sparse_product.enough(products):
+        return dense
+    # The weight in panels, for each thread or, backward, block of images; those of one image; and its spikes, in a list
+    # that doubles as it grows.
+    threads, (panels, row) = torch.get_num_threads(), _panels(outputs, layer.itemsize)
+    turned = data.groups * panels * columns * row
+    image = math.prod(layer.output[1:]) * row + 3 * math.prod(layer.input) * (_PLACE_BYTES + layer.itemsize)
+    sums = min(images, _CONVOLUTION_BLOCKS) * turned + threads * (turned + columns * row + image)
+    return _Need(
+        kept=layer.bits,
+        forward=max(dense.forward, threads * (turned + image)),
+        backward=max(dense.backward, layer.grad + sums),
+        reads_input=True,
+    )
 
 
 def _pool(layer: _Layer) -> _Need:
