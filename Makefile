@@ -114,11 +114,12 @@ RUNS := $(if $(QUICK),90:reverse:chunks:16,90:forward:auto:4 90:reverse:chunks:8
 
 checked: $(SANITIZED) $(EMULATED) ## build what `sanitize` and `cuda-emulate` run
 
+# Without sparse products, whose kernels are the CPU's own.
 cuda-emulate: $(EMULATED) $(if $(QUICK),,$(EMULATED_OLD)) ## the CUDA kernels on the CPU, under sanitizers, in several orders; QUICK=1 for a part
 	for run in $(RUNS); do \
 		set -- $$(echo $$run | tr : " "); \
 		echo "capability $$1; order of blocks and threads: $$2; LIF backward: $$3; rows of $$4 bytes"; \
-		EXODUS_EMULATE_ORDER=$$2 EXODUS_CUDA_BACKWARD=$$3 EXODUS_CUDA_ROW_BYTES=$$4 $(UNDER_SANITIZERS) \
+		EXODUS_SPARSE=0 EXODUS_EMULATE_ORDER=$$2 EXODUS_CUDA_BACKWARD=$$3 EXODUS_CUDA_ROW_BYTES=$$4 $(UNDER_SANITIZERS) \
 			PYTHONPATH=build/emulate-$$1/lib $(BIN)/pytest $(SANITIZED_TESTS) \
 			-k "not compiles and not instruction_set $(if $(QUICK),and (any_axis or empty or neighbours or overflows or choice_of))" || exit 1; \
 	done
