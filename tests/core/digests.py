@@ -8,11 +8,13 @@ import json
 from collections.abc import Iterator
 
 import torch
+from sparse_cases import KINDS, bits_of, spikes
 from torch import Tensor
 
 import exodus_core
 from assertions import DTYPES, KERNELS, SURROGATES, name_of
-from exodus_core import ExponentialKernel
+from exodus_core import ExponentialKernel, PackedSpikes, ops
+from exodus_core.functional import lif_packed
 from exodus_core.surrogate import Sigmoid, Surrogate
 
 # (outer, time, inner): time last in one block and in several, the last of one step, in one tile and in several, the
@@ -40,6 +42,18 @@ def results_of(neuron: str, x: Tensor, weight: Tensor, surrogate: exodus_core.su
     return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs, leaves, (weight, -weight))]
 
 
+def product_of(size: tuple[int, int, int], kind: str, dtype: torch.dtype) -> list[Tensor]:
+    """The bits of spikes, the bits that a LIF layer writes, a product, and the gradient of its weight."""
+    rows, columns, outputs = size
+    x = spikes((rows, columns), 0.2, kind, dtype)
+    weight, bias, grad = (torch.randn(shape).to(dtype) for shape in ((outputs, columns), (outputs,), (rows, outputs)))
+    packed = lif_packed(torch.randn(3, 50, outputs + 16).to(dtype), 0.9)
+    assert isinstance(packed, PackedSpikes)
+    bits, values = bits_of(x)
+    y = ops.spike_linear(bits, values, weight, bias)
+    return [bits, packed.bits, packed.unpack(dtype), y, ops.spike_linear_weight(bits, values, grad, columns)]
+
+
 def digests() -> Iterator[tuple[str, str]]:
     torch.manual_seed(7)
     cases: list[tuple[torch.dtype, tuple[int, ...], Surrogate]]
@@ -57,6 +71,13 @@ def digests() -> Iterator[tuple[str, str]]:
                     numbers = result.nan_to_num(12.0)  # which NaN it is, is nobody's business
                     found.update(numbers.reshape(-1).view(torch.uint8).numpy().tobytes())
                 yield f"{neuron}{name}, {name_of(dtype)}, {name_of(shape)}, {name_of(surrogate)}", found.hexdigest()
+    for dtype in DTYPES:
+        for size in [(70, 33, 9), (600, 65, 300)]:
+            for kind in KINDS:
+                found = hashlib.sha256()
+                for result in product_of(size, kind, dtype):
+                    found.update(result.reshape(-1).view(torch.uint8).numpy().tobytes())
+                yield f"product, {name_of(dtype)}, {name_of(size)}, {kind}", found.hexdigest()
 
 
 if __name__ == "__main__":
