@@ -54,6 +54,17 @@ def product_of(size: tuple[int, int, int], kind: str, dtype: torch.dtype) -> lis
     return [bits, packed.bits, packed.unpack(dtype), y, ops.spike_linear_weight(bits, values, grad, columns)]
 
 
+def convolution_of(channels: tuple[int, int, int], kind: str, dtype: torch.dtype) -> list[Tensor]:
+    """A convolution, and the gradient of its weight."""
+    inputs, outputs, groups = channels
+    x = spikes((70, inputs, 7, 9), 0.2, kind, dtype)
+    weight, bias = torch.randn(outputs, inputs // groups, 3, 2).to(dtype), torch.randn(outputs).to(dtype)
+    bits, values = bits_of(x.flatten(1))
+    windows = ((7, 9), (2, 1), (1, 0), (1, 2), groups)
+    y = ops.spike_convolution(bits, values, weight, bias, *windows)
+    return [y, ops.spike_convolution_weight(bits, values, torch.randn(y.shape).to(dtype), weight, *windows)]
+
+
 def digests() -> Iterator[tuple[str, str]]:
     torch.manual_seed(7)
     cases: list[tuple[torch.dtype, tuple[int, ...], Surrogate]]
@@ -72,10 +83,12 @@ def digests() -> Iterator[tuple[str, str]]:
                     found.update(numbers.reshape(-1).view(torch.uint8).numpy().tobytes())
                 yield f"{neuron}{name}, {name_of(dtype)}, {name_of(shape)}, {name_of(surrogate)}", found.hexdigest()
     for dtype in DTYPES:
-        for size in [(70, 33, 9), (600, 65, 300)]:
-            for kind in KINDS:
+        for kind in KINDS:
+            products = {size: product_of(size, kind, dtype) for size in ((70, 33, 9), (600, 65, 300))}
+            products |= {size: convolution_of(size, kind, dtype) for size in ((2, 140, 1), (6, 9, 3))}
+            for size, results in products.items():
                 found = hashlib.sha256()
-                for result in product_of(size, kind, dtype):
+                for result in results:
                     found.update(result.reshape(-1).view(torch.uint8).numpy().tobytes())
                 yield f"product, {name_of(dtype)}, {name_of(size)}, {kind}", found.hexdigest()
 
