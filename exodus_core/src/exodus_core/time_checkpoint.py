@@ -219,10 +219,12 @@ class _Run:
         y: Tensor | None = None
         for i in range(len(self.parts)):
             part = self.cut(x, i)
-            if bits is not None and packing.is_binary(part):
-                bits.append(packing.pack(part))
-            else:
-                bits = None
+            if bits is not None:
+                packed = packing.pack_if_binary(part)
+                if packed is None:
+                    bits = None
+                else:
+                    bits.append(packed)
             if keep:
                 kept.borders.append(before)
                 random = self.surroundings.random_states()
