@@ -550,6 +550,12 @@ def test_a_module_that_changes_its_buffers_is_refused() -> None:
         TimeCheckpoint(Counts(), 4)(signal(2, 10, 6))
 
 
+def test_layers_are_the_same_in_every_piece() -> None:
+    layers = [nn.LIF(0.9), nn.LIF(0.8)]
+    with pytest.raises(RuntimeError, match="must call the same layers in every piece"):
+        TimeCheckpoint(Calls(lambda x: layers[x.shape[1] < 4](x)), 4)(signal(2, 10, 6))
+
+
 def test_a_stateful_layer_is_called_once() -> None:
     layer = nn.LIF(0.9, stateful=True)
     with pytest.raises(RuntimeError, match=r"a stateful layer must be called once .*, got a second call of LIF"):

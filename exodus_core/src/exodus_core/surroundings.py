@@ -91,10 +91,9 @@ class Surroundings:
         """The states of torch's random numbers, on the CPU and on the GPUs."""
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(index) for index in self.generators)]
 
-    def drawn_from(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """`random_states` of a while ago if numbers were drawn since, or an empty list."""
-        now = self.random_states()
-        return [] if all(torch.equal(*pair) for pair in zip(states, now, strict=True)) else list(states)
+    def have_drawn(self, states: Sequence[Tensor]) -> bool:
+        """True if numbers were drawn since `random_states` returned these."""
+        return not all(torch.equal(*pair) for pair in zip(states, self.random_states(), strict=True))
 
     def set_random_states(self, states: Sequence[Tensor]) -> None:
         """Draws again what was drawn after `random_states`."""

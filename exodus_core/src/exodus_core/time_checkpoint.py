@@ -150,12 +150,21 @@ def _states(calls: Sequence[Call], flat: Sequence[Any]) -> dict[Call, tuple[Any,
 
 
 class _Kept(NamedTuple):
-    """What a backward pass needs of the forward pass. A piece that draws no random numbers has none of their states."""
+    """What a backward pass needs of the forward pass; states are flat, since objects around them would take more.
 
-    bits: list[Tensor] | None  # None: the input is not zeros and ones
-    borders: list[States]
+    Attributes:
+        bits: the input of each piece; None if it is not zeros and ones.
+        first: the states before the first piece.
+        borders: those before the others, one after the other.
+        shared: as of `Piece`.
+        random: the states of random numbers before the pieces that draw some, by number.
+    """
+
+    bits: list[Tensor] | None
+    first: list[Tensor]
+    borders: list[Tensor]
     shared: Shared
-    random: list[list[Tensor]]
+    random: dict[int, list[Tensor]]
 
 
 class _Run:
@@ -171,7 +180,8 @@ class _Run:
     Attributes:
         parts: first step and number of steps of each piece.
         stateful: layers that keep their state after the call.
-        left: of which calls `_Pieces` returns the last states beside the outputs.
+        first, calls: of which calls of layers there is a state before the first piece, and before the others.
+        left: of which of them `_Pieces` returns the last states beside the outputs.
     """
 
     def __init__(
@@ -183,6 +193,8 @@ class _Run:
         self.parts = [(start, min(steps, time - start)) for start in range(0, time, steps)]
         self.stateful: list[Any] = [part for part in module.modules() if getattr(part, "stateful", False)]
         self.surroundings = Surroundings(module, x)
+        self.first: list[Call] = []
+        self.calls: list[Call] = []
         self.left: list[Call] = []
 
     def view(self, x: Tensor, i: int) -> Tensor:
@@ -214,8 +226,9 @@ class _Run:
 
     def forward(self, x: Tensor, before: States, keep: bool = False) -> tuple[Tensor, States, _Kept]:
         """The outputs, the last states, and what a backward pass needs, if that is to be kept."""
-        kept = _Kept([] if keep else None, [], {}, [])
+        kept = _Kept([] if keep else None, _flat(before), [], {}, {})
         bits = kept.bits
+        self.first = list(before)
         y: Tensor | None = None
         for i in range(len(self.parts)):
             part = self.cut(x, i)
@@ -225,13 +238,17 @@ class _Run:
                     bits = None
                 else:
                     bits.append(packed)
-            if keep:
-                kept.borders.append(before)
-                random = self.surroundings.random_states()
+            random = self.surroundings.random_states() if keep else []
             found, piece = self.piece(part, before, kept.shared)
             if keep:
-                kept.random.append(self.surroundings.drawn_from(random))
+                kept.borders.extend(_flat(before) if i > 0 else ())
+                if self.surroundings.have_drawn(random):
+                    kept.random[i] = random
             before = piece.after
+            if i == 0:
+                self.calls = list(before)
+            elif list(before) != self.calls:
+                raise RuntimeError("a module with a time checkpoint must call the same layers in every piece")
             if y is None:
                 shape = list(found.shape)
                 shape[self._time_dim] = self.shape[self._time_dim]
@@ -262,13 +279,14 @@ class _Run:
             kept: of the forward pass.
             grad_y, grads_after: the gradients of the piece's output and of the states after it.
         """
-        border = kept.borders[i]
+        count = 2 * len(self.calls)
+        border = kept.borders[(i - 1) * count : i * count] if i > 0 else kept.first
         # The first states have the gradients that were asked for, the others whatever they may hand on.
-        before = [_leaf(tensor, i > 0 or tensor.requires_grad) for tensor in _flat(border)]
-        if kept.random[i]:
+        before = [_leaf(tensor, i > 0 or tensor.requires_grad) for tensor in border]
+        if i in kept.random:
             self.surroundings.set_random_states(kept.random[i])
         with torch.enable_grad(), self.surroundings.with_tensors(leaves), self.surroundings.again():
-            y, piece = self.piece(x, _states(list(border), before), kept.shared)
+            y, piece = self.piece(x, _states(self.calls if i > 0 else self.first, before), kept.shared)
         outputs = [(y, grad_y)]
         for call, state in piece.after.items():
             outputs += zip(state, grads_after.get(call, ()), strict=False)
@@ -310,7 +328,7 @@ class _Pieces(torch.autograd.Function):
         sums = _Sums(leaves)
         grad_x = torch.empty(run.shape, dtype=run.dtype, device=run.device) if wants_x else None
         after = _states(run.left, grads_left)
-        with torch.random.fork_rng(run.surroundings.generators, enabled=any(kept.random)):
+        with torch.random.fork_rng(run.surroundings.generators, enabled=bool(kept.random)):
             for i in reversed(range(len(run.parts))):
                 part = _leaf(run.cut(x, i) if kept.bits is None else run.unpacked(kept.bits[i], i), wants_x)
                 grad_part = None if grad_y is None else run.view(grad_y, i)
@@ -319,7 +337,7 @@ class _Pieces(torch.autograd.Function):
                     view = run.view(grad_x, i)
                     view.zero_() if grad_part is None else view.copy_(grad_part)
                 sums.add(of_leaves)
-                after = _states(list(kept.borders[i]), before)
+                after = _states(run.calls, before) if i > 0 else {}
         return None, None, grad_x, *sums.totals(), *before
 
 

@@ -230,8 +230,8 @@ def graph_bytes(description: Description, time: int) -> int:
     return sum(_LAYER_BYTES + (time * _step_graph(layer) if _loops(layer) else 0) for layer in description.layers)
 
 
-# Bytes of Python objects of one piece of a sequence, and of one tensor that is saved for it.
-_PIECE_BYTES, _SAVED_BYTES = 2 * 1024, 1024
+# Bytes of the objects of one piece of a sequence, and of a tensor that is saved for it, beside its values; measured.
+_PIECE_BYTES, _SAVED_BYTES = 4 * 1024, 2560
 _STATE_TENSORS = 2  # of a layer with neurons: membrane and spikes
 
 
