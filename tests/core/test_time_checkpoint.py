@@ -265,6 +265,34 @@ def test_frozen_parameters_and_inputs_have_no_gradient_and_unused_ones_none() ->
     assert leaf.grad.count_nonzero() > 0
 
 
+def test_a_piece_whose_output_does_not_depend_on_the_input_has_no_gradient() -> None:
+    class LastPiece(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = torch.nn.Parameter(torch.ones(6, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.gain if x.shape[1] == 2 else self.gain.expand(x.shape)
+
+    leaf = signal(2, 10, 6).requires_grad_()
+    TimeCheckpoint(LastPiece(), 4)(leaf).sum().backward()
+    assert leaf.grad[:, :8].count_nonzero() == 0
+    assert torch.equal(leaf.grad[:, 8:], torch.ones_like(leaf[:, 8:]))
+
+
+def test_a_module_that_changes_its_input_in_place_changes_a_copy() -> None:
+    plain, module = pair(lambda: Sequential(torch.nn.ReLU(inplace=True), nn.LIF(0.9, time_dim=0, trainable="alpha")))
+    x = signal(10, 2, 6)
+    kept = x.clone()
+    y = TimeCheckpoint(module, 4, time_dim=0)(x)
+    assert torch.equal(x, kept)
+    expected = plain(kept)
+    assert torch.equal(y, expected)
+    y.cumsum(0).sum().backward()
+    expected.cumsum(0).sum().backward()
+    assert relative_error(module[1].alpha.grad, plain[1].alpha.grad) <= 1e-12
+
+
 def test_bool_inputs_go_to_the_module_as_they_are() -> None:
     class Converted(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
