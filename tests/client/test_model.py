@@ -114,6 +114,16 @@ class TestMaking:
         assert sent(server).params["network"]["input_shape"] == [5]
         assert model.info().dtype == "float64"
 
+    def test_checkpoint_steps_are_sent_where_they_are_given(self, client: Client, server: InProcessService) -> None:
+        model = client.create_model(LAYERS, checkpoint_steps=np.int64(50))
+        assert sent(server).params["network"]["checkpoint_steps"] == 50
+        assert model.info().network["checkpoint_steps"] == 50
+        client.create_model({"layers": LAYERS, "checkpoint_steps": 40}, checkpoint_steps=30)
+        assert sent(server).params["network"]["checkpoint_steps"] == 30
+        for wrong, error in ((0, ValueError), ("10", TypeError), (True, TypeError)):
+            with pytest.raises(error, match="checkpoint_steps must be an integer"):
+                client.create_model(LAYERS, checkpoint_steps=wrong)  # type: ignore[arg-type]
+
     def test_a_request_that_was_lost_makes_one_model(self, server: InProcessService) -> None:
         with patient_client(Road(server, ["lost", "gateway"])) as client:
             model = client.create_model(LAYERS)

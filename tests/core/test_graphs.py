@@ -317,6 +317,15 @@ def test_networks_that_draw_masks_are_not_replayed(replays: list[Any]) -> None:
         assert len(replays) == expected
 
 
+def test_networks_in_pieces_are_not_replayed(replays: list[Any]) -> None:
+    layers = [layer for layer in LAYERS if layer["kind"] != "batch_norm"]
+    for steps, expected in ((3, 0), (100, 0), (None, 3)):
+        trainers = pair(data={"input_shape": [6], "layers": layers, "checkpoint_steps": steps})
+        for i in range(5):
+            step(trainers, *batch(i))
+        assert len(replays) == expected
+
+
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # torch's own
 def test_compiled_networks_are_not_replayed(replays: list[Any]) -> None:
     trainer = Trainer(torch.compile(network.build(LAYERS), backend="eager"), "adam")

@@ -108,6 +108,21 @@ REFUSED = [
     ({"layers": [{**LINEAR, "in_features": "3"}]}, "/layers/0/in_features", "an integer of at least 1", "'3'"),
     ({"layers": [{**LINEAR, "in_features": np.array([3])}]}, "/layers/0/in_features", "an integer", "array([3])"),
     ({"layers": [LINEAR], "extra": 1}, "/extra", "absent (the fields are", "1"),
+    (one(**LINEAR) | {"checkpoint_steps": 0}, "/checkpoint_steps", "an integer of at least 1", "0"),
+    (one(**LINEAR) | {"checkpoint_steps": 2.5}, "/checkpoint_steps", "an integer of at least 1", "2.5"),
+    (one(**LINEAR) | {"checkpoint_steps": True}, "/checkpoint_steps", "an integer of at least 1", "True"),
+    (
+        one(kind="batch_norm") | {"checkpoint_steps": 5},
+        "/checkpoint_steps",
+        "null with a layer of kind batch_norm: in training its statistics are those of all steps",
+        "5",
+    ),
+    (
+        one(**SRM) | {"checkpoint_steps": 5},
+        "/checkpoint_steps",
+        "null with a layer of kind srm: its state is the whole history of its spikes",
+        "5",
+    ),
     ({"layers": []}, "/layers", "a list of one layer or more", "[]"),
     ({}, "/layers", "a list of one layer or more", "None"),
     ({"layers": [LINEAR]}, "/input_shape", "null if the first layer is linear with in_features", "None"),
@@ -334,3 +349,12 @@ def test_values_of_any_depth_are_shown_short() -> None:
         with pytest.raises(network.NetworkError) as caught:
             network.parse([{**LINEAR, "in_features": value}])
         assert len(caught.value.got) < 100
+
+
+def test_checkpoint_steps_are_in_the_data_where_they_are_not_null() -> None:
+    data = one(**LIF)
+    assert network.parse(data | {"checkpoint_steps": None}) == network.parse(data)
+    assert "checkpoint_steps" not in network.parse(data).data
+    description = network.parse(data | {"checkpoint_steps": np.int64(7)})
+    assert description.checkpoint_steps == description.data["checkpoint_steps"] == 7
+    assert network.parse(description.data) == description != network.parse(data)

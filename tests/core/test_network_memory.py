@@ -18,6 +18,7 @@ EXPONENTIAL = {"kind": "exponential", "alpha": 0.9, "amplitude": -1.0}
 LINEAR = {"kind": "linear", "out_features": 500}
 CONV = {"kind": "conv2d", "out_channels": 8, "kernel_size": 3}
 # Sparse products of few spikes, and of as many as are few; above 0.15, a convolution is dense.
+SHARES = (0.001, 0.14, 0.29)
 SPARSE: dict[str, tuple[Any, ...]] = {
     "one linear": ([1000], 20, 100, [LINEAR]),
     "wide linear": ([20000], 2, 20, [LINEAR | {"out_features": 128}, LIF, LINEAR | {"out_features": 2000}]),
@@ -30,7 +31,8 @@ SPARSE: dict[str, tuple[Any, ...]] = {
         [LINEAR, LIF | {"name": "s"}, LINEAR, LINEAR | {"inputs": ["s"]}, {"kind": "add", "inputs": ["2", "3"]}],
     ),
 }
-# Shape of a sample, batch, time, layers: some MiB each; perhaps the share of ones in the input, else 0.3.
+READOUT = [{"kind": "linear", "out_features": 4}, {"kind": "exp_leak", "alpha": 0.9}]
+# Shape of a sample, batch, time, layers: some MiB each; perhaps checkpoint_steps, and the share of ones, else 0.3.
 CASES: dict[str, tuple[Any, ...]] = {
     "linear": ([500], 20, 50, [LINEAR] * 3),
     "deep": ([500], 20, 50, [LINEAR, LIF] * 4),
@@ -74,8 +76,28 @@ CASES: dict[str, tuple[Any, ...]] = {
     "srm bptt of taps": ([500], 5, 50, [LEARN, {"kind": "srm", "reset_kernel": [-1.0] * 5, "method": "bptt"}]),
     "srm bptt of one neuron": ([1], 1, 500, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "method": "bptt"}]),
     "weights": ([1000], 1, 1, [{"kind": "linear", "out_features": 1000}] * 3),
-    **{f"{name} of {share} spikes": (*case, share) for name, case in SPARSE.items() for share in (0.001, 0.14, 0.29)},
+    "pieces": ([500], 10, 400, [LINEAR, LIF] * 3, 20),
+    "pieces with a readout": ([500], 10, 400, [*[LINEAR, LIF] * 3, *READOUT], 20),
+    "pieces of one step": ([500], 10, 100, [LINEAR, LIF] * 3, 1),
+    "pieces of images": ([2, 32, 32], 4, 100, [CONV, LIF, CONV, LIF], 10),
+    "pieces with dropout": ([1000], 100, 20, [LEARN, {"kind": "dropout"}], 3),
+    "pieces of recurrent": ([500], 10, 100, [EVERY_LIF | {"recurrent": {"bias": True}}], 10),
+    "pieces of bptt": ([500], 10, 200, [EVERY_LIF | {"method": "bptt"}], 10),
+    "many pieces of one neuron": ([1], 1, 10000, [LIF], 10),
+    "weights in pieces": ([1000], 1, 10, [{"kind": "linear", "out_features": 1000}, LIF] * 3, 2),
+    **{
+        f"{name} of {share} spikes": (*case, None, share)
+        for name, case in SPARSE.items()
+        for share in (0.001, 0.14, 0.29)
+    },
 }
+
+
+def described(case: str, dtype: str) -> dict[str, Any]:
+    shape, _, _, layers, *steps = CASES[case]
+    return {"input_shape": shape, "dtype": dtype, "layers": layers, "checkpoint_steps": steps[0] if steps else None}
+
+
 # Runs every case by itself and prints the most that a forward pass and training calls added to the process. What is
 # freed goes back to the system at once: blocks of 16 KiB and more are mapped each by itself, because those on the heap
 # fill its holes differently from run to run (the same case took 13 to 31 MiB).
@@ -87,7 +109,7 @@ from exodus_core import network, training
 exodus_core.keep_memory(0)
 torch.set_num_threads(1)
 ctypes.CDLL(None).mallopt(-3, 16384)
-dtype, cases = sys.argv[1], json.loads(sys.stdin.read())
+cases = json.loads(sys.stdin.read())
 
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
@@ -101,8 +123,9 @@ def peak(function):
     function()
     return status("VmHWM") - before
 
-for name, (shape, batch, time, layers, *share) in cases.items():
-    net = network.build({"input_shape": shape, "dtype": dtype, "layers": layers})
+for name, (description, batch, time, *share) in cases.items():
+    shape = description["input_shape"]
+    net = network.build(description)
     trainer = training.Trainer(net, "adam")
     x = torch.rand(batch, time, *shape) < (share or [0.3])[0]
     targets = torch.ones(batch, time, *net.description.output_shape)
@@ -123,9 +146,13 @@ BESIDE = 4 * MIB
 def measured(request: pytest.FixtureRequest) -> Any:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("there is no /proc to measure with")
+    cases = {
+        case: (described(case, request.param), batch, time, *more[1:])
+        for case, (_, batch, time, _, *more) in CASES.items()
+    }
     run = subprocess.run(
-        [sys.executable, "-c", MEASURE, request.param],
-        input=json.dumps(CASES),
+        [sys.executable, "-c", MEASURE],
+        input=json.dumps(cases),
         capture_output=True,
         text=True,
         check=True,
@@ -137,8 +164,8 @@ def measured(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.parametrize("case", CASES)
 def test_a_pass_takes_at_most_what_the_description_says_and_not_much_less(measured: Any, case: str) -> None:
     dtype, peaks = measured
-    shape, batch, time, layers = CASES[case][:4]
-    description = network.parse({"input_shape": shape, "dtype": dtype, "layers": layers})
+    _, batch, time, *_ = CASES[case]
+    description = network.parse(described(case, dtype))
     for training, peak in zip((False, True), peaks[case], strict=True):
         bound = description.memory(batch, time, training=training)
         assert peak <= bound + BESIDE, f"training={training}: {peak / MIB:.1f} MiB, at most {bound / MIB:.1f} said"
@@ -146,7 +173,7 @@ def test_a_pass_takes_at_most_what_the_description_says_and_not_much_less(measur
 
 
 def test_every_kind_of_layer_has_a_bound() -> None:
-    kinds = {layer["kind"] for case in CASES.values() for layer in case[3]}
+    kinds = {layer["kind"] for _, _, _, layers, *_ in CASES.values() for layer in layers}
     assert kinds | {"if", "avg_pool"} == set(network.KINDS)
 
 
@@ -164,3 +191,15 @@ def test_memory_grows_with_batch_and_time_and_a_long_way_beyond_64_bits() -> Non
     assert len(set(sizes)) == 4
     assert sizes[-1] > 2**64
     assert description.memory(2**20, 1, training=False) < sizes[1]
+
+
+def test_a_long_sequence_in_pieces_takes_little_more_than_a_short_one() -> None:
+    layers = [LINEAR, LIF, {"kind": "dropout"}, LINEAR, LIF, *READOUT]
+    whole, pieces = (
+        network.parse({"input_shape": [500], "layers": layers, "checkpoint_steps": steps}) for steps in (None, 250)
+    )
+    for training in (False, True):
+        assert pieces.memory(8, 250, training=training) == whole.memory(8, 250, training=training)
+        assert pieces.memory(8, 100_000, training=training) < whole.memory(8, 100_000, training=training) / 30
+    assert pieces.graph(250) == whole.graph(250)
+    assert whole.graph(250) == whole.graph(100_000) < pieces.graph(100_000)

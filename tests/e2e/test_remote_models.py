@@ -38,6 +38,16 @@ NETWORKS: dict[str, tuple[list[int], list[dict[str, Any]]]] = {
             {"kind": "dropout", "p": 0.3},
         ],
     ),
+    "in pieces": (
+        [12],
+        [
+            {"kind": "linear", "out_features": 16, "gain": 2.0},
+            LIF,
+            {"kind": "dropout", "p": 0.3},
+            {"kind": "linear", "out_features": 10, "gain": 2.0},
+            LIF | {"recurrent": {"bias": True, "gain": 0.5}},
+        ],
+    ),
     "srm": (
         [12],
         [
@@ -56,6 +66,8 @@ NETWORKS: dict[str, tuple[list[int], list[dict[str, Any]]]] = {
         ],
     ),
 }
+# Of networks that run in pieces: the steps of one.
+CHECKPOINT_STEPS = {"in pieces": 6}
 OPTIMIZERS = {
     "adam": {"kind": "adam", "lr": 3e-3},
     "sgd": {"kind": "sgd", "lr": 0.003, "momentum": 0.9, "nesterov": True},
@@ -69,7 +81,7 @@ def test_fifty_steps_over_http_give_the_bits_of_fifty_in_process(
     client: Client, kind: str, optimizer: str, tmp_path: Path
 ) -> None:
     shape, layers = NETWORKS[kind]
-    description = {"input_shape": shape, "layers": layers + READOUT}
+    description = {"input_shape": shape, "layers": layers + READOUT, "checkpoint_steps": CHECKPOINT_STEPS.get(kind)}
     chance = torch.Generator().manual_seed(7)
     spikes = (torch.rand(STEPS, 5, 20, *shape, generator=chance) < 0.2).bool()
     targets = torch.randint(0, 4, (STEPS, 5), generator=chance)

@@ -19,7 +19,10 @@ LAYERS: dict[str, list[dict[str, Any]]] = {
         *[{"kind": "srm", "reset_kernel": [-1.0] * 40, "response_kernel": {"kind": "alpha", "tau": 2.0}}] * 100,
     ],
     "bptt": [{"kind": "lif", "alpha": 0.9, "trainable": ["alpha"], "method": "bptt"}] * 2,
+    "pieces": [{"kind": "lif", "alpha": 0.9, "trainable": ["alpha", "threshold"]}] * 20,
+    "pieces of one layer": [{"kind": "lif", "alpha": 0.9, "trainable": ["alpha"]}],
 }
+CHECKPOINT_STEPS = {"pieces": 10, "pieces of one layer": 1}
 # Nothing is let go of before the end, so that nothing comes to lie where something else was.
 MEASURE = """
 import ctypes, gc, json, sys
@@ -39,8 +42,8 @@ def resident():
     libc.malloc_trim(0)
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
 
-def made(layers, optimizer="adam"):
-    network = {"input_shape": [1], "layers": layers}
+def made(layers, steps, optimizer="adam"):
+    network = {"input_shape": [1], "layers": layers, "checkpoint_steps": steps}
     spec = parse_spec("o", None, network=network, optimizer=optimizer, max_model_bytes=2**30)
     model = Model(spec, spec.build(torch.device("cpu")), SequencerLimits(2**20, 10.0))
     x, y = torch.rand(2, STEPS, 1), torch.zeros(2, STEPS, 1)
@@ -48,10 +51,10 @@ def made(layers, optimizer="adam"):
     model.trainer.forward_backward(x, y, "spike_train_mse")
     return model
 
-for name, layers in json.loads(sys.stdin.read()).items():
-    made(layers[:2])
+for name, (layers, steps) in json.loads(sys.stdin.read()).items():
+    made(layers[:2], steps)
     start = resident()
-    models = [made(layers) for _ in range(COUNT)]
+    models = [made(layers, steps) for _ in range(COUNT)]
     middle = resident()
     contexts = [model.trainer.begin(torch.rand(2, STEPS, 1)) for model in models]
     end = resident()
@@ -66,7 +69,8 @@ def measured() -> dict[str, list[int]]:
     if not Path("/proc/self/status").exists():
         pytest.skip("there is no /proc to measure with")
     command = [sys.executable, "-c", MEASURE]
-    run = subprocess.run(command, input=json.dumps(LAYERS), capture_output=True, text=True, check=True)
+    cases = {kind: (layers, CHECKPOINT_STEPS.get(kind)) for kind, layers in LAYERS.items()}
+    run = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, check=True)
     return {name: numbers for name, *numbers in map(json.loads, run.stdout.splitlines())}
 
 

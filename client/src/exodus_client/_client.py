@@ -164,6 +164,7 @@ class Client:
         *,
         input_shape: Sequence[int] | None = None,
         dtype: Literal["float32", "float64"] = "float32",
+        checkpoint_steps: int | None = None,
         optimizer: str | Mapping[str, Any] = "adam",
         seed: int = 0,
         weights: Array | Mapping[str, Array] | None = None,
@@ -181,6 +182,8 @@ class Client:
                 and 1-D arrays of numpy and torch are numbers and lists.
             input_shape: of the input without batch and time; not needed if the first layer is linear and says it.
             dtype: of the weights.
+            checkpoint_steps: compute so many steps of a sequence at a time, so that long ones take less memory in
+                training and a third more time; see docs/networks.md.
             optimizer: "sgd", "adam" or "adamw", or a dict of its `kind` and torch's options.
             seed: of weights and dropout. Equal seeds give equal weights, here and in `exodus_core`.
             weights: to start from: flat, all parameters in order, or by name, all that `Model.state_dict` gives.
@@ -203,7 +206,7 @@ class Client:
             raise refused("optimizer", optimizer)
         params = {
             "id": uuid.uuid4().hex if id is None else model_id(id),
-            "network": network_of(layers, input_shape, dtype),
+            "network": network_of(layers, input_shape, dtype, checkpoint_steps),
             "optimizer": {"kind": optimizer} if isinstance(optimizer, str) else kind_of("optimizer", optimizer),
             "seed": integer("seed", plain("seed", seed), 0, 2**63 - 1),
             "durable_every": integer("durable_every", plain("durable_every", durable_every), 1),

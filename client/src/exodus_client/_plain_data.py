@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from exodus_client._checks import real, shown, unfit, values_of
+from exodus_client._checks import integer, real, shown, unfit, values_of
 from exodus_client.neuron import Kernel
 from exodus_client.surrogate import Surrogate
 from exodus_client.wire import Tensor, is_torch
@@ -54,10 +54,13 @@ def plain(place: str, given: Any) -> Any:
     raise refused(place, given)
 
 
-def network_of(layers: Any, input_shape: Any, dtype: str) -> dict[str, Any]:
-    """The description of a network from its layers, or from the whole description. Raises TypeError."""
+def network_of(layers: Any, input_shape: Any, dtype: str, checkpoint_steps: Any = None) -> dict[str, Any]:
+    """The description of a network from its layers, or from the whole description. Raises TypeError, ValueError."""
+    steps = plain("checkpoint_steps", checkpoint_steps)
+    # Absent where it is None: servers from before it was there take all other descriptions.
+    more = {} if steps is None else {"checkpoint_steps": integer("checkpoint_steps", steps, 1)}
     if isinstance(layers, Mapping):
-        return {name: plain(name, value) for name, value in layers.items()}
+        return {name: plain(name, value) for name, value in layers.items()} | more
     if isinstance(layers, str) or not isinstance(layers, Sequence):
         raise unfit(TypeError, "layers", "a list of dicts, one a layer, or the whole description", _named(layers))
     for index, layer in enumerate(layers):
@@ -67,7 +70,7 @@ def network_of(layers: Any, input_shape: Any, dtype: str) -> dict[str, Any]:
     if not isinstance(dtype, str) or dtype not in ("float32", "float64"):
         raise TypeError(f"dtype must be 'float32' or 'float64', got {shown(dtype)}")
     described = plain("layers", list(layers))
-    return {"input_shape": plain("input_shape", input_shape), "dtype": dtype, "layers": described}
+    return {"input_shape": plain("input_shape", input_shape), "dtype": dtype, "layers": described} | more
 
 
 def kind_of(name: str, given: Any) -> Any:

@@ -75,6 +75,42 @@ class Lif(torch.autograd.Function):
         return _lif_backward(ctx, grad_spikes, grad_membrane)
 
 
+class LifWithLast(torch.autograd.Function):
+    """As `Lif`, and copies of the last step of both, (membrane, spikes). There is a step.
+
+    Autograd would spread the gradient of each to a whole trace of zeros, and add that to the other gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        spikes, membrane = Lif.forward(ctx, *arguments)
+        time_dim = ctx.settings.time_dim
+        return spikes, membrane, membrane.select(time_dim, -1).clone(), spikes.select(time_dim, -1).clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,
+        grad_spikes: Tensor | None,
+        grad_membrane: Tensor | None,
+        grad_last_membrane: Tensor | None,
+        grad_last_spikes: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        return _lif_backward(
+            ctx, _with_last(ctx, grad_spikes, grad_last_spikes), _with_last(ctx, grad_membrane, grad_last_membrane)
+        )
+
+
+def _with_last(ctx: Any, grad: Tensor | None, grad_last: Tensor | None) -> Tensor | None:
+    """The gradient of a trace with that of its last step in it."""
+    if grad_last is None:
+        return grad
+    like = ctx.saved_tensors[0]
+    total = torch.zeros_like(like) if grad is None else grad.clone(memory_format=torch.contiguous_format)
+    total.select(ctx.settings.time_dim, -1).add_(grad_last)
+    return total
+
+
 class PackedLif(torch.autograd.Function):
     """The spikes of `Lif` as bits, (outer, time, bytes), behind a tensor of their shape without memory of its own.
 
@@ -110,7 +146,7 @@ class PackedLif(torch.autograd.Function):
 
 
 def _lif_backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The gradients of the arguments of `Lif`, from the context of `Lif` or `PackedLif`."""
+    """The gradients of the arguments of `Lif`, from the context of one of the three."""
     settings: LifSettings = ctx.settings
     membrane, *tensors = ctx.saved_tensors[:7]
     wanted = (*ctx.needs_input_grad[1:-1], False, False)[:6]

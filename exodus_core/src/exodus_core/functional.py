@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Unpack
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from exodus_core import arguments, ops, reference
-from exodus_core.arguments import LifOptions, NeuronOptions
-from exodus_core.autograd import Filter, Lif, PackedLif, Srm
+from exodus_core.arguments import LifOptions, LifSettings, LifTensors, NeuronOptions
+from exodus_core.autograd import Filter, Lif, LifWithLast, PackedLif, Srm
+from exodus_core.carried import refuse_in_pieces
 from exodus_core.kernels import Kernel
 from exodus_core.spikes import PackedSpikes, watched
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
@@ -20,7 +22,8 @@ from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 _PACKED_NEURONS = 16
 
 
-def _differentiated(*tensors: Tensor | None) -> bool:
+def is_differentiated(*tensors: Tensor | None) -> bool:
+    """True if a result of tensors is to be differentiated, backward or forward."""
     # Forward-mode differentiation needs no requires_grad. The plain operators would silently lose its tangents; the
     # autograd functions raise an error.
     if forward_ad._current_level >= 0:
@@ -86,6 +89,7 @@ def lif(
         TypeError: an argument has the wrong type or dtype, or is a tensor without strides (sparse, nested).
         ValueError: an argument has the wrong value or shape.
     """
+    refuse_in_pieces("exodus_core.lif", "use a layer of exodus_core.nn")
     time_dim = arguments.check_signal("x", x, time_dim)
     options: LifOptions = {
         "threshold": threshold,
@@ -104,13 +108,32 @@ def lif(
     if method == "bptt":
         return reference.lif(x, alpha, **options)
     x = x.contiguous()
-    if _differentiated(x, *tensors):
-        alphas, thresholds, resets_by, *others = tensors
-        resets_by = None if settings.tied else resets_by
-        spikes, membrane = Lif.apply(x, alphas, thresholds, resets_by, *others, settings)  # type: ignore[no-untyped-call]
+    if is_differentiated(x, *tensors):
+        spikes, membrane = Lif.apply(x, *_untied(settings, tensors), settings)  # type: ignore[no-untyped-call]
     else:
         spikes, membrane = ops.lif_forward(x, *settings.neuron, *tensors, settings.reset, time_dim)
     return spikes, membrane
+
+
+def _untied(settings: LifSettings, tensors: LifTensors) -> Sequence[Tensor | None]:
+    """The tensors as the autograd functions take them."""
+    alphas, thresholds, resets_by, *others = tensors
+    return alphas, thresholds, None if settings.tied else resets_by, *others
+
+
+def lif_with_last(x: Tensor, alpha: float | Tensor, **options: Unpack[LifOptions]) -> tuple[Tensor, ...]:
+    """Spikes and membrane of `lif`, and copies of the membrane and the spikes of the last step.
+
+    There is at least one step. The result is that of `lif` and `Tensor.select`; gradients take less time and memory.
+    """
+    time_dim = arguments.check_signal("x", x, options["time_dim"])
+    options["time_dim"] = time_dim
+    settings, tensors = arguments.lif_arguments(x, alpha, **options)
+    if options.get("method") != "bptt" and is_differentiated(x, *tensors):
+        found: tuple[Tensor, ...] = LifWithLast.apply(x.contiguous(), *_untied(settings, tensors), settings)  # type: ignore[no-untyped-call]
+        return found
+    spikes, membrane = lif(x, alpha, **options)
+    return spikes, membrane, membrane.select(time_dim, -1).clone(), spikes.select(time_dim, -1).clone()
 
 
 def lif_packed(x: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions]) -> Tensor | PackedSpikes:
@@ -139,7 +162,7 @@ def lif_packed(x: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions
     x = x.contiguous()
     alphas, thresholds, resets_by, min_membranes, *_ = tensors
     graph = None
-    if _differentiated(x, *tensors):
+    if is_differentiated(x, *tensors):
         resets_by = None if settings.tied else resets_by
         graph, bits = PackedLif.apply(x, alphas, thresholds, resets_by, min_membranes, settings)  # type: ignore[no-untyped-call]
     else:
@@ -176,12 +199,13 @@ def srm(
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong value or shape.
     """
+    refuse_in_pieces("exodus_core.srm", "its state is the history of its spikes: leave it out")
     time_dim = arguments.check_signal("z", z, time_dim)
     settings, taps, thresholds = arguments.srm_arguments(z, reset_kernel, threshold, surrogate, method, time_dim)
     if method == "bptt":
         return reference.srm(z, reset_kernel, threshold=threshold, surrogate=surrogate, time_dim=time_dim)
     z = z.contiguous()
-    if _differentiated(z, taps, thresholds):
+    if is_differentiated(z, taps, thresholds):
         spikes, membrane = Srm.apply(z, taps, thresholds, settings)  # type: ignore[no-untyped-call]
     else:
         spikes, membrane = ops.srm_forward(z, taps, *settings.modes, settings.threshold, thresholds, time_dim)
@@ -204,10 +228,11 @@ def filter(x: Tensor, kernel: Kernel, *, time_dim: int = 1) -> Tensor:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong value or shape.
     """
+    refuse_in_pieces("exodus_core.filter", "its state is the history of its input: leave it out")
     time_dim = arguments.check_signal("x", x, time_dim)
     taps, *modes = arguments.kernel_arguments("kernel", kernel, x)
     x = x.contiguous()
-    if _differentiated(x, taps):
+    if is_differentiated(x, taps):
         filtered: Tensor = Filter.apply(x, taps, tuple(modes), time_dim)  # type: ignore[no-untyped-call]
         return filtered
     return ops.filter(x, taps, *modes, False, time_dim)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from exodus_core import arguments, functional, ops
+from exodus_core.carried import without_piece
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.kernels import Kernel
 from exodus_core.sparse_product import linear, weight_gradient
@@ -109,7 +110,8 @@ def fire(
     """
     arguments.check_signal("membrane", membrane, time_dim)
     options = {"threshold": threshold, "max_spikes": max_spikes, "surrogate": surrogate, "time_dim": time_dim}
-    return functional.lif(membrane, 0.0, reset="none", **options)[0]  # type: ignore[arg-type]
+    with without_piece():
+        return functional.lif(membrane, 0.0, reset="none", **options)[0]  # type: ignore[arg-type]
 
 
 def output_filter_adjoint(grad_output: Tensor, kernel: Kernel, *, time_dim: int = 1) -> Tensor:

@@ -10,8 +10,10 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from exodus_core import arguments, functional, ranges
+from exodus_core import arguments, carried, functional, ranges
 from exodus_core.arguments import NeuronOptions
+from exodus_core.carried import State
+from exodus_core.continuation import INSTEAD, continued_lif, kept
 from exodus_core.errors import ArgumentError, must_be
 from exodus_core.kernels import Kernel
 from exodus_core.network import spiking
@@ -21,8 +23,9 @@ from exodus_core.sparse_convolution import conv1d, conv2d
 from exodus_core.sparse_product import linear
 from exodus_core.spikes import PackedSpikes
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
+from exodus_core.time_checkpoint import TimeCheckpoint
 
-__all__ = ["IF", "LIF", "SRM", "Conv1d", "Conv2d", "ExpLeak", "Linear", "neuron_parameters"]
+__all__ = ["IF", "LIF", "SRM", "Conv1d", "Conv2d", "ExpLeak", "Linear", "TimeCheckpoint", "neuron_parameters"]
 
 
 class Linear(torch.nn.Linear):
@@ -265,48 +268,46 @@ class _Stateful(_Neuron):
         return self
 
     def _lif(self, x: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions]) -> tuple[Tensor, Tensor]:
-        """`exodus_core.lif`, if stateful from the kept state on."""
+        """`exodus_core.lif`, if stateful or in a piece of a sequence from the state before it on."""
         self._check_steps(x)
-        if not self.stateful:
+        piece = carried.current()
+        if piece is None and not self.stateful:
             return functional.lif(x, alpha, time_dim=self.time_dim, **options)
-        refuse_recomputation("a stateful layer", "pass the state on as tensors, to and from exodus_core.lif")
         time_dim = arguments.check_signal("x", x, self.time_dim)
-        membrane, spikes = self._initial(x, time_dim)
-        # The state of a half type must not be rounded between calls: the whole call is in the precision of the state.
-        fired, trace = functional.lif(
-            x.to(compute_dtype(x.dtype)),
-            alpha,
-            initial_membrane=membrane,
-            initial_spikes=spikes,
-            time_dim=time_dim,
-            **options,
-        )
-        if x.shape[time_dim] > 0:
-            self.state = (_last(trace, time_dim), _last(fired, time_dim))
-        return fired.to(x.dtype), trace.to(x.dtype)
 
-    def _initial(self, x: Tensor, time_dim: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        if self.state is None:
-            return None, None
-        kept = self.state[0]
-        if kept.shape != x.shape[:time_dim] + x.shape[time_dim + 1 :]:
+        def go_on(state: Any) -> Any:
+            return continued_lif(x, alpha, self._fitting(state, x, time_dim), time_dim, options)
+
+        if piece is not None:
+            result: tuple[Tensor, Tensor] = piece.carry(self, x.shape[time_dim], go_on)
+            return result
+        refuse_recomputation("a stateful layer", INSTEAD)
+        result, self.state = go_on(self.state)
+        return result
+
+    def _fitting(self, state: State | None, x: Tensor, time_dim: int) -> State | None:
+        """A state that x can go on from, checked."""
+        if state is None:
+            return None
+        membrane, spikes = state
+        if membrane.shape != x.shape[:time_dim] + x.shape[time_dim + 1 :]:
             raise ArgumentError(
                 "x",
-                f"of the shape of the kept state, {tuple(kept.shape)}, and time",
+                f"of the shape of the kept state, {tuple(membrane.shape)}, and time",
                 tuple(x.shape),
                 "call reset_state() before a batch of another shape",
             )
-        if kept.device != x.device:
+        if membrane.device != x.device:
             raise ArgumentError(
                 "x",
-                f"on the device of the kept state, {kept.device}",
+                f"on the device of the kept state, {membrane.device}",
                 x.device,
                 "move the layer, or call reset_state()",
             )
         # Autograd can keep a copy of what was made in inference mode; torch.compile cannot ask, and fuses the copy.
-        if torch.compiler.is_compiling() or kept.is_inference():
-            return _kept(self.state[0]), _kept(self.state[1])
-        return self.state
+        if torch.compiler.is_compiling() or membrane.is_inference():
+            return kept(membrane), kept(spikes)
+        return state
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -318,29 +319,6 @@ def _moved(part: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     """A part of the state after a conversion of the layer; float32 if the layer is converted to a half type."""
     moved = fn(part)
     return moved if moved.dtype == compute_dtype(moved.dtype) else part.to(moved.device)
-
-
-def _last(trace: Tensor, time_dim: int) -> Tensor:
-    """A copy of the last step, since the caller may change the trace. Gradients reach back."""
-    return _kept(trace.select(time_dim, -1))
-
-
-def _kept(part: Tensor) -> Tensor:
-    return _compiled_copy(part) if torch.compiler.is_compiling() else part.clone()
-
-
-@torch.library.custom_op("exodus::kept_state", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def _compiled_copy(part: Tensor) -> Tensor:
-    refuse_recomputation("a stateful layer", "pass the state on as tensors, to and from exodus_core.lif")
-    return part.clone(memory_format=torch.contiguous_format)
-
-
-@_compiled_copy.register_fake
-def _(part: Tensor) -> Tensor:
-    return torch.empty_like(part, memory_format=torch.contiguous_format)
-
-
-_compiled_copy.register_autograd(lambda ctx, grad: grad)
 
 
 class LIF(_Stateful):
@@ -487,6 +465,7 @@ class SRM(_Neuron):
         ArgumentTypeError, ArgumentError: as `LIF`.
     """
 
+    not_in_pieces = carried.SRM_IN_PIECES
     threshold: float | Tensor
     reset_kernel: Kernel
     response_kernel: Kernel | None

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from exodus_core import ops
-from exodus_core.arguments import FLOATS
+from exodus_core import ops, packing
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 
 
@@ -60,7 +59,7 @@ class PackedSpikes:
 
     def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The spikes as a tensor of zeros and ones, through which the gradient flows too."""
-        spikes = _ones(self.bits, self.columns, dtype).view(self.shape)
+        spikes = packing.unpack(self.bits, self.columns, dtype).view(self.shape)
         return spikes if self.graph is None else _Unpacked.apply(self.graph, spikes)  # type: ignore[no-untyped-call]
 
     def flatten(self) -> PackedSpikes:
@@ -118,22 +117,4 @@ def pack(spikes: Tensor, features: int = 1) -> PackedSpikes:
         raise ArgumentError("spikes", "zeros and ones", "other values")
     lead = spikes.shape[: spikes.dim() - features]
     ones = (spikes.detach() != 0).reshape(math.prod(lead), math.prod(spikes.shape[len(lead) :]))
-    return PackedSpikes(_bits(ones), spikes.shape, features)
-
-
-def _ones(bits: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    """The elements of bits, (rows, columns)."""
-    if bits.device.type == "cpu" and dtype in FLOATS:
-        return ops.unpack_spikes(bits, columns, torch.empty(0, dtype=dtype, device="cpu"))
-    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return ((bits.unsqueeze(-1) >> places) & 1).flatten(1)[:, :columns].to(dtype)
-
-
-def _bits(ones: Tensor) -> Tensor:
-    """The bits of a bool tensor (rows, columns)."""
-    if ones.device.type == "cpu":
-        return ops.pack_spikes(ones.contiguous(), 1.0)[0]
-    columns = ones.shape[1]
-    padded = torch.nn.functional.pad(ones, (0, -columns % 8)).view(ones.shape[0], -(-columns // 8), 8)
-    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=ones.device)
-    return (padded * weights).sum(-1, dtype=torch.uint8)
+    return PackedSpikes(packing.pack(ones), spikes.shape, features)

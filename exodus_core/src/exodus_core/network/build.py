@@ -14,6 +14,7 @@ from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.network import modules, spiking
 from exodus_core.network.description import INPUT, Description, parse
 from exodus_core.sparse_product import ENABLED
+from exodus_core.time_checkpoint import in_pieces
 
 _MODULES: dict[str, Any] = {
     "linear": modules.Linear,
@@ -35,9 +36,10 @@ _MODULES: dict[str, Any] = {
 class Network(torch.nn.Module):
     """A network built from a description; `build` makes it.
 
-    Each call starts from rest: no state is kept between calls. Parameters are named LAYER.weight, LAYER.bias,
-    LAYER.alpha, LAYER.recurrent.weight and so on. It may be moved and converted as any module, by `to`, `cuda`,
-    `double` or `half`; neurons of float16 and bfloat16 are computed in float32.
+    Each call starts from rest: no state is kept between calls. With `checkpoint_steps` it runs in pieces of so many
+    steps, as `exodus_core.nn.TimeCheckpoint` does, and the input is converted piece by piece. Parameters are named
+    LAYER.weight, LAYER.bias, LAYER.alpha, LAYER.recurrent.weight and so on. It may be moved and converted as any
+    module, by `to`, `cuda`, `double` or `half`; neurons of float16 and bfloat16 are computed in float32.
 
     Attributes:
         description: the checked description, which says the dtype that it was built with.
@@ -114,7 +116,12 @@ class Network(torch.nn.Module):
             TypeError: x is not a real tensor.
             ValueError: x has another shape, or no sample or no step.
         """
-        values: dict[str, Any] = {INPUT: self._input(x)}
+        self._check_input(x)
+        steps = self.description.checkpoint_steps
+        return self._outputs(x) if steps is None else in_pieces(self, self._outputs, x, steps=steps, time_dim=1)
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        values: dict[str, Any] = {INPUT: self._converted(x)}
         for layer, done in zip(self.description.layers, self._done, strict=True):
             module: Any = self._modules[layer.name]
             call = module.packed if self._packs(layer.name) else module
@@ -137,7 +144,7 @@ class Network(torch.nn.Module):
         kinds = modules.Linear, modules.Conv, modules.Flatten
         return all(_unhooked(self._modules[reader], *kinds) for reader in readers)
 
-    def _input(self, x: Tensor) -> Tensor:
+    def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or x.is_complex():
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise ArgumentTypeError("x", "a tensor of floats, integers or bool", got)
@@ -147,6 +154,8 @@ class Network(torch.nn.Module):
             sizes = ", ".join(str(size) for size in wanted)
             expected = f"of shape (batch, time, {sizes}), with at least one sample and one step"
             raise ArgumentError("x", expected, tuple(x.shape))
+
+    def _converted(self, x: Tensor) -> Tensor:
         x = x.to(self.device)
         return x if x.dtype == torch.bool and self._packs(INPUT) else x.to(self.dtype)
 

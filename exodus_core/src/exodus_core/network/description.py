@@ -14,7 +14,7 @@ from exodus_core.network import layers as plain_layers
 from exodus_core.network import neurons
 from exodus_core.network.layers import COUNT, SHAPE, Layer, Parameters, Shape, text
 from exodus_core.network.memory import graph_bytes, peak_bytes
-from exodus_core.schema import LARGEST, Place, choice, plain, read_record, shown
+from exodus_core.schema import LARGEST, Place, choice, optional, plain, read_record, shown
 
 KINDS: dict[str, type[Layer]] = {
     cls.kind: cls
@@ -42,6 +42,8 @@ MAX_DIMENSIONS = 8
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _NAMED = "a name of 1 to 32 letters, digits, - and _, other than input"
 _DTYPE = choice(*ITEMSIZES)
+_FIELDS = ("input_shape", "dtype", "layers", "checkpoint_steps")
+_CHECKPOINT_STEPS = optional(COUNT)
 
 
 class NetworkError(DescriptionError):
@@ -57,18 +59,22 @@ class Description:
         dtype: "float32" or "float64".
         layers: the layers, in order, with every field filled in.
         shapes: the shape that each layer gives.
+        checkpoint_steps: how many steps are computed at a time, to take less memory in training; None: all.
     """
 
     input_shape: Shape
     dtype: str
     layers: tuple[Layer, ...]
     shapes: tuple[Shape, ...] = field(compare=False)
+    checkpoint_steps: int | None = None
 
     @property
     def data(self) -> dict[str, Any]:
-        """The description as plain data, with all defaults: `parse(d.data) == d`."""
+        """The description as plain data, with all defaults but a checkpoint_steps of null: `parse(d.data) == d`."""
         listed = [plain(layer) for layer in self.layers]
-        return {"input_shape": list(self.input_shape), "dtype": self.dtype, "layers": listed}
+        found = {"input_shape": list(self.input_shape), "dtype": self.dtype, "layers": listed}
+        # Not where it is null: descriptions from before it was there stay what they are, to digests of them too.
+        return found if self.checkpoint_steps is None else found | {"checkpoint_steps": self.checkpoint_steps}
 
     @property
     def output_shape(self) -> Shape:
@@ -194,8 +200,8 @@ def parse(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Description:
     """Checks a network description and infers every shape.
 
     Args:
-        data: {"input_shape", "dtype", "layers"}, or the layers alone, the first one linear with in_features;
-            docs/networks.md has all kinds and fields.
+        data: {"input_shape", "dtype", "layers", "checkpoint_steps"}, or the layers alone, the first one linear with
+            in_features; docs/networks.md has all kinds and fields.
 
     Sizes are bounded: MAX_LAYERS layers, MAX_DIMENSIONS dimensions and 2**31 - 1 elements of a sample in one step.
 
@@ -208,8 +214,8 @@ def parse(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Description:
     if not isinstance(data, Mapping):
         raise place.refuse("an object or a list of layers", data)
     for key in data:
-        if key not in ("input_shape", "dtype", "layers"):
-            raise place.at(key).refuse("absent (the fields are input_shape, dtype, layers)", data[key])
+        if key not in _FIELDS:
+            raise place.at(key).refuse(f"absent (the fields are {', '.join(_FIELDS)})", data[key])
     listed = data.get("layers")
     if not isinstance(listed, list | tuple) or not listed:
         raise place.at("layers").refuse("a list of one layer or more", listed)
@@ -231,8 +237,17 @@ def parse(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Description:
         shapes[layer.name] = shape
         before = layer.name
     _check_used(found, place)
+    steps = _checkpoint_steps(data.get("checkpoint_steps"), found, place.at("checkpoint_steps"))
     input_shape, *given = shapes.values()
-    return Description(input_shape, dtype, tuple(found), tuple(given))
+    return Description(input_shape, dtype, tuple(found), tuple(given), steps)
+
+
+def _checkpoint_steps(given: object, layers: list[Layer], place: Place) -> int | None:
+    steps: int | None = _CHECKPOINT_STEPS.read(given, place)
+    for layer in layers if steps is not None else ():
+        if layer.needs_all_steps is not None:
+            raise place.refuse(f"null with a layer of kind {layer.kind}: {layer.needs_all_steps}", steps)
+    return steps
 
 
 def _check_used(found: list[Layer], place: Place) -> None:

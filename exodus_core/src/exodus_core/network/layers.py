@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
+from exodus_core.carried import STATISTICS_IN_PIECES
 from exodus_core.schema import Place, array, boolean, either, integer, number, optional
 
 Shape = tuple[int, ...]
@@ -34,6 +35,8 @@ class Layer:
 
     kind: ClassVar[str]
     several: ClassVar[bool] = False
+    #: Why it cannot be computed for some steps at a time, or None.
+    needs_all_steps: ClassVar[str | None] = None
 
     name: str = ""
     inputs: tuple[str, ...] = ()
@@ -242,6 +245,7 @@ class BatchNorm(Layer):
     """Normalises each feature or channel over batch, time and space, as torch.nn.BatchNorm."""
 
     kind: ClassVar[str] = "batch_norm"
+    needs_all_steps: ClassVar[str | None] = STATISTICS_IN_PIECES
 
     momentum: Annotated[float, number(0, 1), "weight of the batch in the running statistics"] = 0.1
     eps: Annotated[float, number(0, above=True), "added to the variance"] = 1e-5

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -279,13 +279,62 @@ _NEEDS: dict[str, Callable[[_Layer], _Need]] = {
 
 def graph_bytes(description: Description, time: int) -> int:
     """Bytes of the objects of autograd's graph that a forward pass leaves, without the tensors that it saves."""
+    pieces = _pieces(description, time)
+    if pieces > 1:
+        return _LAYER_BYTES + pieces * _PIECE_BYTES + pieces * _states(description) * _SAVED_BYTES
     return sum(_LAYER_BYTES + (time * _step_graph(layer) if _loops(layer) else 0) for layer in description.layers)
+
+
+# Bytes of the objects of one piece of a sequence, and of a tensor that is saved for it, beside its values; measured.
+_PIECE_BYTES, _SAVED_BYTES = 4 * 1024, 2560
+_STATE_TENSORS = 2  # of a layer with neurons: membrane and spikes
+
+
+def _pieces(description: Description, time: int) -> int:
+    """The number of pieces in which a sequence is computed."""
+    return 1 if description.checkpoint_steps is None else -(-time // description.checkpoint_steps)
+
+
+def _states(description: Description) -> int:
+    """The number of tensors that are the state of a network between two steps."""
+    return _STATE_TENSORS * sum(layer.kind in ("lif", "if", "exp_leak") for layer in description.layers)
+
+
+def _bytes_in_pieces(description: Description, batch: int, time: int, training: bool) -> int:
+    """`peak_bytes` of more than one piece: that of one, and what is kept of all."""
+    steps = description.checkpoint_steps
+    assert steps is not None
+    itemsize, pieces = description.itemsize, _pieces(description, time)
+    outputs = batch * time * math.prod(description.output_shape) * itemsize
+    piece = peak_bytes(replace(description, checkpoint_steps=None), batch, steps, training=training)
+    # A piece of the input as it comes, and what finds out if it is bits.
+    x = _INPUT_COPIES * batch * steps * math.prod(description.input_shape) * itemsize
+    shapes = zip(description.layers, description.shapes, strict=True)
+    state = _STATE_TENSORS * sum(
+        batch * math.prod(shape) * itemsize for layer, shape in shapes if layer.kind in ("lif", "if", "exp_leak")
+    )
+    # While a piece is computed, a state before and after it and its gradients.
+    alive = outputs + piece + x + _STATE_COPIES * state
+    if not training:
+        return alive
+    *rows, last = description.input_shape or (1,)
+    bits = batch * time * math.prod(rows) * -(-last // 8)
+    masks = sum(
+        batch * math.prod(shape) * itemsize
+        for layer, shape in zip(description.layers, description.shapes, strict=True)
+        if layer.kind == "dropout"
+    )
+    kept = bits + pieces * state + masks + graph_bytes(description, time)
+    return alive + kept + _LOSS_COPIES * outputs + _SUM_COPIES * description.nbytes
 
 
 # Of the outputs: what a loss and its gradient take, and what of them stays during the backward pass.
 _LOSS_COPIES, _LOSS_KEPT_COPIES = 5, 2
 # Of the weights: their gradients, and what clipping, sums and the optimiser's step make of them.
 _GRADIENT_COPIES, _UPDATE_COPIES = 2, 5
+# Of a piece of a sequence: of its input; of the states of neurons before and after it; of the weights, the sum of their
+# gradients over pieces.
+_INPUT_COPIES, _STATE_COPIES, _SUM_COPIES = 4, 4, 2
 
 
 def peak_bytes(description: Description, batch: int, time: int, *, training: bool) -> int:
@@ -296,6 +345,8 @@ def peak_bytes(description: Description, batch: int, time: int, *, training: boo
         training: a forward and a backward pass with a loss, and the step of an optimiser; else a forward pass without a
             graph.
     """
+    if _pieces(description, time) > 1:
+        return _bytes_in_pieces(description, batch, time, training)
     itemsize = description.itemsize
     shapes = {"input": description.input_shape}
     learning: set[str] = set()  # values that have a gradient

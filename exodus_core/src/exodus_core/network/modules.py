@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from exodus_core import carried
 from exodus_core.errors import ArgumentError
 from exodus_core.network import layers
 from exodus_core.network.layers import Layer, Shape, per_dimension
@@ -131,6 +132,9 @@ class Dropout(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
+        piece = carried.current()
+        if piece is not None:
+            return x * piece.share(self, lambda: self.mask(x))
         return x * (_mask(x.detach(), self.number) if torch.compiler.is_compiling() else self.mask(x))
 
     def mask(self, x: Tensor) -> Tensor:
@@ -173,6 +177,11 @@ class BatchNorm(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.zeros_like(ones)) if layer.affine else None
         self.register_buffer("running_mean", torch.zeros_like(ones))
         self.register_buffer("running_var", ones)
+
+    @property
+    def not_in_pieces(self) -> str | None:
+        """Why it cannot run in pieces of a sequence now, or None."""
+        return carried.STATISTICS_IN_PIECES if self.training else None
 
     def forward(self, x: Tensor) -> Tensor:
         merged = x.flatten(0, 1)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from exodus_core import surrogate
 from exodus_core.arguments import METHODS, RESETS
+from exodus_core.carried import SRM_IN_PIECES
 from exodus_core.kernels import AlphaKernel, ExponentialKernel, SlayerRefractory
 from exodus_core.network.layers import Layer, Parameters, Shape, text
 from exodus_core.schema import (
@@ -200,6 +201,7 @@ class Srm(_Neurons):
     """Spike-response neurons, as `exodus_core.srm`: the input is filtered by response_kernel, spikes reset."""
 
     kind: ClassVar[str] = "srm"
+    needs_all_steps: ClassVar[str | None] = SRM_IN_PIECES
 
     reset_kernel: Annotated[Any, _KERNEL, "effect of a spike on the membrane, from the next step on"]
     response_kernel: Annotated[Any, optional(_KERNEL), "filter of the input; null: none"] = None

@@ -15,6 +15,7 @@ from torch import Tensor
 from exodus_core import arguments, functional, ops
 from exodus_core.arguments import LifSettings, NeuronOptions
 from exodus_core.autograd import parameter_gradients
+from exodus_core.carried import State
 from exodus_core.once_differentiable import once_differentiable
 from exodus_core.ops import INITIAL_MEMBRANE, INITIAL_SPIKES
 
@@ -31,7 +32,10 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class _RecurrentLif(torch.autograd.Function):
-    """Spikes, shape (time, batch, neurons), of x, shape (time, batch, neurons), strided as it comes."""
+    """Spikes, shape (time, batch, neurons), and the last membrane, of x, shape (time, batch, neurons), as strided.
+
+    The membrane and the spikes before the first step have the shape (batch, neurons); None: at rest.
+    """
 
     @staticmethod
     def forward(
@@ -42,14 +46,16 @@ class _RecurrentLif(torch.autograd.Function):
         thresholds: Tensor | None,
         resets_by: Tensor | None,
         min_membranes: Tensor | None,
+        initial_membrane: Tensor | None,
+        initial_spikes: Tensor | None,
         settings: LifSettings,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         resets_by = thresholds if settings.tied else resets_by
         parameters = (alphas, thresholds, resets_by, min_membranes)
         transposed = weight.t()
         # Written step by step, so that the memory of a step serves the next while the cache still has it.
         fired, membranes = x.new_empty(x.shape), x.new_empty(x.shape)
-        s = u = None
+        u, s = initial_membrane, initial_spikes
         for parts in zip(
             x.split(_VIEWED_STEPS), fired.split(_VIEWED_STEPS), membranes.split(_VIEWED_STEPS), strict=True
         ):
@@ -60,32 +66,36 @@ class _RecurrentLif(torch.autograd.Function):
                 s, u = s[:, 0], u[:, 0]
                 fired_t.copy_(s)
                 membrane_t.copy_(u)
-        ctx.save_for_backward(fired, membranes, weight, *parameters)
+        ctx.save_for_backward(fired, membranes, weight, initial_membrane, initial_spikes, *parameters)
         ctx.settings = settings
-        return fired
+        ctx.set_materialize_grads(False)
+        return fired, membranes[-1].clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
-        with _without_autocast(grad_spikes.device):
-            return _gradients(ctx, grad_spikes)
+    def backward(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        weight = ctx.saved_tensors[2]
+        with _without_autocast(weight.device):
+            return _gradients(ctx, grad_spikes, grad_last)
 
 
-def _gradients(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None) -> tuple[Tensor | None, ...]:
     settings: LifSettings = ctx.settings
-    spikes, membranes, weight, *parameters = ctx.saved_tensors
+    spikes, membranes, weight, initial_membrane, initial_spikes, *parameters = ctx.saved_tensors
+    if grad_spikes is None:
+        grad_spikes = torch.zeros_like(spikes)
     wanted = ctx.needs_input_grad[2:6]
     grad_x = torch.empty_like(spikes)
     total: Tensor | None = None
     delta: Tensor | None = None
     lanes: Tensor | None = None
     for t in reversed(range(spikes.shape[0])):
-        grad_s, grad_u = grad_spikes[t], None
+        grad_s, grad_u = grad_spikes[t], None if grad_last is None else grad_last[:, None].contiguous()
         if delta is not None and lanes is not None:
             # Step t + 1 saw the spikes of this one through W and the reset, and its membrane through the decay.
             grad_s = torch.addmm(grad_s + lanes[INITIAL_SPIKES], delta, weight)
             grad_u = lanes[INITIAL_MEMBRANE][:, None]
-        before = (membranes[t - 1], spikes[t - 1]) if t else (None, None)
+        before = (membranes[t - 1], spikes[t - 1]) if t else (initial_membrane, initial_spikes)
         found, lanes = ops.lif_backward(
             membranes[t][:, None],
             grad_s.contiguous()[:, None],
@@ -109,16 +119,23 @@ def _gradients(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[1]:
         n = weight.shape[0]
         grad_weight = grad_x[1:].reshape(-1, n).t() @ spikes[:-1].reshape(-1, n)
+        if initial_spikes is not None:
+            grad_weight += grad_x[0].t() @ initial_spikes
+    grad_initial: list[Tensor | None] = [None] * 2
+    if lanes is not None and delta is not None and initial_membrane is not None:
+        grad_initial = [lanes[INITIAL_MEMBRANE], torch.addmm(lanes[INITIAL_SPIKES], delta, weight)]
     gradients: list[Tensor | None] = [None] * 4
     if total is not None:
         gradients = parameter_gradients(total, parameters, wanted, settings.tied)
-    return grad_x, grad_weight, *gradients, None
+    return grad_x, grad_weight, *gradients, *grad_initial, None
 
 
-def _plain_loop(x: Tensor, weight: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions]) -> Tensor:
+def _plain_loop(
+    x: Tensor, weight: Tensor, alpha: float | Tensor, state: State | None, **options: Unpack[NeuronOptions]
+) -> tuple[Tensor, State]:
     """The definition: steps of `exodus_core.lif` that pass spikes and membrane on, differentiated by autograd."""
     spikes: list[Tensor] = []
-    s = u = None
+    u, s = (None, None) if state is None else state
     for x_t in x.unbind(1):
         current = x_t if s is None else x_t + (s.flatten(1) @ weight.t()).view_as(x_t)
         found, membrane = functional.lif(
@@ -126,40 +143,59 @@ def _plain_loop(x: Tensor, weight: Tensor, alpha: float | Tensor, **options: Unp
         )
         s, u = found[:, 0], membrane[:, 0]
         spikes.append(s)
-    return torch.stack(spikes, 1)
+    assert u is not None  # there is a step
+    assert s is not None
+    return torch.stack(spikes, 1), (u, s)
 
 
 def recurrent_lif(x: Tensor, weight: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions]) -> Tensor:
-    """Spikes of LIF neurons whose input is x[t] + W s[t-1], differentiable in every float tensor argument.
+    """The spikes of `continued_recurrent_lif` from rest."""
+    return continued_recurrent_lif(x, weight, alpha, None, **options)[0]
+
+
+def continued_recurrent_lif(
+    x: Tensor, weight: Tensor, alpha: float | Tensor, state: State | None, **options: Unpack[NeuronOptions]
+) -> tuple[Tensor, State]:
+    """Spikes of LIF neurons whose input is x[t] + W s[t-1], and the state that they end in.
+
+    Differentiable in every float tensor argument.
 
     Args:
         x: input current, shape (batch, time, *neurons), a float dtype; float16 and bfloat16 are computed in float32,
             also under autocast.
         weight: W, shape (n, n), n the number of neurons; row i is what neuron i receives.
+        state: membrane and spikes of the step before, shape (batch, *neurons), of the dtype that is computed in; None:
+            at rest.
 
     The other arguments are those of `exodus_core.lif`, without initial state and time_dim; "slayer" drops the reset,
     not W, from the gradient.
 
     Returns:
-        spikes, with the shape and dtype of x.
+        spikes, with the shape and dtype of x, and the state after the last step.
     """
     dtype = ops.compute_dtype(x.dtype)
     with _without_autocast(x.device):
-        return _exact(x.to(dtype), weight.to(dtype), alpha, options).to(x.dtype)
+        spikes, after = _exact(x.to(dtype), weight.to(dtype), alpha, state, options)
+        return spikes.to(x.dtype), after
 
 
-def _exact(x: Tensor, weight: Tensor, alpha: float | Tensor, options: NeuronOptions) -> Tensor:
+def _exact(
+    x: Tensor, weight: Tensor, alpha: float | Tensor, state: State | None, options: NeuronOptions
+) -> tuple[Tensor, State]:
     if options.get("method") == "bptt":
-        return _plain_loop(x, weight, alpha, **options)
+        return _plain_loop(x, weight, alpha, state, **options)
     settings, tensors = arguments.lif_arguments(x, alpha, **options)
     alphas, thresholds, resets_by, min_membranes, _, _ = tensors
-    spikes: Tensor = _RecurrentLif.apply(  # type: ignore[no-untyped-call]
+    initial = (None, None) if state is None else [part.flatten(1) for part in state]
+    spikes, last = _RecurrentLif.apply(  # type: ignore[no-untyped-call]
         x.flatten(2).transpose(0, 1),
         weight,
         alphas,
         thresholds,
         None if settings.tied else resets_by,
         min_membranes,
+        *initial,
         settings,
     )
-    return spikes.transpose(0, 1).reshape(x.shape)
+    after = last.view_as(x[:, -1]), spikes[-1].clone().view_as(x[:, -1])
+    return spikes.transpose(0, 1).reshape(x.shape), after

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exodus_core import functional, ops, ranges
+from exodus_core import carried, functional, ops, ranges
 from exodus_core.arguments import NeuronOptions
+from exodus_core.continuation import continued_lif
 from exodus_core.kernels import Kernel
 from exodus_core.network import neurons
 from exodus_core.network.layers import Shape
 from exodus_core.network.modules import Drawing, Weights
-from exodus_core.network.recurrent import recurrent_lif
+from exodus_core.network.recurrent import continued_recurrent_lif, recurrent_lif
 from exodus_core.spikes import PackedSpikes
 
 
@@ -70,17 +71,35 @@ class Lif(_Neurons):
 
     def packed(self, x: Tensor) -> Tensor | PackedSpikes:
         """The spikes for products, as bits if the kernels can write them."""
-        return self(x) if self.recurrent is not None else functional.lif_packed(x, self.alpha, **self._options())
+        if self.recurrent is not None or carried.current() is not None:
+            spikes: Tensor = self(x)
+            return spikes
+        return functional.lif_packed(x, self.alpha, **self._options())
 
     def forward(self, x: Tensor) -> Tensor:
         options = self._options()
-        if self.recurrent is None:
+        piece = carried.current()
+        if self.recurrent is not None:
+            return self._recurrent(x, self.recurrent, options, piece)
+        if piece is None:
             return functional.lif(x, self.alpha, **options)[0]
+        spikes, _ = piece.carry(self, x.shape[1], lambda state: continued_lif(x, self.alpha, state, 1, options))
+        return spikes
+
+    def _recurrent(self, x: Tensor, recurrent: Weights, options: NeuronOptions, piece: carried.Piece | None) -> Tensor:
         current = x
-        if self.recurrent.bias is not None:
+        if recurrent.bias is not None:
             dtype = ops.compute_dtype(x.dtype)
-            current = x.to(dtype) + self.recurrent.bias.view(x.shape[2:]).to(dtype)
-        spikes = recurrent_lif(current, self.recurrent.weight, self.alpha, **options)
+            current = x.to(dtype) + recurrent.bias.view(x.shape[2:]).to(dtype)
+
+        if piece is None:
+            spikes = recurrent_lif(current, recurrent.weight, self.alpha, **options)
+        else:
+            spikes = piece.carry(
+                self,
+                x.shape[1],
+                lambda state: continued_recurrent_lif(current, recurrent.weight, self.alpha, state, **options),
+            )
         return spikes.to(x.dtype)
 
 
@@ -94,12 +113,18 @@ class ExpLeak(_Neurons):
         self._keep(layer, layer.trainable, draw, "alpha")
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.lif(x, self.alpha, threshold=math.inf, reset="none")[1]
+        options: NeuronOptions = {"threshold": math.inf, "reset": "none"}
+        piece = carried.current()
+        if piece is None:
+            return functional.lif(x, self.alpha, **options)[1]
+        _, membrane = piece.carry(self, x.shape[1], lambda state: continued_lif(x, self.alpha, state, 1, options))
+        return membrane
 
 
 class Srm(_Neurons):
     """Spike-response neurons."""
 
+    not_in_pieces = carried.SRM_IN_PIECES
     threshold: float | Tensor
 
     def __init__(self, layer: neurons.Srm, shape: Shape, draw: Drawing) -> None:

@@ -218,7 +218,8 @@ class Graphs:
     def _kind(self, x: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Any], large: bool) -> Hashable | None:
         """All that decides what a call computes, but for numbers; None for one that cannot be replayed."""
         device = self._first.device
-        if device.type not in RECORDERS or self._draws:
+        # A pass in pieces reads its input, which waits for the device, and is not bound by launches.
+        if device.type not in RECORDERS or self._draws or self._net.description.checkpoint_steps is not None:
             if self._graphs:  # of the device that the network was on
                 self._forget()
             return None
