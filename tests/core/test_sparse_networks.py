@@ -24,6 +24,7 @@ CONV = {"kind": "conv2d", "out_channels": 3, "kernel_size": 3}
 CASES: dict[str, tuple[list[dict[str, Any]], set[str]]] = {
     "linear lif linear": ([{"kind": "flatten"}, LINEAR, LIF, LINEAR], {"input", "2"}),
     "lif last": ([{"kind": "flatten"}, LINEAR, LIF, LINEAR, LIF], {"input", "2"}),
+    "flattened last": ([CONV, LIF, {"kind": "flatten"}], {"input"}),
     "read by linear and add": (
         [{"kind": "flatten"}, LINEAR, LIF | {"name": "s"}, LINEAR, {"kind": "add", "inputs": ["3", "s"]}],
         {"input"},
@@ -152,6 +153,7 @@ def test_bool_and_integer_inputs_have_the_bits_of_floats(case: str, dtype: str) 
 
 def test_an_exact_network_has_the_bits_of_torchs_products() -> None:
     net = build("linear lif linear", "float32", exact=True)
+    assert [module.exact for name in ("1", "3") if (module := net._modules[name])] == [True, True]
     parameters = dict(net.named_parameters())
     x = signal(torch.float32)
     first = torch.nn.functional.linear(x.flatten(2), parameters["1.weight"], parameters["1.bias"])

@@ -298,8 +298,8 @@ def is_sparse(y: Tensor) -> bool:
 def test_few_spikes_are_counted_and_the_rest_is_torchs_product() -> None:
     x, weight, bias = large(requires_grad=True)
     assert is_sparse(linear(x, weight, bias))
-    others = [
-        (x[:, :3], weight, bias),  # few rows
+    others: list[Any] = [
+        (x[0, :15], torch.randn(1000, 80, requires_grad=True), None),  # few rows
         (x[:1], weight[:3], bias[:3]),  # few products
         (spikes((4, 100, 80), 0.5, "ones", torch.float32), weight, bias),  # many spikes
         (x[0, 0], weight, bias),

@@ -200,9 +200,7 @@ def _readers(description: Description) -> dict[str, tuple[str, ...]]:
             direct[name].append(layer)
 
     def seeing(name: str) -> list[str] | None:
-        """The layers that see a value, or None if one of them takes no bits, or the caller sees it."""
-        if name == description.layers[-1].name:
-            return None
+        """The layers that see a value, or None if one of them takes no bits."""
         found = []
         for reader in direct[name]:
             further = seeing(reader.name) if reader.kind in _HANDS_ON else []
