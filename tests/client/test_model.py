@@ -115,7 +115,7 @@ class TestMaking:
         assert model.info().dtype == "float64"
 
     def test_checkpoint_steps_are_sent_where_they_are_given(self, client: Client, server: InProcessService) -> None:
-        model = client.create_model(LAYERS, checkpoint_steps=np.int64(50))
+        model = client.create_model(LAYERS, checkpoint_steps=50)
         assert sent(server).params["network"]["checkpoint_steps"] == 50
         assert model.info().network["checkpoint_steps"] == 50
         client.create_model({"layers": LAYERS, "checkpoint_steps": 40}, checkpoint_steps=30)

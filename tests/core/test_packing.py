@@ -39,7 +39,7 @@ def test_a_view_is_packed_as_its_values() -> None:
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_what_is_not_all_zeros_and_ones_is_told(dtype: torch.dtype) -> None:
     spikes = (torch.rand(3, 40) < 0.4).to(dtype)
-    others = [2, 16, 255] if dtype == torch.uint8 else [2, -1, 16, 3]
+    others: list[float] = [2, 16, 255] if dtype == torch.uint8 else [2, -1, 16, 3]
     if dtype.is_floating_point:
         info = torch.finfo(dtype)
         others += [0.5, 1 + info.eps, 1 - info.eps / 2, info.tiny, float("nan"), float("inf"), -float("inf"), 1e4]

@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import network_cases as cases
 import pytest
@@ -11,13 +11,13 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import Linear, Sequential
 
 import exodus_core
 from assertions import relative_error
 from exodus_core import AlphaKernel, network, nn
 from exodus_core.nn import TimeCheckpoint
 
-Sequential, Linear = torch.nn.Sequential, torch.nn.Linear
 # Steps, and steps of a piece.
 SIZES = [(37, 5), (12, 4), (3, 1), (10, 9), (10, 10), (4, 100), (1, 1)]
 
@@ -30,7 +30,8 @@ class EachStep(torch.nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        y: Tensor = self.module(x.flatten(0, 1))
+        return y.view(*x.shape[:2], *y.shape[1:])
 
 
 def on_grid(module: torch.nn.Module) -> torch.nn.Module:
@@ -305,7 +306,7 @@ def test_bool_inputs_go_to_the_module_as_they_are() -> None:
     for net, call in ((plain, plain), (module, TimeCheckpoint(module, 6))):
         y = call(x)
         results.append((y, torch.autograd.grad((y * y.detach().cumsum(1)).sum(), list(net.parameters()))))
-    assert_same(*results, 1e-12)
+    assert_same(results[0], results[1], 1e-12)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -342,7 +343,12 @@ def test_the_backward_pass_leaves_random_numbers_and_modes_alone() -> None:
 def test_hooks_of_parameters_are_called_once_with_the_whole_gradient() -> None:
     module = stack().double()
     seen: list[Tensor] = []
-    module[0].weight.register_hook(lambda grad: (seen.append(grad), grad.clamp(-0.1, 0.1))[1])
+
+    def clamp(grad: Tensor) -> Tensor:
+        seen.append(grad)
+        return grad.clamp(-0.1, 0.1)
+
+    module[0].weight.register_hook(clamp)
     TimeCheckpoint(module, 3)(signal(2, 10, 6)).sum().backward()
     assert len(seen) == 1
     assert torch.equal(module[0].weight.grad, seen[0].clamp(-0.1, 0.1))
@@ -464,7 +470,8 @@ def test_torchs_checkpoint_within_it_is_refused() -> None:
             self.inner = Sequential(Linear(6, 6), nn.LIF(0.9)).double()
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=False)
+            y: Tensor = torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=False)
+            return y
 
     y = TimeCheckpoint(Recomputed(), 4)(signal(2, 10, 6).requires_grad_())
     with pytest.raises(RuntimeError, match="must not be recomputed within a piece of a sequence"):
@@ -513,7 +520,7 @@ REFUSED: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
     ),
     "lstm": (lambda: torch.nn.LSTM(6, 6), "got LSTM; it starts from a state that nothing carries"),
     "compiled": (
-        lambda: Sequential(torch.compile(stack(), backend="eager")),
+        lambda: Sequential(cast(torch.nn.Module, torch.compile(stack(), backend="eager"))),
         "got OptimizedModule '0'; a compiled graph",
     ),
     "compiled in place": (_compiled, "got Sequential; a compiled graph"),
@@ -571,7 +578,7 @@ def test_a_module_that_changes_its_buffers_is_refused() -> None:
             self.register_buffer("count", torch.zeros(()))
 
         def forward(self, x: Tensor) -> Tensor:
-            self.count += 1
+            self.get_buffer("count").add_(1)
             return x
 
     with pytest.raises(RuntimeError, match=r"must leave its parameters and buffers as they are, got .* changes count"):
@@ -639,7 +646,7 @@ def test_arguments_are_checked() -> None:
         (lambda: TimeCheckpoint(layer, 2)(signal(2, 10, 6).to_sparse()), "x must be a dense tensor"),
     ]:
         with pytest.raises((ValueError, TypeError), match=message):
-            wrong()
+            wrong()  # type: ignore[no-untyped-call]
 
 
 def test_copies_and_repr() -> None:
