@@ -235,7 +235,10 @@ GOOD = torch.zeros(2, 4, 8, 9), torch.zeros(6, 2, 3, 3)
         (GOOD, {"groups": 4}, ArgumentError, "groups must be a divisor of the 6 outputs, got 4"),
         (GOOD, {"groups": 2, "stride": 0}, ArgumentError, "stride must be an integer of at least 1"),
         (GOOD, {"groups": 2, "padding": (1, 2, 3)}, ArgumentError, "padding must be an integer of at least 0, or 2"),
-        (GOOD, {"groups": 2, "bias": torch.zeros(5)}, ArgumentError, r"bias must be of shape \(6,\)"),
+        (GOOD, {"groups": 2, "bias": torch.zeros(5)}, ArgumentError, r"bias must be of shape \(6,\), got \(5,\)"),
+        (GOOD, {"groups": 2, "bias": 1.0}, ArgumentTypeError, "bias must be a tensor of the dtype of weight"),
+        (GOOD, {"groups": 2, "bias": torch.zeros(6).double()}, ArgumentTypeError, "bias must be .*, got torch.float64"),
+        ((GOOD[0].to_sparse(), GOOD[1]), {"groups": 2}, ArgumentTypeError, "spikes must be a dense tensor"),
         ((pack(GOOD[0], 1), GOOD[1]), {"groups": 2}, ArgumentError, "spikes must be packed with 3 features, got 1"),
     ],
 )

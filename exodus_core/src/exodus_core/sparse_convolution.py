@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exodus_core import ops
-from exodus_core.arguments import FLOATS
+from exodus_core.arguments import FLOATS, check_dense
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.once_differentiable import once_differentiable
 from exodus_core.sparse_product import found_sparse, learns, may_be_sparse
@@ -236,6 +236,8 @@ def _check(dimensions: int, spikes: Tensor | PackedSpikes, weight: Tensor, bias:
     if not isinstance(weight, Tensor) or weight.dtype not in FLOATS:
         got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise ArgumentTypeError("weight", "a tensor of float32, float64, float16 or bfloat16", got)
+    if isinstance(spikes, Tensor):
+        check_dense("spikes", spikes)
     space = "length" if dimensions == 1 else "height, width"
     if weight.dim() != dimensions + 2 or 0 in weight.shape:
         raise ArgumentError("weight", f"of shape (N_out, channels / groups, {space})", tuple(weight.shape))
@@ -249,7 +251,10 @@ def _check(dimensions: int, spikes: Tensor | PackedSpikes, weight: Tensor, bias:
     autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
     if isinstance(spikes, Tensor) and spikes.is_floating_point() and spikes.dtype != weight.dtype and not autocast:
         raise ArgumentTypeError("spikes", f"of the dtype of weight, {weight.dtype}, bool or integer", spikes.dtype)
-    if bias is not None and (bias.dtype != weight.dtype or bias.shape != (weight.shape[0],)):
-        raise ArgumentError(
-            "bias", f"of shape ({weight.shape[0]},) and the dtype of weight", f"{tuple(bias.shape)}, {bias.dtype}"
-        )
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor) or (bias.dtype != weight.dtype and not autocast):
+        got = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
+        raise ArgumentTypeError("bias", f"a tensor of the dtype of weight, {weight.dtype}", got)
+    if bias.shape != (weight.shape[0],):
+        raise ArgumentError("bias", f"of shape ({weight.shape[0]},)", tuple(bias.shape))
