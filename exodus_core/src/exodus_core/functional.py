@@ -150,6 +150,7 @@ def lif_packed(x: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions
     arguments.check_signal("x", x, 1)
     packs = (
         x.device.type == "cpu"
+        and ops.HAS_BITS
         and math.prod(x.shape[2:]) >= _PACKED_NEURONS
         and options.get("max_spikes", 1) == 1
         and options.get("method") != "bptt"

@@ -79,6 +79,9 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+#: False where the CUDA kernels are emulated in place of the CPU's, which alone work on bits.
+HAS_BITS: bool = torch._C._dispatch_has_kernel_for_dispatch_key("exodus::pack_spikes", "CPU")
+
 # The rows of `lane_gradients`, one value a lane (outer, inner), in the order of enum LaneGradient in core/adjoint.h.
 LANE_GRADIENTS = ("initial_membrane", "initial_spikes", "alpha", "threshold", "reset_by", "min_membrane")
 INITIAL_MEMBRANE, INITIAL_SPIKES, ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE = range(len(LANE_GRADIENTS))

@@ -35,7 +35,7 @@ def pack(spikes: Tensor) -> Tensor:
     """
     if spikes.dim() == 0:
         raise ArgumentError("spikes", "of shape (..., n)", ())
-    if spikes.device.type == "cpu":
+    if spikes.device.type == "cpu" and ops.HAS_BITS:
         return _packed_on_cpu(spikes != 0)[0]
     bits = F.pad(spikes != 0, (0, -spikes.shape[-1] % _BITS)).unflatten(-1, (-1, _BITS))
     powers = 2 ** torch.arange(_BITS, dtype=torch.uint8, device=spikes.device)
@@ -47,7 +47,7 @@ def pack_if_binary(tensor: Tensor) -> Tensor | None:
     """`pack` of a tensor of zeros and ones; None if it has another element, or no axis. Waits for a GPU."""
     if tensor.dim() == 0:
         return None
-    if tensor.device.type == "cpu" and tensor.dtype in FLOATS:
+    if tensor.device.type == "cpu" and tensor.dtype in FLOATS and ops.HAS_BITS:
         bits, is_binary = _packed_on_cpu(tensor)
         return bits if is_binary else None
     if tensor.dtype != torch.bool and tensor.numel() > 0:
@@ -60,7 +60,7 @@ def pack_if_binary(tensor: Tensor) -> Tensor | None:
 def unpack(bits: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     """The tensor of `dtype`, shape (..., n), whose bits `pack` gave."""
     lead = bits.shape[:-1]
-    if bits.device.type == "cpu" and dtype in FLOATS:
+    if bits.device.type == "cpu" and dtype in FLOATS and ops.HAS_BITS:
         rows = bits.reshape(math.prod(lead), bits.shape[-1]).contiguous()
         return ops.unpack_spikes(rows, n, torch.empty(0, dtype=dtype, device="cpu")).view(*lead, n)
     shifts = torch.arange(_BITS, dtype=torch.uint8, device=bits.device)

@@ -38,7 +38,7 @@ def _read_environment() -> bool:
 
 
 #: False if the environment variable EXODUS_SPARSE is 0: then every product is dense.
-ENABLED = _read_environment()
+ENABLED = _read_environment() and ops.HAS_BITS
 
 
 def max_density(outputs: int, dtype: torch.dtype) -> float:
