@@ -77,6 +77,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "srm bptt of one neuron": ([1], 1, 500, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "method": "bptt"}]),
     "weights": ([1000], 1, 1, [{"kind": "linear", "out_features": 1000}] * 3),
     "pieces": ([500], 10, 400, [LINEAR, LIF] * 3, 20),
+    "one piece": ([500], 20, 50, [LINEAR, LIF] * 3, 100),
     "pieces with a readout": ([500], 10, 400, [*[LINEAR, LIF] * 3, *READOUT], 20),
     "pieces of one step": ([500], 10, 100, [LINEAR, LIF] * 3, 1),
     "pieces of images": ([2, 32, 32], 4, 100, [CONV, LIF, CONV, LIF], 10),
