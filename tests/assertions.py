@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,17 +42,14 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return difference if largest == 0 else difference / largest
 
 
-def assert_agrees(name: str, actual: Tensor, expected: Tensor, *, plain: Tensor | None = None, terms: int = 1) -> None:
+def assert_agrees(name: str, actual: Tensor, expected: Tensor, *, plain: Tensor | None = None) -> None:
     """float64 to 1e-12; float32 to twice the error of the plain float32 loop; half types to one rounding.
 
     `expected` is the float64 reference. The floor of four roundings is for results of so few operations that the
-    plain loop's error may be zero. A sum of many terms rounds each time, up or down at random, so that its error grows
-    as the square root of their number: that is its floor, since the plain loop's roundings may cancel by chance, and do
-    on some processors, whose torch draws and exponentiates with other last bits.
+    plain loop's error may be zero.
     """
     epsilon = torch.finfo(actual.dtype).eps
-    floor = max(4, math.sqrt(terms)) * epsilon
-    tolerance = {torch.float64: 1e-12, torch.float32: floor}.get(actual.dtype, epsilon)
+    tolerance = {torch.float64: 1e-12, torch.float32: 4 * epsilon}.get(actual.dtype, epsilon)
     if plain is not None:
         tolerance = max(tolerance, 2 * relative_error(plain, expected))
     error = relative_error(actual, expected)

@@ -47,6 +47,7 @@ void backward(const SrmBackwardCall& call) {
   const Layout& layout = call.layout;
   const Surrogate<Real> surrogate = call.surrogate.as<Real>();
   const bool with_threshold = call.grad_threshold.numel() > 0;
+  constexpr std::int64_t kSumSteps = 64;  // after which a short sum is added to the total, as on a GPU
   const bool operands = is_normal<Real>(call.threshold);
   const bool streamed = streams(layout, 3 * call.membrane.numel() * sizeof(Storage));
   const Tiling tiling(layout, threads_for(call.membrane.numel()), max_width(call.kernel, sizeof(Real)));
@@ -79,6 +80,7 @@ void backward(const SrmBackwardCall& call) {
                                 grad_psp_rows[t], scratch[2], threshold_sum.block(0)});
           // Nothing remembered, the response stays zero.
           if (differentiates_reset(call.method)) reset.push(scratch[2]);
+          if (with_threshold && (end - t) % kSumSteps == 0) threshold_sum.add_block();
         }
         grad_psp_rows.put(begin, end);
         threshold_sum.add_block();
