@@ -229,7 +229,7 @@ GOOD = torch.zeros(2, 4, 8, 9), torch.zeros(6, 2, 3, 3)
     [
         (("spikes", GOOD[1]), {"groups": 2}, ArgumentTypeError, "spikes must be a tensor of floats"),
         ((GOOD[0].double(), GOOD[1]), {"groups": 2}, ArgumentTypeError, "spikes must be of the dtype of weight"),
-        ((GOOD[0], GOOD[1].int()), {"groups": 2}, ArgumentTypeError, "weight must be a tensor of float32"),
+        ((GOOD[0], GOOD[1].int()), {"groups": 2}, ArgumentTypeError, "weight must be float32, float64"),
         ((GOOD[0], GOOD[1][0]), {"groups": 2}, ArgumentError, r"weight must be of shape \(N_out, channels"),
         (GOOD, {}, ArgumentError, r"spikes must be of shape \(..., 2, height, width\), got \(2, 4, 8, 9\)"),
         (GOOD, {"groups": 4}, ArgumentError, "groups must be a divisor of the 6 outputs, got 4"),

@@ -288,7 +288,7 @@ def large(kind: str = "ones", density: float = 0.05, **more: Any) -> tuple[Tenso
 
 
 def is_sparse(y: Tensor) -> bool:
-    """Whether a product was computed from the spikes, by its node in the graph, below views."""
+    """True if a product was computed from the spikes, by its node in the graph, below views."""
     node = y.grad_fn
     while node is not None and node.name().startswith(("View", "Reshape", "Unsafe")):
         node = node.next_functions[0][0]

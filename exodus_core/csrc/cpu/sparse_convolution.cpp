@@ -5,7 +5,6 @@
 // begins with its bias and is summed in ascending order of channel, row and column; dL/dW in a fixed number of blocks of
 // images, which are summed in groups of images. So the bits do not depend on the threads or the instruction set.
 #include <algorithm>
-#include <array>
 #include <vector>
 
 #include "backend.h"

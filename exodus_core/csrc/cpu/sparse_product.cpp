@@ -196,7 +196,11 @@ std::tuple<Tensor, std::int64_t> pack_rows(const Tensor& input, double max_densi
   if (rows >= 4 * kSampledRows && max_density < 1) {
     std::vector<std::uint8_t> scratch(bytes);
     std::int64_t count = 0;
-    for (std::int64_t i = 0; i < kSampledRows; ++i) count += pack_row(i * (rows / kSampledRows), scratch.data()).count;
+    const std::int64_t stride = rows / kSampledRows;
+    // Each at another place of its stretch, which may be a sample whose steps all begin alike.
+    for (std::int64_t i = 0; i < kSampledRows; ++i) {
+      count += pack_row(i * stride + i * stride / kSampledRows, scratch.data()).count;
+    }
     if (static_cast<double>(count) > 1.25 * max_density * static_cast<double>(kSampledRows * columns)) return {none(), 0};
   }
   Tensor bits = output_of(input, {rows, bytes}, ScalarType::Byte);

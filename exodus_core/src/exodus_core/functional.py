@@ -161,11 +161,9 @@ def lif_packed(x: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions
         return lif(x, alpha, **options)[0]
     settings, tensors = arguments.lif_arguments(x, alpha, time_dim=1, **options)
     x = x.contiguous()
-    alphas, thresholds, resets_by, min_membranes, *_ = tensors
     graph = None
     if is_differentiated(x, *tensors):
-        resets_by = None if settings.tied else resets_by
-        graph, bits = PackedLif.apply(x, alphas, thresholds, resets_by, min_membranes, settings)  # type: ignore[no-untyped-call]
+        graph, bits = PackedLif.apply(x, *_untied(settings, tensors)[:4], settings)  # type: ignore[no-untyped-call]
     else:
         bits, _ = ops.lif_forward_packed(x, *settings.neuron[:4], *tensors, settings.reset, 1)
     return PackedSpikes(bits.flatten(0, 1), x.shape, x.dim() - 2, graph)

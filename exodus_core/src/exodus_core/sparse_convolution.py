@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exodus_core import ops
-from exodus_core.arguments import FLOATS, check_dense
-from exodus_core.errors import ArgumentError, ArgumentTypeError
+from exodus_core.errors import ArgumentError
 from exodus_core.once_differentiable import once_differentiable
-from exodus_core.sparse_product import found_sparse, learns, may_be_sparse
+from exodus_core.sparse_product import check_operands, found_sparse, learns, may_be_sparse, of_dtype
 from exodus_core.spikes import PackedSpikes
 
 # As _MAX_DENSITY of sparse_product, by the outputs of a group; a kernel of one element is a product of matrices.
@@ -29,7 +28,7 @@ Size = int | Sequence[int]
 
 
 class Windows(NamedTuple):
-    """Where the windows of a convolution lie, for two dimensions of space."""
+    """Geometry of a convolution's windows, for two dimensions of space."""
 
     size: tuple[int, int]
     stride: tuple[int, int]
@@ -48,7 +47,7 @@ def max_density(outputs: int, taps: int, dtype: torch.dtype) -> float:
     """
     share = next((share for least, share in _MAX_DENSITY if outputs >= least), 0.0)
     share = min(share, _MAX_DENSITY_OF_ONE_TAP) if taps == 1 else share
-    return share / 2 if dtype == torch.bfloat16 else share
+    return of_dtype(share, dtype)
 
 
 def conv1d(
@@ -142,7 +141,7 @@ def _convolution(
 
 
 def _fits(windows: Windows, weight: Tensor) -> list[bool]:
-    """Whether the kernel fits in the image, for each dimension of space: if not, torch says so."""
+    """True for each dimension of space in which the kernel fits in the image; torch raises the error if it does not."""
     taps = _plane(weight.shape[2:])
     zipped = zip(windows.size, windows.padding, windows.dilation, taps, strict=True)
     return [size + 2 * padding >= dilation * (kernel - 1) + 1 for size, padding, dilation, kernel in zipped]
@@ -230,14 +229,7 @@ def _per_dimension(name: str, value: Size, dimensions: int, least: int) -> tuple
 
 
 def _check(dimensions: int, spikes: Tensor | PackedSpikes, weight: Tensor, bias: Tensor | None, groups: int) -> None:
-    if not isinstance(spikes, Tensor | PackedSpikes) or (isinstance(spikes, Tensor) and spikes.is_complex()):
-        got = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
-        raise ArgumentTypeError("spikes", "a tensor of floats, integers or bool, or PackedSpikes", got)
-    if not isinstance(weight, Tensor) or weight.dtype not in FLOATS:
-        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise ArgumentTypeError("weight", "a tensor of float32, float64, float16 or bfloat16", got)
-    if isinstance(spikes, Tensor):
-        check_dense("spikes", spikes)
+    check_operands(spikes, weight, bias)
     space = "length" if dimensions == 1 else "height, width"
     if weight.dim() != dimensions + 2 or 0 in weight.shape:
         raise ArgumentError("weight", f"of shape (N_out, channels / groups, {space})", tuple(weight.shape))
@@ -248,13 +240,3 @@ def _check(dimensions: int, spikes: Tensor | PackedSpikes, weight: Tensor, bias:
         raise ArgumentError("spikes", f"of shape (..., {channels}, {space})", tuple(spikes.shape))
     if isinstance(spikes, PackedSpikes) and spikes.features != dimensions + 1:
         raise ArgumentError("spikes", f"packed with {dimensions + 1} features", spikes.features)
-    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-    if isinstance(spikes, Tensor) and spikes.is_floating_point() and spikes.dtype != weight.dtype and not autocast:
-        raise ArgumentTypeError("spikes", f"of the dtype of weight, {weight.dtype}, bool or integer", spikes.dtype)
-    if bias is None:
-        return
-    if not isinstance(bias, Tensor) or (bias.dtype != weight.dtype and not autocast):
-        got = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
-        raise ArgumentTypeError("bias", f"a tensor of the dtype of weight, {weight.dtype}", got)
-    if bias.shape != (weight.shape[0],):
-        raise ArgumentError("bias", f"of shape ({weight.shape[0]},)", tuple(bias.shape))

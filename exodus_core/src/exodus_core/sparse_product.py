@@ -44,7 +44,12 @@ ENABLED = _read_environment() and ops.HAS_BITS
 def max_density(outputs: int, dtype: torch.dtype) -> float:
     """The largest share of spikes for which a product with so many outputs is computed from the spikes."""
     share = next((share for least, share in _MAX_DENSITY if outputs >= least), 0.0)
-    return share * _BFLOAT16_SHARE if dtype == torch.bfloat16 else share
+    return of_dtype(share, dtype)
+
+
+def of_dtype(max_density: float, dtype: torch.dtype) -> float:
+    """The largest share of spikes for this dtype, given that for float32."""
+    return max_density * _BFLOAT16_SHARE if dtype == torch.bfloat16 else max_density
 
 
 def linear(spikes: Tensor | PackedSpikes, weight: Tensor, bias: Tensor | None = None, *, exact: bool = False) -> Tensor:
@@ -233,9 +238,9 @@ def weight_gradient(spikes: Tensor, grad: Tensor) -> Tensor:
         rows_of_grad = grad.reshape(count, grad.shape[-1]).contiguous()
         like = grad.new_empty(()).expand(grad.shape[-1], spikes.shape[-1])
         if _may_be_sparse(rows, like):
-            bits, kind = ops.pack_spikes(rows, max_density(like.shape[0], grad.dtype))
-            if kind != _DENSE:
-                return ops.spike_linear_weight(bits, rows if kind == _VALUES else None, rows_of_grad, rows.shape[1])
+            found = found_sparse(rows, 1, grad.dtype, max_density(like.shape[0], grad.dtype))
+            if found is not None:
+                return ops.spike_linear_weight(found.bits, found.values, rows_of_grad, rows.shape[1])
         return rows_of_grad.T @ rows
 
 
@@ -261,7 +266,8 @@ def _autocast() -> bool:
     return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
-def _check(spikes: Tensor | PackedSpikes, weight: Tensor, bias: Tensor | None) -> None:
+def check_operands(spikes: Tensor | PackedSpikes, weight: Tensor, bias: Tensor | None) -> None:
+    """Checks all of a product's or convolution's operands but the shapes of spikes and weight."""
     if not isinstance(spikes, Tensor | PackedSpikes) or (isinstance(spikes, Tensor) and spikes.is_complex()):
         got = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
         raise ArgumentTypeError("spikes", "a tensor of floats, integers or bool, or PackedSpikes", got)
@@ -269,19 +275,23 @@ def _check(spikes: Tensor | PackedSpikes, weight: Tensor, bias: Tensor | None) -
         raise ArgumentTypeError("weight", "a torch.Tensor", type(weight).__name__)
     if weight.dtype not in arguments.FLOATS:
         raise ArgumentTypeError("weight", "float32, float64, float16 or bfloat16", weight.dtype)
-    if weight.dim() != 2:
-        raise ArgumentError("weight", "of shape (N_out, N_in)", tuple(weight.shape))
     if isinstance(spikes, Tensor):
         arguments.check_dense("spikes", spikes)
         if spikes.is_floating_point() and spikes.dtype != weight.dtype and not _autocast():
             raise ArgumentTypeError("spikes", f"of the dtype of weight, {weight.dtype}, bool or integer", spikes.dtype)
-    features = spikes.columns if isinstance(spikes, PackedSpikes) else (spikes.shape or (0,))[-1]
-    if not len(spikes.shape) or features != weight.shape[1]:
-        raise ArgumentError("spikes", f"of shape (..., {weight.shape[1]})", tuple(spikes.shape))
     if bias is None:
         return
     if not isinstance(bias, Tensor) or (bias.dtype != weight.dtype and not _autocast()):
         got = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
         raise ArgumentTypeError("bias", f"a tensor of the dtype of weight, {weight.dtype}", got)
-    if bias.shape != (weight.shape[0],):
-        raise ArgumentError("bias", f"of shape ({weight.shape[0]},)", tuple(bias.shape))
+    if bias.shape != weight.shape[:1]:
+        raise ArgumentError("bias", f"of shape {tuple(weight.shape[:1])}", tuple(bias.shape))
+
+
+def _check(spikes: Tensor | PackedSpikes, weight: Tensor, bias: Tensor | None) -> None:
+    check_operands(spikes, weight, bias)
+    if weight.dim() != 2:
+        raise ArgumentError("weight", "of shape (N_out, N_in)", tuple(weight.shape))
+    features = spikes.columns if isinstance(spikes, PackedSpikes) else (spikes.shape or (0,))[-1]
+    if not len(spikes.shape) or features != weight.shape[1]:
+        raise ArgumentError("spikes", f"of shape (..., {weight.shape[1]})", tuple(spikes.shape))

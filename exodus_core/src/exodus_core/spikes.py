@@ -54,7 +54,7 @@ class PackedSpikes:
 
     @property
     def device(self) -> torch.device:
-        """Where the bits are."""
+        """Device of the bits."""
         return self.bits.device
 
     def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:

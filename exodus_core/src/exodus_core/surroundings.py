@@ -1,4 +1,4 @@
-"""What else than its input decides what a module computes, so that it can be computed again from it.
+"""All that decides a module's output beside its input, so that it can be computed again from that.
 
 Parameters and buffers, the modes of its parts (`train`, `eval`), autocast, and the state of torch's random numbers.
 """

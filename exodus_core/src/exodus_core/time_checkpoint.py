@@ -74,7 +74,7 @@ class TimeCheckpoint(torch.nn.Module):
         return f"steps={self.steps}, time_dim={self.time_dim}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the module returns for x, a tensor of any dtype whose axis time_dim is time."""
+        """The module's output for x, a tensor of any dtype whose axis time_dim is time."""
         return in_pieces(self.module, self.module, x, steps=self.steps, time_dim=self.time_dim)
 
 
@@ -150,7 +150,7 @@ def _states(calls: Sequence[Call], flat: Sequence[Any]) -> dict[Call, tuple[Any,
 
 
 class _Kept(NamedTuple):
-    """What a backward pass needs of the forward pass; states are flat, since objects around them would take more.
+    """Results of the forward pass for the backward pass; states are flat, since objects around them would take more.
 
     Attributes:
         bits: the input of each piece; None if it is not zeros and ones.
