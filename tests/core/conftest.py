@@ -8,7 +8,7 @@ import torch
 import torch._dynamo
 
 import exodus_core
-from exodus_core import sparse_convolution, sparse_product
+from exodus_core.sparse import convolution, product
 
 # The device on which tensors are made, "cpu" or "cuda".
 DEVICE = os.environ.get("EXODUS_TEST_DEVICE", "cpu")
@@ -39,9 +39,9 @@ def _unwritten_memory_is_nan() -> Iterator[None]:
 @pytest.fixture
 def all_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of any size and density are computed from the spikes."""
-    monkeypatch.setattr(sparse_product, "_MIN_ROWS", 0)
-    monkeypatch.setattr(sparse_product, "_MIN_PRODUCTS", 0)
-    monkeypatch.setattr(sparse_product, "_MAX_DENSITY", ((0, 1.0),))
-    monkeypatch.setattr(sparse_product, "_BFLOAT16_SHARE", 1.0)
-    monkeypatch.setattr(sparse_convolution, "_MAX_DENSITY", ((0, 1.0),))
-    monkeypatch.setattr(sparse_convolution, "_MAX_DENSITY_OF_ONE_TAP", 1.0)
+    monkeypatch.setattr(product, "_MIN_ROWS", 0)
+    monkeypatch.setattr(product, "_MIN_PRODUCTS", 0)
+    monkeypatch.setattr(product, "_MAX_DENSITY", ((0, 1.0),))
+    monkeypatch.setattr(product, "_BFLOAT16_SHARE", 1.0)
+    monkeypatch.setattr(convolution, "_MAX_DENSITY", ((0, 1.0),))
+    monkeypatch.setattr(convolution, "_MAX_DENSITY_OF_ONE_TAP", 1.0)

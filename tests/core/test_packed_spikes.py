@@ -14,7 +14,7 @@ import exodus_core
 from assertions import DTYPES, RESETS, lif_parameters, name_of
 from exodus_core import PackedSpikes, functional, pack
 from exodus_core.functional import lif_packed
-from exodus_core.sparse_product import linear
+from exodus_core.sparse.product import linear
 from exodus_core.surrogate import Sigmoid
 
 pytestmark = on_cpu

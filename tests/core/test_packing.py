@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from exodus_core.packing import pack, pack_if_binary, unpack
+from exodus_core.sparse.packing import pack, pack_if_binary, unpack
 
 DTYPES = [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

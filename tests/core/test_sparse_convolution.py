@@ -12,7 +12,7 @@ from torch import Tensor
 
 from assertions import DTYPES, name_of
 from exodus_core import ArgumentError, ArgumentTypeError, PackedSpikes, nn, ops, pack
-from exodus_core.sparse_convolution import conv1d, conv2d
+from exodus_core.sparse.convolution import conv1d, conv2d
 
 pytestmark = on_cpu
 

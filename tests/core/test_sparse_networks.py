@@ -12,7 +12,8 @@ from sparse_cases import on_cpu, spikes
 from torch import Tensor
 
 from assertions import relative_error
-from exodus_core import PackedSpikes, losses, network, sparse_product
+from exodus_core import PackedSpikes, losses, network
+from exodus_core.sparse import product
 from exodus_core.training import Trainer
 
 pytestmark = [on_cpu, pytest.mark.usefixtures("all_sparse")]
@@ -237,13 +238,13 @@ def test_a_module_in_the_place_of_a_layer_is_given_tensors() -> None:
 
 def test_spikes_go_from_layer_to_layer_as_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
-    check = sparse_product._check
+    check = product._check
 
     def watched(x: Any, *more: Any) -> None:
         given.append(x)
         check(x, *more)
 
-    monkeypatch.setattr(sparse_product, "_check", watched)
+    monkeypatch.setattr(product, "_check", watched)
     net = build("linear lif linear")
     net(signal().bool())
     assert [type(x) for x in given] == [Tensor, PackedSpikes]

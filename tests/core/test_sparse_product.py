@@ -20,9 +20,10 @@ from torch.autograd import forward_ad
 
 import exodus_core
 from assertions import DTYPES, name_of
-from exodus_core import PackedSpikes, nn, ops, sparse_product
+from exodus_core import PackedSpikes, nn, ops
 from exodus_core.layer import synapse_current, synapse_gradients
-from exodus_core.sparse_product import linear
+from exodus_core.sparse import product
+from exodus_core.sparse.product import linear
 
 pytestmark = on_cpu
 
@@ -479,8 +480,8 @@ def operator_calls() -> dict[str, Any]:
         "unpack_spikes": (e.unpack_spikes, (bits, 20, weight.double())),
         "lif_forward_packed": (e.lif_forward_packed, (signal, *neuron, *[None] * 6, 1, 1)),
         "lif_forward_packed with tensors": (e.lif_forward_packed, (signal, *neuron, *parameters, None, None, 1, 1)),
-        "linear": (sparse_product._compiled, (x, torch.randn(5, 20, requires_grad=True), torch.randn(5))),
-        "linear_weight": (sparse_product._compiled_weight, (x, grad)),
+        "linear": (product._compiled, (x, torch.randn(5, 20, requires_grad=True), torch.randn(5))),
+        "linear_weight": (product._compiled_weight, (x, grad)),
     }
 
 

@@ -17,9 +17,9 @@ from exodus_core.gradients import LifGradient, SrmGradient, lif_gradient, srm_gr
 from exodus_core.kernels import AlphaKernel, ExponentialKernel, SlayerRefractory, SlayerResponse
 from exodus_core.layer import SynapseGradients, fire, output_filter_adjoint, synapse_current, synapse_gradients
 from exodus_core.output_cache import keep_memory, kept_memory
-from exodus_core.sparse_convolution import conv1d, conv2d
-from exodus_core.sparse_product import linear
-from exodus_core.spikes import PackedSpikes, pack
+from exodus_core.sparse.convolution import conv1d, conv2d
+from exodus_core.sparse.product import linear
+from exodus_core.sparse.spikes import PackedSpikes, pack
 
 __all__ = [
     "METHODS",

@@ -12,7 +12,7 @@ from exodus_core import ops
 from exodus_core._library import CUDA
 from exodus_core._version import __version__
 from exodus_core.arguments import FLOATS, METHODS, NEURONS, RESETS
-from exodus_core.sparse_product import ENABLED
+from exodus_core.sparse.product import ENABLED
 from exodus_core.surrogate import KINDS
 
 STABLE_ABI_TARGET = "2.10"

@@ -13,9 +13,9 @@ from torch.autograd import forward_ad
 from exodus_core import arguments, ops, reference
 from exodus_core.arguments import LifOptions, LifSettings, LifTensors, NeuronOptions
 from exodus_core.autograd import Filter, Lif, LifWithLast, PackedLif, Srm
-from exodus_core.carried import refuse_in_pieces
 from exodus_core.kernels import Kernel
-from exodus_core.spikes import PackedSpikes, watched
+from exodus_core.pieces.carried import refuse_in_pieces
+from exodus_core.sparse.spikes import PackedSpikes, watched
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
 # Neurons of a sample from which on the CPU's kernels write bits: the lanes of its widest vector.

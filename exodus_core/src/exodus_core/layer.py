@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from exodus_core import arguments, functional, ops
-from exodus_core.carried import without_piece
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.kernels import Kernel
-from exodus_core.sparse_product import linear, weight_gradient
+from exodus_core.pieces.carried import without_piece
+from exodus_core.sparse.product import linear, weight_gradient
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
 

@@ -10,20 +10,21 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from exodus_core import arguments, carried, functional, ranges
+from exodus_core import arguments, functional, ranges
 from exodus_core.arguments import NeuronOptions
-from exodus_core.carried import State
-from exodus_core.continuation import INSTEAD, continued_lif, kept
 from exodus_core.errors import ArgumentError, must_be
 from exodus_core.kernels import Kernel
 from exodus_core.network import spiking
 from exodus_core.ops import compute_dtype
+from exodus_core.pieces import carried
+from exodus_core.pieces.carried import State
+from exodus_core.pieces.continuation import INSTEAD, continued_lif, kept
+from exodus_core.pieces.time_checkpoint import TimeCheckpoint
 from exodus_core.recomputation import refuse_recomputation
-from exodus_core.sparse_convolution import conv1d, conv2d
-from exodus_core.sparse_product import linear
-from exodus_core.spikes import PackedSpikes
+from exodus_core.sparse.convolution import conv1d, conv2d
+from exodus_core.sparse.product import linear
+from exodus_core.sparse.spikes import PackedSpikes
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
-from exodus_core.time_checkpoint import TimeCheckpoint
 
 __all__ = ["IF", "LIF", "SRM", "Conv1d", "Conv2d", "ExpLeak", "Linear", "TimeCheckpoint", "neuron_parameters"]
 

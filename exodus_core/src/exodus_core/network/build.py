@@ -13,8 +13,8 @@ from exodus_core.arguments import check_dense, is_integer
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.network import modules, spiking
 from exodus_core.network.description import INPUT, Description, parse
-from exodus_core.sparse_product import ENABLED
-from exodus_core.time_checkpoint import in_pieces
+from exodus_core.pieces.time_checkpoint import in_pieces
+from exodus_core.sparse.product import ENABLED
 
 _MODULES: dict[str, Any] = {
     "linear": modules.Linear,

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
-from exodus_core.carried import STATISTICS_IN_PIECES
+from exodus_core.pieces.carried import STATISTICS_IN_PIECES
 from exodus_core.schema import Place, array, boolean, either, integer, number, optional
 
 Shape = tuple[int, ...]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exodus_core import sparse_convolution, sparse_product
 from exodus_core.network.layers import Shape, per_dimension
+from exodus_core.sparse import convolution, product
 
 if TYPE_CHECKING:
     from exodus_core.network.description import Description
@@ -123,11 +123,11 @@ def _linear(layer: _Layer) -> _Need:
     columns, outputs, rows = math.prod(layer.input), math.prod(layer.output), layer.batch * layer.time
     weight = outputs * columns * layer.itemsize
     dense = _Need(forward=weight, backward=layer.grad + weight, reads_input=True)
-    if not sparse_product.enough(rows * outputs * columns, rows):
+    if not product.enough(rows * outputs * columns, rows):
         return dense
     # Lists of the spikes have a place for each, and perhaps a value; threads have panels, and rows of sums.
     threads, (panels, row) = torch.get_num_threads(), _panels(outputs, layer.itemsize)
-    spikes = int(sparse_product.max_density(outputs, layer.dtype) * rows * columns)
+    spikes = int(product.max_density(outputs, layer.dtype) * rows * columns)
     lists = spikes * (_INDEX_BYTES + layer.itemsize)
     blocks = -(-rows * row // _PANEL_CACHE_BYTES)
     forward = lists + rows * _INDEX_BYTES + threads * (columns + _SCRATCH_ROWS) * row
@@ -166,10 +166,10 @@ def _convolution(layer: _Layer) -> _Need:
         backward = unfolded + layer.x + (columns + layer.x if layer.learns else 0)
     dense = _Need(forward=forward, backward=backward, reads_input=True)
     outputs, taps = layer.output[0] // data.groups, math.prod(kernel)
-    limit = sparse_convolution.max_density(outputs, taps, layer.dtype)
+    limit = convolution.max_density(outputs, taps, layer.dtype)
     columns = layer.input[0] // data.groups * taps
     products = images * math.prod(layer.input[1:]) * layer.output[0] * columns
-    if limit == 0 or not sparse_product.enough(products):
+    if limit == 0 or not product.enough(products):
         return dense
     # The weight in panels, for each thread or, backward, block of images; those of one image; and its spikes, in a list
     # that doubles as it grows.

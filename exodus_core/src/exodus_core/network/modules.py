@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exodus_core import carried
 from exodus_core.errors import ArgumentError
 from exodus_core.network import layers
 from exodus_core.network.layers import Layer, Shape, per_dimension
+from exodus_core.pieces import carried
 from exodus_core.recomputation import refuse_recomputation
-from exodus_core.sparse_convolution import conv1d, conv2d
-from exodus_core.sparse_product import linear
-from exodus_core.spikes import PackedSpikes
+from exodus_core.sparse.convolution import conv1d, conv2d
+from exodus_core.sparse.product import linear
+from exodus_core.sparse.spikes import PackedSpikes
 
 
 class Drawing:

@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar
 
 from exodus_core import surrogate
 from exodus_core.arguments import METHODS, RESETS
-from exodus_core.carried import SRM_IN_PIECES
 from exodus_core.kernels import AlphaKernel, ExponentialKernel, SlayerRefractory
 from exodus_core.network.layers import Layer, Parameters, Shape, text
+from exodus_core.pieces.carried import SRM_IN_PIECES
 from exodus_core.schema import (
     Check,
     Place,

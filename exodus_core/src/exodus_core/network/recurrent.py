@@ -15,9 +15,9 @@ from torch import Tensor
 from exodus_core import arguments, functional, ops
 from exodus_core.arguments import LifSettings, NeuronOptions
 from exodus_core.autograd import parameter_gradients
-from exodus_core.carried import State
 from exodus_core.once_differentiable import once_differentiable
 from exodus_core.ops import INITIAL_MEMBRANE, INITIAL_SPIKES
+from exodus_core.pieces.carried import State
 
 # Steps that are split into views at a time: of a narrow layer, the views of all steps outweigh the data they show.
 _VIEWED_STEPS = 256

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exodus_core import carried, functional, ops, ranges
+from exodus_core import functional, ops, ranges
 from exodus_core.arguments import NeuronOptions
-from exodus_core.continuation import continued_lif
 from exodus_core.kernels import Kernel
 from exodus_core.network import neurons
 from exodus_core.network.layers import Shape
 from exodus_core.network.modules import Drawing, Weights
 from exodus_core.network.recurrent import continued_recurrent_lif, recurrent_lif
-from exodus_core.spikes import PackedSpikes
+from exodus_core.pieces import carried
+from exodus_core.pieces.continuation import continued_lif
+from exodus_core.sparse.spikes import PackedSpikes
 
 
 class _Neurons(ranges.Bounded):

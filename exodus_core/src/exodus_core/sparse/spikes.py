@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from exodus_core import ops, packing
+from exodus_core import ops
 from exodus_core.errors import ArgumentError, ArgumentTypeError
+from exodus_core.sparse import packing
 
 
 @dataclass(frozen=True, eq=False)

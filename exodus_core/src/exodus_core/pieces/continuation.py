@@ -7,8 +7,8 @@ from torch import Tensor
 
 from exodus_core import functional
 from exodus_core.arguments import LifOptions, NeuronOptions
-from exodus_core.carried import State
 from exodus_core.ops import compute_dtype
+from exodus_core.pieces.carried import State
 from exodus_core.recomputation import refuse_recomputation
 
 INSTEAD = "pass the state on as tensors, to and from exodus_core.lif"

@@ -1,6 +1,6 @@
 """Convolutions with spikes on the CPU: each spike adds its channel's kernel to the outputs whose windows see it.
 
-As in `exodus_core.sparse_product`, forward and dL/dW take time in proportion to the spikes, dL/ds is dense, and torch's
+As in `exodus_core.sparse.product`, forward and dL/dW take time in proportion to the spikes, dL/ds is dense, and torch's
 dense convolution takes what is not sparse.
 """
 
@@ -17,10 +17,10 @@ from torch import Tensor
 from exodus_core import ops
 from exodus_core.errors import ArgumentError
 from exodus_core.once_differentiable import once_differentiable
-from exodus_core.sparse_product import check_operands, found_sparse, learns, may_be_sparse, of_dtype
-from exodus_core.spikes import PackedSpikes
+from exodus_core.sparse.product import check_operands, found_sparse, learns, may_be_sparse, of_dtype
+from exodus_core.sparse.spikes import PackedSpikes
 
-# As _MAX_DENSITY of sparse_product, by the outputs of a group; a kernel of one element is a product of matrices.
+# As _MAX_DENSITY of product, by the outputs of a group; a kernel of one element is a product of matrices.
 _MAX_DENSITY = ((32, 0.15), (8, 0.08))
 _MAX_DENSITY_OF_ONE_TAP = 0.04
 

@@ -16,14 +16,16 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.utils import _pytree as pytree
 
-from exodus_core import arguments, carried, packing
-from exodus_core.carried import Call, Piece, State, States
-from exodus_core.continuation import INSTEAD
+from exodus_core import arguments
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.functional import is_differentiated
 from exodus_core.once_differentiable import once_differentiable
+from exodus_core.pieces import carried
+from exodus_core.pieces.carried import Call, Piece, State, States
+from exodus_core.pieces.continuation import INSTEAD
+from exodus_core.pieces.surroundings import Surroundings
 from exodus_core.recomputation import refuse_recomputation
-from exodus_core.surroundings import Surroundings
+from exodus_core.sparse import packing
 
 Shared = dict[torch.nn.Module, Tensor]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from exodus_core import arguments, ops
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.once_differentiable import once_differentiable
-from exodus_core.spikes import PackedSpikes, watched
+from exodus_core.sparse.spikes import PackedSpikes, watched
 
 # Largest share of elements that are not zero at which the sums, forward and backward together, take no longer than the
 # dense products, by the least number of outputs; measured on Zen 4 with AVX-512 (docs/sparse.md), and less on purpose.

@@ -1,0 +1,1 @@
+"""Long sequences in pieces of time: checkpoints, and the states that layers carry from piece to piece."""
