@@ -265,6 +265,7 @@ struct RowKernels {
 
 struct InstructionSet {
   const char* name;
+  bool streams;  // a vector is a cache line, which non-temporal stores write as a whole
   std::int64_t (*count_ones)(std::int64_t bytes, const std::uint8_t* bits);
   RowKernels<float> float32;
   RowKernels<double> float64;

@@ -285,6 +285,7 @@ constexpr RowKernels<Storage> kernels() {
 
 extern const InstructionSet set = {
     EXODUS_INSTRUCTION_SET_LABEL,
+    EXODUS_VECTOR_BYTES == kLineBytes,
     count_ones,
     kernels<float>(),
     kernels<double>(),

@@ -5,9 +5,6 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
 
 #define EXODUS_VECTOR_BYTES 16
 #include "simd.h"

@@ -80,7 +80,7 @@ struct Prefetch {
   }
 };
 
-// The store of a vector of a block: non-temporal if that is asked for and the address allows it.
+// The store of a vector of a block: non-temporal if that is asked for and the vector is a whole cache line.
 template <class Storage>
 struct VecStore {
   Storage* to;
@@ -89,9 +89,8 @@ struct VecStore {
 
   EXODUS_HOST_DEVICE VecStore(const RowBlock<Storage>& rows, std::int64_t lane)
       : to(rows.first + lane), stride(rows.stride) {
-    constexpr std::uintptr_t bytes = EXODUS_VECTOR_BYTES;
-    streamed = rows.streamed && reinterpret_cast<std::uintptr_t>(to) % bytes == 0 &&
-               stride * sizeof(Storage) % bytes == 0;
+    streamed = rows.streamed && kVecLanes<Storage> == kLineElements<Storage> &&
+               reinterpret_cast<std::uintptr_t>(to) % kLineBytes == 0 && stride % kLineElements<Storage> == 0;
   }
   EXODUS_HOST_DEVICE void operator()(std::int64_t step, VecOf<Storage> values) const {
     if (streamed) {

@@ -227,19 +227,13 @@ EXODUS_HOST_DEVICE Vec<Scalar, count> as_stored(Vec<Scalar, count> values) {
   }
 }
 
-// Non-temporal store of a full vector, at an address that is a multiple of its size: the lines that it overwrites are not
-// read first.
+// Store of a full vector, at an address that is a multiple of its size: non-temporal if it is a whole cache line, which is
+// not read first then. Parts of a line would have to meet in one of few buffers (docs/design-notes.md has the times).
 template <class Storage, class Real>
 EXODUS_HOST_DEVICE void stream_lanes(Storage* to, Real values) {
-#if defined(__SSE2__)
-  if constexpr (std::is_same_v<Storage, compute_t<Storage>>) {
 #if EXODUS_VECTOR_BYTES >= 64
+  if constexpr (std::is_same_v<Storage, compute_t<Storage>>) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to), __m512i(values.lanes));
-#elif EXODUS_VECTOR_BYTES >= 32
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), __m256i(values.lanes));
-#else
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to), __m128i(values.lanes));
-#endif
     return;
   }
 #endif
@@ -248,7 +242,7 @@ EXODUS_HOST_DEVICE void stream_lanes(Storage* to, Real values) {
 
 // Orders non-temporal stores before later ones: called before another thread may read them.
 EXODUS_HOST_DEVICE void finish_streams() {
-#if defined(__SSE2__)
+#if EXODUS_VECTOR_BYTES >= 64
   _mm_sfence();
 #endif
 }

@@ -98,9 +98,10 @@ class RowBuffer {
 };
 
 // True if outputs are to be written with non-temporal stores, given the bytes of all arrays of a call. With time last that
-// pays later: the LIF kernels prefetch the lines of ordinary writes while they compute.
+// pays later: the LIF kernels prefetch the lines of ordinary writes while they compute. Vectors shorter than a cache line
+// are never faster so.
 inline bool streams(const Layout& layout, std::int64_t bytes) {
-  return exceeds_caches(layout.inner == 1 ? bytes / 2 : bytes);
+  return instruction_set().streams && exceeds_caches(layout.inner == 1 ? bytes / 2 : bytes);
 }
 
 // The rows of one tensor that belong to the tile at hand: row t is what the row kernels read or write.

@@ -216,9 +216,12 @@ def _transposed(grad: Tensor, weight: Tensor, windows: Windows) -> Tensor:
         - (outputs[i] - 1) * windows.stride[i]
         for i in range(2)
     ]
-    return F.conv_transpose2d(
+    if max(windows.stride) > 1:  # 0.5 to 1 times the time that way on AVX2, where a stride of 1 would take up to twice
+        grad, weight = (each.to(memory_format=torch.channels_last) for each in (grad, weight))
+    found = F.conv_transpose2d(
         grad, weight, None, windows.stride, windows.padding, missed, windows.groups, windows.dilation
     )
+    return found.contiguous()
 
 
 def _per_dimension(name: str, value: Size, dimensions: int, least: int) -> tuple[int, ...]:
