@@ -101,7 +101,7 @@ class RowBuffer {
 // pays later: the LIF kernels prefetch the lines of ordinary writes while they compute. Vectors shorter than a cache line
 // are never faster so.
 inline bool streams(const Layout& layout, std::int64_t bytes) {
-  return instruction_set().streams && exceeds_caches(layout.inner == 1 ? bytes / 2 : bytes);
+  return exceeds_caches(layout.inner == 1 ? bytes / 2 : bytes) && instruction_set().streams;
 }
 
 // The rows of one tensor that belong to the tile at hand: row t is what the row kernels read or write.
