@@ -15,7 +15,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from exodus_core import AlphaKernel, ExponentialKernel, reference
-from exodus_core.surrogate import KINDS, Boxcar, Exponential, FastSigmoid, Triangle
+from exodus_core.surrogate import KINDS, Arctan, Boxcar, Exponential, FastSigmoid, Triangle
 from exodus_core.verify import Certificate, LifRun, arithmetic, certify, commands, peers, run_lif, run_srm
 from exodus_core.verify.arithmetic import RATIONAL_KINDS, arithmetic_for, exact_derivative
 from exodus_core.verify.exact import LifLane, lif_gradients, lif_membranes, srm_gradients, srm_membranes
@@ -201,6 +201,17 @@ def test_an_srm_neuron_keeps_its_bounds(kernel):
     certificate = certify(run_srm(z, kernel, g, threshold=torch.tensor([0.5, 0.8, 1.0]), surrogate=FastSigmoid()))
     assert certificate.kept
     assert set(certificate.gradients) >= {"psp", "threshold"}
+
+
+@pytest.mark.parametrize(("method", "more"), [("exodus", 3), ("slayer", 3), ("bptt", 9)])
+@pytest.mark.parametrize(("surrogate", "p"), [(Boxcar(0.3), 1), (FastSigmoid(2.0), 10), (Arctan(2.0), 12)])
+def test_the_bound_is_within_the_closed_form_of_the_document(surrogate, p, method, more):
+    steps = 20
+    x, g = 0.5 * draw(1, 1, steps, 4), draw(2, 1, steps, 4)
+    found = certify(run_lif(x, torch.tensor([0.5, 0.7, 0.9, 0.99]), g, surrogate=surrogate, method=method))
+    each = found.gradients["input"]
+    n = (p + more) * (steps - torch.arange(steps, dtype=torch.float64))[:, None] * each.unit
+    assert (each.own_bound <= (1 + 1e-5) * n / (1 - n) * each.terms + 1e-30).all()
 
 
 def test_long_runs_are_computed_in_balls():

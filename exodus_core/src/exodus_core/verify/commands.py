@@ -158,7 +158,7 @@ def _random(cases: int, seed: int, json: bool) -> bool:
         moved, edges = sum(line.decisions for line in lines), sum(line.edges for line in lines)
         farthest = max(line.farthest for line in lines)
         typer.echo(
-            f"{moved} spikes and clippings are not those of the exact membrane, which is off the edge by at most "
+            f"{moved} spikes and clippings are not those of the exact membrane, which is off the edge by at most\n"
             f"{farthest:.2f} of the bound of its rounding error; {edges} membranes are within rounding of an edge of "
             "the boxcar"
         )
@@ -246,7 +246,7 @@ def _against(name: str, file: Path | None, time_dim: int, seed: int, json: bool)
         return
     _console().print(_peer_table(title, comparison))
     typer.echo(
-        f"{comparison.setting}; {comparison.arithmetic}; {comparison.spikes} of {comparison.steps} spikes are not "
+        f"{comparison.setting}\n{comparison.arithmetic}; {comparison.spikes} of {comparison.steps} spikes are not "
         "those of the exact membrane"
     )
 
@@ -260,7 +260,7 @@ def _peer_line(comparison: Comparison, index: int) -> Line:
 
 def _peer_table(title: str, comparison: Comparison) -> Any:
     drawn = empty_table(f"dL/dx, {title}")
-    for column in ("exact gradient of", "elements", "ulps 50%", "99%", "largest", "error/(uS)", "of the largest value"):
+    for column in ("exact gradient of", "elements", "ulps 50%", "99%", "100%", "error/uS", "of the largest value"):
         drawn.add_column(column, justify="left" if column.startswith("exact") else "right")
     for index, errors in enumerate(comparison.errors):
         line = _peer_line(comparison, index)

@@ -98,8 +98,12 @@ def figure(value: float) -> str:
     return "0" if value == 0 else f"{value:.2g}" if value < 100 else f"{value:.0f}" if value < 1e5 else f"{value:.1e}"
 
 
-_GRADIENTS = ("ulps 50%", "99%", "largest", "error/(uS)", "bound/(uS)", "of bound", "with membrane")
-_CASES = ("membrane/(uS)", "of bound", "decisions", "edges")
+#: Of gradients: quantiles of the error in ulps; the largest error of the backward pass and its bound, in units of uS;
+#: the largest share of a bound that an error is, of the backward pass and of the whole.
+_GRADIENTS = ("ulps 50%", "99%", "100%", "error/uS", "bound/uS", "share", "whole")
+#: Of runs: the largest error of a membrane in units of uS, its share of the bound; the spikes and clippings that are
+#: not those of the exact membrane; the membranes at the edge of a boxcar.
+_CASES = ("membrane", "share", "decided", "edges")
 
 
 def empty_table(title: str) -> Any:
@@ -107,7 +111,7 @@ def empty_table(title: str) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    return Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    return Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=0)
 
 
 def table(title: str, names: tuple[str, ...], lines: list[Line], with_cases: bool) -> Any:
