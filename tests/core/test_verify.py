@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from exodus_core import AlphaKernel, ExponentialKernel, reference
-from exodus_core.surrogate import KINDS, Arctan, Boxcar, Exponential, FastSigmoid, Triangle
-from exodus_core.verify import Certificate, LifRun, arithmetic, certify, commands, peers, run_lif, run_srm
+from exodus_core.kernels import Kernel
+from exodus_core.surrogate import KINDS, Arctan, Boxcar, Exponential, FastSigmoid, Surrogate, Triangle
+from exodus_core.verify import Certificate, LifRun, SrmRun, arithmetic, certify, commands, peers, run_lif, run_srm
 from exodus_core.verify.arithmetic import RATIONAL_KINDS, arithmetic_for, exact_derivative
 from exodus_core.verify.exact import LifLane, lif_gradients, lif_membranes, srm_gradients, srm_membranes
 from exodus_core.verify.random_cases import random_runs
@@ -71,8 +73,8 @@ def directional(
 ) -> Fraction:
     """The derivative of sum(g s + h u) along a direction, carried forward in time by the product rule."""
     du, ds = direction.get("initial_membrane", Fraction(0)), direction.get("initial_spikes", Fraction(0))
-    d_alpha, d_rho = direction.get("alpha", 0), direction.get("reset_by", 0)
-    d_theta, d_floor = direction.get("threshold", 0), direction.get("min_membrane", 0)
+    names = ("alpha", "reset_by", "threshold", "min_membrane")
+    d_alpha, d_rho, d_theta, d_floor = (direction.get(name, Fraction(0)) for name in names)
     before, fired = lane.initial_membrane, lane.initial_spikes
     alpha, rho = lane.alpha, lane.reset_by
     total = Fraction(0)
@@ -98,12 +100,15 @@ def directional(
 @pytest.mark.parametrize("slayer", [False, True], ids=["exodus", "slayer"])
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("surrogate", [Boxcar(0.4), Triangle(0.6), FastSigmoid(3.0)], ids=lambda s: s.kind)
-def test_the_exact_gradient_is_the_derivative_carried_forward_in_fractions(surrogate, reset, slayer):
+def test_the_exact_gradient_is_the_derivative_carried_forward_in_fractions(
+    surrogate: Surrogate, reset: str, slayer: bool
+) -> None:
     x, g, h = ([Fraction(v) for v in draw(seed, 7).tolist()] for seed in (1, 2, 3))
     spikes, clipped = [0, 1, 0, 0, 1, 1, 0], [False, False, True, False, False, False, False]
-    lane = LifLane(*(Fraction(v) for v in (0.75, 0.875, 0.625, -0.5, 0.3, 1.0)), reset)
+    alpha, threshold, reset_by, floor, u, s = (Fraction(v) for v in (0.75, 0.875, 0.625, -0.5, 0.3, 1.0))
+    lane = LifLane(alpha, threshold, reset_by, floor, u, s, reset)
     membranes = lif_membranes(lane, x, spikes, clipped).clipped
-    f = [Fraction(0.5 - abs(u) / 4) for u in membranes]  # any f'
+    f = [Fraction(0.5 - abs(membrane) / 4) for membrane in membranes]  # any f'
     found = lif_gradients(lane, membranes, spikes, clipped, f, g, h, slayer)
     given = (membranes, spikes, clipped, f, g, h, slayer)
     assert found.input == [directional(lane, {}, t, *given) for t in range(7)]
@@ -111,7 +116,7 @@ def test_the_exact_gradient_is_the_derivative_carried_forward_in_fractions(surro
         assert getattr(found, name) == directional(lane, {name: Fraction(1)}, None, *given), name
 
 
-def test_the_exact_srm_gradient_is_the_derivative_carried_forward_in_fractions():
+def test_the_exact_srm_gradient_is_the_derivative_carried_forward_in_fractions() -> None:
     taps = [Fraction(-3, 4), Fraction(1, 3), Fraction(-1, 5)]
     z, g, h = ([Fraction(v) for v in draw(seed, 8).tolist()] for seed in (1, 2, 3))
     spikes = [1, 0, 1, 1, 0, 0, 1, 0]
@@ -120,7 +125,8 @@ def test_the_exact_srm_gradient_is_the_derivative_carried_forward_in_fractions()
     found = srm_gradients(taps, spikes, f, g, h, slayer=False)
 
     def derivative(moved_step: int | None, moved_tap: int | None, d_theta: int) -> Fraction:
-        total, changes = Fraction(0), []
+        total = Fraction(0)
+        changes: list[Fraction] = []
         for n in range(8):
             du = Fraction(n == moved_step)
             for j in range(min(3, n)):
@@ -135,7 +141,7 @@ def test_the_exact_srm_gradient_is_the_derivative_carried_forward_in_fractions()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_exact_surrogate_is_the_definition(kind):
+def test_an_exact_surrogate_is_the_definition(kind: str) -> None:
     surrogate = KINDS[kind](slope=1.75, scale=-0.5)
     x = torch.linspace(-3, 3, 41, dtype=torch.float64)
     with arithmetic_for(surrogate, steps=1) as numbers:
@@ -148,7 +154,7 @@ def test_an_exact_surrogate_is_the_definition(kind):
 
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_true_gradient_is_that_of_autograd_in_float64(kind, reset):
+def test_the_true_gradient_is_that_of_autograd_in_float64(kind: str, reset: str) -> None:
     surrogate = KINDS[kind](slope=1.5)
     run = some_lif(reset, torch.float64, surrogate=surrogate)
     x, u0 = (
@@ -180,7 +186,7 @@ def test_the_true_gradient_is_that_of_autograd_in_float64(kind, reset):
         torch.testing.assert_close(true[name], values, rtol=1e-10, atol=1e-12)
 
 
-def test_every_bound_is_kept_in_random_runs_of_every_surrogate_reset_and_method():
+def test_every_bound_is_kept_in_random_runs_of_every_surrogate_reset_and_method() -> None:
     seen = set()
     for neuron, run in random_runs(2000, seed=7):
         if run.spikes.numel() > 200:
@@ -196,7 +202,7 @@ def test_every_bound_is_kept_in_random_runs_of_every_surrogate_reset_and_method(
     [ExponentialKernel(0.8, -0.9), AlphaKernel(3.0, -1.0), torch.tensor([-0.9, 0.2])],
     ids=["exponential", "alpha", "taps"],
 )
-def test_an_srm_neuron_keeps_its_bounds(kernel):
+def test_an_srm_neuron_keeps_its_bounds(kernel: Kernel) -> None:
     z, g = 0.8 * draw(1, 2, STEPS, 3), draw(2, 2, STEPS, 3)
     certificate = certify(run_srm(z, kernel, g, threshold=torch.tensor([0.5, 0.8, 1.0]), surrogate=FastSigmoid()))
     assert certificate.kept
@@ -205,7 +211,9 @@ def test_an_srm_neuron_keeps_its_bounds(kernel):
 
 @pytest.mark.parametrize(("method", "more"), [("exodus", 3), ("slayer", 3), ("bptt", 9)])
 @pytest.mark.parametrize(("surrogate", "p"), [(Boxcar(0.3), 1), (FastSigmoid(2.0), 10), (Arctan(2.0), 12)])
-def test_the_bound_is_within_the_closed_form_of_the_document(surrogate, p, method, more):
+def test_the_bound_is_within_the_closed_form_of_the_document(
+    surrogate: Surrogate, p: int, method: str, more: int
+) -> None:
     steps = 20
     x, g = 0.5 * draw(1, 1, steps, 4), draw(2, 1, steps, 4)
     found = certify(run_lif(x, torch.tensor([0.5, 0.7, 0.9, 0.99]), g, surrogate=surrogate, method=method))
@@ -214,7 +222,7 @@ def test_the_bound_is_within_the_closed_form_of_the_document(surrogate, p, metho
     assert (each.own_bound <= (1 + 1e-5) * n / (1 - n) * each.terms + 1e-30).all()
 
 
-def test_long_runs_are_computed_in_balls():
+def test_long_runs_are_computed_in_balls() -> None:
     g = draw(2, 1, 80, 2)
     certificate = certify(run_lif(0.5 * draw(1, 1, 80, 2), 0.9, g, surrogate=FastSigmoid()))
     assert certificate.arithmetic.startswith("balls")
@@ -229,7 +237,7 @@ def moved(run: LifRun, name: str, index: tuple[int, ...], ulps: int) -> LifRun:
     return replace(run, gradients=run.gradients | {name: values})
 
 
-def test_a_gradient_that_is_off_by_four_units_in_the_last_place_is_reported():
+def test_a_gradient_that_is_off_by_four_units_in_the_last_place_is_reported() -> None:
     """At the last step nothing is summed: lam = f' g, of a boxcar of height 1."""
     run = run_lif(0.1 + 0.2 * draw(1, 1, 5, 1), 0.9, draw(2, 1, 5, 1), surrogate=Boxcar(slope=0.25, scale=4.0))
     right = certify(run)
@@ -244,7 +252,7 @@ def test_a_gradient_that_is_off_by_four_units_in_the_last_place_is_reported():
 @pytest.mark.parametrize(
     "name", ["input", "alpha", "threshold", "reset_by", "min_membrane", "initial_membrane", "initial_spikes"]
 )
-def test_an_error_beyond_the_bound_of_any_gradient_is_reported(name):
+def test_an_error_beyond_the_bound_of_any_gradient_is_reported(name: str) -> None:
     run = some_lif()
     right = certify(run).gradients[name]
     element = int(right.own_bound.flatten().argmax())
@@ -256,7 +264,7 @@ def test_an_error_beyond_the_bound_of_any_gradient_is_reported(name):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_is_reported(value):
+def test_a_gradient_that_is_not_finite_is_reported(value: float) -> None:
     run = some_lif()
     values = run.gradients["input"].clone()
     values[0, 0] = value
@@ -264,13 +272,13 @@ def test_a_gradient_that_is_not_finite_is_reported(value):
 
 
 @pytest.mark.parametrize("reset", ["subtract", "subtract_decayed", "zero"])
-def test_the_gradient_without_the_reset_is_not_the_gradient(reset):
+def test_the_gradient_without_the_reset_is_not_the_gradient(reset: str) -> None:
     run = some_lif(reset, method="slayer")
     assert certify(run).kept
     assert not certify(replace(run, method="exodus")).kept
 
 
-def test_a_spike_that_rounding_does_not_explain_is_reported():
+def test_a_spike_that_rounding_does_not_explain_is_reported() -> None:
     run = some_lif()
     fired = run.spikes.clone()
     quietest = int(run.membrane[-1].argmin())
@@ -282,7 +290,7 @@ def test_a_spike_that_rounding_does_not_explain_is_reported():
     assert not certificate.kept
 
 
-def test_a_spike_that_rounding_decides_is_counted_and_is_within_the_bound():
+def test_a_spike_that_rounding_decides_is_counted_and_is_within_the_bound() -> None:
     """The threshold is the membrane as float32 rounds it, so that the exact one is below it as often as above."""
     x = torch.rand((1, 2, 400), generator=torch.Generator().manual_seed(0))
     threshold = (0.7 * x[:, 0] + x[:, 1]).reshape(-1)
@@ -294,7 +302,7 @@ def test_a_spike_that_rounding_decides_is_counted_and_is_within_the_bound():
     assert certificate.kept
 
 
-def test_a_membrane_that_rounding_takes_to_its_lower_bound_is_counted_and_is_within_the_bound():
+def test_a_membrane_that_rounding_takes_to_its_lower_bound_is_counted_and_is_within_the_bound() -> None:
     x = torch.rand((1, 2, 400), generator=torch.Generator().manual_seed(0))
     floor = (0.7 * x[:, 0] + x[:, 1]).reshape(-1)
     certificate = certify(
@@ -305,7 +313,7 @@ def test_a_membrane_that_rounding_takes_to_its_lower_bound_is_counted_and_is_wit
     assert certificate.kept
 
 
-def test_a_membrane_at_the_edge_of_a_boxcar_is_counted_and_bounded_by_the_jump():
+def test_a_membrane_at_the_edge_of_a_boxcar_is_counted_and_bounded_by_the_jump() -> None:
     x = torch.tensor([[[0.1], [0.2]]])
     edge = float((0.7 * x[0, 0, 0] + x[0, 1, 0]).double())  # the membrane, rounded
     run = run_lif(x, 0.7, torch.ones_like(x), threshold=edge + 0.5, surrogate=Boxcar(slope=1.0))
@@ -321,7 +329,7 @@ def same(a: Certificate, b: Certificate) -> bool:
 
 
 @pytest.mark.parametrize("kind", sorted(RATIONAL_KINDS))
-def test_without_flint_rational_gradients_are_the_same(kind, monkeypatch):
+def test_without_flint_rational_gradients_are_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = some_lif(surrogate=KINDS[kind]())
     with_flint = certify(run)
     monkeypatch.setitem(sys.modules, "flint", None)
@@ -332,7 +340,7 @@ def test_without_flint_rational_gradients_are_the_same(kind, monkeypatch):
     assert same(with_flint, without)
 
 
-def test_without_flint_a_ball_names_the_extra(monkeypatch):
+def test_without_flint_a_ball_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flint", None)
     with pytest.raises(ModuleNotFoundError, match=r"balls need python-flint: pip install 'exodus-core\[verify\]'"):
         certify(some_lif(surrogate=Exponential()))
@@ -347,13 +355,13 @@ def test_without_flint_a_ball_names_the_extra(monkeypatch):
         (torch.full((1, 2, 1), torch.inf), ValueError, "x must be finite, got a value that is not"),
     ],
 )
-def test_inputs_that_cannot_be_certified_are_refused(x, error, message):
+def test_inputs_that_cannot_be_certified_are_refused(x: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         run_lif(x, 0.9, torch.zeros_like(x))
 
 
 @pytest.fixture
-def verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs the command in a folder with x.npz, of x and grad_spikes."""
     monkeypatch.chdir(tmp_path)
     arrays = {"x": 0.7 * draw(1, 2, 6, 3), "grad_spikes": draw(2, 2, 6, 3)}
@@ -369,34 +377,36 @@ def verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("suffix", ["npz", "npy", "pt", "safetensors"])
-def test_the_command_reads_the_files_of_arrays(verify, suffix):
+def test_the_command_reads_the_files_of_arrays(verify: Callable[..., Result], suffix: str) -> None:
     result = verify(f"x.{suffix}", "--alpha", "0.9", "--surrogate", "boxcar", "--method", "exodus")
     assert result.exit_code == 0, result.output
     assert "every bound is kept" in result.stdout
     assert ("was drawn" in result.stdout) == (suffix == "npy")
 
 
-def test_the_command_prints_json(verify):
+def test_the_command_prints_json(verify: Callable[..., Result]) -> None:
     lines = json.loads(verify("x.npz", "--alpha", "0.9", "--surrogate", "triangle", "--json").stdout)
     assert [line["group"] for line in lines][:2] == [["exodus", "membrane"], ["exodus", "input"]]
     assert {line["group"][0] for line in lines} == set(METHODS)
     assert all(line["broken"] == 0 and line["share"] <= 1 for line in lines)
 
 
-def test_the_command_certifies_an_srm(verify):
+def test_the_command_certifies_an_srm(verify: Callable[..., Result]) -> None:
     np.savez("srm.npz", x=draw(1, 2, 6, 3).numpy(), reset_kernel=np.array([-1.0, -0.5], np.float32))
     result = verify("srm.npz", "--neuron", "srm", "--surrogate", "fast_sigmoid")
     assert result.exit_code == 0, result.output
     assert "reset_kernel" in result.stdout
 
 
-def test_random_cases_exit_with_1_where_a_bound_is_broken(verify, monkeypatch):
+def test_random_cases_exit_with_1_where_a_bound_is_broken(
+    verify: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = verify("--random", "30", "--seed", "5")
     assert result.exit_code == 0, result.output
     assert "random cases, seed 5" in result.stdout
     assert "every bound is kept" in result.stdout
 
-    def wrong(run):
+    def wrong(run: LifRun | SrmRun) -> Certificate:
         certificate = certify(run)
         for each in certificate.gradients.values():
             each.own_bound.mul_(1e-9)
@@ -426,7 +436,9 @@ def test_random_cases_exit_with_1_where_a_bound_is_broken(verify, monkeypatch):
         (("--against", "brian"), "--against must be one of sinabs, snntorch, spikingjelly, norse, got brian"),
     ],
 )
-def test_the_command_refuses_what_does_not_fit(verify, arguments, message):
+def test_the_command_refuses_what_does_not_fit(
+    verify: Callable[..., Result], arguments: tuple[str, ...], message: str
+) -> None:
     np.savez("no_x.npz", y=np.zeros((1, 2, 1), np.float32))
     np.savez("more.npz", x=np.zeros((1, 2, 1), np.float32), tau=np.zeros(1))
     Path("x.txt").touch()
@@ -437,7 +449,7 @@ def test_the_command_refuses_what_does_not_fit(verify, arguments, message):
 
 @pytest.mark.peers
 @pytest.mark.parametrize("name", peers.PEERS)
-def test_the_gradient_of_a_peer_is_compared_with_the_exact_one(name, verify):
+def test_the_gradient_of_a_peer_is_compared_with_the_exact_one(name: str, verify: Callable[..., Result]) -> None:
     pytest.importorskip(name, reason=f"{name} cannot be imported: run `make peers`")
     peer = peers.peer_neuron(name)
     x = (0.3 + 0.6 * draw(1, 20, 8)) / float(peer.gain)
@@ -451,14 +463,14 @@ def test_the_gradient_of_a_peer_is_compared_with_the_exact_one(name, verify):
     assert verify("--against", name).exit_code == 0
 
 
-def test_a_peer_that_is_not_installed_is_named(verify, monkeypatch):
+def test_a_peer_that_is_not_installed_is_named(verify: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sinabs", None)
     result = verify("--against", "sinabs")
     assert result.exit_code == 2
     assert "--against must be a library that is installed, got sinabs" in result.stderr
 
 
-def test_without_typer_the_module_names_the_extra(monkeypatch):
+def test_without_typer_the_module_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "exodus_core.verify.commands")
     monkeypatch.setitem(sys.modules, "typer", None)
     with pytest.raises(SystemExit, match=r"needs typer and rich: pip install 'exodus-core\[verify\]'"):

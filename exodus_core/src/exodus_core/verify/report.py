@@ -20,8 +20,8 @@ class Line:
     """The figures of a group of results.
 
     `units` is the largest error of the backward pass in units of u times the sum of the absolute terms, `units_bound`
-    the bound of that error there, in the same units. Results at an edge of a boxcar count in the shares of the bounds
-    alone.
+    the bound of that error there, in the same units. Results at an edge of a boxcar, whose bound is
+    the jump, are checked and count in no figure.
     """
 
     group: tuple[str, ...]
@@ -43,12 +43,14 @@ class Line:
         """Takes in a gradient."""
         self.elements += deviation.error.numel()
         self.broken += int(deviation.broken.sum())
-        self.own_share = max(self.own_share, float(deviation.own_share.max()))
-        self.share = max(self.share, float(deviation.share.max()))
         certain = ~deviation.at_edge
         self.ulps.append(deviation.ulps[certain])
         units = deviation.units[certain]
-        if units.numel() and float(units.max()) >= self.units:
+        if not units.numel():
+            return
+        self.own_share = max(self.own_share, float(deviation.own_share[certain].max()))
+        self.share = max(self.share, float(deviation.share[certain].max()))
+        if float(units.max()) >= self.units:
             at = units.argmax()
             self.units = float(units[at])
             self.units_bound = float((deviation.own_bound / deviation.scale)[certain][at])
