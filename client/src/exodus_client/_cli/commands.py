@@ -1,4 +1,4 @@
-"""The commands of `exodus`: ping, capabilities, gradient; and models, which are in `model_commands`."""
+"""The commands of `exodus`: ping, capabilities, gradient; models, in `model_commands`; and those of plugins."""
 
 # No `from __future__ import annotations`: typer reads the annotations.
 import json
@@ -11,6 +11,7 @@ import typer
 from exodus_client._checks import one_of, unfit
 from exodus_client._cli.command_line import NO_SERVER, ApiKey, Seconds, Url, client_of, printed, reported
 from exodus_client._cli.model_commands import models
+from exodus_client._cli.plugins import add_plugins
 from exodus_client._gradients.result import GradientArguments, Gradients, Method
 from exodus_client.neuron import IF, LIF, MODELS, SRM, Neuron, Reset
 from exodus_client.surrogate import KINDS
@@ -181,3 +182,6 @@ def _print(result: Gradients, out: Path, as_json: bool) -> None:
     typer.echo(f"{saved} -> {out}, computed by {result.method} on {result.device}")
     typer.echo("norms   " + "  ".join(f"{name} {norm:.6g}" for name, norm in result.grad_norms.items()))
     typer.echo("ms      " + "  ".join(f"{name} {duration:.2f}" for name, duration in result.timing.items()))
+
+
+add_plugins(app)

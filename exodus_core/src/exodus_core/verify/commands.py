@@ -1,0 +1,275 @@
+"""The command `verify`, of `exodus` and of `python -m exodus_core.verify`.
+
+Exit codes: 0 every bound is kept, 1 one is not, 2 the arguments do not fit.
+"""
+
+# No `from __future__ import annotations`: typer reads the annotations.
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+from torch import Tensor
+
+from exodus_core.arguments import METHODS
+from exodus_core.errors import ArgumentError, ArgumentTypeError
+from exodus_core.surrogate import KINDS
+from exodus_core.verify.arrays import read_arrays
+from exodus_core.verify.certificate import Certificate, certify
+from exodus_core.verify.peers import PEERS, Comparison, compare, peer_neuron
+from exodus_core.verify.random_cases import NEURONS, random_runs
+from exodus_core.verify.report import Line, as_json, empty_table, figure, grouped, lines_of, spikes_line, table
+from exodus_core.verify.runs import LifRun, SrmRun, run_lif, run_srm
+
+BROKEN, BAD_ARGUMENTS = 1, 2
+
+#: Columns of a table where the output is no terminal.
+_WIDTH = 118
+
+_SIGNALS = ("grad_spikes", "grad_membrane")
+_LIF_ARRAYS = ("alpha", "threshold", "reset_by", "min_membrane", "initial_membrane", "initial_spikes")
+_SRM_ARRAYS = ("reset_kernel", "threshold")
+
+#: Time steps and sequences of a comparison with a peer that is given no file.
+_PEER_SHAPE = (50, 64)
+
+app = typer.Typer(
+    name="verify",
+    help="Compare gradients with the exact ones, and certify how far they are off.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Number = Annotated[float | None, typer.Option(show_default=False)]
+
+
+@app.command()
+def verify(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]",
+            help="Tensors by name in .npz, .pt or .safetensors: x, grad_spikes and others; or x in a .npy file.",
+            show_default=False,
+        ),
+    ] = None,
+    random: Annotated[
+        int | None, typer.Option(metavar="CASES", min=1, help="Random cases instead of FILE.", show_default=False)
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar=f"[{'|'.join(PEERS)}]", help="The gradient of another library.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
+    neuron: Annotated[str, typer.Option(metavar="[lif|if|srm]")] = "lif",
+    method: Annotated[
+        list[str] | None,
+        typer.Option(metavar=f"[{'|'.join(METHODS)}]", help="May be repeated.", show_default="all"),
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Decay in one step; for lif.", show_default=False)] = None,
+    threshold: Annotated[float | None, typer.Option(show_default="1.0")] = None,
+    reset: str = "subtract",
+    reset_by: Annotated[float | None, typer.Option(show_default="threshold")] = None,
+    decay_reset: Annotated[bool, typer.Option("--decay-reset", help="Reset before the decay.")] = False,
+    min_membrane: Number = None,
+    max_spikes: int = 1,
+    surrogate: Annotated[str, typer.Option(metavar=f"[{'|'.join(KINDS)}]")] = "exponential",
+    slope: Annotated[float | None, typer.Option(show_default="of the kind")] = None,
+    scale: float = 1.0,
+    time_dim: int = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare gradients with the exact ones, and certify how far they are off.
+
+    Runs the neurons on the tensors of FILE, or on random cases, and computes membranes and gradients once more without
+    rounding. Without grad_spikes in FILE they are drawn.
+    """
+    try:
+        if (random is not None) and (file or against):
+            raise ArgumentError("--random", "without FILE and --against", "both")
+        if random is not None:
+            kept = _random(random, seed, json)
+        elif against is not None:
+            _against(against, file, time_dim, seed, json)
+            kept = True
+        elif file is not None:
+            parameters = {
+                "alpha": alpha,
+                "threshold": threshold,
+                "reset_by": reset_by,
+                "min_membrane": min_membrane,
+            }
+            options = {
+                "reset": reset,
+                "decay_reset": decay_reset,
+                "max_spikes": max_spikes,
+                "surrogate": _surrogate(surrogate, slope, scale),
+                "time_dim": time_dim,
+            }
+            kept = _file(file, neuron, method or list(METHODS), parameters, options, seed, json)
+        else:
+            raise ArgumentError("FILE", "given, or --random, or --against", "none of them")
+    except (ArgumentError, ArgumentTypeError, OSError, ModuleNotFoundError) as error:
+        typer.echo(f"exodus: {error}", err=True)
+        raise typer.Exit(BAD_ARGUMENTS) from error
+    if not kept:
+        typer.echo("exodus: a bound is not kept", err=True)
+        raise typer.Exit(BROKEN)
+
+
+def _surrogate(kind: str, slope: float | None, scale: float) -> Any:
+    if kind not in KINDS:
+        raise ArgumentError("--surrogate", f"one of {', '.join(KINDS)}", kind)
+    cls = KINDS[kind]
+    return cls(scale=scale) if slope is None else cls(slope, scale)
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=_WIDTH, color_system=None)
+
+
+def _print(title: str, names: tuple[str, ...], lines: list[Line], with_cases: bool, as_text: bool) -> bool:
+    """Prints lines; returns True if every bound is kept."""
+    if as_text:
+        _console().print(table(title, names, lines, with_cases))
+    else:
+        typer.echo(as_json(lines))
+    return not any(line.broken for line in lines)
+
+
+def _random(cases: int, seed: int, json: bool) -> bool:
+    def certified() -> Iterator[tuple[tuple[str, ...], LifRun | SrmRun, Certificate]]:
+        columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("cases", total=cases)
+            for neuron, run in random_runs(cases, seed):
+                yield (neuron, run.method), run, certify(run)
+                progress.advance(task, run.spikes.shape[1])
+
+    lines = grouped(certified())
+    lines.sort(key=lambda line: NEURONS.index(line.group[0]))
+    done = sum(line.cases for line in lines)
+    kept = _print(f"{done} random cases, seed {seed}", ("neuron", "method"), lines, True, not json)
+    if not json:
+        moved, edges = sum(line.decisions for line in lines), sum(line.edges for line in lines)
+        farthest = max(line.farthest for line in lines)
+        typer.echo(
+            f"{moved} spikes and clippings are not those of the exact membrane, which is off the edge by at most\n"
+            f"{farthest:.2f} of the bound of its rounding error; {edges} membranes are within rounding of an edge of "
+            "the boxcar"
+        )
+        typer.echo("every bound is kept" if kept else f"{sum(line.broken for line in lines)} bounds are not kept")
+    return kept
+
+
+def _drawn(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def _input(arrays: dict[str, Tensor]) -> Tensor:
+    if "x" not in arrays:
+        raise ArgumentError("FILE", "a file with the tensor x", f"one with {', '.join(sorted(arrays)) or 'none'}")
+    return arrays.pop("x")
+
+
+def _file(
+    file: Path,
+    neuron: str,
+    methods: list[str],
+    parameters: dict[str, float | None],
+    options: dict[str, Any],
+    seed: int,
+    json: bool,
+) -> bool:
+    if neuron.upper() not in NEURONS:
+        raise ArgumentError("--neuron", "one of lif, if, srm", neuron)
+    arrays = read_arrays(file)
+    x = _input(arrays)
+    drawn = "grad_spikes" not in arrays
+    if drawn:
+        arrays["grad_spikes"] = _drawn(tuple(x.shape), seed, x.dtype)
+    known = {*_SIGNALS, *(_SRM_ARRAYS if neuron == "srm" else _LIF_ARRAYS)}
+    if unknown := set(arrays) - known:
+        raise ArgumentError("FILE", f"tensors named x, {', '.join(sorted(known))}", ", ".join(sorted(unknown)))
+    given: dict[str, Any] = {name: value for name, value in parameters.items() if value is not None} | arrays
+    lines: list[Line] = []
+    notes = ["grad_spikes is not in the file and was drawn"] if drawn else []
+    for method in methods:
+        run = _run(neuron, x, {**given, "method": method}, options)
+        certificate = certify(run)
+        lines += lines_of(run, certificate)
+        notes.append(f"{method}: {certificate.arithmetic}; {spikes_line(certificate)}")
+    kept = _print(f"{file}, {neuron}", ("method", "result"), lines, False, not json)
+    if not json:
+        for note in [*notes, "every bound is kept" if kept else "a bound is not kept"]:
+            typer.echo(note)
+    return kept
+
+
+def _run(neuron: str, x: Tensor, given: dict[str, Any], options: dict[str, Any]) -> LifRun | SrmRun:
+    if neuron == "srm":
+        if "reset_kernel" not in given:
+            raise ArgumentError("FILE", "a file with the taps reset_kernel for --neuron srm", "one without")
+        return run_srm(x, **given, surrogate=options["surrogate"], time_dim=options["time_dim"])
+    if neuron == "if":
+        if "alpha" in given:
+            raise ArgumentError("--neuron", "lif with alpha", neuron)
+        return run_lif(x, 1.0, **given, **options)
+    if "alpha" not in given:
+        raise ArgumentError("--alpha", "the decay in one step, such as 0.95, with --neuron lif", "nothing")
+    return run_lif(x, **given, **options)
+
+
+def _against(name: str, file: Path | None, time_dim: int, seed: int, json: bool) -> None:
+    peer = peer_neuron(name)
+    if file is None:
+        x = 1.0 / float(peer.gain) * (0.3 + 0.6 * _drawn(_PEER_SHAPE, seed, torch.float32))
+        arrays: dict[str, Tensor] = {}
+        title = f"normally distributed input, seed {seed}"
+    else:
+        arrays = read_arrays(file)
+        x, title = _input(arrays), str(file)
+    if x.dtype != torch.float32:
+        raise ArgumentTypeError("x", "float32 with --against", x.dtype)
+    grad = arrays.get("grad_spikes")
+    grad = _drawn(tuple(x.shape), seed + 1, torch.float32) if grad is None else grad
+    axis = 0 if file is None else time_dim
+    x, grad = (values.movedim(axis, 0).reshape(values.shape[axis], -1) for values in (x, grad))
+    comparison = compare(peer, x, grad)
+    if json:
+        typer.echo(as_json([_peer_line(comparison, index) for index in range(len(comparison.errors))]))
+        return
+    _console().print(_peer_table(title, comparison))
+    typer.echo(
+        f"{comparison.setting}\n{comparison.arithmetic}; {comparison.spikes} of {comparison.steps} spikes are not "
+        "those of the exact membrane"
+    )
+
+
+def _peer_line(comparison: Comparison, index: int) -> Line:
+    errors = comparison.errors[index]
+    return Line(
+        (errors.method,), elements=errors.ulps.numel(), ulps=[errors.ulps.flatten()], units=float(errors.units.max())
+    )
+
+
+def _peer_table(title: str, comparison: Comparison) -> Any:
+    drawn = empty_table(f"dL/dx, {title}")
+    for column in ("exact gradient of", "elements", "ulps 50%", "99%", "100%", "error/uS", "of the largest value"):
+        drawn.add_column(column, justify="left" if column.startswith("exact") else "right")
+    for index, errors in enumerate(comparison.errors):
+        line = _peer_line(comparison, index)
+        of = {"exodus": "the neuron (exodus, bptt)", "slayer": "slayer: without the reset"}[errors.method]
+        drawn.add_row(
+            of,
+            str(line.elements),
+            *map(figure, line.quantiles()),
+            figure(line.units),
+            f"{errors.relative:.1e}",
+        )
+    return drawn

@@ -1,0 +1,156 @@
+"""Tables of certificates: what they say of each gradient, or of many random cases."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exodus_core.verify.certificate import Certificate, Deviation
+from exodus_core.verify.runs import LifRun, SrmRun
+
+
+@dataclass
+class Line:
+    """The figures of a group of results.
+
+    `units` is the largest error of the backward pass in units of u times the sum of the absolute terms, `units_bound`
+    the bound of that error there, in the same units. Results at an edge of a boxcar, whose bound is
+    the jump, are checked and count in no figure.
+    """
+
+    group: tuple[str, ...]
+    cases: int = 0
+    elements: int = 0
+    ulps: list[Tensor] = field(default_factory=list)
+    units: float = 0.0
+    units_bound: float = 0.0
+    own_share: float = 0.0
+    share: float = 0.0
+    membrane_units: float = 0.0
+    membrane_share: float = 0.0
+    decisions: int = 0
+    farthest: float = 0.0
+    edges: int = 0
+    broken: int = 0
+
+    def add(self, deviation: Deviation) -> None:
+        """Takes in a gradient."""
+        self.elements += deviation.error.numel()
+        self.broken += int(deviation.broken.sum())
+        certain = ~deviation.at_edge
+        self.ulps.append(deviation.ulps[certain])
+        units = deviation.units[certain]
+        if not units.numel():
+            return
+        self.own_share = max(self.own_share, float(deviation.own_share[certain].max()))
+        self.share = max(self.share, float(deviation.share[certain].max()))
+        if float(units.max()) >= self.units:
+            at = units.argmax()
+            self.units = float(units[at])
+            self.units_bound = float((deviation.own_bound / deviation.scale)[certain][at])
+
+    def quantiles(self) -> list[float]:
+        """The median error in ulps, that which 99 of 100 results do not exceed, and the largest."""
+        ulps = torch.cat(self.ulps).sort().values
+        if not len(ulps):
+            return [0.0] * 3
+        return [float(ulps[math.ceil(share * len(ulps)) - 1]) for share in (0.5, 0.99, 1.0)]
+
+    def add_run(self, run: LifRun | SrmRun, certificate: Certificate) -> None:
+        """Takes in a run, without its gradients."""
+        self.cases += run.spikes.shape[1]
+        membrane, decisions = certificate.membrane, certificate.decisions
+        self.membrane_units = max(self.membrane_units, float(membrane.units.max()))
+        self.membrane_share = max(self.membrane_share, float(membrane.share.max()))
+        self.broken += int(membrane.broken.sum()) + int(decisions.farthest > 1)
+        self.decisions += decisions.spikes + decisions.clipped
+        self.farthest = max(self.farthest, decisions.farthest)
+        self.edges += decisions.edges
+
+
+def lines_of(run: LifRun | SrmRun, certificate: Certificate) -> list[Line]:
+    """The membrane and each gradient of one run."""
+    lines = []
+    for name, deviation in {"membrane": certificate.membrane, **certificate.gradients}.items():
+        line = Line((run.method, name))
+        line.add(deviation)
+        lines.append(line)
+    return lines
+
+
+def grouped(runs: Iterable[tuple[tuple[str, ...], LifRun | SrmRun, Certificate]]) -> list[Line]:
+    """One line for each group, in the order of their names."""
+    lines: dict[tuple[str, ...], Line] = {}
+    for group, run, certificate in runs:
+        line = lines.setdefault(group, Line(group))
+        line.add_run(run, certificate)
+        for deviation in certificate.gradients.values():
+            line.add(deviation)
+    return [lines[group] for group in sorted(lines)]
+
+
+def figure(value: float) -> str:
+    """Two digits."""
+    return "0" if value == 0 else f"{value:.2g}" if value < 100 else f"{value:.0f}" if value < 1e5 else f"{value:.1e}"
+
+
+#: Of gradients: quantiles of the error in ulps; the largest error of the backward pass and its bound, in units of uS;
+#: the largest share of a bound that an error is, of the backward pass and of the whole.
+_GRADIENTS = ("ulps 50%", "99%", "100%", "error/uS", "bound/uS", "share", "whole")
+#: Of runs: the largest error of a membrane in units of uS, its share of the bound; the spikes and clippings that are
+#: not those of the exact membrane; the membranes at the edge of a boxcar.
+_CASES = ("membrane", "share", "decided", "edges")
+
+
+def empty_table(title: str) -> Any:
+    """A table without lines between its rows, so that it fits into a document."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=0)
+
+
+def table(title: str, names: tuple[str, ...], lines: list[Line], with_cases: bool) -> Any:
+    """A table for the terminal."""
+    counted = ("cases", "gradients") if with_cases else ("elements",)
+    drawn = empty_table(title)
+    for name in (*names, *counted, *_GRADIENTS, *(_CASES if with_cases else ())):
+        drawn.add_column(name, justify="left" if name in names else "right")
+    for line in lines:
+        cells = [str(line.cases), str(line.elements)] if with_cases else [str(line.elements)]
+        cells += [
+            *map(figure, line.quantiles()),
+            figure(line.units),
+            figure(line.units_bound),
+            figure(line.own_share),
+            figure(line.share),
+        ]
+        if with_cases:
+            cells += [figure(line.membrane_units), figure(line.membrane_share), str(line.decisions), str(line.edges)]
+        drawn.add_row(*line.group, *cells, style="red" if line.broken else None)
+    return drawn
+
+
+def as_json(lines: list[Line]) -> str:
+    """The lines as JSON."""
+    return json.dumps([{**vars(line), "ulps": line.quantiles()} for line in lines], indent=2)
+
+
+def spikes_line(certificate: Certificate) -> str:
+    """What a run decided that its exact membranes decide otherwise."""
+    decisions = certificate.decisions
+    found = (
+        f"{decisions.steps} neuron-steps: {decisions.spikes} spikes and {decisions.clipped} clippings are not those of "
+        "the exact membrane"
+    )
+    if decisions.spikes or decisions.clipped:
+        found += f", which is off the edge by at most {decisions.farthest:.2g} of the bound of its rounding error"
+    if decisions.edges:
+        found += f"; {decisions.edges} membranes are within rounding of an edge of the boxcar"
+    return found
