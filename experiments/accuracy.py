@@ -87,7 +87,7 @@ class Task:
 #: Of the three tasks here. A batch of 32 and not the 128 of HSD: there are 945 and 1,000 samples, not 8,156. Epochs are
 #: as many as half an hour allows.
 _BATCH = 32
-_EPOCHS = {TaskName.BRAILLE: 60, TaskName.NMNIST: 20, TaskName.MANIFOLDS: 60}
+_EPOCHS = {TaskName.BRAILLE: 40, TaskName.NMNIST: 15, TaskName.MANIFOLDS: 40}
 #: Factors on the initial weights of each layer, see the module.
 BRAILLE_GAINS, MANIFOLD_GAINS, DIGIT_GAINS = (2.0, 2.0, 2.0, 1.0), (3.0, 3.0, 3.0, 1.0), (1.0, 1.0, 1.0, 1.0, 1.0)
 #: Random manifolds: spikes of 20 inputs in 250 steps of 1 ms; samples to learn from, to validate and to test.
