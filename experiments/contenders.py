@@ -96,7 +96,7 @@ class _EachStep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x.flatten(0, 1))
-        return y.unflatten(0, x.shape[:2])
+        return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 def _plain(layer: Mapping[str, Any], weight: Tensor | None) -> nn.Module:
@@ -110,9 +110,8 @@ def _plain(layer: Mapping[str, Any], weight: Tensor | None) -> nn.Module:
         linear.weight = nn.Parameter(weight.detach().clone())
         return linear
     if kind == "conv2d" and weight is not None:
-        convolution = nn.Conv2d(
-            weight.shape[1], weight.shape[0], weight.shape[2:], padding=layer["padding"], bias=False
-        )
+        after, before, *kernel = weight.shape
+        convolution = nn.Conv2d(before, after, (kernel[0], kernel[1]), padding=layer["padding"], bias=False)
         convolution.weight = nn.Parameter(weight.detach().clone())
         return _EachStep(convolution)
     raise ValueError(f"kind of a layer must be flatten, avg_pool, linear or conv2d without bias, got {kind}")

@@ -69,14 +69,15 @@ def read(path: Path) -> PolarityEvents:
             raise DataError(f"{path}: ends within the header of a packet, at byte {place}")
         header = np.frombuffer(content, _PACKET, 1, place)[0]
         place += _PACKET.itemsize
-        size, number = int(header["size"]), int(header["number"])
-        if size < 0 or number < 0:
-            raise DataError(f"{path}: size and number of a packet must be at least 0, got {size} and {number}")
-        if place + size * number > len(content):
+        size, number, capacity = (int(header[name]) for name in ("size", "number", "capacity"))
+        if size < 0 or not 0 <= number <= capacity:
+            found = f"{number} events of {size} bytes where {capacity} fit"
+            raise DataError(f"{path}: a packet must have at most as many events as fit, got {found}")
+        if place + size * capacity > len(content):
             raise DataError(f"{path}: ends within a packet of {number} events, at byte {place}")
         if header["kind"] == POLARITY:
             packets.append(_polarity(path, content, place, header))
-        place += size * number
+        place += size * capacity
     word, times = (np.concatenate(parts) for parts in zip((np.empty(0, np.int64),) * 2, *packets, strict=True))
     return PolarityEvents(times, word >> 17, (word >> 2) & 0x7FFF, (word >> 1) & 1)
 
@@ -88,4 +89,5 @@ def _polarity(path: Path, content: bytes, place: int, header: Any) -> tuple[NDAr
         raise DataError(f"{path}: polarity events must have 8 bytes with the time at 4, got {found}")
     events = np.frombuffer(content, _EVENT, int(header["number"]), place)
     events = events[events["word"] & 1 == 1]
-    return events["word"].astype(np.int64), events["time"] + (int(header["overflows"]) << _OVERFLOW_BITS)
+    overflown = int(header["overflows"]) << _OVERFLOW_BITS
+    return events["word"].astype(np.int64), events["time"].astype(np.int64) + overflown
