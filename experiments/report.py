@@ -47,7 +47,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 @dataclass
 class Report:
-    """Text, numbers and figures of one experiment; the clock starts when it is made.
+    """Text, numbers and figures of one experiment; make it before the experiment, its clock starts then.
 
     Attributes:
         name: of the files.
@@ -66,6 +66,7 @@ class Report:
     figures: dict[str, Figure] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
     _others: machine.Others = field(default_factory=machine.Others)
+    _machine: dict[str, Any] = field(default_factory=machine.describe)
 
     def add(self, *sections: str) -> None:
         """Adds paragraphs, tables and headings to the page."""
@@ -90,7 +91,7 @@ class Report:
             ValueError: a number is not finite.
         """
         seconds = round(time.monotonic() - self._started)
-        about = {**machine.describe(), "others": self._others.share()}
+        about = {**self._machine, "others": self._others.share()}
         made = (
             f"By `{self.command}` in {seconds // 60} min {seconds % 60} s, computed in {where} ({about['cpu']}, "
             f"{about['instruction_set']}, torch {about['torch']}; others took {about['others']:.0%} of the processors; "
