@@ -64,8 +64,7 @@ class Pair(NamedTuple):
         return f"τ = {self.tau:.3g} ms, rate {self.rate:g}"
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What is trained.
 
     Attributes:
