@@ -1,5 +1,6 @@
 """The experiments run as commands, and small forms of them find what they have to."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+import exodus_core
 from experiments import gradient_scale, poisson
 from experiments.theory import __main__ as theory
 from experiments.training import Batch, Local, with_method
@@ -40,7 +42,7 @@ def test_a_run_beside_others_is_the_run_alone(monkeypatch: pytest.MonkeyPatch) -
     pair = poisson.Pair(10.0, 1e-3)
 
     def learner(runs: int) -> Any:
-        description = with_method({**poisson.side_by_side(runs, pair.tau), "dtype": "float64"}, "exodus")
+        description = with_method({**poisson.side_by_side(runs, poisson.lif(pair.tau)), "dtype": "float64"}, "exodus")
         optimizer = {"kind": "adam", "lr": pair.rate, "eps": poisson.ADAM_EPSILON / runs}
         return Local().learner(description, loss=poisson.LOSS, optimizer=optimizer, seed=0)
 
@@ -61,6 +63,22 @@ def test_a_run_beside_others_is_the_run_alone(monkeypatch: pytest.MonkeyPatch) -
 
 def _set(learner: Any, weights: dict[str, torch.Tensor]) -> None:
     learner._trainer.set_weights(torch.cat([weight.flatten() for weight in weights.values()]))
+
+
+def test_normalised_input_is_the_input_times_one_minus_alpha() -> None:
+    alpha = math.exp(-1 / 20)
+    x = 3 * torch.randn(2, 100, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    g = torch.randn(2, 100, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = []
+    for neuron, gain in ((poisson.lif(20.0, normalised=True), 1.0), (poisson.lif(20.0), 1 - alpha)):
+        given = x.clone().requires_grad_()
+        surrogate = exodus_core.surrogate.Exponential(neuron["surrogate"]["slope"], neuron["surrogate"]["scale"])
+        spikes, _ = exodus_core.lif(gain * given, neuron["alpha"], threshold=neuron["threshold"], surrogate=surrogate)
+        spikes.backward(g)
+        found.append((spikes.detach(), given.grad))
+    assert found[0][0].any()
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-10, atol=1e-12)
 
 
 def test_a_course_knows_when_a_run_met_its_target() -> None:
