@@ -180,7 +180,7 @@ Courses = dict[tuple[Pair, Method], Course]
 
 
 def train_all(where: Place, plan: Plan, seed: int) -> Courses:
-    """Trains every pair by both methods, under a progress bar."""
+    """Trains every pair by both methods, under a progress bar; prints the summed losses of each pair."""
     courses: Courses = {}
     with progress() as bar:
         shown = bar.add_task("", total=len(plan.pairs) * len(METHODS) * plan.epochs)
@@ -188,6 +188,8 @@ def train_all(where: Place, plan: Plan, seed: int) -> Courses:
             for method in METHODS:
                 bar.update(shown, description=f"{method.upper()}, {pair}")
                 courses[pair, method] = train(where, pair, method, plan, seed, lambda done: bar.advance(shown, done))
+            sums = ", ".join(f"{method.upper()} {courses[pair, method].summed:.1f}" for method in METHODS)
+            bar.console.print(f"{pair}: summed loss of {sums}")
     return courses
 
 
@@ -327,12 +329,10 @@ def main(
 ) -> None:
     """Fit Poisson spike trains with EXODUS and with SLAYER (figure 4)."""
     plan = (QUICK if quick else FULL)._replace(normalised=normalised)
-    command = repeated_by(
-        "poisson", {"normalised": normalised, "quick": quick, "local": local, "url": url, "seed": seed}
-    )
+    options = {"normalised": normalised, "quick": quick, "local": local, "url": url, "seed": seed}
     name = "poisson_normalised" if normalised else "poisson"
     title = "Poisson spike trains fitted (section 6.5, figure 4)" + (", normalised input" if normalised else "")
-    made = Report(name, title, command)
+    made = Report(name, title, repeated_by("poisson", options))
     with place(url, local) as where:
         courses = train_all(where, plan, seed)
     report(courses, plan, seed, made)
