@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def as_json(numbers: Mapping[str, Any]) -> str:
+    """Indented JSON in which a list of plain values takes one line.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    text = json.dumps(numbers, indent=1, allow_nan=False)
+    lists = re.compile(r"\[\s+([^][{}]+?)\s+\]")
+    return lists.sub(lambda found: "[" + re.sub(r"\s*\n\s*", " ", found[1]) + "]", text) + "\n"
 
 
 @dataclass
@@ -99,7 +111,7 @@ class Report:
         )
         page = "\n\n".join([f"# {self.title}", *self.sections, made]) + "\n"
         numbers = {"command": self.command, "seconds": seconds, "where": where, **self.numbers}
-        content = json.dumps(numbers, indent=1, allow_nan=False) + "\n"
+        content = as_json(numbers)
         console = Console()
         console.print(Markdown(page))
         if quick:

@@ -13,7 +13,7 @@ def report() -> Report:
     made = Report("sums", "Sums", repeated_by("sums", {"seed": 3, "local": True, "url": None}))
     made.add("One and one.", table(["a", "b"], [[1, 2], ["x", 0.5]]))
     made.figure(Figure(), "Nothing", "empty")
-    made.numbers["sum"] = 2
+    made.numbers |= {"sum": 2, "curve": [0.5, 1, None], "of": [{"a": [1, 2]}]}
     return made
 
 
@@ -24,7 +24,10 @@ def test_a_full_report_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "![Nothing](sums-empty.png)" in page
     assert "By `python -m experiments.sums --seed 3 --local` in 0 min" in page
     assert "computed in a service" in page
-    numbers = json.loads((tmp_path / "results" / "sums.json").read_text())
+    text = (tmp_path / "results" / "sums.json").read_text()
+    assert ' "curve": [0.5, 1, null],\n' in text
+    numbers = json.loads(text)
+    assert numbers["of"] == [{"a": [1, 2]}]
     assert (numbers["sum"], numbers["command"]) == (2, "python -m experiments.sums --seed 3 --local")
     assert (tmp_path / "results" / "sums-empty.png").read_bytes().startswith(b"\x89PNG")
     assert "One and one." in capsys.readouterr().out
