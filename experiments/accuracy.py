@@ -7,7 +7,7 @@ and the same forward dynamics, to the bit; only the backward pass of the neurons
 letters, N-MNIST and random manifolds, with the recipes of the paper for its own data sets. Those are shd, ssc and dvs:
 `--task shd --data DIR` trains on the files in DIR as the paper did.
 
-Settings were fixed before the first result: epochs so that a full run takes half an hour of one core, gains by the
+Settings were fixed before the first full result: epochs so that a full run takes half an hour of one core, gains by the
 activity of untrained networks alone, the smallest whole number with which at least half of the neurons of each hidden
 layer fire.
 """
