@@ -65,7 +65,7 @@ def test_walls_stand(package: str, strangers: list[str], allowed: list[str]) -> 
 
 
 def test_the_product_imports_nothing_that_checks_or_measures_it() -> None:
-    outside = ["tests", "tools", "benchmarks", "examples", "assertions"]
+    outside = ["tests", "tools", "benchmarks", "examples", "experiments", "assertions"]
     assert [pair for pair in IMPORTS if within(pair[1], outside)] == []
 
 
