@@ -72,10 +72,10 @@ def theory(numbers: Numbers) -> Section:
         rows.append(["recorded by SLAYER's authors", *_shares([recorded])])
     return Section(
         of="Equations (9), (13), (15), (16); sections 3.2.2, 6.1, 6.2",
-        claim="the implicit function theorem gives BPTT's gradient, for every neuron, and bounds how far back it reaches",
-        found=f"{held} of {count} identities hold in float64, the largest difference is {worst:.1e}; the determinant is "
-        f"{numbers['determinant']}; the bound is {'kept' if kept else 'broken'} for {len(bounded)} of {len(bounded)} "
-        "surrogates that it is about",
+        claim="the implicit function theorem gives BPTT's gradient, for every neuron, and bounds how far it reaches",
+        found=f"{held} of {count} identities hold in float64, the largest difference is {worst:.1e}; the determinant "
+        f"is {numbers['determinant']}; the bound is {'kept' if kept else 'broken'} by the {len(bounded)} surrogates "
+        "that it is about",
         holds=held == count and kept and numbers["determinant"] == "1",
         name="theory",
         command=numbers["command"],
@@ -285,8 +285,8 @@ def page(folder: Path = RESULTS) -> str:
         ]
     lines += [
         "## Table 2, and what the paper leaves open",
-        "`python -m experiments.architectures` prints the networks and settings of the paper's three data sets, with the "
-        "source of each number. Neither the paper nor its authors' code say for certain:",
+        "`python -m experiments.architectures` prints the networks and settings of the paper's three data sets, with "
+        "the source of each number. Neither the paper nor its authors' code say for certain:",
         "\n".join(f"- {line}" for line in UNKNOWN),
     ]
     return "\n\n".join(lines) + "\n"
