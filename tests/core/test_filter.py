@@ -46,7 +46,8 @@ def test_time_may_be_any_axis(shape: tuple[int, ...], time_dim: int, kernel_name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
-@pytest.mark.parametrize("factor", [1.0, 1 / 3, 2.7e-5, 4096.0, -1e10])
+# The last number is the largest one that does not become infinite as float16.
+@pytest.mark.parametrize("factor", [1.0, 1 / 3, 2.7e-5, 4096.0, -1e10, 65519.99609375])
 def test_half_types_are_read_and_rounded_as_torch_does_it(dtype: torch.dtype, factor: float) -> None:
     every_value = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     tap = torch.tensor([factor])

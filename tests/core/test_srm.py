@@ -70,8 +70,9 @@ def test_kernel_equals_loop_for_every_reset_kernel_and_dtype(
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=name_of)
-def test_kernel_equals_loop_for_every_surrogate(surrogate: Surrogate) -> None:
-    compare((2, 33, 19), 1, torch.float64, "taps", surrogate=surrogate)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_kernel_equals_loop_for_every_surrogate(surrogate: Surrogate, dtype: torch.dtype) -> None:
+    compare((2, 33, 19), 1, dtype, "taps", surrogate=surrogate)
 
 
 @pytest.mark.parametrize(("shape", "time_dim"), [((7, 3, 5), 0), ((3, 5, 70), 2), ((2, 3, 66, 4, 5), 2), ((65,), 0)])

@@ -121,8 +121,8 @@ class Mutations:
         """Runs tests. The last is told that the first follows, since the process ends without leaving the session."""
         for item, following in zip(items, [*items[1:], *items[:1]], strict=True):
             self.failed = False
-            following = following if following is not item else None
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            nextitem = following if following is not item else None
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=nextitem)
             yield not self.failed
 
     def measure(self, items: list[pytest.Item]) -> dict[str, Measured]:
