@@ -182,6 +182,12 @@ def test_membranes_too_small_for_their_exponent_are_compared_as_they_are() -> No
     assert torch.equal(membrane, reference.srm(z, ExponentialKernel(0.5, -1e-39), threshold=1.5e-39)[1])
 
 
+@pytest.mark.parametrize(("threshold", "fired"), [(0.0, [0, 1, 1]), (-1.0, [1, 1, 1]), (1.0, [0, 0, 1])])
+def test_a_membrane_that_reaches_its_threshold_fires_whatever_the_sign(threshold: float, fired: list[int]) -> None:
+    z = torch.tensor([[[-0.5, 0.0, 2.0]]])
+    assert exodus_core.srm(z, torch.tensor([-1.0]), threshold=threshold)[0].flatten().tolist() == fired
+
+
 def test_nan_stays_in_the_gradient() -> None:
     membrane = torch.tensor([[[0.3, 0.3], [torch.nan, 0.3], [0.3, 0.3]]])
     for surrogate in SURROGATES:
