@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -108,22 +109,28 @@ def find_valid(headers: list[Header], numbers: frozenset[int]) -> frozenset[int]
     return valid(numbers, lambda some: blamed(headers, some, BUILD / "probe"))
 
 
-def _digest(folder: Path) -> str:
+def digest_of_sources() -> str:
+    """Of everything that a library with mutants is made from."""
     found = hashlib.sha256()
-    for path in sorted((folder / "exodus_core").rglob("*")):
-        if path.is_file():
-            found.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    core = [path for part in ("csrc", "src") for path in (ROOT / "exodus_core" / part).rglob("*")]
+    for path in sorted([*core, ROOT / "exodus_core" / "setup.py", *HERE.glob("switch.*"), HERE / "mutants.py"]):
+        if path.is_file() and path.suffix not in (".so", ".pyc"):
+            found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return found.hexdigest()
 
 
-def build(name: str, headers: list[Header], numbers: frozenset[int]) -> Path:
-    """Builds one of LIBRARIES, unless that is done; returns the folder with the package. Raises CheckError."""
-    folder = BUILD / name
-    write_sources(headers, numbers, folder)
+def build(name: str, headers: list[Header], numbers: frozenset[int], folder: Path) -> Path:
+    """Builds one of LIBRARIES in a folder; returns that of the package. Raises CheckError.
+
+    One that is there is kept if it was made from the same sources and has these mutants, among others.
+    """
     library = folder / "lib"
-    stamp, digest = folder / "built", _digest(folder)
-    if stamp.exists() and stamp.read_text() == digest:
-        return library
+    stamp, sources = folder / "built.json", digest_of_sources()
+    if stamp.exists():
+        built = json.loads(stamp.read_text())
+        if built["sources"] == sources and numbers <= set(built["numbers"]):
+            return library
+    write_sources(headers, numbers, folder)
     stamp.unlink(missing_ok=True)
     shutil.rmtree(library, ignore_errors=True)
     setup = [sys.executable, "setup.py", "--quiet", "build", "--build-base", "../temp", "--build-lib", "../lib"]
@@ -137,5 +144,5 @@ def build(name: str, headers: list[Header], numbers: frozenset[int]) -> Path:
     )
     if ended.returncode:
         raise CheckError(f"the library with mutants does not build: {ended.stdout[-4000:]}")
-    stamp.write_text(digest)
+    stamp.write_text(json.dumps({"sources": sources, "numbers": sorted(numbers)}))
     return library
