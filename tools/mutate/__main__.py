@@ -3,9 +3,10 @@
     python -m tools.mutate [--quick] [--seed N] [--again] [--markdown docs/mutants.md]
 
 The library for the CPU is built once with all mutants (build.py), and the most sensitive tests run against each
-(plugin.py). What survives is tried on the emulated CUDA kernels too, which alone have the scan through chunks of time.
-A survivor must be explained in survivors.toml. Exits with 1 if one is not, or if an explanation is of a mutant that did
-not survive; --quick tries a few mutants that the CPU's kernels have.
+(plugin.py). What survives and is not explained in survivors.toml is tried on the emulated CUDA kernels too, which alone
+have the scan through chunks of time. Exits with 1 if a survivor is not explained, or if an explanation is of a mutant
+that did not survive. --quick tries a few mutants that the CPU's kernels have; --again tries what survived the last run
+on the same sources, after tests were added.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ Made by `make mutate` on {date}: torch {torch}.
 
 Every operator, number, bare condition and call of an elementary function in `exodus_core/csrc/core` is changed, one at
 a time, and the tests of the core run against each change until one fails. Numbers of enumerators, and what only a
-compiler for a GPU sees, are left alone. An invalid mutant does not compile. What survives the tests on the CPU runs on
-the emulated CUDA kernels too.
+compiler for a GPU sees, are left alone. An invalid mutant does not compile. What survives the tests on the CPU
+unexplained runs on the emulated CUDA kernels too.
 
 {table}
 
@@ -106,6 +107,16 @@ def run_tests(name: str, library: Path, headers: list[Header], numbers: frozense
     return [Verdict(**json.loads(line)) for line in verdicts.read_text().splitlines()]
 
 
+def page(found: report.Outcome) -> str:
+    return PAGE.format(
+        date=datetime.date.today(),
+        torch=torch.__version__,
+        table=report.table(found),
+        killers=report.killers(found),
+        survivors=report.survivors(found).rstrip(),
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} mutants, drawn at random, on the CPU's kernels")
@@ -117,6 +128,7 @@ def main() -> int:
     headers = read_folder(build.CORE)
     mutants = [m for header in headers for m in header.mutants]
     explanations = report.read_explanations(EXPLANATIONS)
+    explained = {key for explanation in explanations for key in explanation.keys}
     if options.quick:
         mutants = random.Random(options.seed).sample([m for m in mutants if m.file not in ONLY_EMULATED], QUICK)
     numbers = frozenset(m.number for m in mutants)
@@ -131,6 +143,7 @@ def main() -> int:
         print(f"library {name} is built after {time.monotonic() - began:.0f} s", flush=True)
         verdicts += run_tests(name, library, headers, alive)
         alive -= {verdict.number for verdict in verdicts if verdict.killed_by}
+        alive -= {m.number for m in mutants if m.key in explained}
     if not options.quick:
         Run(sources, sorted(valid), [verdict for verdict in verdicts if verdict.killed_by]).save()
     if options.quick:
@@ -146,15 +159,7 @@ def main() -> int:
         for key in found.outdated:
             print(f"EXPLAINED, but no survivor: {key}")
     if options.markdown is not None:
-        options.markdown.write_text(
-            PAGE.format(
-                date=datetime.date.today(),
-                torch=torch.__version__,
-                table=report.table(found),
-                killers=report.killers(found),
-                survivors=report.survivors(found),
-            )
-        )
+        options.markdown.write_text(page(found))
     print(f"{len(found.survivors)} survivors, {len(found.unexplained)} without explanation, {minutes:.1f} minutes")
     return 1 if found.unexplained or (found.outdated and not options.quick) else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ def survivors(found: Outcome) -> str:
             before, after = (text.replace("|", "\\|") for text in (m.before, m.after))
             again = f" (occurrence {m.occurrence})" if m.occurrence > 1 else ""
             parts.append(f"| {m.line} | `` {before} ``{again} | `` {after} `` |")
-        parts.append(f"\n{explanation.because}\n")
+        parts.append("\n" + textwrap.fill(explanation.because, 120, break_on_hyphens=False) + "\n")
     return "\n".join(parts)
 
 
