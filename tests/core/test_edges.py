@@ -44,6 +44,20 @@ def test_lif_is_exact_at_every_edge(shape: tuple[int, ...], with_parameters: boo
         assert_agrees(name, found[name], expected)
 
 
+@pytest.mark.parametrize("reset", ["subtract", "none"])
+def test_lif_is_exact_where_no_bound_ends_the_gradient_and_it_comes_undiminished_from_far(reset: str) -> None:
+    # A clipped membrane would make the slope of a chunk of time zero, and hide what is wrong with slopes.
+    x = 0.2 * torch.randn(1, 700, 3, dtype=torch.float64)
+    weights = tuple(torch.randn(x.shape, dtype=torch.float64) for _ in range(2))
+    given = leaves({"x": x, "alpha": torch.tensor(0.999, dtype=torch.float64)})
+    outputs = exodus_core.lif(**given, reset=reset, surrogate=Arctan())
+    exact = leaves({"alpha": given["alpha"]})
+    leaf, *pinned = reference.lif_on_trace(outputs[1].detach(), **exact, reset=reset, surrogate=Arctan())
+    found = gradients(outputs, weights, given)
+    for name, expected in gradients(tuple(pinned), weights, {**exact, "x": leaf}).items():
+        assert_agrees(name, found[name], expected)
+
+
 @pytest.mark.parametrize("shape", [(1, 5, 129), (1, 5, 1025), (65, 5, 1), (22, 33, 3), (2, 130, 33)], ids=name_of)
 @pytest.mark.parametrize(
     "taps", [None, 1, 3, 120, 400], ids=["alpha kernel", "1 tap", "3 taps", "120 taps", "400 taps"]

@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 
 #: A test of this many seconds, without mutants, is not run for mutants.
-SLOW = 0.5
+SLOW = 2.0
 
 
 @dataclass(frozen=True)
