@@ -127,10 +127,12 @@ def test_a_choice_of_kernels_that_is_none_is_refused(monkeypatch: pytest.MonkeyP
         exodus_core.lif_gradient(torch.ones(1, 4, 64), torch.ones(1, 4, 64), 0.9)
 
 
-def test_a_product_that_overflows_does_not_become_nan() -> None:
-    # a = alpha - rho f' is about -3.9 at every step: over 2,000 steps the product of slopes has no finite value in
+# The second size fills every chunk and lane of a block of the GPU: none of their products is finite.
+@pytest.mark.parametrize(("steps", "lanes"), [(2000, 3), (2048, 16)])
+def test_a_product_that_overflows_does_not_become_nan(steps: int, lanes: int) -> None:
+    # a = alpha - rho f' is about -3.9 at every step: over so many steps the product of slopes has no finite value in
     # float64, and with chunks of 64 steps none in float32; a gradient that ends in zeros must still be finite.
-    membrane = torch.ones(1, 2000, 3)
+    membrane = torch.ones(1, steps, lanes)
     g = torch.zeros_like(membrane)
     g[:, 30] = 1.0
     found = exodus_core.lif_gradient(membrane, g, 0.9, reset_by=1.0, surrogate=Tanh(1.0, 6.0)).input
