@@ -19,7 +19,7 @@ SEED ?=
 PYTHONS ?=
 TARGET ?= cpu
 
-.PHONY: help setup serve demo test test-core test-service test-client lint format bench bench-service bench-remote bench-checkpoint chaos exactness sanitize peers lock clean release wheels torch-versions pythons checked
+.PHONY: help setup serve demo test test-core test-service test-client lint format bench bench-service bench-remote bench-checkpoint chaos exactness mutate sanitize peers lock clean release wheels torch-versions pythons checked
 .PHONY: cuda-emulate cuda-check cuda-work gpu-check image-lock image-check
 
 help: ## list the targets
@@ -86,6 +86,9 @@ chaos: setup ## train while the server is killed and the network fails; writes d
 
 exactness: setup ## kernels against autograd in float64, every setting; writes docs/exactness.md; QUICK=1 for a short run, SEED=N to repeat one
 	$(BIN)/python -m tools.exactness $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--markdown docs/exactness.md)
+
+mutate: setup ## change the arithmetic of csrc/core, one operator at a time: the tests must fail; writes docs/mutants.md; QUICK=1 for a few, SEED=N for others
+	$(BIN)/python -m tools.mutate $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--markdown docs/mutants.md)
 
 # --capture=sys: what a sanitizer says as it ends the program must reach the terminal.
 UNDER_SANITIZERS = ASAN_OPTIONS=detect_leaks=0 \

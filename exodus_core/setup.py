@@ -7,7 +7,8 @@ No torch build helper is used: it would add libtorch_python and Python's own ABI
 EXODUS_LOCAL_VERSION, such as +cu130, goes behind the version of a wheel.
 
 For tests: EXODUS_SANITIZE=address,undefined builds with sanitizers; EXODUS_EMULATE=90 builds a `_C` that runs the CUDA
-kernels for compute capability 9.0 on the CPU (tests/cuda).
+kernels for compute capability 9.0 on the CPU (tests/cuda); EXODUS_MUTANTS=1 builds the portable instruction set only,
+for tools/mutate, which has written many variants of each formula into the sources.
 """
 
 import json
@@ -43,6 +44,10 @@ SANITIZE = os.environ.get("EXODUS_SANITIZE", "")
 SANITIZER = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-g1", "-O1", "-Werror"] if SANITIZE else []
 
 # -fmad=false: the bits of the CPU kernels. --expt-relaxed-constexpr is not used: what runs on the device says so.
+# -O1: what hundreds of switches make of inlined code takes minutes to compile at -O3. The bits are the same.
+# -fno-tree-sink: GCC 12 fails on choices between two comparisons of vectors.
+MUTANTS = ["-O1", "-fno-tree-sink", "-w", "-DEXODUS_PORTABLE_ONLY"] if os.environ.get("EXODUS_MUTANTS") else []
+
 # -compress-all: the library has each kernel for each architecture, and is less than half as large.
 NVCC = ["-std=c++17", "-O3", "-fmad=false", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 NVCC += ["-Xfatbin=-compress-all"]
@@ -161,7 +166,7 @@ def extension(name: str, listed: list[str], flags: list[str]) -> Extension:
         f"exodus_core.{name}",
         sources=listed,
         depends=[str(path.relative_to(HERE)) for path in (HERE / "csrc").glob("**/*.*h")],
-        extra_compile_args=[*COMPILE, *SANITIZER, *flags, *STABLE_ABI],
+        extra_compile_args=[*COMPILE, *SANITIZER, *MUTANTS, *flags, *STABLE_ABI],
         # Named as needed also where the library that is linked with has no symbols (tools/torch_versions.py).
         extra_link_args=["-Wl,--no-as-needed", "-ltorch_cpu", *SANITIZER[:1]],
         library_dirs=[str(TORCH / "lib")],

@@ -44,6 +44,20 @@ def test_lif_is_exact_at_every_edge(shape: tuple[int, ...], with_parameters: boo
         assert_agrees(name, found[name], expected)
 
 
+@pytest.mark.parametrize("reset", ["subtract", "none"])
+def test_lif_is_exact_where_no_bound_ends_the_gradient_and_it_comes_undiminished_from_far(reset: str) -> None:
+    # A clipped membrane would make the slope of a chunk of time zero, and hide what is wrong with slopes.
+    x = 0.2 * torch.randn(1, 700, 3, dtype=torch.float64)
+    weights = tuple(torch.randn(x.shape, dtype=torch.float64) for _ in range(2))
+    given = leaves({"x": x, "alpha": torch.tensor(0.999, dtype=torch.float64)})
+    outputs = exodus_core.lif(**given, reset=reset, surrogate=Arctan())
+    exact = leaves({"alpha": given["alpha"]})
+    leaf, *pinned = reference.lif_on_trace(outputs[1].detach(), **exact, reset=reset, surrogate=Arctan())
+    found = gradients(outputs, weights, given)
+    for name, expected in gradients(tuple(pinned), weights, {**exact, "x": leaf}).items():
+        assert_agrees(name, found[name], expected)
+
+
 @pytest.mark.parametrize("shape", [(1, 5, 129), (1, 5, 1025), (65, 5, 1), (22, 33, 3), (2, 130, 33)], ids=name_of)
 @pytest.mark.parametrize(
     "taps", [None, 1, 3, 120, 400], ids=["alpha kernel", "1 tap", "3 taps", "120 taps", "400 taps"]
@@ -113,10 +127,12 @@ def test_a_choice_of_kernels_that_is_none_is_refused(monkeypatch: pytest.MonkeyP
         exodus_core.lif_gradient(torch.ones(1, 4, 64), torch.ones(1, 4, 64), 0.9)
 
 
-def test_a_product_that_overflows_does_not_become_nan() -> None:
-    # a = alpha - rho f' is about -3.9 at every step: over 2,000 steps the product of slopes has no finite value in
+# The second size fills every chunk and lane of a block of the GPU: none of their products is finite.
+@pytest.mark.parametrize(("steps", "lanes"), [(2000, 3), (2048, 16)])
+def test_a_product_that_overflows_does_not_become_nan(steps: int, lanes: int) -> None:
+    # a = alpha - rho f' is about -3.9 at every step: over so many steps the product of slopes has no finite value in
     # float64, and with chunks of 64 steps none in float32; a gradient that ends in zeros must still be finite.
-    membrane = torch.ones(1, 2000, 3)
+    membrane = torch.ones(1, steps, lanes)
     g = torch.zeros_like(membrane)
     g[:, 30] = 1.0
     found = exodus_core.lif_gradient(membrane, g, 0.9, reset_by=1.0, surrogate=Tanh(1.0, 6.0)).input

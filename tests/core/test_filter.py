@@ -46,7 +46,8 @@ def test_time_may_be_any_axis(shape: tuple[int, ...], time_dim: int, kernel_name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
-@pytest.mark.parametrize("factor", [1.0, 1 / 3, 2.7e-5, 4096.0, -1e10])
+# The last number is the largest one that does not become infinite as float16.
+@pytest.mark.parametrize("factor", [1.0, 1 / 3, 2.7e-5, 4096.0, -1e10, 65519.99609375])
 def test_half_types_are_read_and_rounded_as_torch_does_it(dtype: torch.dtype, factor: float) -> None:
     every_value = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     tap = torch.tensor([factor])
@@ -122,13 +123,42 @@ def test_a_subnormal_input_passes_and_what_is_left_of_it_fades_to_zero() -> None
     assert exodus_core.filter(torch.ones(1, 1, 1), ExponentialKernel(0.9, 1e-39))[0, 0] == x[0, 0]
 
 
-def test_a_large_amplitude_keeps_what_a_small_state_stands_for() -> None:
+@pytest.mark.parametrize(
+    "kernel",
+    [ExponentialKernel(0.8, 1e30), ExponentialKernel(0.8, -1e30), AlphaKernel(8.0, 1e30), AlphaKernel(8.0, -1e30)],
+    ids=str,
+)
+def test_a_large_amplitude_keeps_what_a_small_state_stands_for(kernel: Any) -> None:
     impulse = torch.zeros(1, 400, 1)
     impulse[0, 0] = 1e-20
-    kernel = ExponentialKernel(0.8, 1e30)
     torch.testing.assert_close(
         exodus_core.filter(impulse, kernel)[0, :, 0], (1e-20 * kernel.taps(400)).float(), rtol=1e-6, atol=1e-37
     )
+
+
+def test_a_small_amplitude_does_not_end_the_past_before_its_time() -> None:
+    impulse = torch.zeros(1, 200, 1)
+    impulse[0, 0] = 1e-30
+    kernel = ExponentialKernel(0.99, 1e-10)
+    # Responses are subnormal, the state is not. Units in the last place are 1.4e-45.
+    torch.testing.assert_close(
+        exodus_core.filter(impulse, kernel)[0, :, 0], (1e-30 * kernel.taps(200)).float(), rtol=0, atol=2e-45
+    )
+
+
+def test_a_state_that_a_large_amplitude_lifts_above_zero_fades_all_the_same() -> None:
+    impulse = torch.zeros(1, 8000, 1, dtype=torch.float64)
+    impulse[0, 0] = 1.0
+    # 0.9^7100 is the smallest subnormal number, which rounding keeps from becoming zero.
+    assert not exodus_core.filter(impulse, ExponentialKernel(0.9, 1e20))[0, 7500:].any()
+
+
+def test_an_alpha_kernel_of_slope_one_is_no_exponential() -> None:
+    kernel = AlphaKernel(math.e)
+    assert kernel.modes.linear == (1.0,)
+    impulse = torch.zeros(1, 30, 1, dtype=torch.float64)
+    impulse[0, 0] = 1.0
+    torch.testing.assert_close(exodus_core.filter(impulse, kernel)[0, :, 0], kernel.taps(30))
 
 
 def test_alpha_kernel_is_zero_at_zero_and_peaks_at_tau() -> None:

@@ -385,6 +385,21 @@ def test_a_membrane_that_leaks_away_ends_at_zero_and_is_the_loops_until_then(res
     assert not membrane[0, -1].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name_of)
+def test_a_membrane_of_the_smallest_normal_size_has_not_leaked_away(dtype: torch.dtype) -> None:
+    least = torch.finfo(dtype).tiny
+    x = torch.zeros(1, 3, 1, dtype=dtype)
+    x[0, 0] = least
+    assert exodus_core.lif(x, 0.5)[1].flatten().tolist() == [least, least / 2, 0.0]
+
+
+def test_a_count_of_spikes_is_never_minus_zero() -> None:
+    x = torch.full((1, 2, 3), -0.0)
+    spikes, membrane = exodus_core.lif(x, 1.0, initial_membrane=torch.full((1, 3), -0.0), max_spikes=3)
+    assert membrane.signbit().all()
+    assert not spikes.signbit().any()
+
+
 # Signals whose terms all have one sign and nearly one size are the worst for a sum: what each addition loses adds up.
 # Steps that a thread of a GPU sums in float32 at a time: kBlock in csrc/cuda/lif.cuh.
 GPU_SUMMED_STEPS = 64

@@ -70,8 +70,9 @@ def test_kernel_equals_loop_for_every_reset_kernel_and_dtype(
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=name_of)
-def test_kernel_equals_loop_for_every_surrogate(surrogate: Surrogate) -> None:
-    compare((2, 33, 19), 1, torch.float64, "taps", surrogate=surrogate)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_kernel_equals_loop_for_every_surrogate(surrogate: Surrogate, dtype: torch.dtype) -> None:
+    compare((2, 33, 19), 1, dtype, "taps", surrogate=surrogate)
 
 
 @pytest.mark.parametrize(("shape", "time_dim"), [((7, 3, 5), 0), ((3, 5, 70), 2), ((2, 3, 66, 4, 5), 2), ((65,), 0)])
@@ -179,6 +180,12 @@ def test_membranes_too_small_for_their_exponent_are_compared_as_they_are() -> No
     spikes, membrane = exodus_core.srm(z, ExponentialKernel(0.5, -1e-39), threshold=1.5e-39)
     assert spikes.flatten().tolist() == [0, 1, 0, 0]
     assert torch.equal(membrane, reference.srm(z, ExponentialKernel(0.5, -1e-39), threshold=1.5e-39)[1])
+
+
+@pytest.mark.parametrize(("threshold", "fired"), [(0.0, [0, 1, 1]), (-1.0, [1, 1, 1]), (1.0, [0, 0, 1])])
+def test_a_membrane_that_reaches_its_threshold_fires_whatever_the_sign(threshold: float, fired: list[int]) -> None:
+    z = torch.tensor([[[-0.5, 0.0, 2.0]]])
+    assert exodus_core.srm(z, torch.tensor([-1.0]), threshold=threshold)[0].flatten().tolist() == fired
 
 
 def test_nan_stays_in_the_gradient() -> None:

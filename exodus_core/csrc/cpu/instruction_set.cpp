@@ -7,7 +7,7 @@
 
 #include "kernels.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(EXODUS_PORTABLE_ONLY)
 #define EXODUS_X86_VARIANTS 1
 #else
 #define EXODUS_X86_VARIANTS 0

@@ -1,5 +1,5 @@
 // Row kernels for x86-64 processors with AVX2 and F16C.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(EXODUS_PORTABLE_ONLY)
 #include <immintrin.h>
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 // Row kernels for x86-64 processors with AVX-512 (the F, VL, BW and DQ parts).
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(EXODUS_PORTABLE_ONLY)
 #include <immintrin.h>
 
 #include <algorithm>
