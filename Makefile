@@ -61,7 +61,7 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy exodus_core/src client/src service/src
-	$(BIN)/mypy benchmarks examples tools tests/client tests/service tests/e2e tests/benchmarks tests/cuda tests/*.py
+	$(BIN)/mypy benchmarks examples experiments tools tests/*.py $(addprefix tests/,client service e2e benchmarks cuda experiments)
 	$(BIN)/mypy $(LOOSE) --exclude peers tests/core
 
 format: setup ## let ruff format the code
@@ -86,6 +86,19 @@ chaos: setup ## train while the server is killed and the network fails; writes d
 
 exactness: setup ## kernels against autograd in float64, every setting; writes docs/exactness.md; QUICK=1 for a short run, SEED=N to repeat one
 	$(BIN)/python -m tools.exactness $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--markdown docs/exactness.md)
+
+verify: setup ## gradients of random cases against the exact ones; QUICK=1 for a few, SEED=N for others
+	$(BIN)/python -m exodus_core.verify --random $(if $(QUICK),2000,100000) $(if $(SEED),--seed $(SEED))
+
+# Without the spike data the gradient norms are those of spike trains made by chance, and the accuracies of one task.
+experiments: setup ## the paper's figures and tables; writes experiments/results and docs/paper.md; QUICK=1 prints a part
+	$(BIN)/python -m experiments.theory $(if $(QUICK),--quick)
+	$(BIN)/python -m experiments.gradient_scale $(if $(EXODUS_DATA),,--synthetic) $(if $(QUICK),--quick)
+	$(BIN)/python -m experiments.poisson --normalised $(if $(QUICK),--quick)
+	$(if $(QUICK),,$(BIN)/python -m experiments.poisson)
+	$(BIN)/python -m experiments.accuracy $(if $(EXODUS_DATA),,--task manifolds) $(if $(QUICK),--quick)
+	$(BIN)/python -m experiments.speed $(if $(QUICK),--quick)
+	$(if $(QUICK),,$(BIN)/python -m experiments.paper)
 
 mutate: setup ## change the arithmetic of csrc/core, one operator at a time: the tests must fail; writes docs/mutants.md; QUICK=1 for a few, SEED=N for others
 	$(BIN)/python -m tools.mutate $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--markdown docs/mutants.md)
