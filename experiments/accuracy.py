@@ -252,7 +252,7 @@ def learn(learner: Learner, task: Task, seed: int, epochs: int, most: int | None
 
 
 def same_start(where: Place, task: Task, seed: int) -> bool:
-    """Whether both methods have the same outputs before learning, to the bit."""
+    """True if both methods have the same outputs before learning, to the bit."""
     spikes, _ = next(task.split.validation.batches(EVALUATED))
     found = []
     for method in METHODS:

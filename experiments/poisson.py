@@ -71,7 +71,7 @@ class Pair(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is trained.
+    """Extent of the training.
 
     Attributes:
         pairs: in the order of the table; figures show spikes and curves of the last one.

@@ -1,4 +1,4 @@
-"""What an experiment found: printed, or written as Markdown, JSON and PNG into experiments/results."""
+"""Results of an experiment: printed, or written as Markdown, JSON and PNG into experiments/results."""
 
 from __future__ import annotations
 

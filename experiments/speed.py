@@ -52,7 +52,7 @@ PAPER_EPOCH = {"dvs": (33.4, 42.5, 152.1), "shd": (15.7, 16.1, 40.4), "ssc": (26
 
 
 class Device(StrEnum):
-    """Where to compute."""
+    """The machine part that computes."""
 
     CPU = "cpu"
     CUDA = "cuda"
@@ -82,7 +82,7 @@ def loss_of(net: nn.Module, spikes: Tensor, labels: Tensor, architecture: Archit
 
 
 def fault(contender: Contender, architecture: Architecture, device: Device) -> str | None:
-    """What is wrong with the contender's loss or gradients; None if nothing is.
+    """The first fault of the contender's loss and gradients; None if there is none.
 
     It is compared in float64, where no rounding decides a spike, with the same network of this project's plain loops,
     or, if its gradient is not BPTT's, with the kernels of its method.
@@ -268,7 +268,7 @@ def page_of(name: str, measured: Measured) -> str:
 
 
 def claims(found: Mapping[str, Measured]) -> list[tuple[str, str, float, float, bool]]:
-    """What is asked for, in a whole step: architecture, claim, what was found, bound, and whether it holds."""
+    """Bounds of a whole step: architecture, claim, value found, bound, and True if it holds."""
     rows = []
     for name, measured in found.items():
         title, wanted = ARCHITECTURES[name].title, PAPER_SPEED_UP[name][0]

@@ -197,7 +197,7 @@ class Remote:
 
 @contextmanager
 def place(url: str | None, local: bool) -> Iterator[Place]:
-    """Where a command trains, by its options --url and --local; without either, a service is started for the block.
+    """The place where a command trains, by --url and --local; without either, a service is started for the block.
 
     Raises:
         typer.BadParameter: both are given, or the URL or the API key of the environment is invalid.

@@ -32,7 +32,7 @@ _COLUMNS = ("class", "startTime_usec", "endTime_usec")
 
 
 class _Gesture(NamedTuple):
-    """Where a gesture is: its file, its class number from 0, start and end in the time of the file."""
+    """Place of a gesture: its file, its class number from 0, start and end in the time of the file."""
 
     path: Path
     label: int

@@ -98,7 +98,7 @@ class Mutant:
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
-        """What identifies it as long as the function keeps the expression, whatever stands around that."""
+        """Key that stays as long as the function keeps the expression, whatever stands around that."""
         return (self.file, self.function, self.before, self.after, self.occurrence)
 
     def __str__(self) -> str:
@@ -161,7 +161,7 @@ def _is_condition(node: Node) -> bool:
 
 
 def _alternatives(node: Node) -> Iterator[str]:
-    """What may stand in place of an expression."""
+    """Replacements of an expression."""
     if node.type in ("binary_expression", "assignment_expression"):
         left, operator, right = (_one_line(_text(_field(node, name))) for name in ("left", "operator", "right"))
         for other in OPERATORS.get(operator, ()):

@@ -31,7 +31,7 @@ SLOW = 2.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to do: the library that the tests load, numbers of its mutants by the file that they are in, and
+    """Task of a run: the library that the tests load, numbers of its mutants by the file that they are in, and
     where the verdicts go."""
 
     library: str
@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a mutant. `killed_by` is a test, or nothing for one that survived the tests that reach it."""
+    """Fate of a mutant. `killed_by` is a test, or nothing for one that survived the tests that reach it."""
 
     number: int
     killed_by: str

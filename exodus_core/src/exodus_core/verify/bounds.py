@@ -178,7 +178,7 @@ def surrogate_bounds(
 
 @dataclass(frozen=True)
 class LifTerms:
-    """What the bounds of LIF neurons need of a run."""
+    """The values of a run of which the bounds of LIF neurons are made."""
 
     x: Tensor
     spikes: Tensor

@@ -121,7 +121,7 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is certified of a run.
+    """The findings about a run, and whether its bounds are kept.
 
     Args:
         arithmetic: how the true gradients were computed.

@@ -27,7 +27,7 @@ class LifLane:
     reset: str  # "subtract", "subtract_decayed", "zero" or "none"
 
     def retained(self, u: Number, s: Number) -> Number:
-        """What alpha multiplies: du[t+1]/dalpha."""
+        """The factor of alpha in the next membrane: du[t+1]/dalpha."""
         if self.reset == "subtract_decayed":
             return u - self.reset_by * s
         return u * (1 - s) if self.reset == "zero" else u

@@ -143,7 +143,7 @@ def as_json(lines: list[Line]) -> str:
 
 
 def spikes_line(certificate: Certificate) -> str:
-    """What a run decided that its exact membranes decide otherwise."""
+    """The decisions of a run that its exact membranes make otherwise."""
     decisions = certificate.decisions
     found = (
         f"{decisions.steps} neuron-steps: {decisions.spikes} spikes and {decisions.clipped} clippings are not those of "
