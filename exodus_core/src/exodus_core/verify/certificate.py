@@ -9,9 +9,9 @@ of the backward pass from that of the forward pass. docs/verify.md has the bound
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -187,6 +187,21 @@ class _Differences:
         )
 
 
+class _Membranes(_Differences):
+    """The exact membranes with the errors of the rounded ones, of the forward pass alone."""
+
+    def add_lane(self, exact: list[Number], rounded: list[Number]) -> None:
+        working = self.arithmetic.working
+        for u, near in zip(exact, rounded, strict=True):
+            self.true.append(self.arithmetic.nearest(working(u)))
+            self.error.append(self.arithmetic.magnitude(working(near - u)))
+
+    def against(self, bounded: Bounded, computed: Tensor, rounding: Rounding) -> Deviation:
+        self.own_error = self.error
+        nowhere = torch.zeros(1, dtype=torch.bool)
+        return self.deviation(computed, bounded, bounded, bounded.terms, nowhere, rounding)
+
+
 def certify(run: LifRun | SrmRun) -> Certificate:
     """Compares the membranes and gradients of a run with the exact ones.
 
@@ -253,7 +268,7 @@ def _certify_lif(run: LifRun, arithmetic: Arithmetic) -> Certificate:
     parameters = _parameters(run)
     names = ["input", "initial_membrane", "initial_spikes"]
     differences = {name: _Differences(arithmetic) for name in [*names, *parameters]}
-    membrane_differences = _Differences(arithmetic)
+    membrane_differences = _Membranes(arithmetic)
     sums = {name: _Sums(parameter) for name, parameter in parameters.items()}
     decisions = Decisions(steps=run.x.numel())
     columns = zip(
@@ -272,21 +287,9 @@ def _certify_lif(run: LifRun, arithmetic: Arithmetic) -> Certificate:
     computed = {name: run.gradients[name].t().tolist() for name in names}
     for index, (lane, working_lane, x, rounded, g, h, spikes, clipped, *errors) in enumerate(columns):
         exact = lif_membranes(lane, x, spikes, clipped)
-        for u, near in zip(exact.clipped, rounded, strict=True):
-            membrane_differences.true.append(arithmetic.nearest(working(u)))
-            membrane_differences.error.append(arithmetic.magnitude(working(near - u)))
-        for count, is_clipped, u, above, error, error_above in zip(
-            spikes, clipped, exact.clipped, exact.integrated, *errors, strict=True
-        ):
-            if lane.floor is not None and is_clipped != (above <= lane.floor):
-                decisions.clipped += 1
-                _close(decisions, above - lane.floor, error_above, arithmetic)
-            exact_count, edge = spikes_of(u, lane.threshold, run.max_spikes)
-            if exact_count != count:
-                decisions.spikes += 1
-                # The quotient u / threshold is rounded too, unless it is one comparison.
-                divided = 2 * rounding.unit * abs(arithmetic.nearest(working(u))) if run.max_spikes > 1 else 0.0
-                _close(decisions, u - edge(count), error + divided, arithmetic)
+        membrane_differences.add_lane(exact.clipped, rounded)
+        steps = zip(spikes, clipped, exact.clipped, exact.integrated, *errors, strict=True)
+        _decide_lif(decisions, lane, run.max_spikes, steps, rounding, arithmetic)
         g, h = [working(value) for value in g], [working(value) for value in h]
         true, own = (
             lif_gradients(
@@ -310,17 +313,11 @@ def _certify_lif(run: LifRun, arithmetic: Arithmetic) -> Certificate:
             if name == "threshold" and run.tied:
                 pair = [pair[0] + true.reset_by, pair[1] + own.reset_by]
             total.add(index, *pair)
-    membrane_differences.own_error = membrane_differences.error
     for name, total in sums.items():
         for value, *pair in zip(run.gradients[name].tolist(), total.true, total.own, strict=True):
             differences[name].add(value, *pair)
-    apart = membranes.error
-    f, own_f = (
-        bounds.surrogate_bounds(run.surrogate, terms.membrane, terms.threshold, rounding, distance)
-        for distance in (apart, torch.zeros_like(apart))
-    )
-    edges = _edges(run.surrogate, f)
-    decisions.edges = int(edges.sum())
+    f = _SurrogatesBounded.of(run.surrogate, terms.membrane, terms.threshold, rounding, membranes.error)
+    decisions.edges = int(f.edges.sum())
 
     def bounded(surrogate: SurrogateBounds, distance: Tensor) -> dict[str, Bounded]:
         found = bounds.lif_gradient_bounds(terms, surrogate, rounding, distance)
@@ -331,24 +328,65 @@ def _certify_lif(run: LifRun, arithmetic: Arithmetic) -> Certificate:
             found[name] = bounds.summed(found[name], parameter.owners, len(parameter.values), len(run.x), rounding)
         return found
 
-    at_edge = dict.fromkeys(names, edges.any(0))
-    at_edge |= {name: _sharing(edges.any(0), parameter) for name, parameter in parameters.items()}
-    deviations = _deviations(run.gradients, differences, f, own_f, apart, bounded, at_edge, rounding)
-    return Certificate(
-        arithmetic.name,
-        deviations,
-        membrane_differences.deviation(
-            run.membrane, membranes, membranes, membranes.terms, torch.zeros(1, dtype=torch.bool), rounding
-        ),
-        decisions,
-    )
+    at_edge = dict.fromkeys(names, f.edges.any(0))
+    at_edge |= {name: _sharing(f.edges.any(0), parameter) for name, parameter in parameters.items()}
+    deviations = _deviations(run.gradients, differences, f, membranes.error, bounded, at_edge, rounding)
+    forward = membrane_differences.against(membranes, run.membrane, rounding)
+    return Certificate(arithmetic.name, deviations, forward, decisions)
+
+
+def _decide_lif(
+    decisions: Decisions,
+    lane: LifLane,
+    max_spikes: int,
+    steps: Iterable[tuple[int, bool, Number, Number, float, float]],
+    rounding: Rounding,
+    arithmetic: Arithmetic,
+) -> None:
+    """Counts the decisions of a lane that its exact membranes make otherwise.
+
+    A step is its spikes, True if it was clipped, the exact membrane after and before clipping, and the bounds of the
+    errors of these two.
+    """
+    for count, is_clipped, u, above, error, error_above in steps:
+        if lane.floor is not None and is_clipped != (above <= lane.floor):
+            decisions.clipped += 1
+            _close(decisions, above - lane.floor, error_above, arithmetic)
+        exact_count, edge = spikes_of(u, lane.threshold, max_spikes)
+        if exact_count != count:
+            decisions.spikes += 1
+            # The quotient u / threshold is rounded too, unless it is one comparison.
+            near = abs(arithmetic.nearest(arithmetic.working(u)))
+            divided = 2 * rounding.unit * near if max_spikes > 1 else 0.0
+            _close(decisions, u - edge(count), error + divided, arithmetic)
+
+
+class _SurrogatesBounded(NamedTuple):
+    """Bounds of f' against that at the exact membrane (whole) and at the rounded one (own).
+
+    `edges` are the membranes within rounding of an edge of the boxcar, where f' is off by the jump.
+    """
+
+    whole: SurrogateBounds
+    own: SurrogateBounds
+    edges: Tensor
+
+    @classmethod
+    def of(
+        cls, surrogate: Surrogate, membrane: Tensor, threshold: Tensor, rounding: Rounding, apart: Tensor
+    ) -> _SurrogatesBounded:
+        whole, own = (
+            bounds.surrogate_bounds(surrogate, membrane, threshold, rounding, distance)
+            for distance in (apart, torch.zeros_like(apart))
+        )
+        jumped = whole.error > abs(surrogate.scale) * surrogate.slope / 2
+        return cls(whole, own, jumped if surrogate.kind == "boxcar" else torch.zeros_like(jumped))
 
 
 def _deviations(
     gradients: dict[str, Tensor],
     differences: dict[str, _Differences],
-    f: SurrogateBounds,
-    own_f: SurrogateBounds,
+    f: _SurrogatesBounded,
     apart: Tensor,
     bounded: Callable[[SurrogateBounds, Tensor], dict[str, Bounded]],
     at_edge: dict[str, Tensor],
@@ -356,17 +394,11 @@ def _deviations(
 ) -> dict[str, Deviation]:
     """The deviation of each gradient; `bounded` makes bounds from those of f' and of the membrane."""
     none = torch.zeros_like(apart)
-    whole, own, terms = bounded(f, apart), bounded(own_f, none), bounded(own_f.as_terms(), none)
+    whole, own, terms = bounded(f.whole, apart), bounded(f.own, none), bounded(f.own.as_terms(), none)
     return {
         name: difference.deviation(gradients[name], whole[name], own[name], terms[name].terms, at_edge[name], rounding)
         for name, difference in differences.items()
     }
-
-
-def _edges(surrogate: Surrogate, f: SurrogateBounds) -> Tensor:
-    """The membranes within rounding of an edge of the boxcar, where f' is off by the jump."""
-    jumped = f.error > abs(surrogate.scale) * surrogate.slope / 2
-    return jumped if surrogate.kind == "boxcar" else torch.zeros_like(jumped)
 
 
 def _sharing(lanes: Tensor, parameter: Parameter) -> Tensor:
@@ -433,7 +465,7 @@ def _certify_srm(run: SrmRun, arithmetic: Arithmetic) -> Certificate:
     membranes = bounds.srm_membrane_bounds(run.z.double(), spikes_seen, kernel_terms, rounding)
     derivative = exact_derivative(run.surrogate, arithmetic)
     differences = {name: _Differences(arithmetic) for name in run.gradients}
-    membrane_differences = _Differences(arithmetic)
+    membrane_differences = _Membranes(arithmetic)
     by_threshold = _Sums(run.threshold)
     by_taps: list[Any] = [[0, 0] for _ in range(kernel_terms.taps)]
     decisions = Decisions(steps=run.z.numel())
@@ -451,9 +483,8 @@ def _certify_srm(run: SrmRun, arithmetic: Arithmetic) -> Certificate:
     for index, (threshold, z, rounded, g, h, spikes, errors, computed) in enumerate(columns):
         theta = arithmetic.rational(threshold)
         exact = srm_membranes(kernel, z, spikes)
-        for u, near, count, error in zip(exact, rounded, spikes, errors, strict=True):
-            membrane_differences.true.append(arithmetic.nearest(working(u)))
-            membrane_differences.error.append(arithmetic.magnitude(working(near - u)))
+        membrane_differences.add_lane(exact, rounded)
+        for u, count, error in zip(exact, spikes, errors, strict=True):
             if (u >= theta) != bool(count):
                 decisions.spikes += 1
                 _close(decisions, u - theta, error, arithmetic)
@@ -467,19 +498,14 @@ def _certify_srm(run: SrmRun, arithmetic: Arithmetic) -> Certificate:
         by_threshold.add(index, true.threshold, own.threshold)
         for total, *pair in zip(by_taps, true.reset_kernel, own.reset_kernel, strict=True):
             total[0], total[1] = total[0] + pair[0], total[1] + pair[1]
-    membrane_differences.own_error = membrane_differences.error
     for value, *pair in zip(run.gradients["threshold"].tolist(), by_threshold.true, by_threshold.own, strict=True):
         differences["threshold"].add(value, *pair)
     if kernel_terms.taps:
         for value, pair in zip(run.gradients["reset_kernel"].tolist(), by_taps, strict=True):
             differences["reset_kernel"].add(value, *pair)
-    apart = membranes.error
-    f, own_f = (
-        bounds.surrogate_bounds(run.surrogate, run.membrane.double(), run.threshold.lanes.double(), rounding, distance)
-        for distance in (apart, torch.zeros_like(apart))
-    )
-    edges = _edges(run.surrogate, f)
-    decisions.edges = int(edges.sum())
+    threshold_of_lanes = run.threshold.lanes.double()
+    f = _SurrogatesBounded.of(run.surrogate, run.membrane.double(), threshold_of_lanes, rounding, membranes.error)
+    decisions.edges = int(f.edges.sum())
 
     def bounded(surrogate: SurrogateBounds, _: Tensor) -> dict[str, Bounded]:
         found = bounds.srm_gradient_bounds(
@@ -501,16 +527,10 @@ def _certify_srm(run: SrmRun, arithmetic: Arithmetic) -> Certificate:
         return found
 
     at_edge = {
-        "psp": edges.any(0),
-        "threshold": _sharing(edges.any(0), run.threshold),
-        "reset_kernel": edges.any(),
+        "psp": f.edges.any(0),
+        "threshold": _sharing(f.edges.any(0), run.threshold),
+        "reset_kernel": f.edges.any(),
     }
-    deviations = _deviations(run.gradients, differences, f, own_f, apart, bounded, at_edge, rounding)
-    return Certificate(
-        arithmetic.name,
-        deviations,
-        membrane_differences.deviation(
-            run.membrane, membranes, membranes, membranes.terms, torch.zeros(1, dtype=torch.bool), rounding
-        ),
-        decisions,
-    )
+    deviations = _deviations(run.gradients, differences, f, membranes.error, bounded, at_edge, rounding)
+    forward = membrane_differences.against(membranes, run.membrane, rounding)
+    return Certificate(arithmetic.name, deviations, forward, decisions)
