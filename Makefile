@@ -17,6 +17,7 @@ QUICK ?=
 DATA ?=
 SEED ?=
 PYTHONS ?=
+SLAYER ?=
 TARGET ?= cpu
 
 .PHONY: help setup serve demo test test-core test-service test-client lint format bench bench-service bench-remote bench-checkpoint chaos exactness mutate sanitize peers lock clean release wheels torch-versions pythons checked
@@ -90,15 +91,16 @@ exactness: setup ## kernels against autograd in float64, every setting; writes d
 verify: setup ## gradients of random cases against the exact ones; QUICK=1 for a few, SEED=N for others
 	$(BIN)/python -m exodus_core.verify --random $(if $(QUICK),2000,100000) $(if $(SEED),--seed $(SEED))
 
-# Without the spike data the gradient norms are those of spike trains made by chance, and the accuracies of one task.
+# Without the spike data the gradient norms are those of spike trains made by chance, the accuracies those of one task, and
+# docs/paper.md, which is made of all, stays. SLAYER is the folder test/test_files/torch_validate of slayerPytorch.
 experiments: setup ## the paper's figures and tables; writes experiments/results and docs/paper.md; QUICK=1 prints a part
-	$(BIN)/python -m experiments.theory $(if $(QUICK),--quick)
+	$(BIN)/python -m experiments.theory $(if $(QUICK),--quick) $(if $(SLAYER),--slayer $(SLAYER))
 	$(BIN)/python -m experiments.gradient_scale $(if $(EXODUS_DATA),,--synthetic) $(if $(QUICK),--quick)
 	$(BIN)/python -m experiments.poisson --normalised $(if $(QUICK),--quick)
 	$(if $(QUICK),,$(BIN)/python -m experiments.poisson)
 	$(BIN)/python -m experiments.accuracy $(if $(EXODUS_DATA),,--task manifolds) $(if $(QUICK),--quick)
 	$(BIN)/python -m experiments.speed $(if $(QUICK),--quick)
-	$(if $(QUICK),,$(BIN)/python -m experiments.paper)
+	$(if $(QUICK)$(if $(EXODUS_DATA),,without),,$(BIN)/python -m experiments.paper)
 
 mutate: setup ## change the arithmetic of csrc/core, one operator at a time: the tests must fail; writes docs/mutants.md; QUICK=1 for a few, SEED=N for others
 	$(BIN)/python -m tools.mutate $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--markdown docs/mutants.md)

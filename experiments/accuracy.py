@@ -8,8 +8,7 @@ letters, N-MNIST and random manifolds, with the recipes of the paper for its own
 `--task shd --data DIR` trains on the files in DIR as the paper did.
 
 Settings were fixed before the first full result: epochs so that a full run takes half an hour of one core, gains by the
-activity of untrained networks alone, the smallest whole number with which at least half of the neurons of each hidden
-layer fire.
+activity of untrained networks alone, so that at least half of the neurons of each hidden layer fire.
 """
 
 from __future__ import annotations
@@ -386,8 +385,8 @@ def write(report: Report, found: Mapping[TaskName, tuple[Task, dict[Method, list
         ),
         "Networks, neurons (IF, threshold 1 or 0.25, exponential surrogate), losses and optimiser are the paper's for "
         "HSD and DVS Gesture (`python -m experiments.architectures`, with the source of each number). Nothing is "
-        "augmented or clipped. Gains of the initial weights: the smallest whole number with which at least half of the "
-        "neurons of each hidden layer fire before learning.",
+        "augmented or clipped. Gains of the initial weights are such that at least half of the neurons of each hidden "
+        "layer fire before learning.",
         *stopped,
         "## The paper's table 1",
         "Maximum over epochs, three runs, on its own data sets, which these are not:",

@@ -1,6 +1,7 @@
 """The accuracy experiment compares methods from the same weights and batches, and says what it found."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,8 @@ from rich.progress import Progress
 from torch import Tensor
 from typer.testing import CliRunner
 
+from exodus_core import network
+from exodus_core.network.spiking import Lif
 from experiments import accuracy
 from experiments.accuracy import TaskName, learn, manifold_task, verdict
 from experiments.datasets import Held, Split
@@ -169,3 +172,25 @@ def test_results_that_are_committed_are_of_three_runs_of_each_method() -> None:
     assert set(tasks) == {"braille", "nmnist", "manifolds"}
     for methods in tasks.values():
         assert {method: len(runs) for method, runs in methods.items()} == {"exodus": 3, "slayer": 3}
+
+
+@pytest.mark.parametrize("name", ["manifolds", "braille", "nmnist"])
+def test_half_of_the_neurons_of_each_layer_fire_before_learning(name: str) -> None:
+    folder = Path(os.environ.get("EXODUS_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if name != "manifolds" and not folder.is_dir():
+        pytest.skip(f"{folder} is no folder; EXODUS_DATA names the one that has the recordings")
+    task = accuracy.load(TaskName(name), folder)
+    net = network.build(task.description, 0)
+    active: list[float] = []
+    for layer in net.modules():
+        if isinstance(layer, Lif):
+            layer.register_forward_hook(lambda layer, args, spikes: active.append(_share_that_fires(spikes)))
+    spikes, _ = next(task.split.train.batches(64))
+    with torch.no_grad():
+        net(spikes)
+    assert len(active) >= 3
+    assert min(active) >= 0.5
+
+
+def _share_that_fires(spikes: Tensor) -> float:
+    return float((spikes.flatten(2).sum((0, 1)) > 0).float().mean())

@@ -19,10 +19,15 @@ def test_the_page_follows_the_results(tmp_path: Path) -> None:
         if file.stem == "poisson_normalised":
             numbers["pairs"][0]["exodus"]["summed_loss"] = 1e6
         (tmp_path / file.name).write_text(json.dumps(numbers))
-    assert "for 9 of 9 pairs" in paper.page()
-    assert "for 8 of 9 pairs" in paper.page(tmp_path)
+    assert "do, for 9 of 9 pairs" in paper.page()
+    assert "do, for 8 of 9 pairs" in paper.page(tmp_path)
 
 
 def test_a_missing_result_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"theory\.json"):
         paper.page(tmp_path)
+
+
+def test_prose_of_the_page_wraps_at_120_columns() -> None:
+    lines = paper.page().splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith(("|", "!", "#"))] == []
