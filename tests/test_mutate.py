@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tools.commands import ROOT
+from tools.mutate import __main__ as command
 from tools.mutate import build, mutants, report
 from tools.mutate.mutants import Header, Mutant
 from tools.mutate.plugin import Plan, Verdict
@@ -276,3 +278,97 @@ def test_a_mutant_is_explained_once(tmp_path: Path) -> None:
     path.write_text(entry + entry)
     with pytest.raises(ValueError, match="must be the only one"):
         report.read_explanations(path)
+
+
+# The command
+
+
+def run_command(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, killed: dict[str, set[int]], *arguments: str
+) -> tuple[int, dict[str, set[int]]]:
+    """The command on mutants 1 to 3 of a header that both libraries have, of which 2 is explained, and 4 and 5 of the
+    scan, of which 5 is. `killed` has those that the tests of a library kill. Returns the exit status, and the mutants
+    that those tests ran against."""
+    tried: dict[str, set[int]] = {}
+
+    def run_tests(name: str, library: Path, headers: list[Header], numbers: frozenset[int]) -> list[Verdict]:
+        tried[name] = set(numbers)
+        return [Verdict(n, "test" if n in killed[name] else "", "", 1, 0.1) for n in sorted(numbers)]
+
+    (folder / "survivors.toml").write_text(
+        "".join(
+            f'[[survivors]]\nfile = "{file}"\nfunction = "f"\nbecause = "so"\nchanges = [["a", "b{number}"]]\n'
+            for file, number in (("lif.h", 2), ("scan.h", 5))
+        )
+    )
+    files = {"lif.h": range(1, 4), "scan.h": range(4, 6)}
+    headers = [
+        SimpleNamespace(mutants=[Mutant(file, "f", "a", f"b{number}", 1, 1, number) for number in numbers])
+        for file, numbers in files.items()
+    ]
+    monkeypatch.setattr(command, "EXPLANATIONS", folder / "survivors.toml")
+    monkeypatch.setattr(command, "LAST", folder / "kills.json")
+    monkeypatch.setattr(command, "read_folder", lambda path: headers)
+    monkeypatch.setattr(command, "run_tests", run_tests)
+    monkeypatch.setattr(build, "digest_of_sources", lambda: "these")
+    monkeypatch.setattr(build, "find_valid", lambda headers, numbers: numbers)
+    monkeypatch.setattr(build, "build", lambda name, headers, numbers, path: path)
+    return command.main(list(arguments)), tried
+
+
+def test_explained_mutants_of_the_scan_run_on_the_emulation_which_alone_has_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    status, tried = run_command(monkeypatch, tmp_path, {"cpu": {1}, "emulated": {3, 4}})
+    assert (status, tried) == (0, {"cpu": {1, 2, 3, 4, 5}, "emulated": {3, 4, 5}})
+
+
+def test_an_explanation_of_a_mutant_of_the_scan_that_a_test_kills_is_outdated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _ = run_command(monkeypatch, tmp_path, {"cpu": {1, 3}, "emulated": {4, 5}})
+    assert status == 1
+    assert "EXPLAINED, but no survivor: ('scan.h', 'f', 'a', 'b5', 1)" in capsys.readouterr().out
+
+
+def test_what_survived_the_last_run_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert run_command(monkeypatch, tmp_path, {"cpu": {1}, "emulated": {4}})[0] == 1  # nothing kills 3
+    status, tried = run_command(monkeypatch, tmp_path, {"cpu": {3}, "emulated": set()}, "--again")
+    assert (status, tried) == (0, {"cpu": {2, 3, 5}, "emulated": {5}})
+
+
+@pytest.mark.parametrize(("kept", "found"), [("", "none"), ('{"sources": "others"}', "one on other sources")])
+def test_without_a_last_run_on_the_same_sources_nothing_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: str, found: str
+) -> None:
+    if kept:
+        (tmp_path / "kills.json").write_text(kept)
+    assert run_command(monkeypatch, tmp_path, {}, "--again") == (1, {})
+    assert capsys.readouterr().err == f"mutate: --again must follow a full run on the same sources, got {found}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--quick", "--markdown", "page.md"], "--markdown is of all mutants: it does not go with --quick"),
+        (["--quick", "--again"], "--again is of all mutants: it does not go with --quick"),
+        (["--seed", "0"], "--seed is of the mutants that --quick draws: it needs --quick"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments)
+    told = capsys.readouterr().err
+    assert told.startswith("usage: python -m tools.mutate ")
+    assert told.endswith(f"error: {message}\n")
+
+
+def test_what_an_installation_leaves_is_no_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = tmp_path / "exodus_core" / "src" / "exodus_core"
+    for name in (source / "nn.py", source / "_C.abi3.so", source.parent / "exodus_core.egg-info" / "PKG-INFO"):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_text("")
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    assert build.sources_of_core() == [source / "nn.py"]

@@ -53,7 +53,7 @@ class Gestures:
 
     Raises:
         OSError: the list of files, or a file of labels, cannot be read.
-        DataError: a file of labels does not hold what it should.
+        DataError: a file of labels does not hold what it should, or there is no gesture.
     """
 
     classes = CLASSES
@@ -62,8 +62,11 @@ class Gestures:
         if pixels < 1 or PIXELS % pixels:
             raise ValueError(f"pixels must be a divisor of {PIXELS}, got {pixels}")
         self._pixels = pixels
-        names = (folder / f"trials_to_{part}.txt").read_text().split()
+        trials = folder / f"trials_to_{part}.txt"
+        names = trials.read_text().split()
         self._gestures = [gesture for name in names for gesture in _labels(folder / name)]
+        if not self._gestures:
+            raise DataError(f"{trials}: files must have at least 1 gesture, got 0 in {len(names)} files")
         self._file = lru_cache(maxsize=1)(aedat.read)
 
     @property

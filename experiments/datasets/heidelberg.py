@@ -15,7 +15,10 @@ from experiments.datasets.events import DataError, Events, checked, within
 
 #: Channels of the artificial cochlea.
 CHANNELS = 700
-_ARRAYS = ("spikes/times", "spikes/units", "labels")
+#: Datasets of a file, and the kinds of numbers that numpy has for what they hold.
+_ARRAYS = {"spikes/times": "iuf", "spikes/units": "iu", "labels": "iu"}
+#: Latest time of an event in seconds: float64 counts microseconds exactly up to here.
+LATEST = 2**53 // 1_000_000
 _SPOKEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _GESPROCHEN = ("null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun")
 #: Of SHD: digits in English, then in German. SSC has 35 commands, whose names are not in its files.
@@ -33,24 +36,23 @@ class Heidelberg:
             becomes input floor(c inputs / 700).
 
     Raises:
-        OSError: the file cannot be opened, or is no HDF5 file.
-        DataError: it does not have the arrays of such recordings.
+        OSError: the file cannot be opened.
+        DataError: it is no HDF5 file, or does not have the arrays of such recordings, of one at least.
     """
 
     def __init__(self, path: Path, classes: tuple[str, ...], inputs: int = CHANNELS) -> None:
         if not 1 <= inputs <= CHANNELS:
             raise ValueError(f"inputs must be in [1, {CHANNELS}], got {inputs}")
         self.classes, self._path, self._inputs = classes, path, inputs
-        self._file = h5py.File(path, "r")
-        for name in _ARRAYS:
-            if not isinstance(self._file.get(name), h5py.Dataset):
-                raise DataError(f"{path}: dataset {name} is missing")
-        self._times, self._units, labels = (self._file[name] for name in _ARRAYS)
+        self._file = _opened(path)
+        self._times, self._units, labels = (_dataset(self._file, name, str(path)) for name in _ARRAYS)
         lengths = {name: len(self._file[name]) for name in _ARRAYS}
         if len(set(lengths.values())) != 1:
             raise DataError(f"{path}: datasets must be of one length, got {lengths}")
+        if len(labels) == 0:
+            raise DataError(f"{path}: must hold at least 1 recording, got 0")
+        within("labels", labels[:], len(classes) - 1, str(path))
         self._labels = labels[:].astype(np.int64)
-        within("labels", self._labels, len(classes) - 1, str(path))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,15 +66,41 @@ class Heidelberg:
         """Events of a recording, and its class number.
 
         Raises:
-            DataError: it has times before 0, or channels that the cochlea has not.
+            DataError: it has times before 0 or after LATEST, or channels that the cochlea has not.
         """
         where = f"{self._path}, recording {index}"
-        seconds, units = np.asarray(self._times[index], np.float64), np.asarray(self._units[index], np.int64)
-        if not np.isfinite(seconds).all():
-            raise DataError(f"{where}: times of events must be finite")
+        seconds, units = self._times[index].astype(np.float64), self._units[index]
+        finite = np.isfinite(seconds)
+        if not finite.all():
+            raise DataError(f"{where}: seconds of events must be finite, got {seconds[~finite][0]}")
+        within("seconds of events", seconds, LATEST, where)
         within("units of events", units, CHANNELS - 1, where)
-        times = np.round(seconds * 1e6).astype(np.int64)
-        return checked(times, units * self._inputs // CHANNELS, self.shape, where), int(self._labels[index])
+        times, inputs = np.round(seconds * 1e6), units.astype(np.int64) * self._inputs // CHANNELS
+        return checked(times.astype(np.int64), inputs, self.shape, where), int(self._labels[index])
+
+
+def _opened(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if error.errno is not None:  # of the operating system: no such file, no permission
+            raise
+        raise DataError(f"{path}: must be a whole HDF5 file, got {error}") from error
+
+
+def _dataset(file: h5py.File, name: str, where: str) -> h5py.Dataset:
+    """One of _ARRAYS, if it has one row for each recording, and the numbers that it should."""
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset):
+        raise DataError(f"{where}: dataset {name} is missing")
+    if dataset.ndim != 1:
+        raise DataError(f"{where}: dataset {name} must have shape (recordings,), got {dataset.shape}")
+    numbers, nested = "numbers" if "f" in _ARRAYS[name] else "integers", name != "labels"
+    row = h5py.check_vlen_dtype(dataset.dtype)
+    held = np.dtype(row) if nested and row is not None else dataset.dtype
+    if (row is not None) != nested or held.kind not in _ARRAYS[name]:
+        raise DataError(f"{where}: dataset {name} must hold {'arrays of ' * nested}{numbers}, got {held}")
+    return dataset
 
 
 def digits(folder: Path, part: str, inputs: int = CHANNELS) -> Heidelberg:

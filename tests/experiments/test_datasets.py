@@ -73,8 +73,9 @@ def test_a_heidelberg_file_without_an_array_is_refused(tmp_path: Path, missing: 
     ("recording", "message"),
     [
         (([0.1], [700], 0), r"recording 0: units of events must be in \[0, 699\], got 700"),
-        (([-0.1], [1], 0), r"recording 0: times of events must be in .*, got -9997"),
-        (([float("nan")], [1], 0), "recording 0: times of events must be finite"),
+        (([-0.1], [1], 0), r"recording 0: seconds of events must be in \[0, 9007199254\], got -0\.09997"),
+        (([float("nan")], [1], 0), "recording 0: seconds of events must be finite, got nan"),
+        (([0.1, float("inf")], [1, 1], 0), "recording 0: seconds of events must be finite, got inf"),
         (([0.1, 0.2], [1], 0), "recording 0: times and inputs must be of one length"),
         (([0.1], [1], 2), r"labels must be in \[0, 1\], got 2"),
     ],
@@ -87,12 +88,57 @@ def test_a_wrong_heidelberg_recording_is_refused(tmp_path: Path, recording: Any,
 
 def test_what_is_no_hdf5_file_or_is_cut_off_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shd_train.h5").write_bytes(b"no HDF5")
-    with pytest.raises(OSError, match="signature"):
+    with pytest.raises(DataError, match=r"shd_train\.h5: must be a whole HDF5 file, got .*signature"):
         digits(tmp_path, "train")
     whole = write_heidelberg(tmp_path / "shd_test.h5", RECORDINGS)
     whole.write_bytes(whole.read_bytes()[:-200])
-    with pytest.raises(OSError, match="truncated"):
+    with pytest.raises(DataError, match=r"shd_test\.h5: must be a whole HDF5 file, got .*truncated"):
         digits(tmp_path, "test")
+    with pytest.raises(FileNotFoundError, match=r"ssc_test\.h5"):
+        commands(tmp_path, "test")
+
+
+FRACTIONS_OF_UNITS = np.array([np.full(length, 1.5, np.float32) for length in (4, 1, 0)], object)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "dtype", "message"),
+    [
+        ("spikes/times", 0.5, None, r"spikes/times must have shape \(recordings,\), got \(\)"),
+        ("labels", np.uint16(1), None, r"labels must have shape \(recordings,\), got \(\)"),
+        ("labels", np.zeros((3, 2), np.uint16), None, r"labels must have shape \(recordings,\), got \(3, 2\)"),
+        ("labels", [0.0, 1.7, 0.0], None, "labels must hold integers, got float64"),
+        ("labels", ["null", "eins", "zwei"], h5py.string_dtype(), "labels must hold integers, got object"),
+        ("labels", np.array([0, 2**64 - 1, 0], np.uint64), None, rf"labels must be in \[0, 1\], got {2**64 - 1}"),
+        ("spikes/units", FRACTIONS_OF_UNITS, h5py.vlen_dtype(np.float32), "spikes/units must hold arrays of integers"),
+        ("spikes/units", [1, 2, 3], None, "spikes/units must hold arrays of integers, got int64"),
+        ("spikes/times", ["a", "b", "c"], h5py.string_dtype(), "spikes/times must hold arrays of numbers, got <U0"),
+    ],
+)
+def test_a_heidelberg_array_of_another_shape_or_type_is_refused(
+    tmp_path: Path, name: str, array: Any, dtype: Any, message: str
+) -> None:
+    path = write_heidelberg(tmp_path / "file.h5", RECORDINGS)
+    with h5py.File(path, "a") as file:
+        del file[name]
+        file.create_dataset(name, data=array, dtype=dtype)
+    with pytest.raises(DataError, match=f"file.h5: (dataset )?{message}"):
+        Heidelberg(path, ("one", "two"))
+
+
+def test_a_heidelberg_file_without_recordings_is_refused(tmp_path: Path) -> None:
+    path = write_heidelberg(tmp_path / "file.h5", [])
+    with pytest.raises(DataError, match=r"file\.h5: must hold at least 1 recording, got 0"):
+        Heidelberg(path, ("one",))
+
+
+def test_a_heidelberg_time_that_microseconds_cannot_count_is_refused(tmp_path: Path) -> None:
+    path = write_heidelberg(tmp_path / "file.h5", [([], [5], 0)])
+    with h5py.File(path, "a") as file:
+        del file["spikes/times"]
+        file.create_dataset("spikes/times", (1,), h5py.vlen_dtype(np.float32))[0] = np.array([1e30], np.float32)
+    with pytest.raises(DataError, match=r"seconds of events must be in \[0, 9007199254\], got 1\.0+.*e\+30"):
+        Heidelberg(path, ("one",)).recording(0)
 
 
 def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
@@ -184,6 +230,15 @@ def test_a_malformed_file_of_labels_is_refused(tmp_path: Path, line: Any, header
         Gestures(tmp_path, "train")
 
 
+def test_a_part_without_gestures_is_refused(tmp_path: Path) -> None:
+    write_gestures(tmp_path, b"", [])
+    with pytest.raises(DataError, match=r"trials_to_train\.txt: .* at least 1 gesture, got 0 in 1 files"):
+        Gestures(tmp_path, "train")
+    (tmp_path / "trials_to_train.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"trials_to_train\.txt: .* at least 1 gesture, got 0 in 0 files"):
+        Gestures(tmp_path, "train")
+
+
 def test_a_pixel_outside_the_sensor_is_refused(tmp_path: Path) -> None:
     write_gestures(tmp_path, polarity((1, 128, 0, 1)), [(1, 0, 9)])
     with pytest.raises(DataError, match=r"x of events must be in \[0, 127\], got 128"):
@@ -201,6 +256,7 @@ def test_a_missing_recording_is_told_when_it_is_asked_for(tmp_path: Path) -> Non
 # Structured arrays
 
 CAMERA = np.dtype([("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", bool)])
+FRACTIONS = np.dtype([("t", np.int64), ("x", float), ("y", np.int64), ("p", bool)])
 COCHLEA = np.dtype([("t", np.int64), ("x", np.int64), ("p", np.int64)])
 
 
@@ -221,11 +277,18 @@ def test_structured_arrays_of_a_camera_and_of_a_cochlea_are_read() -> None:
         (np.array([(0, 0, -1, 0)], CAMERA), 0, r"sample 0: y of events must be in \[0, 2\], got -1"),
         (np.array([(-1, 0, 0, 0)], CAMERA), 0, "sample 0: times of events must be in .*, got -1"),
         (np.zeros(1, CAMERA), 2, r"sample 0: its class must be in \[0, 1\], got 2"),
+        (np.zeros(1, CAMERA), 0.7, "sample 0: its class must be an integer, got 0.7"),
+        (np.array([(0, 1.5, 0, 0)], FRACTIONS), 0, "sample 0: field x of events must hold integers, got float64"),
     ],
 )
-def test_a_wrong_structured_array_is_refused(array: Any, label: int, message: str) -> None:
+def test_a_wrong_structured_array_is_refused(array: Any, label: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Structured([(array, label)], (4, 3, 2), ("a", "b")).recording(0)
+
+
+def test_no_structured_arrays_are_refused() -> None:
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        Structured([], (4, 3, 2), ("a",))
 
 
 # Random manifolds

@@ -3,10 +3,10 @@
     python -m tools.mutate [--quick] [--seed N] [--again] [--markdown docs/mutants.md]
 
 The library for the CPU is built once with all mutants (build.py), and the most sensitive tests run against each
-(plugin.py). What survives and is not explained in survivors.toml is tried on the emulated CUDA kernels too, which alone
-have the scan through chunks of time. Exits with 1 if a survivor is not explained, or if an explanation is of a mutant
-that did not survive. --quick tries a few mutants that the CPU's kernels have; --again tries what survived the last run
-on the same sources, after tests were added.
+(plugin.py). What survives and is not explained in survivors.toml is tried on the emulated CUDA kernels too, and so are
+all survivors of the scan through chunks of time, which only those have. Exits with 1 if a survivor is not explained, or
+if an explanation is of a mutant that did not survive. --quick tries a few mutants that the CPU's kernels have; --again
+tries what survived the last run on the same sources, after tests were added.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 
 from tools.commands import ROOT, CheckError
 from tools.mutate import build, report
-from tools.mutate.mutants import Header, read_folder
+from tools.mutate.mutants import Header, Mutant, read_folder
 from tools.mutate.plugin import Plan, Verdict
 
 EXPLANATIONS = Path(__file__).with_name("survivors.toml")
@@ -53,7 +53,7 @@ Made by `make mutate` on {date}: torch {torch}.
 Every operator, number, bare condition and call of an elementary function in `exodus_core/csrc/core` is changed, one at
 a time, and the tests of the core run against each change until one fails. Numbers of enumerators, and what only a
 compiler for a GPU sees, are left alone. An invalid mutant does not compile. What survives the tests on the CPU
-unexplained runs on the emulated CUDA kernels too.
+unexplained, or is in a header that only CUDA kernels include, runs on the emulated CUDA kernels too.
 
 {table}
 
@@ -61,7 +61,7 @@ unexplained runs on the emulated CUDA kernels too.
 
 ## Survivors
 
-No test can find these; tools/mutate/survivors.toml has the reasons.
+These change nothing, or something that is unspecified; tools/mutate/survivors.toml has the reasons.
 
 {survivors}
 """
@@ -79,12 +79,28 @@ class Run:
         LAST.write_text(json.dumps(asdict(self)))
 
     @staticmethod
-    def last(sources: str) -> Run | None:
-        """The last one, if it was on the same sources. With more tests, what was killed is killed."""
+    def last(sources: str) -> Run:
+        """The last one. With more tests, what was killed is killed.
+
+        Raises:
+            CheckError: there is none, or it was on other sources.
+        """
         kept = json.loads(LAST.read_text()) if LAST.exists() else None
         if kept is None or kept["sources"] != sources:
-            return None
+            found = "none" if kept is None else "one on other sources"
+            raise CheckError(f"--again must follow a full run on the same sources, got {found}")
         return Run(sources, kept["valid"], [Verdict(**verdict) for verdict in kept["kills"]])
+
+
+def tried_on(name: str, mutants: list[Mutant], explained: set[report.Key]) -> frozenset[int]:
+    """Numbers of the mutants that a library is to try, if they are alive.
+
+    What is explained is not tried on the emulation, unless nothing else compiles it: otherwise no test would run
+    against it, and its explanation could not be found wrong.
+    """
+    if name == "cpu":
+        return frozenset(m.number for m in mutants)
+    return frozenset(m.number for m in mutants if m.file in ONLY_EMULATED or m.key not in explained)
 
 
 def run_tests(name: str, library: Path, headers: list[Header], numbers: frozenset[int]) -> list[Verdict]:
@@ -117,36 +133,57 @@ def page(found: report.Outcome) -> str:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def read_options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m tools.mutate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} mutants, drawn at random, on the CPU's kernels")
-    parser.add_argument("--seed", type=int, default=0, help="of the mutants that --quick draws")
+    parser.add_argument("--seed", type=int, default=None, help="of the mutants that --quick draws; default: 0")
     parser.add_argument("--again", action="store_true", help="only what survived the last run; tests may be new")
     parser.add_argument("--markdown", type=Path, default=None, help="write the tables to this page")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.seed is not None and not options.quick:
+        parser.error("--seed is of the mutants that --quick draws: it needs --quick")
+    for name in ("again", "markdown"):
+        if options.quick and getattr(options, name):
+            parser.error(f"--{name} is of all mutants: it does not go with --quick")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = read_options(arguments)
+    try:
+        return check(options.quick, options.seed or 0, options.again, options.markdown)
+    except CheckError as error:
+        print(f"mutate: {error}", file=sys.stderr)
+        return 1
+
+
+def check(quick: bool, seed: int, again: bool, markdown: Path | None) -> int:
+    """Tries the mutants and prints what became of them; returns the exit status. Raises CheckError: it cannot."""
     began = time.monotonic()
     headers = read_folder(build.CORE)
     mutants = [m for header in headers for m in header.mutants]
     explanations = report.read_explanations(EXPLANATIONS)
     explained = {key for explanation in explanations for key in explanation.keys}
-    if options.quick:
-        mutants = random.Random(options.seed).sample([m for m in mutants if m.file not in ONLY_EMULATED], QUICK)
+    if quick:
+        mutants = random.Random(seed).sample([m for m in mutants if m.file not in ONLY_EMULATED], QUICK)
     numbers = frozenset(m.number for m in mutants)
     sources = build.digest_of_sources()
-    last = Run.last(sources) if options.again else None
+    last = Run.last(sources) if again else None
     valid = frozenset(last.valid) if last is not None else build.find_valid(headers, numbers)
     print(f"{len(mutants)} mutants, of which {len(numbers - valid)} do not compile", flush=True)
     verdicts = last.kills if last is not None else []
     alive = valid - {verdict.number for verdict in verdicts}
-    for name in ["cpu"] if options.quick else build.LIBRARIES:
-        library = build.build(name, headers, alive, build.BUILD / ("quick" if options.quick else name))
+    for name in ["cpu"] if quick else build.LIBRARIES:
+        tried = alive & tried_on(name, mutants, explained)
+        library = build.build(name, headers, tried, build.BUILD / ("quick" if quick else name))
         print(f"library {name} is built after {time.monotonic() - began:.0f} s", flush=True)
-        verdicts += run_tests(name, library, headers, alive)
+        verdicts += run_tests(name, library, headers, tried)
         alive -= {verdict.number for verdict in verdicts if verdict.killed_by}
-        alive -= {m.number for m in mutants if m.key in explained}
-    if not options.quick:
+    if not quick:
         Run(sources, sorted(valid), [verdict for verdict in verdicts if verdict.killed_by]).save()
-    if options.quick:
+    if quick:
         unreached = {verdict.number for verdict in verdicts if verdict.tests == 0}
         mutants = [m for m in mutants if m.number not in unreached]
         print(f"{len(unreached)} mutants are not reached on the CPU, and left out")
@@ -155,13 +192,13 @@ def main() -> int:
     print(report.table(found))
     for mutant in found.unexplained:
         print(f"SURVIVED {mutant}")
-    if not options.quick:
+    if not quick:
         for key in found.outdated:
             print(f"EXPLAINED, but no survivor: {key}")
-    if options.markdown is not None:
-        options.markdown.write_text(page(found))
+    if markdown is not None:
+        markdown.write_text(page(found))
     print(f"{len(found.survivors)} survivors, {len(found.unexplained)} without explanation, {minutes:.1f} minutes")
-    return 1 if found.unexplained or (found.outdated and not options.quick) else 0
+    return 1 if found.unexplained or (found.outdated and not quick) else 0
 
 
 if __name__ == "__main__":

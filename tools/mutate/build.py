@@ -40,14 +40,18 @@ PROBE = """\
 """
 
 
+def sources_of_core() -> list[Path]:
+    """Files of exodus_core that a library is made from, without what builds and installations leave among them."""
+    found = [path for part in ("csrc", "src") for path in (ROOT / "exodus_core" / part).rglob("*") if path.is_file()]
+    return [p for p in found if p.suffix not in (".so", ".pyc") and not p.parent.name.endswith(".egg-info")]
+
+
 def write_sources(headers: list[Header], numbers: frozenset[int], folder: Path) -> None:
     """Copies what setup.py needs, with the mutants of these numbers. Files that stay the same keep their times."""
     sources = folder / "exodus_core"
     wanted: dict[Path, bytes] = {}
-    for path in (ROOT / "exodus_core").rglob("*"):
-        relative = path.relative_to(ROOT / "exodus_core")
-        if path.is_file() and relative.parts[0] in ("csrc", "src") and path.suffix not in (".so", ".pyc"):
-            wanted[sources / relative] = path.read_bytes()
+    for path in sources_of_core():
+        wanted[sources / path.relative_to(ROOT / "exodus_core")] = path.read_bytes()
     for name in ("setup.py", "pyproject.toml", "README.md"):
         wanted[sources / name] = (ROOT / "exodus_core" / name).read_bytes()
     for header in headers:
@@ -112,10 +116,9 @@ def find_valid(headers: list[Header], numbers: frozenset[int]) -> frozenset[int]
 def digest_of_sources() -> str:
     """Of everything that a library with mutants is made from."""
     found = hashlib.sha256()
-    core = [path for part in ("csrc", "src") for path in (ROOT / "exodus_core" / part).rglob("*")]
-    for path in sorted([*core, ROOT / "exodus_core" / "setup.py", *HERE.glob("switch.*"), HERE / "mutants.py"]):
-        if path.is_file() and path.suffix not in (".so", ".pyc"):
-            found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    others = [ROOT / "exodus_core" / "setup.py", *HERE.glob("switch.*"), HERE / "mutants.py"]
+    for path in sorted([*sources_of_core(), *others]):
+        found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return found.hexdigest()
 
 

@@ -16,7 +16,7 @@ Key = tuple[str, str, str, str, int]
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why no test can find some mutants of one function, which `because` says for all of them."""
+    """Why some mutants of one function may survive: they change nothing, or nothing specified. `because` says it."""
 
     keys: tuple[Key, ...]
     because: str
