@@ -1,6 +1,8 @@
 """Certificates of gradients: the exact gradient is exact, the kernels keep their bounds, a wrong gradient does not."""
 
 import json
+import math
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -17,9 +19,10 @@ from typer.testing import CliRunner, Result
 
 from exodus_core import AlphaKernel, ExponentialKernel, reference
 from exodus_core.kernels import Kernel
-from exodus_core.surrogate import KINDS, Arctan, Boxcar, Exponential, FastSigmoid, Surrogate, Triangle
+from exodus_core.surrogate import KINDS, Arctan, Boxcar, Exponential, FastSigmoid, Gaussian, Surrogate, Triangle
 from exodus_core.verify import Certificate, LifRun, SrmRun, arithmetic, certify, commands, peers, run_lif, run_srm
 from exodus_core.verify.arithmetic import RATIONAL_KINDS, arithmetic_for, exact_derivative
+from exodus_core.verify.bounds import Rounding, surrogate_bounds
 from exodus_core.verify.exact import LifLane, lif_gradients, lif_membranes, srm_gradients, srm_membranes
 from exodus_core.verify.random_cases import random_runs
 from exodus_core.verify.runs import RESETS
@@ -416,6 +419,106 @@ def test_random_cases_exit_with_1_where_a_bound_is_broken(
     result = verify("--random", "30", "--seed", "5")
     assert result.exit_code == 1
     assert "bounds are not kept" in result.stdout
+
+
+def patched(monkeypatch: pytest.MonkeyPatch, change: Callable[[Certificate], Certificate]) -> None:
+    """The command certifies by `certify`, changed."""
+    monkeypatch.setattr(commands, "certify", lambda run: change(certify(run)))
+
+
+def test_a_decision_that_rounding_does_not_explain_exits_with_1(
+    verify: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched(monkeypatch, lambda found: replace(found, decisions=replace(found.decisions, farthest=7.0)))
+    result = verify("x.npz", "--alpha", "0.9", "--surrogate", "boxcar", "--method", "exodus")
+    assert result.exit_code == 1
+    assert "a bound is not kept" in result.stdout
+
+
+@pytest.mark.parametrize("neuron", ["IF", "If"])
+def test_the_name_of_a_neuron_may_be_in_capitals(verify: Callable[..., Result], neuron: str) -> None:
+    result = verify("x.npz", "--neuron", neuron, "--surrogate", "boxcar", "--method", "exodus")
+    assert result.exit_code == 0, result.output
+    assert "x.npz, if" in result.stdout
+    assert "alpha" not in result.stdout
+
+
+def test_balls_get_as_many_bits_as_a_long_run_needs() -> None:
+    """The terms of 400 steps are larger than their sum by more than 256 bits."""
+    x, g = 0.5 + 0.3 * draw(1, 1, 400, 1), draw(2, 1, 400, 1)
+    certificate = certify(run_lif(x, 0.99, g))
+    assert int(certificate.arithmetic.split()[2]) > 256
+    assert certificate.kept
+    assert certificate.gradients["input"].ulps.max() < 1e5
+
+
+def test_a_run_that_needs_too_many_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "MOST_BITS", 256)
+    x = 0.5 + 0.3 * draw(1, 1, 400, 1)
+    with pytest.raises(ValueError, match="the run must be a run whose exact gradients balls of 256 bits hold"):
+        certify(run_lif(x, 0.99, torch.ones_like(x)))
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "a", "rounded"),
+    [
+        (Exponential(slope=1.0), 60.0, lambda a, u: math.exp(a * (1 - (1 - u) ** 2)) * (1 + 4 * u) * (1 + u)),
+        (Gaussian(slope=1.0), 11.0, lambda a, u: math.exp(a * a / 2 * (1 - (1 - u) ** 5)) * (1 + 4 * u) * (1 + u) ** 4),
+    ],
+    ids=["exponential", "gaussian"],
+)
+def test_the_bound_of_a_surrogate_has_the_second_order_in_it(
+    surrogate: Surrogate, a: float, rounded: Callable[[float, float], float]
+) -> None:
+    """An exponential two units in the last place off, at an argument whose roundings all go one way."""
+    numbers = Rounding(torch.float32, loop=False)
+    zero = torch.zeros(1, dtype=torch.float64)
+    f = surrogate_bounds(surrogate, zero + a, zero, numbers, zero)
+    least = 10 * numbers.least  # the part of the bound that is for underflow
+    assert f.error - least >= (rounded(a, numbers.unit) - 1) * f.value
+
+
+def test_the_bound_of_a_membrane_is_within_the_closed_form_also_after_a_reset_to_zero() -> None:
+    x = 1.1 + 0.3 * draw(1, 1, 20, 8)
+    run = run_lif(x, 0.9, torch.ones_like(x), reset="zero", surrogate=Boxcar())
+    assert run.spikes.sum() > 20
+    membrane = certify(run).membrane
+    n = 4 * torch.arange(1, 21, dtype=torch.float64)[:, None] * membrane.unit
+    assert (membrane.bound <= (1 + 2e-4) * n / (1 - n) * membrane.terms + 1e-30).all()
+
+
+def test_a_bound_that_is_not_finite_is_no_certificate() -> None:
+    """The terms of 1500 steps are larger than any float64."""
+    x = (0.5 + 0.3 * draw(1, 1, 1500, 1)).double()
+    certificate = certify(run_lif(x, 0.99, torch.ones_like(x), surrogate=Boxcar(slope=0.5, scale=8.0)))
+    assert not certificate.gradients["input"].bound.isfinite().all()
+    assert certificate.gradients["input"].uncertain.any()
+    assert not certificate.gradients["input"].broken.any()
+    assert not certificate.kept
+
+
+def test_a_result_that_cannot_be_certified_exits_with_4(verify: Callable[..., Result]) -> None:
+    result = verify("x.npz", "--alpha", "0.9", "--surrogate", "boxcar", "--slope", "0.2", "--scale", "1e38")
+    assert result.exit_code == 4, result.output
+    assert "cannot be certified: a bound or a result is not finite" in result.stdout
+    assert "nan" in result.stdout or "inf" in result.stdout
+
+
+def test_the_command_counts_bounds_that_exceed_the_value(verify: Callable[..., Result]) -> None:
+    np.savez("long.npz", x=(0.5 + 0.3 * draw(1, 1, 100, 1)).numpy())
+    options = ("--alpha", "0.95", "--surrogate", "boxcar", "--method", "exodus")
+    found = re.search(
+        r"the bound exceeds the value itself for (\d+) of (\d+) results", verify("long.npz", *options).stdout
+    )
+    assert found is not None
+    exceeded, results = map(int, found.groups())
+    assert 0 < exceeded < results
+
+
+def test_a_true_value_of_zero_counts_in_no_ulps(verify: Callable[..., Result]) -> None:
+    """Nothing passes a boxcar that no membrane is in."""
+    result = verify("x.npz", "--alpha", "0.9", "--surrogate", "boxcar", "--slope", "1e4", "--method", "exodus")
+    assert "true values are 0 and count in no ulps; 0 of these results are not 0" in result.stdout
 
 
 @pytest.mark.parametrize(

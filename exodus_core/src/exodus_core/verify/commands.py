@@ -1,6 +1,6 @@
 """The command `verify`, of `exodus` and of `python -m exodus_core.verify`.
 
-Exit codes: 0 every bound is kept, 1 one is not, 2 the arguments do not fit.
+Exit codes: 0 every bound is kept, 1 one is not, 2 the arguments do not fit, 4 a result cannot be certified.
 """
 
 # No `from __future__ import annotations`: typer reads the annotations.
@@ -22,10 +22,28 @@ from exodus_core.verify.arrays import read_arrays
 from exodus_core.verify.certificate import Certificate, certify
 from exodus_core.verify.peers import PEERS, Comparison, compare, peer_neuron
 from exodus_core.verify.random_cases import NEURONS, random_runs
-from exodus_core.verify.report import Line, as_json, empty_table, figure, grouped, lines_of, spikes_line, table
+from exodus_core.verify.report import (
+    Line,
+    Outcome,
+    as_json,
+    empty_table,
+    figure,
+    grouped,
+    lines_of,
+    notes_of,
+    outcome_line,
+    outcome_of,
+    spikes_line,
+    table,
+)
 from exodus_core.verify.runs import LifRun, SrmRun, run_lif, run_srm
 
-BROKEN, BAD_ARGUMENTS = 1, 2
+BAD_ARGUMENTS = 2
+
+_FAILURES = {
+    Outcome.BROKEN: "a bound is not kept",
+    Outcome.UNCERTAIN: "cannot be certified: a bound or a result is not finite",
+}
 
 #: Columns of a table where the output is no terminal.
 _WIDTH = 118
@@ -92,10 +110,10 @@ def verify(
         if (random is not None) and (file or against):
             raise ArgumentError("--random", "without FILE and --against", "both")
         if random is not None:
-            kept = _random(random, seed, json)
+            outcome = _random(random, seed, json)
         elif against is not None:
             _against(against, file, time_dim, seed, json)
-            kept = True
+            outcome = Outcome.KEPT
         elif file is not None:
             parameters = {
                 "alpha": alpha,
@@ -110,15 +128,15 @@ def verify(
                 "surrogate": _surrogate(surrogate, slope, scale),
                 "time_dim": time_dim,
             }
-            kept = _file(file, neuron, method or list(METHODS), parameters, options, seed, json)
+            outcome = _file(file, neuron.lower(), method or list(METHODS), parameters, options, seed, json)
         else:
             raise ArgumentError("FILE", "given, or --random, or --against", "none of them")
     except (ArgumentError, ArgumentTypeError, OSError, ModuleNotFoundError) as error:
         typer.echo(f"exodus: {error}", err=True)
         raise typer.Exit(BAD_ARGUMENTS) from error
-    if not kept:
-        typer.echo("exodus: a bound is not kept", err=True)
-        raise typer.Exit(BROKEN)
+    if outcome is not Outcome.KEPT:
+        typer.echo(f"exodus: {_FAILURES[outcome]}", err=True)
+        raise typer.Exit(outcome)
 
 
 def _surrogate(kind: str, slope: float | None, scale: float) -> Any:
@@ -132,16 +150,14 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=_WIDTH, color_system=None)
 
 
-def _print(title: str, names: tuple[str, ...], lines: list[Line], with_cases: bool, as_text: bool) -> bool:
-    """Prints lines; returns True if every bound is kept."""
+def _print(title: str, names: tuple[str, ...], lines: list[Line], with_cases: bool, as_text: bool) -> None:
     if as_text:
         _console().print(table(title, names, lines, with_cases))
     else:
         typer.echo(as_json(lines))
-    return not any(line.broken for line in lines)
 
 
-def _random(cases: int, seed: int, json: bool) -> bool:
+def _random(cases: int, seed: int, json: bool) -> Outcome:
     def certified() -> Iterator[tuple[tuple[str, ...], LifRun | SrmRun, Certificate]]:
         columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -153,7 +169,7 @@ def _random(cases: int, seed: int, json: bool) -> bool:
     lines = grouped(certified())
     lines.sort(key=lambda line: NEURONS.index(line.group[0]))
     done = sum(line.cases for line in lines)
-    kept = _print(f"{done} random cases, seed {seed}", ("neuron", "method"), lines, True, not json)
+    _print(f"{done} random cases, seed {seed}", ("neuron", "method"), lines, True, not json)
     if not json:
         moved, edges = sum(line.decisions for line in lines), sum(line.edges for line in lines)
         farthest = max(line.farthest for line in lines)
@@ -162,8 +178,9 @@ def _random(cases: int, seed: int, json: bool) -> bool:
             f"{farthest:.2f} of the bound of its rounding error; {edges} membranes are within rounding of an edge of "
             "the boxcar"
         )
-        typer.echo("every bound is kept" if kept else f"{sum(line.broken for line in lines)} bounds are not kept")
-    return kept
+        for note in [*notes_of(lines), outcome_line(lines)]:
+            typer.echo(note)
+    return outcome_of(lines)
 
 
 def _drawn(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
@@ -185,7 +202,7 @@ def _file(
     options: dict[str, Any],
     seed: int,
     json: bool,
-) -> bool:
+) -> Outcome:
     if neuron.upper() not in NEURONS:
         raise ArgumentError("--neuron", "one of lif, if, srm", neuron)
     arrays = read_arrays(file)
@@ -204,11 +221,11 @@ def _file(
         certificate = certify(run)
         lines += lines_of(run, certificate)
         notes.append(f"{method}: {certificate.arithmetic}; {spikes_line(certificate)}")
-    kept = _print(f"{file}, {neuron}", ("method", "result"), lines, False, not json)
+    _print(f"{file}, {neuron}", ("method", "result"), lines, False, not json)
     if not json:
-        for note in [*notes, "every bound is kept" if kept else "a bound is not kept"]:
+        for note in [*notes_of(lines), *notes, outcome_line(lines)]:
             typer.echo(note)
-    return kept
+    return outcome_of(lines)
 
 
 def _run(neuron: str, x: Tensor, given: dict[str, Any], options: dict[str, Any]) -> LifRun | SrmRun:

@@ -22,7 +22,7 @@ from torch import Tensor
 from exodus_core.errors import ArgumentError
 from exodus_core.surrogate import Arctan, Exponential, FastSigmoid, Sigmoid, Surrogate
 from exodus_core.verify import bounds
-from exodus_core.verify.arithmetic import Arithmetic, arithmetic_for, exact_derivative
+from exodus_core.verify.arithmetic import Arithmetic, check_radii, exact_derivative, with_narrow_balls
 from exodus_core.verify.bounds import LifTerms, Rounding
 from exodus_core.verify.exact import LifLane, lif_gradients, lif_membranes
 
@@ -212,8 +212,9 @@ def compare(peer: PeerNeuron, x: Tensor, grad_spikes: Tensor) -> Comparison:
         x, grad_spikes: (time, lanes), float32; a peer computes in nothing else.
     """
     spikes, computed = peer.run(x, grad_spikes)
-    with arithmetic_for(peer.surrogate, len(x)) as arithmetic:
-        return _compared(peer, x, grad_spikes, spikes, computed, arithmetic)
+    return with_narrow_balls(
+        peer.surrogate, len(x), lambda arithmetic: _compared(peer, x, grad_spikes, spikes, computed, arithmetic)
+    )
 
 
 def _compared(
@@ -234,6 +235,7 @@ def _compared(
     methods = list(dict.fromkeys((peer.method, "exodus")))
     true: dict[str, list[list[float]]] = {method: [] for method in methods}
     errors: dict[str, list[list[float]]] = {method: [] for method in methods}
+    radii: dict[str, list[list[float]]] = {method: [] for method in methods}
     membranes: list[list[float]] = []
     disagreements = 0
     unclipped = [False] * len(x)
@@ -252,6 +254,7 @@ def _compared(
                 for value in lif_gradients(working_lane, at, fired, unclipped, f, g, h, method == "slayer").input
             ]
             true[method].append([arithmetic.nearest(value) for value in exact])
+            radii[method].append([arithmetic.radius(value) for value in exact])
             errors[method].append(
                 [arithmetic.magnitude(rational(value) - of) for value, of in zip(found, exact, strict=True)]
             )
@@ -280,6 +283,7 @@ def _compared(
     found_errors = []
     for method in methods:
         of, error = each_step(true[method]), each_step(errors[method])
+        check_radii(of, each_step(radii[method]), rounding.ulp(of))
         run = LifTerms(**fixed, slayer=method == "slayer")
         terms = float(peer.gain) * bounds.lif_gradient_bounds(run, bounded, rounding, none)["input"].terms
         found_errors.append(
