@@ -6,6 +6,7 @@ Exit codes: 0 every bound is kept, 1 one is not, 2 the arguments do not fit, 4 a
 # No `from __future__ import annotations`: typer reads the annotations.
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,9 @@ from exodus_core.verify.certificate import Certificate, certify
 from exodus_core.verify.peers import PEERS, Comparison, compare, peer_neuron
 from exodus_core.verify.random_cases import NEURONS, random_runs
 from exodus_core.verify.report import (
+    JSON_CASES,
+    JSON_COMPARISON,
+    JSON_RESULT,
     Line,
     Outcome,
     as_json,
@@ -35,8 +39,9 @@ from exodus_core.verify.report import (
     outcome_of,
     spikes_line,
     table,
+    ulps_cells,
 )
-from exodus_core.verify.runs import LifRun, SrmRun, run_lif, run_srm
+from exodus_core.verify.runs import LifRun, SrmRun, check_grads, check_input, run_lif, run_srm
 
 BAD_ARGUMENTS = 2
 
@@ -51,6 +56,11 @@ _WIDTH = 118
 _SIGNALS = ("grad_spikes", "grad_membrane")
 _LIF_ARRAYS = ("alpha", "threshold", "reset_by", "min_membrane", "initial_membrane", "initial_spikes")
 _SRM_ARRAYS = ("reset_kernel", "threshold")
+
+#: Options that mean nothing to LIF neurons of FILE, to SRM neurons, to random cases, and to another library.
+_NOT_OF_SRM = ("alpha", "reset", "reset_by", "decay_reset", "min_membrane", "max_spikes")
+_NOT_OF_RANDOM = ("neuron", "method", "threshold", *_NOT_OF_SRM, "surrogate", "slope", "scale", "time_dim")
+_NOT_OF_AGAINST = tuple(name for name in _NOT_OF_RANDOM if name != "time_dim")
 
 #: Time steps and sequences of a comparison with a peer that is given no file.
 _PEER_SHAPE = (50, 64)
@@ -67,6 +77,7 @@ Number = Annotated[float | None, typer.Option(show_default=False)]
 
 @app.command()
 def verify(
+    context: typer.Context,
     file: Annotated[
         Path | None,
         typer.Argument(
@@ -107,14 +118,20 @@ def verify(
     rounding. Without grad_spikes in FILE they are drawn.
     """
     try:
-        if (random is not None) and (file or against):
-            raise ArgumentError("--random", "without FILE and --against", "both")
         if random is not None:
+            others = [name for name, given in (("FILE", file), ("--against", against)) if given is not None]
+            if others:
+                raise ArgumentError("--random", "without FILE and --against", " and ".join(others))
+            _refuse(context, _NOT_OF_RANDOM, "--random")
             outcome = _random(random, seed, json)
         elif against is not None:
+            _refuse(context, _NOT_OF_AGAINST if file else _NOT_OF_RANDOM, "--against" if file else "--against alone")
             _against(against, file, time_dim, seed, json)
             outcome = Outcome.KEPT
         elif file is not None:
+            neuron = neuron.lower()
+            if neuron == "srm":
+                _refuse(context, _NOT_OF_SRM, "--neuron srm")
             parameters = {
                 "alpha": alpha,
                 "threshold": threshold,
@@ -128,7 +145,7 @@ def verify(
                 "surrogate": _surrogate(surrogate, slope, scale),
                 "time_dim": time_dim,
             }
-            outcome = _file(file, neuron.lower(), method or list(METHODS), parameters, options, seed, json)
+            outcome = _file(file, neuron, method or list(METHODS), parameters, options, seed, json)
         else:
             raise ArgumentError("FILE", "given, or --random, or --against", "none of them")
     except (ArgumentError, ArgumentTypeError, OSError, ModuleNotFoundError) as error:
@@ -137,6 +154,16 @@ def verify(
     if outcome is not Outcome.KEPT:
         typer.echo(f"exodus: {_FAILURES[outcome]}", err=True)
         raise typer.Exit(outcome)
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], beside: str) -> None:
+    """Checks that no option of these names was given: it would do nothing."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            value = context.params[name]
+            got = ", ".join(value) if isinstance(value, list) else value
+            raise ArgumentError(f"--{name.replace('_', '-')}", f"left out with {beside}", got)
 
 
 def _surrogate(kind: str, slope: float | None, scale: float) -> Any:
@@ -148,13 +175,6 @@ def _surrogate(kind: str, slope: float | None, scale: float) -> Any:
 
 def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=_WIDTH, color_system=None)
-
-
-def _print(title: str, names: tuple[str, ...], lines: list[Line], with_cases: bool, as_text: bool) -> None:
-    if as_text:
-        _console().print(table(title, names, lines, with_cases))
-    else:
-        typer.echo(as_json(lines))
 
 
 def _random(cases: int, seed: int, json: bool) -> Outcome:
@@ -169,8 +189,10 @@ def _random(cases: int, seed: int, json: bool) -> Outcome:
     lines = grouped(certified())
     lines.sort(key=lambda line: NEURONS.index(line.group[0]))
     done = sum(line.cases for line in lines)
-    _print(f"{done} random cases, seed {seed}", ("neuron", "method"), lines, True, not json)
-    if not json:
+    if json:
+        typer.echo(as_json(lines, JSON_CASES, outcome=outcome_of(lines).name.lower(), seed=seed))
+    else:
+        _console().print(table(f"{done} random cases, seed {seed}", ("neuron", "method"), lines, True))
         moved, edges = sum(line.decisions for line in lines), sum(line.edges for line in lines)
         farthest = max(line.farthest for line in lines)
         typer.echo(
@@ -215,14 +237,21 @@ def _file(
         raise ArgumentError("FILE", f"tensors named x, {', '.join(sorted(known))}", ", ".join(sorted(unknown)))
     given: dict[str, Any] = {name: value for name, value in parameters.items() if value is not None} | arrays
     lines: list[Line] = []
+    runs: list[dict[str, Any]] = []
     notes = ["grad_spikes is not in the file and was drawn"] if drawn else []
     for method in methods:
         run = _run(neuron, x, {**given, "method": method}, options)
         certificate = certify(run)
         lines += lines_of(run, certificate)
+        runs.append(
+            {"method": method, "arithmetic": certificate.arithmetic, "decisions": asdict(certificate.decisions)}
+        )
         notes.append(f"{method}: {certificate.arithmetic}; {spikes_line(certificate)}")
-    _print(f"{file}, {neuron}", ("method", "result"), lines, False, not json)
-    if not json:
+    if json:
+        outcome = outcome_of(lines).name.lower()
+        typer.echo(as_json(lines, JSON_RESULT, outcome=outcome, runs=runs, grad_spikes_drawn=drawn))
+    else:
+        _console().print(table(f"{file}, {neuron}", ("method", "result"), lines, False))
         for note in [*notes_of(lines), *notes, outcome_line(lines)]:
             typer.echo(note)
     return outcome_of(lines)
@@ -251,15 +280,21 @@ def _against(name: str, file: Path | None, time_dim: int, seed: int, json: bool)
     else:
         arrays = read_arrays(file)
         x, title = _input(arrays), str(file)
+        if unknown := set(arrays) - {"grad_spikes"}:
+            raise ArgumentError("FILE", "tensors named x, grad_spikes with --against", ", ".join(sorted(unknown)))
     if x.dtype != torch.float32:
         raise ArgumentTypeError("x", "float32 with --against", x.dtype)
-    grad = arrays.get("grad_spikes")
-    grad = _drawn(tuple(x.shape), seed + 1, torch.float32) if grad is None else grad
-    axis = 0 if file is None else time_dim
+    axis = check_input("x", x, 0 if file is None else time_dim)
+    drawn = "grad_spikes" not in arrays
+    grad = _drawn(tuple(x.shape), seed + 1, torch.float32) if drawn else arrays["grad_spikes"]
+    grad, _ = check_grads(x, grad, None, "x")
     x, grad = (values.movedim(axis, 0).reshape(values.shape[axis], -1) for values in (x, grad))
     comparison = compare(peer, x, grad)
     if json:
-        typer.echo(as_json([_peer_line(comparison, index) for index in range(len(comparison.errors))]))
+        lines = [_peer_line(comparison, index) for index in range(len(comparison.errors))]
+        more = {name: getattr(comparison, name) for name in ("setting", "arithmetic", "spikes", "steps")}
+        relative = {errors.method: errors.relative for errors in comparison.errors}
+        typer.echo(as_json(lines, JSON_COMPARISON, **more, of_the_largest=relative, grad_spikes_drawn=drawn))
         return
     _console().print(_peer_table(title, comparison))
     typer.echo(
@@ -270,8 +305,9 @@ def _against(name: str, file: Path | None, time_dim: int, seed: int, json: bool)
 
 def _peer_line(comparison: Comparison, index: int) -> Line:
     errors = comparison.errors[index]
+    known = ~errors.zero
     return Line(
-        (errors.method,), elements=errors.ulps.numel(), ulps=[errors.ulps.flatten()], units=float(errors.units.max())
+        (errors.method,), elements=errors.ulps.numel(), ulps=[errors.ulps[known]], units=float(errors.units.max())
     )
 
 
@@ -285,7 +321,7 @@ def _peer_table(title: str, comparison: Comparison) -> Any:
         drawn.add_row(
             of,
             str(line.elements),
-            *map(figure, line.quantiles()),
+            *ulps_cells(line),
             figure(line.units),
             f"{errors.relative:.1e}",
         )

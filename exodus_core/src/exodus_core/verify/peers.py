@@ -25,6 +25,7 @@ from exodus_core.verify import bounds
 from exodus_core.verify.arithmetic import Arithmetic, check_radii, exact_derivative, with_narrow_balls
 from exodus_core.verify.bounds import LifTerms, Rounding
 from exodus_core.verify.exact import LifLane, lif_gradients, lif_membranes
+from exodus_core.verify.runs import check_finite
 
 Gradient = tuple[Tensor, Tensor]  # spikes and dL/dx, (time, lanes)
 
@@ -59,12 +60,14 @@ class PeerErrors:
     Args:
         ulps: in units in the last place of the exact gradient.
         units: in units of u times the sum of the absolute terms.
+        zero: where the exact gradient is 0, which has no units in the last place.
         relative: largest error relative to the largest exact value.
     """
 
     method: str
     ulps: Tensor
     units: Tensor
+    zero: Tensor
     relative: float
 
 
@@ -210,8 +213,13 @@ def compare(peer: PeerNeuron, x: Tensor, grad_spikes: Tensor) -> Comparison:
 
     Args:
         x, grad_spikes: (time, lanes), float32; a peer computes in nothing else.
+
+    Raises:
+        ValueError: the spikes or the gradient of the peer are not finite.
     """
     spikes, computed = peer.run(x, grad_spikes)
+    check_finite("the spikes of the library", spikes)
+    check_finite("the gradient of the library", computed)
     return with_narrow_balls(
         peer.surrogate, len(x), lambda arithmetic: _compared(peer, x, grad_spikes, spikes, computed, arithmetic)
     )
@@ -291,6 +299,7 @@ def _compared(
                 method,
                 error / rounding.ulp(of),
                 error / (rounding.unit * terms + rounding.least),
+                of == 0,
                 float(error.max() / of.abs().max()) if of.abs().max() > 0 else math.nan,
             )
         )

@@ -77,10 +77,10 @@ class Line:
             self.units_bound = float((deviation.own_bound / deviation.scale)[certain][at])
 
     def quantiles(self) -> list[float]:
-        """The median error in ulps, that which 99 of 100 results do not exceed, and the largest."""
+        """The median error in ulps, that which 99 of 100 results do not exceed, and the largest; none without any."""
         ulps = torch.cat(self.ulps).sort().values
         if not len(ulps):
-            return [0.0] * 3
+            return []
         return [float(ulps[math.ceil(share * len(ulps)) - 1]) for share in (0.5, 0.99, 1.0)]
 
     def add_run(self, run: LifRun | SrmRun, certificate: Certificate) -> None:
@@ -163,6 +163,14 @@ _GRADIENTS = ("ulps 50%", "99%", "100%", "error/uS", "bound/uS", "share", "whole
 #: not those of the exact membrane; the membranes at the edge of a boxcar.
 _CASES = ("membrane", "share", "decided", "edges")
 
+#: Fields of a line in JSON: of a result of a run, of a group of random cases, and of a comparison without bounds.
+JSON_RESULT = (
+    *("elements", "units", "units_bound", "own_share", "share"),
+    *("zeros", "zeros_missed", "exceeded", "broken", "uncertain"),
+)
+JSON_CASES = ("cases", *JSON_RESULT, "membrane_units", "membrane_share", "decisions", "farthest", "edges")
+JSON_COMPARISON = ("elements", "units")
+
 
 def empty_table(title: str) -> Any:
     """A table without lines between its rows, so that it fits into a document."""
@@ -181,7 +189,7 @@ def table(title: str, names: tuple[str, ...], lines: list[Line], with_cases: boo
     for line in lines:
         cells = [str(line.cases), str(line.elements)] if with_cases else [str(line.elements)]
         cells += [
-            *map(figure, line.quantiles()),
+            *ulps_cells(line),
             figure(line.units),
             figure(line.units_bound),
             figure(line.own_share),
@@ -193,9 +201,24 @@ def table(title: str, names: tuple[str, ...], lines: list[Line], with_cases: boo
     return drawn
 
 
-def as_json(lines: list[Line]) -> str:
-    """The lines as JSON."""
-    return json.dumps([{**vars(line), "ulps": line.quantiles()} for line in lines], indent=2)
+def ulps_cells(line: Line) -> list[str]:
+    """The quantiles of a line for a table."""
+    return [figure(value) for value in line.quantiles()] or ["-"] * 3
+
+
+def as_json(lines: list[Line], names: tuple[str, ...], **more: Any) -> str:
+    """The fields of lines that have these names, and more, as JSON; what is not finite is null."""
+    described = [{"group": line.group, **{name: getattr(line, name) for name in names}} for line in lines]
+    described = [{**fields, "ulps": line.quantiles()} for fields, line in zip(described, lines, strict=True)]
+    return json.dumps(_finite({**more, "lines": described}), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def spikes_line(certificate: Certificate) -> str:
