@@ -626,8 +626,18 @@ def test_another_library_is_compared_as_json(verify: Callable[..., Result], monk
     found = json.loads(verify("x.npz", "--against", "norse", "--json").stdout)
     assert found["arithmetic"].startswith("rationals")
     assert not found["grad_spikes_drawn"]
-    assert found["lines"] == [{"group": ["exodus"], "elements": 36, "units": 0.0, "ulps": [0.0, 0.0, 0.0]}]
+    exact = {"elements": 36, "units": 0.0, "zeros": 0, "zeros_missed": 0, "ulps": [0.0, 0.0, 0.0]}
+    assert found["lines"] == [{"group": ["exodus"], **exact}]
     assert verify("x.npy", "--against", "norse").exit_code == 0
+
+
+def test_a_gradient_of_zero_of_another_library_counts_in_no_ulps(
+    verify: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some_peer(monkeypatch)
+    np.savez("zero.npz", x=np.ones((1, 2, 1), np.float32), grad_spikes=np.array([[[0], [1]]], np.float32))
+    result = verify("zero.npz", "--against", "norse")
+    assert "1 true values are 0 and count in no ulps; 0 of these results are not 0" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ from exodus_core.verify.report import (
     spikes_line,
     table,
     ulps_cells,
+    zeros_of,
 )
 from exodus_core.verify.runs import LifRun, SrmRun, check_grads, check_input, run_lif, run_srm
 
@@ -290,8 +291,8 @@ def _against(name: str, file: Path | None, time_dim: int, seed: int, json: bool)
     grad, _ = check_grads(x, grad, None, "x")
     x, grad = (values.movedim(axis, 0).reshape(values.shape[axis], -1) for values in (x, grad))
     comparison = compare(peer, x, grad)
+    lines = [_peer_line(comparison, index) for index in range(len(comparison.errors))]
     if json:
-        lines = [_peer_line(comparison, index) for index in range(len(comparison.errors))]
         more = {name: getattr(comparison, name) for name in ("setting", "arithmetic", "spikes", "steps")}
         relative = {errors.method: errors.relative for errors in comparison.errors}
         typer.echo(as_json(lines, JSON_COMPARISON, **more, of_the_largest=relative, grad_spikes_drawn=drawn))
@@ -301,13 +302,19 @@ def _against(name: str, file: Path | None, time_dim: int, seed: int, json: bool)
         f"{comparison.setting}\n{comparison.arithmetic}; {comparison.spikes} of {comparison.steps} spikes are not "
         "those of the exact membrane"
     )
+    for note in zeros_of(lines):
+        typer.echo(note)
 
 
 def _peer_line(comparison: Comparison, index: int) -> Line:
     errors = comparison.errors[index]
-    known = ~errors.zero
     return Line(
-        (errors.method,), elements=errors.ulps.numel(), ulps=[errors.ulps[known]], units=float(errors.units.max())
+        (errors.method,),
+        elements=errors.ulps.numel(),
+        ulps=[errors.ulps[~errors.zero]],
+        units=float(errors.units.max()),
+        zeros=int(errors.zero.sum()),
+        zeros_missed=int((errors.units[errors.zero] != 0).sum()),
     )
 
 

@@ -120,13 +120,14 @@ def outcome_line(lines: list[Line]) -> str:
 
 def notes_of(lines: list[Line]) -> list[str]:
     """What the figures of lines do not say: bounds that say little, and true values that have no ulp."""
-    exceeded, elements, zeros, missed = (
-        sum(getattr(line, name) for line in lines) for name in ("exceeded", "elements", "zeros", "zeros_missed")
-    )
-    notes = [f"the bound exceeds the value itself for {exceeded} of {elements} results"]
-    if zeros:
-        notes.append(f"{zeros} true values are 0 and count in no ulps; {missed} of these results are not 0")
-    return notes
+    exceeded, elements = (sum(getattr(line, name) for line in lines) for name in ("exceeded", "elements"))
+    return [f"the bound exceeds the value itself for {exceeded} of {elements} results", *zeros_of(lines)]
+
+
+def zeros_of(lines: list[Line]) -> list[str]:
+    """How many true values are 0, and the results there; nothing if there are none."""
+    zeros, missed = (sum(getattr(line, name) for line in lines) for name in ("zeros", "zeros_missed"))
+    return [f"{zeros} true values are 0 and count in no ulps; {missed} of these results are not 0"] if zeros else []
 
 
 def lines_of(run: LifRun | SrmRun, certificate: Certificate) -> list[Line]:
@@ -169,7 +170,7 @@ JSON_RESULT = (
     *("zeros", "zeros_missed", "exceeded", "broken", "uncertain"),
 )
 JSON_CASES = ("cases", *JSON_RESULT, "membrane_units", "membrane_share", "decisions", "farthest", "edges")
-JSON_COMPARISON = ("elements", "units")
+JSON_COMPARISON = ("elements", "units", "zeros", "zeros_missed")
 
 
 def empty_table(title: str) -> Any:
