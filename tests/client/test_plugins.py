@@ -71,7 +71,7 @@ def test_help_of_exodus_names_plugins_without_loading_them(install: Install) -> 
     result = exodus("--help")
     assert result.exit_code == 0
     assert "greet" in result.stdout
-    assert "From greeting" in result.stdout
+    assert "A command of greeting" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -103,4 +103,4 @@ def test_an_entry_point_without_a_distribution_is_named_by_its_value(monkeypatch
 
     point = EntryPoint("greet", "nothing_here:app", GROUP)
     monkeypatch.setattr(plugins, "entry_points", lambda group: EntryPoints([point]))
-    assert "From nothing_here:app." in exodus("--help").stdout
+    assert "A command of nothing_here:app" in exodus("--help").stdout

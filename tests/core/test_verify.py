@@ -1,6 +1,8 @@
 """Certificates of gradients: the exact gradient is exact, the kernels keep their bounds, a wrong gradient does not."""
 
 import json
+import math
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -17,9 +19,10 @@ from typer.testing import CliRunner, Result
 
 from exodus_core import AlphaKernel, ExponentialKernel, reference
 from exodus_core.kernels import Kernel
-from exodus_core.surrogate import KINDS, Arctan, Boxcar, Exponential, FastSigmoid, Surrogate, Triangle
+from exodus_core.surrogate import KINDS, Arctan, Boxcar, Exponential, FastSigmoid, Gaussian, Surrogate, Triangle
 from exodus_core.verify import Certificate, LifRun, SrmRun, arithmetic, certify, commands, peers, run_lif, run_srm
 from exodus_core.verify.arithmetic import RATIONAL_KINDS, arithmetic_for, exact_derivative
+from exodus_core.verify.bounds import Rounding, surrogate_bounds
 from exodus_core.verify.exact import LifLane, lif_gradients, lif_membranes, srm_gradients, srm_membranes
 from exodus_core.verify.random_cases import random_runs
 from exodus_core.verify.runs import RESETS
@@ -385,10 +388,35 @@ def test_the_command_reads_the_files_of_arrays(verify: Callable[..., Result], su
 
 
 def test_the_command_prints_json(verify: Callable[..., Result]) -> None:
-    lines = json.loads(verify("x.npz", "--alpha", "0.9", "--surrogate", "triangle", "--json").stdout)
+    found = json.loads(verify("x.npz", "--alpha", "0.9", "--surrogate", "triangle", "--json").stdout)
+    lines = found["lines"]
     assert [line["group"] for line in lines][:2] == [["exodus", "membrane"], ["exodus", "input"]]
     assert {line["group"][0] for line in lines} == set(METHODS)
-    assert all(line["broken"] == 0 and line["share"] <= 1 for line in lines)
+    assert all(line["broken"] == 0 and line["share"] <= 1 and len(line["ulps"]) in (0, 3) for line in lines)
+    assert "membrane_units" not in lines[0]  # of random cases
+    assert found["outcome"] == "kept"
+    assert not found["grad_spikes_drawn"]
+    assert [run["method"] for run in found["runs"]] == list(METHODS)
+    assert found["runs"][0]["decisions"]["steps"] == 36
+    assert found["runs"][0]["arithmetic"].startswith("rationals")
+
+
+def test_json_of_random_cases_has_their_membranes(verify: Callable[..., Result]) -> None:
+    found = json.loads(verify("--random", "5", "--seed", "5", "--json").stdout)
+    assert found["outcome"] == "kept"
+    assert found["seed"] == 5
+    assert found["lines"][0]["membrane_share"] <= 1
+
+
+def test_what_is_not_finite_is_null_in_json(verify: Callable[..., Result]) -> None:
+    options = ("--alpha", "0.9", "--surrogate", "boxcar", "--slope", "0.2", "--scale", "1e38", "--json")
+    result = verify("x.npz", *options)
+    assert result.exit_code == 4
+    assert "Infinity" not in result.stdout
+    assert "NaN" not in result.stdout
+    found = json.loads(result.stdout)
+    assert found["outcome"] == "uncertain"
+    assert any(None in (line["share"], line["units"], *line["ulps"]) for line in found["lines"])
 
 
 def test_the_command_certifies_an_srm(verify: Callable[..., Result]) -> None:
@@ -418,11 +446,134 @@ def test_random_cases_exit_with_1_where_a_bound_is_broken(
     assert "bounds are not kept" in result.stdout
 
 
+def patched(monkeypatch: pytest.MonkeyPatch, change: Callable[[Certificate], Certificate]) -> None:
+    """The command certifies by `certify`, changed."""
+    monkeypatch.setattr(commands, "certify", lambda run: change(certify(run)))
+
+
+def test_a_decision_that_rounding_does_not_explain_exits_with_1(
+    verify: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched(monkeypatch, lambda found: replace(found, decisions=replace(found.decisions, farthest=7.0)))
+    result = verify("x.npz", "--alpha", "0.9", "--surrogate", "boxcar", "--method", "exodus")
+    assert result.exit_code == 1
+    assert "a bound is not kept" in result.stdout
+
+
+@pytest.mark.parametrize("neuron", ["IF", "If"])
+def test_the_name_of_a_neuron_may_be_in_capitals(verify: Callable[..., Result], neuron: str) -> None:
+    result = verify("x.npz", "--neuron", neuron, "--surrogate", "boxcar", "--method", "exodus")
+    assert result.exit_code == 0, result.output
+    assert "x.npz, if" in result.stdout
+    assert "alpha" not in result.stdout
+
+
+def test_balls_get_as_many_bits_as_a_long_run_needs() -> None:
+    """The terms of 400 steps are larger than their sum by more than 256 bits."""
+    x, g = 0.5 + 0.3 * draw(1, 1, 400, 1), draw(2, 1, 400, 1)
+    certificate = certify(run_lif(x, 0.99, g))
+    assert int(certificate.arithmetic.split()[2]) > 256
+    assert certificate.kept
+    assert certificate.gradients["input"].ulps.max() < 1e5
+
+
+def test_a_run_that_needs_too_many_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "MOST_BITS", 256)
+    x = 0.5 + 0.3 * draw(1, 1, 400, 1)
+    with pytest.raises(ValueError, match="the run must be a run whose exact gradients balls of 256 bits hold"):
+        certify(run_lif(x, 0.99, torch.ones_like(x)))
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "a", "rounded"),
+    [
+        (Exponential(slope=1.0), 60.0, lambda a, u: math.exp(a * (1 - (1 - u) ** 2)) * (1 + 4 * u) * (1 + u)),
+        (Gaussian(slope=1.0), 11.0, lambda a, u: math.exp(a * a / 2 * (1 - (1 - u) ** 5)) * (1 + 4 * u) * (1 + u) ** 4),
+    ],
+    ids=["exponential", "gaussian"],
+)
+def test_the_bound_of_a_surrogate_has_the_second_order_in_it(
+    surrogate: Surrogate, a: float, rounded: Callable[[float, float], float]
+) -> None:
+    """An exponential two units in the last place off, at an argument whose roundings all go one way."""
+    numbers = Rounding(torch.float32, loop=False)
+    zero = torch.zeros(1, dtype=torch.float64)
+    f = surrogate_bounds(surrogate, zero + a, zero, numbers, zero)
+    least = 10 * numbers.least  # the part of the bound that is for underflow
+    assert f.error - least >= (rounded(a, numbers.unit) - 1) * f.value
+
+
+def test_the_bound_of_a_membrane_is_within_the_closed_form_also_after_a_reset_to_zero() -> None:
+    x = 1.1 + 0.3 * draw(1, 1, 20, 8)
+    run = run_lif(x, 0.9, torch.ones_like(x), reset="zero", surrogate=Boxcar())
+    assert run.spikes.sum() > 20
+    membrane = certify(run).membrane
+    n = 4 * torch.arange(1, 21, dtype=torch.float64)[:, None] * membrane.unit
+    assert (membrane.bound <= (1 + 2e-4) * n / (1 - n) * membrane.terms + 1e-30).all()
+
+
+def test_a_bound_that_is_not_finite_is_no_certificate() -> None:
+    """The terms of 250 steps are larger than any float64."""
+    x = (0.5 + 0.3 * draw(1, 1, 250, 1)).double()
+    certificate = certify(run_lif(x, 0.99, torch.ones_like(x), surrogate=Boxcar(slope=0.5, scale=80.0)))
+    assert not certificate.gradients["input"].bound.isfinite().all()
+    assert certificate.gradients["input"].uncertain.any()
+    assert not certificate.gradients["input"].broken.any()
+    assert not certificate.kept
+
+
+def test_a_result_that_cannot_be_certified_exits_with_4(verify: Callable[..., Result]) -> None:
+    result = verify("x.npz", "--alpha", "0.9", "--surrogate", "boxcar", "--slope", "0.2", "--scale", "1e38")
+    assert result.exit_code == 4, result.output
+    assert "cannot be certified: a bound or a result is not finite" in result.stdout
+    assert "nan" in result.stdout or "inf" in result.stdout
+
+
+def test_the_command_counts_bounds_that_exceed_the_value(verify: Callable[..., Result]) -> None:
+    np.savez("long.npz", x=(0.5 + 0.3 * draw(1, 1, 100, 1)).numpy())
+    options = ("--alpha", "0.95", "--surrogate", "boxcar", "--method", "exodus")
+    found = re.search(
+        r"the bound exceeds the value itself for (\d+) of (\d+) results", verify("long.npz", *options).stdout
+    )
+    assert found is not None
+    exceeded, results = map(int, found.groups())
+    assert 0 < exceeded < results
+
+
+def test_a_true_value_of_zero_counts_in_no_ulps(verify: Callable[..., Result]) -> None:
+    """Nothing passes a boxcar that no membrane is in."""
+    result = verify("x.npz", "--alpha", "0.9", "--surrogate", "boxcar", "--slope", "1e4", "--method", "exodus")
+    assert "true values are 0 and count in no ulps; 0 of these results are not 0" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "FILE must be given, or --random, or --against, got none of them"),
-        (("x.npz", "--random", "3"), "--random must be without FILE and --against, got both"),
+        (("x.npz", "--random", "3"), "--random must be without FILE and --against, got FILE"),
+        (("x.npz", "--random", "3", "--against", "norse"), "FILE and --against, got FILE and --against"),
+        (("--random", "3", "--alpha", "0.9"), "--alpha must be left out with --random, got 0.9"),
+        (("--random", "3", "--method", "bptt"), "--method must be left out with --random, got bptt"),
+        (("--against", "norse", "--neuron", "if"), "--neuron must be left out with --against alone, got if"),
+        (("x.npz", "--against", "norse", "--alpha", "0.9"), "--alpha must be left out with --against, got 0.9"),
+        (("x.npz", "--neuron", "srm", "--alpha", "0.9"), "--alpha must be left out with --neuron srm, got 0.9"),
+        (("x.npz", "--neuron", "srm", "--max-spikes", "2"), "--max-spikes must be left out with --neuron srm, got 2"),
+        (("x.npz", "--alpha", "2"), "alpha must be in [0, 1], got 2"),
+        (("x.npz", "--alpha", "nan"), "alpha must be a number, got nan"),
+        (("x.npz", "--alpha", "0.9", "--time-dim", "3"), "time_dim must be an axis of x with shape (2, 6, 3), got 3"),
+        (("int.npz", "--alpha", "0.9"), "x must be float32 or float64, got torch.int64"),
+        (("large.npz", "--alpha", "0.9"), "the membrane must be finite, got a value that is not"),
+        (("two_alphas.npz",), "alpha must be values that broadcast to the inner dimensions, (3,), got shape (2,)"),
+        (("row_alpha.npz",), "alpha must be values that broadcast to the inner dimensions, (3,), got shape (1, 3)"),
+        (("state.npz", "--alpha", "0.9"), "initial_membrane must be values that broadcast to the input without its"),
+        (("zero_threshold.npz", "--alpha", "0.9", "--max-spikes", "3"), "threshold must be positive, got 0.0"),
+        (("x.npz", "--alpha", "0.9", "--threshold", "0", "--max-spikes", "3"), "threshold must be positive, got 0.0"),
+        (("junk.pt", "--alpha", "0.9"), "FILE must be a .pt file of a tensor or a dict of tensors, got junk.pt"),
+        (("object.pt", "--alpha", "0.9"), "FILE must be a .pt file of a tensor or a dict of tensors, got object.pt"),
+        (("cut.pt", "--alpha", "0.9"), "FILE must be a .pt file of a tensor or a dict of tensors, got cut.pt"),
+        (("junk.safetensors", "--alpha", "0.9"), "FILE must be a .safetensors file, got junk.safetensors"),
+        (("junk.npz", "--alpha", "0.9"), "FILE must be a file of arrays of numbers, got junk.npz, which is damaged or"),
+        (("objects.npz", "--alpha", "0.9"), "FILE must be a file of arrays of numbers, got objects.npz"),
         (("x.npz",), "--alpha must be the decay in one step, such as 0.95, with --neuron lif, got nothing"),
         (("x.npz", "--neuron", "qif"), "--neuron must be one of lif, if, srm, got qif"),
         (("x.npz", "--neuron", "if", "--alpha", "0.9"), "--neuron must be lif with alpha, got if"),
@@ -439,12 +590,93 @@ def test_random_cases_exit_with_1_where_a_bound_is_broken(
 def test_the_command_refuses_what_does_not_fit(
     verify: Callable[..., Result], arguments: tuple[str, ...], message: str
 ) -> None:
+    x = np.zeros((2, 6, 3), np.float32)
     np.savez("no_x.npz", y=np.zeros((1, 2, 1), np.float32))
     np.savez("more.npz", x=np.zeros((1, 2, 1), np.float32), tau=np.zeros(1))
+    np.savez("int.npz", x=np.zeros((1, 2, 1), np.int64))
+    np.savez("large.npz", x=x + np.float32(3e38))
+    np.savez("two_alphas.npz", x=x, alpha=np.full(2, 0.5, np.float32))
+    np.savez("row_alpha.npz", x=x, alpha=np.full((1, 3), 0.5, np.float32))
+    np.savez("state.npz", x=x, initial_membrane=np.zeros((2, 2), np.float32))
+    np.savez("zero_threshold.npz", x=x, threshold=np.zeros(3, np.float32))
+    np.savez("objects.npz", x=np.array([{}], object))
+    for name in ("junk.pt", "junk.npz", "junk.safetensors"):
+        Path(name).write_bytes(b"junk, and no tensors")
+    torch.save({"x": object()}, "object.pt")
+    Path("cut.pt").write_bytes(Path("x.pt").read_bytes()[:300])
     Path("x.txt").touch()
     result = verify(*arguments)
-    assert result.exit_code == 2
+    assert result.exit_code == 2, result.output
     assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def some_peer(monkeypatch: pytest.MonkeyPatch, scale: float = 1.0) -> None:
+    """A neuron without reset and surrogate 1 under the name norse, whose gradient is scaled."""
+
+    def run(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return (x >= 1).float(), scale * grad
+
+    peer = peers.PeerNeuron("some", Fraction(0), Fraction(1), "none", Boxcar(slope=1 / 32, scale=32.0), "exodus", run)
+    monkeypatch.setitem(peers.PEERS, "norse", lambda: peer)
+
+
+def test_another_library_is_compared_as_json(verify: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    some_peer(monkeypatch)
+    found = json.loads(verify("x.npz", "--against", "norse", "--json").stdout)
+    assert found["arithmetic"].startswith("rationals")
+    assert not found["grad_spikes_drawn"]
+    exact = {"elements": 36, "units": 0.0, "zeros": 0, "zeros_missed": 0, "ulps": [0.0, 0.0, 0.0]}
+    assert found["lines"] == [{"group": ["exodus"], **exact}]
+    assert verify("x.npy", "--against", "norse").exit_code == 0
+
+
+def test_a_gradient_of_zero_of_another_library_counts_in_no_ulps(
+    verify: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some_peer(monkeypatch)
+    np.savez("zero.npz", x=np.ones((1, 2, 1), np.float32), grad_spikes=np.array([[[0], [1]]], np.float32))
+    result = verify("zero.npz", "--against", "norse")
+    assert "1 true values are 0 and count in no ulps; 0 of these results are not 0" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "message"),
+    [
+        ({"x": np.full((2, 6, 3), np.nan, np.float32)}, (), "x must be finite, got a value that is not"),
+        ({"x": np.float32(1)}, (), "time_dim must be an axis of x with shape (), got 1"),
+        ({"x": np.zeros((2, 0, 3), np.float32)}, (), "x must be at least one step of one neuron, got shape (2, 0, 3)"),
+        ({}, ("--time-dim", "3"), "time_dim must be an axis of x with shape (2, 6, 3), got 3"),
+        ({"x": np.zeros((2, 6, 3))}, (), "x must be float32 with --against, got torch.float64"),
+        (
+            {"grad_spikes": np.zeros((6, 3), np.float32)},
+            (),
+            "grad_spikes must be of the shape of x, (2, 6, 3), got (6, 3)",
+        ),
+        ({"alpha": np.zeros(3, np.float32)}, (), "FILE must be tensors named x, grad_spikes with --against, got alpha"),
+    ],
+)
+def test_a_file_that_does_not_fit_another_library_is_refused(
+    changed: dict[str, np.ndarray],
+    options: tuple[str, ...],
+    message: str,
+    verify: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    some_peer(monkeypatch)
+    np.savez("some.npz", **({"x": np.zeros((2, 6, 3), np.float32)} | changed))
+    result = verify("some.npz", "--against", "norse", *options)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+
+
+def test_a_gradient_of_another_library_that_is_not_finite_is_refused(
+    verify: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some_peer(monkeypatch, scale=math.inf)
+    result = verify("x.npz", "--against", "norse")
+    assert result.exit_code == 2, result.output
+    assert "the gradient of the library must be finite, got a value that is not" in result.stderr
 
 
 @pytest.mark.peers

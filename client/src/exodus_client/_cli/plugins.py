@@ -41,4 +41,5 @@ def _add(app: typer.Typer, point: EntryPoint) -> None:
             raise typer.Exit(BAD_ARGUMENTS) from error
         command(args=context.args, prog_name=f"exodus {point.name}")
 
-    app.command(point.name, help=f"From {of}.", context_settings=_PASSED_ON, add_help_option=False)(run)
+    summary = f"A command of {of}: exodus {point.name} --help."
+    app.command(point.name, help=summary, context_settings=_PASSED_ON, add_help_option=False)(run)

@@ -12,21 +12,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
+from torch import Tensor
+
+from exodus_core.errors import ArgumentError
 from exodus_core.surrogate import Surrogate
 
 #: A rational or a ball; both take + - * / with each other and with integers.
 Number = Any
 
+Found = TypeVar("Found")
+
 #: Surrogates whose value at a rational is a rational.
 RATIONAL_KINDS = frozenset({"boxcar", "triangle", "fast_sigmoid"})
 
 #: Steps up to which gradients are computed as rationals, if they are any: their digits grow with the square of it.
-MOST_RATIONAL_STEPS = 64
+MOST_RATIONAL_STEPS = 32
 
-#: Bits of the midpoint of a ball. Radii grow by a few bits a step, from 2^-256 of the terms that are added.
-BITS = 256
+#: Bits of the midpoint of a ball: the first number, and the largest that is tried where radii are too large.
+BITS, MOST_BITS = 256, 2**14
+
+#: The largest radius of a ball in units in the last place of the number that it stands for.
+MOST_RADIUS = 2.0**-10
 
 # Floats that stand for a number of any size are this much too large, relatively, rather than too small.
 _OUTWARD = 1 + 2.0**-40
@@ -66,6 +74,7 @@ class Arithmetic:
         working: what gradients are computed with, from a rational.
         magnitude: a float at least as large as the absolute value of such a number, by 2^-40 of it at most.
         nearest: the float next to such a number.
+        radius: how far such a number may be from the true one: 0 of a rational.
     """
 
     name: str
@@ -73,6 +82,7 @@ class Arithmetic:
     working: Callable[[Number], Number]
     magnitude: Callable[[Number], float]
     nearest: Callable[[Number], float]
+    radius: Callable[[Number], float]
 
 
 def _float(number: Number) -> float:
@@ -89,6 +99,7 @@ def _fractions() -> Arithmetic:
         working=lambda number: number,
         magnitude=lambda number: _float(abs(number)) * _OUTWARD,
         nearest=_float,
+        radius=lambda number: 0.0,
     )
 
 
@@ -100,23 +111,25 @@ def _flint_rationals() -> Arithmetic:
         working=lambda number: number,
         magnitude=lambda number: abs(float(arb(number))) * _OUTWARD,
         nearest=lambda number: float(arb(number)),
+        radius=lambda number: 0.0,
     )
 
 
-def _balls() -> Arithmetic:
+def _balls(bits: int) -> Arithmetic:
     fmpq, arb = flint().fmpq, flint().arb
     return Arithmetic(
-        f"balls of {BITS} bits, arb of python-flint",
+        f"balls of {bits} bits, arb of python-flint",
         rational=lambda value: fmpq(*value.as_integer_ratio()),
         working=arb,
         magnitude=lambda number: float(number.abs_upper()) * _OUTWARD,
         nearest=lambda number: float(number.mid()),
+        radius=lambda number: float(number.rad()),
     )
 
 
 @contextmanager
-def arithmetic_for(surrogate: Surrogate, steps: int) -> Iterator[Arithmetic]:
-    """The arithmetic for gradients of so many steps: rationals if they can be, else balls.
+def arithmetic_for(surrogate: Surrogate, steps: int, bits: int = BITS) -> Iterator[Arithmetic]:
+    """The arithmetic for gradients of so many steps: rationals if they can be, else balls of so many bits.
 
     Raises:
         ModuleNotFoundError: balls are wanted, and python-flint is not installed.
@@ -127,8 +140,41 @@ def arithmetic_for(surrogate: Surrogate, steps: int) -> Iterator[Arithmetic]:
         yield _fractions()
         return
     module = flint()
-    with module.ctx.workprec(BITS):
-        yield _flint_rationals() if rational else _balls()
+    with module.ctx.workprec(bits):
+        yield _flint_rationals() if rational else _balls(bits)
+
+
+class WideBallError(ArithmeticError):
+    """A ball says too little of the number in it: more bits are needed."""
+
+
+def with_narrow_balls(surrogate: Surrogate, steps: int, compute: Callable[[Arithmetic], Found]) -> Found:
+    """What `compute` returns; as long as it raises WideBallError, it is called again with twice the bits.
+
+    Raises:
+        ValueError: MOST_BITS are not enough.
+        ModuleNotFoundError: balls are wanted, and python-flint is not installed.
+    """
+    bits = BITS
+    while bits <= MOST_BITS:
+        try:
+            with arithmetic_for(surrogate, steps, bits) as arithmetic:
+                return compute(arithmetic)
+        except WideBallError:
+            bits *= 2
+    expected = f"a run whose exact gradients balls of {MOST_BITS} bits hold to 2^-10 units in the last place"
+    raise ArgumentError("the run", expected, f"one of {steps} steps whose balls are wider")
+
+
+def check_radii(true: Tensor, radius: Tensor, ulp: Tensor) -> None:
+    """Checks that radii are far below the units in the last place of the numbers; those beyond float64 count as narrow.
+
+    Raises:
+        WideBallError: a radius is not.
+    """
+    narrow = (radius <= MOST_RADIUS * ulp) | true.isinf()
+    if not bool(narrow.all()):
+        raise WideBallError
 
 
 def exact_derivative(surrogate: Surrogate, arithmetic: Arithmetic) -> Callable[[Number], Number]:

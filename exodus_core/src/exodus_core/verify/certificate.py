@@ -19,7 +19,7 @@ from torch import Tensor
 from exodus_core.kernels import Kernel
 from exodus_core.surrogate import Surrogate
 from exodus_core.verify import bounds
-from exodus_core.verify.arithmetic import Arithmetic, Number, arithmetic_for, exact_derivative
+from exodus_core.verify.arithmetic import Arithmetic, Number, check_radii, exact_derivative, with_narrow_balls
 from exodus_core.verify.bounds import Bounded, KernelTerms, LifTerms, Rounding, SurrogateBounds
 from exodus_core.verify.exact import (
     ExactKernel,
@@ -30,7 +30,7 @@ from exodus_core.verify.exact import (
     srm_gradients,
     srm_membranes,
 )
-from exodus_core.verify.runs import LifRun, Parameter, SrmRun
+from exodus_core.verify.runs import LifRun, Parameter, SrmRun, check_finite
 
 _PARAMETERS = ("alpha", "threshold", "reset_by", "min_membrane")
 
@@ -92,8 +92,13 @@ class Deviation:
 
     @property
     def broken(self) -> Tensor:
-        """The elements whose error is not within its bound: those that are not finite too."""
-        return ~((self.own_error <= self.own_bound) & (self.error <= self.bound))
+        """The elements whose error is not within its bound, of those that can be certified."""
+        return ~((self.own_error <= self.own_bound) & (self.error <= self.bound)) & ~self.uncertain
+
+    @property
+    def uncertain(self) -> Tensor:
+        """The elements that cannot be certified: the result or a bound is not finite."""
+        return ~(self.computed.isfinite() & self.bound.isfinite() & self.own_bound.isfinite())
 
 
 def _share(error: Tensor, bound: Tensor) -> Tensor:
@@ -137,9 +142,11 @@ class Certificate:
 
     @property
     def kept(self) -> bool:
-        """True if every bound is kept."""
+        """True if every result can be certified and every bound is kept."""
         deviations = [self.membrane, *self.gradients.values()]
-        return self.decisions.farthest <= 1 and not any(bool(each.broken.any()) for each in deviations)
+        return self.decisions.farthest <= 1 and not any(
+            bool((each.broken | each.uncertain).any()) for each in deviations
+        )
 
 
 @dataclass
@@ -150,10 +157,12 @@ class _Differences:
     true: list[float] = field(default_factory=list)
     error: list[float] = field(default_factory=list)
     own_error: list[float] = field(default_factory=list)
+    radius: list[float] = field(default_factory=list)
 
     def add(self, computed: float, true: Number, own: Number) -> None:
         exact = self.arithmetic
         self.true.append(exact.nearest(true))
+        self.radius.append(max(exact.radius(true), exact.radius(own)))
         if computed - computed != 0:  # infinite or NaN, neither of which a rational has
             self.error.append(torch.inf)
             self.own_error.append(torch.inf)
@@ -172,11 +181,13 @@ class _Differences:
             return found.reshape(shape[::-1]).t() if len(shape) == 2 else found.reshape(shape)
 
         true = of(self.true)
+        ulp = rounding.ulp(true)
+        check_radii(true, of(self.radius), ulp)
         return Deviation(
             computed=computed.double(),
             true=true,
             error=of(self.error),
-            ulp=rounding.ulp(true),
+            ulp=ulp,
             terms=terms,
             unit=rounding.unit,
             least=rounding.least,
@@ -194,6 +205,7 @@ class _Membranes(_Differences):
         working = self.arithmetic.working
         for u, near in zip(exact, rounded, strict=True):
             self.true.append(self.arithmetic.nearest(working(u)))
+            self.radius.append(0.0)  # of rationals until here
             self.error.append(self.arithmetic.magnitude(working(near - u)))
 
     def against(self, bounded: Bounded, computed: Tensor, rounding: Rounding) -> Deviation:
@@ -206,11 +218,16 @@ def certify(run: LifRun | SrmRun) -> Certificate:
     """Compares the membranes and gradients of a run with the exact ones.
 
     Raises:
+        ValueError: a membrane is not finite, or the exact gradients need more than MOST_BITS of arithmetic.py.
         ModuleNotFoundError: the surrogate is none of boxcar, triangle and fast sigmoid, or there are many steps, and
             python-flint is not installed.
     """
-    with arithmetic_for(run.surrogate, len(run.spikes)) as arithmetic:
-        return (_certify_lif if isinstance(run, LifRun) else _certify_srm)(run, arithmetic)  # type: ignore[arg-type]
+    check_finite("the membrane", run.membrane)
+
+    def certified(arithmetic: Arithmetic) -> Certificate:
+        return _certify_lif(run, arithmetic) if isinstance(run, LifRun) else _certify_srm(run, arithmetic)
+
+    return with_narrow_balls(run.surrogate, len(run.spikes), certified)
 
 
 def _rationals(arithmetic: Arithmetic, values: Tensor) -> list[list[Number]]:

@@ -1,11 +1,12 @@
 """The command `verify`, of `exodus` and of `python -m exodus_core.verify`.
 
-Exit codes: 0 every bound is kept, 1 one is not, 2 the arguments do not fit.
+Exit codes: 0 every bound is kept, 1 one is not, 2 the arguments do not fit, 4 a result cannot be certified.
 """
 
 # No `from __future__ import annotations`: typer reads the annotations.
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,10 +23,33 @@ from exodus_core.verify.arrays import read_arrays
 from exodus_core.verify.certificate import Certificate, certify
 from exodus_core.verify.peers import PEERS, Comparison, compare, peer_neuron
 from exodus_core.verify.random_cases import NEURONS, random_runs
-from exodus_core.verify.report import Line, as_json, empty_table, figure, grouped, lines_of, spikes_line, table
-from exodus_core.verify.runs import LifRun, SrmRun, run_lif, run_srm
+from exodus_core.verify.report import (
+    JSON_CASES,
+    JSON_COMPARISON,
+    JSON_RESULT,
+    Line,
+    Outcome,
+    as_json,
+    empty_table,
+    figure,
+    grouped,
+    lines_of,
+    notes_of,
+    outcome_line,
+    outcome_of,
+    spikes_line,
+    table,
+    ulps_cells,
+    zeros_of,
+)
+from exodus_core.verify.runs import LifRun, SrmRun, check_grads, check_input, run_lif, run_srm
 
-BROKEN, BAD_ARGUMENTS = 1, 2
+BAD_ARGUMENTS = 2
+
+_FAILURES = {
+    Outcome.BROKEN: "a bound is not kept",
+    Outcome.UNCERTAIN: "cannot be certified: a bound or a result is not finite",
+}
 
 #: Columns of a table where the output is no terminal.
 _WIDTH = 118
@@ -33,6 +57,11 @@ _WIDTH = 118
 _SIGNALS = ("grad_spikes", "grad_membrane")
 _LIF_ARRAYS = ("alpha", "threshold", "reset_by", "min_membrane", "initial_membrane", "initial_spikes")
 _SRM_ARRAYS = ("reset_kernel", "threshold")
+
+#: Options that mean nothing to LIF neurons of FILE, to SRM neurons, to random cases, and to another library.
+_NOT_OF_SRM = ("alpha", "reset", "reset_by", "decay_reset", "min_membrane", "max_spikes")
+_NOT_OF_RANDOM = ("neuron", "method", "threshold", *_NOT_OF_SRM, "surrogate", "slope", "scale", "time_dim")
+_NOT_OF_AGAINST = tuple(name for name in _NOT_OF_RANDOM if name != "time_dim")
 
 #: Time steps and sequences of a comparison with a peer that is given no file.
 _PEER_SHAPE = (50, 64)
@@ -49,6 +78,7 @@ Number = Annotated[float | None, typer.Option(show_default=False)]
 
 @app.command()
 def verify(
+    context: typer.Context,
     file: Annotated[
         Path | None,
         typer.Argument(
@@ -89,14 +119,20 @@ def verify(
     rounding. Without grad_spikes in FILE they are drawn.
     """
     try:
-        if (random is not None) and (file or against):
-            raise ArgumentError("--random", "without FILE and --against", "both")
         if random is not None:
-            kept = _random(random, seed, json)
+            others = [name for name, given in (("FILE", file), ("--against", against)) if given is not None]
+            if others:
+                raise ArgumentError("--random", "without FILE and --against", " and ".join(others))
+            _refuse(context, _NOT_OF_RANDOM, "--random")
+            outcome = _random(random, seed, json)
         elif against is not None:
+            _refuse(context, _NOT_OF_AGAINST if file else _NOT_OF_RANDOM, "--against" if file else "--against alone")
             _against(against, file, time_dim, seed, json)
-            kept = True
+            outcome = Outcome.KEPT
         elif file is not None:
+            neuron = neuron.lower()
+            if neuron == "srm":
+                _refuse(context, _NOT_OF_SRM, "--neuron srm")
             parameters = {
                 "alpha": alpha,
                 "threshold": threshold,
@@ -110,15 +146,25 @@ def verify(
                 "surrogate": _surrogate(surrogate, slope, scale),
                 "time_dim": time_dim,
             }
-            kept = _file(file, neuron, method or list(METHODS), parameters, options, seed, json)
+            outcome = _file(file, neuron, method or list(METHODS), parameters, options, seed, json)
         else:
             raise ArgumentError("FILE", "given, or --random, or --against", "none of them")
     except (ArgumentError, ArgumentTypeError, OSError, ModuleNotFoundError) as error:
         typer.echo(f"exodus: {error}", err=True)
         raise typer.Exit(BAD_ARGUMENTS) from error
-    if not kept:
-        typer.echo("exodus: a bound is not kept", err=True)
-        raise typer.Exit(BROKEN)
+    if outcome is not Outcome.KEPT:
+        typer.echo(f"exodus: {_FAILURES[outcome]}", err=True)
+        raise typer.Exit(outcome)
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], beside: str) -> None:
+    """Checks that no option of these names was given: it would do nothing."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            value = context.params[name]
+            got = ", ".join(value) if isinstance(value, list) else value
+            raise ArgumentError(f"--{name.replace('_', '-')}", f"left out with {beside}", got)
 
 
 def _surrogate(kind: str, slope: float | None, scale: float) -> Any:
@@ -132,16 +178,7 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=_WIDTH, color_system=None)
 
 
-def _print(title: str, names: tuple[str, ...], lines: list[Line], with_cases: bool, as_text: bool) -> bool:
-    """Prints lines; returns True if every bound is kept."""
-    if as_text:
-        _console().print(table(title, names, lines, with_cases))
-    else:
-        typer.echo(as_json(lines))
-    return not any(line.broken for line in lines)
-
-
-def _random(cases: int, seed: int, json: bool) -> bool:
+def _random(cases: int, seed: int, json: bool) -> Outcome:
     def certified() -> Iterator[tuple[tuple[str, ...], LifRun | SrmRun, Certificate]]:
         columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -153,8 +190,10 @@ def _random(cases: int, seed: int, json: bool) -> bool:
     lines = grouped(certified())
     lines.sort(key=lambda line: NEURONS.index(line.group[0]))
     done = sum(line.cases for line in lines)
-    kept = _print(f"{done} random cases, seed {seed}", ("neuron", "method"), lines, True, not json)
-    if not json:
+    if json:
+        typer.echo(as_json(lines, JSON_CASES, outcome=outcome_of(lines).name.lower(), seed=seed))
+    else:
+        _console().print(table(f"{done} random cases, seed {seed}", ("neuron", "method"), lines, True))
         moved, edges = sum(line.decisions for line in lines), sum(line.edges for line in lines)
         farthest = max(line.farthest for line in lines)
         typer.echo(
@@ -162,8 +201,9 @@ def _random(cases: int, seed: int, json: bool) -> bool:
             f"{farthest:.2f} of the bound of its rounding error; {edges} membranes are within rounding of an edge of "
             "the boxcar"
         )
-        typer.echo("every bound is kept" if kept else f"{sum(line.broken for line in lines)} bounds are not kept")
-    return kept
+        for note in [*notes_of(lines), outcome_line(lines)]:
+            typer.echo(note)
+    return outcome_of(lines)
 
 
 def _drawn(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
@@ -185,7 +225,7 @@ def _file(
     options: dict[str, Any],
     seed: int,
     json: bool,
-) -> bool:
+) -> Outcome:
     if neuron.upper() not in NEURONS:
         raise ArgumentError("--neuron", "one of lif, if, srm", neuron)
     arrays = read_arrays(file)
@@ -198,17 +238,24 @@ def _file(
         raise ArgumentError("FILE", f"tensors named x, {', '.join(sorted(known))}", ", ".join(sorted(unknown)))
     given: dict[str, Any] = {name: value for name, value in parameters.items() if value is not None} | arrays
     lines: list[Line] = []
+    runs: list[dict[str, Any]] = []
     notes = ["grad_spikes is not in the file and was drawn"] if drawn else []
     for method in methods:
         run = _run(neuron, x, {**given, "method": method}, options)
         certificate = certify(run)
         lines += lines_of(run, certificate)
+        runs.append(
+            {"method": method, "arithmetic": certificate.arithmetic, "decisions": asdict(certificate.decisions)}
+        )
         notes.append(f"{method}: {certificate.arithmetic}; {spikes_line(certificate)}")
-    kept = _print(f"{file}, {neuron}", ("method", "result"), lines, False, not json)
-    if not json:
-        for note in [*notes, "every bound is kept" if kept else "a bound is not kept"]:
+    if json:
+        outcome = outcome_of(lines).name.lower()
+        typer.echo(as_json(lines, JSON_RESULT, outcome=outcome, runs=runs, grad_spikes_drawn=drawn))
+    else:
+        _console().print(table(f"{file}, {neuron}", ("method", "result"), lines, False))
+        for note in [*notes_of(lines), *notes, outcome_line(lines)]:
             typer.echo(note)
-    return kept
+    return outcome_of(lines)
 
 
 def _run(neuron: str, x: Tensor, given: dict[str, Any], options: dict[str, Any]) -> LifRun | SrmRun:
@@ -234,27 +281,40 @@ def _against(name: str, file: Path | None, time_dim: int, seed: int, json: bool)
     else:
         arrays = read_arrays(file)
         x, title = _input(arrays), str(file)
+        if unknown := set(arrays) - {"grad_spikes"}:
+            raise ArgumentError("FILE", "tensors named x, grad_spikes with --against", ", ".join(sorted(unknown)))
     if x.dtype != torch.float32:
         raise ArgumentTypeError("x", "float32 with --against", x.dtype)
-    grad = arrays.get("grad_spikes")
-    grad = _drawn(tuple(x.shape), seed + 1, torch.float32) if grad is None else grad
-    axis = 0 if file is None else time_dim
+    axis = check_input("x", x, 0 if file is None else time_dim)
+    drawn = "grad_spikes" not in arrays
+    grad = _drawn(tuple(x.shape), seed + 1, torch.float32) if drawn else arrays["grad_spikes"]
+    grad, _ = check_grads(x, grad, None, "x")
     x, grad = (values.movedim(axis, 0).reshape(values.shape[axis], -1) for values in (x, grad))
     comparison = compare(peer, x, grad)
+    lines = [_peer_line(comparison, index) for index in range(len(comparison.errors))]
     if json:
-        typer.echo(as_json([_peer_line(comparison, index) for index in range(len(comparison.errors))]))
+        more = {name: getattr(comparison, name) for name in ("setting", "arithmetic", "spikes", "steps")}
+        relative = {errors.method: errors.relative for errors in comparison.errors}
+        typer.echo(as_json(lines, JSON_COMPARISON, **more, of_the_largest=relative, grad_spikes_drawn=drawn))
         return
     _console().print(_peer_table(title, comparison))
     typer.echo(
         f"{comparison.setting}\n{comparison.arithmetic}; {comparison.spikes} of {comparison.steps} spikes are not "
         "those of the exact membrane"
     )
+    for note in zeros_of(lines):
+        typer.echo(note)
 
 
 def _peer_line(comparison: Comparison, index: int) -> Line:
     errors = comparison.errors[index]
     return Line(
-        (errors.method,), elements=errors.ulps.numel(), ulps=[errors.ulps.flatten()], units=float(errors.units.max())
+        (errors.method,),
+        elements=errors.ulps.numel(),
+        ulps=[errors.ulps[~errors.zero]],
+        units=float(errors.units.max()),
+        zeros=int(errors.zero.sum()),
+        zeros_missed=int((errors.units[errors.zero] != 0).sum()),
     )
 
 
@@ -268,7 +328,7 @@ def _peer_table(title: str, comparison: Comparison) -> Any:
         drawn.add_row(
             of,
             str(line.elements),
-            *map(figure, line.quantiles()),
+            *ulps_cells(line),
             figure(line.units),
             f"{errors.relative:.1e}",
         )

@@ -22,9 +22,10 @@ from torch import Tensor
 from exodus_core.errors import ArgumentError
 from exodus_core.surrogate import Arctan, Exponential, FastSigmoid, Sigmoid, Surrogate
 from exodus_core.verify import bounds
-from exodus_core.verify.arithmetic import Arithmetic, arithmetic_for, exact_derivative
+from exodus_core.verify.arithmetic import Arithmetic, check_radii, exact_derivative, with_narrow_balls
 from exodus_core.verify.bounds import LifTerms, Rounding
 from exodus_core.verify.exact import LifLane, lif_gradients, lif_membranes
+from exodus_core.verify.runs import check_finite
 
 Gradient = tuple[Tensor, Tensor]  # spikes and dL/dx, (time, lanes)
 
@@ -59,12 +60,14 @@ class PeerErrors:
     Args:
         ulps: in units in the last place of the exact gradient.
         units: in units of u times the sum of the absolute terms.
+        zero: where the exact gradient is 0, which has no units in the last place.
         relative: largest error relative to the largest exact value.
     """
 
     method: str
     ulps: Tensor
     units: Tensor
+    zero: Tensor
     relative: float
 
 
@@ -210,10 +213,16 @@ def compare(peer: PeerNeuron, x: Tensor, grad_spikes: Tensor) -> Comparison:
 
     Args:
         x, grad_spikes: (time, lanes), float32; a peer computes in nothing else.
+
+    Raises:
+        ValueError: the spikes or the gradient of the peer are not finite.
     """
     spikes, computed = peer.run(x, grad_spikes)
-    with arithmetic_for(peer.surrogate, len(x)) as arithmetic:
-        return _compared(peer, x, grad_spikes, spikes, computed, arithmetic)
+    check_finite("the spikes of the library", spikes)
+    check_finite("the gradient of the library", computed)
+    return with_narrow_balls(
+        peer.surrogate, len(x), lambda arithmetic: _compared(peer, x, grad_spikes, spikes, computed, arithmetic)
+    )
 
 
 def _compared(
@@ -234,6 +243,7 @@ def _compared(
     methods = list(dict.fromkeys((peer.method, "exodus")))
     true: dict[str, list[list[float]]] = {method: [] for method in methods}
     errors: dict[str, list[list[float]]] = {method: [] for method in methods}
+    radii: dict[str, list[list[float]]] = {method: [] for method in methods}
     membranes: list[list[float]] = []
     disagreements = 0
     unclipped = [False] * len(x)
@@ -252,6 +262,7 @@ def _compared(
                 for value in lif_gradients(working_lane, at, fired, unclipped, f, g, h, method == "slayer").input
             ]
             true[method].append([arithmetic.nearest(value) for value in exact])
+            radii[method].append([arithmetic.radius(value) for value in exact])
             errors[method].append(
                 [arithmetic.magnitude(rational(value) - of) for value, of in zip(found, exact, strict=True)]
             )
@@ -280,6 +291,7 @@ def _compared(
     found_errors = []
     for method in methods:
         of, error = each_step(true[method]), each_step(errors[method])
+        check_radii(of, each_step(radii[method]), rounding.ulp(of))
         run = LifTerms(**fixed, slayer=method == "slayer")
         terms = float(peer.gain) * bounds.lif_gradient_bounds(run, bounded, rounding, none)["input"].terms
         found_errors.append(
@@ -287,6 +299,7 @@ def _compared(
                 method,
                 error / rounding.ulp(of),
                 error / (rounding.unit * terms + rounding.least),
+                of == 0,
                 float(error.max() / of.abs().max()) if of.abs().max() > 0 else math.nan,
             )
         )

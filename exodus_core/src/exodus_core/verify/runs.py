@@ -86,10 +86,15 @@ class SrmRun:
     gradients: dict[str, Tensor]
 
 
-def _check(name: str, signal: Tensor, time_dim: int) -> int:
-    time_dim = arguments.check_signal(name, signal, time_dim)
-    if signal.dtype not in _DTYPES:
+def check_input(name: str, signal: Tensor, time_dim: int) -> int:
+    """Checks the input of a run; returns time_dim counted from the front.
+
+    Raises:
+        TypeError, ValueError: it is not float32 or float64, not finite, or has no step of a neuron.
+    """
+    if isinstance(signal, Tensor) and signal.dtype not in _DTYPES:
         raise ArgumentTypeError(name, "float32 or float64", signal.dtype)
+    time_dim = arguments.check_signal(name, signal, time_dim)
     if signal.shape[time_dim] == 0 or signal.numel() == 0:
         raise ArgumentError(name, "at least one step of one neuron", f"shape {tuple(signal.shape)}")
     check_finite(name, signal)
@@ -112,6 +117,7 @@ class _Leaves:
     """The arguments of a call as leaves of autograd, and as the run has them."""
 
     def __init__(self, signal: Tensor, time_dim: int) -> None:
+        self.like = signal
         self.dtype = signal.dtype
         self.time_dim = time_dim
         self.shape = (*signal.shape[:time_dim], *signal.shape[time_dim + 1 :])
@@ -123,18 +129,20 @@ class _Leaves:
         self.tensors[name] = values.detach().clone().requires_grad_()
         return self.tensors[name]
 
-    def parameter(self, name: str, value: float | Tensor) -> tuple[Tensor, Parameter]:
+    def parameter(self, name: str, value: float | Tensor, *, positive: bool = False) -> tuple[Tensor, Parameter]:
         """A tensor for the call, whose gradient is taken, and the parameter."""
-        arguments.check_value(name, value)
+        arguments.parameter(name, value, self.like, self.time_dim)
         tensor = torch.as_tensor(value, dtype=self.dtype).detach()
         check_finite(name, tensor)
+        arguments.check_values(name, tensor, positive=positive)
         tensor = tensor.reshape(()) if tensor.numel() == 1 else tensor.expand(self.inner).clone()
         self.tensors[name] = tensor.requires_grad_()
         lanes = torch.arange(self.count)
         return tensor, Parameter(tensor.detach().reshape(-1), lanes % tensor.numel())
 
     def state(self, name: str, value: float | Tensor | None) -> Tensor:
-        tensor = torch.as_tensor(0.0 if value is None else value, dtype=self.dtype)
+        arguments.initial_state(name, value, self.like, self.time_dim)
+        tensor = torch.as_tensor(0.0 if value is None else value, dtype=self.dtype).detach()
         check_finite(name, tensor)
         return self.signal(name, tensor.expand(self.shape))
 
@@ -151,7 +159,8 @@ class _Leaves:
         return {name: self.flat(name, grad) for name, grad in zip(self.tensors, found, strict=True)}
 
 
-def _grads(signal: Tensor, grad_spikes: Tensor, grad_membrane: Tensor | None, name: str) -> list[Tensor]:
+def check_grads(signal: Tensor, grad_spikes: Tensor, grad_membrane: Tensor | None, name: str) -> list[Tensor]:
+    """dL/ds and dL/du of a run on an input of that name, checked to be finite and like it; None is 0."""
     grads = [grad_spikes, torch.zeros_like(signal) if grad_membrane is None else grad_membrane]
     for which, grad in zip(("grad_spikes", "grad_membrane"), grads, strict=True):
         arguments.check_like(which, grad, name, signal)
@@ -187,15 +196,15 @@ def run_lif(
     Raises:
         TypeError, ValueError: an argument does not fit.
     """
-    time_dim = _check("x", x, time_dim)
+    time_dim = check_input("x", x, time_dim)
     arguments.check_surrogate(surrogate)
     arguments.reset_code(reset, decay_reset, max_spikes)
-    grads = _grads(x, grad_spikes, grad_membrane, "x")
+    grads = check_grads(x, grad_spikes, grad_membrane, "x")
     surrogate = rounded_surrogate(surrogate, x.dtype)
     leaves = _Leaves(x, time_dim)
     current = leaves.signal("input", x)
     given: dict[str, Any] = {}
-    given["threshold"], thresholds = leaves.parameter("threshold", threshold)
+    given["threshold"], thresholds = leaves.parameter("threshold", threshold, positive=max_spikes > 1)
     given["alpha"], alphas = leaves.parameter("alpha", alpha)
     if not isinstance(alpha, Tensor) and alpha == 1:  # IF neurons, which have no decay
         given["alpha"] = 1.0
@@ -263,10 +272,10 @@ def run_srm(
     Raises:
         TypeError, ValueError: an argument does not fit.
     """
-    time_dim = _check("z", z, time_dim)
+    time_dim = check_input("z", z, time_dim)
     arguments.check_surrogate(surrogate)
     arguments.check_kernel("reset_kernel", reset_kernel)
-    grads = _grads(z, grad_spikes, grad_membrane, "z")
+    grads = check_grads(z, grad_spikes, grad_membrane, "z")
     surrogate = rounded_surrogate(surrogate, z.dtype)
     leaves = _Leaves(z, time_dim)
     psp = leaves.signal("psp", z)
