@@ -146,6 +146,20 @@ def test_a_small_amplitude_does_not_end_the_past_before_its_time() -> None:
     )
 
 
+@pytest.mark.parametrize("step", [0, 60, 63, 64, 127])
+@pytest.mark.parametrize("tau", [20.0, 1000.0])
+def test_a_small_state_that_grows_is_kept_whatever_the_step(tau: float, step: int) -> None:
+    # Of slope 1: the response is 1e-39 k decay^k, subnormal at first and a normal number where it peaks.
+    kernel = AlphaKernel(tau, tau / math.e)
+    impulse = torch.zeros(1, step + 2000, 1)
+    impulse[0, step] = 2e-39
+    response = exodus_core.filter(impulse, kernel)[0, step:, 0]
+    wanted = (2e-39 * kernel.taps(2000)).float()
+    assert wanted.max() > 1.2e-38
+    torch.testing.assert_close(response, wanted, rtol=1e-5, atol=1.2e-38)
+    torch.testing.assert_close(response[: int(tau)], wanted[: int(tau)], rtol=1e-5, atol=3e-45)
+
+
 def test_a_state_that_a_large_amplitude_lifts_above_zero_fades_all_the_same() -> None:
     impulse = torch.zeros(1, 8000, 1, dtype=torch.float64)
     impulse[0, 0] = 1.0

@@ -20,10 +20,12 @@ struct Mode {
 };
 
 // A mode for signals computed in Real: its past is over once it adds less to the response than the smallest normal
-// number, and not before p and q are that small themselves.
+// number at any later step, and not before p and q are that small themselves. In k steps p becomes k decay^k of q, which
+// is below 1 / rate for every k.
 template <class Real>
 Mode mode_of(double decay, double constant, double linear) {
-  const double largest = at_least(at_least(magnitude(constant), magnitude(linear)), 1.0);
+  const double rate = at_least(magnitude(std::log(decay)), kSmallestNormal<double>);
+  const double largest = at_least(magnitude(constant) + magnitude(linear) * (1.0 + 1.0 / rate), 1.0);
   return {decay, constant, linear, at_least(kSmallestNormal<Real> / largest, kSmallestNormal<double>)};
 }
 
