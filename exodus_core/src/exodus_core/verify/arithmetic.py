@@ -149,7 +149,7 @@ class WideBallError(ArithmeticError):
 
 
 def with_narrow_balls(surrogate: Surrogate, steps: int, compute: Callable[[Arithmetic], Found]) -> Found:
-    """What `compute` returns; as long as it raises WideBallError, it is called again with twice the bits.
+    """The result of `compute`; as long as it raises WideBallError, it is called again with twice the bits.
 
     Raises:
         ValueError: MOST_BITS are not enough.

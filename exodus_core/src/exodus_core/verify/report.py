@@ -17,7 +17,7 @@ from exodus_core.verify.runs import LifRun, SrmRun
 
 
 class Outcome(IntEnum):
-    """What lines say in all; the number is the exit status."""
+    """Verdict on all lines; the number is the exit status."""
 
     KEPT = 0
     BROKEN = 1
@@ -102,7 +102,7 @@ def _larger(value: float, values: Tensor) -> float:
 
 
 def outcome_of(lines: list[Line]) -> Outcome:
-    """What lines say in all: a broken bound before one that says nothing."""
+    """The verdict on all lines: a broken bound before one that is not finite."""
     if any(line.broken for line in lines):
         return Outcome.BROKEN
     return Outcome.UNCERTAIN if any(line.uncertain for line in lines) else Outcome.KEPT
@@ -119,7 +119,7 @@ def outcome_line(lines: list[Line]) -> str:
 
 
 def notes_of(lines: list[Line]) -> list[str]:
-    """What the figures of lines do not say: bounds that say little, and true values that have no ulp."""
+    """Notes under a table: bounds that say little, and true values that have no ulp."""
     exceeded, elements = (sum(getattr(line, name) for line in lines) for name in ("exceeded", "elements"))
     return [f"the bound exceeds the value itself for {exceeded} of {elements} results", *zeros_of(lines)]
 
