@@ -30,9 +30,10 @@ LARGEST_FACTOR = 1e20
 
 #: Measured bytes of Python objects, which outweigh the weights of a small model: of any model, including the random
 #: generator's state; of a layer (4 to 6 KiB: a module, its description, and that as plain data), and the same again
-#: of its recurrent connections (4 KiB); of a tensor (1.1 KiB); and of a number in a list, which is held in the
-#: description, as plain data and in a tensor.
-_MODEL_BYTES, _LAYER_BYTES, _TENSOR_BYTES, _NUMBER_BYTES = 72 * 1024, 6 * 1024, 1280, 64
+#: of its recurrent connections (4 KiB); of a tensor (1.1 KiB); of a number in a list, which is held in the
+#: description, as plain data and in a tensor; and of a layer that is computed in pieces, whose graphs, made and freed
+#: piece by piece, leave gaps between what stays (3 to 9 KiB).
+_MODEL_BYTES, _LAYER_BYTES, _TENSOR_BYTES, _NUMBER_BYTES, _PIECES_BYTES = 72 * 1024, 6 * 1024, 1280, 64, 10 * 1024
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ def footprint(network: Description, optimizer: Mapping[str, Any]) -> int:
     tensors = (2 + len(slots)) * len(parameters) + len(network.statistics)
     numbers = sum(_count(value) for layer in network.layers for value in vars(layer).values())
     modules = sum(1 if getattr(layer, "recurrent", None) is None else 2 for layer in network.layers)
-    objects = _LAYER_BYTES * modules + _TENSOR_BYTES * tensors + _NUMBER_BYTES * numbers
+    pieces = 0 if network.checkpoint_steps is None else modules
+    objects = _LAYER_BYTES * modules + _PIECES_BYTES * pieces + _TENSOR_BYTES * tensors + _NUMBER_BYTES * numbers
     return weights + objects + _MODEL_BYTES
 
 
