@@ -1,4 +1,4 @@
-"""NIR graphs as a plain loop over steps and nodes, in float64 and in the variables of the file: what imports are held to."""
+"""NIR graphs as a plain loop over steps and nodes, in float64 and in the variables of the file."""
 
 from __future__ import annotations
 

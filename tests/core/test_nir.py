@@ -1,5 +1,6 @@
 """NIR graphs as networks: what each node computes, what is refused, and which conventions have to be known."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def chain(shape: tuple[int, ...], *nodes: Any) -> nir.NIRGraph:
     named |= {f"{index}.{type(node).__name__}": node for index, node in enumerate(nodes)}
     named["output"] = nir.Output(output_type={"output": None})
     names = list(named)
-    return nir.NIRGraph(named, list(zip(names, names[1:], strict=False)), type_check=False)
+    return nir.NIRGraph(named, list(itertools.pairwise(names)), type_check=False)
 
 
 def outputs(found: Imported, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -316,7 +317,7 @@ def test_integrators_of_unit_gain_need_no_time_step() -> None:
         ("max_spikes", 0, "an integer of at least 1"),
         ("min_membrane", -1.0, "one of none, threshold"),
         ("written_by", "brian", f"one of {', '.join(LIBRARIES)}, or None"),
-        ("dtype", "float16", "one of float32, float64"),
+        ("dtype", "float16", "one of float32, float64, or None"),
     ],
 )
 def test_a_convention_of_another_value_is_refused(argument: str, value: Any, expected: str) -> None:
@@ -487,7 +488,7 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file .*gone.nir"):
         import_graph(tmp_path / "gone.nir", **EULER)
     (tmp_path / "text.nir").write_text("nothing")
-    with pytest.raises(ArgumentError, match="graph must be a NIR file, got .*text.nir, which nir does not read"):
+    with pytest.raises(ArgumentError, match=r"graph must be a NIR file, got .*text.nir, which nir does not read"):
         import_graph(tmp_path / "text.nir", **EULER)
-    with pytest.raises(ArgumentTypeError, match=r"graph must be a nir.NIRGraph, or the path of a file, got list"):
+    with pytest.raises(ArgumentTypeError, match=r"graph must be a nir\.NIRGraph, or the path of a file, got list"):
         import_graph([], **EULER)

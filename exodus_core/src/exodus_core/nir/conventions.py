@@ -144,7 +144,9 @@ def check_known(needed: Iterable[tuple[str, str]]) -> None:
     for name, node in needed:
         by_name.setdefault(name, []).append(node)
     if by_name:
-        listed = "; ".join(
-            f"{name} for {', '.join(nodes[:3])}{' ...' * (len(nodes) > 3)}" for name, nodes in by_name.items()
-        )
+        listed = "; ".join(f"{name} for {_some(nodes)}" for name, nodes in by_name.items())
         raise ArgumentError(", ".join(by_name), "given, as the file does not say", f"nothing ({listed})")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

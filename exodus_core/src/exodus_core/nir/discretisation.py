@@ -14,7 +14,7 @@ import numpy as np
 from exodus_core.nir.conventions import Conventions
 from exodus_core.nir.refusals import RefusedNodeError
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def decay(name: str, tau: Array, conventions: Conventions) -> Array:
@@ -42,6 +42,7 @@ def input_gain(tau: Array, conventions: Conventions) -> Array:
     if conventions.input_gain == "unit":
         return np.ones_like(tau)
     if conventions.input_gain == "step":
+        assert conventions.dt is not None
         return np.asarray(conventions.dt / tau)
     return leak_gain(tau, conventions)
 

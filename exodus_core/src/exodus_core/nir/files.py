@@ -22,6 +22,8 @@ except ModuleNotFoundError as error:
         f"exodus_core.nir needs {error.name}: pip install 'exodus-core[nir]'", name=error.name
     ) from error
 
+__all__ = ["METADATA", "VERSION", "digest", "metadata", "nir", "read_graph", "read_metadata"]
+
 #: Key of the metadata of a graph and of its nodes; the value is JSON.
 METADATA = "exodus"
 VERSION = 1
@@ -75,10 +77,10 @@ def metadata(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def digest(graph: Any) -> str:
-    """Digest of the nodes and edges of a graph without graphs in it, without metadata."""
+    """Digest of the nodes and edges of a graph without graphs in it."""
     found = hashlib.sha256()
     for name, node in sorted(graph.nodes.items()):
-        values = {key: value for key, value in node.to_dict().items() if key != "metadata" and value is not None}
+        values = {key: value for key, value in node.to_dict().items() if value is not None}
         for key, value in sorted(values.items()):
             array = np.asarray(value)
             found.update(f"{name}/{key} {array.shape} ".encode())

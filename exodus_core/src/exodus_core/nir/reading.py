@@ -26,7 +26,7 @@ from exodus_core.nir.refusals import GraphError, Refusal, RefusedNodeError
 from exodus_core.nir.topology import Topology, sorted_graph, type_of
 from exodus_core.schema import Place, read_record
 
-DTYPES = {"float32": np.float32, "float64": np.float64}
+DTYPES: dict[str, Any] = {"float32": np.float32, "float64": np.float64}
 
 #: Conventions that each type of node needs beside those that NIR's equations settle.
 _NEEDED = {
@@ -71,7 +71,7 @@ def import_graph(
     max_spikes: int | None = None,
     min_membrane: str | None = None,
     written_by: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
 ) -> Imported:
     """Reads a NIR graph as a network as data and its weights.
 
@@ -84,15 +84,16 @@ def import_graph(
         dt, discretisation, input_gain, reset, reset_delayed, synapse, firing, start, max_spikes, min_membrane: see
             `Conventions`.
         written_by: the library that wrote the file: one of LIBRARIES, or None.
-        dtype: of the network, "float32" or "float64"; parameters are converted and computed in float64 before.
+        dtype: of the network, "float32" or "float64"; None: as the network was that exodus wrote, else float32.
+            Parameters are computed in float64 and rounded at the end.
 
     Raises:
         GraphError: there are nodes that networks do not compute, every one with its reason.
         ValueError: a convention is missing or wrong, or the file is no NIR file.
         FileNotFoundError: there is no such file.
     """
-    if dtype not in DTYPES:
-        raise ArgumentError("dtype", f"one of {', '.join(DTYPES)}", dtype)
+    if dtype is not None and dtype not in DTYPES:
+        raise ArgumentError("dtype", f"one of {', '.join(DTYPES)}, or None", dtype)
     given = read_conventions(
         {
             "dt": dt,
@@ -111,12 +112,12 @@ def import_graph(
     own = files.read_metadata(found, "the graph")
     told = read_conventions(own.get("conventions", {}), "metadata of the graph: ")
     general = given.over(told).over(of_library(written_by)).over(OF_THE_EQUATIONS)
-    if (
-        not given.known
-        and written_by is None
-        and dtype == own.get("dtype")
-        and own.get("digest") == files.digest(found)
-    ):
+    own_dtype = own.get("dtype", "float32")
+    if own_dtype not in DTYPES:
+        raise ArgumentError("metadata of the graph: dtype", f"one of {', '.join(DTYPES)}", own_dtype)
+    dtype = dtype or own_dtype
+    asked = {name: value for name, value in given.known.items() if value != getattr(told, name)}
+    if "description" in own and dtype == own_dtype and not asked and own.get("digest") == files.digest(found):
         return _written(found, own, general)
     topology = sorted_graph(found)
     by_node = {name: _of_node(node, name, given, general) for name, node in topology.nodes.items()}
@@ -312,7 +313,7 @@ class _Reading:
             "groups": shape[0],
             "bias": bool(bias),
         }
-        first = (slice(None), *(0,) * len(kernel))
+        first: Any = (slice(None), *(0,) * len(kernel))
         bias = {"bias": offset[first]} if bias else {}
         return self.add(name, data, [source], {"weight": scale[first].reshape(shape[0], 1, *kernel), **bias})
 
@@ -323,7 +324,7 @@ class _Reading:
             return False
         if not (_same_over_space(scale) and _same_over_space(offset)):
             return False
-        first = (slice(None), *(0,) * (scale.ndim - 1))
+        first: Any = (slice(None), *(0,) * (scale.ndim - 1))
         scale, offset = scale[first], offset[first]
         weight = weights["weight"]
         weights["weight"] = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
@@ -334,14 +335,14 @@ class _Reading:
 
     def rounded(self, values: Array) -> Array:
         """Values as the network's dtype has them."""
-        return values.astype(DTYPES[self.dtype]).astype(np.float64)
+        return np.asarray(values.astype(DTYPES[self.dtype]).astype(np.float64))
 
     def threshold(self, name: str, values: Array) -> Array:
         """From which membrane on neurons fire whose threshold is `values`, in the network's dtype."""
         if self.by_node[name].firing == "at":
             return self.rounded(values)
         dtype = DTYPES[self.dtype]
-        return np.nextafter(values.astype(dtype), dtype(np.inf)).astype(np.float64)
+        return np.asarray(np.nextafter(values.astype(dtype), dtype(np.inf)).astype(np.float64))
 
 
 def _weighted(node: Any, *keys: str) -> dict[str, Array]:

@@ -97,6 +97,9 @@ class _Writing:
             if len(set(sources)) < len(sources):
                 self.refusals.append(Refusal(layer.name, layer.kind, f"it adds {sources[0]} twice, in NIR two edges"))
             made = self._made(layer)
+            if made is None:
+                given[layer.name] = [layer.name]
+                continue
             if made.node is None:
                 given[layer.name] = sources
                 continue
@@ -124,7 +127,7 @@ class _Writing:
         )
         return graph
 
-    def _made(self, layer: Any) -> _Node:
+    def _made(self, layer: Any) -> _Node | None:
         writer = _WRITERS.get(layer.kind)
         try:
             if writer is None:
@@ -132,7 +135,7 @@ class _Writing:
             return writer(self, layer, self.description.shape_of(layer.inputs[0]))
         except RefusedNodeError as refused:
             self.refusals.append(Refusal(layer.name, layer.kind, str(refused)))
-            return _Node()
+            return None
 
     def _with_values(self) -> Description:
         """The description with the values that trained parameters of neurons have now."""
@@ -156,7 +159,7 @@ class _Writing:
 
     def rounded(self, values: Array) -> Array:
         """Values as the network's dtype has them."""
-        return values.astype(DTYPES[self.description.dtype]).astype(np.float64)
+        return np.asarray(values.astype(DTYPES[self.description.dtype]).astype(np.float64))
 
     def weight(self, name: str) -> Any:
         """A weight in the network's dtype."""
@@ -227,9 +230,7 @@ def _spiking(writing: _Writing, layer: Any, shape: tuple[int, ...], **more: Any)
         dtype = DTYPES[writing.description.dtype]
         if (by != threshold).any():
             if (np.nextafter(by.astype(dtype), dtype(math.inf)).astype(np.float64) != threshold).any():
-                raise RefusedNodeError(
-                    "its reset_by is other than its threshold; in NIR a reset has no size of its own"
-                )
+                raise RefusedNodeError("its reset_by is other than its threshold; NIR has no size of a reset")
             threshold, own["firing"] = by, "above"
     return {"v_threshold": threshold, "v_reset": reset, "metadata": files.metadata(own)}
 
