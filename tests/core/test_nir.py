@@ -281,7 +281,7 @@ def test_the_argument_goes_before_the_library_and_that_before_the_equations() ->
         (lif(3, v_reset=np.ones(3)), EULER, "start"),
         (cuba(3), EULER, "synapse"),
         (nir.IF(r=np.ones(3), v_threshold=np.ones(3)), {"dt": DT}, "reset"),
-        (nir.IF(r=np.ones(3), v_threshold=np.ones(3)), {}, "reset, dt"),
+        (nir.IF(r=np.ones(3), v_threshold=np.ones(3)), {}, "dt, reset"),
         (nir.I(r=np.ones(3)), {}, "dt"),
         (nir.LI(tau=np.ones(3), r=np.ones(3), v_leak=np.zeros(3)), {}, "dt, discretisation"),
     ],

@@ -141,7 +141,7 @@ def _missing(topology: Topology, by_node: Mapping[str, Conventions]) -> list[tup
         kind, known = type_of(node), by_node[name]
         needed = list(_NEEDED.get(kind, ()))
         if kind in _INTEGRATORS and known.input_gain != "unit":
-            needed.append("dt")
+            needed.insert(0, "dt")
         if any(np.any(np.asarray(getattr(node, key, 0.0)) != 0) for key in ("v_leak", "v_reset")):
             needed.append("start")
         missing += [(key, name) for key in needed if getattr(known, key) is None]
