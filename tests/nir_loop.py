@@ -48,7 +48,7 @@ def run(
         elif not reset_delayed:
             v = v - s * node.v_threshold
         state["v"], state["s"] = v, s
-        return s
+        return np.asarray(s)
 
     def late(node: Any, state: dict[str, Array]) -> Array:
         return state["s"] * node.v_threshold if reset == "subtract" and reset_delayed else np.zeros(())
@@ -79,24 +79,25 @@ def run(
         if kind == "Output":
             return value
         if kind in ("Linear", "Affine"):
-            return np.array(node.weight @ value + getattr(node, "bias", 0.0))
+            return np.asarray(node.weight @ value + getattr(node, "bias", 0.0))
         if kind == "Scale":
             return np.array(node.scale * value)
         if kind == "Threshold":
-            return (value > node.threshold).astype(float)
+            return np.asarray(value > node.threshold, dtype=float)
         if kind == "Flatten":
             return value.reshape(-1)
         if kind.startswith("Conv"):
-            function = F.conv1d if kind == "Conv1d" else F.conv2d
+            function: Any = F.conv1d if kind == "Conv1d" else F.conv2d
             padding = node.padding if isinstance(node.padding, str) else tuple(np.atleast_1d(node.padding).tolist())
             stride, dilation = (tuple(np.atleast_1d(v).tolist()) for v in (node.stride, node.dilation))
             tensors = [torch.from_numpy(np.asarray(v, dtype=float)) for v in (value, node.weight, node.bias)]
-            return function(tensors[0][None], *tensors[1:], stride, padding, dilation, int(node.groups))[0].numpy()
+            y = function(tensors[0][None], *tensors[1:], stride, padding, dilation, int(node.groups))
+            return np.asarray(y[0])
         if kind.endswith("Pool2d"):
             divisor = 1 if kind == "SumPool2d" else None
             image = torch.from_numpy(value)[None]
             kernel, stride = tuple(node.kernel_size), tuple(node.stride)
-            return F.avg_pool2d(image, kernel, stride, divisor_override=divisor)[0].numpy()
+            return np.asarray(F.avg_pool2d(image, kernel, stride, divisor_override=divisor)[0])
         return neuron(name, node, value)
 
     def at(name: str, now: dict[str, Array]) -> Array:

@@ -64,7 +64,7 @@ def outputs(found: Imported, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     network = exodus_core.network.build(found.description)
     network.load_state_dict(found.weights)
     with torch.no_grad():
-        return network(torch.tensor(x)[None])[0].cpu().numpy()
+        return np.asarray(network(torch.tensor(x)[None])[0].cpu())
 
 
 def check(graph: nir.NIRGraph, conventions: dict[str, Any], steps: int = 60, **loop: Any) -> Imported:

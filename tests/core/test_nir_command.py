@@ -53,7 +53,7 @@ def spikes(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     built = network.build(found.description)
     built.load_state_dict(found.weights)
     with torch.no_grad():
-        return built(torch.from_numpy(x)).cpu().numpy()
+        return np.asarray(built(torch.from_numpy(x)).cpu())
 
 
 def test_run_writes_the_spikes_of_one_sample_or_of_several(command: Command) -> None:
