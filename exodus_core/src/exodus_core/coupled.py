@@ -16,7 +16,6 @@ from torch import Tensor
 from exodus_core import arguments, ops, reference
 from exodus_core.arguments import LIF_DEFAULTS, LifOptions
 from exodus_core.autograd import is_differentiated
-from exodus_core.errors import ArgumentError
 from exodus_core.once_differentiable import once_differentiable
 from exodus_core.ops import (
     COUPLED_PARAMETERS,
@@ -217,12 +216,6 @@ def _initial(given: Mapping[str, float | Tensor | None], x: Tensor, time_dim: in
     return torch.stack([zeros if row is None else row.reshape(-1) for row in rows])
 
 
-def _check_decay(name: str, value: float | Tensor) -> None:
-    arguments.check_value(name, value)
-    if not isinstance(value, Tensor) and not 0 <= value <= 1:
-        raise ArgumentError(name, "in [0, 1]", value)
-
-
 def coupled_arguments(
     x: Tensor, alpha: float | Tensor, given: CoupledOptions
 ) -> tuple[CoupledSettings, Tensor | None, Tensor | None]:
@@ -244,11 +237,11 @@ def coupled_arguments(
         "min_membrane": -math.inf if given["min_membrane"] is None else given["min_membrane"],
     }
     if given["synapse_alpha"] is not None:
-        _check_decay("synapse_alpha", given["synapse_alpha"])
+        arguments.check_decay("synapse_alpha", given["synapse_alpha"])
         couplings |= COUPLING_SYNAPSE | (COUPLING_DELAYED if given["synapse_delayed"] else 0)
         values |= {name: given[name] for name in ("synapse_alpha", "synapse_gain")}
     if given["adapt_alpha"] is not None:
-        _check_decay("adapt_alpha", given["adapt_alpha"])
+        arguments.check_decay("adapt_alpha", given["adapt_alpha"])
         couplings |= COUPLING_ADAPTATION
         names = ("adapt_alpha", "adapt_membrane", "adapt_by", "adapt_current", "adapt_threshold")
         values |= {name: given[name] for name in names}  # type: ignore[literal-required]
