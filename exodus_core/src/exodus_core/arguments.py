@@ -380,7 +380,7 @@ def is_coupled(
     **_: Any,
 ) -> bool:
     """True if the operators of `coupled` compute these neurons: the state of LIF is a membrane and spikes alone."""
-    others = reset == "value" or refractory != 0 or (bool(detach_reset) and reset == "zero" and method == "exodus")
+    others = reset == "value" or refractory != 0 or (bool(detach_reset) and reset == "zero" and method != "slayer")
     return others or synapse_alpha is not None or adapt_alpha is not None
 
 

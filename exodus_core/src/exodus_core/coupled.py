@@ -76,6 +76,11 @@ DEFAULTS: CoupledOptions = {
 }
 
 
+def with_defaults(options: CoupledOptions) -> CoupledOptions:
+    """All keyword arguments of `neurons`, of those that are given and the defaults of the others."""
+    return {**DEFAULTS, **options}
+
+
 class CoupledSettings(NamedTuple):
     """The plain numbers of a call, as the operators take them."""
 
@@ -150,7 +155,7 @@ class Coupled(torch.autograd.Function):
         grad_parameters = grad_initial = None
         states = len(COUPLED_STATES)
         if wants_parameters:
-            grad_parameters = _parameter_gradient(lanes[states:], parameters, settings.couplings)
+            grad_parameters = parameter_rows_gradient(lanes[states:], parameters, settings.couplings)
         if wants_initial:
             grad_initial = lanes[:states].reshape(initial.shape)
         return grad_input, grad_parameters, grad_initial, None
@@ -182,7 +187,7 @@ def _with_last(grad: Tensor | None, row: Tensor, like: Tensor, time_dim: int) ->
     return total
 
 
-def _parameter_gradient(lanes: Tensor, parameters: Tensor, couplings: int) -> Tensor:
+def parameter_rows_gradient(lanes: Tensor, parameters: Tensor, couplings: int) -> Tensor:
     """Sums the gradients of lanes, (parameters, outer, inner), to the shape of the parameters, in float64."""
     total = lanes.sum(1, dtype=torch.float64)
     if couplings & COUPLING_TIED:
@@ -299,7 +304,7 @@ def neurons(x: Tensor, alpha: float | Tensor, **options: Unpack[CoupledOptions])
     Raises:
         ArgumentTypeError, ArgumentError: an argument has the wrong type, value or shape.
     """
-    given: CoupledOptions = {**DEFAULTS, **options}
+    given = with_defaults(options)
     time_dim = arguments.check_signal("x", x, given["time_dim"])
     given["time_dim"] = time_dim
     settings, parameters, initial = coupled_arguments(x, alpha, given)

@@ -58,7 +58,8 @@ class _CoupledNeuron(StatefulNeuron):
         self._check_steps(x)
         options = self._options()
         if not self._carries():
-            return coupled.neurons(x, self.alpha, **{**options, "time_dim": self.time_dim})[0]
+            options["time_dim"] = self.time_dim
+            return coupled.neurons(x, self.alpha, **options)[0]
         spikes, _ = self._carried(x, lambda state, time_dim: continued_lif(x, self.alpha, state, time_dim, options))
         return spikes
 
