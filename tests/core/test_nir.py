@@ -113,6 +113,20 @@ CASES: dict[str, tuple[tuple[int, ...], list[Any]]] = {
         ],
     ),
     "IF": ((4,), [affine(4, 3), nir.IF(r=uniform(90, 200, 3), v_threshold=uniform(0.5, 1, 3))]),
+    "CubaLIF": ((4,), [affine(4, 5), cuba(5)]),
+    "CubaLI": (
+        (4,),
+        [
+            affine(4, 3),
+            nir.CubaLI(
+                tau_syn=uniform(2, 9, 3) * DT,
+                tau_mem=uniform(2, 30, 3) * DT,
+                r=uniform(3, 9, 3),
+                w_in=uniform(1, 3, 3),
+                v_leak=np.zeros(3),
+            ),
+        ],
+    ),
     "two layers": ((4,), [affine(4, 6), lif(6), affine(6, 3), lif(3)]),
 }
 
@@ -121,7 +135,41 @@ CASES: dict[str, tuple[tuple[int, ...], list[Any]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_network_computes_what_the_graph_says(case: str, conventions: dict[str, Any]) -> None:
     shape, nodes = CASES[case]
-    check(chain(shape, *nodes), conventions)
+    check(chain(shape, *nodes), conventions | ({"synapse": "current"} if "Cuba" in case else {}))
+
+
+@pytest.mark.parametrize("synapse", ["current", "delayed"])
+@pytest.mark.parametrize("conventions", [EULER, EXPONENTIAL], ids=["euler", "exponential"])
+@pytest.mark.parametrize("input_gain", ["equation", "step"])
+def test_the_membrane_sees_the_synaptic_current_of_this_step_or_of_the_one_before(
+    synapse: str, conventions: dict[str, Any], input_gain: str
+) -> None:
+    check(chain((4,), affine(4, 5), cuba(5)), {**conventions, "synapse": synapse, "input_gain": input_gain})
+
+
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+def test_second_order_neurons_are_recurrent_through_their_synapse(reset: str) -> None:
+    graph = chain((4,), affine(4, 6), cuba(6), affine(6, 3), cuba(3))
+    graph.nodes["back"] = affine(6, 6, 0.3)
+    graph.edges += [("1.CubaLIF", "back"), ("back", "1.CubaLIF")]
+    conventions = {**EULER, "reset": reset, "synapse": "current"}
+    found = check(graph, conventions, feedback=("back",))
+    assert [layer.kind for layer in found.description.layers] == ["linear", "cuba_lif", "linear", "cuba_lif"]
+
+
+@pytest.mark.parametrize("start", ["leak", "reset"])
+def test_a_second_order_neuron_may_leak_to_where_it_starts(start: str) -> None:
+    rest = uniform(-0.4, 0.4, 5)
+    neuron = cuba(5, v_leak=rest, v_reset=rest if start == "reset" else np.full(5, -0.2))
+    check(chain((4,), affine(4, 5), neuron), {**EULER, "synapse": "current", "start": start})
+
+
+def test_a_readout_of_second_order_leaks_to_v_leak() -> None:
+    for start in ("zero", "leak"):
+        node = nir.CubaLI(
+            tau_syn=uniform(2, 9, 3) * DT, tau_mem=uniform(2, 30, 3) * DT, r=np.ones(3), v_leak=uniform(-1, 1, 3)
+        )
+        check(chain((4,), affine(4, 3), node), {**EULER, "synapse": "current", "start": start})
 
 
 @pytest.mark.parametrize("input_gain", ["equation", "step", "unit"])
@@ -345,6 +393,7 @@ REFUSED = {
     "below": ((3,), nir.Threshold(threshold=-np.ones(3)), "a threshold is negative"),
     "tau": ((3,), lif(3, tau=np.zeros(3)), "tau is not positive and finite everywhere"),
     "short": ((3,), lif(3, tau=np.full(3, DT / 2)), "tau of 0.0005 is below dt of 0.001: no euler step"),
+    "current": ((3,), cuba(3, v_leak=np.ones(3)), "a current past its synapse; start leak has none"),
     "threshold": ((3,), lif(3, v_threshold=-np.ones(3)), "v_threshold is not above the membrane"),
 }
 
@@ -353,7 +402,7 @@ REFUSED = {
 def test_what_networks_do_not_compute_is_refused_with_the_reason(case: str) -> None:
     shape, node, reason = REFUSED[case]
     with pytest.raises(GraphError, match=reason) as caught:
-        import_graph(chain(shape, node), **EULER)
+        import_graph(chain(shape, node), **EULER, start="zero", synapse="current")
     (refusal,) = caught.value.refusals
     assert (refusal.name, refusal.kind) == (f"0.{type(node).__name__}", type(node).__name__)
 
@@ -371,6 +420,13 @@ def test_resets_that_no_layer_has_are_refused(
 ) -> None:
     with pytest.raises(GraphError, match=reason):
         import_graph(chain((3,), lif(3, **changed)), **conventions)
+
+
+def test_a_readout_with_a_delayed_synapse_is_refused() -> None:
+    ones = np.ones(3)
+    node = nir.CubaLI(tau_syn=ones, tau_mem=ones, r=ones, v_leak=0 * ones)
+    with pytest.raises(GraphError, match="synapse delayed is computed for CubaLIF only"):
+        import_graph(chain((3,), node), **EULER, synapse="delayed")
 
 
 def test_all_nodes_that_are_refused_are_named_at_once() -> None:

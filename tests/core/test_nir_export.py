@@ -33,6 +33,29 @@ CASES: dict[str, tuple[list[int], list[dict[str, Any]]]] = {
     "without bias": ([4], [{**LINEAR, "bias": False}, {"kind": "lif", "alpha": 0.9, "threshold": 0.3}]),
     "recurrent": ([4], [LINEAR, {"kind": "lif", "alpha": 0.9, "threshold": 0.3, "reset": "zero", **RECURRENT}]),
     "recurrent if": ([4], [LINEAR, {"kind": "if", "threshold": 0.3, "recurrent": {}}]),
+    "reset to a value": (
+        [4],
+        [LINEAR, {"kind": "lif", "alpha": 0.9, "threshold": 0.3, "reset": "value", "reset_to": -0.1}],
+    ),
+    "cuba_lif": (
+        [4],
+        [LINEAR, {"kind": "cuba_lif", "alpha": 0.9, "synapse_alpha": 0.7, "synapse_gain": 0.5, "threshold": 0.3}],
+    ),
+    "cuba_lif delayed": (
+        [4],
+        [
+            LINEAR,
+            {
+                "kind": "cuba_lif",
+                "alpha": 0.9,
+                "synapse_alpha": [0.7, 0.6, 0.5, 0.4, 0.3, 0.2],
+                "synapse_delayed": True,
+                "threshold": 0.3,
+                "reset": "zero",
+                **RECURRENT,
+            },
+        ],
+    ),
     "trained": (
         [4],
         [
@@ -114,10 +137,11 @@ def without_metadata(graph: nir.NIRGraph) -> nir.NIRGraph:
 
 
 def conventions_of(case: str) -> dict[str, Any]:
-    neurons = [layer for layer in CASES[case][1] if layer["kind"] in ("if", "lif")]
+    neurons = [layer for layer in CASES[case][1] if layer["kind"] in ("if", "lif", "cuba_lif")]
     soft = any(layer.get("reset", "subtract") == "subtract" for layer in neurons)
     late = soft and not any(layer.get("decay_reset") for layer in neurons)
-    return {"reset": "subtract" if soft else "zero", "reset_delayed": late}
+    synapse = "delayed" if any(layer.get("synapse_delayed") for layer in neurons) else "current"
+    return {"reset": "subtract" if soft else "zero", "reset_delayed": late, "start": "zero", "synapse": synapse}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -215,6 +239,9 @@ def without_description(graph: nir.NIRGraph) -> nir.NIRGraph:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "min_membrane": ({"kind": "lif", "alpha": 0.9, "min_membrane": -1.0}, "its min_membrane is -1.0; NIR has none"),
     "max_spikes": ({"kind": "if", "max_spikes": 3}, "its max_spikes is 3; NIR has none"),
+    "refractory": ({"kind": "if", "refractory": 2}, "its refractory is 2; NIR has none"),
+    "alif": ({"kind": "alif", "alpha": 0.9, "adapt_alpha": 0.9}, "NIR has no adaptive neuron"),
+    "no synapse": ({"kind": "cuba_lif", "alpha": 0.9, "synapse_alpha": 1.0}, "synapse_alpha is 1 for some neurons"),
     "no reset": ({"kind": "lif", "alpha": 0.9, "reset": "none"}, "its reset is none; in NIR a spike resets"),
     "reset_by": ({"kind": "lif", "alpha": 0.9, "reset_by": 0.5}, "its reset_by is other than its threshold"),
     "some of one": ({"kind": "lif", "alpha": [1.0, 1.0, 1.0, 0.5]}, "alpha is 1 for some neurons"),

@@ -489,11 +489,11 @@ def _cuba(reading: _Reading, name: str, node: Any, source: str) -> str:
     fields = {
         "alpha": _field(alpha),
         "synapse_alpha": _field(synapse_alpha),
+        "synapse_gain": _field(gain),
         "synapse_delayed": conventions.synapse == "delayed",
         **_spiking(reading, name, node, start, reset),
     }
-    # Both gains go into the weights, as one: the synaptic current is then in the unit of the membrane.
-    return _neuron(reading, name, "cuba_lif", fields, source, gain * synapse_gain, np.zeros(shape))
+    return _neuron(reading, name, "cuba_lif", fields, source, synapse_gain, np.zeros(shape))
 
 
 def _readout(reading: _Reading, name: str, source: str, alpha: Array, gain: Array, leak_by: Array, leak: Array) -> str:
