@@ -388,6 +388,7 @@ REFUSED = {
     ),
     "pooled": ((4,), nir.SumPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0])), r"its input has shape \[4\]"),
     "part": ((2, 3, 4), nir.Flatten({"input": np.array([2, 3, 4])}, 1, -1), "start_dim 1 and end_dim -1 keep"),
+    "beyond": ((3,), nir.Flatten({"input": np.array([3])}, 1, 1), "start_dim 1 and end_dim 1 keep"),
     "space": ((2, 2, 2), nir.Scale(scale=uniform(1, 2, 2, 2, 2)), "differs over space"),
     "shape": ((3,), nir.Scale(scale=np.ones(4)), r"scale of shape \[4\] does not fit its input, \[3\]"),
     "below": ((3,), nir.Threshold(threshold=-np.ones(3)), "a threshold is negative"),

@@ -298,7 +298,7 @@ def test_weights_of_another_network_are_refused(change: Callable[[Any], Any], me
         export_graph(found.description, weights, dt=DT)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"version": 2}', "1"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 2}', "1", "[" * 100_000])
 def test_metadata_that_exodus_did_not_write_is_refused(text: str) -> None:
     graph = exported(made("lif"))
     graph.metadata["exodus"] = text

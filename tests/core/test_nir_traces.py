@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import nir
+import nir_loop
 import numpy as np
 import pytest
 import torch
@@ -156,7 +157,27 @@ def test_a_trace_made_by_the_rule_of_a_simulator_is_reproduced(name: str, tmp_pa
 
 @pytest.mark.parametrize("name", SIMULATORS)
 def test_the_trace_of_a_simulator_is_reproduced(name: str) -> None:
+    check(folder_with(GRAPH), name)
+
+
+def folder_with(name: str) -> Path:
     folder = Path(os.environ.get("EXODUS_NIR_TRACES", "."))
-    if not (folder / GRAPH).exists():
-        pytest.skip(f"{GRAPH} is not in {folder}; EXODUS_NIR_TRACES names the folder that has it")
-    check(folder, name)
+    if not (folder / name).exists():
+        pytest.skip(f"{name} is not in {folder}; EXODUS_NIR_TRACES names the folder that has it")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["braille_noDelay_bias_zero.nir", "braille_noDelay_noBias_subtract.nir"])
+def test_the_braille_models_of_the_paper_compute_what_their_graphs_say(name: str) -> None:
+    file = f"../03_rnn/{name}"
+    path = folder_with(file) / file
+    conventions = {"dt": DT, "discretisation": "euler", "reset": name[:-4].rpartition("_")[2], "synapse": "current"}
+    found = import_graph(path, dtype="float64", **conventions)
+    assert [layer.kind for layer in found.description.layers] == ["linear", "cuba_lif", "linear", "cuba_lif"]
+    network = exodus_core.network.build(found.description)
+    network.load_state_dict(found.weights)
+    x = (np.random.default_rng(5).uniform(size=(256, 12)) < 0.2).astype(float)
+    expected = nir_loop.run(nir.read(path), x, feedback=("lif1.w_rec",), **conventions)
+    with torch.no_grad():
+        assert np.array_equal(network(torch.tensor(x)[None])[0].cpu().numpy(), expected)
+    assert 0.02 < expected.mean() < 0.5

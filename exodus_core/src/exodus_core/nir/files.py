@@ -64,7 +64,7 @@ def read_metadata(holder: Any, where: str) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(text)
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ArgumentError(f"metadata of {where}", "JSON", repr(text)[:80]) from error
     if not isinstance(found, dict) or found.pop("version", None) != VERSION:
         raise ArgumentError(f"metadata of {where}", f"an object of version {VERSION}", repr(text)[:80])

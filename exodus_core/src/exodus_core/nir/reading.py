@@ -411,7 +411,7 @@ def _pool(reading: _Reading, name: str, node: Any, source: str) -> str:
 
 def _flatten(reading: _Reading, name: str, node: Any, source: str) -> str:
     dimensions = len(reading.shapes[source])
-    start, end = int(node.start_dim) % dimensions, int(node.end_dim) % dimensions
+    start, end = (int(v) + (dimensions if int(v) < 0 else 0) for v in (node.start_dim, node.end_dim))
     if (start, end) != (0, dimensions - 1):
         raise RefusedNodeError(
             f"start_dim {node.start_dim} and end_dim {node.end_dim} keep a dimension of {list(reading.shapes[source])}"
