@@ -82,6 +82,11 @@ def run(
             return np.asarray(node.weight @ value + getattr(node, "bias", 0.0))
         if kind == "Scale":
             return np.array(node.scale * value)
+        if kind == "Delay":
+            past = states.setdefault(name, {})
+            past[str(len(past))] = value
+            steps = len(past) - 1 - np.round(node.delay / dt).astype(int)
+            return np.array([past[str(t)][i] if t >= 0 else 0.0 for i, t in enumerate(steps)])
         if kind == "Threshold":
             return np.asarray(value > node.threshold, dtype=float)
         if kind == "Flatten":

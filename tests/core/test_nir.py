@@ -138,6 +138,16 @@ def test_a_network_computes_what_the_graph_says(case: str, conventions: dict[str
     check(chain(shape, *nodes), conventions | ({"synapse": "current"} if "Cuba" in case else {}))
 
 
+def test_a_delay_of_whole_steps_is_a_layer_if_networks_have_it() -> None:
+    delay = nir.Delay(delay=np.float32(DT) * np.array([0, 1, 3, 7], dtype=np.float32))
+    graph = chain((4,), delay, affine(4, 5), lif(5))
+    if "delay" in exodus_core.network.KINDS:
+        assert check(graph, EULER).description.data["layers"][0]["delays"] == [0, 1, 3, 7]
+    else:
+        with pytest.raises(GraphError, match=r"0.Delay \(Delay\): networks have no layer of kind delay"):
+            import_graph(graph, **EULER)
+
+
 @pytest.mark.parametrize("synapse", ["current", "delayed"])
 @pytest.mark.parametrize("conventions", [EULER, EXPONENTIAL], ids=["euler", "exponential"])
 @pytest.mark.parametrize("input_gain", ["equation", "step"])
@@ -331,6 +341,7 @@ def test_the_argument_goes_before_the_library_and_that_before_the_equations() ->
         (nir.IF(r=np.ones(3), v_threshold=np.ones(3)), {"dt": DT}, "reset"),
         (nir.IF(r=np.ones(3), v_threshold=np.ones(3)), {}, "dt, reset"),
         (nir.I(r=np.ones(3)), {}, "dt"),
+        (nir.Delay(delay=np.ones(3)), {}, "dt"),
         (nir.LI(tau=np.ones(3), r=np.ones(3), v_leak=np.zeros(3)), {}, "dt, discretisation"),
     ],
 )
@@ -375,7 +386,7 @@ def test_a_convention_of_another_value_is_refused(argument: str, value: Any, exp
 
 
 REFUSED = {
-    "Delay": ((3,), nir.Delay(delay=np.ones(3)), "networks have no layer that delays"),
+    "Delay": ((3,), nir.Delay(delay=np.full(3, 1.5 * DT)), "a delay is no whole number of steps of 0.001"),
     "matrix": ((3,), nir.Linear(weight=np.ones((2, 3, 3))), r"its weight has shape \[2, 3, 3\]"),
     "features": ((3,), nir.Linear(weight=np.ones((2, 4))), "in_features must be 3"),
     "bias": ((3,), nir.Affine(weight=np.ones((2, 3)), bias=np.ones(3)), r"its bias has shape \[3\], want \[2\]"),
@@ -431,7 +442,7 @@ def test_a_readout_with_a_delayed_synapse_is_refused() -> None:
 
 
 def test_all_nodes_that_are_refused_are_named_at_once() -> None:
-    graph = chain((3,), nir.Delay(delay=np.ones(3)), nir.Linear(weight=np.ones((2, 2, 3))))
+    graph = chain((3,), nir.Delay(delay=np.full(3, DT / 3)), nir.Linear(weight=np.ones((2, 2, 3))))
     graph.nodes["aside"] = nir.Flatten({"input": np.array([3])}, 0, -1)
     graph.nodes["alone"] = lif(3)
     graph.nodes["bad"] = lif(3, tau=np.zeros(3))
@@ -441,7 +452,7 @@ def test_all_nodes_that_are_refused_are_named_at_once() -> None:
     assert [(refusal.name, refusal.reason) for refusal in caught.value.refusals] == [
         ("aside", "it does not lead to the output"),
         ("alone", "no edge leads to it"),
-        ("0.Delay", "networks have no layer that delays"),
+        ("0.Delay", "a delay is no whole number of steps of 0.001"),
         ("bad", "tau is not positive and finite everywhere"),
     ]
 

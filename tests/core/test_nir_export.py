@@ -177,14 +177,27 @@ def test_the_nodes_alone_give_the_same_spikes(case: str, discretisation: str, tm
         torch.testing.assert_close(rebuilt(found)(x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_each_layer_keeps_its_own_reset_without_the_description() -> None:
-    before = made("images")
+@pytest.mark.parametrize("case", CASES)
+def test_each_layer_keeps_its_own_reset_without_the_description(case: str) -> None:
+    before = made(case)
     graph = exported(before)
     graph.metadata = {}
-    found = import_graph(graph, dt=DT, discretisation="euler")
-    assert resets(found) == ["zero", "subtract"]
+    found = import_graph(graph, dt=DT, discretisation="euler", start="zero")
+    if case == "images":
+        assert resets(found) == ["zero", "subtract"]
     x = signal(before)
     torch.testing.assert_close(rebuilt(found)(x), before(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_delay_is_written_in_seconds_if_networks_have_it() -> None:
+    if "delay" in network.KINDS:
+        layers = [{"kind": "delay", "delays": [0, 2, 5, 3]}, {"kind": "if", "threshold": 0.5}]
+        before = network.build({"input_shape": [4], "layers": layers})
+        graph = exported(before)
+        np.testing.assert_allclose(graph.nodes["0"].delay, np.array([0, 2, 5, 3]) * DT)
+        x = signal(before)
+        for found in (import_graph(graph), import_graph(without_metadata(graph), dt=DT, reset="subtract", firing="at")):
+            assert torch.equal(rebuilt(found)(x), before(x))
 
 
 @pytest.mark.parametrize("discretisation", ["euler", "exponential"])
@@ -296,6 +309,16 @@ def test_weights_of_another_network_are_refused(change: Callable[[Any], Any], me
     change(weights)
     with pytest.raises(ArgumentError, match=message):
         export_graph(found.description, weights, dt=DT)
+
+
+def test_a_description_of_other_nodes_is_refused() -> None:
+    graph = exported(made("lif"))
+    graph.metadata["exodus"] = graph.metadata["exodus"].replace('"out_features": 6', '"out_features": 5')
+    with pytest.raises(ArgumentError, match=r"with 0.weight of shape \[5, 4\], got a node with \[6, 4\]"):
+        import_graph(graph)
+    graph.metadata["exodus"] = graph.metadata["exodus"].replace('"name": "0"', '"name": "7"').replace('["0"]', '["7"]')
+    with pytest.raises(ArgumentError, match=r"with 7.weight of shape \[5, 4\], got a node with \[0\]"):
+        import_graph(graph)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"version": 2}', "1", "[" * 100_000])

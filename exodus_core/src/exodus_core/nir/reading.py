@@ -36,8 +36,11 @@ _NEEDED = {
     "CubaLI": ("dt", "discretisation", "synapse"),
     "IF": ("reset",),
     "I": (),
+    "Delay": ("dt",),
 }
 _INTEGRATORS = ("IF", "I")
+#: How far, relatively, a delay is from a whole number of steps at most.
+_WHOLE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -154,12 +157,16 @@ def _written(graph: Any, own: Mapping[str, Any], conventions: Conventions) -> Im
     weights: dict[str, Tensor] = {}
     for layer in description.layers:
         for key in getattr(layer, "trainable", ()):
-            weights[f"{layer.name}.{key}"] = torch.tensor(getattr(layer, key), dtype=getattr(torch, description.dtype))
-    for name, _ in description.parameters:
+            weights[f"{layer.name}.{key}"] = _tensor(getattr(layer, key), description.dtype)
+    for name, shape in description.parameters:
         if name not in weights:
             layer_name, _, key = name.partition(".")
-            node = graph.nodes[recurrent_name(layer_name)] if key.startswith("recurrent.") else graph.nodes[layer_name]
-            weights[name] = _tensor(getattr(node, key.removeprefix("recurrent.")), description.dtype)
+            inner = key.removeprefix("recurrent.")
+            node = graph.nodes.get(layer_name if inner == key else recurrent_name(layer_name))
+            weights[name] = _tensor(getattr(node, inner, ()), description.dtype)
+        if weights[name].shape != shape:
+            expected = f"a description of its nodes, with {name} of shape {list(shape)}"
+            raise ArgumentError("metadata of the graph", expected, f"a node with {list(weights[name].shape)}")
     ordered = {name: weights[name] for name, _ in description.parameters}
     layers = {layer.name: layer.name for layer in description.layers if layer.name in graph.nodes}
     return Imported(description, ordered, layers, conventions)
@@ -224,7 +231,7 @@ class _Reading:
             kind = type_of(node)
             reader = _READERS.get(kind)
             if reader is None:
-                self.refusals.append(Refusal(name, kind, _REASONS.get(kind, "networks have no such layer")))
+                self.refusals.append(Refusal(name, kind, "networks have no such layer"))
             elif self.topology.sources[name] and all(source in self.given for source in self.topology.sources[name]):
                 self._read(reader, name, node)
         if self.refusals:
@@ -275,7 +282,7 @@ class _Reading:
         name = self._unused(name)
         kind = KINDS.get(data["kind"])
         if kind is None:
-            raise RefusedNodeError(f"networks of this version have no layer of kind {data['kind']}")
+            raise RefusedNodeError(f"networks have no layer of kind {data['kind']}")
         place = Place(f"layer {name}", NetworkError)
         try:
             layer = read_record(kind, data, place, ("kind",))
@@ -428,6 +435,17 @@ def _scale(reading: _Reading, name: str, node: Any, source: str) -> str:
     return reading.affine(name, source, scale, np.zeros(shape))
 
 
+def _delay(reading: _Reading, name: str, node: Any, source: str) -> str:
+    dt = reading.by_node[name].dt
+    assert dt is not None
+    exact = _array(node, "delay", reading.shapes[source]) / dt
+    steps = np.round(exact)
+    # Time constants and delays of files are float32 as a rule.
+    if not (np.abs(exact - steps) <= _WHOLE * np.maximum(steps, 1)).all():
+        raise RefusedNodeError(f"a delay is no whole number of steps of {dt:g}")
+    return reading.add(name, {"kind": "delay", "delays": _field(steps)}, [source])
+
+
 def _threshold(reading: _Reading, name: str, node: Any, source: str) -> str:
     values = reading.threshold(name, _array(node, "threshold", reading.shapes[source]))
     if (values <= 0).any():
@@ -449,7 +467,7 @@ def _integrator(reading: _Reading, name: str, node: Any, source: str) -> str:
     start = _start(conventions, np.zeros(shape), reset)
     fields = _spiking(reading, name, node, start, reset)
     if conventions.min_membrane == "threshold":
-        fields["min_membrane"] = _field(-reading.rounded(_array(node, "v_threshold", shape)))
+        fields["min_membrane"] = _field(-_array(node, "v_threshold", shape) - start)
     return _neuron(reading, name, "if", fields, source, gain, np.zeros(shape))
 
 
@@ -563,6 +581,7 @@ _READERS: dict[str, Callable[[_Reading, str, Any, str], str]] = {
     "AvgPool2d": _pool,
     "Flatten": _flatten,
     "Scale": _scale,
+    "Delay": _delay,
     "Threshold": _threshold,
     "I": _integrator,
     "IF": _integrator,
@@ -571,4 +590,3 @@ _READERS: dict[str, Callable[[_Reading, str, Any, str], str]] = {
     "CubaLI": _cuba,
     "CubaLIF": _cuba,
 }
-_REASONS = {"Delay": "networks have no layer that delays"}

@@ -204,6 +204,11 @@ def _edges(writing: _Writing, layer: Any, shape: tuple[int, ...]) -> _Node:
     return _Node()
 
 
+def _delay(writing: _Writing, layer: Any, shape: tuple[int, ...]) -> _Node:
+    assert writing.conventions.dt is not None
+    return _Node(nir.Delay(delay=writing.values(layer, "delays", shape) * writing.conventions.dt))
+
+
 def _exp_leak(writing: _Writing, layer: Any, shape: tuple[int, ...]) -> _Node:
     alpha = writing.values(layer, "alpha", shape)
     if (alpha == 1).all():
@@ -287,6 +292,7 @@ _WRITERS: dict[str, Callable[[_Writing, Any, tuple[int, ...]], _Node]] = {
     "add": _edges,
     "dropout": _edges,
     "exp_leak": _exp_leak,
+    "delay": _delay,
     "if": _lif,
     "lif": _lif,
     "cuba_lif": _cuba_lif,
@@ -295,4 +301,5 @@ _REASONS = {
     "batch_norm": "NIR has no normalisation; take it into the weights before",
     "srm": "NIR has no spike-response neuron",
     "alif": "NIR has no adaptive neuron",
+    "delayed_linear": "NIR has no delays of synapses",
 }
