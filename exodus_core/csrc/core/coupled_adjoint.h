@@ -1,4 +1,4 @@
-// One step, backward in time, of the neuron of coupled_neuron.h (docs/equations.md, section 8).
+// One step, backward in time, of the neuron of coupled_neuron.h (docs/equations.md, section 9).
 //
 // P[t] = dL/d(what u[t] was before the lower bound), W[t] = dL/dw[t], I[t] = dL/di[t]. Each step adds what the later one
 // hands back along u, s, w and i; dL/dx[t] is I[t], or P[t] where there is no synapse.

@@ -1,5 +1,5 @@
 // One step, forward, of a LIF neuron whose membrane is coupled with a synaptic current, an adaptation variable and a
-// refractory period (docs/equations.md, section 8).
+// refractory period (docs/equations.md, section 9).
 //
 //     i[t] = beta i[t-1] + x[t]                                     the synaptic current
 //     w[t] = gamma w[t-1] + a u[t-1] + b s[t-1]                     the adaptation

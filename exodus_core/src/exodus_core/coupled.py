@@ -1,7 +1,7 @@
 """LIF neurons whose membrane is coupled with a synaptic current, an adaptation variable and a refractory period.
 
 `cuba_lif` and `alif` are the public functions; `neurons` computes both, and those neurons of `lif` that need these
-operators. Equations: section 8 of docs/equations.md.
+operators. Equations: section 9 of docs/equations.md.
 """
 
 from __future__ import annotations
