@@ -317,7 +317,7 @@ def test_a_membrane_at_the_threshold_fires_by_the_convention(firing: str, count:
 def test_conventions_of_sinabs_are_several_spikes_in_a_step_and_a_lower_bound() -> None:
     node = nir.IF(r=np.ones(1), v_threshold=np.ones(1))
     found = import_graph(chain((1,), node), written_by="sinabs")
-    spikes = outputs(found, np.array([2.5, 0.5, -5.0, 1.0, 1.0], dtype=np.float32)[:, None])
+    spikes = outputs(found, np.array([2.5, 0.5, -5.0, 1.75, 0.5], dtype=np.float32)[:, None])
     assert spikes[:, 0].tolist() == [2, 1, 0, 0, 1]
 
 
