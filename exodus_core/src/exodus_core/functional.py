@@ -26,7 +26,8 @@ def is_differentiated(*tensors: Tensor | None) -> bool:
     """True if a result of tensors is to be differentiated, backward or forward."""
     # Forward-mode differentiation needs no requires_grad. The plain operators would silently lose its tangents; the
     # autograd functions raise an error.
-    if forward_ad._current_level >= 0:
+    # Within torch.vmap, a tensor does not show that a transform of torch.func around it differentiates it.
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
