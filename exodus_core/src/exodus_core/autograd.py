@@ -26,7 +26,7 @@ class Operator(torch.autograd.Function):
     generate_vmap_rule = True
 
     @classmethod
-    def apply(cls, *arguments: Any) -> Any:
+    def apply(cls, *arguments):  # type: ignore[no-untyped-def]  # as that of torch
         """The outputs of `forward`; torch.compile calls that itself."""
         if torch._C._are_functorch_transforms_active():
             return super().apply(*arguments)  # type: ignore[no-untyped-call]
@@ -168,9 +168,7 @@ def _save_lif(ctx: Any, inputs: tuple[Any, ...], membrane: Tensor) -> None:
     """Saves what `_lif_backward` needs, of the inputs of `Lif` and its membrane."""
     _, alphas, thresholds, resets_by, min_membranes, initial_membrane, initial_spikes, settings = inputs
     resets_by = thresholds if settings.tied else resets_by
-    ctx.save_for_backward(
-        membrane, alphas, thresholds, resets_by, min_membranes, initial_membrane, initial_spikes
-    )
+    ctx.save_for_backward(membrane, alphas, thresholds, resets_by, min_membranes, initial_membrane, initial_spikes)
     ctx.settings = settings
     ctx.set_materialize_grads(False)
 
