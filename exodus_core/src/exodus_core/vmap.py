@@ -52,7 +52,7 @@ def _folded(name: str, size: int, dims: Sequence[Any], arguments: Sequence[Any])
             folded.append(with_axis(value, dim, place[kind]).contiguous())
         elif of_neurons and (dim is not None or value.numel() > 1):
             lanes = with_axis(value, dim, 0).reshape(size, -1)
-            folded.append(lanes.expand(size, inner).reshape(-1))
+            folded.append(lanes.expand(size, inner).reshape(-1).contiguous())
         else:
             folded.append(value)
     folded[-1] = time_dim if of_neurons else time_dim + 1

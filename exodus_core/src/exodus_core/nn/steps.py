@@ -58,7 +58,7 @@ class Steps(torch.nn.Module):
         if y.dim() == 0 or y.shape[0] != lead.numel():
             expected = f"one whose output has the {lead.numel()} samples of its input on axis 0"
             raise ArgumentError("module", expected, f"one with an output of shape {tuple(y.shape)}")
-        outputs: Tensor = y.unflatten(0, lead)
+        outputs = y.reshape(*lead, *y.shape[1:])
         return outputs if axis == self.time_dim else outputs.movedim(axis, self.time_dim)
 
 
