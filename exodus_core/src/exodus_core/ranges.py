@@ -64,6 +64,12 @@ class Bounded(torch.nn.Module):
                     parameter.clamp_(*limits)
 
 
+def release(parameter: torch.nn.Parameter) -> None:
+    """Lets a parameter leave its range from here on."""
+    if hasattr(parameter, _RANGE):
+        delattr(parameter, _RANGE)
+
+
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     with torch.no_grad():
         for group in optimizer.param_groups:
