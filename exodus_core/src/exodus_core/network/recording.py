@@ -93,8 +93,8 @@ def recorded_bytes(record: Sequence[Recorded], description: Description, batch: 
     return batch * time * sum(math.prod(recorded.shape) for recorded in record) * description.itemsize
 
 
-# Traces, and bytes of the objects of a step, that are made for the membrane of recurrent neurons, which is computed from
-# their spikes.
+# Traces, and bytes of the objects of a step, that are made for the membrane of recurrent neurons, which is computed
+# from their spikes.
 _RECURRENT_COPIES, _RECURRENT_STEP_BYTES = 6, 3 * 1024
 
 
