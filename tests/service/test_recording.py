@@ -5,11 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import network_cases as cases
 import pytest
 import torch
-from remote_models import LOSS, NETWORK, Remote, batch, local, same_state
+from remote_models import LOSS, NETWORK, Remote, Response, batch, local, same_state
 from service.conftest import Served
 
 from exodus_client.wire import Message, Tensor, encode
@@ -38,6 +38,13 @@ def remote(service: Served, connect: Callable[..., Remote]) -> Remote:
     return remote
 
 
+def traces(answer: Response) -> dict[str, torch.Tensor]:
+    """The recordings of an answer, in which single spikes are bool."""
+    found = {name: tensor.torch() for name, tensor in answer.message.tensors.items() if "." in name}
+    assert all(tensor.dtype == torch.bool for name, tensor in found.items() if name.endswith(".spikes"))
+    return {name: tensor.float() if tensor.dtype == torch.bool else tensor for name, tensor in found.items()}
+
+
 def plain(statistics: dict[str, LayerStatistics]) -> dict[str, Any]:
     """Statistics as they travel."""
     return {
@@ -59,7 +66,7 @@ def test_a_forward_pass_shows_what_the_same_pass_shows_here(remote: Remote, mode
     assert list(answer.message.tensors) == ["outputs", *RECORD]
     assert torch.equal(answer.tensor("outputs"), outputs)
     for name, trace in seen.recordings.items():
-        assert torch.equal(answer.tensor(name), trace)
+        assert torch.equal(traces(answer)[name], trace)
     assert answer.params["statistics"] == plain(seen.statistics)
     assert answer.params["statistics"]["1"]["firing_rate"] > 0
     alone = remote.post(FORWARD, {"mode": mode, "return": [], "record": ["1.spikes"]}, input=spikes)
@@ -85,7 +92,7 @@ def test_training_calls_show_what_the_same_calls_show_here_and_train_the_same(
             call = trainer.forward_backward if number == 2 else trainer.step
             here = call(spikes, targets, loss)
         for name, trace in seen.recordings.items():
-            assert torch.equal(answer.tensor(name), trace)
+            assert torch.equal(traces(answer)[name], trace)
         assert answer.params["statistics"] == plain(seen.statistics_of_step(here.grad_norms))
         assert answer.params["statistics"]["0"]["grad_norm"] > 0
         assert list(answer.message.tensors) == (["gradients"] if gradients else []) + RECORD
@@ -101,7 +108,7 @@ def test_the_forward_pass_of_a_context_is_recorded_and_its_step_has_the_norms(re
     trainer = local()
     with observe(trainer.net, RECORD, statistics=True) as seen:
         forward = trainer.begin(spikes)
-    assert all(torch.equal(answer.tensor(name), trace) for name, trace in seen.recordings.items())
+    assert all(torch.equal(traces(answer)[name], trace) for name, trace in seen.recordings.items())
     handle = answer.params["context"]
     refused = remote.post(STEP, {"sequence": 1, "context": handle, "record": RECORD}, grad_output=grad)
     assert refused.status == 422
@@ -118,6 +125,14 @@ def test_the_forward_pass_of_a_context_is_recorded_and_its_step_has_the_norms(re
     whole = remote.post(STEP, with_inputs, input=spikes, grad_output=grad)
     assert whole.params["statistics"]["1"]["firing_rate"] > 0
     assert list(whole.message.tensors) == ["1.spikes"]
+
+
+def test_several_spikes_in_a_step_travel_as_numbers(remote: Remote) -> None:
+    layers = [{"kind": "linear", "out_features": 8, "gain": 5.0}, {"kind": "lif", "alpha": 0.9, "max_spikes": 4}]
+    assert remote.create("graded", network={"input_shape": [6], "layers": layers}).status == 201
+    answer = remote.post("/v1/models/graded/forward", {"record": ["1.spikes"]}, input=batch(1)[0])
+    assert answer.tensor("1.spikes").max() > 1
+    assert torch.equal(answer.tensor("1.spikes"), answer.tensor("outputs"))
 
 
 REFUSED = [
@@ -152,11 +167,12 @@ def test_recordings_count_as_activations(serve: Callable[..., Served], connect: 
     bounds = {training: network.parse(NETWORK).memory(16, 50, training=training) for training in (False, True)}
     spikes = Tensor.of("input", torch.zeros(shape, dtype=torch.bool), "bits")
     targets = Tensor.of("targets", torch.zeros(16, dtype=torch.int64))
-    for path, params, tensors in (
+    calls: list[tuple[str, dict[str, Any], list[Tensor]]] = [
         (FORWARD, {}, [spikes]),
         (FORWARD, {"context": True}, [spikes]),
         (STEP, {"sequence": 1, "loss": LOSS}, [spikes, targets]),
-    ):
+    ]
+    for path, params, tensors in calls:
         training = path == STEP or "context" in params
         remote = connect(serve(max_activation_bytes=bounds[training] + trace).port)
         remote.create()
@@ -194,12 +210,9 @@ def test_recordings_that_json_has_no_room_for_are_refused_before_the_step(remote
     description = {"input_shape": [1], "layers": [{"kind": "linear", "out_features": 400}, {"kind": "if"}]}
     remote.create("wide", network=description)
     params: dict[str, Any] = {"sequence": 1, "record": ["0.output", "1.spikes"], "gradients": True}
-    given = {"input": torch.zeros(2, 329, 1), "grad_output": torch.zeros(2, 329, 400)}
-    answer = remote.post("/v1/models/wide/step", params, form="json", input=given["input"], targets=torch.zeros(2))
-    assert answer.status == 422  # there is no loss
     params |= {"loss": "spike_count_mse"}
-    tensors = {"input": torch.zeros(2, 328, 1), "targets": torch.zeros(2, 400)}
-    answer = remote.post("/v1/models/wide/step", params, form="json", **tensors)
+    inputs, targets = torch.zeros(2, 328, 1), torch.zeros(2, 400)
+    answer = remote.post("/v1/models/wide/step", params, form="json", input=inputs, targets=targets)
     assert (answer.status, answer.json["code"]) == (413, "too_large"), answer.body[:200]
     assert answer.json["errors"][0]["pointer"] == "/params/record"
     assert answer.json["errors"][0]["got"] == str(2 * 2 * 328 * 400 + 800)

@@ -298,7 +298,7 @@ def read_step(
             request_id=answer.request_id,
         )
     statistics: Statistics | None = observed.read_statistics(params, answer.request_id)
-    recordings: Mapping[str, Array] = observed.recordings(arrays)
+    recordings: Mapping[str, Array] = observed.recordings(arrays, info.dtype)
     if forward is not None:
         statistics, recordings = joined(forward.statistics, statistics), forward.recordings
     return StepResult(
@@ -317,7 +317,7 @@ def read_step(
 
 
 def read_outputs(
-    answer: Answer, kind: Kind, limits: Limits, wanted: Mapping[str, Wanted], observed: Observed = NOTHING
+    answer: Answer, kind: Kind, limits: Limits, info: ModelInfo, wanted: Mapping[str, Wanted], observed: Observed
 ) -> Outputs:
     """The result of a forward pass in an answer.
 
@@ -344,7 +344,7 @@ def read_outputs(
         context,
         timing_of(answer),
         answer.request_id,
-        observed.recordings(arrays),
+        observed.recordings(arrays, info.dtype),
         observed.read_statistics(params, answer.request_id),
     )
 

@@ -517,8 +517,9 @@ class Model:
         self, body: Encoded, batch: Batch, kind: Kind, wanted: Mapping[str, Wanted], observed: Observed
     ) -> Outputs:
         answer = self._request("POST", f"{self._path}/forward", body)
-        recorded = observed.wanted(batch.tensors[0].shape, self.description.dtype)
-        return read_outputs(answer, kind, self.connection.wire_limits, {**wanted, **recorded}, observed)
+        info = self.description
+        recorded = observed.wanted(batch.tensors[0].shape, info.dtype)
+        return read_outputs(answer, kind, self.connection.wire_limits, info, {**wanted, **recorded}, observed)
 
     def _ask(self, make: Callable[[int], Callable[[], Result]]) -> Future[Result]:
         """Read on another thread after all calls made so far; `make` gets their number."""

@@ -11,6 +11,7 @@ from exodus_client._errors import InvalidResponseError
 from exodus_client._gradients.result import Kind, Wanted, read_numbers
 from exodus_client._models.batch_axes import as_given
 from exodus_client.neuron import Array
+from exodus_client.wire import is_torch
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,13 @@ class Observed:
         return record | ({"statistics": True} if self.statistics else {})
 
     def wanted(self, shape: Sequence[int], dtype: str) -> dict[str, Wanted]:
-        """Dtype and shape of the recordings, for an input (batch, time, ...)."""
-        return {name: Wanted((dtype,), (*shape[:2], ...)) for name in self.record}
+        """Dtype and shape of the recordings, for an input (batch, time, ...); spikes may be bool."""
+        dtypes = {True: (dtype, "bool"), False: (dtype,)}
+        return {name: Wanted(dtypes[name.endswith(".spikes")], (*shape[:2], ...)) for name in self.record}
 
-    def recordings(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """The recordings among the arrays of an answer."""
-        return {name: as_given(arrays[name], self.time_dim) for name in self.record}
+    def recordings(self, arrays: Mapping[str, Array], dtype: str) -> dict[str, Array]:
+        """The recordings among the arrays of an answer, of the dtype of the network."""
+        return {name: as_given(_of_dtype(arrays[name], dtype), self.time_dim) for name in self.record}
 
     def read_statistics(self, params: Mapping[str, Any], request_id: str) -> dict[str, LayerStatistics] | None:
         """The statistics in the parameters of an answer; None if they were not asked for.
@@ -98,6 +100,14 @@ def _read(given: Any) -> LayerStatistics | None:
         return None
     known: dict[str, Any] = {name: given[name] if name in _COUNTS else value for name, value in numbers.items()}
     return LayerStatistics(**{name: value for name, value in known.items() if name in _NAMES})
+
+
+def _of_dtype(array: Any, dtype: str) -> Array:
+    if not is_torch(array):
+        return array.astype(dtype, copy=False)
+    import torch
+
+    return array.to(getattr(torch, dtype))
 
 
 NOTHING = Observed()

@@ -103,7 +103,7 @@ class ForwardCall:
             params |= seen.params()
             own = {"outputs": outputs} if "outputs" in self.params.return_ else {}
             wanted = to_host(own | dict(seen.tensors), outputs.device)
-            tensors = [Tensor.of(name, tensor) for name, tensor in wanted.items()]
+            tensors = [self._observation.tensor(name, tensor) for name, tensor in wanted.items()]
         with self._call.timings.phase("encode"):
             if context is None:
                 return self._encode(params, tensors)

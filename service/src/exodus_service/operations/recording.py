@@ -13,10 +13,18 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from exodus_client.wire import JSON_TYPE
+from exodus_client.wire import JSON_TYPE, Tensor
 from exodus_client.wire.bounds import MAX_PAYLOAD_BYTES
 from exodus_core.network import Description, RecordError, observe
-from exodus_core.network.recording import MAX_RECORDED, Observer, Recorded, observed_bytes, parse_record, recorded_bytes
+from exodus_core.network.recording import (
+    MAX_RECORDED,
+    SPIKES,
+    Observer,
+    Recorded,
+    observed_bytes,
+    parse_record,
+    recorded_bytes,
+)
 from exodus_core.network.statistics import LayerStatistics, dense_operations, with_gradient_norms
 from exodus_core.training import Trainer
 from exodus_service.call import Call
@@ -34,7 +42,7 @@ class ObservedParams(Strict):
         default=[],
         max_length=MAX_RECORDED,
         description="Names LAYER.TRACE of what is wanted of layers: output, spikes or membrane. A tensor of that name "
-        "comes with the answer for each.",
+        "comes with the answer for each, spikes as bool where a neuron has one in a step at most.",
     )
     statistics: bool = Field(
         default=False, description="Whether to return firing rates, synaptic operations and gradient norms of layers."
@@ -102,6 +110,15 @@ class Observation:
         self._require_room_for_tensors(call, shape[0], shape[1], others)
         if self.statistics:
             self._require_numbers(shape[0], shape[1])
+
+    def tensor(self, name: str, value: torch.Tensor) -> Tensor:
+        """A tensor of the response: spikes of which a neuron has one in a step at most travel as bits."""
+        return Tensor.of(name, value, "bits" if name in self._single_spikes else "raw")
+
+    @property
+    def _single_spikes(self) -> set[str]:
+        graded = {layer.name for layer in self.network.layers if getattr(layer, "max_spikes", 1) > 1}
+        return {recorded.name for recorded in self.record if recorded.trace == SPIKES and recorded.layer not in graded}
 
     @contextmanager
     def observing(self, trainer: Trainer) -> Iterator[None]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from exodus_client.wire import JSON_TYPE, Encoded, Message, Tensor, encode
+from exodus_client.wire import JSON_TYPE, Encoded, Message, encode
 from exodus_core.losses import Loss
 from exodus_core.training import ContextStaleError, Forward
 from exodus_service.call import Call, Result
@@ -141,7 +141,8 @@ class TrainingCall:
                 raise refusal(error, self.decoded.operands) from error
             own = {} if gradients is None else {"gradients": gradients}
             wanted = to_host(own | dict(seen.tensors), model.device)
-            tensors = [Tensor.of(name, tensor) for name, tensor in wanted.items()]
+            observation = self.observation or Observation(model.network)
+            tensors = [observation.tensor(name, tensor) for name, tensor in wanted.items()]
         with self.call.timings.phase("encode"):
             params = {
                 "sequence": step.sequence,
