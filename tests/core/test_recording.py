@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import exodus_core
 from exodus_core import network, reference
 from exodus_core.errors import ArgumentError
 from exodus_core.network import RecordError, observe
@@ -123,6 +124,43 @@ def test_membranes_of_all_neurons_are_those_of_the_plain_reference(case: str) ->
         expected = reference.lif(x, alpha, **options, **values)[1]
     torch.testing.assert_close(membrane, expected, rtol=1e-12, atol=1e-12)
     assert 0.02 < (outputs > 0).double().mean() < 0.98
+
+
+SYNAPSE = {"synapse_alpha": 0.7, "synapse_gain": 1.5}
+COUPLED: dict[str, dict[str, Any]] = {
+    "cuba_lif": {"kind": "cuba_lif", "alpha": 0.9, **SYNAPSE},
+    "cuba_lif bptt": {"kind": "cuba_lif", "alpha": 0.9, "method": "bptt", "synapse_delayed": True, **SYNAPSE},
+    "alif": {"kind": "alif", "alpha": 0.9, "adapt_alpha": 0.8, "adapt_threshold": 0.3, **SYNAPSE},
+    "alif current": {"kind": "alif", "alpha": 0.9, "adapt_alpha": 0.8, "adapt_current": 0.4, "refractory": 2},
+    "lif refractory": {"kind": "lif", "alpha": 0.9, "refractory": 2, "reset": "value", "reset_to": 0.2},
+}
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("case", COUPLED)
+def test_membranes_of_neurons_with_more_variables_are_those_of_the_functions(case: str, recurrent: bool) -> None:
+    layer = COUPLED[case] | ({"recurrent": {"gain": 1.5}} if recurrent else {})
+    data = {"input_shape": [6], "dtype": "float64", "layers": [layer]}
+    found = []
+    for steps in (None, 5):
+        net = network.build(data | {"checkpoint_steps": steps}, seed=3)
+        x = torch.randn(3, 17, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.3
+        with observe(net, ["0.membrane", "0.spikes"]) as seen:
+            outputs = net(x)
+        assert torch.equal(outputs, seen.recordings["0.spikes"])
+        found.append(seen.recordings)
+    whole, pieces = found
+    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+    assert 0.02 < whole["0.spikes"].mean() < 0.98
+    current = x
+    if recurrent:
+        weight = net.get_parameter("0.recurrent.weight").detach()
+        before = torch.cat([torch.zeros(3, 1, 6, dtype=torch.float64), whole["0.spikes"][:, :-1]], 1)
+        current = x + before @ weight.t()
+    options = {name: value for name, value in layer.items() if name not in ("kind", "recurrent")}
+    spikes, membrane = getattr(exodus_core, layer["kind"])(current, **options)
+    torch.testing.assert_close(whole["0.membrane"], membrane, rtol=1e-12, atol=1e-12)
+    assert torch.equal(whole["0.spikes"], spikes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

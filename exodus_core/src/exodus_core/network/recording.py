@@ -249,8 +249,8 @@ def observe(
     Args:
         net: a network of `exodus_core.network.build`.
         record: names such as "hidden.spikes": of a layer, and what of it. "output" is what the layer gives, any layer;
-            "spikes" the same of lif, if and srm; "membrane" is u, before the reset that its spikes cause, of those and
-            of exp_leak.
+            "spikes" the same of neurons that fire; "membrane" is u, before the reset that its spikes cause, of those
+            and of exp_leak.
         statistics: count spikes and synaptic operations too (`LayerStatistics`).
         detach: recordings are without gradients. False: a loss of them reaches back, which a network in pieces of time
             (`checkpoint_steps`) refuses, since it keeps no graph.
