@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from exodus_client._models.messages import (
     training_body,
 )
 from exodus_client._models.reads import Reads, require
+from exodus_client._models.recording import Observed, of_kind
 from exodus_client._models.replay_log import Call, ReplayLog
 from exodus_client._models.sender import Sender
 from exodus_client._models.state import IncompatibleKeys, State, check_weights
@@ -109,6 +110,8 @@ class Model:
         clip_value: float | None = None,
         gradients: bool = False,
         allow_non_finite: bool = False,
+        record: Sequence[str] = (),
+        statistics: bool = False,
     ) -> Future[StepResult]:
         """Forward, backward and a step of the optimiser in one round trip. Waits while too many calls are unanswered.
 
@@ -124,6 +127,9 @@ class Model:
             clip_norm, clip_value: bounds on the norm of all gradients together, and on each element.
             gradients: whether to return them.
             allow_non_finite: apply gradients that are infinite or not a number, where they are refused otherwise.
+            record: names of traces that are wanted of layers, (B, T, ...), such as "hidden.spikes": "output" of any
+                layer, "spikes" of one that fires, "membrane" of one of neurons.
+            statistics: whether to return firing rates, synaptic operations and gradient norms of layers.
 
         Returns:
             A future of `StepResult`.
@@ -133,7 +139,8 @@ class Model:
             ExodusError: the model takes no calls any more; the error that ended it.
         """
         options = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
-        return self._train("step", spikes, targets, loss, gradients, allow_non_finite, options)
+        observed = Observed.of(record, statistics, self._time_dim)
+        return self._train("step", spikes, targets, loss, gradients, allow_non_finite, observed, options)
 
     def forward_backward(
         self,
@@ -143,9 +150,12 @@ class Model:
         loss: Loss,
         gradients: bool = False,
         allow_non_finite: bool = False,
+        record: Sequence[str] = (),
+        statistics: bool = False,
     ) -> Future[StepResult]:
         """Forward and backward; gradients accumulate on the server until `optim_step`. Arguments as of `step`."""
-        return self._train("forward_backward", spikes, targets, loss, gradients, allow_non_finite, {})
+        observed = Observed.of(record, statistics, self._time_dim)
+        return self._train("forward_backward", spikes, targets, loss, gradients, allow_non_finite, observed, {})
 
     def optim_step(
         self,
@@ -189,6 +199,8 @@ class Model:
         loss: str | Mapping[str, Any] | None = None,
         train: bool = False,
         outputs: bool = True,
+        record: Sequence[str] = (),
+        statistics: bool = False,
     ) -> Future[Outputs]:
         """The outputs, and the metrics of a loss if one is given, after all calls made so far. Changes nothing.
 
@@ -197,21 +209,24 @@ class Model:
             loss: by name or as a dict; needs targets.
             train: with dropout, and the statistics of the batch.
             outputs: whether to return the outputs, (B, T, *out), or in the order of `time_dim`.
+            record, statistics: as of `step`; there are no norms of gradients.
         """
         if callable(loss):
             raise unfit(TypeError, "loss", "a name or a dict", "a function", "compute your own from the outputs")
         if (loss is None) != (targets is None):
             raise unfit(TypeError, "loss and targets", "both given, or neither", "one of them")
         batch = self._batch(spikes, targets, loss)
+        observed = Observed.of(record, statistics, self._time_dim)
         params = step_params(loss=loss) | {
             "mode": "train" if train else "eval",
             "return": ["outputs"] if outputs else [],
+            **observed.params(),
         }
 
         wanted = outputs_wanted(batch, self.description) if outputs else {}
 
         def run(after: int, body: Encoded) -> Outputs:
-            found = self._forward(body, batch.kind, wanted)
+            found = self._forward(body, batch, batch.kind, wanted, observed)
             require(after, found.sequence)
             return replace(found, outputs=as_given(found.outputs, self._time_dim))
 
@@ -412,6 +427,7 @@ class Model:
         loss: Loss,
         gradients: bool,
         allow_non_finite: bool,
+        observed: Observed,
         options: dict[str, float | None],
     ) -> Future[StepResult]:
         check_loss(loss)
@@ -427,11 +443,21 @@ class Model:
             # It is encoded when its turn comes, and the caller may write to the arrays before.
             batch = self._batch(spikes, None, loss).copied()
             kept = None if targets is None else copied(dense("targets", targets))
-            differentiated = partial(self._differentiated, params, batch, loss, kept)
+            differentiated = partial(self._differentiated, params, batch, loss, kept, observed)
+            observed = replace(observed, record=())  # which the forward pass brings
         else:
             batch, differentiated = self._batch(spikes, targets, loss), None
+        params |= observed.params()
         limits, info = self.connection.wire_limits, self.description
-        read = partial(read_step, kind=batch.kind, limits=limits, info=info, gradients=gradients)
+        read = partial(
+            read_step,
+            kind=batch.kind,
+            limits=limits,
+            info=info,
+            gradients=gradients,
+            observed=observed,
+            shape=batch.tensors[0].shape,
+        )
 
         def make(sequence: int) -> Call:
             numbered = partial(read, sequence=sequence)
@@ -445,14 +471,21 @@ class Model:
         return training_body(params, tensors, sequence=sequence, writer=self._writer)
 
     def _differentiated(
-        self, params: dict[str, Any], batch: Batch, loss: Callable[..., Any], targets: Array | None, call: Call
+        self,
+        params: dict[str, Any],
+        batch: Batch,
+        loss: Callable[..., Any],
+        targets: Array | None,
+        observed: Observed,
+        call: Call,
     ) -> None:
         """Run forward, differentiate the loss here, and give the call what is to be sent."""
         import torch
 
         forward = {"mode": "train", "context": True, "return": ["outputs"], "after": call.sequence - 1}
         wanted = outputs_wanted(batch, self.description)
-        outputs = self._forward(training_body(forward, batch.tensors), Kind(torch.device("cpu")), wanted)
+        body = training_body(forward | observed.params(), batch.tensors)
+        outputs = self._forward(body, batch, Kind(torch.device("cpu")), wanted, observed)
         if outputs.context is None or outputs.sequence != call.sequence - 1:
             raise InvalidResponseError(
                 f"asked for outputs after call {call.sequence - 1} and a context, got those after {outputs.sequence} "
@@ -465,7 +498,9 @@ class Model:
         call.fallback = self._body(params, (*batch.tensors, grad_output), call.sequence)
         call.body = self._body(params | {"context": outputs.context}, (grad_output,), call.sequence)
         assert call.read is not None
-        call.read = partial(call.read, metrics={"loss:mean": value})
+        shown = {name: of_kind(batch.kind, trace) for name, trace in outputs.recordings.items()}
+        forward_pass = replace(outputs, outputs=None, recordings=shown)
+        call.read = partial(call.read, metrics={"loss:mean": value}, forward=forward_pass)
         call.make = None
 
     def _batch(self, spikes: Array, targets: Array | None, loss: Loss | None) -> Batch:
@@ -478,9 +513,13 @@ class Model:
         check_shapes(shapes[0], shapes[1] if targets is not None else None, loss, input_shape, time_dim)
         return batch
 
-    def _forward(self, body: Encoded, kind: Kind, wanted: Mapping[str, Wanted]) -> Outputs:
+    def _forward(
+        self, body: Encoded, batch: Batch, kind: Kind, wanted: Mapping[str, Wanted], observed: Observed
+    ) -> Outputs:
         answer = self._request("POST", f"{self._path}/forward", body)
-        return read_outputs(answer, kind, self.connection.wire_limits, wanted)
+        info = self.description
+        recorded = observed.wanted(batch.tensors[0].shape, info.dtype)
+        return read_outputs(answer, kind, self.connection.wire_limits, info, {**wanted, **recorded}, observed)
 
     def _ask(self, make: Callable[[int], Callable[[], Result]]) -> Future[Result]:
         """Read on another thread after all calls made so far; `make` gets their number."""

@@ -21,8 +21,9 @@ from exodus_core.pieces.carried import State
 class Recurrent(torch.nn.Module):
     """A neuron layer whose spikes are fed back: its input is x[t] + synapse(s[t-1]) instead of x[t].
 
-    LIF, IF, CubaLIF and ALIF neurons, (batch, time, n), with a torch.nn.Linear or `Linear` run in one loop forward and one backward,
-    with products of the weight between; all else runs in a plain loop that autograd differentiates, with equal results.
+    LIF, IF, CubaLIF and ALIF neurons, (batch, time, n), with a torch.nn.Linear or `Linear` run in one loop forward and
+    one backward, with products of the weight between; all else runs in a plain loop that autograd differentiates, with
+    equal results.
     method "slayer" drops the reset, not the synapse, from the gradient. float16 and bfloat16 are computed in float32,
     also under autocast; a synapse that is no Linear computes in the dtype of its parameters.
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from exodus_service.gradients.params import Method, Neuron, Parameter, Strict, SurrogateParams, Trace
 from exodus_service.models.model_spec import LARGEST_FACTOR
+from exodus_service.operations.recording import ObservedParams
 
 _LARGEST = 2**63 - 1
 
@@ -38,7 +39,7 @@ class CreateParams(Strict):
     name: str = Field(default="", max_length=256, description="A label for people.")
 
 
-class ForwardParams(Strict):
+class ForwardParams(ObservedParams):
     """Parameters of a forward pass, which changes nothing."""
 
     mode: Literal["eval", "train"] | None = Field(
@@ -65,7 +66,7 @@ class _Numbered(Strict):
     )
 
 
-class _Backward(Strict):
+class _Backward(ObservedParams):
     loss: LossDescription = None
     context: str | None = Field(
         default=None, max_length=256, description="Of a forward pass; the backward pass goes on from there."
