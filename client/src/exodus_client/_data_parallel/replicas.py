@@ -110,7 +110,8 @@ class Replicas:
         began = time.perf_counter()
         self.settle()
         found = self._all(
-            range(len(parts)), lambda k: self.models[k].forward(parts[k].inputs, parts[k].targets, **arguments)
+            range(len(parts)),
+            lambda k: self.models[k].forward(parts[k].inputs, parts[k].targets, **parts[k].steps, **arguments),
         ).sound()
         outputs = [result.outputs for result in found]
         return replace(
@@ -167,7 +168,7 @@ class Replicas:
         def compute(shard: int) -> Future[StepResult]:
             part = parts[shard]
             return self.models[shard].forward_backward(
-                part.inputs, part.targets, loss=loss, gradients=True, allow_non_finite=allow_non_finite
+                part.inputs, part.targets, loss=loss, gradients=True, allow_non_finite=allow_non_finite, **part.steps
             )
 
         shards = range(len(parts))

@@ -15,11 +15,21 @@ from exodus_client import _constants as defaults
 from exodus_client._checks import unfit
 from exodus_client._errors import ExodusError, InvalidResponseError, ModelClosedError, NotFoundError, reworded
 from exodus_client._gradients.result import Kind, Wanted
-from exodus_client._models.batch_axes import as_given, batch_first, check_shapes, dense, targets_first
+from exodus_client._models.batch_axes import (
+    as_given,
+    batch_first,
+    check_shapes,
+    check_steps,
+    dense,
+    steps_given,
+    takes_targets,
+    targets_first,
+)
 from exodus_client._models.messages import (
     Batch,
     Loss,
     ModelInfo,
+    NamedLoss,
     Outputs,
     StepResult,
     copied,
@@ -103,6 +113,8 @@ class Model:
         targets: Array | None = None,
         *,
         loss: Loss,
+        lengths: Array | None = None,
+        mask: Array | None = None,
         lr: float | None = None,
         weight_decay: float | None = None,
         clip_norm: float | None = None,
@@ -115,11 +127,13 @@ class Model:
         Args:
             spikes: input, batch first: (B, T, *input_shape), or in the order of `time_dim`; zeros and ones travel as
                 bits.
-            targets: as the loss wants them: class numbers (B,), spike trains (B, T, *out) or in the order of
+            targets: as the loss wants them: class numbers (B,) or of each step (B, T), spike trains (B, T, *out) or in the order of
                 `time_dim`, counts (B, *out).
-            loss: by name, with options as a dict, or any function of the outputs (B, T, *out) or in the order of
-                `time_dim`, a torch tensor, and of the targets if they are given, to a scalar tensor. A function
-                costs a second round trip.
+            loss: by name, with options as a dict; a list of such, whose dicts may have a "weight"; or any function of
+                the outputs (B, T, *out) or in the order of `time_dim`, a torch tensor, and of the targets if they are
+                given, to a scalar tensor. A function costs a second round trip.
+            lengths: how many steps of each sample count, (B,), from the first on; or
+            mask: true where a step counts, (B, T) or in the order of `time_dim`. Not with a loss that is a function.
             lr, weight_decay: instead of the optimiser's, for this call.
             clip_norm, clip_value: bounds on the norm of all gradients together, and on each element.
             gradients: whether to return them.
@@ -133,7 +147,7 @@ class Model:
             ExodusError: the model takes no calls any more; the error that ended it.
         """
         options = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
-        return self._train("step", spikes, targets, loss, gradients, allow_non_finite, options)
+        return self._train("step", spikes, targets, loss, (lengths, mask), gradients, allow_non_finite, options)
 
     def forward_backward(
         self,
@@ -141,11 +155,14 @@ class Model:
         targets: Array | None = None,
         *,
         loss: Loss,
+        lengths: Array | None = None,
+        mask: Array | None = None,
         gradients: bool = False,
         allow_non_finite: bool = False,
     ) -> Future[StepResult]:
         """Forward and backward; gradients accumulate on the server until `optim_step`. Arguments as of `step`."""
-        return self._train("forward_backward", spikes, targets, loss, gradients, allow_non_finite, {})
+        counted = (lengths, mask)
+        return self._train("forward_backward", spikes, targets, loss, counted, gradients, allow_non_finite, {})
 
     def optim_step(
         self,
@@ -186,23 +203,27 @@ class Model:
         spikes: Array,
         targets: Array | None = None,
         *,
-        loss: str | Mapping[str, Any] | None = None,
+        loss: NamedLoss | None = None,
+        lengths: Array | None = None,
+        mask: Array | None = None,
         train: bool = False,
         outputs: bool = True,
     ) -> Future[Outputs]:
         """The outputs, and the metrics of a loss if one is given, after all calls made so far. Changes nothing.
 
         Args:
-            spikes, targets: as of `step`.
-            loss: by name or as a dict; needs targets.
+            spikes, targets, lengths, mask: as of `step`.
+            loss: by name, as a dict or as a list; needs targets, unless it is of the outputs alone.
             train: with dropout, and the statistics of the batch.
             outputs: whether to return the outputs, (B, T, *out), or in the order of `time_dim`.
         """
         if callable(loss):
             raise unfit(TypeError, "loss", "a name or a dict", "a function", "compute your own from the outputs")
-        if (loss is None) != (targets is None):
+        if (loss is None) != (targets is None) and (loss is None or takes_targets(loss)):
             raise unfit(TypeError, "loss and targets", "both given, or neither", "one of them")
-        batch = self._batch(spikes, targets, loss)
+        if loss is None and not (lengths is None and mask is None):
+            raise unfit(TypeError, "lengths or mask", "given with a loss", "without one")
+        batch = self._batch(spikes, targets, loss, (lengths, mask))
         params = step_params(loss=loss) | {
             "mode": "train" if train else "eval",
             "return": ["outputs"] if outputs else [],
@@ -410,9 +431,10 @@ class Model:
         spikes: Array,
         targets: Array | None,
         loss: Loss,
+        counted: tuple[Array | None, Array | None],
         gradients: bool,
         allow_non_finite: bool,
-        options: dict[str, float | None],
+        options: dict[str, Any],
     ) -> Future[StepResult]:
         check_loss(loss)
         kind_of_loss = None if callable(loss) else loss
@@ -425,11 +447,11 @@ class Model:
         path = f"{self._path}/{what}"
         if callable(loss):
             # It is encoded when its turn comes, and the caller may write to the arrays before.
-            batch = self._batch(spikes, None, loss).copied()
+            batch = self._batch(spikes, None, loss, counted).copied()
             kept = None if targets is None else copied(dense("targets", targets))
             differentiated = partial(self._differentiated, params, batch, loss, kept)
         else:
-            batch, differentiated = self._batch(spikes, targets, loss), None
+            batch, differentiated = self._batch(spikes, targets, loss, counted), None
         limits, info = self.connection.wire_limits, self.description
         read = partial(read_step, kind=batch.kind, limits=limits, info=info, gradients=gradients)
 
@@ -468,14 +490,22 @@ class Model:
         call.read = partial(call.read, metrics={"loss:mean": value})
         call.make = None
 
-    def _batch(self, spikes: Array, targets: Array | None, loss: Loss | None) -> Batch:
-        """The tensors of a call, batch first. Raises TypeError, ValueError."""
+    def _batch(
+        self,
+        spikes: Array,
+        targets: Array | None,
+        loss: Loss | None,
+        counted: tuple[Array | None, Array | None],
+    ) -> Batch:
+        """The tensors of a call, batch first; `counted`: lengths and mask. Raises TypeError, ValueError."""
         time_dim = self._time_dim
         spikes, targets = dense("spikes", spikes), None if targets is None else dense("targets", targets)
-        batch = Batch.of(batch_first(spikes, time_dim), targets_first(targets, loss, time_dim))
+        steps = steps_given(*counted, time_dim)
+        batch = Batch.of(batch_first(spikes, time_dim), targets_first(targets, loss, time_dim), steps)
         shapes = [tensor.shape for tensor in batch.tensors]
         input_shape = self.description.network.get("input_shape")
         check_shapes(shapes[0], shapes[1] if targets is not None else None, loss, input_shape, time_dim)
+        check_steps(shapes[0], steps, loss, time_dim)
         return batch
 
     def _forward(self, body: Encoded, kind: Kind, wanted: Mapping[str, Wanted]) -> Outputs:

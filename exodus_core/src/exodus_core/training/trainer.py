@@ -6,25 +6,25 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from exodus_core import losses
 from exodus_core.errors import ArgumentError, ArgumentTypeError, must_be
-from exodus_core.losses import LossValue
+from exodus_core.losses import Loss, LossValue, counted_steps
 from exodus_core.network import Network
 from exodus_core.training import flat_parameters, states
 from exodus_core.training.errors import ContextStaleError, NonFiniteError
 from exodus_core.training.flat_parameters import Scalars
-from exodus_core.training.graphs import Graphs
+from exodus_core.training.graphs import Graphs, Inputs, Value
 from exodus_core.training.optimizer import parse_optimizer
 from exodus_core.training.pure_forward import Changes, Forward, PureForward
 from exodus_core.training.update import Update
 
-LossFunction = Callable[[Tensor, Tensor], LossValue]
-AnyLoss = LossFunction | str | Mapping[str, Any]
+LossFunction = Callable[[Tensor, Any], LossValue]
+AnyLoss = LossFunction | str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 
 
 class StepResult(NamedTuple):
@@ -153,23 +153,35 @@ class Trainer:
         return found.result.grad_norms
 
     def forward_backward(
-        self, x: Tensor, targets: Tensor, loss: AnyLoss, *, allow_non_finite: bool = False
+        self,
+        x: Tensor,
+        targets: Tensor | None,
+        loss: AnyLoss,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        allow_non_finite: bool = False,
     ) -> StepResult:
         """Adds the gradients of a loss to those accumulated.
 
         Args:
             x: shape (batch, time, *input_shape).
-            targets: what the loss takes.
+            targets: what the loss takes; None if it takes none.
             loss: of `exodus_core.losses`, or what `losses.parse` takes; or any function of outputs and targets that
                 returns a `LossValue`.
+            lengths: how many steps of each sample count, from the first on: integers, shape (batch,), from 1 to time;
+                or
+            mask: true where a step counts, bool, shape (batch, time), at least one of each sample. Loss and gradients
+                are then the means over samples of those of each alone.
             allow_non_finite: add gradients that are infinite or not numbers too.
 
         Raises:
-            LossError: there is no such loss, or outputs or targets do not fit it.
+            LossError: there is no such loss, or outputs, targets, lengths or mask do not fit it.
             NonFiniteError: the loss or a gradient is not finite.
-            TypeError, ValueError: x does not fit the network.
+            TypeError, ValueError: x does not fit the network; or lengths or a mask are given to a network with batch
+                norm, whose statistics are of all steps, or with a loss that is a function.
         """
-        found = self._compute(x, targets, loss, allow_non_finite)
+        found = self._compute(x, targets, loss, lengths, mask, allow_non_finite)
         self._accumulate(found)
         return found.result
 
@@ -213,9 +225,11 @@ class Trainer:
     def step(
         self,
         x: Tensor,
-        targets: Tensor,
+        targets: Tensor | None,
         loss: AnyLoss,
         *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
         lr: float | None = None,
         weight_decay: float | None = None,
         clip_norm: float | None = None,
@@ -228,7 +242,7 @@ class Trainer:
             What the two raise; then neither has happened.
         """
         update = Update(lr, weight_decay, clip_norm, clip_value)
-        found = self._compute(x, targets, loss, allow_non_finite)
+        found = self._compute(x, targets, loss, lengths, mask, allow_non_finite)
         used, total = found.gradients, found.result.grad_norms["total"]
         if self._accumulated:
             used = self._sums(found.gradients)
@@ -300,19 +314,43 @@ class Trainer:
         # Their norms must not depend on how autograd laid them out: a state on disk does not keep that.
         return [gradient.contiguous() for gradient in found]
 
-    def _compute(self, x: Tensor, targets: Tensor, loss: AnyLoss, allow_non_finite: bool) -> _Found:
+    def _compute(
+        self,
+        x: Tensor,
+        targets: Tensor | None,
+        loss: AnyLoss,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+        allow_non_finite: bool,
+    ) -> _Found:
         function = loss if callable(loss) else losses.parse(loss)
+        inputs = Inputs(x, targets, self._counted(x, function, lengths, mask))
+        value = _value_of(function)
         if self._graphs is None or self.graphs is False:
-            computed, lent = self._computed(x, targets, function), False
+            computed, lent = self._computed(inputs, value), False
         else:
-            computed, lent = self._graphs.run(self._computed, x, targets, function, large=self.graphs is True)
+            computed, lent = self._graphs.run(self._computed, inputs, function, value, large=self.graphs is True)
         return self._read(computed, allow_non_finite, lent)
 
-    def _computed(self, x: Tensor, targets: Tensor, loss: LossFunction) -> _Computed:
+    def _counted(self, x: Tensor, loss: LossFunction, lengths: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """The steps that count; None: all of them."""
+        if lengths is None and mask is None:
+            return None
+        name = "mask" if lengths is None else "lengths"
+        if not isinstance(loss, Loss):
+            raise ArgumentError(name, "None with a loss that is a function", "a tensor", "count steps in the function")
+        if self._pure_forward.buffer_names:
+            expected = "None for a network with batch norm, whose statistics are of all steps"
+            raise ArgumentError(name, expected, "a tensor")
+        if not isinstance(x, Tensor) or x.dim() < 2:
+            return None  # the network refuses it
+        return counted_steps(x.shape[:2], lengths, mask)
+
+    def _computed(self, inputs: Inputs, value_of: Value) -> _Computed:
         """Forward pass, loss, gradients and norms; changes nothing."""
-        outputs, changes = self._pure_forward.run(x)
+        outputs, changes = self._pure_forward.run(inputs.x)
         with torch.enable_grad():
-            given = loss(outputs, targets)
+            given = value_of(outputs, inputs.targets, inputs.steps)
         if not isinstance(given, tuple) or len(given) != 2:
             raise ArgumentTypeError(
                 "loss", "a function that returns a LossValue", f"one that returns {type(given).__name__}"
@@ -359,3 +397,12 @@ class Trainer:
         for parameter, total, gradient in zip(self._parameters, sums, found.gradients, strict=True):
             parameter.grad = total.clone() if found.lent and total is gradient else total
         self._pure_forward.commit(found.changes)
+
+
+def _value_of(loss: LossFunction) -> Value:
+    """The value of a loss for outputs, targets and the steps that count, with all checks."""
+
+    def value(outputs: Tensor, targets: Tensor | None, steps: Tensor | None) -> Any:
+        return loss(outputs, targets) if steps is None else cast(Loss, loss)(outputs, targets, mask=steps)
+
+    return value

@@ -39,6 +39,24 @@ class Early:
     sequence: int
 
 
+@dataclass(frozen=True)
+class Labels:
+    """A loss, its targets, and the lengths or the mask of the samples; None for what there is not."""
+
+    loss: losses.Loss
+    targets: torch.Tensor | None
+    lengths: torch.Tensor | None
+    mask: torch.Tensor | None
+
+    def given(self) -> dict[str, Any]:
+        """Arguments of `Trainer.step` and `forward_backward`."""
+        return {"targets": self.targets, "loss": self.loss, "lengths": self.lengths, "mask": self.mask}
+
+    def value(self, outputs: torch.Tensor) -> losses.LossValue:
+        """The value for outputs. Raises LossError."""
+        return self.loss(outputs, self.targets, lengths=self.lengths, mask=self.mask)
+
+
 class DecodedCall:
     """The message of a call, with checks against a network. Making it raises WireError, QueueFullError.
 
@@ -99,6 +117,12 @@ class DecodedCall:
         if tensor.dtype != network.dtype:
             raise self.operands.fault(name, "dtype", f"{network.dtype}, that of the network", tensor.dtype)
         return self.take(name)
+
+    def labels(self, loss: losses.Loss) -> "Labels":
+        """The tensors `targets`, `lengths` and `mask` of a loss. Raises ServiceError: invalid."""
+        targets = self.take("targets") if loss.takes_targets else None
+        lengths, mask = self.operands.take_optional("lengths"), self.operands.take_optional("mask")
+        return Labels(loss, targets, lengths, mask)
 
     def take(self, name: str) -> torch.Tensor:
         """Any tensor."""

@@ -15,8 +15,16 @@ Sequence = Annotated[int, Field(ge=1, le=_LARGEST)]
 LossDescription = Annotated[
     Any,
     Field(
-        description="Name of a loss, or an object with its `kind` and options; see docs/networks.md.",
-        json_schema_extra={"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "null"}]},
+        description="Name of a loss, or an object with its `kind` and options; or a list of such, whose objects may "
+        "have a `weight` and a `name`: their sum. See docs/networks.md.",
+        json_schema_extra={
+            "anyOf": [
+                {"type": "string"},
+                {"type": "object"},
+                {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "object"}]}},
+                {"type": "null"},
+            ]
+        },
     ),
 ]
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from exodus_client.wire import JSON_TYPE, Encoded, Message, Tensor, encode
-from exodus_core.losses import Loss
 from exodus_core.training import ContextStaleError, Forward
 from exodus_service.call import Call, Result
 from exodus_service.compute.transfers import Upload, to_host
@@ -24,7 +23,7 @@ from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.models.forward_contexts import ForwardContext, expired
 from exodus_service.models.model import Model
 from exodus_service.models.sequencer import CachedResponse, Step
-from exodus_service.operations.inputs import REFUSALS, DecodedCall, Early, parsed_loss, peek, refusal
+from exodus_service.operations.inputs import REFUSALS, DecodedCall, Early, Labels, parsed_loss, peek, refusal
 from exodus_service.operations.params import ForwardBackwardParams, OptimStepParams, StepParams, TrainingParams
 
 #: Header of a response that was given before.
@@ -73,9 +72,9 @@ class TrainingCall:
         call: the request as it was received.
         decoded: its body.
         digest: tells it from another call of the same number.
-        inputs, targets, grad_output, gradients: its tensors, None for those that it has not.
+        inputs, grad_output, gradients: its tensors, None for those that it has not.
         upload: of the inputs.
-        loss: None if the client has computed its own.
+        labels: loss and targets; None if the client has computed its own.
     """
 
     engine: Engine
@@ -86,10 +85,9 @@ class TrainingCall:
     digest: str
     inputs: torch.Tensor | None = None
     upload: Upload | None = None
-    targets: torch.Tensor | None = None
     grad_output: torch.Tensor | None = None
     gradients: torch.Tensor | None = None
-    loss: Loss | None = None
+    labels: Labels | None = None
 
     @classmethod
     def prepare(cls, engine: Engine, operation: Operation, model: Model, call: Call) -> "TrainingCall | Early":
@@ -169,8 +167,7 @@ class TrainingCall:
             return
         if params.loss is None:
             raise invalid("/params/loss", "a loss unless a tensor 'grad_output' is there", "neither")
-        self.loss = parsed_loss(params.loss)
-        self.targets = decoded.take("targets")
+        self.labels = decoded.labels(parsed_loss(params.loss))
 
     def _require_room_for_response(self, model: Model) -> None:
         """Refuse a response that cannot be written, before the model has changed."""
@@ -200,10 +197,9 @@ class TrainingCall:
             if params.gradients:
                 gradients = trainer.gradients() if self.gradients is None else self.gradients
             return {}, trainer.optim_step(**update, gradients=self.gradients, **finite), gradients
-        if self.loss is not None and self.operation.update and not params.gradients:
+        if self.labels is not None and self.operation.update and not params.gradients:
             assert self.inputs is not None
-            assert self.targets is not None
-            result = trainer.step(self.inputs, self.targets, self.loss, **update, **finite)
+            result = trainer.step(self.inputs, **self.labels.given(), **update, **finite)
             return result.metrics, result.grad_norms, None
         metrics, norms = self._backward(model, finite)
         gradients = trainer.gradients() if params.gradients else None
@@ -214,10 +210,9 @@ class TrainingCall:
     def _backward(self, model: Model, finite: dict[str, bool]) -> tuple[Metrics, dict[str, float]]:
         """Add to the accumulated gradients."""
         trainer = model.trainer
-        if self.loss is not None:
+        if self.labels is not None:
             assert self.inputs is not None
-            assert self.targets is not None
-            result = trainer.forward_backward(self.inputs, self.targets, self.loss, **finite)
+            result = trainer.forward_backward(self.inputs, **self.labels.given(), **finite)
             return result.metrics, result.grad_norms
         assert self.grad_output is not None
         forward = self._forward(model) if self.inputs is None else trainer.begin(self.inputs)
