@@ -185,7 +185,14 @@ class Graphs:
         self._forget()
 
     def run(
-        self, compute: Callable[[Inputs, Value], T], inputs: Inputs, loss: object, value: Value, *, large: bool
+        self,
+        compute: Callable[[Inputs, Value], T],
+        inputs: Inputs,
+        loss: object,
+        value: Value,
+        *,
+        variant: Hashable,
+        large: bool,
     ) -> tuple[T, bool]:
         """The result of `compute`, and true if the next call may overwrite its tensors, since they are a graph's.
 
@@ -194,12 +201,13 @@ class Graphs:
             inputs: of this call.
             loss: of this call.
             value: computes it outside of graphs, and checks the elements of targets.
+            variant: all else that decides what `compute` computes.
             large: capture steps of more than MOST_BYTES too.
 
         Raises:
             What `compute` raises.
         """
-        key = self._kind(inputs, loss, large)
+        key = self._kind(inputs, loss, variant, large)
         if key is None:
             return compute(inputs, value), False
         assert isinstance(loss, Loss)
@@ -221,7 +229,7 @@ class Graphs:
         self._graphs.move_to_end(key)
         return graph.recording.result, True
 
-    def _kind(self, inputs: Inputs, loss: object, large: bool) -> Hashable | None:
+    def _kind(self, inputs: Inputs, loss: object, variant: Hashable, large: bool) -> Hashable | None:
         """All that decides what a call computes, but for numbers; None for one that cannot be replayed."""
         device = self._first.device
         # A pass in pieces reads its input, which waits for the device, and is not bound by launches.
@@ -239,7 +247,7 @@ class Graphs:
             return None
         modes = tuple(module.training for module in self._modules if isinstance(module, BatchNorm))
         kinds = tuple(None if given is None else (given.shape, given.dtype) for given in inputs)
-        return kinds, loss, large, modes, _switches()
+        return kinds, loss, variant, large, modes, _switches()
 
     def _runs_python(self) -> bool:
         """True if a pass runs more than the network's own code."""
