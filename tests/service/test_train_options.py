@@ -1,15 +1,18 @@
 """Options of training calls over HTTP give the bits of the same options here; what does not fit is pointed at."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from remote_models import LOSS, NETWORK, Remote, batch, local, same_state
 from service.conftest import Served
 
-from exodus_core import losses
+from exodus_core import losses, network
+from exodus_core.training import Trainer
 
 STEP, FORWARD_BACKWARD, FORWARD = (f"/v1/models/m/{name}" for name in ("step", "forward_backward", "forward"))
 
@@ -24,6 +27,11 @@ def remote(service: Served, connect: Callable[..., Remote]) -> Remote:
     remote = connect(service.port)
     remote.create()
     return remote
+
+
+def here(optimizer: dict[str, Any]) -> Trainer:
+    """The same model in this process."""
+    return Trainer(network.build(NETWORK, 0), optimizer)
 
 
 LENGTHS = torch.tensor([10, 3, 7, 1])
@@ -48,8 +56,8 @@ def test_losses_and_lengths_give_the_bits_of_the_same_here(
         path = FORWARD_BACKWARD if number == 2 else STEP
         answer = remote.post(path, {"sequence": number, "loss": loss}, input=spikes, **wanted, **counted)
         call = trainer.forward_backward if number == 2 else trainer.step
-        here = call(spikes, wanted.get("targets"), function, **counted)
-        assert (answer.params["metrics"], answer.params["grad_norms"]) == (here.metrics, here.grad_norms)
+        result = call(spikes, wanted.get("targets"), function, **counted)
+        assert (answer.params["metrics"], answer.params["grad_norms"]) == (result.metrics, result.grad_norms)
     assert same_state(remote.state(), trainer.state())
     answer = remote.post(FORWARD, {"loss": loss}, input=spikes, **wanted, **counted)
     value = function(trainer.forward(spikes), wanted.get("targets"), **counted)
@@ -101,3 +109,136 @@ def test_the_same_number_with_other_lengths_or_weights_is_another_call(remote: R
     for changed, tensors in ((params, {"lengths": LENGTHS.flip(0)}), ({**params, "loss": other}, {"lengths": LENGTHS})):
         answer = remote.post(STEP, changed, **BOTH, **tensors)
         assert (answer.status, answer.json["code"]) == (409, "sequence_conflict")
+
+
+OPTIMIZER = {"kind": "adam", "lr": 0.01, "frozen": ["0"], "lr_scale": {"3.bias": 0.5}}
+CALLS: list[dict[str, Any]] = [
+    {},
+    {"frozen": []},
+    {"frozen": ["3"], "lr": 0.02},
+    {"lr_scale": {"0": 2.0}, "lr_of": {"3": 0.001}, "frozen": []},
+    {"accumulate": "samples", "average": True},
+]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_options_of_layers_give_the_bits_of_the_same_here(
+    service: Served, connect: Callable[..., Remote], gradients: bool
+) -> None:
+    remote, trainer = connect(service.port), here(OPTIMIZER)
+    assert remote.create(optimizer=OPTIMIZER).params["optimizer"].items() >= OPTIMIZER.items()
+    for number, options in enumerate([*CALLS, *CALLS], 1):
+        spikes, targets = batch(number)
+        params = {"sequence": number, "loss": LOSS, "gradients": gradients, **options}
+        answer = remote.post(STEP, params, input=spikes, targets=targets)
+        assert answer.status == 200, answer.body
+        result = trainer.step(spikes, targets, LOSS, **options)
+        assert (answer.params["metrics"], answer.params["grad_norms"]) == (result.metrics, result.grad_norms)
+    state = remote.state()
+    assert same_state(state, trainer.state())
+
+
+def test_averaged_gradients_are_those_of_the_same_calls_here(remote: Remote) -> None:
+    trainer = local()
+    for number, samples in ((1, 4), (2, 1), (3, 3)):
+        spikes, targets = batch(number, samples)
+        params = {"sequence": number, "loss": LOSS, "accumulate": "samples"}
+        assert remote.post(FORWARD_BACKWARD, params, input=spikes, targets=targets).status == 200
+        trainer.forward_backward(spikes, targets, LOSS, accumulate="samples")
+    assert same_state(remote.state(), trainer.state())
+    answer = remote.post("/v1/models/m/optim_step", {"sequence": 4, "average": True, "gradients": True})
+    assert torch.equal(answer.tensor("gradients"), trainer.gradients(average=True))
+    assert answer.params["grad_norms"] == trainer.optim_step(average=True)
+    assert same_state(remote.state(), trainer.state())
+
+
+@pytest.mark.parametrize(
+    ("params", "pointer"),
+    [
+        ({"frozen": ["x"]}, "/params/frozen/0"),
+        ({"frozen": ["0", "3"]}, "/params/frozen"),
+        ({"frozen": "0"}, "/params/frozen"),
+        ({"lr_of": {"x": 1.0}}, "/params/lr_of/x"),
+        ({"lr_scale": {"0": -1.0}}, "/params/lr_scale/0"),
+        ({"lr": 1e15, "lr_scale": {"0": 1e15}}, "/params/lr_scale"),
+        ({"accumulate": "all"}, "/params/accumulate"),
+        ({"average": 1}, "/params/average"),
+    ],
+)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_options_that_do_not_fit_are_pointed_at_and_consume_nothing(
+    remote: Remote, params: dict[str, Any], pointer: str, gradients: bool
+) -> None:
+    before = remote.state()
+    answer = remote.post(STEP, {"sequence": 1, "loss": LOSS, "gradients": gradients, **params}, **BOTH)
+    assert (answer.status, answer.json["code"]) == (422, "invalid"), answer.body
+    assert answer.json["errors"][0]["pointer"] == pointer
+    assert same_state(remote.state(), before)
+    assert not remote.step(1).replayed
+
+
+def test_calls_that_count_otherwise_than_those_before_are_refused(remote: Remote) -> None:
+    assert remote.post(FORWARD_BACKWARD, {"sequence": 1, "loss": LOSS, "accumulate": "samples"}, **BOTH).status == 200
+    before = remote.state()
+    for gradients in (False, True):
+        answer = remote.post(STEP, {"sequence": 2, "loss": LOSS, "gradients": gradients}, **BOTH)
+        assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, "/params/accumulate"), answer.body
+    flat = torch.zeros(83)
+    answer = remote.post("/v1/models/m/optim_step", {"sequence": 2, "average": True}, gradients=flat)
+    assert answer.json["errors"][0]["pointer"] == "/params/average"
+    assert same_state(remote.state(), before)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "pointer"),
+    [
+        ({"kind": "adam", "frozen": ["x"]}, "/params/optimizer/frozen/0"),
+        ({"kind": "adam", "lr": 1e15, "lr_scale": {"0": 1e15}}, "/params/optimizer/lr_scale/0"),
+        ({"kind": "adam", "lr_of": {"0": 1e30}}, "/params/optimizer/lr_of/0"),
+    ],
+)
+def test_optimisers_that_do_not_fit_the_network_make_no_model(
+    service: Served, connect: Callable[..., Remote], optimizer: dict[str, Any], pointer: str
+) -> None:
+    answer = connect(service.port).create(optimizer=optimizer)
+    assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, pointer)
+
+
+def test_a_state_with_frozen_layers_and_counted_gradients_goes_on_elsewhere(
+    service: Served, connect: Callable[..., Remote]
+) -> None:
+    remote, trainer = connect(service.port), here(OPTIMIZER)
+    remote.create(optimizer=OPTIMIZER)
+    spikes, targets = batch(2)
+    remote.step(1)
+    params = {"sequence": 2, "loss": LOSS, "accumulate": "samples"}
+    assert remote.post(FORWARD_BACKWARD, params, input=spikes, targets=targets).status == 200
+    body = remote.call("GET", "/v1/models/m/state").body
+    remote.create("other", optimizer=OPTIMIZER)
+    headers = {"Content-Type": "application/vnd.safetensors"}
+    assert remote.call("PUT", "/v1/models/other/state", body, headers).status == 200
+    trainer.step(*batch(1), LOSS)
+    trainer.forward_backward(spikes, targets, LOSS, accumulate="samples")
+    answer = remote.post("/v1/models/other/optim_step", {"sequence": 3, "average": True})
+    assert answer.params["grad_norms"] == trainer.optim_step(average=True)
+    assert same_state(remote.state("other"), trainer.state())
+
+
+def test_a_state_file_of_before_gradients_were_counted_still_loads(remote: Remote) -> None:
+    spikes, targets = batch(1)
+    assert remote.post(FORWARD_BACKWARD, {"sequence": 1, "loss": LOSS}, input=spikes, targets=targets).status == 200
+    file = remote.call("GET", "/v1/models/m/state").body
+    header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])["__metadata__"]
+    tensors = {name: value for name, value in safetensors.torch.load(file).items() if name != "gradients.count"}
+    old = safetensors.torch.save(tensors, header)
+    headers = {"Content-Type": "application/vnd.safetensors"}
+    answer = remote.call("PUT", "/v1/models/m/state", old, headers)
+    assert (answer.status, answer.json["sequence"]) == (200, 1), answer.body
+    assert same_state(remote.state(), tensors)
+    refused = remote.post("/v1/models/m/optim_step", {"sequence": 2, "average": True})
+    assert refused.json["errors"][0]["pointer"] == "/params/average"
+    trainer = local()
+    trainer.load_state(tensors)
+    trainer.optim_step()
+    assert remote.post("/v1/models/m/optim_step", {"sequence": 2}).status == 200
+    assert same_state(remote.state(), trainer.state())

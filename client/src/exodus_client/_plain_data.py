@@ -87,6 +87,24 @@ def loss_of(given: Any) -> Any:
     return plain("loss", list(given)) if isinstance(given, list | tuple) else kind_of("loss", given)
 
 
+def names_of(name: str, given: Any) -> list[str] | None:
+    """A list of names, or None. Raises TypeError."""
+    if given is None:
+        return None
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(entry, str) for entry in given):
+        raise unfit(TypeError, name, "a list of names of layers or parameters", _named(given))
+    return list(given)
+
+
+def rates_of(name: str, given: Any) -> dict[str, float] | None:
+    """Numbers by the names of layers or parameters, or None. Raises TypeError, ValueError."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise unfit(TypeError, name, "a dict of numbers by the names of layers or parameters", _named(given))
+    return {str(key): real(f"{name}[{key!r}]", plain(name, rate)) for key, rate in given.items()}
+
+
 def check_loss(loss: object) -> None:
     """Raises TypeError if something is no loss of a training call."""
     if loss is None:

@@ -28,8 +28,8 @@ from exodus_client._models.batch_axes import (
 )
 from exodus_client._models.messages import Loss, ModelInfo, NamedLoss, Outputs, StepResult
 from exodus_client._models.model import Callback, Model
-from exodus_client._models.state import IncompatibleKeys
-from exodus_client._plain_data import check_loss, number
+from exodus_client._models.state import IncompatibleKeys, LoadedWeights
+from exodus_client._plain_data import check_loss, names_of, number, rates_of
 from exodus_client._threads import DaemonThreadPool, Future
 from exodus_client.neuron import Array
 
@@ -81,6 +81,9 @@ class ShardedModel:
         weight_decay: float | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        frozen: Sequence[str] | None = None,
+        lr_scale: Mapping[str, float] | None = None,
+        lr_of: Mapping[str, float] | None = None,
         gradients: bool = False,
         allow_non_finite: bool = False,
     ) -> Future[StepResult]:
@@ -108,7 +111,9 @@ class ShardedModel:
         if callable(loss) and self._time_dim != 1:
             loss = partial(_in_order, loss, self._time_dim)
         given = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
-        options = {name: number(name, value) for name, value in given.items()}
+        options: dict[str, Any] = {name: number(name, value) for name, value in given.items()}
+        options |= {"frozen": names_of("frozen", frozen)}
+        options |= {"lr_scale": rates_of("lr_scale", lr_scale), "lr_of": rates_of("lr_of", lr_of)}
         run = partial(self._step, parts, loss, options, gradients, allow_non_finite)
         self._check_process()
         if self._pool.here:  # a callback would wait for the room that comes when it returns
@@ -163,6 +168,19 @@ class ShardedModel:
         """Replace weights on all servers; as `Model.load_state_dict`."""
         return self._run(
             lambda: self._replicas.first_changed(partial(self.replicas[0].load_state_dict, weights, strict))
+        )
+
+    def load_weights(
+        self,
+        weights: Mapping[str, Array] | str | os.PathLike[str],
+        *,
+        names: Sequence[str] | None = None,
+        partial: bool = False,
+    ) -> LoadedWeights:
+        """Replace weights on all servers, whose optimisers start anew; as `Model.load_weights`."""
+        options: dict[str, Any] = {"names": names, "partial": partial}
+        return self._run(
+            lambda: self._replicas.first_changed(lambda: self.replicas[0].load_weights(weights, **options))
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from exodus_client._checks import unfit, values_of
+from exodus_client._checks import one_of, unfit, values_of
 from exodus_client._errors import InvalidResponseError
 from exodus_client._gradients.result import Kind, Wanted, read_answer, read_numbers, timing_of
-from exodus_client._plain_data import loss_of, number
+from exodus_client._plain_data import loss_of, names_of, number, rates_of
 from exodus_client._transport.session import Answer, is_count
 from exodus_client.neuron import Array
 from exodus_client.wire import Encoded, Limits, Message, Tensor, encode, is_torch
@@ -24,6 +24,9 @@ from exodus_client.wire import Encoded, Limits, Message, Tensor, encode, is_torc
 #: to a scalar, which is differentiated here by torch.
 NamedLoss: TypeAlias = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 Loss: TypeAlias = NamedLoss | Callable[..., Any]
+
+#: What a call counts as in the accumulated gradients, unless it is as many as its samples: one call.
+CALLS = "calls"
 
 
 @dataclass(frozen=True)
@@ -231,14 +234,25 @@ def step_params(
     weight_decay: float | None = None,
     clip_norm: float | None = None,
     clip_value: float | None = None,
+    frozen: Sequence[str] | None = None,
+    lr_scale: Mapping[str, float] | None = None,
+    lr_of: Mapping[str, float] | None = None,
+    accumulate: str = CALLS,
+    average: bool = False,
     gradients: bool = False,
     allow_non_finite: bool = False,
 ) -> dict[str, Any]:
     """The parameters of a training call, without those that are not given. Raises TypeError: one cannot travel."""
     numbers = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
-    given: dict[str, Any] = {"loss": loss_of(loss)}
+    given: dict[str, Any] = {"loss": loss_of(loss), "frozen": names_of("frozen", frozen)}
     given |= {name: number(name, value) for name, value in numbers.items()}
+    given |= {"lr_scale": rates_of("lr_scale", lr_scale), "lr_of": rates_of("lr_of", lr_of)}
     params = {name: value for name, value in given.items() if value is not None}
+    # Absent where they are as ever: servers of before they were there take all other calls.
+    if one_of("accumulate", accumulate, (CALLS, "samples")) != CALLS:
+        params["accumulate"] = accumulate
+    if average:
+        params["average"] = True
     if gradients:
         params["gradients"] = True
     if allow_non_finite:

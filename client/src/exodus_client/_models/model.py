@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlencode
 
 from exodus_client import _constants as defaults
 from exodus_client._checks import unfit
@@ -44,8 +45,8 @@ from exodus_client._models.messages import (
 from exodus_client._models.reads import Reads, require
 from exodus_client._models.replay_log import Call, ReplayLog
 from exodus_client._models.sender import Sender
-from exodus_client._models.state import IncompatibleKeys, State, check_weights
-from exodus_client._plain_data import by_name, check_loss
+from exodus_client._models.state import IncompatibleKeys, LoadedWeights, State, check_weights, weights_file
+from exodus_client._plain_data import by_name, check_loss, names_of
 from exodus_client._threads import Future
 from exodus_client._transport.connection import Connection
 from exodus_client._transport.retry import is_retryable
@@ -119,6 +120,11 @@ class Model:
         weight_decay: float | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        frozen: Sequence[str] | None = None,
+        lr_scale: Mapping[str, float] | None = None,
+        lr_of: Mapping[str, float] | None = None,
+        accumulate: Literal["calls", "samples"] = "calls",
+        average: bool = False,
         gradients: bool = False,
         allow_non_finite: bool = False,
     ) -> Future[StepResult]:
@@ -136,6 +142,11 @@ class Model:
             mask: true where a step counts, (B, T) or in the order of `time_dim`. Not with a loss that is a function.
             lr, weight_decay: instead of the optimiser's, for this call.
             clip_norm, clip_value: bounds on the norm of all gradients together, and on each element.
+            frozen: layers or parameters that this call does not train, in place of the optimiser's.
+            lr_scale, lr_of: factors on the learning rate, and rates in its place, by layer or parameter; together in
+                place of the optimiser's.
+            accumulate: what the call counts as, and its gradients are multiplied by: 1, or the number of its samples.
+            average: divide the accumulated gradients, this call's among them, by what the calls count as in all.
             gradients: whether to return them.
             allow_non_finite: apply gradients that are infinite or not a number, where they are refused otherwise.
 
@@ -146,7 +157,17 @@ class Model:
             TypeError, ValueError: an argument cannot travel, or shapes do not go together.
             ExodusError: the model takes no calls any more; the error that ended it.
         """
-        options = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
+        options = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "clip_norm": clip_norm,
+            "clip_value": clip_value,
+            "frozen": frozen,
+            "lr_scale": lr_scale,
+            "lr_of": lr_of,
+            "accumulate": accumulate,
+            "average": average,
+        }
         return self._train("step", spikes, targets, loss, (lengths, mask), gradients, allow_non_finite, options)
 
     def forward_backward(
@@ -157,12 +178,14 @@ class Model:
         loss: Loss,
         lengths: Array | None = None,
         mask: Array | None = None,
+        frozen: Sequence[str] | None = None,
+        accumulate: Literal["calls", "samples"] = "calls",
         gradients: bool = False,
         allow_non_finite: bool = False,
     ) -> Future[StepResult]:
         """Forward and backward; gradients accumulate on the server until `optim_step`. Arguments as of `step`."""
-        counted = (lengths, mask)
-        return self._train("forward_backward", spikes, targets, loss, counted, gradients, allow_non_finite, {})
+        counted, options = (lengths, mask), {"frozen": frozen, "accumulate": accumulate}
+        return self._train("forward_backward", spikes, targets, loss, counted, gradients, allow_non_finite, options)
 
     def optim_step(
         self,
@@ -171,6 +194,10 @@ class Model:
         weight_decay: float | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        frozen: Sequence[str] | None = None,
+        lr_scale: Mapping[str, float] | None = None,
+        lr_of: Mapping[str, float] | None = None,
+        average: bool = False,
         gradients: Array | Mapping[str, Array] | None = None,
         allow_non_finite: bool = False,
     ) -> Future[StepResult]:
@@ -311,6 +338,39 @@ class Model:
         self.replace_state(replaced)
         return found
 
+    def load_weights(
+        self,
+        weights: Mapping[str, Array] | str | os.PathLike[str],
+        *,
+        names: Sequence[str] | None = None,
+        partial: bool = False,
+    ) -> LoadedWeights:
+        """Replace weights on the server, after all calls made so far; its optimiser starts anew.
+
+        Accumulated gradients are dropped; random state and number of calls stay. Floats are rounded to those of the
+        network; alpha and threshold are then brought into their range, as after a step.
+
+        Args:
+            weights: by the names that `state_dict` gives them, or as a state has them, with "weights." before; or a file
+                of these (safetensors). What else is in a state is left aside.
+            names: layers or weights to take; None: all.
+            partial: take those that there are. Otherwise all that are wanted have to be there and, without names, no
+                others.
+
+        Returns:
+            The names of what was loaded, what was missing, and what the network does not have.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit.
+            OSError: the file cannot be read.
+            ConflictError, UnprocessableError: weights or names do not fit. Nothing has changed.
+        """
+        chosen = names_of("names", names) or []
+        body = Path(weights).read_bytes() if isinstance(weights, str | os.PathLike) else weights_file(weights)
+        query = urlencode([("weights", "partial" if partial else "all"), *(("names", name) for name in chosen)])
+        answer = self.replace_state(lambda: body, f"?{query}")
+        return LoadedWeights.of(answer)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state to a file: weights, optimiser, random state, number of calls (safetensors)."""
         target = Path(path)
@@ -332,18 +392,23 @@ class Model:
         """The whole state after all calls made so far: weights, optimiser, random state. Raises ExodusError."""
         return self._with_sender(self._state_now)
 
-    def replace_state(self, body: Callable[[], bytes]) -> None:
-        """Replace the state after all calls made so far by a file; what other threads do meanwhile comes after."""
+    def replace_state(self, body: Callable[[], bytes], query: str = "") -> Answer:
+        """Replace the state after all calls made so far by a file; what other threads do meanwhile comes after.
+
+        Returns:
+            The answer of the server, which has information of the model.
+        """
         self.connection.session.check_process()
 
-        def replace(sender: Sender) -> None:
+        def replace(sender: Sender) -> Answer:
             with sender.calls.paused():
-                info = self._put(body())
+                info, answer = self._put(body(), query)
                 sender.calls.wait_done(sender.calls.last)  # raises if the model was closed meanwhile
                 self._begin(info)
                 sender.close()
+                return answer
 
-        self._with_sender(replace)
+        return self._with_sender(replace)
 
     def resync(self) -> None:
         """Go on from the state in which the model is on the server; calls that are not answered fail."""
@@ -534,13 +599,13 @@ class Model:
 
         return reads.ask(after, run)
 
-    def _put(self, body: bytes) -> ModelInfo:
+    def _put(self, body: bytes, query: str) -> tuple[ModelInfo, Answer]:
         reads = self._reads
         encoded = Encoded(MEDIA_TYPE, len(body), [body])
 
-        def run() -> ModelInfo:
-            answer = self._request("PUT", f"{self._path}/state", encoded)
-            return ModelInfo.of(read_json(answer), answer.request_id, self.id)
+        def run() -> tuple[ModelInfo, Answer]:
+            answer = self._request("PUT", f"{self._path}/state{query}", encoded)
+            return ModelInfo.of(read_json(answer), answer.request_id, self.id), answer
 
         reads.wait()
         try:

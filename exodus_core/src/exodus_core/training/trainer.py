@@ -26,6 +26,7 @@ from exodus_core.training.parameter_groups import regrouped
 from exodus_core.training.parameter_options import ParameterOptions
 from exodus_core.training.pure_forward import Changes, Forward, PureForward
 from exodus_core.training.update import Update
+from exodus_core.training.weights import LoadedWeights, fitting
 
 LossFunction = Callable[[Tensor, Any], LossValue]
 AnyLoss = LossFunction | str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
@@ -357,6 +358,40 @@ class Trainer:
         """
         self._count = states.load(state, self.net, self.optimizer, self._kind.slots)
 
+    def load_weights(
+        self, weights: Mapping[str, Tensor], *, names: Sequence[str] | None = None, partial: bool = False
+    ) -> LoadedWeights:
+        """Replaces weights and running statistics by name; the optimiser's state starts anew, gradients are cleared.
+
+        The generator stays as it is. Floats of another dtype are rounded to the network's; alpha and threshold are then
+        brought into their range, as after a step.
+
+        Args:
+            weights: by the names of the network, or as in a state, "weights.NAME", whose other tensors are left aside.
+            names: layers or weights to take; None: all.
+            partial: take those that there are; otherwise all that are wanted must be there and, without names, no others.
+
+        Returns:
+            The names of what was loaded, of what was missing, and of what the network does not have.
+
+        Raises:
+            StateError: a weight is missing or unknown, none is there, or one has another shape or dtype or is not
+                finite. Nothing has changed.
+            ValueError: the network has no layer or weight of a name.
+        """
+        taken, result = fitting(weights, self.net, names, partial)
+        own = self.net.state_dict()
+        moved = {name: value.detach().to(own[name].device, own[name].dtype) for name, value in taken.items()}
+        with torch.no_grad():
+            for name, value in moved.items():
+                own[name].copy_(value)
+        self.net.constrain()
+        self.optimizer.state.clear()
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._count = Count()
+        return result
+
     def tensors(self) -> list[Tensor]:
         """The tensors themselves that a call changes: weights, running statistics, gradients, the optimiser's state."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -373,6 +408,11 @@ class Trainer:
     def graph_nbytes(self) -> int:
         """Bytes of the GPU's memory that CUDA graphs keep from one call to the next."""
         return 0 if self._graphs is None else self._graphs.nbytes
+
+    def check_average(self, average: bool) -> None:
+        """Checks that gradients can be averaged once a further call has been accumulated. Raises ArgumentError."""
+        if self._accumulated:
+            self._count.divisor(average)
 
     def resolved(
         self,
