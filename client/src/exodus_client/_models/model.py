@@ -204,6 +204,7 @@ class Model:
         """A step of the optimiser with the accumulated gradients, or with others.
 
         Args:
+            average: divide the accumulated gradients by what their calls count as in all.
             gradients: instead of those on the server, by parameter or flat, all parameters in order.
 
         The other arguments are those of `step`.
@@ -213,6 +214,10 @@ class Model:
             weight_decay=weight_decay,
             clip_norm=clip_norm,
             clip_value=clip_value,
+            frozen=frozen,
+            lr_scale=lr_scale,
+            lr_of=lr_of,
+            average=average,
             allow_non_finite=allow_non_finite,
         )
         info, limits = self.description, self.connection.wire_limits
