@@ -37,7 +37,7 @@ STEPS = np.array([[0, 1, 1, 0]] * 3)
 LENGTHS = np.array([4, 1, 2])
 MASK = np.arange(4) < LENGTHS[:, None]
 CE = "sum_over_time_ce"
-SUM = [CE, {"kind": "spike_rate_bounds", "upper": 0.1, "weight": 0.5}]
+SUM: list[Any] = [CE, {"kind": "spike_rate_bounds", "upper": 0.1, "weight": 0.5}]
 
 each_order = pytest.mark.parametrize("time_dim", [0, 1, -1])
 
@@ -78,13 +78,11 @@ def test_what_is_not_given_is_not_sent(client: Client, server: InProcessService)
     model.optim_step().result()
     names = [{*message.params} - {"sequence", "writer"} for message in sent(server)]
     assert names == [{"loss"}, {"loss"}, set()]
-    assert [sorted(message.tensors) for message in sent(server)][0] == ["input", "targets"]
+    assert sorted(sent(server)[0].tensors) == ["input", "targets"]
 
 
 @each_order
-def test_targets_of_steps_and_masks_travel_batch_first(
-    client: Client, server: InProcessService, time_dim: int
-) -> None:
+def test_targets_of_steps_and_masks_travel_batch_first(client: Client, server: InProcessService, time_dim: int) -> None:
     model = create(client, time_dim=time_dim)
     x = ordered(X, time_dim)
     model.step(x, ordered(STEPS, time_dim), loss="per_step_ce", mask=ordered(MASK, time_dim)).result()
@@ -188,13 +186,13 @@ class TestLoadingWeights:
         other, model = create(client, id="other", seed=5), create(client, optimizer="adam")
         model.step(X, LABELS, loss=CE).result()
         model.forward_backward(X, LABELS, loss=CE).result()
-        wanted, given, file = other.state_dict(), {}, tmp_path / "weights.safetensors"
-        given = {"a dict": wanted, "a dict of torch": other.state_dict("torch")}.get(of, file)
+        wanted, file = other.state_dict(), tmp_path / "weights.safetensors"
+        by_kind: dict[str, Any] = {"a dict": wanted, "a dict of torch": other.state_dict("torch")}
         if of == "a file":
-            file.write_bytes(safetensors.numpy.save(wanted))  # type: ignore[arg-type]
+            file.write_bytes(safetensors.numpy.save(wanted))
         elif of == "a state":
             other.save(file)
-        found = model.load_weights(given)
+        found = model.load_weights(by_kind.get(of, file))
         assert found == LoadedWeights(["in.weight", "in.bias", "out.weight"], [], [])
         assert model.sequence == 2
         assert all(np.array_equal(wanted[name], array) for name, array in model.state_dict().items())

@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
     for call, message in (
         (lambda: ours.step(x, y, LOSS, accumulate="samples"), "accumulate must be 'calls', as in the calls before"),
         (lambda: ours.step(x, y, LOSS, accumulate="all"), "accumulate must be 'calls' or 'samples', got 'all'"),
-        (lambda: ours.step(x, y, LOSS, average=1), "average must be true or false, got 1"),  # type: ignore[arg-type]
+        (lambda: ours.step(x, y, LOSS, average=1), "average must be true or false, got 1"),
         (lambda: ours.optim_step(gradients=ours.gradients(), average=True), "average must be False with gradients"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Frozen layers and learning rates of single layers or parameters: the bits of torch's groups, in one step of torch's."""
+"""Frozen layers and learning rates of single layers or parameters: the bits of torch's groups, in one step."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -150,8 +150,9 @@ def test_a_training_with_frozen_layers_goes_on_from_its_state(optimizer: Any) ->
     assert not any(name.startswith("optimizer.in.") for name in state)
     assert not state["gradients.in.weight"].any()
     other.load_state(state)
-    for seed, call in enumerate([{}, {"frozen": []}, {}]):
-        assert whole.step(*batch(seed), LOSS, **call) == other.step(*batch(seed), LOSS, **call)  # type: ignore[arg-type]
+    calls: list[dict[str, Any]] = [{}, {"frozen": []}, {}]
+    for seed, call in enumerate(calls):
+        assert whole.step(*batch(seed), LOSS, **call) == other.step(*batch(seed), LOSS, **call)
         assert equal(whole.state(), other.state())
 
 

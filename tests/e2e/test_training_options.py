@@ -66,7 +66,8 @@ def test_every_option_over_http_gives_the_bits_of_the_same_in_process(client: Cl
 
     again = client.create_model(DESCRIPTION, optimizer=OPTIMIZER, seed=4)
     fresh = training.Trainer(network.build(DESCRIPTION, seed=4), OPTIMIZER)
-    assert again.load_weights(path, names=["in", "out.bias"]) == fresh.load_weights(wanted, names=["in", "out.bias"])
+    names = ["in", "out.bias"]
+    assert again.load_weights(path, names=names)._asdict() == fresh.load_weights(wanted, names=names)._asdict()
     spikes, targets, lengths = batch(99, 4)
     result = again.step(spikes, targets, loss=LOSS, lengths=lengths).result(timeout=60)
     assert result.metrics == fresh.step(spikes, targets, LOSS, lengths=lengths).metrics

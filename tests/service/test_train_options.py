@@ -36,7 +36,7 @@ def here(optimizer: dict[str, Any]) -> Trainer:
 
 LENGTHS = torch.tensor([10, 3, 7, 1])
 MASK = torch.arange(10) < LENGTHS[:, None]
-SUM = [LOSS, {"kind": "spike_rate_bounds", "upper": 0.1, "weight": 0.5, "name": "few"}]
+SUM: list[Any] = [LOSS, {"kind": "spike_rate_bounds", "upper": 0.1, "weight": 0.5, "name": "few"}]
 LOSSES: list[Any] = [
     SUM,
     {"kind": "per_step_ce", "class_weights": [1.0, 2.0, 0.5], "label_smoothing": 0.1},
@@ -46,13 +46,11 @@ LOSSES: list[Any] = [
 
 @pytest.mark.parametrize("counted", [{}, {"lengths": LENGTHS}, {"mask": MASK}], ids=["all", "lengths", "mask"])
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
-def test_losses_and_lengths_give_the_bits_of_the_same_here(
-    remote: Remote, loss: Any, counted: dict[str, torch.Tensor]
-) -> None:
+def test_losses_and_lengths_give_the_bits_of_the_same_here(remote: Remote, loss: Any, counted: dict[str, Any]) -> None:
     trainer, function = local(), losses.parse(loss)
     for number in range(1, 6):
         spikes, targets = batch(number)
-        wanted = {"targets": targets} if function.takes_targets else {}
+        wanted: dict[str, Any] = {"targets": targets} if function.takes_targets else {}
         path = FORWARD_BACKWARD if number == 2 else STEP
         answer = remote.post(path, {"sequence": number, "loss": loss}, input=spikes, **wanted, **counted)
         call = trainer.forward_backward if number == 2 else trainer.step
@@ -65,8 +63,8 @@ def test_losses_and_lengths_give_the_bits_of_the_same_here(
 
 
 SPIKES, TARGETS = batch(1)
-BOTH = {"input": SPIKES, "targets": TARGETS}
-WRONG: list[tuple[dict[str, Any], dict[str, torch.Tensor], str]] = [
+BOTH: dict[str, Any] = {"input": SPIKES, "targets": TARGETS}
+WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"loss": LOSS}, {**BOTH, "lengths": LENGTHS + 1}, "/tensors/2"),
     ({"loss": LOSS}, {**BOTH, "lengths": LENGTHS.float()}, "/tensors/2"),
     ({"loss": LOSS}, {**BOTH, "mask": MASK[:, 1:]}, "/tensors/2"),
@@ -83,7 +81,7 @@ WRONG: list[tuple[dict[str, Any], dict[str, torch.Tensor], str]] = [
 
 @pytest.mark.parametrize(("params", "tensors", "pointer"), WRONG)
 def test_what_does_not_fit_is_pointed_at_and_consumes_nothing(
-    remote: Remote, params: dict[str, Any], tensors: dict[str, torch.Tensor], pointer: str
+    remote: Remote, params: dict[str, Any], tensors: dict[str, Any], pointer: str
 ) -> None:
     before = remote.state()
     answer = remote.post(STEP, {"sequence": 1, **params}, **tensors)
@@ -105,13 +103,13 @@ def test_the_same_number_with_other_lengths_or_weights_is_another_call(remote: R
     params = {"sequence": 1, "loss": SUM}
     assert remote.post(STEP, params, **BOTH, lengths=LENGTHS).status == 200
     assert remote.post(STEP, params, **BOTH, lengths=LENGTHS).replayed
-    other = [LOSS, {**SUM[1], "weight": 0.25}]  # type: ignore[dict-item]
-    for changed, tensors in ((params, {"lengths": LENGTHS.flip(0)}), ({**params, "loss": other}, {"lengths": LENGTHS})):
-        answer = remote.post(STEP, changed, **BOTH, **tensors)
+    other = [LOSS, {**SUM[1], "weight": 0.25}]
+    for changed, lengths in ((params, LENGTHS.flip(0)), ({**params, "loss": other}, LENGTHS)):
+        answer = remote.post(STEP, changed, **BOTH, lengths=lengths)
         assert (answer.status, answer.json["code"]) == (409, "sequence_conflict")
 
 
-OPTIMIZER = {"kind": "adam", "lr": 0.01, "frozen": ["0"], "lr_scale": {"3.bias": 0.5}}
+OPTIMIZER: dict[str, Any] = {"kind": "adam", "lr": 0.01, "frozen": ["0"], "lr_scale": {"3.bias": 0.5}}
 CALLS: list[dict[str, Any]] = [
     {},
     {"frozen": []},

@@ -139,12 +139,13 @@ def _load_weights(
             found = model.load_weights(file, names=names, partial=partial)
     with printed(f"{file} -> {id}, weights alone"):
         if as_json:
-            _print_json({"id": id, "file": str(file)} | found._asdict())
+            listed = {"loaded": found.loaded, "missing": found.missing, "unexpected": found.unexpected}
+            _print_json({"id": id, "file": str(file)} | listed)
             return
         typer.echo(f"{file} -> {id}, {len(found.loaded)} weights: {', '.join(found.loaded)}")
-        for what, listed in (("missing", found.missing), ("not in the network", found.unexpected)):
-            if listed:
-                typer.echo(f"{what}: {', '.join(listed)}")
+        for what, names_of_it in (("missing", found.missing), ("not in the network", found.unexpected)):
+            if names_of_it:
+                typer.echo(f"{what}: {', '.join(names_of_it)}")
 
 
 @models.command()

@@ -83,7 +83,7 @@ def steps_given(lengths: Array | None, mask: Array | None, time_dim: int) -> dic
 
 
 def check_steps(spikes: Sequence[int], given: Mapping[str, Array], loss: Loss, time_dim: int) -> None:
-    """Refuse lengths or a mask that cannot belong to spikes of a shape (batch, time, ...). Raises TypeError, ValueError."""
+    """Refuse lengths or a mask that cannot belong to spikes (batch, time, ...). Raises TypeError, ValueError."""
     for name, array in given.items():
         if callable(loss):
             raise unfit(

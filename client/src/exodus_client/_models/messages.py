@@ -20,8 +20,8 @@ from exodus_client.neuron import Array
 from exodus_client.wire import Encoded, Limits, Message, Tensor, encode, is_torch
 
 #: A loss by name, such as "max_over_time_ce"; with options, such as {"kind": "van_rossum", "alpha": 0.9}; a list of
-#: such, whose dicts may have a "weight": their sum; or any function of the outputs, and of the targets if they are given,
-#: to a scalar, which is differentiated here by torch.
+#: such, whose dicts may have a "weight": their sum; or any function of the outputs, and of the targets if they are
+#: given, to a scalar, which is differentiated here by torch.
 NamedLoss: TypeAlias = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 Loss: TypeAlias = NamedLoss | Callable[..., Any]
 

@@ -133,8 +133,8 @@ class Model:
         Args:
             spikes: input, batch first: (B, T, *input_shape), or in the order of `time_dim`; zeros and ones travel as
                 bits.
-            targets: as the loss wants them: class numbers (B,) or of each step (B, T), spike trains (B, T, *out) or in the order of
-                `time_dim`, counts (B, *out).
+            targets: as the loss wants them: class numbers (B,) or of each step (B, T), spike trains (B, T, *out), in
+                the order of `time_dim`, counts (B, *out).
             loss: by name, with options as a dict; a list of such, whose dicts may have a "weight"; or any function of
                 the outputs (B, T, *out) or in the order of `time_dim`, a torch tensor, and of the targets if they are
                 given, to a scalar tensor. A function costs a second round trip.
@@ -356,8 +356,8 @@ class Model:
         network; alpha and threshold are then brought into their range, as after a step.
 
         Args:
-            weights: by the names that `state_dict` gives them, or as a state has them, with "weights." before; or a file
-                of these (safetensors). What else is in a state is left aside.
+            weights: by the names that `state_dict` gives them, or as a state has them, with "weights." before; or a
+                file of these (safetensors). What else is in a state is left aside.
             names: layers or weights to take; None: all.
             partial: take those that there are. Otherwise all that are wanted have to be there and, without names, no
                 others.

@@ -1,4 +1,4 @@
-"""Losses by name: cross-entropies, spike trains, filtered spike trains, spike counts and rates, and weighted sums of them.
+"""Losses by name: cross-entropies, spike trains, filtered spike trains, spike counts and rates, and weighted sums.
 
 docs/networks.md has the equations. A loss gives its value, the mean over the batch, and metrics whose names carry how
 those of several calls combine: ":mean" weighted by samples, ":sum" added.

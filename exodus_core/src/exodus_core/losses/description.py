@@ -38,7 +38,8 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 def parse(data: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]) -> Loss:
     """The loss that a name, or an object with a kind and its options, describes; or the sum of those in a list.
 
-    An object in a list may have a `weight`, at least 0, by default 1, and a `name` for the metrics, by default its kind.
+    An object in a list may have a `weight`, at least 0, by default 1, and a `name` for the metrics, by default its
+    kind.
 
     Raises:
         LossError: it does not fit; with a JSON pointer to the value, what was expected and what is there.

@@ -313,6 +313,8 @@ class Graphs:
 
 def _is_ours(loss: object) -> bool:
     """True for a loss of `exodus_core.losses` that a graph can compute."""
+    if not isinstance(loss, Loss):
+        return False
     terms = [term.loss for term in loss.terms] if type(loss) is WeightedSum else [loss]
     return all(type(term) in losses.KINDS.values() and term.waits_for_no_device for term in terms)
 

@@ -34,6 +34,6 @@ def _group(parameters: list[Parameter], lr: float, factor: float, own: float | N
 
 
 def regrouped(groups: list[dict[str, Any]], net: Network, options: ParameterOptions, lr: float) -> list[dict[str, Any]]:
-    """Groups of other options for the parameters of some groups, whose first one decays and has the optimiser's rate."""
+    """Groups of other options in place of some, the first of which decays and has the optimiser's rate."""
     first: Mapping[str, Any] = {name: value for name, value in groups[0].items() if name != "params"}
     return [{**first, "lr": lr, **group} for group in grouped(net, options, lr)]

@@ -369,7 +369,8 @@ class Trainer:
         Args:
             weights: by the names of the network, or as in a state, "weights.NAME", whose other tensors are left aside.
             names: layers or weights to take; None: all.
-            partial: take those that there are; otherwise all that are wanted must be there and, without names, no others.
+            partial: take those that there are; otherwise all that are wanted have to be there and, without names, no
+                others.
 
         Returns:
             The names of what was loaded, of what was missing, and of what the network does not have.

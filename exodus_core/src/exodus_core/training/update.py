@@ -59,11 +59,10 @@ class Update:
         """
         if self.frozen is None and self.lr_scale is None and self.lr_of is None:
             return None
-        rates = kind.lr_scale, kind.lr_of
-        if self.lr_scale is not None or self.lr_of is not None:
-            rates = self.lr_scale, self.lr_of
-        frozen = kind.frozen if self.frozen is None else tuple(self.frozen)
-        return resolved(parameters, Place("", OptimizerError), frozen=frozen, lr_scale=rates[0], lr_of=rates[1])
+        own = self if self.lr_scale is not None or self.lr_of is not None else kind
+        frozen = kind.frozen if self.frozen is None else self.frozen
+        place = Place("", OptimizerError)
+        return resolved(parameters, place, frozen=frozen, lr_scale=own.lr_scale, lr_of=own.lr_of)
 
     def _clipped(self, gradients: Sequence[Tensor], total: float) -> Sequence[Tensor]:
         if self.clip_norm is not None:
