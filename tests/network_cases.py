@@ -58,7 +58,15 @@ CASES: dict[str, tuple[tuple[int, ...], list[dict[str, Any]]]] = {
     "sum_pool": ((2, 5, 7), [{"kind": "sum_pool", "kernel_size": [2, 3], "stride": 1}]),
     "avg_pool 1d": ((2, 7), [{"kind": "avg_pool", "kernel_size": 3, "stride": [2]}]),
     "avg_pool": ((2, 5, 7), [{"kind": "avg_pool", "kernel_size": 2}]),
+    "max_pool 1d": ((2, 7), [{"kind": "max_pool", "kernel_size": [3], "stride": 2, "padding": 1}]),
+    "max_pool": ((2, 5, 7), [{"kind": "max_pool", "kernel_size": [2, 3], "stride": [1, 2], "padding": [1, 0]}]),
+    "max_pool of default stride": ((2, 6, 5), [{"kind": "max_pool", "kernel_size": 2}]),
+    "adaptive_avg_pool 1d": ((2, 6), [{"kind": "adaptive_avg_pool", "output_size": 3}]),
+    "adaptive_avg_pool": ((2, 4, 6), [{"kind": "adaptive_avg_pool", "output_size": [2, 1]}]),
+    "adaptive_max_pool 1d": ((2, 6), [{"kind": "adaptive_max_pool", "output_size": [2]}]),
+    "adaptive_max_pool": ((2, 4, 6), [{"kind": "adaptive_max_pool", "output_size": 2}]),
     "flatten": ((2, 3, 2), [{"kind": "flatten"}]),
+    "reshape": ((2, 3, 2), [{"kind": "reshape", "shape": [4, 3]}]),
     "dropout": ((5,), [{"kind": "dropout", "p": 0.4}]),
     "batch_norm": ((3,), [{"kind": "batch_norm"}]),
     "batch_norm of images": ((3, 2, 5), [{"kind": "batch_norm", "momentum": 0.3, "eps": 1e-3}]),
@@ -68,6 +76,20 @@ CASES: dict[str, tuple[tuple[int, ...], list[dict[str, Any]]]] = {
         [
             {"kind": "linear", "out_features": 3, "name": "half"},
             {"kind": "add", "inputs": ["half", "input", "half"]},
+        ],
+    ),
+    "concat": (
+        (3,),
+        [
+            {"kind": "linear", "out_features": 2, "name": "more"},
+            {"kind": "concat", "inputs": ["more", "input", "more"]},
+        ],
+    ),
+    "concat of an axis of space": (
+        (2, 3, 4),
+        [
+            {"kind": "avg_pool", "kernel_size": [1, 2], "name": "half"},
+            {"kind": "concat", "axis": 2, "inputs": ["input", "half"]},
         ],
     ),
     "lif": ((3,), [{"kind": "lif", "alpha": 0.9}]),
@@ -222,6 +244,18 @@ def _layer(data: dict[str, Any], p: dict[str, Tensor], inputs: list[Tensor]) -> 
         size = data["kernel_size"]
         window = math.prod(size) if isinstance(size, list) else size**space
         return _steps(x, pool) * (window if kind == "sum_pool" else 1)
+    if kind == "max_pool":
+        pool = (torch.nn.MaxPool1d if space == 1 else torch.nn.MaxPool2d)(
+            data["kernel_size"], data["stride"], data["padding"]
+        )
+        return _steps(x, pool)
+    if kind in ("adaptive_avg_pool", "adaptive_max_pool"):
+        name = "".join(part.capitalize() for part in kind.split("_"))
+        size = data["output_size"]
+        size = size[0] if space == 1 and isinstance(size, list) else size
+        return _steps(x, getattr(torch.nn, f"{name}{space}d")(size))
+    if kind == "reshape":
+        return _steps(x, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Unflatten(1, data["shape"])))
     if kind == "flatten":
         return _steps(x, torch.nn.Flatten())
     if kind == "batch_norm":
@@ -234,6 +268,9 @@ def _layer(data: dict[str, Any], p: dict[str, Tensor], inputs: list[Tensor]) -> 
         return x
     if kind == "add":
         return sum(others, x)
+    if kind == "concat":
+        pairs = zip(*(given.unbind(1) for given in inputs), strict=True)
+        return torch.stack([torch.cat(steps, 1 + data["axis"]) for steps in pairs], 1)
     if kind == "exp_leak":
         u, steps = torch.zeros_like(x[:, 0]), []
         for x_t in x.unbind(1):

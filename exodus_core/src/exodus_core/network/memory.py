@@ -189,6 +189,12 @@ def _pool(layer: _Layer) -> _Need:
     return _Need(backward=layer.x, reads_input=True)
 
 
+def _max_pool(layer: _Layer) -> _Need:
+    # PyTorch keeps the place of each maximum, an int64, and makes it without a graph too.
+    places = layer.y // layer.itemsize * 8
+    return _Need(kept=places, forward=places, backward=layer.x, reads_input=True)
+
+
 def _flatten(layer: _Layer) -> _Need:
     return _Need(view=True)
 
@@ -204,6 +210,12 @@ def _batch_norm(layer: _Layer) -> _Need:
 def _add(layer: _Layer) -> _Need:
     inputs = len(layer.data.inputs)
     return _Need(forward=layer.y if inputs > 2 else 0, backward=layer.y)
+
+
+def _concat(layer: _Layer) -> _Need:
+    # The gradients of the inputs are views of that of the output, which stays until the last of them is read; who reads
+    # one copies it first.
+    return _Need(backward=layer.y)
 
 
 def _loops(data: Any) -> bool:
@@ -266,10 +278,15 @@ _NEEDS: dict[str, Callable[[_Layer], _Need]] = {
     "conv2d": _convolution,
     "sum_pool": _pool,
     "avg_pool": _pool,
+    "max_pool": _max_pool,
+    "adaptive_avg_pool": _pool,
+    "adaptive_max_pool": _max_pool,
     "flatten": _flatten,
+    "reshape": _flatten,
     "dropout": _dropout,
     "batch_norm": _batch_norm,
     "add": _add,
+    "concat": _concat,
     "lif": _lif,
     "if": _lif,
     "srm": _srm,
@@ -385,8 +402,9 @@ def peak_bytes(description: Description, batch: int, time: int, *, training: boo
     if not training:
         return peak
     outputs = batch * time * math.prod(description.output_shape) * itemsize
-    # Gradients of values that several layers take wait for each other.
+    # Gradients of values that several layers take wait for each other, and those of joined values in one tensor.
     waiting = sum(size[name] for name, count in uses.items() if count > 1)
+    waiting += sum(2 * size[layer.name] for layer in description.layers if layer.kind == "concat")
     loss = alive + _LOSS_COPIES * outputs
     after = alive + _LOSS_KEPT_COPIES * outputs + waiting + backward + _GRADIENT_COPIES * description.nbytes
     return max(peak, loss, after, _UPDATE_COPIES * description.nbytes)
