@@ -35,6 +35,8 @@ _PAST_COPIES, _HEAP_BLOCK_BYTES = 4, 64 * 1024
 # Of sparse products (csrc/cpu/sparse_product.cpp, sparse_convolution.cpp): of a place in a list, and of the place of a
 # spike in an image, without its value; of the rows of dL/dx in a panel; rows of sums; blocks of images in dL/dW.
 _INDEX_BYTES, _PLACE_BYTES, _PANEL_CACHE_BYTES, _SCRATCH_ROWS, _CONVOLUTION_BLOCKS = 4, 16, 256 * 1024, 65, 16
+# Of a tap of a product with delays: nodes of autograd's graph.
+_TAP_BYTES = 6 * 1024
 # Gradients of a neuron's parameters are summed for each lane (sample and neuron): so many sums, in float64.
 _LANE_BYTES = 8 * 8
 
@@ -272,6 +274,28 @@ def _srm(layer: _Layer) -> _Need:
     )
 
 
+def _delay(layer: _Layer) -> _Need:
+    # An index for each step and element; the shifted signal, the step before it, and a product with each.
+    index = layer.time * math.prod(layer.input) * 8
+    kept = 2 * layer.y if layer.data.trainable else 0
+    return _Need(kept=kept, forward=4 * layer.y + index, backward=5 * layer.x + index)
+
+
+def _delayed_linear(layer: _Layer) -> _Need:
+    taps, weights = layer.data.max_delay + 1, math.prod(layer.input) * layer.data.out_features * layer.itemsize
+    product = _linear(layer)
+    # The taps, and what their interpolation reads; a density has values for every tap.
+    of_taps = taps * weights + (4 * weights + 4 * weights * 8 // layer.itemsize)
+    if layer.data.width is not None:
+        of_taps += 4 * taps * weights
+    return _Need(
+        kept=of_taps + taps * (product.kept + _TAP_BYTES),
+        forward=of_taps + 2 * taps * weights + 3 * layer.y + product.forward,
+        backward=3 * of_taps + 3 * layer.y + 2 * layer.x + product.backward,
+        reads_input=True,
+    )
+
+
 _NEEDS: dict[str, Callable[[_Layer], _Need]] = {
     "linear": _linear,
     "conv1d": _convolution,
@@ -291,6 +315,8 @@ _NEEDS: dict[str, Callable[[_Layer], _Need]] = {
     "if": _lif,
     "srm": _srm,
     "exp_leak": _exp_leak,
+    "delay": _delay,
+    "delayed_linear": _delayed_linear,
 }
 
 
@@ -299,12 +325,15 @@ def graph_bytes(description: Description, time: int) -> int:
     pieces = _pieces(description, time)
     if pieces > 1:
         return _LAYER_BYTES + pieces * _PIECE_BYTES + pieces * _states(description) * _SAVED_BYTES
-    return sum(_LAYER_BYTES + (time * _step_graph(layer) if _loops(layer) else 0) for layer in description.layers)
+    loops = sum(time * _step_graph(layer) for layer in description.layers if _loops(layer))
+    taps = sum((layer.max_delay + 1) * _TAP_BYTES for layer in description.layers if layer.kind == "delayed_linear")
+    return len(description.layers) * _LAYER_BYTES + loops + taps
 
 
 # Bytes of the objects of one piece of a sequence, and of a tensor that is saved for it, beside its values; measured.
 _PIECE_BYTES, _SAVED_BYTES = 4 * 1024, 2560
 _STATE_TENSORS = 2  # of a layer with neurons: membrane and spikes
+_WITH_STATE = ("lif", "if", "exp_leak")
 
 
 def _pieces(description: Description, time: int) -> int:
@@ -314,7 +343,17 @@ def _pieces(description: Description, time: int) -> int:
 
 def _states(description: Description) -> int:
     """The number of tensors that are the state of a network between two steps."""
-    return _STATE_TENSORS * sum(layer.kind in ("lif", "if", "exp_leak") for layer in description.layers)
+    neurons = _STATE_TENSORS * sum(layer.kind in _WITH_STATE for layer in description.layers)
+    return neurons + sum(layer.kind in ("delay", "delayed_linear") for layer in description.layers)
+
+
+def _state_elements(layer: Any, shape: Shape) -> int:
+    """Elements that are the state of a layer, which gives this shape, between two steps of one sample."""
+    if layer.kind == "delay":
+        return layer.max_delay * math.prod(shape)
+    if layer.kind == "delayed_linear":
+        return layer.max_delay * layer.in_features
+    return _STATE_TENSORS * math.prod(shape) if layer.kind in _WITH_STATE else 0
 
 
 def _bytes_in_pieces(description: Description, batch: int, time: int, training: bool) -> int:
@@ -327,9 +366,7 @@ def _bytes_in_pieces(description: Description, batch: int, time: int, training: 
     # A piece of the input as it comes, and what finds out if it is bits.
     x = _INPUT_COPIES * batch * steps * math.prod(description.input_shape) * itemsize
     shapes = zip(description.layers, description.shapes, strict=True)
-    state = _STATE_TENSORS * sum(
-        batch * math.prod(shape) * itemsize for layer, shape in shapes if layer.kind in ("lif", "if", "exp_leak")
-    )
+    state = sum(batch * _state_elements(layer, shape) * itemsize for layer, shape in shapes)
     # While a piece is computed, a state before and after it and its gradients.
     alive = outputs + piece + x + _STATE_COPIES * state
     if not training:
