@@ -161,7 +161,10 @@ CASES: dict[str, tuple[tuple[int, ...], list[dict[str, Any]]]] = {
     "delay": ((3,), [{"kind": "delay", "delays": 2.25}]),
     "delay of lists": ((2, 3), [{"kind": "delay", "delays": [[0, 1.5, 3], [2.25, 0.5, 2]], "max_delay": 3}]),
     "delay trained": ((2, 3), [{"kind": "delay", "max_delay": 4, "trainable": ["delays"]}]),
-    "delay of a list trained": ((2, 3), [{"kind": "delay", "delays": [0.3, 1.6, 2.4], "max_delay": 3, "trainable": ["delays"]}]),
+    "delay of a list trained": (
+        (2, 3),
+        [{"kind": "delay", "delays": [0.3, 1.6, 2.4], "max_delay": 3, "trainable": ["delays"]}],
+    ),
     "delayed_linear": ((4,), [{"kind": "delayed_linear", "out_features": 3, "max_delay": 4}]),
     "delayed_linear fixed": (
         (2,),
@@ -258,6 +261,10 @@ def _each(values: Tensor) -> list[tuple[Any, Tensor]]:
     return [(tuple(index), values[tuple(index)]) for index in torch.ones(values.shape).nonzero().tolist()]
 
 
+def _delays(data: dict[str, Any], p: dict[str, Tensor], like: Tensor) -> Tensor:
+    return p["delays"] if data["trainable"] else torch.tensor(data["delays"], dtype=like.dtype)
+
+
 def _interpolated(x: Tensor, delay: Tensor) -> Tensor:
     """A signal of shape (batch, time), delayed; zero before its first step."""
     whole = math.floor(delay.detach())
@@ -268,7 +275,7 @@ def _interpolated(x: Tensor, delay: Tensor) -> Tensor:
 
 def _delayed_product(data: dict[str, Any], p: dict[str, Tensor], x: Tensor) -> Tensor:
     weight, most = p["weight"], data["max_delay"]
-    delays = p.get("delays", torch.tensor(0.0 if data["delays"] is None else data["delays"], dtype=x.dtype))
+    delays = _delays(data, p, x)
     sums = [x.new_zeros(x.shape[:2]) for _ in weight]
     for (j, i), d in _each(delays.expand(weight.shape)):
         if data["width"] is None:
@@ -323,7 +330,7 @@ def _layer(data: dict[str, Any], p: dict[str, Tensor], inputs: list[Tensor]) -> 
         pairs = zip(*(given.unbind(1) for given in inputs), strict=True)
         return torch.stack([torch.cat(steps, 1 + data["axis"]) for steps in pairs], 1)
     if kind == "delay":
-        delays = p.get("delays", torch.tensor(data["delays"], dtype=x.dtype)).expand(x.shape[2:])
+        delays = _delays(data, p, x).expand(x.shape[2:])
         return torch.stack([_interpolated(x[(..., *i)], d) for i, d in _each(delays)], 2).view(x.shape)
     if kind == "delayed_linear":
         return _delayed_product(data, p, x)

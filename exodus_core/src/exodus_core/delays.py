@@ -61,7 +61,7 @@ def delay(x: Tensor, delays: float | Tensor, *, max_delay: int | None = None, ti
     _, values = arguments.parameter("delays", delays, x, time_dim)
     assert values is not None  # it is a tensor
     steps = x.shape[time_dim]
-    flat = signal.contiguous().view(math.prod(x.shape[:time_dim]), steps, -1 if x.numel() else 0)
+    flat = signal.contiguous().view(math.prod(x.shape[:time_dim]), steps, math.prod(x.shape[time_dim + 1 :]))
     # Beyond the last step all delays are the same.
     wholes, parts = _split(values, steps + 1 if max_delay is None else max_delay, open_end=max_delay is None)
     shifted: Tensor = _Shifted.apply(flat, wholes)  # type: ignore[no-untyped-call]
@@ -144,7 +144,7 @@ def check_delays(delays: float | Tensor, max_delay: int | None) -> None:
         low, high = least.item(), largest.item()
     if not (0 <= low <= high and high <= (math.inf if max_delay is None else max_delay)) or math.isinf(high):
         wanted = "non-negative and finite" if max_delay is None else f"in [0, {max_delay}] (max_delay)"
-        raise ArgumentError("delays", wanted, high if 0 <= low else low)
+        raise ArgumentError("delays", wanted, high if low >= 0 else low)
 
 
 def check_width(width: float | None) -> None:

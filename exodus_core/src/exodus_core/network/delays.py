@@ -134,8 +134,8 @@ class _DelayedModule(ranges.Bounded):
         assert layer.max_delay is not None  # it is filled in
         self.max_delay = layer.max_delay
         if layer.delays is None:
-            drawn = torch.empty(wide, dtype=draw.dtype, device="cpu").uniform_(0, self.max_delay, generator=draw.generator)
-            self.delays = torch.nn.Parameter(drawn)
+            drawn = torch.empty(wide, dtype=draw.dtype, device="cpu")
+            self.delays = torch.nn.Parameter(drawn.uniform_(0, self.max_delay, generator=draw.generator))
         elif layer.trainable:
             self.delays = torch.nn.Parameter(draw.constant(layer.delays))
         elif isinstance(layer.delays, tuple):

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exodus_core.network.layers import Shape, per_dimension
+from exodus_core.network.delays import Delay, DelayedLinear
+from exodus_core.network.layers import Layer, Shape, per_dimension
 from exodus_core.sparse import convolution, product
 
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ def graph_bytes(description: Description, time: int) -> int:
     if pieces > 1:
         return _LAYER_BYTES + pieces * _PIECE_BYTES + pieces * _states(description) * _SAVED_BYTES
     loops = sum(time * _step_graph(layer) for layer in description.layers if _loops(layer))
-    taps = sum((layer.max_delay + 1) * _TAP_BYTES for layer in description.layers if layer.kind == "delayed_linear")
+    taps = sum((layer.max_delay + 1) * _TAP_BYTES for layer in description.layers if isinstance(layer, DelayedLinear))
     return len(description.layers) * _LAYER_BYTES + loops + taps
 
 
@@ -344,15 +345,15 @@ def _pieces(description: Description, time: int) -> int:
 def _states(description: Description) -> int:
     """The number of tensors that are the state of a network between two steps."""
     neurons = _STATE_TENSORS * sum(layer.kind in _WITH_STATE for layer in description.layers)
-    return neurons + sum(layer.kind in ("delay", "delayed_linear") for layer in description.layers)
+    return neurons + sum(isinstance(layer, Delay | DelayedLinear) for layer in description.layers)
 
 
-def _state_elements(layer: Any, shape: Shape) -> int:
+def _state_elements(layer: Layer, shape: Shape) -> int:
     """Elements that are the state of a layer, which gives this shape, between two steps of one sample."""
-    if layer.kind == "delay":
-        return layer.max_delay * math.prod(shape)
-    if layer.kind == "delayed_linear":
-        return layer.max_delay * layer.in_features
+    if isinstance(layer, Delay):
+        return (layer.max_delay or 0) * math.prod(shape)  # it is filled in
+    if isinstance(layer, DelayedLinear):
+        return layer.max_delay * (layer.in_features or 0)
     return _STATE_TENSORS * math.prod(shape) if layer.kind in _WITH_STATE else 0
 
 

@@ -7,4 +7,16 @@ from exodus_core.nn.synapses import Conv1d, Conv2d, Linear
 from exodus_core.nn.tree import neuron_parameters
 from exodus_core.pieces.time_checkpoint import TimeCheckpoint
 
-__all__ = ["IF", "LIF", "SRM", "Conv1d", "Conv2d", "Delay", "DelayedLinear", "ExpLeak", "Linear", "TimeCheckpoint", "neuron_parameters"]
+__all__ = [
+    "IF",
+    "LIF",
+    "SRM",
+    "Conv1d",
+    "Conv2d",
+    "Delay",
+    "DelayedLinear",
+    "ExpLeak",
+    "Linear",
+    "TimeCheckpoint",
+    "neuron_parameters",
+]

@@ -50,10 +50,11 @@ class _Delayed(StatefulNeuron):
         self._check_steps(x)
         if not self._carries():
             return compute(x, self.time_dim)
-        return self._carried(
-            x,
-            lambda state, time_dim: continued(x, state, self.max_delay, time_dim, lambda whole: compute(whole, time_dim)),
-        )
+
+        def go_on(state: State | None, time_dim: int) -> tuple[Tensor, State]:
+            return continued(x, state, self.max_delay, time_dim, lambda whole: compute(whole, time_dim))
+
+        return self._carried(x, go_on)
 
     def _fitting(self, state: State | None, x: Tensor, time_dim: int) -> State | None:
         if state is None:
