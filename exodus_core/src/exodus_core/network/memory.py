@@ -37,7 +37,7 @@ _PAST_COPIES, _HEAP_BLOCK_BYTES = 4, 64 * 1024
 # spike in an image, without its value; of the rows of dL/dx in a panel; rows of sums; blocks of images in dL/dW.
 _INDEX_BYTES, _PLACE_BYTES, _PANEL_CACHE_BYTES, _SCRATCH_ROWS, _CONVOLUTION_BLOCKS = 4, 16, 256 * 1024, 65, 16
 # Of a tap of a product with delays: nodes of autograd's graph.
-_TAP_BYTES = 6 * 1024
+_TAP_BYTES = 12 * 1024
 # Gradients of a neuron's parameters are summed for each lane (sample and neuron): so many sums, in float64.
 _LANE_BYTES = 8 * 8
 
@@ -291,8 +291,8 @@ def _delayed_linear(layer: _Layer) -> _Need:
         of_taps += 4 * taps * weights
     return _Need(
         kept=of_taps + taps * (product.kept + _TAP_BYTES),
-        forward=of_taps + 2 * taps * weights + 3 * layer.y + product.forward,
-        backward=3 * of_taps + 3 * layer.y + 2 * layer.x + product.backward,
+        forward=of_taps + taps * weights + 3 * layer.y + product.forward,
+        backward=2 * of_taps + 3 * layer.y + 2 * layer.x + product.backward,
         reads_input=True,
     )
 
@@ -367,9 +367,12 @@ def _bytes_in_pieces(description: Description, batch: int, time: int, training: 
     # A piece of the input as it comes, and what finds out if it is bits.
     x = _INPUT_COPIES * batch * steps * math.prod(description.input_shape) * itemsize
     shapes = zip(description.layers, description.shapes, strict=True)
-    state = sum(batch * _state_elements(layer, shape) * itemsize for layer, shape in shapes)
+    states = [(layer, batch * _state_elements(layer, shape) * itemsize) for layer, shape in shapes]
+    state = sum(size for _, size in states)
+    # Layers with delays compute the steps of their state again, in front of the piece.
+    again = sum(size for layer, size in states if isinstance(layer, Delay | DelayedLinear))
     # While a piece is computed, a state before and after it and its gradients.
-    alive = outputs + piece + x + _STATE_COPIES * state
+    alive = outputs + piece + x + _STATE_COPIES * state + _AGAIN_COPIES * again
     if not training:
         return alive
     *rows, last = description.input_shape or (1,)
@@ -387,6 +390,8 @@ def _bytes_in_pieces(description: Description, batch: int, time: int, training: 
 _LOSS_COPIES, _LOSS_KEPT_COPIES = 5, 2
 # Of the weights: their gradients, and what clipping, sums and the optimiser's step make of them.
 _GRADIENT_COPIES, _UPDATE_COPIES = 2, 5
+# Of the inputs that layers with delays see again.
+_AGAIN_COPIES = 6
 # Of a piece of a sequence: of its input; of the states of neurons before and after it; of the weights, the sum of their
 # gradients over pieces.
 _INPUT_COPIES, _STATE_COPIES, _SUM_COPIES = 4, 4, 2
