@@ -303,10 +303,10 @@ def _layer(data: dict[str, Any], p: dict[str, Tensor], inputs: list[Tensor]) -> 
         window = math.prod(size) if isinstance(size, list) else size**space
         return _steps(x, pool) * (window if kind == "sum_pool" else 1)
     if kind == "max_pool":
-        pool = (torch.nn.MaxPool1d if space == 1 else torch.nn.MaxPool2d)(
+        largest = (torch.nn.MaxPool1d if space == 1 else torch.nn.MaxPool2d)(
             data["kernel_size"], data["stride"], data["padding"]
         )
-        return _steps(x, pool)
+        return _steps(x, largest)
     if kind in ("adaptive_avg_pool", "adaptive_max_pool"):
         name = "".join(part.capitalize() for part in kind.split("_"))
         size = data["output_size"]

@@ -1,4 +1,4 @@
-"""Keeps trained parameters in the range for which neurons are defined: alpha in [0, 1], the threshold positive.
+"""Keeps trained parameters in the range for which neurons are defined: decays in [0, 1], the threshold positive.
 
 An optimiser knows no bounds. torch calls a hook after each step of any optimiser of torch.optim; the hook here projects
 the parameters of neurons that the step has changed. Forward passes change nothing, so that they can be compiled,
@@ -17,7 +17,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 # At zero a neuron would fire without input.
 MIN_THRESHOLD = 1e-3
-RANGES: dict[str, tuple[float, float | None]] = {"alpha": (0.0, 1.0), "threshold": (MIN_THRESHOLD, None)}
+_DECAY = (0.0, 1.0)
+RANGES: dict[str, tuple[float, float | None]] = {
+    "alpha": _DECAY,
+    "synapse_alpha": _DECAY,
+    "adapt_alpha": _DECAY,
+    "threshold": (MIN_THRESHOLD, None),
+}
 
 # The attribute of a parameter that holds its range: the hook sees parameters, not their modules.
 _RANGE = "_exodus_range"
@@ -64,7 +70,7 @@ class Bounded(torch.nn.Module):
                 _install()
 
     def constrain(self) -> None:
-        """Projects trained parameters to their range: alpha in [0, 1], the threshold at least 0.001, delays.
+        """Projects trained parameters to their range: decays in [0, 1], the threshold at least 0.001, delays.
 
         Every step of an optimiser of torch.optim does so; to be called after other changes of the parameters.
         """
@@ -73,6 +79,12 @@ class Bounded(torch.nn.Module):
                 parameter = self._parameters.get(name)
                 if parameter is not None:
                     parameter.clamp_(*limits)
+
+
+def release(parameter: torch.nn.Parameter) -> None:
+    """Lets a parameter leave its range from here on."""
+    if hasattr(parameter, _RANGE):
+        delattr(parameter, _RANGE)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Self
 
 import torch
@@ -12,8 +13,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from exodus_core import ranges
 from exodus_core.arguments import check_dense, is_integer
 from exodus_core.errors import ArgumentError, ArgumentTypeError
-from exodus_core.network import delays, modules, spiking
+from exodus_core.network import delays, modules, neurons, spiking
 from exodus_core.network.description import INPUT, Description, parse
+from exodus_core.network.recording import observers_of, observers_of_membrane, passing_observers
 from exodus_core.pieces.time_checkpoint import in_pieces
 from exodus_core.sparse.product import ENABLED
 
@@ -34,6 +36,8 @@ _MODULES: dict[str, Any] = {
     "concat": modules.Concat,
     "lif": spiking.Lif,
     "if": spiking.Lif,
+    "cuba_lif": spiking.Lif,
+    "alif": spiking.Lif,
     "srm": spiking.Srm,
     "exp_leak": spiking.ExpLeak,
     "delay": delays.DelayModule,
@@ -125,15 +129,30 @@ class Network(torch.nn.Module):
             ValueError: x has another shape, or no sample or no step.
         """
         self._check_input(x)
+        observers = observers_of(self)
+        if not observers:
+            return self._in_steps(x)
+        with ExitStack() as stack:
+            for observer in observers:
+                stack.enter_context(observer.passing(x))
+            return self._in_steps(x)
+
+    def _in_steps(self, x: Tensor) -> Tensor:
         steps = self.description.checkpoint_steps
         return self._outputs(x) if steps is None else in_pieces(self, self._outputs, x, steps=steps, time_dim=1)
 
     def _outputs(self, x: Tensor) -> Tensor:
+        observers = passing_observers(self)
         values: dict[str, Any] = {INPUT: self._converted(x)}
         for layer, done in zip(self.description.layers, self._done, strict=True):
             module: Any = self._modules[layer.name]
-            call = module.packed if self._packs(layer.name) else module
-            result = call(*[values[name] for name in layer.inputs])
+            packs = self._packs(layer.name) and not (observers and observers_of_membrane(module))
+            call = module.packed if packs else module
+            inputs = [values[name] for name in layer.inputs]
+            result = call(*inputs)
+            for observer in observers:
+                observer.see(layer, inputs, result)
+            del inputs
             for name in done:
                 del values[name]
             values[layer.name] = result
@@ -217,7 +236,7 @@ def _readers(description: Description) -> dict[str, tuple[str, ...]]:
             found += [reader.name, *further]
         return found
 
-    spiking = [layer.name for layer in description.layers if layer.kind in ("lif", "if")]
+    spiking = [layer.name for layer in description.layers if isinstance(layer, neurons.If)]
     readers = {name: seeing(name) or [] for name in (INPUT, *spiking)}
     kinds = {layer.name: layer.kind for layer in description.layers}
     products = {name: [reader for reader in found if kinds[reader] not in _HANDS_ON] for name, found in readers.items()}

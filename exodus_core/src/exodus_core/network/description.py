@@ -35,6 +35,8 @@ KINDS: dict[str, type[Layer]] = {
         plain_layers.Concat,
         neurons.Lif,
         neurons.If,
+        neurons.CubaLif,
+        neurons.Alif,
         neurons.Srm,
         neurons.ExpLeak,
         delays.Delay,

@@ -38,6 +38,9 @@ class Layer:
     several: ClassVar[bool] = False
     #: Why it cannot be computed for some steps at a time, or None.
     needs_all_steps: ClassVar[str | None] = None
+    #: Its output is spikes; it has a membrane, which can be recorded.
+    fires: ClassVar[bool] = False
+    has_membrane: ClassVar[bool] = False
 
     name: str = ""
     inputs: tuple[str, ...] = ()

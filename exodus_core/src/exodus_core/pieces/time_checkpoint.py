@@ -93,6 +93,11 @@ def in_pieces(
     arguments.check_dense("x", x)
     if not -x.dim() <= time_dim < x.dim():
         raise ArgumentError("time_dim", f"an axis of x with shape {tuple(x.shape)}", time_dim)
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "a time checkpoint must not be within a transform of torch.func, which keeps what it would compute again; "
+            "call its module instead"
+        )
     if carried.current() is not None:
         raise RuntimeError("a time checkpoint must not be within another one; the outer one does the work of both")
     _check_parts(module)
