@@ -77,14 +77,14 @@ def bounded(module: Module) -> Module:
 
 
 def neuron_parameters(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
-    """The trained parameters of the neurons in a module: alpha, threshold, reset_by, min_membrane, taps.
+    """The trained parameters of the neurons in a module: alpha, threshold, reset_by, min_membrane, taps, delays.
 
     They are constants of a model, which weight decay would pull to 0: give them to an optimiser in a group of their own
     with `weight_decay=0`. Networks of `exodus_core.network.build` in the module count too, and what `bounded` made.
     """
     for part in module.modules():
         if isinstance(part, ranges.Bounded):
-            yield from part.parameters(recurse=False)
+            yield from part.constants()
             if parametrize.is_parametrized(part):
                 yield from part.parametrizations.parameters()  # type: ignore[union-attr]
 

@@ -43,9 +43,9 @@ class TimeCheckpoint(torch.nn.Module):
     wider. Float16 and bfloat16 neurons are computed in float32, as with stateful=True.
 
     Args:
-        module: takes a sequence and returns one with as many steps. Its LIF, IF and ExpLeak layers, of `exodus_core.nn`
-            or of a network as data, stateful or not, carry their states from piece to piece; all else in it must
-            compute each step from that step alone. A layer may be in it, or be called, several times.
+        module: takes a sequence and returns one with as many steps. Its LIF, IF, ExpLeak and delay layers, of
+            `exodus_core.nn` or of a network as data, stateful or not, carry their states from piece to piece; all else
+            in it must compute each step from that step alone. A layer may be in it, or be called, several times.
         steps: of a piece. Memory is that of one piece, and of the states at the borders: about the square root of the
             number of all steps needs least.
         time_dim: axis of time of the input and of the output.
