@@ -9,6 +9,7 @@ there is. `keep_memory` bounds the cache of freed outputs' memory.
 
 from exodus_core import losses, network, nn, reference, surrogate, training
 from exodus_core._version import __version__
+from exodus_core.accelerate import AccelerationError, Refusal, accelerate
 from exodus_core.arguments import METHODS, NEURONS, RESETS
 from exodus_core.capability import capabilities
 from exodus_core.errors import ArgumentError, ArgumentTypeError, DescriptionError
@@ -25,6 +26,7 @@ __all__ = [
     "METHODS",
     "NEURONS",
     "RESETS",
+    "AccelerationError",
     "AlphaKernel",
     "ArgumentError",
     "ArgumentTypeError",
@@ -32,11 +34,13 @@ __all__ = [
     "ExponentialKernel",
     "LifGradient",
     "PackedSpikes",
+    "Refusal",
     "SlayerRefractory",
     "SlayerResponse",
     "SrmGradient",
     "SynapseGradients",
     "__version__",
+    "accelerate",
     "capabilities",
     "conv1d",
     "conv2d",

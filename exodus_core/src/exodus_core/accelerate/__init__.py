@@ -1,0 +1,9 @@
+"""Models of snnTorch, sinabs, SpikingJelly and norse on the kernels of exodus_core, with the same spikes and gradients.
+
+No library is a dependency: each is imported when a model of it comes. docs/peers.md has what maps to what.
+"""
+
+from exodus_core.accelerate.conversion import accelerate
+from exodus_core.accelerate.refusal import AccelerationError, Refusal
+
+__all__ = ["AccelerationError", "Refusal", "accelerate"]

@@ -1,0 +1,161 @@
+"""Neurons of norse 1.1: modules over time, (time, batch, ...) -> (output, state), and cells of one step.
+
+Equations, from its `functional`: i = i + x, v = v + dt tau_mem_inv (v_leak - v + i), i = i - dt tau_syn_inv i, spikes
+where v > v_th, v_reset where there was a spike. The kernels see v - v_reset and a reset to zero, or v - v_leak without
+a hard reset.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exodus_core.accelerate.fused import Neuron, run
+from exodus_core.accelerate.over_time import each_step
+from exodus_core.accelerate.refusal import NotMapped
+from exodus_core.accelerate.trace_adjoint import elementwise_derivative
+from exodus_core.surrogate import FastSigmoid, Gaussian, Surrogate, Tanh, Triangle
+
+TESTED = ("1.1.0",)
+OVER_TIME = ("LIF", "LI", "IAF")
+CELLS = ("LIFCell", "LIFBoxCell", "LICell", "LIBoxCell", "IAFCell")
+NEURONS = (*OVER_TIME, *CELLS)
+_BASES = ("SNN", "SNNCell", "SNNRecurrent", "SNNRecurrentCell")
+REFUSED = dict.fromkeys(_BASES, f"is not one of the neurons that are known: {', '.join(NEURONS)}")
+
+
+def classes() -> dict[type, str]:
+    """The classes of neurons, and their names here."""
+    module = import_module("norse.torch")
+    base = import_module("norse.torch.module.snn")
+    return {
+        **{getattr(module, name): name for name in NEURONS},
+        **{getattr(base, name): name for name in _BASES},
+    }
+
+
+def _surrogate(method: str, alpha: float | Tensor) -> Surrogate | Callable[[Tensor, Tensor], Tensor]:
+    slope = float(alpha)
+    if method == "super":
+        return FastSigmoid(slope=1.0)
+    if method == "triangle":
+        return Triangle(slope=1.0, scale=slope)
+    if method == "tanh":
+        return Tanh(slope=slope)
+    if method == "heavi_erfc":
+        return Gaussian(slope=slope * math.sqrt(2), scale=2 / slope)
+    if method == "circ":
+        threshold = import_module("norse.torch.functional.threshold").threshold
+        return elementwise_derivative(lambda x: threshold(x, method, alpha))
+    raise NotMapped(f"has the method {method!r}; known are super, triangle, tanh, heavi_erfc and circ")
+
+
+def _factor(module: Any, rate: Tensor, name: str) -> Tensor:
+    factor = module.dt * torch.as_tensor(rate)
+    if bool((factor < 0).any()) or bool((factor > 1).any()):
+        raise NotMapped(f"has dt {name} outside [0, 1], so that it does not decay")
+    return factor
+
+
+def neuron(module: Any) -> Neuron:
+    """What a layer, or a cell in each step, computes now.
+
+    Raises:
+        NotMapped: the kernels cannot compute the same.
+    """
+    p = module.p
+    if hasattr(p, "v_leak"):
+        rate = _factor(module, p.tau_mem_inv, "tau_mem_inv")
+        rest, alpha, gain = torch.as_tensor(p.v_leak), 1 - rate, rate
+    else:  # integrate and fire
+        rest, alpha, gain = torch.as_tensor(p.v_reset), 1.0, None
+    synapse = {}
+    if hasattr(p, "tau_syn_inv"):
+        synapse = {"synapse_alpha": 1 - _factor(module, p.tau_syn_inv, "tau_syn_inv")}
+    if not hasattr(p, "v_th"):
+        return Neuron(alpha=alpha, gain=gain, shift=rest, **synapse)
+    reset = "zero"
+    functions = import_module("norse.torch.functional.reset")
+    method = getattr(p, "reset_method", functions.reset_value)
+    if method is functions.reset_subtract:
+        reset = "subtract"
+    elif method is not functions.reset_value:
+        raise NotMapped("has a reset_method that is not known; known are reset_value and reset_subtract")
+    offset = None
+    back = torch.as_tensor(p.v_reset)
+    if reset == "zero" and bool((back != rest).any()):
+        rest, offset = back, rest - back
+    return Neuron(
+        alpha=alpha,
+        threshold=torch.as_tensor(p.v_th) - rest,
+        reset=reset,
+        # The amount that is subtracted is the threshold itself, whatever rest is.
+        reset_by=torch.as_tensor(p.v_th) if reset == "subtract" else None,
+        decay_reset=True,
+        strict=True,
+        surrogate=_surrogate(p.method, p.alpha),
+        gain=gain,
+        offset=offset,
+        shift=rest,
+        **synapse,
+    )
+
+
+described = neuron
+
+
+def over_time(module: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    """(time, batch, ...) -> (spikes or membranes, state after the last step); with record_states the states of all."""
+    found = neuron(module)
+    from_rest = state is None
+    state = module.state_fallback(x if is_over_time(module) else x[0]) if from_rest else state
+    membrane = (state.v - found.shift).to(x.dtype).expand_as(x[0])
+    records = bool(getattr(module, "record_states", False))
+    if found.synapse_alpha is not None and not from_rest:
+        # The state holds the current after its decay, and the first step adds it to its input.
+        x = torch.cat([(x[0] + state.i.to(x.dtype)).unsqueeze(0), x[1:]])
+    ran = run(found, x, 0, membrane=membrane, trace=records)
+
+    def after(membranes: Tensor, spikes: Tensor | None) -> Tensor:
+        return (membranes if spikes is None else found.after_reset(membranes, spikes)) + found.shift
+
+    if records:
+        assert ran.membrane is not None
+        values = {"v": after(ran.membrane, ran.spikes)}
+        currents = ran.current
+    else:
+        values = {"v": after(ran.last_membrane, ran.last_spikes)}
+        currents = ran.last_current
+    if currents is not None:
+        assert found.synapse_alpha is not None
+        values["i"] = currents * found.synapse_alpha
+    if ran.spikes is not None:
+        return ran.spikes, type(state)(**values)
+    assert ran.membrane is not None
+    return ran.membrane + found.shift, type(state)(**values)
+
+
+def is_over_time(module: Any) -> bool:
+    """True for a module that takes all steps, False for a cell."""
+    return isinstance(module, import_module("norse.torch.module.snn").SNN)
+
+
+def forward(self: Any, input_tensor: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    """The forward pass of a module over time on the kernels."""
+    return over_time(self, input_tensor, state)
+
+
+def forward_of_lift(self: Any, x: Tensor | tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    """A lifted cell, over all steps on the kernels."""
+    x, state = x if isinstance(x, tuple) else (x, None)
+    return over_time(self.lifted_module, x, state)
+
+
+def forward_of_folded_lift(self: Any, x: Tensor | tuple[Tensor, Any]) -> Tensor:
+    """A lifted module without state, with all steps as one batch."""
+    return each_step(self.lifted_module, x[0] if isinstance(x, tuple) else x)

@@ -1,0 +1,47 @@
+"""Refusals: layers that the fused kernels cannot compute with the same spikes and gradients, each with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from exodus_core.errors import ArgumentError
+
+
+class NotMapped(Exception):
+    """A module cannot be computed by the kernels; the message is the reason, in words that follow "it"."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A layer that is refused.
+
+    Args:
+        layer: its name in the model, as in `named_modules`; "" for the model itself.
+        kind: the name of its class, with that of its library.
+        reason: what keeps it from being computed the same, and what to change where something can be.
+    """
+
+    layer: str
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        name = f"{self.layer} ({self.kind})" if self.layer else self.kind
+        return f"{name}: {self.reason}"
+
+
+class AccelerationError(ArgumentError):
+    """A model that cannot be accelerated, or written as data. Nothing has been changed.
+
+    Args:
+        refusals: the layers that are refused.
+        expected: a valid model, in words that follow "must be".
+    """
+
+    def __init__(self, refusals: Sequence[Refusal], expected: str) -> None:
+        super().__init__("model", expected, "".join(f"\n  {refusal}" for refusal in refusals))
+        self.refusals = tuple(refusals)
+
+    def __reduce__(self) -> tuple[type[AccelerationError], tuple[tuple[Refusal, ...], str]]:
+        return AccelerationError, (self.refusals, self.expected)
