@@ -15,6 +15,7 @@ from torch import Tensor
 import exodus_core
 from assertions import relative_error
 from exodus_core import AlphaKernel, ExponentialKernel, SlayerRefractory, SlayerResponse, network, nn, surrogate
+from exodus_core.nn.stateful import StatefulNeuron
 from exodus_core.surrogate import Sigmoid
 
 X = torch.linspace(-1, 2, 2 * 20 * 3).view(2, 20, 3)
@@ -586,3 +587,47 @@ def test_an_optimiser_does_not_write_to_a_parameter_that_it_left_alone() -> None
 def test_a_threshold_to_be_trained_starts_within_its_range() -> None:
     with pytest.raises(ValueError, match=r"threshold must be at least 0.001 if it is trained, got 0.0005"):
         nn.LIF(0.9, threshold=torch.tensor([1.0, 5e-4]), trainable=["threshold"])
+
+
+@pytest.mark.parametrize("name", nn.__all__)
+def test_pickles_find_every_class_by_the_name_of_the_package(name: str) -> None:
+    assert pickle.loads(f"cexodus_core.nn\n{name}\n.".encode()) is getattr(nn, name)
+
+
+class Adapting(StatefulNeuron):
+    """A neuron with a state of three tensors: u[t] = u[t-1] / 2 + x[t], and sums of x and of u."""
+
+    state_names = ("membrane", "total", "sum")
+
+    def forward(self, x: Tensor) -> Tensor:
+        def go_on(state: Any, time_dim: int) -> Any:
+            u, total, sums = (torch.zeros_like(x.select(time_dim, 0)),) * 3 if state is None else state
+            outputs = []
+            for x_t in x.unbind(time_dim):
+                u, total = u / 2 + x_t, total + x_t
+                sums = sums + u
+                outputs.append(u * total + sums)
+            return torch.stack(outputs, time_dim), (u, total, sums)
+
+        return self._carried(x, go_on)
+
+
+def test_a_neuron_may_have_a_state_of_any_number_of_tensors() -> None:
+    net = torch.nn.Sequential(nn.LIF(0.9), Adapting((), 1, True), nn.ExpLeak(0.5, stateful=True))
+    whole, pieces = copy.deepcopy(net), nn.TimeCheckpoint(copy.deepcopy(net), 6)
+    results = []
+    for module in (whole, pieces):
+        leaf = torch.randn(2, 20, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        outputs = module(leaf)
+        outputs = torch.cat([outputs, module(leaf)], 1)
+        outputs.square().sum().backward()
+        results.append((outputs.detach(), leaf.grad))
+    assert all(relative_error(*pair) < 1e-6 for pair in zip(*results, strict=True))
+    layer = whole[1]
+    assert {name: part.shape for name, part in layer.named_state().items()} == dict.fromkeys(
+        ("membrane", "total", "sum"), (2, 3)
+    )
+    layer.half().detach_state()
+    assert all(part.dtype == torch.float32 and not part.requires_grad for part in layer.state)
+    layer.reset_state()
+    assert layer.named_state() == {}

@@ -13,6 +13,7 @@ from torch import Tensor
 from exodus_core import functional
 from exodus_core.accelerate.refusal import NotMapped
 from exodus_core.accelerate.trace_adjoint import Derivative, TraceLif, TraceRule
+from exodus_core.coupled import neurons
 from exodus_core.network.recurrent import continued_recurrent_lif
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
@@ -37,6 +38,9 @@ class Neuron:
         synapse_gain: factor on the input of the synapse, or None.
         recurrent_weight, recurrent_bias: of x[t] + W s[t-1] + b instead of x[t].
         bias_at_rest: b is added in the first step too.
+        refractory: steps after a spike in which the membrane stays where the reset has put it.
+        synapse_delayed: the membrane sees the current of the step before.
+        adapt_alpha, adapt_by, adapt_threshold: an adaptation variable, as in `exodus_core.alif`, or None.
         shift: the membrane that rest and the hard reset are at: the library's membrane is u + shift.
     """
 
@@ -57,6 +61,11 @@ class Neuron:
     recurrent_weight: Tensor | None = None
     recurrent_bias: Tensor | None = None
     bias_at_rest: bool = True
+    refractory: int = 0
+    synapse_delayed: bool = False
+    adapt_alpha: Value | None = None
+    adapt_by: Value = 1.0
+    adapt_threshold: Value = 0.0
     shift: Value = 0.0
 
     def after_reset(self, membrane: Tensor, spikes: Tensor) -> Tensor:
@@ -81,6 +90,7 @@ class Ran(NamedTuple):
     last_membrane: Tensor
     last_spikes: Tensor | None
     last_current: Tensor | None
+    last_adaptation: Tensor | None = None
 
 
 def run(
@@ -91,21 +101,26 @@ def run(
     membrane: Tensor | None = None,
     spikes: Tensor | None = None,
     current: Tensor | None = None,
+    adaptation: Tensor | None = None,
     trace: bool = False,
 ) -> Ran:
     """Runs a layer over all steps of x.
 
     Args:
         x: input, shape (outer..., time, inner...).
-        membrane, spikes, current: the state before the first step, of the shape of x without time; None: at rest.
+        membrane, spikes, current, adaptation: the state before the first step, of the shape of x without time; None: at rest.
         trace: give the membrane over time.
     """
     if x.shape[time_dim] == 0:
         raise ValueError("the input must have at least one step, got none")
     currents = last_current = None
+    if neuron.recurrent_weight is not None and (neuron.synapse_alpha is not None or _needs_coupled(neuron)):
+        raise NotMapped("has recurrent connections, which are computed without a synapse and with reset 'subtract'")
+    if has_kernel(neuron) and _needs_coupled(neuron, trace):
+        return _coupled(neuron, x, time_dim, membrane, spikes, current, adaptation)
+    if neuron.refractory or neuron.synapse_delayed or neuron.adapt_alpha is not None:
+        raise NotMapped("has a surrogate or a bound that the kernels of its neurons do not have")
     if neuron.synapse_alpha is not None:
-        if neuron.recurrent_weight is not None:
-            raise NotMapped("has a synapse and recurrent connections, which are not computed together")
         driven = x if neuron.synapse_gain is None else x * _across(neuron.synapse_gain, x, time_dim)
         x, last_current = _integrated(driven, neuron.synapse_alpha, current, time_dim)
         currents = x
@@ -165,8 +180,61 @@ def _options(neuron: Neuron, dtype: torch.dtype) -> dict[str, Any]:
 
 def has_kernel(neuron: Neuron) -> bool:
     """True if a kernel has the backward rule of these neurons; others take `TraceLif`."""
-    hard = neuron.reset == "zero" and (neuron.detach_reset or neuron.max_spikes > 1)
+    hard = neuron.reset == "zero" and neuron.max_spikes > 1
     return isinstance(neuron.surrogate, Surrogate) and neuron.floor is None and not hard
+
+
+def _needs_coupled(neuron: Neuron, trace: bool = False) -> bool:
+    """True for neurons that the operators of coupled variables compute, in one pass."""
+    if neuron.threshold is None:
+        return False
+    if neuron.refractory or neuron.synapse_delayed or neuron.adapt_alpha is not None:
+        return True
+    if neuron.synapse_alpha is not None:  # they do not give the current over time, and see it as it is
+        return not trace and neuron.offset is None
+    return neuron.reset == "zero" and neuron.detach_reset
+
+
+def _coupled(
+    neuron: Neuron,
+    x: Tensor,
+    time_dim: int,
+    membrane: Tensor | None,
+    spikes: Tensor | None,
+    current: Tensor | None,
+    adaptation: Tensor | None,
+) -> Ran:
+    options = _options(neuron, x.dtype)
+    options |= {"refractory": neuron.refractory, "surrogate": neuron.surrogate, "time_dim": time_dim}
+    options["detach_reset"] = neuron.detach_reset
+    options["method"] = "exodus"
+    if neuron.synapse_alpha is None:
+        if neuron.offset is not None:
+            x = x + _across(neuron.offset, x, time_dim)
+        if neuron.gain is not None:
+            x = x * _across(neuron.gain, x, time_dim)
+    else:
+        if neuron.offset is not None:
+            raise NotMapped("has a synapse and a membrane that rests elsewhere than a spike resets it to")
+        if neuron.synapse_gain is not None:
+            x = x * _across(neuron.synapse_gain, x, time_dim)
+        options |= {"synapse_alpha": neuron.synapse_alpha, "synapse_delayed": neuron.synapse_delayed}
+        options["synapse_gain"] = 1.0 if neuron.gain is None else neuron.gain
+    if neuron.adapt_alpha is not None:
+        options |= {name: getattr(neuron, name) for name in ("adapt_alpha", "adapt_by", "adapt_threshold")}
+    fired, membranes, last = neurons(
+        x,
+        neuron.alpha,
+        initial_membrane=membrane,
+        initial_spikes=spikes,
+        initial_current=current,
+        initial_adaptation=adaptation,
+        **options,
+    )
+    lanes = x.select(time_dim, 0).shape
+    u, s, i, w, _ = (row.view(lanes).to(x.dtype) for row in last)
+    synapse = neuron.synapse_alpha is not None
+    return Ran(fired, membranes, None, u, s, i if synapse else None, w if neuron.adapt_alpha is not None else None)
 
 
 def _fired(

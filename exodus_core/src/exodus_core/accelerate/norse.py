@@ -1,7 +1,7 @@
 """Neurons of norse 1.1: modules over time, (time, batch, ...) -> (output, state), and cells of one step.
 
 Equations, from its `functional`: i = i + x, v = v + dt tau_mem_inv (v_leak - v + i), i = i - dt tau_syn_inv i, spikes
-where v > v_th, v_reset where there was a spike. The kernels see v - v_reset and a reset to zero, or v - v_leak without
+where v > v_th, v_reset where there was a spike. LSNN's threshold adapts, and it sees the current before x. The kernels see v - v_reset and a reset to zero, or v - v_leak without
 a hard reset.
 """
 
@@ -22,8 +22,8 @@ from exodus_core.accelerate.trace_adjoint import elementwise_derivative
 from exodus_core.surrogate import FastSigmoid, Gaussian, Surrogate, Tanh, Triangle
 
 TESTED = ("1.1.0",)
-OVER_TIME = ("LIF", "LI", "IAF")
-CELLS = ("LIFCell", "LIFBoxCell", "LICell", "LIBoxCell", "IAFCell")
+OVER_TIME = ("LIF", "LI", "IAF", "LSNN")
+CELLS = ("LIFCell", "LIFBoxCell", "LICell", "LIBoxCell", "IAFCell", "LSNNCell")
 NEURONS = (*OVER_TIME, *CELLS)
 _BASES = ("SNN", "SNNCell", "SNNRecurrent", "SNNRecurrentCell")
 REFUSED = dict.fromkeys(_BASES, f"is not one of the neurons that are known: {', '.join(NEURONS)}")
@@ -74,7 +74,7 @@ def neuron(module: Any) -> Neuron:
         rest, alpha, gain = torch.as_tensor(p.v_leak), 1 - rate, rate
     else:  # integrate and fire
         rest, alpha, gain = torch.as_tensor(p.v_reset), 1.0, None
-    synapse = {}
+    synapse: dict[str, Any] = {}
     if hasattr(p, "tau_syn_inv"):
         synapse = {"synapse_alpha": 1 - _factor(module, p.tau_syn_inv, "tau_syn_inv")}
     if not hasattr(p, "v_th"):
@@ -90,6 +90,11 @@ def neuron(module: Any) -> Neuron:
     back = torch.as_tensor(p.v_reset)
     if reset == "zero" and bool((back != rest).any()):
         rest, offset = back, rest - back
+    if "adjoint" in module.activation.__name__:
+        raise NotMapped("has adjoint=True, a gradient of its own; adjoint=False can be computed")
+    if hasattr(p, "beta"):
+        kept = 1 - _factor(module, p.tau_adapt_inv, "tau_adapt_inv")
+        synapse |= {"adapt_alpha": kept, "adapt_by": kept * p.beta, "adapt_threshold": 1.0, "synapse_delayed": True}
     return Neuron(
         alpha=alpha,
         threshold=torch.as_tensor(p.v_th) - rest,
@@ -116,22 +121,32 @@ def over_time(module: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
     state = module.state_fallback(x if is_over_time(module) else x[0]) if from_rest else state
     membrane = (state.v - found.shift).to(x.dtype).expand_as(x[0])
     records = bool(getattr(module, "record_states", False))
-    if found.synapse_alpha is not None and not from_rest:
+    current = adaptation = None
+    if found.adapt_alpha is not None:
+        current = state.i.to(x.dtype).expand_as(x[0])
+        adaptation = (state.b - module.p.v_th).to(x.dtype).expand_as(x[0])
+        if records:
+            raise NotMapped("has record_states, and an adaptation that is not given over time")
+    elif found.synapse_alpha is not None and not from_rest:
         # The state holds the current after its decay, and the first step adds it to its input.
         x = torch.cat([(x[0] + state.i.to(x.dtype)).unsqueeze(0), x[1:]])
-    ran = run(found, x, 0, membrane=membrane, trace=records)
+    ran = run(found, x, 0, membrane=membrane, current=current, adaptation=adaptation, trace=records)
 
     def after(membranes: Tensor, spikes: Tensor | None) -> Tensor:
         return (membranes if spikes is None else found.after_reset(membranes, spikes)) + found.shift
 
     if records:
         assert ran.membrane is not None
-        values = {"v": after(ran.membrane, ran.spikes)}
+        values: dict[str, Any] = {"v": after(ran.membrane, ran.spikes)}
         currents = ran.current
     else:
         values = {"v": after(ran.last_membrane, ran.last_spikes)}
         currents = ran.last_current
-    if currents is not None:
+    if found.adapt_alpha is not None:
+        assert ran.last_adaptation is not None
+        values["i"] = currents
+        values["b"] = ran.last_adaptation + module.p.beta * ran.last_spikes + module.p.v_th
+    elif currents is not None:
         assert found.synapse_alpha is not None
         values["i"] = currents * found.synapse_alpha
     if ran.spikes is not None:

@@ -1,7 +1,8 @@
 """Neurons of snnTorch 1.0: one step a call, so that layers run over time only where the loop is known (`over_time`).
 
 Equations, from its `_neurons`: mem = beta mem + x - reset threshold, the reset being that of the membrane before, mem >
-threshold, without a gradient. Reset "zero" multiplies the membrane before by 1 - reset in `Leaky`.
+threshold, without a gradient. Reset "zero" multiplies the membrane before by 1 - reset in `Leaky`; in the others it
+drops the input of the step too.
 """
 
 from __future__ import annotations
@@ -81,10 +82,14 @@ def neuron(module: Any) -> Neuron:
     else:
         common["alpha"] = module.beta.clamp(0, 1)
     if reset == "zero" and kind != "Leaky":
-        raise NotMapped(
-            f"has reset_mechanism 'zero', which in {kind} drops the input of the step after a spike too; "
-            "'subtract' and 'none' can be computed, and 'zero' of Leaky"
-        )
+        if kind == "RLeaky":
+            raise NotMapped("has recurrent connections and reset_mechanism 'zero'; 'subtract' and 'none' can be computed")
+        if module.threshold.requires_grad:
+            raise NotMapped(
+                "learns a threshold with reset_mechanism 'zero', whose gradient counts the steps without input too"
+            )
+        # The membrane is zero in the step after a spike, whatever its input.
+        common["refractory"] = 1
     if not delayed and reset == "subtract":
         raise NotMapped(
             "has reset_delay=False with reset_mechanism 'subtract', which treats a membrane above twice the threshold "
@@ -152,4 +157,4 @@ def over_time(module: Any, x: Tensor) -> tuple[Tensor, ...]:
         return (spikes,)
     assert ran.membrane is not None
     membranes = kept(ran.membrane, ran.spikes)
-    return (spikes, membranes) if ran.current is None else (spikes, ran.current, membranes)
+    return (spikes, membranes) if found.synapse_alpha is None else (spikes, ran.current, membranes)
