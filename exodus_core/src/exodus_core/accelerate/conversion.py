@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from exodus_core import nn
 from exodus_core.accelerate import norse, over_time, sinabs, snntorch, spikingjelly
 from exodus_core.accelerate.refusal import AccelerationError, NotMapped, Refusal
 from exodus_core.errors import ArgumentError, ArgumentTypeError
@@ -114,7 +115,23 @@ def _fuse(module: torch.nn.Module, forward: Callable[..., Any]) -> None:
         module.__class__ = _fused_class(type(module), forward)
 
 
-def accelerate(model: Model, *, time_dim: int | None = None) -> Model:
+#: The products that have a sparse counterpart, which is derived from them.
+_PRODUCTS: dict[type, type] = {
+    torch.nn.Linear: nn.Linear,
+    torch.nn.Conv1d: nn.Conv1d,
+    torch.nn.Conv2d: nn.Conv2d,
+}
+
+
+def _read_spikes(model: torch.nn.Module) -> None:
+    """Lets the products of a model read spikes in time proportional to them."""
+    for module in model.modules():
+        if type(module) in _PRODUCTS:
+            module.__class__ = _PRODUCTS[type(module)]
+            module.exact = False  # type: ignore[assignment]
+
+
+def accelerate(model: Model, *, time_dim: int | None = None, exact: bool = False) -> Model:
     """The same model, whose neurons run on fused kernels over the whole time axis, in place.
 
     The model is one of snnTorch, sinabs, SpikingJelly or norse. Its spikes are those of the library, and its gradients
@@ -127,6 +144,8 @@ def accelerate(model: Model, *, time_dim: int | None = None) -> Model:
             a norse SequentialState of cells, which take one step.
         time_dim: for those that take one step: 0 or 1. The model then takes all steps, with time on this axis, and
             returns what the loop over them, from rest, would stack. `model(x, steps=T)` repeats an input without time.
+        exact: leave torch.nn.Linear, Conv1d and Conv2d as they are. They become those of `exodus_core.nn`, which take
+            time in proportion to the spikes that they read and sum in another order.
 
     Returns:
         model.
@@ -155,6 +174,8 @@ def accelerate(model: Model, *, time_dim: int | None = None) -> Model:
         _warn_of_version(name)
     for module, forward in plan:
         _fuse(module, forward)
+    if not exact:
+        _read_spikes(model)
     return model
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exodus_core import functional
 from exodus_core.accelerate.refusal import NotMapped
-from exodus_core.accelerate.trace_adjoint import Derivative, TraceLif, TraceRule
+from exodus_core.accelerate.trace_adjoint import Derivative, TraceLif, TraceRule, surrogate_derivative
 from exodus_core.coupled import neurons
 from exodus_core.network.recurrent import continued_recurrent_lif
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
@@ -232,7 +232,8 @@ def _coupled(
         **options,
     )
     lanes = x.select(time_dim, 0).shape
-    u, s, i, w, _ = (row.view(lanes).to(x.dtype) for row in last)
+    # No views: libraries reset and detach their states in place.
+    u, s, i, w = (last[row].view(lanes).to(x.dtype, copy=True) for row in range(4))
     synapse = neuron.synapse_alpha is not None
     return Ran(fired, membranes, None, u, s, i if synapse else None, w if neuron.adapt_alpha is not None else None)
 
@@ -279,13 +280,13 @@ def _fired(
         tensor(spikes).expand_as(lanes),
         rule,
     )
-    return fired, membranes, membranes.select(time_dim, -1), fired.select(time_dim, -1)
+    return fired, membranes, membranes.select(time_dim, -1).clone(), fired.select(time_dim, -1).clone()
 
 
 def derivative_of(surrogate: Surrogate | Derivative) -> Derivative:
     """f' as a function of the membrane and the threshold."""
     if isinstance(surrogate, Surrogate):
-        return lambda membrane, threshold: surrogate.derivative(membrane - threshold)
+        return surrogate_derivative(surrogate)
     return surrogate
 
 

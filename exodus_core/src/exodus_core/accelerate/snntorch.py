@@ -152,7 +152,7 @@ def over_time(module: Any, x: Tensor) -> tuple[Tensor, ...]:
     if hasattr(module, "syn"):
         module.syn = ran.last_current
     if hasattr(module, "spk"):
-        module.spk = spikes[-1]
+        module.spk = spikes[-1].clone()
     if not module.output:
         return (spikes,)
     assert ran.membrane is not None

@@ -22,7 +22,7 @@ from torch import Tensor
 from exodus_core import functional
 from exodus_core.gradients import lif_gradient
 from exodus_core.once_differentiable import once_differentiable
-from exodus_core.surrogate import Boxcar
+from exodus_core.surrogate import Boxcar, Surrogate
 
 Derivative = Callable[[Tensor, Tensor], Tensor]
 
@@ -31,22 +31,25 @@ _ONE = Boxcar(slope=2.0**-60, scale=2.0**60)
 _NEVER = 2.0**40
 
 
-def linear_recurrence(factors: Tensor, values: Tensor, time_dim: int) -> Tensor:
-    """lam[t] = values[t] + factors[t] lam[t+1], backward in time, with the shape and dtype of both.
+def linear_recurrence(lost: Tensor, values: Tensor, time_dim: int) -> Tensor:
+    """lam[t] = values[t] + (1 - lost[t]) lam[t+1], backward in time, with the shape and dtype of both.
 
-    It is the gradient of a neuron that is reset to zero, alpha (1 - s - u f'), on a membrane of 1 - factors with
+    It is the gradient of a neuron that is reset to zero, alpha (1 - s - u f'), on the membrane `lost` with
     alpha = f' = 1, and without spikes.
     """
-    found = lif_gradient(
-        (1 - factors).contiguous(),
-        values.contiguous(),
-        1.0,
-        threshold=_NEVER,
-        reset="zero",
-        surrogate=_ONE,
-        time_dim=time_dim,
-    )
+    found = lif_gradient(lost, values, 1.0, threshold=_NEVER, reset="zero", surrogate=_ONE, time_dim=time_dim)
     return found.input
+
+
+def surrogate_derivative(surrogate: Surrogate) -> Derivative:
+    """f' of a surrogate of the kernels, by one of them: the gradient of a neuron that forgets its membrane."""
+
+    def derivative(membrane: Tensor, threshold: Tensor) -> Tensor:
+        spikes = torch.ones_like(membrane)
+        found = lif_gradient(membrane, spikes, 0.0, threshold=threshold, reset="none", surrogate=surrogate, wrt=(), time_dim=0)
+        return found.input
+
+    return derivative
 
 
 def elementwise_derivative(function: Callable[[Tensor], Tensor]) -> Derivative:
@@ -61,16 +64,14 @@ def elementwise_derivative(function: Callable[[Tensor], Tensor]) -> Derivative:
     return derivative
 
 
-def before(trace: Tensor, initial: Tensor, time_dim: int) -> Tensor:
-    """A trace one step earlier: initial, then all of it but the last step."""
-    first = initial.to(trace.dtype).expand_as(trace.select(time_dim, 0)).unsqueeze(time_dim)
-    return torch.cat([first, trace.narrow(time_dim, 0, trace.shape[time_dim] - 1)], time_dim)
-
-
-def _after(trace: Tensor, time_dim: int) -> Tensor:
-    """A trace one step later, with zeros at the last."""
-    last = torch.zeros_like(trace.narrow(time_dim, 0, 1))
-    return torch.cat([trace.narrow(time_dim, 1, trace.shape[time_dim] - 1), last], time_dim)
+def _charged(x: Tensor, held: Tensor, alpha: Tensor, initial: Tensor, time_dim: int) -> Tensor:
+    """alpha held[t-1] + x[t], from the membrane after the reset."""
+    membrane = torch.empty_like(x)
+    torch.addcmul(x.select(time_dim, 0), initial, alpha, out=membrane.select(time_dim, 0))
+    later = x.shape[time_dim] - 1
+    earlier = held.narrow(time_dim, 0, later)
+    torch.addcmul(x.narrow(time_dim, 1, later), earlier, alpha, out=membrane.narrow(time_dim, 1, later))
+    return membrane
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ class TraceLif(torch.autograd.Function):
             time_dim=rule.time_dim,
         )
         if rule.floor is not None:  # the membrane that the spikes were taken from is not yet clipped
-            held = before(_reset(membrane, spikes, reset_by, rule), initial_membrane, rule.time_dim)
-            membrane = alpha * held + x
+            held = _reset(membrane, spikes, reset_by, rule)
+            membrane = _charged(x, held, alpha, initial_membrane, rule.time_dim)
         if counted:
             spikes = spikes * torch.floor(membrane / threshold).clamp(max=rule.max_spikes)
         ctx.save_for_backward(membrane, spikes, alpha, threshold, reset_by, initial_membrane, initial_spikes)
@@ -147,51 +148,77 @@ class TraceLif(torch.autograd.Function):
         time_dim = rule.time_dim
         slope = rule.derivative(u, threshold)
         held = _reset(u, spikes, reset_by, rule)
-        kept = 1.0 if rule.floor is None else (held > rule.floor).to(u.dtype)
-        fired = spikes.clamp(max=1)
-        through = _through_spikes(u, alpha, reset_by, rule)
-        if rule.reset == "zero":
-            factors = alpha * (1 - fired) * kept
+        clipped = None if rule.floor is None else held <= rule.floor
+        lost = _lost(u, spikes, slope, alpha, reset_by, rule)
+        if clipped is not None:
+            lost.masked_fill_(clipped, 1.0)
+        if grad_spikes is None:
+            values = torch.zeros_like(u) if grad_membrane is None else grad_membrane.contiguous()
         else:
-            factors = (alpha * kept).expand_as(u)
-        if through is not None:
-            factors = factors + slope * through * kept
-        values = torch.zeros_like(u) if grad_spikes is None else slope * grad_spikes
-        if grad_membrane is not None:
-            values = values + grad_membrane
-        lam = linear_recurrence(factors, values, time_dim)
+            values = slope * grad_spikes
+            if grad_membrane is not None:
+                values += grad_membrane
+        lam = linear_recurrence(lost, values, time_dim)
         found: list[Tensor | None] = [lam, None, None, None, None, None, None]
+        steps = u.shape[time_dim]
+        first, later = lam.select(time_dim, 0), lam.narrow(time_dim, 1, steps - 1)
         if ctx.needs_input_grad[1]:
-            decayed = before(_decayed(u, held, rule, kept), _decayed(u0, _reset(u0, s0, reset_by, rule), rule), time_dim)
-            found[1] = (lam * decayed).sum_to_size(alpha.shape)
-        later = _after(lam, time_dim) * kept
-        if ctx.needs_input_grad[2]:
-            on_spikes = torch.zeros_like(u) if grad_spikes is None else grad_spikes
-            if through is not None:
-                on_spikes = on_spikes + through * later
-            found[2] = (-slope * on_spikes).sum_to_size(threshold.shape)
-        if ctx.needs_input_grad[3] and rule.reset == "subtract":
-            reach = alpha if rule.decay_reset else torch.ones_like(alpha)
-            first = s0 * lam.select(time_dim, 0)
-            found[3] = -(reach * spikes * later).sum_to_size(reset_by.shape) - (reach * first).sum_to_size(reset_by.shape)
+            decayed = u if rule.reset == "subtract" and not rule.decay_reset else held
+            if rule.floor is not None and clipped is not None:
+                decayed = torch.where(clipped, rule.floor, decayed)
+            start = u0 if rule.reset == "subtract" and not rule.decay_reset else _reset(u0, s0, reset_by, rule)
+            along = (later * decayed.narrow(time_dim, 0, steps - 1)).sum(time_dim)
+            found[1] = (along + first * start).sum_to_size(alpha.shape)
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+            # What the next step passes back to the membrane after the reset.
+            back = torch.zeros_like(u)
+            back.narrow(time_dim, 0, steps - 1).copy_(later)
+            if clipped is not None:
+                back.masked_fill_(clipped, 0.0)
+            found[2:4] = _threshold_gradients(ctx, grad_spikes, slope, back, first)
         if ctx.needs_input_grad[4]:
-            grad = alpha * lam.select(time_dim, 0)
+            grad = alpha * first
             found[4] = (grad * (1 - s0) if rule.reset == "zero" else grad).sum_to_size(u0.shape)
         return tuple(found)
+
+
+def _threshold_gradients(
+    ctx: Any, grad_spikes: Tensor | None, slope: Tensor, back: Tensor, first: Tensor
+) -> list[Tensor | None]:
+    """The gradients of the threshold and of what a spike subtracts."""
+    u, spikes, alpha, threshold, reset_by, _, s0 = ctx.saved_tensors
+    rule: TraceRule = ctx.rule
+    found: list[Tensor | None] = [None, None]
+    if ctx.needs_input_grad[2]:
+        on_spikes = torch.zeros_like(u) if grad_spikes is None else grad_spikes
+        through = _through_spikes(u, alpha, reset_by, rule)
+        if through is not None:
+            on_spikes = on_spikes + through * back
+        found[0] = (-slope * on_spikes).sum_to_size(threshold.shape)
+    if ctx.needs_input_grad[3] and rule.reset == "subtract":
+        reach = alpha if rule.decay_reset else torch.ones_like(alpha)
+        found[1] = -(reach * spikes * back).sum_to_size(reset_by.shape) - (reach * s0 * first).sum_to_size(reset_by.shape)
+    return found
+
+
+def _lost(
+    u: Tensor, spikes: Tensor, slope: Tensor, alpha: Tensor, reset_by: Tensor, rule: TraceRule
+) -> Tensor:
+    """1 - a, a being the derivative of the next membrane with respect to this one, in memory of its own."""
+    through = _through_spikes(u, alpha, reset_by, rule)
+    if rule.reset == "zero":
+        lost = 1 - alpha * (1 - spikes.clamp(max=1))
+        return lost if through is None else lost.addcmul_(slope, through, value=-1)
+    if through is None:
+        return (1 - alpha).expand_as(u).clone()
+    return torch.addcmul(1 - alpha, slope, through, value=-1)
 
 
 def _reset(u: Tensor, spikes: Tensor, reset_by: Tensor, rule: TraceRule) -> Tensor:
     """The membrane after the reset; before the lower bound."""
     if rule.reset == "subtract":
-        return u - reset_by * spikes
+        return torch.addcmul(u, spikes, reset_by, value=-1)
     return u * (1 - spikes.clamp(max=1)) if rule.reset == "zero" else u
-
-
-def _decayed(u: Tensor, held: Tensor, rule: TraceRule, kept: float | Tensor = 1.0) -> Tensor:
-    """What alpha multiplies."""
-    if rule.floor is not None and isinstance(kept, Tensor):
-        return torch.where(kept > 0, held, rule.floor)
-    return u if rule.reset == "subtract" and not rule.decay_reset else held
 
 
 def _through_spikes(u: Tensor, alpha: Tensor, reset_by: Tensor, rule: TraceRule) -> Tensor | None:
