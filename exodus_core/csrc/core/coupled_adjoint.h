@@ -168,7 +168,7 @@ EXODUS_HOST_DEVICE Real coupled_adjoint_step(Method method, const Coupling& coup
 }
 
 // The step from t = -1, whose state is given, to t = 0: closes the sums. Returns dL/d(initial state); that of the
-// refractory steps left is 0.
+// refractory steps left is 0. A variable that the neuron does not have is handed through.
 template <class Real>
 EXODUS_HOST_DEVICE CoupledState<Real> coupled_adjoint_initial(Method method, const Coupling& coupling,
                                                               const CoupledNeuron<Real>& neuron,
@@ -177,8 +177,8 @@ EXODUS_HOST_DEVICE CoupledState<Real> coupled_adjoint_initial(Method method, con
                                                               CoupledSums<Real>& sums) {
   const CoupledReceived<Real> received = coupled_received(method, coupling, true, neuron, initial.membrane,
                                                           initial.spikes, initial.current, initial.adaptation, first, sums);
-  return {received.membrane, received.spikes, coupling.synapse ? first.into_current : Real(0), received.adaptation,
-          Real(0)};
+  return {received.membrane, received.spikes, first.into_current,
+          coupling.adaptation ? received.adaptation : first.into_adaptation, Real(0)};
 }
 
 }  // namespace exodus

@@ -160,11 +160,20 @@ def check_value(name: str, value: float | Tensor) -> None:
         raise ArgumentError(name, "a number of a float's size", f"an integer of {value.bit_length()} bits")
 
 
-def check_alpha(alpha: float | Tensor) -> None:
+#: Parameters that are decays per step.
+DECAYS = ("alpha", "synapse_alpha", "adapt_alpha")
+
+
+def check_decay(name: str, value: float | Tensor) -> None:
     """Checks that a decay is in [0, 1]. A tensor is not read."""
-    check_value("alpha", alpha)
-    if not isinstance(alpha, Tensor) and not 0 <= alpha <= 1:
-        raise ArgumentError("alpha", "in [0, 1]", alpha)
+    check_value(name, value)
+    if not isinstance(value, Tensor) and not 0 <= value <= 1:
+        raise ArgumentError(name, "in [0, 1]", value)
+
+
+def check_alpha(alpha: float | Tensor) -> None:
+    """Checks that the decay of the membrane is in [0, 1]. A tensor is not read."""
+    check_decay("alpha", alpha)
 
 
 # Up to so many elements, reading them in Python is faster than starting an operator.
@@ -195,14 +204,14 @@ def _bounds(tensor: Tensor) -> tuple[float, float]:
 
 
 def check_values(name: str, tensor: Tensor, *, positive: bool = False) -> None:
-    """Checks the elements of a parameter: no NaN, alpha in [0, 1], positive if asked. A traced tensor is not read."""
+    """Checks the elements of a parameter: no NaN, decays in [0, 1], positive if asked. A traced tensor is not read."""
     if _is_traced(tensor) or tensor.numel() == 0:
         return
     low, high = _bounds(tensor)
     if low != low:
         raise ArgumentError(name, "a number", "nan")
-    if name == "alpha" and not 0 <= low <= high <= 1:
-        raise ArgumentError("alpha", "in [0, 1]", low if low < 0 else high)
+    if name in DECAYS and not 0 <= low <= high <= 1:
+        raise ArgumentError(name, "in [0, 1]", low if low < 0 else high)
     if positive and low <= 0:
         raise ArgumentError(name, "positive", low)
 
@@ -362,10 +371,17 @@ LifTensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, T
 
 
 def is_coupled(
-    reset: str = "subtract", detach_reset: bool = False, refractory: int = 0, method: str = "exodus", **_: Any
+    reset: str = "subtract",
+    detach_reset: bool = False,
+    refractory: int = 0,
+    method: str = "exodus",
+    synapse_alpha: float | Tensor | None = None,
+    adapt_alpha: float | Tensor | None = None,
+    **_: Any,
 ) -> bool:
-    """True if the operators of `coupled` compute these neurons: those of LIF know three resets, and no waiting."""
-    return reset == "value" or refractory != 0 or (bool(detach_reset) and reset == "zero" and method == "exodus")
+    """True if the operators of `coupled` compute these neurons: the state of LIF is a membrane and spikes alone."""
+    others = reset == "value" or refractory != 0 or (bool(detach_reset) and reset == "zero" and method != "slayer")
+    return others or synapse_alpha is not None or adapt_alpha is not None
 
 
 def method_number(method: str, detach_reset: bool) -> int:

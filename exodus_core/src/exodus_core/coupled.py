@@ -16,7 +16,6 @@ from torch import Tensor
 from exodus_core import arguments, ops, reference
 from exodus_core.arguments import LIF_DEFAULTS, LifOptions
 from exodus_core.autograd import is_differentiated
-from exodus_core.errors import ArgumentError
 from exodus_core.once_differentiable import once_differentiable
 from exodus_core.ops import (
     COUPLED_PARAMETERS,
@@ -75,6 +74,11 @@ DEFAULTS: CoupledOptions = {
     "initial_adaptation": None,
     "initial_refractory": None,
 }
+
+
+def with_defaults(options: CoupledOptions) -> CoupledOptions:
+    """All keyword arguments of `neurons`, of those that are given and the defaults of the others."""
+    return {**DEFAULTS, **options}
 
 
 class CoupledSettings(NamedTuple):
@@ -151,7 +155,7 @@ class Coupled(torch.autograd.Function):
         grad_parameters = grad_initial = None
         states = len(COUPLED_STATES)
         if wants_parameters:
-            grad_parameters = _parameter_gradient(lanes[states:], parameters, settings.couplings)
+            grad_parameters = parameter_rows_gradient(lanes[states:], parameters, settings.couplings)
         if wants_initial:
             grad_initial = lanes[:states].reshape(initial.shape)
         return grad_input, grad_parameters, grad_initial, None
@@ -183,7 +187,7 @@ def _with_last(grad: Tensor | None, row: Tensor, like: Tensor, time_dim: int) ->
     return total
 
 
-def _parameter_gradient(lanes: Tensor, parameters: Tensor, couplings: int) -> Tensor:
+def parameter_rows_gradient(lanes: Tensor, parameters: Tensor, couplings: int) -> Tensor:
     """Sums the gradients of lanes, (parameters, outer, inner), to the shape of the parameters, in float64."""
     total = lanes.sum(1, dtype=torch.float64)
     if couplings & COUPLING_TIED:
@@ -217,12 +221,6 @@ def _initial(given: Mapping[str, float | Tensor | None], x: Tensor, time_dim: in
     return torch.stack([zeros if row is None else row.reshape(-1) for row in rows])
 
 
-def _check_decay(name: str, value: float | Tensor) -> None:
-    arguments.check_value(name, value)
-    if not isinstance(value, Tensor) and not 0 <= value <= 1:
-        raise ArgumentError(name, "in [0, 1]", value)
-
-
 def coupled_arguments(
     x: Tensor, alpha: float | Tensor, given: CoupledOptions
 ) -> tuple[CoupledSettings, Tensor | None, Tensor | None]:
@@ -244,11 +242,11 @@ def coupled_arguments(
         "min_membrane": -math.inf if given["min_membrane"] is None else given["min_membrane"],
     }
     if given["synapse_alpha"] is not None:
-        _check_decay("synapse_alpha", given["synapse_alpha"])
+        arguments.check_decay("synapse_alpha", given["synapse_alpha"])
         couplings |= COUPLING_SYNAPSE | (COUPLING_DELAYED if given["synapse_delayed"] else 0)
         values |= {name: given[name] for name in ("synapse_alpha", "synapse_gain")}
     if given["adapt_alpha"] is not None:
-        _check_decay("adapt_alpha", given["adapt_alpha"])
+        arguments.check_decay("adapt_alpha", given["adapt_alpha"])
         couplings |= COUPLING_ADAPTATION
         names = ("adapt_alpha", "adapt_membrane", "adapt_by", "adapt_current", "adapt_threshold")
         values |= {name: given[name] for name in names}  # type: ignore[literal-required]
@@ -306,7 +304,7 @@ def neurons(x: Tensor, alpha: float | Tensor, **options: Unpack[CoupledOptions])
     Raises:
         ArgumentTypeError, ArgumentError: an argument has the wrong type, value or shape.
     """
-    given: CoupledOptions = {**DEFAULTS, **options}
+    given = with_defaults(options)
     time_dim = arguments.check_signal("x", x, given["time_dim"])
     given["time_dim"] = time_dim
     settings, parameters, initial = coupled_arguments(x, alpha, given)
