@@ -125,8 +125,9 @@ _PRODUCTS: dict[type, type] = {
 
 def _read_spikes(model: torch.nn.Module) -> None:
     """Lets the products of a model read spikes in time proportional to them."""
+    within = {part for module in model.modules() if kind_of(module) is not None for part in module.modules()}
     for module in model.modules():
-        if type(module) in _PRODUCTS:
+        if type(module) in _PRODUCTS and module not in within:
             module.__class__ = _PRODUCTS[type(module)]
             module.exact = False  # type: ignore[assignment]
 

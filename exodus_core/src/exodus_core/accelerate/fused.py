@@ -114,8 +114,8 @@ def run(
     if x.shape[time_dim] == 0:
         raise ValueError("the input must have at least one step, got none")
     currents = last_current = None
-    if neuron.recurrent_weight is not None and (neuron.synapse_alpha is not None or _needs_coupled(neuron)):
-        raise NotMapped("has recurrent connections, which are computed without a synapse and with reset 'subtract'")
+    if neuron.recurrent_weight is not None:
+        return _recurrent(neuron, x, time_dim, membrane, spikes, current, trace)
     if has_kernel(neuron) and _needs_coupled(neuron, trace):
         return _coupled(neuron, x, time_dim, membrane, spikes, current, adaptation)
     if neuron.refractory or neuron.synapse_delayed or neuron.adapt_alpha is not None:
@@ -130,9 +130,6 @@ def run(
         driven = x if neuron.gain is None else x * _across(neuron.gain, x, time_dim)
         membranes, last = _integrated(driven, neuron.alpha, membrane, time_dim)
         return Ran(None, membranes, currents, last, None, last_current)
-    if neuron.recurrent_weight is not None:
-        fired, membranes, last, last_spikes = _recurrent(neuron, x, time_dim, membrane, spikes, trace)
-        return Ran(fired, membranes, currents, last, last_spikes, last_current)
     if neuron.gain is not None:
         x = x * _across(neuron.gain, x, time_dim)
     fired, membranes, last, last_spikes = _fired(neuron, x, time_dim, membrane, spikes)
@@ -291,35 +288,53 @@ def derivative_of(surrogate: Surrogate | Derivative) -> Derivative:
 
 
 def _recurrent(
-    neuron: Neuron, x: Tensor, time_dim: int, membrane: Tensor | None, spikes: Tensor | None, trace: bool
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """As `_fired`, of neurons with recurrent connections."""
+    neuron: Neuron,
+    x: Tensor,
+    time_dim: int,
+    membrane: Tensor | None,
+    spikes: Tensor | None,
+    current: Tensor | None,
+    trace: bool,
+) -> Ran:
+    """Neurons with recurrent connections, whose spikes come back with the input of the next step."""
     weight, bias = neuron.recurrent_weight, neuron.recurrent_bias
     assert weight is not None
-    if not has_kernel(neuron):
-        raise NotMapped("has recurrent connections and a reset or surrogate that the recurrent kernels do not have")
-    assert isinstance(neuron.surrogate, Surrogate)
+    if not has_kernel(neuron) or neuron.offset is not None:
+        raise NotMapped("has recurrent connections and a surrogate, a reset or a bound that their kernels do not have")
+    x = x.movedim(time_dim, 1)
     if bias is not None:
         bias = bias.view(x.shape[2:])
         if neuron.bias_at_rest:
             x = x + bias
         else:
-            steps = torch.arange(x.shape[time_dim], device=x.device) > 0
-            x = x + bias * steps.to(x.dtype).view(-1, *[1] * (x.dim() - time_dim - 1))
-    if neuron.gain is not None:
-        x = x * _across(neuron.gain, x, time_dim)
-        gain = torch.as_tensor(neuron.gain, dtype=weight.dtype, device=weight.device)
+            later = torch.arange(x.shape[1], device=x.device) > 0
+            x = x + bias * later.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
+    options: dict[str, Any] = {**_options(neuron, x.dtype), "surrogate": neuron.surrogate}
+    synapse = neuron.synapse_alpha is not None
+    into = neuron.synapse_gain if synapse else neuron.gain
+    if into is not None:
+        x = x * _across(into, x, 1)
+        gain = torch.as_tensor(into, dtype=weight.dtype, device=weight.device)
         weight = weight * (gain.expand(x.shape[2:]).reshape(-1, 1) if gain.numel() > 1 else gain)
+    coupled = _needs_coupled(neuron)
+    if coupled:
+        options |= {"detach_reset": neuron.detach_reset, "method": "exodus", "refractory": neuron.refractory}
+    if synapse:
+        options |= {"synapse_alpha": neuron.synapse_alpha, "synapse_delayed": neuron.synapse_delayed}
+        options["synapse_gain"] = 1.0 if neuron.gain is None else neuron.gain
     state = None
-    if membrane is not None:
-        state = membrane, torch.zeros_like(membrane) if spikes is None else spikes
-    fired, (last, last_spikes) = continued_recurrent_lif(
-        x.movedim(time_dim, 1), weight, neuron.alpha, state, surrogate=neuron.surrogate, **_options(neuron, x.dtype)
-    )
+    if membrane is not None or spikes is not None or current is not None:
+        rest = torch.zeros_like(x[:, 0])
+        state = tuple(rest if part is None else part for part in (membrane, spikes))
+        if coupled:
+            state = (*state, rest if current is None else current, rest, rest)
+    fired, after = continued_recurrent_lif(x, weight, neuron.alpha, state, **options)
     membranes = None
     if trace:  # which is linear in the spikes, once they are known
-        membranes = _recurrent_membrane(neuron, x.movedim(time_dim, 1), weight, fired, state).movedim(1, time_dim)
-    return fired.movedim(1, time_dim), membranes, last, last_spikes
+        membranes = _recurrent_membrane(neuron, x, weight, fired, state).movedim(1, time_dim)
+    # No views: libraries reset and detach their states in place.
+    u, s, *others = (part.clone() for part in after)
+    return Ran(fired.movedim(1, time_dim), membranes, None, u, s, others[0] if synapse else None)
 
 
 def _recurrent_membrane(
@@ -328,8 +343,10 @@ def _recurrent_membrane(
     first = torch.zeros_like(fired[:, :1]) if state is None else state[1].unsqueeze(1)
     earlier = torch.cat([first, fired[:, :-1]], 1)
     driven = x + (earlier.flatten(2) @ weight.t()).view_as(x)
-    if neuron.reset == "zero" or (neuron.reset == "subtract" and neuron.decay_reset):
-        raise NotMapped("gives its membrane, has recurrent connections, and resets before the decay")
+    if neuron.reset == "zero" or (neuron.reset == "subtract" and neuron.decay_reset) or neuron.synapse_alpha is not None:
+        raise NotMapped(
+            "gives its membrane over time and has recurrent connections with a synapse or a reset before the decay"
+        )
     if neuron.reset == "subtract":
         amount = neuron.threshold if neuron.reset_by is None else neuron.reset_by
         driven = driven - (earlier.detach() if neuron.detach_reset else earlier) * amount

@@ -22,8 +22,8 @@ from exodus_core.accelerate.trace_adjoint import elementwise_derivative
 from exodus_core.surrogate import FastSigmoid, Gaussian, Surrogate, Tanh, Triangle
 
 TESTED = ("1.1.0",)
-OVER_TIME = ("LIF", "LI", "IAF", "LSNN")
-CELLS = ("LIFCell", "LIFBoxCell", "LICell", "LIBoxCell", "IAFCell", "LSNNCell")
+OVER_TIME = ("LIF", "LI", "IAF", "LSNN", "LIFRecurrent")
+CELLS = ("LIFCell", "LIFBoxCell", "LICell", "LIBoxCell", "IAFCell", "LSNNCell", "LIFRecurrentCell")
 NEURONS = (*OVER_TIME, *CELLS)
 _BASES = ("SNN", "SNNCell", "SNNRecurrent", "SNNRecurrentCell")
 REFUSED = dict.fromkeys(_BASES, f"is not one of the neurons that are known: {', '.join(NEURONS)}")
@@ -95,6 +95,11 @@ def neuron(module: Any) -> Neuron:
     if hasattr(p, "beta"):
         kept = 1 - _factor(module, p.tau_adapt_inv, "tau_adapt_inv")
         synapse |= {"adapt_alpha": kept, "adapt_by": kept * p.beta, "adapt_threshold": 1.0, "synapse_delayed": True}
+    if hasattr(module, "recurrent_weights"):
+        if offset is not None:
+            raise NotMapped("has recurrent connections and a v_reset that differs from v_leak")
+        # norse lets no gradient through the spikes of this reset alone.
+        synapse |= {"recurrent_weight": module.recurrent_weights, "detach_reset": True}
     return Neuron(
         alpha=alpha,
         threshold=torch.as_tensor(p.v_th) - rest,
@@ -118,6 +123,8 @@ def over_time(module: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
     """(time, batch, ...) -> (spikes or membranes, state after the last step); with record_states the states of all."""
     found = neuron(module)
     from_rest = state is None
+    if found.recurrent_weight is not None:
+        return _recurrent(module, found, x, state)
     state = module.state_fallback(x if is_over_time(module) else x[0]) if from_rest else state
     membrane = (state.v - found.shift).to(x.dtype).expand_as(x[0])
     records = bool(getattr(module, "record_states", False))
@@ -155,9 +162,34 @@ def over_time(module: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
     return ran.membrane + found.shift, type(state)(**values)
 
 
+def _recurrent(module: Any, found: Neuron, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    if getattr(module, "record_states", False):
+        raise NotMapped("has record_states and recurrent connections")
+    x = torch.nn.functional.linear(x, module.input_weights)
+    before: dict[str, Tensor] = {}
+    if state is not None:
+        assert found.synapse_alpha is not None
+        shape = x.shape[1:]
+        before = {
+            "membrane": (state.v - found.shift).to(x.dtype).expand(shape),
+            "spikes": state.z.to(x.dtype).expand(shape),
+        }
+        # The reset is behind the membrane; the state holds the current after its decay.
+        before["current"] = (state.i / found.synapse_alpha).to(x.dtype).expand(shape)
+    ran = run(found, x, 0, **before)
+    assert ran.spikes is not None
+    assert ran.last_spikes is not None
+    assert ran.last_current is not None
+    assert found.synapse_alpha is not None
+    v = found.after_reset(ran.last_membrane, ran.last_spikes) + found.shift
+    cls = import_module("norse.torch").LIFState
+    return ran.spikes, cls(z=ran.last_spikes, v=v, i=ran.last_current * found.synapse_alpha)
+
+
 def is_over_time(module: Any) -> bool:
     """True for a module that takes all steps, False for a cell."""
-    return isinstance(module, import_module("norse.torch.module.snn").SNN)
+    snn = import_module("norse.torch.module.snn")
+    return isinstance(module, snn.SNN | snn.SNNRecurrent)
 
 
 def forward(self: Any, input_tensor: Tensor, state: Any = None) -> tuple[Tensor, Any]:

@@ -21,10 +21,9 @@ from exodus_core.accelerate.trace_adjoint import elementwise_derivative
 from exodus_core.surrogate import Arctan, Boxcar, FastSigmoid, Sigmoid, Surrogate
 
 TESTED = ("1.0.0",)
-NEURONS = ("Leaky", "Synaptic", "Lapicque", "RLeaky")
+NEURONS = ("Leaky", "Synaptic", "Lapicque", "RLeaky", "RSynaptic")
 REFUSED = {
     "Alpha": "has two currents whose difference is the membrane, which no kernel computes; use snntorch.Synaptic",
-    "RSynaptic": "has a synapse and recurrent connections, which are not computed together; use snntorch.RLeaky",
     "SpikingNeuron": f"is not one of the neurons that are known: {', '.join(NEURONS)}",
     "SConv2dLSTM": "is no leaky integrate-and-fire neuron",
     "SLSTM": "is no leaky integrate-and-fire neuron",
@@ -82,8 +81,6 @@ def neuron(module: Any) -> Neuron:
     else:
         common["alpha"] = module.beta.clamp(0, 1)
     if reset == "zero" and kind != "Leaky":
-        if kind == "RLeaky":
-            raise NotMapped("has recurrent connections and reset_mechanism 'zero'; 'subtract' and 'none' can be computed")
         if module.threshold.requires_grad:
             raise NotMapped(
                 "learns a threshold with reset_mechanism 'zero', whose gradient counts the steps without input too"
@@ -99,10 +96,12 @@ def neuron(module: Any) -> Neuron:
         raise NotMapped("has reset_delay=False; reset_delay=True can be computed")
     if reset == "zero" and bool((module.threshold < 0).any()):
         raise NotMapped("has reset_mechanism 'zero' and a negative threshold, so that it fires at rest")
-    if kind == "Synaptic":
+    if kind in ("Synaptic", "RSynaptic"):
         common["synapse_alpha"] = module.alpha.clamp(0, 1)
-    if kind == "RLeaky":
+    if kind in ("RLeaky", "RSynaptic"):
         common |= _recurrent(module)
+        if module.output and (reset == "zero" or kind == "RSynaptic"):
+            raise NotMapped("has output=True, recurrent connections and a membrane that is not linear in its spikes")
     return Neuron(
         threshold=module.threshold,
         reset=reset,
