@@ -125,7 +125,7 @@ def _snntorch_conv(size: Size) -> Module:
             *(nn.Conv2d(first, second, 5), nn.MaxPool2d(2), leaky()),
             *(nn.Flatten(), nn.Linear(second * 16, 10), leaky(output=True)),
         ],
-        gain=2.0,
+        gain=4.0,
     )
 
 
@@ -156,7 +156,7 @@ def _sinabs_call(model: Module, x: Tensor, size: Size) -> Tensor:
 def _sinabs_squeezed(model: Module, x: Tensor, size: Size) -> Tensor:
     import_module("sinabs").reset_states(model)
     found: Tensor = model(x.movedim(0, 1).flatten(0, 1))
-    return found.unflatten(0, (size.batch, size.steps)).movedim(1, 0)
+    return found.view(size.batch, size.steps, -1).movedim(1, 0)
 
 
 def _sinabs_mlp(size: Size) -> Module:
@@ -186,7 +186,7 @@ def _sinabs_conv(size: Size) -> Module:
             *(nn.Conv2d(first, second, 3, bias=False), iaf(), nn.AvgPool2d(2)),
             *(nn.Flatten(), nn.Linear(second * 36, 10, bias=False), iaf()),
         ],
-        gain=2.0,
+        gain=4.0,
     )
 
 
@@ -228,7 +228,7 @@ def _spikingjelly_mlp(size: Size) -> Module:
     lif = {"tau": 2.0, "surrogate_function": surrogate.ATan(), "step_mode": "m"}
     layers = [nn.Linear(_width(784, size), hidden, bias=False), neuron.LIFNode(**lif)]
     layers += [nn.Linear(hidden, 10, bias=False), neuron.LIFNode(**lif)]
-    return _sequential(layers, gain=4.0)
+    return _sequential(layers, gain=16.0)
 
 
 def _spikingjelly_conv(size: Size) -> Module:
@@ -265,7 +265,7 @@ def _spikingjelly_learnt(size: Size) -> Module:
     layers = [nn.Linear(_width(700, size), hidden), node()]
     layers += [nn.Linear(hidden, hidden), node(v_reset=None)]
     layers += [nn.Linear(hidden, 20), node(decay_input=False)]
-    return _sequential(layers, gain=4.0)
+    return _sequential(layers, gain=12.0)
 
 
 # norse: (time, batch, ...) -> (output, state)

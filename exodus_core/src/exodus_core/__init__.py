@@ -9,7 +9,7 @@ networks from plain data, `losses` has losses by name, `training` trains. `METHO
 
 from exodus_core import losses, network, nn, reference, surrogate, training
 from exodus_core._version import __version__
-from exodus_core.accelerate import AccelerationError, Refusal, accelerate
+from exodus_core.accelerate import AccelerationError, NetworkData, Refusal, accelerate, to_network
 from exodus_core.arguments import METHODS, NEURONS, RESETS
 from exodus_core.capability import capabilities
 from exodus_core.coupled import alif, cuba_lif
@@ -34,6 +34,7 @@ __all__ = [
     "DescriptionError",
     "ExponentialKernel",
     "LifGradient",
+    "NetworkData",
     "PackedSpikes",
     "Refusal",
     "SlayerRefractory",
@@ -65,5 +66,6 @@ __all__ = [
     "surrogate",
     "synapse_current",
     "synapse_gradients",
+    "to_network",
     "training",
 ]

@@ -4,6 +4,7 @@ No library is a dependency: each is imported when a model of it comes. docs/peer
 """
 
 from exodus_core.accelerate.conversion import accelerate
+from exodus_core.accelerate.network_data import NetworkData, to_network
 from exodus_core.accelerate.refusal import AccelerationError, Refusal
 
-__all__ = ["AccelerationError", "Refusal", "accelerate"]
+__all__ = ["AccelerationError", "NetworkData", "Refusal", "accelerate", "to_network"]

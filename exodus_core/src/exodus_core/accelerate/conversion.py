@@ -16,7 +16,7 @@ from torch import Tensor
 
 from exodus_core import nn
 from exodus_core.accelerate import norse, over_time, sinabs, snntorch, spikingjelly
-from exodus_core.accelerate.refusal import AccelerationError, NotMapped, Refusal
+from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, Refusal
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -61,7 +61,7 @@ def is_exactly(module: torch.nn.Module, kind: tuple[str, str]) -> bool:
     cls: Any = getattr(type(module), "fused_from", type(module))
     if cls in LIBRARIES[kind[0]].classes():
         return True
-    return cls.__module__.startswith("sinabs.exodus")
+    return str(cls.__module__).startswith("sinabs.exodus")
 
 
 def _warn_of_version(name: str) -> None:
@@ -85,7 +85,7 @@ def refusal_of(layer: str, module: torch.nn.Module, kind: tuple[str, str]) -> Re
         return Refusal(layer, shown, f"is a class derived from {name}.{cls}, which may have changed what it computes")
     try:
         library.described(module)
-    except NotMapped as reason:
+    except NotMappedError as reason:
         return Refusal(layer, shown, str(reason))
     return None
 
@@ -101,7 +101,7 @@ def _fused_class(cls: type, forward: Callable[..., Any]) -> type:
         def fused(self: Any, *args: Any, **options: Any) -> Any:
             try:
                 return forward(self, *args, **options)
-            except NotMapped as reason:
+            except NotMappedError as reason:
                 raise AccelerationError([Refusal("", cls.__name__, str(reason))], _EXPECTED) from None
 
         fused.__doc__ = forward.__doc__
@@ -197,9 +197,7 @@ def _plan_layers(library: ModuleType) -> Callable[[torch.nn.Module, Layers, int 
     return plan_them
 
 
-def _sequential_refusals(
-    model: torch.nn.Module, layers: Layers, loop: str, kinds: tuple[type, ...]
-) -> list[Refusal]:
+def _sequential_refusals(model: torch.nn.Module, layers: Layers, loop: str, kinds: tuple[type, ...]) -> list[Refusal]:
     """Neurons that are not reached through Sequentials alone."""
     reached: set[int] = set()
 
@@ -249,10 +247,10 @@ def _plan_snntorch(model: torch.nn.Module, layers: Layers, time_dim: int | None,
     refusals = _sequential_refusals(model, layers, _SNNTORCH_LOOP, (torch.nn.Sequential,))
     last = _last(model)
     for name, module in layers:
-        if not module.init_hidden:  # type: ignore[truthy-bool]
+        if not module.init_hidden:
             reason = "has init_hidden=False, so that it returns its state, which a Sequential hands on as input"
             refusals.append(Refusal(name, type(module).__name__, reason))
-        elif module.output and module is not last:  # type: ignore[truthy-bool]
+        elif module.output and module is not last:
             refusals.append(Refusal(name, type(module).__name__, "has output=True and is not the last layer"))
 
     plan.append((model, _SNNTORCH[time_dim]))
@@ -269,8 +267,8 @@ def _plan_norse(model: torch.nn.Module, layers: Layers, time_dim: int | None, pl
     if hasattr(type(model), "fused_from"):
         return []
     package: Any = importlib.import_module("norse.torch")
-    lifts = {name: part for name, part in model.named_modules() if type(part) is package.Lift}
-    lifted = {id(part.lifted_module) for part in lifts.values()}
+    lifts: list[Any] = [part for part in model.modules() if type(part) is package.Lift]
+    lifted = {id(part.lifted_module) for part in lifts}
     refusals: list[Refusal] = []
     looped: Layers = []
     for name, module in layers:
@@ -279,8 +277,9 @@ def _plan_norse(model: torch.nn.Module, layers: Layers, time_dim: int | None, pl
         elif id(module) not in lifted:
             looped.append((name, module))
     over = [name for name, module in layers if norse.is_over_time(module)]
-    for name, part in lifts.items():
-        if id(part.lifted_module) in {id(module) for _, module in layers}:
+    neurons = {id(module) for _, module in layers}
+    for part in lifts:
+        if id(part.lifted_module) in neurons:
             plan.append((part, norse.forward_of_lift))
         elif over_time.folds(part.lifted_module):
             plan.append((part, norse.forward_of_folded_lift))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exodus_core import functional
-from exodus_core.accelerate.refusal import NotMapped
+from exodus_core.accelerate.refusal import NotMappedError
 from exodus_core.accelerate.trace_adjoint import Derivative, TraceLif, TraceRule, surrogate_derivative
 from exodus_core.coupled import neurons
 from exodus_core.network.recurrent import continued_recurrent_lif
@@ -68,11 +68,18 @@ class Neuron:
     adapt_threshold: Value = 0.0
     shift: Value = 0.0
 
+    @property
+    def subtracted(self) -> Value:
+        """What a spike subtracts."""
+        amount = self.threshold if self.reset_by is None else self.reset_by
+        assert amount is not None
+        return amount
+
     def after_reset(self, membrane: Tensor, spikes: Tensor) -> Tensor:
         """The membrane after the reset and the lower bound; gradients pass as the library lets them."""
         fired = spikes.detach() if self.detach_reset else spikes
         if self.reset == "subtract":
-            held = membrane - (self.threshold if self.reset_by is None else self.reset_by) * fired
+            held = membrane - self.subtracted * fired
         elif self.reset == "zero":
             held = membrane * (1 - fired.clamp(max=1))
         else:
@@ -108,7 +115,8 @@ def run(
 
     Args:
         x: input, shape (outer..., time, inner...).
-        membrane, spikes, current, adaptation: the state before the first step, of the shape of x without time; None: at rest.
+        membrane, spikes, current, adaptation: the state before the first step, of the shape of x without time; None: at
+            rest.
         trace: give the membrane over time.
     """
     if x.shape[time_dim] == 0:
@@ -117,9 +125,9 @@ def run(
     if neuron.recurrent_weight is not None:
         return _recurrent(neuron, x, time_dim, membrane, spikes, current, trace)
     if has_kernel(neuron) and _needs_coupled(neuron, trace):
-        return _coupled(neuron, x, time_dim, membrane, spikes, current, adaptation)
+        return _coupled(neuron, x, time_dim, membrane, spikes, current, adaptation, trace)
     if neuron.refractory or neuron.synapse_delayed or neuron.adapt_alpha is not None:
-        raise NotMapped("has a surrogate or a bound that the kernels of its neurons do not have")
+        raise NotMappedError("has a surrogate or a bound that the kernels of its neurons do not have")
     if neuron.synapse_alpha is not None:
         driven = x if neuron.synapse_gain is None else x * _across(neuron.synapse_gain, x, time_dim)
         x, last_current = _integrated(driven, neuron.synapse_alpha, current, time_dim)
@@ -139,7 +147,7 @@ def run(
 def _across(value: Value, x: Tensor, time_dim: int) -> Value:
     """A constant per neuron that multiplies x; it broadcasts over the dimensions behind time."""
     if isinstance(value, Tensor) and value.dim() > x.dim() - time_dim - 1:
-        raise NotMapped(f"has constants of shape {tuple(value.shape)}, which do not belong to single neurons")
+        raise NotMappedError(f"has constants of shape {tuple(value.shape)}, which do not belong to single neurons")
     return value
 
 
@@ -200,8 +208,10 @@ def _coupled(
     spikes: Tensor | None,
     current: Tensor | None,
     adaptation: Tensor | None,
+    trace: bool,
 ) -> Ran:
     options = _options(neuron, x.dtype)
+    currents: Tensor | None = None
     options |= {"refractory": neuron.refractory, "surrogate": neuron.surrogate, "time_dim": time_dim}
     options["detach_reset"] = neuron.detach_reset
     options["method"] = "exodus"
@@ -212,11 +222,13 @@ def _coupled(
             x = x * _across(neuron.gain, x, time_dim)
     else:
         if neuron.offset is not None:
-            raise NotMapped("has a synapse and a membrane that rests elsewhere than a spike resets it to")
+            raise NotMappedError("has a synapse and a membrane that rests elsewhere than a spike resets it to")
         if neuron.synapse_gain is not None:
             x = x * _across(neuron.synapse_gain, x, time_dim)
         options |= {"synapse_alpha": neuron.synapse_alpha, "synapse_delayed": neuron.synapse_delayed}
         options["synapse_gain"] = 1.0 if neuron.gain is None else neuron.gain
+        if trace:  # the operators give it at the last step alone
+            currents, _ = _integrated(x, neuron.synapse_alpha, current, time_dim)
     if neuron.adapt_alpha is not None:
         options |= {name: getattr(neuron, name) for name in ("adapt_alpha", "adapt_by", "adapt_threshold")}
     fired, membranes, last = neurons(
@@ -232,7 +244,8 @@ def _coupled(
     # No views: libraries reset and detach their states in place.
     u, s, i, w = (last[row].view(lanes).to(x.dtype, copy=True) for row in range(4))
     synapse = neuron.synapse_alpha is not None
-    return Ran(fired, membranes, None, u, s, i if synapse else None, w if neuron.adapt_alpha is not None else None)
+    adapted = w if neuron.adapt_alpha is not None else None
+    return Ran(fired, membranes, currents, u, s, i if synapse else None, adapted)
 
 
 def _fired(
@@ -300,7 +313,9 @@ def _recurrent(
     weight, bias = neuron.recurrent_weight, neuron.recurrent_bias
     assert weight is not None
     if not has_kernel(neuron) or neuron.offset is not None:
-        raise NotMapped("has recurrent connections and a surrogate, a reset or a bound that their kernels do not have")
+        raise NotMappedError(
+            "has recurrent connections and a surrogate, a reset or a bound that their kernels do not have"
+        )
     x = x.movedim(time_dim, 1)
     if bias is not None:
         bias = bias.view(x.shape[2:])
@@ -325,9 +340,8 @@ def _recurrent(
     state = None
     if membrane is not None or spikes is not None or current is not None:
         rest = torch.zeros_like(x[:, 0])
-        state = tuple(rest if part is None else part for part in (membrane, spikes))
-        if coupled:
-            state = (*state, rest if current is None else current, rest, rest)
+        parts = (membrane, spikes, current, None, None) if coupled else (membrane, spikes)
+        state = tuple(rest if part is None else part.to(rest.dtype) for part in parts)
     fired, after = continued_recurrent_lif(x, weight, neuron.alpha, state, **options)
     membranes = None
     if trace:  # which is linear in the spikes, once they are known
@@ -343,11 +357,14 @@ def _recurrent_membrane(
     first = torch.zeros_like(fired[:, :1]) if state is None else state[1].unsqueeze(1)
     earlier = torch.cat([first, fired[:, :-1]], 1)
     driven = x + (earlier.flatten(2) @ weight.t()).view_as(x)
-    if neuron.reset == "zero" or (neuron.reset == "subtract" and neuron.decay_reset) or neuron.synapse_alpha is not None:
-        raise NotMapped(
+    if (
+        neuron.reset == "zero"
+        or (neuron.reset == "subtract" and neuron.decay_reset)
+        or neuron.synapse_alpha is not None
+    ):
+        raise NotMappedError(
             "gives its membrane over time and has recurrent connections with a synapse or a reset before the decay"
         )
     if neuron.reset == "subtract":
-        amount = neuron.threshold if neuron.reset_by is None else neuron.reset_by
-        driven = driven - (earlier.detach() if neuron.detach_reset else earlier) * amount
+        driven = driven - (earlier.detach() if neuron.detach_reset else earlier) * neuron.subtracted
     return _integrated(driven, neuron.alpha, None if state is None else state[0], 1)[0]

@@ -1,8 +1,8 @@
 """Neurons of norse 1.1: modules over time, (time, batch, ...) -> (output, state), and cells of one step.
 
 Equations, from its `functional`: i = i + x, v = v + dt tau_mem_inv (v_leak - v + i), i = i - dt tau_syn_inv i, spikes
-where v > v_th, v_reset where there was a spike. LSNN's threshold adapts, and it sees the current before x. The kernels see v - v_reset and a reset to zero, or v - v_leak without
-a hard reset.
+where v > v_th, v_reset where there was a spike. LSNN's threshold adapts, and it sees the current before x. The kernels
+see v - v_reset and a reset to zero, or v - v_leak without a hard reset.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from exodus_core.accelerate.fused import Neuron, run
 from exodus_core.accelerate.over_time import each_step
-from exodus_core.accelerate.refusal import NotMapped
+from exodus_core.accelerate.refusal import NotMappedError
 from exodus_core.accelerate.trace_adjoint import elementwise_derivative
 from exodus_core.surrogate import FastSigmoid, Gaussian, Surrogate, Tanh, Triangle
 
@@ -52,66 +52,72 @@ def _surrogate(method: str, alpha: float | Tensor) -> Surrogate | Callable[[Tens
     if method == "circ":
         threshold = import_module("norse.torch.functional.threshold").threshold
         return elementwise_derivative(lambda x: threshold(x, method, alpha))
-    raise NotMapped(f"has the method {method!r}; known are super, triangle, tanh, heavi_erfc and circ")
+    raise NotMappedError(f"has the method {method!r}; known are super, triangle, tanh, heavi_erfc and circ")
 
 
 def _factor(module: Any, rate: Tensor, name: str) -> Tensor:
-    factor = module.dt * torch.as_tensor(rate)
+    factor: Tensor = module.dt * torch.as_tensor(rate)
     if bool((factor < 0).any()) or bool((factor > 1).any()):
-        raise NotMapped(f"has dt {name} outside [0, 1], so that it does not decay")
+        raise NotMappedError(f"has dt {name} outside [0, 1], so that it does not decay")
     return factor
+
+
+def _kept(factor: Tensor) -> Tensor:
+    """1 - factor, not rounded to the factor's float32: the library subtracts from the state, factor times the state."""
+    return 1 - factor.double()
 
 
 def neuron(module: Any) -> Neuron:
     """What a layer, or a cell in each step, computes now.
 
     Raises:
-        NotMapped: the kernels cannot compute the same.
+        NotMappedError: the kernels cannot compute the same.
     """
     p = module.p
     if hasattr(p, "v_leak"):
         rate = _factor(module, p.tau_mem_inv, "tau_mem_inv")
-        rest, alpha, gain = torch.as_tensor(p.v_leak), 1 - rate, rate
+        rest = torch.as_tensor(p.v_leak)
+        leak: dict[str, Any] = {"alpha": _kept(rate), "gain": rate}
     else:  # integrate and fire
-        rest, alpha, gain = torch.as_tensor(p.v_reset), 1.0, None
+        rest = torch.as_tensor(p.v_reset)
+        leak = {"alpha": 1.0}
     synapse: dict[str, Any] = {}
     if hasattr(p, "tau_syn_inv"):
-        synapse = {"synapse_alpha": 1 - _factor(module, p.tau_syn_inv, "tau_syn_inv")}
+        synapse = {"synapse_alpha": _kept(_factor(module, p.tau_syn_inv, "tau_syn_inv"))}
     if not hasattr(p, "v_th"):
-        return Neuron(alpha=alpha, gain=gain, shift=rest, **synapse)
+        return Neuron(shift=rest, **leak, **synapse)
     reset = "zero"
     functions = import_module("norse.torch.functional.reset")
     method = getattr(p, "reset_method", functions.reset_value)
     if method is functions.reset_subtract:
         reset = "subtract"
     elif method is not functions.reset_value:
-        raise NotMapped("has a reset_method that is not known; known are reset_value and reset_subtract")
+        raise NotMappedError("has a reset_method that is not known; known are reset_value and reset_subtract")
     offset = None
     back = torch.as_tensor(p.v_reset)
     if reset == "zero" and bool((back != rest).any()):
         rest, offset = back, rest - back
     if "adjoint" in module.activation.__name__:
-        raise NotMapped("has adjoint=True, a gradient of its own; adjoint=False can be computed")
+        raise NotMappedError("has adjoint=True, a gradient of its own; adjoint=False can be computed")
     if hasattr(p, "beta"):
-        kept = 1 - _factor(module, p.tau_adapt_inv, "tau_adapt_inv")
+        kept = _kept(_factor(module, p.tau_adapt_inv, "tau_adapt_inv"))
         synapse |= {"adapt_alpha": kept, "adapt_by": kept * p.beta, "adapt_threshold": 1.0, "synapse_delayed": True}
     if hasattr(module, "recurrent_weights"):
         if offset is not None:
-            raise NotMapped("has recurrent connections and a v_reset that differs from v_leak")
+            raise NotMappedError("has recurrent connections and a v_reset that differs from v_leak")
         # norse lets no gradient through the spikes of this reset alone.
         synapse |= {"recurrent_weight": module.recurrent_weights, "detach_reset": True}
     return Neuron(
-        alpha=alpha,
-        threshold=torch.as_tensor(p.v_th) - rest,
+        threshold=torch.as_tensor(p.v_th).double() - rest,
         reset=reset,
         # The amount that is subtracted is the threshold itself, whatever rest is.
         reset_by=torch.as_tensor(p.v_th) if reset == "subtract" else None,
         decay_reset=True,
         strict=True,
         surrogate=_surrogate(p.method, p.alpha),
-        gain=gain,
         offset=offset,
         shift=rest,
+        **leak,
         **synapse,
     )
 
@@ -133,7 +139,7 @@ def over_time(module: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         current = state.i.to(x.dtype).expand_as(x[0])
         adaptation = (state.b - module.p.v_th).to(x.dtype).expand_as(x[0])
         if records:
-            raise NotMapped("has record_states, and an adaptation that is not given over time")
+            raise NotMappedError("has record_states, and an adaptation that is not given over time")
     elif found.synapse_alpha is not None and not from_rest:
         # The state holds the current after its decay, and the first step adds it to its input.
         x = torch.cat([(x[0] + state.i.to(x.dtype)).unsqueeze(0), x[1:]])
@@ -155,7 +161,7 @@ def over_time(module: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         values["b"] = ran.last_adaptation + module.p.beta * ran.last_spikes + module.p.v_th
     elif currents is not None:
         assert found.synapse_alpha is not None
-        values["i"] = currents * found.synapse_alpha
+        values["i"] = currents * torch.as_tensor(found.synapse_alpha).to(currents.dtype)
     if ran.spikes is not None:
         return ran.spikes, type(state)(**values)
     assert ran.membrane is not None
@@ -164,9 +170,9 @@ def over_time(module: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
 
 def _recurrent(module: Any, found: Neuron, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     if getattr(module, "record_states", False):
-        raise NotMapped("has record_states and recurrent connections")
+        raise NotMappedError("has record_states and recurrent connections")
     x = torch.nn.functional.linear(x, module.input_weights)
-    before: dict[str, Tensor] = {}
+    before: dict[str, Any] = {}
     if state is not None:
         assert found.synapse_alpha is not None
         shape = x.shape[1:]
@@ -183,7 +189,9 @@ def _recurrent(module: Any, found: Neuron, x: Tensor, state: Any) -> tuple[Tenso
     assert found.synapse_alpha is not None
     v = found.after_reset(ran.last_membrane, ran.last_spikes) + found.shift
     cls = import_module("norse.torch").LIFState
-    return ran.spikes, cls(z=ran.last_spikes, v=v, i=ran.last_current * found.synapse_alpha)
+    return ran.spikes, cls(
+        z=ran.last_spikes, v=v, i=ran.last_current * torch.as_tensor(found.synapse_alpha).to(x.dtype)
+    )
 
 
 def is_over_time(module: Any) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exodus_core.accelerate.refusal import NotMapped
 from exodus_core import nn as products
+from exodus_core.accelerate.refusal import NotMappedError
 from exodus_core.errors import ArgumentError
 
 nn = torch.nn
@@ -33,11 +33,11 @@ _FOLDED_IN_EVAL = (
 def folds(module: torch.nn.Module) -> bool:
     """True for a module that computes each sample of a batch by itself, so that steps may be samples."""
     if type(module) in _FOLDED_IN_EVAL:
-        return not module.training and getattr(module, "track_running_stats", True)
-    if isinstance(module, nn.Flatten):
-        return type(module) is nn.Flatten and module.start_dim >= 1
-    if isinstance(module, nn.Unflatten):
-        return type(module) is nn.Unflatten and isinstance(module.dim, int) and module.dim >= 1
+        return not module.training and bool(getattr(module, "track_running_stats", True))
+    if type(module) is nn.Flatten:
+        return bool(module.start_dim >= 1)
+    if type(module) is nn.Unflatten:
+        return isinstance(module.dim, int) and module.dim >= 1
     return type(module) in _FOLDED
 
 
@@ -49,7 +49,7 @@ def each_step(module: torch.nn.Module, x: Tensor) -> Tensor:
     """A module without state on all steps, time first."""
     if folds(module) and not _is_hooked(module):
         found: Tensor = module(x.flatten(0, 1))
-        return found.unflatten(0, x.shape[:2])
+        return found.reshape(*x.shape[:2], *found.shape[1:])
     return torch.stack([module(step) for step in x.unbind()])
 
 
@@ -60,7 +60,7 @@ def _through(model: torch.nn.Sequential, x: Tensor, neurons: Callable[[Any], Lay
     value: Any = x
     for module in model:
         if not isinstance(value, Tensor):
-            raise NotMapped("hands on a tuple within a Sequential")
+            raise NotMappedError("hands on a tuple within a Sequential")
         layer = neurons(module)
         if layer is not None:
             value = layer(module, value)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from exodus_core.errors import ArgumentError
 
 
-class NotMapped(Exception):
+class NotMappedError(Exception):
     """A module cannot be computed by the kernels; the message is the reason, in words that follow "it"."""
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from exodus_core.accelerate.fused import Neuron, run
-from exodus_core.accelerate.refusal import NotMapped
+from exodus_core.accelerate.refusal import NotMappedError
 from exodus_core.arguments import LARGEST
 from exodus_core.surrogate import Exponential, Gaussian, Surrogate
 
@@ -25,11 +25,11 @@ _ELEMENTWISE = ("Heaviside", "MultiGaussian", "PeriodicExponential", "SingleExpo
 _RECURRENT = ("LIFRecurrent", "IAFRecurrent")
 _PLAIN = ("LIF", "LIFSqueeze", "IAF", "IAFSqueeze", "ExpLeak", "ExpLeakSqueeze")
 NEURONS = (*_PLAIN, *_RECURRENT)
-REFUSED = {
-    name: "gives no gradient through the threshold that adapts, and its surrogate's width follows that threshold, "
-    "which no kernel computes; use sinabs.layers.LIF, or exodus_core.nn"
-    for name in ("ALIF", "ALIFRecurrent")
-}
+REFUSED = dict.fromkeys(
+    ("ALIF", "ALIFRecurrent"),
+    "gives no gradient through the threshold that adapts, and its surrogate's width follows that threshold, which no "
+    "kernel computes; use sinabs.layers.LIF, or exodus_core.nn.ALIF",
+)
 
 
 def classes() -> dict[type, str]:
@@ -40,7 +40,7 @@ def classes() -> dict[type, str]:
 
 def _number(value: Tensor, name: str) -> float:
     if value.numel() != 1 and bool((value != value.flatten()[0]).any()):
-        raise NotMapped(f"has a surrogate whose width follows {name}, which differs between neurons")
+        raise NotMappedError(f"has a surrogate whose width follows {name}, which differs between neurons")
     return float(value.detach().flatten()[0])
 
 
@@ -56,7 +56,7 @@ def _surrogate(module: Any, threshold: Tensor) -> Surrogate | Callable[[Tensor, 
     if type(function) in [getattr(activation, name) for name in _ELEMENTWISE]:
         chosen: Callable[[Tensor, Tensor], Tensor] = function
         return chosen
-    raise NotMapped(
+    raise NotMappedError(
         f"has the surrogate {type(function).__name__}, of which it is not known that it is elementwise; "
         f"known are {', '.join(_ELEMENTWISE)}"
     )
@@ -70,14 +70,14 @@ def _spikes(spike_fn: Any) -> int:
         return LARGEST
     if type(spike_fn) is activation.MaxSpike:
         return LARGEST if spike_fn.max_num_spikes_per_bin is None else int(spike_fn.max_num_spikes_per_bin)
-    raise NotMapped(f"has the spike_fn {spike_fn!r}; known are SingleSpike, MultiSpike and MaxSpike")
+    raise NotMappedError(f"has the spike_fn {spike_fn!r}; known are SingleSpike, MultiSpike and MaxSpike")
 
 
 def neuron(module: Any) -> Neuron:
     """What a layer computes now.
 
     Raises:
-        NotMapped: the kernels cannot compute the same.
+        NotMappedError: the kernels cannot compute the same.
     """
     alpha = module.alpha_mem_calculated
     exodus = type(module).__module__.startswith("sinabs.exodus")
@@ -91,10 +91,10 @@ def neuron(module: Any) -> Neuron:
     }
     floor = module.min_v_mem
     if exodus and floor is not None:
-        raise NotMapped("has min_v_mem, whose gradient in sinabs-exodus is another one than in sinabs")
+        raise NotMappedError("has min_v_mem, whose gradient in sinabs-exodus is another one than in sinabs")
     if module.spike_fn is None:
         if floor is not None:
-            raise NotMapped("is a leaky integrator with min_v_mem, which no kernel computes; leave out min_v_mem")
+            raise NotMappedError("is a leaky integrator with min_v_mem, which no kernel computes; leave out min_v_mem")
         if exodus and decays_input:
             common["gain"] = alpha if common["gain"] is None else alpha * common["gain"]
         return Neuron(**common)
@@ -102,22 +102,28 @@ def neuron(module: Any) -> Neuron:
     threshold = module.spike_threshold
     reset = module.reset_fn
     if bool((threshold <= 0).any()):
-        raise NotMapped("has a spike_threshold that is not positive")
+        raise NotMappedError("has a spike_threshold that is not positive")
     if type(reset) is activation.MembraneSubtract:
         common |= {"reset": "subtract", "reset_by": reset.subtract_value}
         lowest = threshold - (threshold if reset.subtract_value is None else reset.subtract_value)
     elif type(reset) is activation.MembraneReset:
         if reset.reset_value != 0:
-            raise NotMapped("has MembraneReset with a reset_value, which sinabs adds to every neuron in every step")
+            raise NotMappedError(
+                "has MembraneReset with a reset_value, which sinabs adds to every neuron in every step"
+            )
         common |= {"reset": "zero", "detach_reset": True}
         lowest = torch.zeros_like(threshold)
     else:
-        raise NotMapped(f"has the reset_fn {reset!r}; known are MembraneSubtract and MembraneReset")
+        raise NotMappedError(f"has the reset_fn {reset!r}; known are MembraneSubtract and MembraneReset")
     spikes = _spikes(module.spike_fn)
     if floor is not None and spikes > 1 and type(reset) is activation.MembraneSubtract and reset.subtract_value:
-        raise NotMapped("has min_v_mem, a subtract_value and several spikes in one step, which could pass the bound")
+        raise NotMappedError(
+            "has min_v_mem, a subtract_value and several spikes in one step, which could pass the bound"
+        )
     if floor is not None and bool((floor > lowest).any()):
-        raise NotMapped("has a min_v_mem above the membrane that a spike leaves; the kernels clip before the spike")
+        raise NotMappedError(
+            "has a min_v_mem above the membrane that a spike leaves; the kernels clip before the spike"
+        )
     return Neuron(
         threshold=threshold.detach(),
         decay_reset=True,
@@ -136,7 +142,7 @@ def _recurrent(module: Any) -> Neuron:
         connect = [part for part in connect if not isinstance(part, torch.nn.Flatten | torch.nn.Unflatten)]
         connect = connect[0] if len(connect) == 1 else module.rec_connect
     if type(connect) is not torch.nn.Linear:
-        raise NotMapped(
+        raise NotMappedError(
             f"has the recurrent connections {type(module.rec_connect).__name__}; a torch.nn.Linear can be computed"
         )
     # The first step of a call gets nothing from before, not even the bias.
@@ -192,4 +198,3 @@ def forward(self: Any, input_data: Tensor) -> Tensor:
         squeezed: Tensor = self.squeeze_forward(input_data, lambda x: _run(self, x))
         return squeezed
     return _run(self, input_data)
-

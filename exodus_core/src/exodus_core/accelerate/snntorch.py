@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from exodus_core.accelerate.fused import Neuron, Ran, run
-from exodus_core.accelerate.refusal import NotMapped
+from exodus_core.accelerate.refusal import NotMappedError
 from exodus_core.accelerate.trace_adjoint import elementwise_derivative
 from exodus_core.surrogate import Arctan, Boxcar, FastSigmoid, Sigmoid, Surrogate
 
@@ -55,7 +55,7 @@ def _surrogate(module: Any) -> Surrogate | Callable[[Tensor, Tensor], Tensor]:
             return _COUNTERPARTS[made_by](**inspect.getclosurevars(function).nonlocals)
         if made_by in _ELEMENTWISE:
             return elementwise_derivative(function)
-    raise NotMapped(
+    raise NotMappedError(
         f"has the surrogate {made_by or function!r}; known are those of snntorch.surrogate that are functions of the "
         f"membrane alone: {', '.join((*_COUNTERPARTS, *_ELEMENTWISE))}"
     )
@@ -65,13 +65,13 @@ def neuron(module: Any) -> Neuron:
     """What a layer computes in each step.
 
     Raises:
-        NotMapped: the kernels cannot compute the same.
+        NotMappedError: the kernels cannot compute the same.
     """
     kind = _kind(module)
     if module.inhibition:
-        raise NotMapped("has inhibition: in each step only the neuron with the largest membrane fires")
+        raise NotMappedError("has inhibition: in each step only the neuron with the largest membrane fires")
     if module.state_quant:
-        raise NotMapped("has state_quant: its states are rounded in each step")
+        raise NotMappedError("has state_quant: its states are rounded in each step")
     reset = module.reset_mechanism
     delayed = getattr(module, "reset_delay", True)
     common: dict[str, Any] = {}
@@ -82,26 +82,28 @@ def neuron(module: Any) -> Neuron:
         common["alpha"] = module.beta.clamp(0, 1)
     if reset == "zero" and kind != "Leaky":
         if module.threshold.requires_grad:
-            raise NotMapped(
+            raise NotMappedError(
                 "learns a threshold with reset_mechanism 'zero', whose gradient counts the steps without input too"
             )
         # The membrane is zero in the step after a spike, whatever its input.
         common["refractory"] = 1
     if not delayed and reset == "subtract":
-        raise NotMapped(
+        raise NotMappedError(
             "has reset_delay=False with reset_mechanism 'subtract', which treats a membrane above twice the threshold "
             "in a way of its own; reset_delay=True can be computed"
         )
     if not delayed and kind != "Leaky":
-        raise NotMapped("has reset_delay=False; reset_delay=True can be computed")
+        raise NotMappedError("has reset_delay=False; reset_delay=True can be computed")
     if reset == "zero" and bool((module.threshold < 0).any()):
-        raise NotMapped("has reset_mechanism 'zero' and a negative threshold, so that it fires at rest")
+        raise NotMappedError("has reset_mechanism 'zero' and a negative threshold, so that it fires at rest")
     if kind in ("Synaptic", "RSynaptic"):
         common["synapse_alpha"] = module.alpha.clamp(0, 1)
     if kind in ("RLeaky", "RSynaptic"):
         common |= _recurrent(module)
         if module.output and (reset == "zero" or kind == "RSynaptic"):
-            raise NotMapped("has output=True, recurrent connections and a membrane that is not linear in its spikes")
+            raise NotMappedError(
+                "has output=True, recurrent connections and a membrane that is not linear in its spikes"
+            )
     return Neuron(
         threshold=module.threshold,
         reset=reset,
@@ -124,11 +126,15 @@ def _kind(module: Any) -> str:
 def _recurrent(module: Any) -> dict[str, Any]:
     connect = module.recurrent
     if not module.all_to_all:
-        raise NotMapped("has one weight per neuron (all_to_all=False); all_to_all=True with linear_features can be")
+        raise NotMappedError(
+            "has one weight per neuron (all_to_all=False); all_to_all=True with linear_features can be"
+        )
     if type(connect) is not torch.nn.Linear:
-        raise NotMapped(f"has recurrent connections by {type(connect).__name__}; a torch.nn.Linear can be computed")
+        raise NotMappedError(
+            f"has recurrent connections by {type(connect).__name__}; a torch.nn.Linear can be computed"
+        )
     if bool((module.graded_spikes_factor != 1).any()):
-        raise NotMapped("has recurrent connections and a graded_spikes_factor")
+        raise NotMappedError("has recurrent connections and a graded_spikes_factor")
     return {"recurrent_weight": connect.weight, "recurrent_bias": connect.bias}
 
 
@@ -156,4 +162,7 @@ def over_time(module: Any, x: Tensor) -> tuple[Tensor, ...]:
         return (spikes,)
     assert ran.membrane is not None
     membranes = kept(ran.membrane, ran.spikes)
-    return (spikes, membranes) if found.synapse_alpha is None else (spikes, ran.current, membranes)
+    if found.synapse_alpha is None:
+        return spikes, membranes
+    assert ran.current is not None
+    return spikes, ran.current, membranes

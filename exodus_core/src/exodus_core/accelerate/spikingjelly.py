@@ -1,8 +1,8 @@
 """Neurons of SpikingJelly 2.0 in step mode "m": (time, batch, ...), with the state v between calls.
 
-Equations, from its `_ops/lif`: v + (x - (v - v_reset)) / tau, or v - (v - v_reset) / tau + x without decay_input; spikes
-where v >= v_threshold; v - v_threshold s, or v_reset where there was a spike. All of it is about v_reset, so that the
-kernels see v - v_reset and a reset to zero.
+Equations, from its `_ops/lif`: v + (x - (v - v_reset)) / tau, or v - (v - v_reset) / tau + x without decay_input;
+spikes where v >= v_threshold; v - v_threshold s, or v_reset where there was a spike. All of it is about v_reset, so
+that the kernels see v - v_reset and a reset to zero.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from exodus_core.accelerate.fused import Neuron, run
-from exodus_core.accelerate.refusal import NotMapped
+from exodus_core.accelerate.refusal import NotMappedError
 from exodus_core.accelerate.trace_adjoint import elementwise_derivative
 from exodus_core.surrogate import Arctan, Boxcar, Exponential, FastSigmoid, Gaussian, Sigmoid, Surrogate, Triangle
 
@@ -64,30 +64,30 @@ def _surrogate(module: Any) -> Surrogate | Callable[[Tensor, Tensor], Tensor]:
     surrogates = import_module("spikingjelly.activation_based.surrogate")
     name = type(function).__name__
     if type(function) is not getattr(surrogates, name, None):
-        raise NotMapped(f"has the surrogate {name}, of which it is not known that it is elementwise")
+        raise NotMappedError(f"has the surrogate {name}, of which it is not known that it is elementwise")
     if not function.spiking:
-        raise NotMapped("has a surrogate with spiking=False, so that its outputs are no spikes")
+        raise NotMappedError("has a surrogate with spiking=False, so that its outputs are no spikes")
     if name in _COUNTERPARTS:
         return _COUNTERPARTS[name](float(function.alpha))
     if name in _ELEMENTWISE:
         return elementwise_derivative(function)
-    raise NotMapped(f"has the surrogate {name}, which is no step of the membrane alone")
+    raise NotMappedError(f"has the surrogate {name}, which is no step of the membrane alone")
 
 
 def neuron(module: Any) -> Neuron:
     """What a layer computes now.
 
     Raises:
-        NotMapped: the kernels cannot compute the same.
+        NotMappedError: the kernels cannot compute the same.
     """
     if module.step_mode != "m":
-        raise NotMapped(
+        raise NotMappedError(
             "has step_mode 's', and the loop over time is yours; before: "
             "`torch.stack([model(x[t]) for t in range(T)])`; after: "
             "`functional.set_step_mode(model, 'm')` and `model(x)`, x of shape (time, batch, ...)"
         )
     if module._neuron_precision is not None:
-        raise NotMapped("has a precision of its own; neurons compute in float32, or in the dtype of the input")
+        raise NotMappedError("has a precision of its own; neurons compute in float32, or in the dtype of the input")
     alpha: float | Tensor = 1.0
     gain: float | Tensor | None = None
     if hasattr(module, "w"):

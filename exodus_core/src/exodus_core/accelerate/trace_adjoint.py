@@ -46,7 +46,9 @@ def surrogate_derivative(surrogate: Surrogate) -> Derivative:
 
     def derivative(membrane: Tensor, threshold: Tensor) -> Tensor:
         spikes = torch.ones_like(membrane)
-        found = lif_gradient(membrane, spikes, 0.0, threshold=threshold, reset="none", surrogate=surrogate, wrt=(), time_dim=0)
+        found = lif_gradient(
+            membrane, spikes, 0.0, threshold=threshold, reset="none", surrogate=surrogate, wrt=(), time_dim=0
+        )
         return found.input
 
     return derivative
@@ -146,7 +148,7 @@ class TraceLif(torch.autograd.Function):
         u, spikes, alpha, threshold, reset_by, u0, s0 = ctx.saved_tensors
         rule: TraceRule = ctx.rule
         time_dim = rule.time_dim
-        slope = rule.derivative(u, threshold)
+        slope = rule.derivative(u, threshold).to(u.dtype)
         held = _reset(u, spikes, reset_by, rule)
         clipped = None if rule.floor is None else held <= rule.floor
         lost = _lost(u, spikes, slope, alpha, reset_by, rule)
@@ -197,13 +199,12 @@ def _threshold_gradients(
         found[0] = (-slope * on_spikes).sum_to_size(threshold.shape)
     if ctx.needs_input_grad[3] and rule.reset == "subtract":
         reach = alpha if rule.decay_reset else torch.ones_like(alpha)
-        found[1] = -(reach * spikes * back).sum_to_size(reset_by.shape) - (reach * s0 * first).sum_to_size(reset_by.shape)
+        found[1] = -(reach * spikes * back).sum_to_size(reset_by.shape)
+        found[1] -= (reach * s0 * first).sum_to_size(reset_by.shape)
     return found
 
 
-def _lost(
-    u: Tensor, spikes: Tensor, slope: Tensor, alpha: Tensor, reset_by: Tensor, rule: TraceRule
-) -> Tensor:
+def _lost(u: Tensor, spikes: Tensor, slope: Tensor, alpha: Tensor, reset_by: Tensor, rule: TraceRule) -> Tensor:
     """1 - a, a being the derivative of the next membrane with respect to this one, in memory of its own."""
     through = _through_spikes(u, alpha, reset_by, rule)
     if rule.reset == "zero":
