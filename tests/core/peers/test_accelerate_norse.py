@@ -4,10 +4,10 @@ from importlib import import_module
 
 import pytest
 import torch
+from accelerated import assert_close, assert_same, seeded
 from torch import nn
 
 import exodus_core
-from tests.core.peers.accelerated import assert_close, assert_same, seeded
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
 

@@ -1,13 +1,13 @@
-"""snnTorch: a Sequential of one step, run over all steps; its detached resets, strict comparison and learnt constants."""
+"""snnTorch: a Sequential of one step, run over all steps; detached resets, strict comparison, learnt constants."""
 
 from importlib import import_module
 
 import pytest
 import torch
+from accelerated import assert_same, seeded, widen
 from torch import nn
 
 import exodus_core
-from tests.core.peers.accelerated import assert_same, seeded, widen
 
 pytestmark = pytest.mark.peers
 

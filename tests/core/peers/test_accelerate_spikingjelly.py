@@ -1,13 +1,13 @@
-"""SpikingJelly in step mode "m": every reset, detached or not, every surrogate, the input's decay and the learnt one."""
+"""SpikingJelly in step mode "m": every reset, detached or not, every surrogate, the input's decay, the learnt one."""
 
 from importlib import import_module
 
 import pytest
 import torch
+from accelerated import assert_close, assert_same, seeded
 from torch import nn
 
 import exodus_core
-from tests.core.peers.accelerated import assert_close, assert_same, seeded
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
 
