@@ -181,6 +181,10 @@ def build_loop_of_its_own(snntorch):
     return Net()
 
 
+def own_surrogate():
+    return import_module("snntorch.surrogate").custom_surrogate(lambda x, grad, spikes: grad)
+
+
 @pytest.mark.parametrize(
     ("neuron", "reason"),
     [
@@ -189,7 +193,10 @@ def build_loop_of_its_own(snntorch):
         (lambda snn: snn.Leaky(0.9, reset_delay=False, init_hidden=True), "twice the threshold"),
         (lambda snn: snn.Leaky(0.9), "init_hidden=False"),
         (lambda snn: snn.Leaky(0.9, output=True, init_hidden=True), "is not the last layer"),
-        (lambda snn: snn.Leaky(0.9, spike_grad=lambda x: x, init_hidden=True), "has the surrogate"),
+        (
+            lambda snn: snn.Leaky(0.9, spike_grad=own_surrogate(), init_hidden=True),
+            "has the surrogate .custom_surrogate",
+        ),
         (lambda snn: snn.Alpha(0.9, 0.8, init_hidden=True), "two currents"),
         (lambda snn: snn.RLeaky(0.9, all_to_all=False, init_hidden=True), "one weight per neuron"),
         (lambda snn: type("Own", (snn.Leaky,), {})(0.9, init_hidden=True), "derived"),
