@@ -1,6 +1,8 @@
 """Twelve models in the style of the libraries' tutorials: one call, equal outputs, gradients of all parameters within
 1e-5 of the library's own; and as data, equal spikes."""
 
+import copy
+import pickle
 import warnings
 
 import pytest
@@ -67,3 +69,22 @@ def test_a_model_as_data_has_the_same_spikes_or_is_refused_by_layer(model):
         found = network(steps.contiguous()).movedim(1, 0)
     assert wanted.any()
     assert (found - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_accelerated_model_is_copied_and_pickled(model):
+    """As the library's own can be: those of norse and snnTorch hold objects that pickle does not take."""
+    torch.manual_seed(0)
+    made = exodus_core.accelerate(model.build(SMALL), **model.options)
+    copied = copy.deepcopy(made) if model.library in ("snntorch", "norse") else pickle.loads(pickle.dumps(made))
+    assert type(copied) is type(made)
+    assert [type(module) for module in copied.modules()] == [type(module) for module in made.modules()]
+    x = model.input(SMALL)
+    assert torch.equal(model.accelerated(copied, x, SMALL), model.accelerated(made, x, SMALL))
+
+
+@pytest.mark.filterwarnings("default")
+def test_half_floats_are_refused_by_the_call(model):
+    made = exodus_core.accelerate(model.build(SMALL), **model.options).bfloat16()
+    with pytest.raises(exodus_core.AccelerationError, match="bfloat16"):
+        model.accelerated(made, model.input(SMALL).bfloat16(), SMALL)

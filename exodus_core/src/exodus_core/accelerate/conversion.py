@@ -16,7 +16,7 @@ from torch import Tensor
 
 from exodus_core import nn
 from exodus_core.accelerate import norse, over_time, sinabs, snntorch, spikingjelly
-from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, Refusal
+from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, Refusal, converting
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -84,19 +84,21 @@ def refusal_of(layer: str, module: torch.nn.Module, kind: tuple[str, str]) -> Re
     if not is_exactly(module, kind):
         return Refusal(layer, shown, f"is a class derived from {name}.{cls}, which may have changed what it computes")
     try:
-        library.described(module)
+        with converting():
+            library.described(module)
     except NotMappedError as reason:
         return Refusal(layer, shown, str(reason))
     return None
 
 
-_fused_classes: dict[tuple[type, Any], type] = {}
+_fused_classes: dict[tuple[type, str], type] = {}
 
 
-def _fused_class(cls: type, forward: Callable[..., Any]) -> type:
+def _fused_class(cls: type, name: str) -> type:
     """A subclass whose forward runs on the kernels: parameters, state, hooks and isinstance are the library's."""
-    key = cls, forward
+    key = cls, name
     if key not in _fused_classes:
+        forward = _FORWARDS[name]
 
         def fused(self: Any, *args: Any, **options: Any) -> Any:
             try:
@@ -104,15 +106,25 @@ def _fused_class(cls: type, forward: Callable[..., Any]) -> type:
             except NotMappedError as reason:
                 raise AccelerationError([Refusal("", cls.__name__, str(reason))], _EXPECTED) from None
 
+        def reduced(self: Any, protocol: Any) -> tuple[Any, ...]:
+            return _restored, key, self.__dict__
+
         fused.__doc__ = forward.__doc__
         fused.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-        _fused_classes[key] = type(f"Fused{cls.__name__}", (cls,), {"forward": fused, "fused_from": cls})
+        own = {"forward": fused, "fused_from": cls, "__reduce_ex__": reduced}
+        _fused_classes[key] = type(f"Fused{cls.__name__}", (cls,), own)
     return _fused_classes[key]
 
 
-def _fuse(module: torch.nn.Module, forward: Callable[..., Any]) -> None:
+def _restored(cls: type, name: str) -> Any:
+    """An instance for pickle and copy, whose attributes come next."""
+    fused: Any = _fused_class(cls, name)
+    return fused.__new__(fused)
+
+
+def _fuse(module: torch.nn.Module, name: str) -> None:
     if not hasattr(type(module), "fused_from"):
-        module.__class__ = _fused_class(type(module), forward)
+        module.__class__ = _fused_class(type(module), name)
 
 
 #: The products that have a sparse counterpart, which is derived from them.
@@ -165,7 +177,7 @@ def accelerate(model: Model, *, time_dim: int | None = None, exact: bool = False
         known = ", ".join(LIBRARIES)
         raise AccelerationError([Refusal("", type(model).__name__, f"has no neurons of {known}")], _EXPECTED)
     refusals = [refusal for name, module, kind in found if (refusal := refusal_of(name, module, kind)) is not None]
-    plan: list[tuple[torch.nn.Module, Callable[..., Any]]] = []
+    plan: Plan = []
     for name in dict.fromkeys(kind[0] for _, _, kind in found):
         layers = [(layer, module) for layer, module, kind in found if kind[0] == name]
         refusals += _PLANS[name](model, layers, time_dim, plan)
@@ -180,18 +192,19 @@ def accelerate(model: Model, *, time_dim: int | None = None, exact: bool = False
     return model
 
 
-Plan = list[tuple[torch.nn.Module, Callable[..., Any]]]
+#: Modules, and the names of what their forward becomes.
+Plan = list[tuple[torch.nn.Module, str]]
 Layers = list[tuple[str, torch.nn.Module]]
 
 
-def _plan_layers(library: ModuleType) -> Callable[[torch.nn.Module, Layers, int | None, Plan], list[Refusal]]:
+def _plan_layers(library: str) -> Callable[[torch.nn.Module, Layers, int | None, Plan], list[Refusal]]:
     """For libraries whose layers take all steps."""
 
     def plan_them(model: torch.nn.Module, layers: Layers, time_dim: int | None, plan: Plan) -> list[Refusal]:
         if time_dim is not None:
             reason = "takes all steps as it is; leave out time_dim"
             return [Refusal("", type(model).__name__, reason)]
-        plan += [(module, library.forward) for _, module in layers]
+        plan += [(module, library) for _, module in layers]
         return []
 
     return plan_them
@@ -235,8 +248,15 @@ def _over_time_norse(time_dim: int) -> Callable[..., Any]:
     return forward
 
 
-_SNNTORCH = {time_dim: _over_time_snntorch(time_dim) for time_dim in (0, 1)}
-_NORSE = {time_dim: _over_time_norse(time_dim) for time_dim in (0, 1)}
+_FORWARDS: dict[str, Callable[..., Any]] = {
+    "sinabs": sinabs.forward,
+    "spikingjelly": spikingjelly.forward,
+    "norse": norse.forward,
+    "norse lift": norse.forward_of_lift,
+    "norse folded lift": norse.forward_of_folded_lift,
+    **{f"snntorch {time_dim}": _over_time_snntorch(time_dim) for time_dim in (0, 1)},
+    **{f"norse {time_dim}": _over_time_norse(time_dim) for time_dim in (0, 1)},
+}
 
 
 def _plan_snntorch(model: torch.nn.Module, layers: Layers, time_dim: int | None, plan: Plan) -> list[Refusal]:
@@ -253,7 +273,7 @@ def _plan_snntorch(model: torch.nn.Module, layers: Layers, time_dim: int | None,
         elif module.output and module is not last:
             refusals.append(Refusal(name, type(module).__name__, "has output=True and is not the last layer"))
 
-    plan.append((model, _SNNTORCH[time_dim]))
+    plan.append((model, f"snntorch {time_dim}"))
     return refusals
 
 
@@ -273,16 +293,16 @@ def _plan_norse(model: torch.nn.Module, layers: Layers, time_dim: int | None, pl
     looped: Layers = []
     for name, module in layers:
         if norse.is_over_time(module):
-            plan.append((module, norse.forward))
+            plan.append((module, "norse"))
         elif id(module) not in lifted:
             looped.append((name, module))
     over = [name for name, module in layers if norse.is_over_time(module)]
     neurons = {id(module) for _, module in layers}
     for part in lifts:
         if id(part.lifted_module) in neurons:
-            plan.append((part, norse.forward_of_lift))
+            plan.append((part, "norse lift"))
         elif over_time.folds(part.lifted_module):
-            plan.append((part, norse.forward_of_folded_lift))
+            plan.append((part, "norse folded lift"))
     if time_dim is None:
         return [Refusal(name, type(module).__name__, _NORSE_LOOP) for name, module in looped]
     if over or lifts or not looped:
@@ -290,13 +310,13 @@ def _plan_norse(model: torch.nn.Module, layers: Layers, time_dim: int | None, pl
     refusals += _sequential_refusals(model, looped, _NORSE_LOOP, (package.SequentialState,))
     if getattr(model, "return_hidden", False):
         refusals.append(Refusal("", type(model).__name__, "has return_hidden=True; only the last output can be given"))
-    plan.append((model, _NORSE[time_dim]))
+    plan.append((model, f"norse {time_dim}"))
     return refusals
 
 
 _PLANS: dict[str, Callable[[torch.nn.Module, Layers, int | None, Plan], list[Refusal]]] = {
     "snntorch": _plan_snntorch,
-    "sinabs": _plan_layers(sinabs),
-    "spikingjelly": _plan_layers(spikingjelly),
+    "sinabs": _plan_layers("sinabs"),
+    "spikingjelly": _plan_layers("spikingjelly"),
     "norse": _plan_norse,
 }

@@ -119,6 +119,8 @@ def run(
             rest.
         trace: give the membrane over time.
     """
+    if x.dtype not in (torch.float32, torch.float64):
+        raise NotMappedError(f"gets {x.dtype}, in which the library rounds in each step; float32 and float64 can be")
     if x.shape[time_dim] == 0:
         raise ValueError("the input must have at least one step, got none")
     currents = last_current = None

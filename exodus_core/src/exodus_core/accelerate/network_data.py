@@ -12,7 +12,7 @@ from torch import Tensor
 from exodus_core import network
 from exodus_core.accelerate.conversion import LIBRARIES, kind_of, refusal_of
 from exodus_core.accelerate.fused import Neuron, Value, has_kernel, strictly_above
-from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, Refusal
+from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, Refusal, converting
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.surrogate import Surrogate
 
@@ -321,7 +321,8 @@ def to_network(model: torch.nn.Module, input_shape: Sequence[int]) -> NetworkDat
         raise ArgumentError("input_shape", "a list of positive integers", input_shape)
     found = _Found()
     refusals: list[Refusal] = []
-    _walk(model, "", found, refusals)
+    with converting():
+        _walk(model, "", found, refusals)
     if not refusals and not found.layers:
         refusals.append(Refusal("", type(model).__name__, "has no layers"))
     if refusals:

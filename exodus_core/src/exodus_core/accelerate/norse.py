@@ -17,7 +17,7 @@ from torch import Tensor
 
 from exodus_core.accelerate.fused import Neuron, run
 from exodus_core.accelerate.over_time import each_step
-from exodus_core.accelerate.refusal import NotMappedError
+from exodus_core.accelerate.refusal import NotMappedError, holds_of_any
 from exodus_core.accelerate.trace_adjoint import elementwise_derivative
 from exodus_core.surrogate import FastSigmoid, Gaussian, Surrogate, Tanh, Triangle
 
@@ -57,7 +57,7 @@ def _surrogate(method: str, alpha: float | Tensor) -> Surrogate | Callable[[Tens
 
 def _factor(module: Any, rate: Tensor, name: str) -> Tensor:
     factor: Tensor = module.dt * torch.as_tensor(rate)
-    if bool((factor < 0).any()) or bool((factor > 1).any()):
+    if holds_of_any((factor < 0) | (factor > 1)):
         raise NotMappedError(f"has dt {name} outside [0, 1], so that it does not decay")
     return factor
 

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from exodus_core.errors import ArgumentError
+
+_converting: ContextVar[bool] = ContextVar("converting", default=False)
+
+
+@contextmanager
+def converting() -> Iterator[None]:
+    """While a model is checked, constants are read wherever they are."""
+    token = _converting.set(True)
+    try:
+        yield
+    finally:
+        _converting.reset(token)
+
+
+def holds_of_any(condition: Tensor) -> bool:
+    """True if a condition on a constant holds of any element.
+
+    A call of a converted model does not read constants that are not on the CPU, which would wait for the device.
+    """
+    return (condition.is_cpu or _converting.get()) and bool(condition.any())
 
 
 class NotMappedError(Exception):

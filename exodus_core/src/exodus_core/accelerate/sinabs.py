@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from exodus_core.accelerate.fused import Neuron, run
-from exodus_core.accelerate.refusal import NotMappedError
+from exodus_core.accelerate.refusal import NotMappedError, holds_of_any
 from exodus_core.arguments import LARGEST
 from exodus_core.surrogate import Exponential, Gaussian, Surrogate
 
@@ -101,7 +101,7 @@ def neuron(module: Any) -> Neuron:
     activation = import_module("sinabs.activation")
     threshold = module.spike_threshold
     reset = module.reset_fn
-    if bool((threshold <= 0).any()):
+    if holds_of_any(threshold <= 0):
         raise NotMappedError("has a spike_threshold that is not positive")
     if type(reset) is activation.MembraneSubtract:
         common |= {"reset": "subtract", "reset_by": reset.subtract_value}
@@ -120,7 +120,7 @@ def neuron(module: Any) -> Neuron:
         raise NotMappedError(
             "has min_v_mem, a subtract_value and several spikes in one step, which could pass the bound"
         )
-    if floor is not None and bool((floor > lowest).any()):
+    if floor is not None and holds_of_any(floor > lowest):
         raise NotMappedError(
             "has a min_v_mem above the membrane that a spike leaves; the kernels clip before the spike"
         )

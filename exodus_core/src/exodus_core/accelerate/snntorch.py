@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from exodus_core.accelerate.fused import Neuron, Ran, run
-from exodus_core.accelerate.refusal import NotMappedError
+from exodus_core.accelerate.refusal import NotMappedError, holds_of_any
 from exodus_core.accelerate.trace_adjoint import elementwise_derivative
 from exodus_core.surrogate import Arctan, Boxcar, FastSigmoid, Sigmoid, Surrogate
 
@@ -94,7 +94,7 @@ def neuron(module: Any) -> Neuron:
         )
     if not delayed and kind != "Leaky":
         raise NotMappedError("has reset_delay=False; reset_delay=True can be computed")
-    if reset == "zero" and bool((module.threshold < 0).any()):
+    if reset == "zero" and holds_of_any(module.threshold < 0):
         raise NotMappedError("has reset_mechanism 'zero' and a negative threshold, so that it fires at rest")
     if kind in ("Synaptic", "RSynaptic"):
         common["synapse_alpha"] = module.alpha.clamp(0, 1)
@@ -133,7 +133,7 @@ def _recurrent(module: Any) -> dict[str, Any]:
         raise NotMappedError(
             f"has recurrent connections by {type(connect).__name__}; a torch.nn.Linear can be computed"
         )
-    if bool((module.graded_spikes_factor != 1).any()):
+    if holds_of_any(module.graded_spikes_factor != 1):
         raise NotMappedError("has recurrent connections and a graded_spikes_factor")
     return {"recurrent_weight": connect.weight, "recurrent_bias": connect.bias}
 
@@ -146,7 +146,7 @@ def over_time(module: Any, x: Tensor) -> tuple[Tensor, ...]:
     assert ran.last_spikes is not None
     spikes = ran.spikes
     factor = module.graded_spikes_factor
-    if factor.requires_grad or bool((factor != 1).any()):
+    if factor.requires_grad or not factor.is_cpu or bool((factor != 1).any()):
         spikes = spikes * factor
     immediate = not getattr(module, "reset_delay", True)
 
