@@ -54,7 +54,7 @@ def measure(model: PeerModel, repeats: int) -> dict[str, Timing]:
         "unmodified": seconds(_step(model, unmodified, model.call)),
         "accelerated": seconds(_step(model, accelerated, model.accelerated)),
     }
-    return interleaved(turns, repeats, share=10.0)
+    return interleaved(turns, repeats, share=4.0)
 
 
 def row(model: PeerModel, timings: dict[str, Timing]) -> list[str]:

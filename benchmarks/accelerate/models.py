@@ -330,7 +330,7 @@ def _repeated(model: Any, x: Tensor, size: Size) -> Tensor:
 
 
 _FIRST: dict[str, Any] = {"time_dim": 0}
-#: Timed sizes are those of the tutorials where they are known: steps, and samples in a batch.
+#: Events come in 250 steps, as those of SHD in bins of 4 ms, in batches of 16; images as often as tutorials show them.
 MODELS = (
     PeerModel(
         *("snntorch", "MLP 784-1000-10, Leaky, an image for 25 steps", _snntorch_mlp, _images(784)),
@@ -342,23 +342,23 @@ MODELS = (
     ),
     PeerModel(
         *("snntorch", "700-256-256-20, Synaptic and Leaky, learnt, events", _snntorch_second_order, _events(700)),
-        *(_snntorch_loop, _over_time, Size(100, 64), _FIRST),
+        *(_snntorch_loop, _over_time, Size(250, 16), _FIRST),
     ),
     PeerModel(
         *("sinabs", "MLP 784-512-512-10, LIF", _sinabs_mlp, _events(784)),
-        *(_sinabs_call, _sinabs_call, Size(100, 32), {}),
+        *(_sinabs_call, _sinabs_call, Size(250, 16), {}),
     ),
     PeerModel(
         *("sinabs", "8C3-AP2-16C3-AP2-10, IAFSqueeze with min_v_mem", _sinabs_conv, _events(2, 30, 30)),
-        *(_sinabs_squeezed, _sinabs_squeezed, Size(50, 8), {}),
+        *(_sinabs_squeezed, _sinabs_squeezed, Size(100, 4), {}),
     ),
     PeerModel(
         *("sinabs", "700-256-256-20, LIF with tau_syn, learnt", _sinabs_second_order, _events(700)),
-        *(_sinabs_call, _sinabs_call, Size(100, 64), {}),
+        *(_sinabs_call, _sinabs_call, Size(250, 16), {}),
     ),
     PeerModel(
         *("spikingjelly", "MLP 784-512-10, LIFNode", _spikingjelly_mlp, _events(784)),
-        *(_spikingjelly_call, _spikingjelly_call, Size(100, 64), {}),
+        *(_spikingjelly_call, _spikingjelly_call, Size(250, 16), {}),
     ),
     PeerModel(
         *("spikingjelly", "two 16C3-BN-IFNode-MP2, an image for 8 steps", _spikingjelly_conv, _images(1, 28, 28)),
@@ -366,18 +366,18 @@ MODELS = (
     ),
     PeerModel(
         *("spikingjelly", "700-256-256-20, ParametricLIFNode, detached", _spikingjelly_learnt, _events(700)),
-        *(_spikingjelly_call, _spikingjelly_call, Size(100, 64), {}),
+        *(_spikingjelly_call, _spikingjelly_call, Size(250, 16), {}),
     ),
     PeerModel(
         *("norse", "MLP 784-512-10, LIF and LI", _norse_mlp, _events(784)),
-        *(_norse_call, _norse_call, Size(100, 32), {}),
+        *(_norse_call, _norse_call, Size(250, 16), {}),
     ),
     PeerModel(
         *("norse", "8C5-MP2-16C5-MP2-10, LIF, lifted", _norse_conv, _events(1, 28, 28)),
-        *(_norse_call, _norse_call, Size(50, 16), {}),
+        *(_norse_call, _norse_call, Size(50, 8), {}),
     ),
     PeerModel(
         *("norse", "700-256-256-20, LIFCell, LIFBoxCell and LICell in a loop", _norse_cells, _events(700)),
-        *(_norse_loop, _over_time, Size(100, 64), _FIRST),
+        *(_norse_loop, _over_time, Size(250, 16), _FIRST),
     ),
 )

@@ -222,3 +222,15 @@ def test_a_sequential_needs_the_axis_of_time(snntorch):
     net = nn.Sequential(nn.Linear(12, 16), snntorch.Leaky(0.9, init_hidden=True))
     with pytest.raises(exodus_core.AccelerationError, match="time_dim=0"):
         exodus_core.accelerate(net)
+
+
+def test_what_a_loop_would_call_by_turns_is_refused(snntorch):
+    lif = snntorch.Leaky(0.9, init_hidden=True)
+    twice = nn.Sequential(nn.Linear(4, 4), lif, nn.Linear(4, 4), nn.Sequential(lif))
+    with pytest.raises(exodus_core.AccelerationError, match="is there twice") as caught:
+        exodus_core.accelerate(twice, time_dim=0)
+    assert [refusal.layer for refusal in caught.value.refusals] == ["3.0"]
+    hooked = nn.Sequential(nn.Linear(4, 4), lif)
+    lif.register_forward_hook(lambda *arguments: None)
+    with pytest.raises(exodus_core.AccelerationError, match="has hooks"):
+        exodus_core.accelerate(hooked, time_dim=0)

@@ -211,19 +211,29 @@ def _plan_layers(library: str) -> Callable[[torch.nn.Module, Layers, int | None,
 
 
 def _sequential_refusals(model: torch.nn.Module, layers: Layers, loop: str, kinds: tuple[type, ...]) -> list[Refusal]:
-    """Neurons that are not reached through Sequentials alone."""
-    reached: set[int] = set()
+    """What a loop over the steps would do otherwise: neurons that are not reached through Sequentials alone, and hooks
+    and layers with two places, which it would call by turns."""
+    neurons = {id(module): name for name, module in layers}
+    forwards = [getattr(kind, "forward") for kind in kinds]  # noqa: B009
+    places: dict[int, int] = {}
+    refusals: list[Refusal] = []
 
-    def walk(module: torch.nn.Module) -> None:
-        reached.add(id(module))
-        if isinstance(module, kinds) and type(module).forward in [kind.forward for kind in kinds]:  # type: ignore[attr-defined]
-            for child in module.children():
-                walk(child)
+    def walk(module: torch.nn.Module, path: str) -> None:
+        places[id(module)] = places.get(id(module), 0) + 1
+        if isinstance(module, kinds) and type(module).forward in forwards:
+            for own, child in module._modules.items():
+                if child is not None:
+                    walk(child, f"{path}.{own}" if path else own)
+        elif places[id(module)] == 2 and not over_time.folds(module):
+            refusals.append(Refusal(path, type(module).__name__, "is there twice, and a loop would call it by turns"))
+        elif id(module) in neurons and over_time.is_hooked(module):
+            refusals.append(Refusal(path, type(module).__name__, "has hooks, which a loop calls in each step"))
 
-    walk(model)
-    return [
-        Refusal(name, type(module).__name__, loop) for name, module in layers if id(module) not in reached or name == ""
-    ]
+    walk(model, "")
+    for name, module in layers:
+        if id(module) not in places or name == "":
+            refusals.append(Refusal(name, type(module).__name__, loop))
+    return refusals
 
 
 def _over_time_snntorch(time_dim: int) -> Callable[..., Any]:
@@ -297,9 +307,9 @@ def _plan_norse(model: torch.nn.Module, layers: Layers, time_dim: int | None, pl
         elif id(module) not in lifted:
             looped.append((name, module))
     over = [name for name, module in layers if norse.is_over_time(module)]
-    neurons = {id(module) for _, module in layers}
+    cells = {id(module) for _, module in layers if not norse.is_over_time(module)}
     for part in lifts:
-        if id(part.lifted_module) in neurons:
+        if id(part.lifted_module) in cells:
             plan.append((part, "norse lift"))
         elif over_time.folds(part.lifted_module):
             plan.append((part, "norse folded lift"))

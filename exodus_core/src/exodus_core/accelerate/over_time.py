@@ -41,13 +41,14 @@ def folds(module: torch.nn.Module) -> bool:
     return type(module) in _FOLDED
 
 
-def _is_hooked(module: Any) -> bool:
+def is_hooked(module: Any) -> bool:
+    """True for a module with hooks, which would see all steps as one batch."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def each_step(module: torch.nn.Module, x: Tensor) -> Tensor:
     """A module without state on all steps, time first."""
-    if folds(module) and not _is_hooked(module):
+    if folds(module) and not is_hooked(module):
         found: Tensor = module(x.flatten(0, 1))
         return found.reshape(*x.shape[:2], *found.shape[1:])
     return torch.stack([module(step) for step in x.unbind()])
@@ -113,7 +114,7 @@ def repeated(model: torch.nn.Sequential, x: Tensor, steps: int) -> tuple[Tensor,
     """
     passed = 0
     for module in model:
-        if not folds(module) or _is_hooked(module):
+        if not folds(module) or is_hooked(module):
             break
         x = module(x)
         passed += 1
