@@ -72,6 +72,7 @@ format: setup ## let ruff format the code
 bench: setup ## how fast, against other libraries, the memory and dense products; writes benchmarks/results, the README's table; QUICK=1 prints a part
 	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
 	$(BIN)/python -m benchmarks.sparse $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.neurons $(if $(QUICK),--quick)
 
 bench-service: setup ## time the way over HTTP; writes benchmarks/results/service.md; QUICK=1 for a short run that writes nothing
 	$(BIN)/python -m benchmarks.service $(if $(QUICK),--quick)
