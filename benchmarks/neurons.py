@@ -2,9 +2,9 @@
 
     python -m benchmarks.neurons [--quick]
 
-Forward and backward of 32 x 100 x 1024 neuron-steps, float32, by turns, after each neuron's gradients have been found to
-agree with autograd through the plain loop in float64. Writes benchmarks/results/neurons.md; --quick, with few repeats,
-only prints. Exits with 1 if gradients do not agree.
+Forward and backward of 32 x 100 x 1024 neuron-steps, float32, by turns, after each neuron's gradients have been found
+to agree with autograd through the plain loop in float64. Writes benchmarks/results/neurons.md; --quick, with few
+repeats, only prints. Exits with 1 if gradients do not agree.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def error(name: str) -> float:
     for run in (function(name), partial(reference.coupled_lif, **options)):
         x, alpha = (tensor.clone().requires_grad_() for tensor in drawn)
         found.append(torch.autograd.grad(run(x, alpha)[0], [x, alpha], weights))
-    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True))
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True))
 
 
 def turn(name: str, trained: bool) -> Phases:
