@@ -145,7 +145,7 @@ class Arctan:
         (lambda: nn.LIF("0.9"), "alpha must be a float or a float tensor, got str"),
         (lambda: nn.LIF(torch.tensor(1)), "alpha must be a float or a float tensor, got a tensor of torch.int64"),
         (lambda: nn.LIF(2.0, trainable=["alpha"]), r"alpha must be in \[0, 1\], got 2.0"),
-        (lambda: nn.LIF(0.9, reset="hard"), "reset must be one of subtract, zero, none, got 'hard'"),
+        (lambda: nn.LIF(0.9, reset="hard"), "reset must be one of subtract, zero, none, value, got 'hard'"),
         (lambda: nn.LIF(0.9, method="bppt"), "method must be one of exodus, slayer, bptt, got 'bppt'"),
         (lambda: nn.LIF(0.9, max_spikes=0), "max_spikes must be at least 1, got 0"),
         (
@@ -279,6 +279,10 @@ SHOWN = {
         stateful=True,
         time_dim=0,
     ),
+    "CubaLIF(alpha=0.9, synapse_alpha=0.8, synapse_gain=1.0, threshold=1.0, reset_to=0.5, synapse_delayed=True, "
+    "reset='value', refractory=2, surrogate=Exponential(slope=1.0, scale=1.0), method='exodus')": lambda: nn.CubaLIF(
+        0.9, 0.8, synapse_delayed=True, reset="value", reset_to=0.5, refractory=2
+    ),
     "ExpLeak(alpha=0.9, stateful=True)": lambda: nn.ExpLeak(0.9, stateful=True),
     "SRM(threshold=1.0, reset_kernel=(2,) (tensor), response_kernel=AlphaKernel(tau=3.0, amplitude=1.0), "
     "surrogate=Exponential(slope=1.0, scale=1.0), method='exodus')": lambda: nn.SRM(
@@ -313,6 +317,16 @@ def test_the_membrane_of_srm_is_returned_beside_the_spikes() -> None:
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("stateful", [False, True])
+def test_the_membrane_of_coupled_neurons_is_returned_beside_the_spikes(stateful: bool) -> None:
+    options: Any = {"return_membrane": True, "stateful": stateful}
+    for layer, expected in (
+        (nn.CubaLIF(0.9, 0.8, **options), exodus_core.cuba_lif(X, 0.9, 0.8)),
+        (nn.ALIF(0.9, 0.8, adapt_threshold=0.3, **options), exodus_core.alif(X, 0.9, 0.8, adapt_threshold=0.3)),
+    ):
+        assert all(torch.equal(*pair) for pair in zip(layer(X), expected, strict=True))
+
+
 def test_the_membrane_in_pieces_is_that_of_the_whole() -> None:
     class Sum(torch.nn.Module):
         def __init__(self) -> None:
@@ -331,8 +345,10 @@ def test_the_membrane_in_pieces_is_that_of_the_whole() -> None:
 
 def test_pickles_from_before_the_membrane_was_returned_are_loaded() -> None:
     for layer in (nn.LIF(0.9), nn.SRM(AlphaKernel(3.0))):
-        del layer.return_membrane
-        assert torch.equal(pickle.loads(pickle.dumps(layer))(X), layer(X))
+        expected = layer(X)
+        for name in ("return_membrane", "reset_to", "detach_reset", "refractory"):
+            layer.__dict__.pop(name, None)
+        assert torch.equal(pickle.loads(pickle.dumps(layer))(X), expected)
 
 
 def test_network_trains() -> None:

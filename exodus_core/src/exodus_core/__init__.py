@@ -1,16 +1,17 @@
 """Exact gradients of spiking neural networks: EXODUS, SLAYER and BPTT for LIF, IF and any SRM neuron.
 
-`lif`, `srm` and `filter` are differentiable functions; `lif_gradient` and `srm_gradient` compute gradients from a
-membrane trace, `synapse_gradients` and `output_filter_adjoint` those of what surrounds the neurons. `nn` has modules,
-`surrogate` the surrogate derivatives, `reference` the definitions as plain loops; `network` builds networks from plain
-data, `losses` has losses by name, `training` trains. `METHODS`, `NEURONS`, `RESETS` and `surrogate.KINDS` name what
-there is. `keep_memory` bounds the cache of freed outputs' memory.
+`lif`, `cuba_lif`, `alif`, `srm` and `filter` are differentiable functions; `lif_gradient` and `srm_gradient` compute
+gradients from a membrane trace, `synapse_gradients` and `output_filter_adjoint` those of what surrounds the neurons.
+`nn` has modules, `surrogate` the surrogate derivatives, `reference` the definitions as plain loops; `network` builds
+networks from plain data, `losses` has losses by name, `training` trains. `METHODS`, `NEURONS`, `RESETS` and
+`surrogate.KINDS` name what there is. `keep_memory` bounds the cache of freed outputs' memory.
 """
 
 from exodus_core import losses, network, nn, reference, surrogate, training
 from exodus_core._version import __version__
 from exodus_core.arguments import METHODS, NEURONS, RESETS
 from exodus_core.capability import capabilities
+from exodus_core.coupled import alif, cuba_lif
 from exodus_core.errors import ArgumentError, ArgumentTypeError, DescriptionError
 from exodus_core.functional import filter, lif, srm
 from exodus_core.gradients import LifGradient, SrmGradient, lif_gradient, srm_gradient
@@ -37,9 +38,11 @@ __all__ = [
     "SrmGradient",
     "SynapseGradients",
     "__version__",
+    "alif",
     "capabilities",
     "conv1d",
     "conv2d",
+    "cuba_lif",
     "filter",
     "fire",
     "keep_memory",

@@ -13,11 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import forward_ad
 
 from exodus_core import ops, vmap  # noqa: F401  (vmap registers the rules of torch.vmap)
 from exodus_core.arguments import LifSettings, SrmSettings
 from exodus_core.once_differentiable import once_differentiable
 from exodus_core.ops import ALPHA, INITIAL_MEMBRANE, INITIAL_SPIKES, MIN_MEMBRANE, RESET_BY, THRESHOLD
+
+
+def is_differentiated(*tensors: Tensor | None) -> bool:
+    """True if a result of tensors is to be differentiated, backward or forward."""
+    # Forward-mode differentiation needs no requires_grad. The plain operators would silently lose its tangents; the
+    # autograd functions raise an error.
+    # Within torch.vmap, a tensor does not show that a transform of torch.func around it differentiates it.
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 class Operator(torch.autograd.Function):

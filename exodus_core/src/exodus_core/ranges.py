@@ -1,4 +1,4 @@
-"""Keeps trained parameters in the range for which neurons are defined: alpha in [0, 1], the threshold positive.
+"""Keeps trained parameters in the range for which neurons are defined: decays in [0, 1], the threshold positive.
 
 An optimiser knows no bounds. torch calls a hook after each step of any optimiser of torch.optim; the hook here projects
 the parameters of neurons that the step has changed. Forward passes change nothing, so that they can be compiled,
@@ -17,7 +17,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 # At zero a neuron would fire without input.
 MIN_THRESHOLD = 1e-3
-RANGES: dict[str, tuple[float, float | None]] = {"alpha": (0.0, 1.0), "threshold": (MIN_THRESHOLD, None)}
+_DECAY = (0.0, 1.0)
+RANGES: dict[str, tuple[float, float | None]] = {
+    "alpha": _DECAY,
+    "synapse_alpha": _DECAY,
+    "adapt_alpha": _DECAY,
+    "threshold": (MIN_THRESHOLD, None),
+}
 
 # The attribute of a parameter that holds its range: the hook sees parameters, not their modules.
 _RANGE = "_exodus_range"
@@ -47,7 +53,7 @@ class Bounded(torch.nn.Module):
                 _install()
 
     def constrain(self) -> None:
-        """Projects trained parameters to their range: alpha in [0, 1], the threshold at least 0.001.
+        """Projects trained parameters to their range: decays in [0, 1], the threshold at least 0.001.
 
         Every step of an optimiser of torch.optim does so; to be called after other changes of the parameters.
         """

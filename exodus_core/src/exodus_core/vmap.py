@@ -1,8 +1,8 @@
 """Rules of torch.vmap for the operators: the mapped axis becomes one of the batch, or of the neurons.
 
 Samples of a batch share the parameters of a neuron, and neurons have their own: parameters that are mapped make the
-axis one of neurons. Kernels given by taps are shared by all neurons; mapped taps, and gradients of taps, are computed
-one after the other.
+axis one of neurons. Kernels given by taps are shared by all neurons; mapped taps, gradients of taps, and neurons with
+coupled variables are computed one after the other.
 """
 
 from __future__ import annotations
@@ -97,5 +97,5 @@ def _rule(name: str) -> Callable[..., Any]:
     return rule
 
 
-for _name in (*_KINDS, "taps_gradient"):
+for _name in (*_KINDS, "taps_gradient", "coupled_forward", "coupled_backward"):
     torch.library.register_vmap(f"exodus::{_name}", _rule(_name))

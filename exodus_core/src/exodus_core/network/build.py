@@ -11,7 +11,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from exodus_core.arguments import check_dense, is_integer
 from exodus_core.errors import ArgumentError, ArgumentTypeError
-from exodus_core.network import modules, spiking
+from exodus_core.network import modules, neurons, spiking
 from exodus_core.network.description import INPUT, Description, parse
 from exodus_core.pieces.time_checkpoint import in_pieces
 from exodus_core.sparse.product import ENABLED
@@ -28,6 +28,8 @@ _MODULES: dict[str, Any] = {
     "add": modules.Add,
     "lif": spiking.Lif,
     "if": spiking.Lif,
+    "cuba_lif": spiking.Lif,
+    "alif": spiking.Lif,
     "srm": spiking.Srm,
     "exp_leak": spiking.ExpLeak,
 }
@@ -209,7 +211,7 @@ def _readers(description: Description) -> dict[str, tuple[str, ...]]:
             found += [reader.name, *further]
         return found
 
-    spiking = [layer.name for layer in description.layers if layer.kind in ("lif", "if")]
+    spiking = [layer.name for layer in description.layers if isinstance(layer, neurons.If)]
     readers = {name: seeing(name) or [] for name in (INPUT, *spiking)}
     kinds = {layer.name: layer.kind for layer in description.layers}
     products = {name: [reader for reader in found if kinds[reader] not in _HANDS_ON] for name, found in readers.items()}

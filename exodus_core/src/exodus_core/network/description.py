@@ -30,6 +30,8 @@ KINDS: dict[str, type[Layer]] = {
         plain_layers.Add,
         neurons.Lif,
         neurons.If,
+        neurons.CubaLif,
+        neurons.Alif,
         neurons.Srm,
         neurons.ExpLeak,
     )

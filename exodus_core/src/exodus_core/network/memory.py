@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from exodus_core.arguments import is_coupled
 from exodus_core.network.layers import Shape, per_dimension
+from exodus_core.network.neurons import Alif, CubaLif, If
+from exodus_core.ops import COUPLED_STATES
 from exodus_core.sparse import convolution, product
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ _PAST_COPIES, _HEAP_BLOCK_BYTES = 4, 64 * 1024
 _INDEX_BYTES, _PLACE_BYTES, _PANEL_CACHE_BYTES, _SCRATCH_ROWS, _CONVOLUTION_BLOCKS = 4, 16, 256 * 1024, 65, 16
 # Gradients of a neuron's parameters are summed for each lane (sample and neuron): so many sums, in float64.
 _LANE_BYTES = 8 * 8
+_COUPLED_STATES = len(COUPLED_STATES)
 
 
 @dataclass(frozen=True)
@@ -225,8 +229,16 @@ def _loop(layer: _Layer, arrays: int) -> _Need:
     return _Need(kept=kept, forward=kept + 2 * layer.y, backward=4 * layer.y, reads_input=True)
 
 
+def _is_coupled(data: If) -> bool:
+    """True for neurons whose state has more parts than a membrane and spikes."""
+    others = is_coupled(data.reset, data.detach_reset, data.refractory, data.method)
+    return others or isinstance(data, CubaLif | Alif)
+
+
 def _lif(layer: _Layer) -> _Need:
     data = layer.data
+    if _is_coupled(data):
+        return _coupled(layer)
     if _loops(data):
         return _loop(layer, 10 if data.recurrent is None else 16)
     if data.recurrent is None:
@@ -236,6 +248,29 @@ def _lif(layer: _Layer) -> _Need:
         kept=2 * layer.y,
         forward=3 * layer.y + 8 * layer.step + weights,
         backward=3 * layer.x + 20 * layer.step + layer.lanes + weights,
+    )
+
+
+def _coupled(layer: _Layer) -> _Need:
+    """Neurons whose state has more parts than a membrane and spikes: as those of LIF, and a trace of each."""
+    data = layer.data
+    if _loops(data):
+        return _loop(layer, 24 if data.recurrent is None else 30)
+    traces = (data.refractory > 0) + isinstance(data, Alif)
+    traces += getattr(data, "synapse_alpha", None) is not None and bool(data.trainable)
+    parameters = 11 * layer.spread + _COUPLED_STATES * layer.step
+    if data.recurrent is None:
+        return _Need(
+            kept=(1 + traces) * layer.y + parameters,
+            forward=(1 + traces) * layer.y + 2 * parameters,
+            backward=2 * layer.x + 2 * parameters + 3 * layer.lanes,
+        )
+    weights = math.prod(layer.output) ** 2 * layer.itemsize
+    states = _COUPLED_STATES * (layer.y + layer.step)
+    return _Need(
+        kept=states + parameters,
+        forward=states + 3 * layer.y + 12 * layer.step + weights + 2 * parameters,
+        backward=2 * layer.y + 3 * layer.x + 40 * layer.step + 3 * layer.lanes + weights + 2 * parameters,
     )
 
 
@@ -272,6 +307,8 @@ _NEEDS: dict[str, Callable[[_Layer], _Need]] = {
     "add": _add,
     "lif": _lif,
     "if": _lif,
+    "cuba_lif": _coupled,
+    "alif": _coupled,
     "srm": _srm,
     "exp_leak": _exp_leak,
 }
@@ -287,7 +324,6 @@ def graph_bytes(description: Description, time: int) -> int:
 
 # Bytes of the objects of one piece of a sequence, and of a tensor that is saved for it, beside its values; measured.
 _PIECE_BYTES, _SAVED_BYTES = 4 * 1024, 2560
-_STATE_TENSORS = 2  # of a layer with neurons: membrane and spikes
 
 
 def _pieces(description: Description, time: int) -> int:
@@ -295,9 +331,18 @@ def _pieces(description: Description, time: int) -> int:
     return 1 if description.checkpoint_steps is None else -(-time // description.checkpoint_steps)
 
 
+def _state_tensors(data: Any) -> int:
+    """The number of tensors that are the state of a layer between two steps."""
+    if data.kind == "exp_leak":
+        return 2
+    if not isinstance(data, If):
+        return 0
+    return _COUPLED_STATES if _is_coupled(data) else 2
+
+
 def _states(description: Description) -> int:
     """The number of tensors that are the state of a network between two steps."""
-    return _STATE_TENSORS * sum(layer.kind in ("lif", "if", "exp_leak") for layer in description.layers)
+    return sum(_state_tensors(layer) for layer in description.layers)
 
 
 def _bytes_in_pieces(description: Description, batch: int, time: int, training: bool) -> int:
@@ -310,9 +355,7 @@ def _bytes_in_pieces(description: Description, batch: int, time: int, training: 
     # A piece of the input as it comes, and what finds out if it is bits.
     x = _INPUT_COPIES * batch * steps * math.prod(description.input_shape) * itemsize
     shapes = zip(description.layers, description.shapes, strict=True)
-    state = _STATE_TENSORS * sum(
-        batch * math.prod(shape) * itemsize for layer, shape in shapes if layer.kind in ("lif", "if", "exp_leak")
-    )
+    state = sum(_state_tensors(layer) * batch * math.prod(shape) * itemsize for layer, shape in shapes)
     # While a piece is computed, a state before and after it and its gradients.
     alive = outputs + piece + x + _STATE_COPIES * state
     if not training:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from exodus_core import functional, ops, ranges
-from exodus_core.arguments import NeuronOptions
+from exodus_core import coupled, functional, ops, ranges
+from exodus_core.arguments import NeuronOptions, is_coupled
+from exodus_core.coupled import CoupledOptions
 from exodus_core.kernels import Kernel
 from exodus_core.network import neurons
 from exodus_core.network.layers import Shape
@@ -36,58 +37,56 @@ class _Neurons(ranges.Bounded):
 
 
 class Lif(_Neurons):
-    """LIF and IF, with or without recurrent connections."""
+    """LIF, IF, second-order and adaptive LIF, with or without recurrent connections."""
 
     alpha: float | Tensor
-    threshold: float | Tensor
-    reset_by: float | Tensor | None
-    min_membrane: float | Tensor | None
 
     def __init__(self, layer: neurons.If, shape: Shape, draw: Drawing) -> None:
         super().__init__()
-        if isinstance(layer, neurons.Lif):
-            self._keep(layer, layer.trainable, draw, "alpha")
-        else:
+        self._keep(layer, layer.trainable, draw, *layer.values)
+        if "alpha" not in layer.values:
             self.alpha = 1.0
-        self._keep(layer, layer.trainable, draw, "threshold", "reset_by", "min_membrane")
-        self.options: NeuronOptions = {
+        self._values = tuple(name for name in layer.values if name != "alpha")
+        self.options: CoupledOptions = {
             "reset": layer.reset,
             "decay_reset": layer.decay_reset,
             "max_spikes": layer.max_spikes,
             "surrogate": layer.surrogate.made(),
             "method": layer.method,
+            "detach_reset": layer.detach_reset,
+            "refractory": layer.refractory,
         }
+        if isinstance(layer, neurons.CubaLif | neurons.Alif):
+            self.options["synapse_delayed"] = layer.synapse_delayed
         self.recurrent: Weights | None = None
         if layer.recurrent is not None:
             n = math.prod(shape)
             self.recurrent = Weights((n, n), layer.recurrent.bias, layer.recurrent.gain, draw)
 
-    def _options(self) -> NeuronOptions:
-        return {
-            "threshold": self.threshold,
-            "reset_by": self.reset_by,
-            "min_membrane": self.min_membrane,
-            **self.options,
-        }
+    def _options(self) -> CoupledOptions:
+        return cast("CoupledOptions", {name: getattr(self, name) for name in self._values} | self.options)
 
     def packed(self, x: Tensor) -> Tensor | PackedSpikes:
         """The spikes for products, as bits if the kernels can write them."""
-        if self.recurrent is not None or carried.current() is not None:
+        options = self._options()
+        if self.recurrent is not None or carried.current() is not None or is_coupled(**options):
             spikes: Tensor = self(x)
             return spikes
-        return functional.lif_packed(x, self.alpha, **self._options())
+        return functional.lif_packed(x, self.alpha, **cast("NeuronOptions", options))
 
     def forward(self, x: Tensor) -> Tensor:
         options = self._options()
         piece = carried.current()
         if self.recurrent is not None:
             return self._recurrent(x, self.recurrent, options, piece)
+        if piece is None and is_coupled(**options):
+            return coupled.neurons(x, self.alpha, **options)[0]
         if piece is None:
-            return functional.lif(x, self.alpha, **options)[0]
+            return functional.lif(x, self.alpha, **cast("NeuronOptions", options))[0]
         spikes, _ = piece.carry(self, x.shape[1], lambda state: continued_lif(x, self.alpha, state, 1, options))
         return spikes
 
-    def _recurrent(self, x: Tensor, recurrent: Weights, options: NeuronOptions, piece: carried.Piece | None) -> Tensor:
+    def _recurrent(self, x: Tensor, recurrent: Weights, options: CoupledOptions, piece: carried.Piece | None) -> Tensor:
         current = x
         if recurrent.bias is not None:
             dtype = ops.compute_dtype(x.dtype)

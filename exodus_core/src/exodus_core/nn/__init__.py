@@ -1,11 +1,12 @@
 """Modules for networks that are built, trained and run in process: neurons, synapses, and what goes around them.
 
-`LIF`, `IF`, `SRM` and `ExpLeak` are the neurons, `Linear`, `Conv1d` and `Conv2d` synapses that save work where spikes
-are few. `Steps` puts a module of single steps on whole sequences, `Recurrent` feeds spikes back, `TimeCheckpoint` saves
-memory. `reset`, `detach`, `constrain`, `bounded` and `neuron_parameters` take a whole module. docs/neurons.md is their
-guide.
+`LIF`, `IF`, `CubaLIF`, `ALIF`, `SRM` and `ExpLeak` are the neurons, `Linear`, `Conv1d` and `Conv2d` synapses that save
+work where spikes are few. `Steps` puts a module of single steps on whole sequences, `Recurrent` feeds spikes back,
+`TimeCheckpoint` saves memory. `reset`, `detach`, `constrain`, `bounded` and `neuron_parameters` take a whole module.
+docs/neurons.md is their guide.
 """
 
+from exodus_core.nn.coupled import ALIF, CubaLIF
 from exodus_core.nn.lif import IF, LIF, ExpLeak
 from exodus_core.nn.recurrent import Recurrent
 from exodus_core.nn.srm import SRM
@@ -15,11 +16,13 @@ from exodus_core.nn.tree import bounded, constrain, detach, neuron_parameters, r
 from exodus_core.pieces.time_checkpoint import TimeCheckpoint
 
 __all__ = [
+    "ALIF",
     "IF",
     "LIF",
     "SRM",
     "Conv1d",
     "Conv2d",
+    "CubaLIF",
     "ExpLeak",
     "Linear",
     "Recurrent",

@@ -11,6 +11,7 @@ from torch import Tensor
 from exodus_core import arguments, functional
 from exodus_core.arguments import NeuronOptions
 from exodus_core.nn.stateful import StatefulNeuron
+from exodus_core.ops import COUPLED_STATES
 from exodus_core.pieces.carried import State
 from exodus_core.pieces.continuation import continued_lif
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
@@ -20,9 +21,9 @@ class LIF(StatefulNeuron):
     """Leaky integrate-and-fire neurons; the arguments are those of `exodus_core.lif`.
 
     Args:
-        trainable: names of "alpha", "threshold", "reset_by", "min_membrane" that become torch.nn.Parameter. After each
-            step of an optimiser of torch.optim alpha is brought back to [0, 1] and the threshold above 0.001; after
-            other changes call `constrain`.
+        trainable: names of "alpha", "threshold", "reset_by", "min_membrane", "reset_to" that become torch.nn.Parameter.
+            After each step of an optimiser of torch.optim alpha is brought back to [0, 1] and the threshold above
+            0.001; after other changes call `constrain`.
         stateful: start each call from the membrane and spikes that the last one ended with. Gradients reach back into
             that call unless `detach_state` is called between them. float16 and bfloat16 are computed in float32 as a
             whole, membrane and spike decisions too, so that a sequence in pieces is that in one call.
@@ -43,16 +44,18 @@ class LIF(StatefulNeuron):
         "reset": None,
         "decay_reset": False,
         "max_spikes": 1,
+        "detach_reset": False,
+        "refractory": 0,
         "surrogate": None,
         "method": None,
         "return_membrane": False,
         **StatefulNeuron.shown,
     }
-    return_membrane = False  # of pickles from before it was an argument
     alpha: float | Tensor
     threshold: float | Tensor
     reset_by: float | Tensor | None
     min_membrane: float | Tensor | None
+    reset_to: float | Tensor | None
 
     def __init__(
         self,
@@ -66,11 +69,15 @@ class LIF(StatefulNeuron):
         method: str = "exodus",
         min_membrane: float | Tensor | None = None,
         max_spikes: int = 1,
+        reset_to: float | Tensor | None = None,
+        detach_reset: bool = False,
+        refractory: int = 0,
         time_dim: int = 1,
         trainable: Collection[str] = (),
         stateful: bool = False,
         return_membrane: bool = False,
     ) -> None:
+        arguments.check_reset_to(reset, reset_to)
         arguments.check_method(method)
         arguments.check_surrogate(surrogate)
         arguments.reset_code(reset, decay_reset, max_spikes)
@@ -90,15 +97,28 @@ class LIF(StatefulNeuron):
             threshold=threshold,
             reset_by=reset_by,
             min_membrane=min_membrane,
+            reset_to=reset_to,
         )
         self.reset = reset
         self.decay_reset = decay_reset
         self.surrogate = surrogate
         self.method = method
         self.max_spikes = int(max_spikes)
+        self.detach_reset = bool(detach_reset)
+        self.refractory = arguments.refractory_steps(refractory)
+        if arguments.is_coupled(reset, detach_reset, refractory, method):
+            self.state_names = COUPLED_STATES
         self.return_membrane = return_membrane
 
-    def options(self) -> NeuronOptions:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Pickles may be from before some arguments were."""
+        super().__setstate__(state)
+        later = {"reset_to": None, "detach_reset": False, "refractory": 0, "return_membrane": False}
+        for name, value in later.items():
+            if not hasattr(self, name):
+                setattr(self, name, value)
+
+    def _options(self) -> NeuronOptions:
         """The keyword arguments of `exodus_core.lif` that define the neurons."""
         return {
             "threshold": self.threshold,
@@ -109,13 +129,16 @@ class LIF(StatefulNeuron):
             "method": self.method,
             "min_membrane": self.min_membrane,
             "max_spikes": self.max_spikes,
+            "reset_to": self.reset_to,
+            "detach_reset": self.detach_reset,
+            "refractory": self.refractory,
         }
 
     def _from_rest(self, x: Tensor) -> tuple[Tensor, ...]:
-        return functional.lif(x, self.alpha, time_dim=self.time_dim, **self.options())
+        return functional.lif(x, self.alpha, time_dim=self.time_dim, **self._options())
 
     def _continued(self, x: Tensor, state: State | None, time_dim: int) -> tuple[tuple[Tensor, ...], State | None]:
-        return continued_lif(x, self.alpha, state, time_dim, self.options())
+        return continued_lif(x, self.alpha, state, time_dim, self._options())
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Spikes, or (spikes, membrane) with return_membrane, with the shape and dtype of the input current x."""

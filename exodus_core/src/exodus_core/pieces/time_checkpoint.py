@@ -18,8 +18,8 @@ from torch._compile import _disable_dynamo
 from torch.utils import _pytree as pytree
 
 from exodus_core import arguments
+from exodus_core.autograd import is_differentiated
 from exodus_core.errors import ArgumentError, ArgumentTypeError
-from exodus_core.functional import is_differentiated
 from exodus_core.once_differentiable import once_differentiable
 from exodus_core.pieces import carried
 from exodus_core.pieces.carried import Call, Piece, State, States
