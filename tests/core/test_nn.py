@@ -279,6 +279,10 @@ SHOWN = {
         stateful=True,
         time_dim=0,
     ),
+    "CubaLIF(alpha=0.9, synapse_alpha=0.8, synapse_gain=1.0, threshold=1.0, reset_to=0.5, synapse_delayed=True, "
+    "reset='value', refractory=2, surrogate=Exponential(slope=1.0, scale=1.0), method='exodus')": lambda: nn.CubaLIF(
+        0.9, 0.8, synapse_delayed=True, reset="value", reset_to=0.5, refractory=2
+    ),
     "ExpLeak(alpha=0.9, stateful=True)": lambda: nn.ExpLeak(0.9, stateful=True),
     "SRM(threshold=1.0, reset_kernel=(2,) (tensor), response_kernel=AlphaKernel(tau=3.0, amplitude=1.0), "
     "surrogate=Exponential(slope=1.0, scale=1.0), method='exodus')": lambda: nn.SRM(
@@ -313,6 +317,16 @@ def test_the_membrane_of_srm_is_returned_beside_the_spikes() -> None:
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("stateful", [False, True])
+def test_the_membrane_of_coupled_neurons_is_returned_beside_the_spikes(stateful: bool) -> None:
+    options: Any = {"return_membrane": True, "stateful": stateful}
+    for layer, expected in (
+        (nn.CubaLIF(0.9, 0.8, **options), exodus_core.cuba_lif(X, 0.9, 0.8)),
+        (nn.ALIF(0.9, 0.8, adapt_threshold=0.3, **options), exodus_core.alif(X, 0.9, 0.8, adapt_threshold=0.3)),
+    ):
+        assert all(torch.equal(*pair) for pair in zip(layer(X), expected, strict=True))
+
+
 def test_the_membrane_in_pieces_is_that_of_the_whole() -> None:
     class Sum(torch.nn.Module):
         def __init__(self) -> None:
@@ -331,8 +345,10 @@ def test_the_membrane_in_pieces_is_that_of_the_whole() -> None:
 
 def test_pickles_from_before_the_membrane_was_returned_are_loaded() -> None:
     for layer in (nn.LIF(0.9), nn.SRM(AlphaKernel(3.0))):
-        del layer.return_membrane
-        assert torch.equal(pickle.loads(pickle.dumps(layer))(X), layer(X))
+        expected = layer(X)
+        for name in ("return_membrane", "reset_to", "detach_reset", "refractory"):
+            layer.__dict__.pop(name, None)
+        assert torch.equal(pickle.loads(pickle.dumps(layer))(X), expected)
 
 
 def test_network_trains() -> None:

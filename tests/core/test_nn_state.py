@@ -214,6 +214,8 @@ NET = [
     lambda: nn.LIF(0.9, stateful=True),
     lambda: nn.IF(stateful=True),
     lambda: nn.ExpLeak(0.9, stateful=True),
+    lambda: nn.CubaLIF(0.9, 0.8, stateful=True),
+    lambda: nn.ALIF(0.9, 0.8, adapt_threshold=0.2, refractory=1, stateful=True),
     lambda: nn.Recurrent(nn.LIF(0.9, stateful=True), torch.nn.Linear(3, 3)),
 ]
 
@@ -262,7 +264,7 @@ def test_functions_of_a_tree_take_modules(function: Callable[..., Any]) -> None:
         function([nn.IF(stateful=True)])
 
 
-@pytest.mark.parametrize("make", NET[:3])
+@pytest.mark.parametrize("make", NET[:5])
 def test_steps_that_a_stateful_layer_takes_one_by_one_are_the_sequence(make: Callable[..., Any]) -> None:
     layer, whole = make(), make()
     joined = torch.cat([layer(X[:, t].unsqueeze(1)) for t in range(X.shape[1])], 1)

@@ -24,6 +24,10 @@ NEURONS: dict[str, Callable[..., Any]] = {
     "trained": lambda **o: nn.LIF(torch.rand(N), threshold=torch.ones(N), trainable=("alpha", "threshold"), **o),
     "zero": lambda **o: nn.LIF(0.8, reset="zero", surrogate=surrogate.Arctan(), **o),
     "lower bound": lambda **o: nn.LIF(0.8, decay_reset=True, reset_by=0.6, min_membrane=-0.3, max_spikes=3, **o),
+    "cuba": lambda **o: nn.CubaLIF(0.9, 0.6, trainable=("alpha", "synapse_alpha"), **o),
+    "adaptive": lambda **o: nn.ALIF(0.9, 0.8, adapt_threshold=0.2, adapt_current=0.1, trainable="adapt_alpha", **o),
+    "refractory": lambda **o: nn.LIF(0.9, reset="value", reset_to=0.2, refractory=2, **o),
+    "detached": lambda **o: nn.LIF(0.9, detach_reset=True, **o),
     "slayer": lambda **o: nn.LIF(0.9, method="slayer", **o),
     "bptt": lambda **o: nn.LIF(0.9, method="bptt", **o),
 }
@@ -130,12 +134,13 @@ def test_the_membrane_is_returned_beside_the_spikes() -> None:
 @pytest.mark.parametrize("steps", [1, 5, 12])
 @pytest.mark.parametrize("stateful", [False, True])
 @pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("make", [NEURONS["trained"], NEURONS["cuba"]])
 def test_pieces_of_a_sequence_are_the_whole(
-    steps: int, stateful: bool, plain: bool, monkeypatch: pytest.MonkeyPatch
+    make: Any, steps: int, stateful: bool, plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if plain:
         monkeypatch.setattr(recurrent, "_is_dense", lambda *_: False)
-    module = nn.Recurrent(nn.LIF(0.9, stateful=stateful, trainable="alpha"), torch.nn.Linear(N, N)).double()
+    module = nn.Recurrent(make(stateful=stateful), torch.nn.Linear(N, N)).double()
     whole, pieces = (
         gradients(each, signal()) for each in (copy.deepcopy(module), nn.TimeCheckpoint(copy.deepcopy(module), steps))
     )

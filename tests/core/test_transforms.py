@@ -35,6 +35,12 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], Tensor]]] = {
         lambda x, a: exodus_core.lif(x, a[0], initial_membrane=a, initial_spikes=a * a),
         lambda: torch.rand(B, 2, N),
     ),
+    "refractory": (
+        lambda x, a: exodus_core.lif(x, a, refractory=1, reset="value", reset_to=0.1),
+        lambda: torch.rand(B),
+    ),
+    "cuba": (lambda x, a: exodus_core.cuba_lif(x, a, 0.6), lambda: torch.rand(B, N)),
+    "adaptive": (lambda x, a: exodus_core.alif(x, 0.9, a, adapt_threshold=0.2), lambda: torch.rand(B)),
     "srm": (lambda x, a: exodus_core.srm(x, AlphaKernel(3.0, -1.0), threshold=a), lambda: 0.5 + torch.rand(B)),
     "srm per neuron": (
         lambda x, a: exodus_core.srm(x, AlphaKernel(3.0, -1.0), threshold=a),

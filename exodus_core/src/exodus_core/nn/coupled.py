@@ -16,7 +16,7 @@ from exodus_core.pieces.continuation import continued_lif
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
 
-class _CoupledNeuron(StatefulNeuron):
+class CoupledNeuron(StatefulNeuron):
     """Neurons of `exodus_core.coupled`: parameters that may be trained, and settings."""
 
     shown: ClassVar[Mapping[str, Any]] = {
@@ -24,10 +24,10 @@ class _CoupledNeuron(StatefulNeuron):
         "reset": None,
         "decay_reset": False,
         "max_spikes": 1,
-        "surrogate": None,
-        "method": None,
         "detach_reset": False,
         "refractory": 0,
+        "surrogate": None,
+        "method": None,
         "return_membrane": False,
         **StatefulNeuron.shown,
     }
@@ -57,24 +57,24 @@ class _CoupledNeuron(StatefulNeuron):
                 arguments.check_values(name, value, positive=name == "threshold" and settings["max_spikes"] > 1)
         arguments.check_threshold(parameters["threshold"], settings["max_spikes"])  # type: ignore[arg-type]
         super().__init__(trainable, time_dim, stateful, **parameters)
-        self._settings = tuple(settings)
         self.return_membrane = return_membrane
+        self._settings = settings
         for name, value in settings.items():
             setattr(self, name, value)
 
-    def options(self) -> CoupledOptions:
-        """The keyword arguments of `exodus_core.coupled.neurons` that define the neurons."""
+    def _options(self) -> CoupledOptions:
+        """The keyword arguments of `coupled.neurons` but for alpha, the initial state and time_dim."""
         given = {name: getattr(self, name) for name in (*self._parameter_names, *self._settings)}
         del given["alpha"]
         return given  # type: ignore[return-value]
 
     def _from_rest(self, x: Tensor) -> tuple[Tensor, ...]:
-        options = self.options()
+        options = self._options()
         options["time_dim"] = self.time_dim
         return coupled.neurons(x, self.alpha, **options)[:2]
 
     def _continued(self, x: Tensor, state: State | None, time_dim: int) -> tuple[tuple[Tensor, ...], State | None]:
-        return continued_lif(x, self.alpha, state, time_dim, self.options())
+        return continued_lif(x, self.alpha, state, time_dim, self._options())
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Spikes, or (spikes, membrane) with return_membrane, with the shape and dtype of the weighted input x."""
@@ -82,7 +82,7 @@ class _CoupledNeuron(StatefulNeuron):
         return (spikes, membrane) if self.return_membrane else spikes
 
 
-class CubaLIF(_CoupledNeuron):
+class CubaLIF(CoupledNeuron):
     """Second-order LIF neurons, current-based; the arguments are those of `exodus_core.cuba_lif`.
 
     Args:
@@ -145,7 +145,7 @@ class CubaLIF(_CoupledNeuron):
         )
 
 
-class ALIF(_CoupledNeuron):
+class ALIF(CoupledNeuron):
     """Adaptive LIF neurons; the arguments are those of `exodus_core.alif`.
 
     Args:

@@ -44,16 +44,13 @@ class LIF(StatefulNeuron):
         "reset": None,
         "decay_reset": False,
         "max_spikes": 1,
-        "surrogate": None,
-        "method": None,
         "detach_reset": False,
         "refractory": 0,
+        "surrogate": None,
+        "method": None,
         "return_membrane": False,
         **StatefulNeuron.shown,
     }
-    # Of pickles from before they were arguments.
-    return_membrane = detach_reset = False
-    refractory = 0
     alpha: float | Tensor
     threshold: float | Tensor
     reset_by: float | Tensor | None
@@ -113,7 +110,15 @@ class LIF(StatefulNeuron):
             self.state_names = COUPLED_STATES
         self.return_membrane = return_membrane
 
-    def options(self) -> NeuronOptions:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Pickles may be from before some arguments were."""
+        super().__setstate__(state)
+        later = {"reset_to": None, "detach_reset": False, "refractory": 0, "return_membrane": False}
+        for name, value in later.items():
+            if not hasattr(self, name):
+                setattr(self, name, value)
+
+    def _options(self) -> NeuronOptions:
         """The keyword arguments of `exodus_core.lif` that define the neurons."""
         return {
             "threshold": self.threshold,
@@ -124,16 +129,16 @@ class LIF(StatefulNeuron):
             "method": self.method,
             "min_membrane": self.min_membrane,
             "max_spikes": self.max_spikes,
-            "reset_to": getattr(self, "reset_to", None),
+            "reset_to": self.reset_to,
             "detach_reset": self.detach_reset,
             "refractory": self.refractory,
         }
 
     def _from_rest(self, x: Tensor) -> tuple[Tensor, ...]:
-        return functional.lif(x, self.alpha, time_dim=self.time_dim, **self.options())
+        return functional.lif(x, self.alpha, time_dim=self.time_dim, **self._options())
 
     def _continued(self, x: Tensor, state: State | None, time_dim: int) -> tuple[tuple[Tensor, ...], State | None]:
-        return continued_lif(x, self.alpha, state, time_dim, self.options())
+        return continued_lif(x, self.alpha, state, time_dim, self._options())
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Spikes, or (spikes, membrane) with return_membrane, with the shape and dtype of the input current x."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from exodus_core import arguments, ops
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.network.recurrent import continued_recurrent_lif
-from exodus_core.nn.coupled import ALIF, CubaLIF
+from exodus_core.nn.coupled import CoupledNeuron
 from exodus_core.nn.lif import LIF
 from exodus_core.nn.stateful import StatefulNeuron
 from exodus_core.nn.steps import check_single_steps
@@ -23,16 +23,15 @@ class Recurrent(torch.nn.Module):
 
     LIF, IF, CubaLIF and ALIF neurons, (batch, time, n), with a torch.nn.Linear or `Linear` run in one loop forward and
     one backward, with products of the weight between; all else runs in a plain loop that autograd differentiates, with
-    equal results.
-    method "slayer" drops the reset, not the synapse, from the gradient. float16 and bfloat16 are computed in float32,
-    also under autocast; a synapse that is no Linear computes in the dtype of its parameters.
+    equal results. method "slayer" drops the reset, not the synapse, from the gradient. float16 and bfloat16 are
+    computed in float32, also under autocast; a synapse that is no Linear computes in the dtype of its parameters.
 
     The state is the neuron's: `Recurrent(LIF(0.9, stateful=True), ...)` goes on where the last call ended, and
     `exodus_core.nn.reset` and `detach` find it there. In a `TimeCheckpoint` it is carried from piece to piece.
 
     Args:
-        neuron: LIF, IF or another stateful layer with spikes, with its time_dim, stateful and return_membrane. The
-            plain loop is taken with return_membrane.
+        neuron: LIF, IF, CubaLIF, ALIF or another stateful layer with spikes, with its time_dim, stateful and
+            return_membrane. The plain loop is taken with return_membrane.
         synapse: takes the spikes of a step, (batch, neurons...), and returns a current of the same shape: a Linear, a
             convolution, any module of single steps. At rest it sees zeros, so that its bias counts from the first step.
 
@@ -80,7 +79,7 @@ class Recurrent(torch.nn.Module):
         synapse: Any = self.synapse
         dtype = ops.compute_dtype(x.dtype)
         current = x if synapse.bias is None else x.to(dtype) + synapse.bias.to(dtype)
-        spikes, after = continued_recurrent_lif(current, synapse.weight, neuron.alpha, state, **neuron.options())
+        spikes, after = continued_recurrent_lif(current, synapse.weight, neuron.alpha, state, **neuron._options())
         return (spikes.to(x.dtype),), after
 
     def _loop(self, x: Tensor, state: State | None) -> tuple[tuple[Tensor, ...], State | None]:
@@ -107,11 +106,10 @@ class Recurrent(torch.nn.Module):
 
 
 def _is_dense(neuron: StatefulNeuron, synapse: torch.nn.Module, x: Tensor) -> bool:
-    """True for what `continued_recurrent_lif` computes: neurons of ours, a matrix, and spikes alone wanted."""
+    """True for what `continued_recurrent_lif` computes: LIF and its kin, a matrix, and spikes alone wanted."""
     return (
-        isinstance(neuron, LIF | CubaLIF | ALIF)
-        and type(neuron).forward in (LIF.forward, CubaLIF.forward)
-        and type(neuron)._continued in (LIF._continued, CubaLIF._continued)
+        isinstance(neuron, LIF | CoupledNeuron)
+        and type(neuron).forward in (LIF.forward, CoupledNeuron.forward)
         and not neuron.return_membrane
         and type(synapse) in (torch.nn.Linear, Linear)
         and not (synapse._forward_hooks or synapse._forward_pre_hooks or synapse._backward_hooks)
