@@ -158,6 +158,32 @@ CASES: dict[str, tuple[tuple[int, ...], list[dict[str, Any]]]] = {
     ),
     "exp_leak": ((3,), [{"kind": "exp_leak", "alpha": 0.9}]),
     "exp_leak trained": ((2, 3), [{"kind": "exp_leak", "alpha": [0.9, 0.8, 0.7], "trainable": ["alpha"]}]),
+    "delay": ((3,), [{"kind": "delay", "delays": 2.25}]),
+    "delay of lists": ((2, 3), [{"kind": "delay", "delays": [[0, 1.5, 3], [2.25, 0.5, 2]], "max_delay": 3}]),
+    "delay trained": ((2, 3), [{"kind": "delay", "max_delay": 4, "trainable": ["delays"]}]),
+    "delay of a list trained": (
+        (2, 3),
+        [{"kind": "delay", "delays": [0.3, 1.6, 2.4], "max_delay": 3, "trainable": ["delays"]}],
+    ),
+    "delayed_linear": ((4,), [{"kind": "delayed_linear", "out_features": 3, "max_delay": 4}]),
+    "delayed_linear fixed": (
+        (2,),
+        [
+            {
+                "kind": "delayed_linear",
+                "out_features": 3,
+                "max_delay": 2,
+                "delays": [[0, 1.5], [2, 0.25], [1, 1]],
+                "trainable": [],
+                "bias": False,
+                "gain": 2.0,
+            }
+        ],
+    ),
+    "delayed_linear of a density": (
+        (4,),
+        [{"kind": "delayed_linear", "out_features": 3, "max_delay": 5, "width": 1.25}],
+    ),
 }
 
 # A network with everything that a training step can change.
@@ -230,6 +256,38 @@ def _neurons(data: dict[str, Any], p: dict[str, Tensor], x: Tensor) -> Tensor:
     return torch.stack(spikes, 1)
 
 
+def _each(values: Tensor) -> list[tuple[Any, Tensor]]:
+    """The indices and the elements of a tensor."""
+    return [(tuple(index), values[tuple(index)]) for index in torch.ones(values.shape).nonzero().tolist()]
+
+
+def _delays(data: dict[str, Any], p: dict[str, Tensor], like: Tensor) -> Tensor:
+    return p["delays"] if data["trainable"] else torch.tensor(data["delays"], dtype=like.dtype)
+
+
+def _interpolated(x: Tensor, delay: Tensor) -> Tensor:
+    """A signal of shape (batch, time), delayed; zero before its first step."""
+    whole = math.floor(delay.detach())
+    padded = torch.nn.functional.pad(x, (whole + 1, 0))
+    later, earlier = padded[:, 1 : 1 + x.shape[1]], padded[:, : x.shape[1]]
+    return later + (delay - whole) * (earlier - later)
+
+
+def _delayed_product(data: dict[str, Any], p: dict[str, Tensor], x: Tensor) -> Tensor:
+    weight, most = p["weight"], data["max_delay"]
+    delays = _delays(data, p, x)
+    sums = [x.new_zeros(x.shape[:2]) for _ in weight]
+    for (j, i), d in _each(delays.expand(weight.shape)):
+        if data["width"] is None:
+            delayed = _interpolated(x[:, :, i], d)
+        else:
+            shares = [torch.exp(-(((k - d) / data["width"]) ** 2) / 2) for k in range(most + 1)]
+            zero = torch.zeros((), dtype=x.dtype)
+            delayed = sum(s * _interpolated(x[:, :, i], zero + k) for k, s in enumerate(shares)) / sum(shares)
+        sums[j] = sums[j] + weight[j, i] * delayed
+    return torch.stack(sums, 2) + p.get("bias", 0.0)
+
+
 def _layer(data: dict[str, Any], p: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
     kind, (x, *others) = data["kind"], inputs
     space = x.dim() - 3
@@ -271,6 +329,11 @@ def _layer(data: dict[str, Any], p: dict[str, Tensor], inputs: list[Tensor]) -> 
     if kind == "concat":
         pairs = zip(*(given.unbind(1) for given in inputs), strict=True)
         return torch.stack([torch.cat(steps, 1 + data["axis"]) for steps in pairs], 1)
+    if kind == "delay":
+        delays = _delays(data, p, x).expand(x.shape[2:])
+        return torch.stack([_interpolated(x[(..., *i)], d) for i, d in _each(delays)], 2).view(x.shape)
+    if kind == "delayed_linear":
+        return _delayed_product(data, p, x)
     if kind == "exp_leak":
         u, steps = torch.zeros_like(x[:, 0]), []
         for x_t in x.unbind(1):

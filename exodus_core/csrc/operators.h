@@ -271,7 +271,8 @@ class Operators {
       std::int64_t refractory, std::int64_t reset, std::int64_t couplings, std::int64_t kept, std::int64_t time_dim) {
     const Layout layout = layout_of(input, time_dim);
     STD_TORCH_CHECK(refractory >= 0, "refractory must be at least 0, got ", refractory);
-    const Coupling coupling = coupling_of(numbers, parameters, initial, couplings, reset, max_spikes, input, layout);
+    const bool waits = refractory > 0 || initial.has_value();
+    const Coupling coupling = coupling_of(numbers, parameters, initial, couplings, waits, reset, max_spikes, input, layout);
     Tensor spikes = Backend::empty_like(input);
     Tensor membrane = Backend::empty_like(input);
     const auto trace = [&](bool wanted) {
@@ -295,9 +296,11 @@ class Operators {
       std::int64_t surrogate, double slope, double scale, std::int64_t method, bool with_lanes, std::int64_t time_dim) {
     const Layout layout = layout_of(membrane, time_dim);
     for (const OptionalTensor* like : {&current, &adaptation, &held, &grad_spikes, &grad_membrane}) check_like(*like, membrane);
-    const Coupling coupling = coupling_of(numbers, parameters, initial, couplings, reset, max_spikes, membrane, layout);
+    const Coupling coupling =
+        coupling_of(numbers, parameters, initial, couplings, held.has_value(), reset, max_spikes, membrane, layout);
     check_states(grad_last, membrane, layout);
-    STD_TORCH_CHECK(!coupling.adaptation || adaptation.has_value(), "the trace of the adaptation must be given");
+    STD_TORCH_CHECK(!(coupling.raises || (coupling.adaptation && with_lanes)) || adaptation.has_value(),
+                    "the trace of the adaptation must be given");
     STD_TORCH_CHECK(!coupling.synapse || !with_lanes || current.has_value(), "the trace of the current must be given");
     const Surrogate<double> derivative = surrogate_of(surrogate, slope, scale);
     STD_TORCH_CHECK(method >= 0 && method <= 2, "method must be in [0, 2], got ", method);
@@ -420,8 +423,8 @@ class Operators {
   }
 
   static Coupling coupling_of(const Doubles& numbers, const OptionalTensor& parameters, const OptionalTensor& initial,
-                              std::int64_t couplings, std::int64_t reset, double max_spikes, const Tensor& like,
-                              const Layout& layout) {
+                              std::int64_t couplings, bool waits, std::int64_t reset, double max_spikes,
+                              const Tensor& like, const Layout& layout) {
     STD_TORCH_CHECK(static_cast<int>(numbers.size()) == kCoupledParameters, "numbers must be ", kCoupledParameters,
                     " parameters, got ", numbers.size());
     if (parameters.has_value()) {
@@ -433,8 +436,8 @@ class Operators {
                       layout.inner, " elements");
     }
     check_states(initial, like, layout);
-    STD_TORCH_CHECK(couplings >= 0 && couplings <= 15, "couplings must be in [0, 15], got ", couplings);
-    return Coupling::of(couplings, reset_of(reset, max_spikes), max_spikes);
+    STD_TORCH_CHECK(couplings >= 0 && couplings < 128, "couplings must be in [0, 127], got ", couplings);
+    return Coupling::of(couplings, waits, reset_of(reset, max_spikes), max_spikes);
   }
 
   static Reset reset_of(std::int64_t code, double max_spikes) {

@@ -49,6 +49,22 @@ NETWORKS: dict[str, tuple[list[int], list[dict[str, Any]]]] = {
             LIF | {"recurrent": {"bias": True, "gain": 0.5}},
         ],
     ),
+    "delays": (
+        [12],
+        [
+            {"kind": "delayed_linear", "out_features": 16, "max_delay": 5, "gain": 4.0},
+            LIF,
+            {"kind": "delay", "max_delay": 4, "trainable": ["delays"]},
+        ],
+    ),
+    "delays in pieces": (
+        [12],
+        [
+            {"kind": "delay", "delays": 1.5},
+            {"kind": "delayed_linear", "out_features": 16, "max_delay": 5, "gain": 4.0, "width": 0.75},
+            LIF,
+        ],
+    ),
     "srm": (
         [12],
         [
@@ -80,7 +96,7 @@ NETWORKS: dict[str, tuple[list[int], list[dict[str, Any]]]] = {
     ),
 }
 # Of networks that run in pieces: the steps of one.
-CHECKPOINT_STEPS = {"in pieces": 6}
+CHECKPOINT_STEPS = {"in pieces": 6, "delays in pieces": 7}
 OPTIMIZERS = {
     "adam": {"kind": "adam", "lr": 3e-3},
     "sgd": {"kind": "sgd", "lr": 0.003, "momentum": 0.9, "nesterov": True},

@@ -48,7 +48,7 @@ from exodus_client._gradients.result import Gradients
 from exodus_client._models.messages import ModelInfo, Outputs, StepResult
 from exodus_client._models.model import Model
 from exodus_client._models.recording import LayerStatistics
-from exodus_client._models.state import IncompatibleKeys
+from exodus_client._models.state import IncompatibleKeys, LoadedWeights
 from exodus_client._threads import Future
 from exodus_client.neuron import IF, LIF, SRM, AlphaKernel, ExponentialKernel, SlayerRefractory
 from exodus_client.surrogate import (
@@ -95,6 +95,7 @@ __all__ = [
     "LayerStatistics",
     "LengthRequiredError",
     "Limits",
+    "LoadedWeights",
     "Model",
     "ModelClosedError",
     "ModelInfo",

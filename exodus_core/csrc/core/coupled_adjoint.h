@@ -1,4 +1,4 @@
-// One step, backward in time, of the neuron of coupled_neuron.h (docs/equations.md, section 8).
+// One step, backward in time, of the neuron of coupled_neuron.h (docs/equations.md, section 9).
 //
 // P[t] = dL/d(what u[t] was before the lower bound), W[t] = dL/dw[t], I[t] = dL/di[t]. Each step adds what the later one
 // hands back along u, s, w and i; dL/dx[t] is I[t], or P[t] where there is no synapse.
@@ -61,7 +61,8 @@ EXODUS_HOST_DEVICE CoupledSlopes<Real> coupled_slopes(Method method, const Coupl
                                                       const CoupledNeuron<Real>& neuron, Real membrane, Real spikes,
                                                       Real adaptation, Real later_held) {
   const Real subtract = subtracted(coupling, neuron, adaptation);
-  const Real decay = select(later_held > Real(0), Real(1), neuron.alpha);
+  Real decay = neuron.alpha;
+  if (coupling.waits) decay = select(later_held > Real(0), Real(1), decay);
   CoupledSlopes<Real> slopes{Real(0), decay, Real(0), Real(0),
                              coupled_retained(coupling, neuron, membrane, spikes, subtract)};
   const bool exact = differentiates_reset(method);
@@ -82,35 +83,39 @@ EXODUS_HOST_DEVICE CoupledSlopes<Real> coupled_slopes(Method method, const Coupl
     default:
       break;
   }
-  if (coupling.tied && coupling.adaptation && method != Method::slayer) {
+  if (coupling.tied && method != Method::slayer) {
     slopes.by_adaptation = slopes.reset_factor * neuron.adapt_threshold * spikes;
   }
   return slopes;
 }
 
-// The gradients that step t receives from t+1, whose values `later` has; adds to the sums what lies between the two.
+// The gradients of step t with what it receives from t+1, whose values `later` has.
 template <class Real>
 struct CoupledReceived {
-  Real spikes;
-  Real membrane;
-  Real adaptation;
+  Real spikes;      // dL/ds[t]
+  Real membrane;    // dL/du[t] but for the path through s[t]
+  Real adaptation;  // dL/dw[t] but for the paths through s[t] and u[t]
 };
 
+// From the gradients by direct paths; adds to the sums what lies between the two steps.
 template <class Real>
 EXODUS_HOST_DEVICE CoupledReceived<Real> coupled_received(Method method, const Coupling& coupling, bool with_sums,
                                                           const CoupledNeuron<Real>& neuron, Real membrane, Real spikes,
-                                                          Real current, Real adaptation,
-                                                          const CoupledAdjoint<Real>& later, CoupledSums<Real>& sums) {
+                                                          Real current, Real adaptation, Real grad_spikes,
+                                                          Real grad_membrane, const CoupledAdjoint<Real>& later,
+                                                          CoupledSums<Real>& sums) {
   const CoupledSlopes<Real> slopes =
       coupled_slopes(method, coupling, neuron, membrane, spikes, adaptation, later.held);
-  CoupledReceived<Real> received{slopes.by_spikes * later.moved, slopes.direct * later.moved, Real(0)};
+  CoupledReceived<Real> received{multiply_add(slopes.by_spikes, later.moved, grad_spikes),
+                                 multiply_add(slopes.direct, later.moved, grad_membrane), later.into_adaptation};
   if (coupling.adaptation) {
     if (method != Method::slayer) received.spikes = multiply_add(neuron.adapt_by, later.adaptation, received.spikes);
-    received.membrane = multiply_add(neuron.adapt_membrane, later.adaptation, received.membrane);
-    received.adaptation = multiply_add(slopes.by_adaptation, later.moved, later.into_adaptation);
+    if (coupling.senses) received.membrane = multiply_add(neuron.adapt_membrane, later.adaptation, received.membrane);
+    if (coupling.tied) received.adaptation = multiply_add(slopes.by_adaptation, later.moved, received.adaptation);
   }
   if (with_sums) {
-    const Real free = select(later.held > Real(0), Real(0), later.moved);
+    Real free = later.moved;
+    if (coupling.waits) free = select(later.held > Real(0), Real(0), free);
     const Real by_reset = slopes.reset_factor * spikes;
     sums.add(kOfAlpha, free, slopes.retained);
     sums.add(kOfResetBy, later.moved, by_reset);
@@ -120,7 +125,7 @@ EXODUS_HOST_DEVICE CoupledReceived<Real> coupled_received(Method method, const C
     }
     if (coupling.adaptation) {
       sums.add(kOfAdaptAlpha, later.adaptation, adaptation);
-      sums.add(kOfAdaptMembrane, later.adaptation, membrane);
+      if (coupling.senses) sums.add(kOfAdaptMembrane, later.adaptation, membrane);
       sums.add(kOfAdaptBy, later.adaptation, spikes);
       if (coupling.tied) sums.add(kOfAdaptThreshold, later.moved * by_reset, adaptation);
     }
@@ -128,41 +133,45 @@ EXODUS_HOST_DEVICE CoupledReceived<Real> coupled_received(Method method, const C
   return received;
 }
 
-// One step: `adjoint` is that of t+1 in, of t out. Returns dL/dx[t].
+// One step: `adjoint` is that of t+1 in, of t out. Returns dL/dx[t]. Fused multiply-adds keep the way from one step to the
+// next short: it is what a pass waits for.
 template <class Real>
 EXODUS_HOST_DEVICE Real coupled_adjoint_step(Method method, const Coupling& coupling, bool with_sums,
                                              const CoupledNeuron<Real>& neuron, const CoupledStep<Real>& step,
                                              CoupledAdjoint<Real>& adjoint, CoupledSums<Real>& sums) {
-  const CoupledReceived<Real> received = coupled_received(method, coupling, with_sums, neuron, step.membrane, step.spikes,
-                                                          step.current, step.adaptation, adjoint, sums);
-  const Real grad_spikes = step.grad_spikes + received.spikes;
-  const Real fired = step.surrogate * grad_spikes;
-  const Real unclipped = fired + (step.grad_membrane + received.membrane);
+  const CoupledReceived<Real> received =
+      coupled_received(method, coupling, with_sums, neuron, step.membrane, step.spikes, step.current, step.adaptation,
+                       step.grad_spikes, step.grad_membrane, adjoint, sums);
+  const Real unclipped = multiply_add(step.surrogate, received.spikes, received.membrane);
   const Real moved = select(is_clipped(step.membrane, neuron.min_membrane), Real(0), unclipped);
-  const Real free = select(step.held > Real(0), Real(0), moved);
+  Real free = moved;
+  if (coupling.waits) free = select(step.held > Real(0), Real(0), free);
   Real grad_input = free;
   adjoint.moved = moved;
   adjoint.held = step.held;
   if (coupling.synapse) {
-    const Real driven = neuron.synapse_gain * free;
-    adjoint.current = coupling.delayed ? adjoint.into_current : adjoint.into_current + driven;
-    adjoint.into_current = neuron.synapse_alpha * adjoint.current;
-    if (coupling.delayed) adjoint.into_current = adjoint.into_current + driven;
-    grad_input = adjoint.current;
+    Real current = adjoint.into_current;
+    if (!coupling.delayed) current = multiply_add(neuron.synapse_gain, free, current);
+    Real into_current = neuron.synapse_alpha * current;
+    if (coupling.delayed) into_current = multiply_add(neuron.synapse_gain, free, into_current);
+    adjoint.current = current;
+    adjoint.into_current = into_current;
+    grad_input = current;
   }
   if (coupling.adaptation) {
-    const Real above = multiply_add(-neuron.adapt_threshold, fired, received.adaptation);
-    adjoint.adaptation = multiply_add(-neuron.adapt_current, free, above);
-    adjoint.into_adaptation = neuron.adapt_alpha * adjoint.adaptation;
+    Real adapted = received.adaptation;
+    if (coupling.raises) adapted = multiply_add(-neuron.adapt_threshold * step.surrogate, received.spikes, adapted);
+    if (coupling.inhibits) adapted = multiply_add(-neuron.adapt_current, free, adapted);
+    adjoint.adaptation = adapted;
+    adjoint.into_adaptation = neuron.adapt_alpha * adapted;
   }
   if (with_sums) {
+    const Real fired = step.surrogate * received.spikes;
     sums.of[kOfThreshold] -= fired;
     sums.of[kOfMinMembrane] += unclipped - moved;
     if (coupling.synapse && !coupling.delayed) sums.add(kOfSynapseGain, free, step.current);
-    if (coupling.adaptation) {
-      sums.add(kOfAdaptCurrent, -free, step.adaptation);
-      sums.add(kOfAdaptThreshold, -fired, step.adaptation);
-    }
+    if (coupling.inhibits) sums.add(kOfAdaptCurrent, -free, step.adaptation);
+    if (coupling.raises) sums.add(kOfAdaptThreshold, -fired, step.adaptation);
   }
   return grad_input;
 }
@@ -175,10 +184,10 @@ EXODUS_HOST_DEVICE CoupledState<Real> coupled_adjoint_initial(Method method, con
                                                               const CoupledState<Real>& initial,
                                                               const CoupledAdjoint<Real>& first,
                                                               CoupledSums<Real>& sums) {
-  const CoupledReceived<Real> received = coupled_received(method, coupling, true, neuron, initial.membrane,
-                                                          initial.spikes, initial.current, initial.adaptation, first, sums);
-  return {received.membrane, received.spikes, first.into_current,
-          coupling.adaptation ? received.adaptation : first.into_adaptation, Real(0)};
+  const CoupledReceived<Real> received =
+      coupled_received(method, coupling, true, neuron, initial.membrane, initial.spikes, initial.current,
+                       initial.adaptation, Real(0), Real(0), first, sums);
+  return {received.membrane, received.spikes, first.into_current, received.adaptation, Real(0)};
 }
 
 }  // namespace exodus

@@ -1,5 +1,5 @@
 // One step, forward, of a LIF neuron whose membrane is coupled with a synaptic current, an adaptation variable and a
-// refractory period (docs/equations.md, section 8).
+// refractory period (docs/equations.md, section 9).
 //
 //     i[t] = beta i[t-1] + x[t]                                     the synaptic current
 //     w[t] = gamma w[t-1] + a u[t-1] + b s[t-1]                     the adaptation
@@ -46,16 +46,25 @@ enum CoupledParameter : int {
 };
 
 // Which variables a neuron has, and how they are coupled. The numbers are those of the COUPLING_ constants in ops.py.
+// Terms whose factor is the number 0 are left out.
 struct Coupling {
   bool synapse;
-  bool delayed;     // the membrane sees i[t-1] instead of i[t]
   bool adaptation;
-  bool tied;        // a spike subtracts the threshold, theta + c w
+  bool waits;       // there is a refractory period
+  bool delayed;     // the membrane sees i[t-1] instead of i[t]
+  bool tied;        // a spike subtracts the threshold as the adaptation raises it, theta + c w
+  bool senses;      // a w: the adaptation sees the membrane
+  bool inhibits;    // k w
+  bool raises;      // c w
   Reset reset;
   bool many_spikes;
 
-  static Coupling of(std::int64_t bits, Reset reset, double max_spikes) {
-    return {(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0, reset, max_spikes > 1};
+  static Coupling of(std::int64_t bits, bool waits, Reset reset, double max_spikes) {
+    const auto bit = [bits](int which) { return (bits >> which & 1) != 0; };
+    return {bit(0), bit(1), waits, bit(2), bit(3), bit(4), bit(5), bit(6), reset, max_spikes > 1};
+  }
+  int bits() const {
+    return synapse | adaptation << 1 | delayed << 2 | tied << 3 | senses << 4 | inhibits << 5 | raises << 6;
   }
 };
 
@@ -74,8 +83,7 @@ enum CoupledStateRow : int { kMembraneRow, kSpikesRow, kCurrentRow, kAdaptationR
 // What a spike subtracts.
 template <class Real>
 EXODUS_HOST_DEVICE Real subtracted(const Coupling& coupling, const CoupledNeuron<Real>& neuron, Real adaptation) {
-  if (!coupling.tied) return neuron.reset_by;
-  return coupling.adaptation ? neuron.threshold + neuron.adapt_threshold * adaptation : neuron.threshold;
+  return coupling.tied ? neuron.threshold + neuron.adapt_threshold * adaptation : neuron.reset_by;
 }
 
 // Factor of alpha in the next step; as `retained` of neuron.h, with a value to be reset to.
@@ -94,7 +102,7 @@ EXODUS_HOST_DEVICE Real coupled_retained(const Coupling& coupling, const Coupled
 
 template <class Real>
 EXODUS_HOST_DEVICE Real adapted_threshold(const Coupling& coupling, const CoupledNeuron<Real>& neuron, Real adaptation) {
-  return coupling.adaptation ? neuron.threshold + neuron.adapt_threshold * adaptation : neuron.threshold;
+  return coupling.raises ? neuron.threshold + neuron.adapt_threshold * adaptation : neuron.threshold;
 }
 
 // The values of a step as Storage holds them.
@@ -115,14 +123,18 @@ EXODUS_HOST_DEVICE CoupledStored<Real> coupled_step(const Coupling& coupling, co
   Real drive = input;
   if (coupling.synapse) {
     const Real before = unless_faded(state.current, neuron.synapse_alpha);
-    state.current = neuron.synapse_alpha * before + input;
-    drive = neuron.synapse_gain * (coupling.delayed ? before : state.current);
+    const Real current = neuron.synapse_alpha * before + input;
+    // No choice between two variables: it would be one of their addresses, and keep the state in memory.
+    drive = neuron.synapse_gain * current;
+    if (coupling.delayed) drive = neuron.synapse_gain * before;
+    state.current = current;
   }
   const Real subtract = subtracted(coupling, neuron, state.adaptation);
   if (coupling.adaptation) {
     const Real before = unless_faded(state.adaptation, neuron.adapt_alpha);
-    state.adaptation =
-        neuron.adapt_alpha * before + neuron.adapt_membrane * membrane + neuron.adapt_by * state.spikes;
+    Real adaptation = neuron.adapt_alpha * before;
+    if (coupling.senses) adaptation = adaptation + neuron.adapt_membrane * membrane;
+    state.adaptation = adaptation + neuron.adapt_by * state.spikes;
   }
   const Real retained = coupled_retained(coupling, neuron, membrane, state.spikes, subtract);
   Real moved = neuron.alpha * retained + drive;
@@ -131,16 +143,19 @@ EXODUS_HOST_DEVICE CoupledStored<Real> coupled_step(const Coupling& coupling, co
     moved = moved - subtract * state.spikes;
     kept = kept - subtract * state.spikes;
   }
-  if (coupling.adaptation) moved = moved - neuron.adapt_current * state.adaptation;
+  if (coupling.inhibits) moved = moved - neuron.adapt_current * state.adaptation;
   const auto waits = state.waiting > Real(0);
-  state.membrane = clip(select(waits, kept, moved), neuron.min_membrane);
-  const CoupledStored<Real> stored{as_stored<Storage>(state.membrane), as_stored<Storage>(state.adaptation),
-                                   select(waits, Real(1), Real(0))};
-  const Real fired = fire(coupling.many_spikes, stored.membrane,
-                          adapted_threshold(coupling, neuron, stored.adaptation), max_spikes);
-  state.spikes = select(waits, Real(0), fired);
-  const Real left = select(waits, state.waiting - Real(1), Real(0));
-  state.waiting = select(state.spikes > Real(0), refractory, left);
+  if (coupling.waits) moved = select(waits, kept, moved);
+  state.membrane = clip(moved, neuron.min_membrane);
+  CoupledStored<Real> stored{as_stored<Storage>(state.membrane), as_stored<Storage>(state.adaptation), Real(0)};
+  state.spikes = fire(coupling.many_spikes, stored.membrane,
+                      adapted_threshold(coupling, neuron, stored.adaptation), max_spikes);
+  if (coupling.waits) {
+    stored.held = select(waits, Real(1), Real(0));
+    state.spikes = select(waits, Real(0), state.spikes);
+    const Real left = select(waits, state.waiting - Real(1), Real(0));
+    state.waiting = select(state.spikes > Real(0), refractory, left);
+  }
   return stored;
 }
 

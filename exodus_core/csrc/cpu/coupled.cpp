@@ -144,6 +144,7 @@ void backward(const CoupledBackwardCall& call) {
       block.max_spikes = static_cast<Real>(call.max_spikes);
       block.surrogate = call.surrogate.as<Real>();
       block.keeps_current = call.current.has_value();
+      block.keeps_adaptation = call.adaptation.has_value();
       block.keeps_held = call.held.has_value();
       block.has_grad_spikes = call.grad_spikes.has_value();
       block.has_grad_membrane = call.grad_membrane.has_value();

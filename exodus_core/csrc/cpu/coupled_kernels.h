@@ -4,15 +4,48 @@
 namespace exodus::cpu::EXODUS_INSTRUCTION_SET_NAME {
 namespace {
 
+// The parameters of a vector, of the variables that there are.
 template <class Storage, class Scalar>
-EXODUS_HOST_DEVICE CoupledNeuron<VecOf<Storage>> coupled_neuron_at(const CoupledRows<Scalar>& rows, std::int64_t lane) {
+EXODUS_HOST_DEVICE CoupledNeuron<VecOf<Storage>> coupled_neuron_at(const Coupling& coupling,
+                                                                   const CoupledRows<Scalar>& rows, std::int64_t lane) {
   using Real = VecOf<Storage>;
   const auto read = [&](CoupledParameter which) { return at<Real>(rows.of[which], lane); };
-  return {read(kOfAlpha),       read(kOfThreshold),     read(kOfResetBy),
-          as_stored<Storage>(read(kOfMinMembrane)),      read(kOfSynapseAlpha), read(kOfSynapseGain),
-          read(kOfAdaptAlpha),  read(kOfAdaptMembrane), read(kOfAdaptBy),
-          read(kOfAdaptCurrent), read(kOfAdaptThreshold)};
+  CoupledNeuron<Real> neuron;
+  neuron.alpha = read(kOfAlpha);
+  neuron.threshold = read(kOfThreshold);
+  neuron.reset_by = read(kOfResetBy);
+  neuron.min_membrane = as_stored<Storage>(read(kOfMinMembrane));
+  neuron.synapse_alpha = coupling.synapse ? read(kOfSynapseAlpha) : Real(0);
+  neuron.synapse_gain = coupling.synapse ? read(kOfSynapseGain) : Real(0);
+  neuron.adapt_alpha = coupling.adaptation ? read(kOfAdaptAlpha) : Real(0);
+  neuron.adapt_membrane = coupling.adaptation ? read(kOfAdaptMembrane) : Real(0);
+  neuron.adapt_by = coupling.adaptation ? read(kOfAdaptBy) : Real(0);
+  neuron.adapt_current = coupling.adaptation ? read(kOfAdaptCurrent) : Real(0);
+  neuron.adapt_threshold = coupling.adaptation ? read(kOfAdaptThreshold) : Real(0);
+  return neuron;
 }
+
+// The state of a vector, of the variables that there are; `write_state` leaves the rows of others as they are.
+template <class Real, class Scalar>
+EXODUS_HOST_DEVICE CoupledState<Real> read_state(const Coupling& coupling, Scalar* const (&rows)[kCoupledStates],
+                                                 std::int64_t slot) {
+  const auto read = [&](CoupledStateRow which) { return Real::read(rows[which] + slot); };
+  return {read(kMembraneRow), read(kSpikesRow), coupling.synapse ? read(kCurrentRow) : Real(0),
+          coupling.adaptation ? read(kAdaptationRow) : Real(0), coupling.waits ? read(kWaitingRow) : Real(0)};
+}
+
+template <class Real, class Scalar>
+EXODUS_HOST_DEVICE void write_state(const Coupling& coupling, const CoupledState<Real>& state,
+                                    Scalar* const (&rows)[kCoupledStates], std::int64_t slot) {
+  state.membrane.write(rows[kMembraneRow] + slot);
+  state.spikes.write(rows[kSpikesRow] + slot);
+  if (coupling.synapse) state.current.write(rows[kCurrentRow] + slot);
+  if (coupling.adaptation) state.adaptation.write(rows[kAdaptationRow] + slot);
+  if (coupling.waits) state.waiting.write(rows[kWaitingRow] + slot);
+}
+
+// As kVecSteps, of kernels whose state and parameters are more to read.
+constexpr std::int64_t kCoupledSteps = 8;
 
 // The rows of an output that a vector writes, if it is given.
 template <class Storage>
@@ -57,27 +90,59 @@ struct VecInput {
   }
 };
 
-template <bool synapse, bool adaptation, class Storage>
+// Couplings that are known when the kernels are compiled: of all, which variables there are; of the usual neurons of float32,
+// everything. They are made where they are used: taken by reference by a function that is not inlined, they would be asked
+// for in each step, and the state kept in memory.
+template <bool with_synapse, bool with_adaptation, bool with_waits>
+struct KnownVariables {
+  static constexpr bool synapse = with_synapse, adaptation = with_adaptation, waits = with_waits;
+
+  EXODUS_HOST_DEVICE static Coupling of(const Coupling& given) {
+    Coupling coupling = given;
+    coupling.synapse = synapse;
+    coupling.adaptation = adaptation;
+    coupling.waits = waits;
+    coupling.delayed = synapse && given.delayed;
+    coupling.tied = adaptation && given.tied;
+    coupling.senses = adaptation && given.senses;
+    coupling.inhibits = adaptation && given.inhibits;
+    coupling.raises = adaptation && given.raises;
+    return coupling;
+  }
+};
+
+template <int bits, Reset reset>
+struct KnownCoupling {
+  static constexpr bool synapse = (bits & 1) != 0, adaptation = (bits & 2) != 0, waits = false;
+
+  EXODUS_HOST_DEVICE static Coupling of(const Coupling&) {
+    return {synapse,          adaptation,        waits, (bits & 4) != 0, (bits & 8) != 0,
+            (bits & 16) != 0, (bits & 32) != 0, (bits & 64) != 0, reset, false};
+  }
+};
+
+template <class Known>
+constexpr bool is_whole = false;
+template <int bits, Reset reset>
+constexpr bool is_whole<KnownCoupling<bits, reset>> = true;
+
+template <class Known, class Storage>
 void coupled_forward_block(const CoupledForwardBlock<Storage>& block) {
   using Real = VecOf<Storage>;
-  Coupling coupling = block.coupling;
-  coupling.synapse = synapse;
-  coupling.adaptation = adaptation;
+  constexpr bool synapse = Known::synapse, adaptation = Known::adaptation, waits = Known::waits;
   const Real max_spikes(block.max_spikes), refractory(block.refractory);
-  for (std::int64_t begin = 0; begin < block.steps; begin += kVecSteps) {
-    const std::int64_t end = std::min(block.steps, begin + kVecSteps);
-    for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
-      const CoupledNeuron<Real> neuron = coupled_neuron_at<Storage>(block.neuron, lane);
-      VecInput<Storage> input(block.input, true, begin, kVecSteps, lane);
-      VecRows<Storage> spikes(block.spikes, true, begin, kVecSteps, lane);
-      VecRows<Storage> membrane(block.membrane, true, begin, kVecSteps, lane);
-      VecRows<Storage> current(block.current, synapse && block.keeps_current, begin, kVecSteps, lane);
-      VecRows<Storage> adapted(block.adaptation, adaptation && block.keeps_adaptation, begin, kVecSteps, lane);
-      VecRows<Storage> held(block.held, block.keeps_held, begin, kVecSteps, lane);
-      CoupledState<Real> state{Real::read(block.state[kMembraneRow] + slot), Real::read(block.state[kSpikesRow] + slot),
-                               Real::read(block.state[kCurrentRow] + slot),
-                               Real::read(block.state[kAdaptationRow] + slot),
-                               Real::read(block.state[kWaitingRow] + slot)};
+  for (std::int64_t begin = 0; begin < block.steps; begin += kCoupledSteps) {
+    const std::int64_t end = std::min(block.steps, begin + kCoupledSteps);
+    for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) __attribute__((always_inline)) {
+      const Coupling coupling = Known::of(block.coupling);
+      const CoupledNeuron<Real> neuron = coupled_neuron_at<Storage>(coupling, block.neuron, lane);
+      VecInput<Storage> input(block.input, true, begin, kCoupledSteps, lane);
+      VecRows<Storage> spikes(block.spikes, true, begin, kCoupledSteps, lane);
+      VecRows<Storage> membrane(block.membrane, true, begin, kCoupledSteps, lane);
+      VecRows<Storage> current(block.current, synapse && block.keeps_current, begin, kCoupledSteps, lane);
+      VecRows<Storage> adapted(block.adaptation, adaptation && block.keeps_adaptation, begin, kCoupledSteps, lane);
+      VecRows<Storage> held(block.held, waits && block.keeps_held, begin, kCoupledSteps, lane);
+      CoupledState<Real> state = read_state<Real>(coupling, block.state, slot);
       for (std::int64_t t = begin; t < end; ++t) {
         const CoupledStored<Real> stored =
             coupled_step<Storage>(coupling, neuron, max_spikes, refractory, input.forward(t), state);
@@ -87,11 +152,7 @@ void coupled_forward_block(const CoupledForwardBlock<Storage>& block) {
         adapted.forward(t, stored.adaptation);
         held.forward(t, stored.held);
       }
-      state.membrane.write(block.state[kMembraneRow] + slot);
-      state.spikes.write(block.state[kSpikesRow] + slot);
-      state.current.write(block.state[kCurrentRow] + slot);
-      state.adaptation.write(block.state[kAdaptationRow] + slot);
-      state.waiting.write(block.state[kWaitingRow] + slot);
+      write_state(coupling, state, block.state, slot);
     });
   }
   finish_streams();
@@ -103,28 +164,38 @@ EXODUS_HOST_DEVICE CoupledAdjoint<Real> read_adjoint(const CoupledAdjointRows<ty
           Real::read(rows.held + slot),  Real::read(rows.into_adaptation + slot), Real::read(rows.into_current + slot)};
 }
 
-template <class Scalar, class Real>
-EXODUS_HOST_DEVICE void add(const CoupledSumRows<Scalar>& rows, std::int64_t slot, const CoupledSums<Real>& sums) {
-  for (int k = 0; k < kCoupledParameters; ++k) (Real::read(rows.of[k] + slot) + sums.of[k]).write(rows.of[k] + slot);
+// True if a parameter is one of the variables that there are.
+EXODUS_HOST_DEVICE bool sums_of(const Coupling& coupling, CoupledParameter which) {
+  if (which < kOfSynapseAlpha) return true;
+  return which < kOfAdaptAlpha ? coupling.synapse : coupling.adaptation;
 }
 
-template <bool with_sums, bool synapse, bool adaptation, class Storage>
-void coupled_backward_block(Method method, const CoupledBackwardBlock<Storage>& block) {
+template <class Scalar, class Real>
+EXODUS_HOST_DEVICE void add(const Coupling& coupling, const CoupledSumRows<Scalar>& rows, std::int64_t slot,
+                            const CoupledSums<Real>& sums) {
+  for (int k = 0; k < kCoupledParameters; ++k) {
+    if (sums_of(coupling, static_cast<CoupledParameter>(k))) {
+      (Real::read(rows.of[k] + slot) + sums.of[k]).write(rows.of[k] + slot);
+    }
+  }
+}
+
+template <bool with_sums, class Known, class MethodType, class Storage>
+void coupled_backward_block(MethodType method, const CoupledBackwardBlock<Storage>& block) {
   using Real = VecOf<Storage>;
-  Coupling coupling = block.coupling;
-  coupling.synapse = synapse;
-  coupling.adaptation = adaptation;
+  constexpr bool synapse = Known::synapse, adaptation = Known::adaptation, waits = Known::waits;
   const Surrogate<compute_t<Storage>> call = block.surrogate;
   const Real slope(call.slope), scale(call.scale), max_spikes(block.max_spikes);
-  constexpr std::int64_t steps = with_sums ? kVecStepsWithSums : kVecSteps;
+  constexpr std::int64_t steps = kCoupledSteps;
   for (std::int64_t end = block.steps; end > 0; end -= steps) {
     const std::int64_t begin = std::max<std::int64_t>(0, end - steps);
-    for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
-      const CoupledNeuron<Real> neuron = coupled_neuron_at<Storage>(block.neuron, lane);
+    for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) __attribute__((always_inline)) {
+      const Coupling coupling = Known::of(block.coupling);
+      const CoupledNeuron<Real> neuron = coupled_neuron_at<Storage>(coupling, block.neuron, lane);
       VecInput<Storage> membrane(block.membrane, true, end - 1, -steps, lane);
       VecInput<Storage> current(block.current, synapse && with_sums && block.keeps_current, end - 1, -steps, lane);
-      VecInput<Storage> adapted(block.adaptation, adaptation, end - 1, -steps, lane);
-      VecInput<Storage> held(block.held, block.keeps_held, end - 1, -steps, lane);
+      VecInput<Storage> adapted(block.adaptation, adaptation && block.keeps_adaptation, end - 1, -steps, lane);
+      VecInput<Storage> held(block.held, waits, end - 1, -steps, lane);
       VecInput<Storage> grad_spikes(block.grad_spikes, block.has_grad_spikes, end - 1, -steps, lane);
       VecInput<Storage> grad_membrane(block.grad_membrane, block.has_grad_membrane, end - 1, -steps, lane);
       VecRows<Storage> grad_input(block.grad_input, true, end - 1, -steps, lane);
@@ -140,12 +211,16 @@ void coupled_backward_block(Method method, const CoupledBackwardBlock<Storage>& 
         step.grad_spikes = grad_spikes.backward(t);
         step.grad_membrane = grad_membrane.backward(t);
         const Real threshold = adapted_threshold(coupling, neuron, step.adaptation);
-        const auto waits = step.held > Real(0);
         step.spikes = Real(0);
-        if (with_sums || adaptation || coupling.reset == Reset::zero) {
-          step.spikes = select(waits, Real(0), fire(coupling.many_spikes, step.membrane, threshold, max_spikes));
+        if (with_sums || coupling.tied || coupling.reset == Reset::zero) {
+          step.spikes = fire(coupling.many_spikes, step.membrane, threshold, max_spikes);
         }
-        step.surrogate = select(waits, Real(0), scaled_surrogate(call.kind, slope, scale, step.membrane, threshold));
+        step.surrogate = scaled_surrogate(call.kind, slope, scale, step.membrane, threshold);
+        if (waits) {
+          const auto held_now = step.held > Real(0);
+          step.spikes = select(held_now, Real(0), step.spikes);
+          step.surrogate = select(held_now, Real(0), step.surrogate);
+        }
         grad_input.backward(t, coupled_adjoint_step(method, coupling, with_sums, neuron, step, adjoint, sums));
       }
       adjoint.moved.write(block.adjoint.moved + slot);
@@ -154,7 +229,7 @@ void coupled_backward_block(Method method, const CoupledBackwardBlock<Storage>& 
       adjoint.held.write(block.adjoint.held + slot);
       adjoint.into_adaptation.write(block.adjoint.into_adaptation + slot);
       adjoint.into_current.write(block.adjoint.into_current + slot);
-      if constexpr (with_sums) add(block.sums, slot, sums);
+      if constexpr (with_sums) add(coupling, block.sums, slot, sums);
     });
   }
   finish_streams();
@@ -163,45 +238,72 @@ void coupled_backward_block(Method method, const CoupledBackwardBlock<Storage>& 
 template <class Scalar>
 void coupled_initial(Method method, const CoupledInitialRow<Scalar>& row) {
   using Real = VecOf<Scalar>;
-  for_each_vector<Scalar>(row.width, [&](std::int64_t lane, std::int64_t slot) {
+  for_each_vector<Scalar>(row.width, [&](std::int64_t lane, std::int64_t slot) __attribute__((always_inline)) {
     CoupledSums<Real> sums;
     for (int k = 0; k < kCoupledParameters; ++k) sums.of[k] = Real(0);
     const auto read = [&](CoupledStateRow which) { return Real::read(row.initial[which] + slot); };
     const CoupledState<Real> gradient = coupled_adjoint_initial(
-        method, row.coupling, coupled_neuron_at<Scalar>(row.neuron, lane),
+        method, row.coupling, coupled_neuron_at<Scalar>(row.coupling, row.neuron, lane),
         CoupledState<Real>{read(kMembraneRow), read(kSpikesRow), read(kCurrentRow), read(kAdaptationRow), read(kWaitingRow)},
         read_adjoint<Real>(row.adjoint, slot), sums);
     gradient.membrane.write(row.gradient[kMembraneRow] + slot);
     gradient.spikes.write(row.gradient[kSpikesRow] + slot);
     gradient.current.write(row.gradient[kCurrentRow] + slot);
     gradient.adaptation.write(row.gradient[kAdaptationRow] + slot);
-    add(row.sums, slot, sums);
+    add(row.coupling, row.sums, slot, sums);
   });
 }
 
-// Code of its own for each set of variables; all else is asked in each step, which costs little.
-template <class Body>
-void with_variables(const Coupling& coupling, Body body) {
-  if (coupling.synapse) {
-    coupling.adaptation ? body(std::true_type{}, std::true_type{}) : body(std::true_type{}, std::false_type{});
-  } else {
-    coupling.adaptation ? body(std::false_type{}, std::true_type{}) : body(std::false_type{}, std::false_type{});
+// Calls body(known) with what is known of a coupling. The usual ones of float32 are: a synapse, whose current the membrane
+// sees at once or late; an adaptation that raises the threshold, also that which a spike subtracts; one that inhibits and
+// senses the membrane.
+template <class Storage, class Body>
+void with_known(const Coupling& coupling, bool is_usual, Body body) {
+  if constexpr (std::is_same_v<Storage, float>) {
+    const auto with = [&](auto bits) {
+      with_reset(coupling.reset, [&](auto reset) { body(KnownCoupling<bits.value, reset.value>{}); });
+    };
+    if (is_usual && !coupling.waits && !coupling.many_spikes) {
+      switch (coupling.bits()) {
+        case 1:
+          return with(Is<1>{});
+        case 1 + 4:
+          return with(Is<1 + 4>{});
+        case 2 + 64:
+          return with(Is<2 + 64>{});
+        case 2 + 8 + 64:
+          return with(Is<2 + 8 + 64>{});
+        case 2 + 16 + 32:
+          return with(Is<2 + 16 + 32>{});
+      }
+    }
   }
+  const auto known = [](bool value, auto next) { value ? next(std::true_type{}) : next(std::false_type{}); };
+  known(coupling.synapse, [&](auto synapse) {
+    known(coupling.adaptation, [&](auto adaptation) {
+      known(coupling.waits,
+            [&](auto waits) { body(KnownVariables<synapse.value, adaptation.value, waits.value>{}); });
+    });
+  });
 }
 
 template <class Storage>
 void coupled_forward(const CoupledForwardBlock<Storage>& block) {
-  with_variables(block.coupling,
-                 [&](auto synapse, auto adaptation) { coupled_forward_block<synapse.value, adaptation.value>(block); });
+  with_known<Storage>(block.coupling, true, [&](auto known) { coupled_forward_block<decltype(known)>(block); });
 }
 
 template <class Storage>
 void coupled_backward(Method method, const CoupledBackwardBlock<Storage>& block) {
-  with_variables(block.coupling, [&](auto synapse, auto adaptation) {
-    if (block.sums.of[0] != nullptr) {
-      coupled_backward_block<true, synapse.value, adaptation.value>(method, block);
+  const bool with_sums = block.sums.of[0] != nullptr;
+  with_known<Storage>(block.coupling, method == Method::exodus, [&](auto known) {
+    using Known = decltype(known);
+    const auto run = [&](auto how) {
+      with_sums ? coupled_backward_block<true, Known>(how, block) : coupled_backward_block<false, Known>(how, block);
+    };
+    if constexpr (is_whole<Known>) {
+      run(Is<Method::exodus>{});
     } else {
-      coupled_backward_block<false, synapse.value, adaptation.value>(method, block);
+      run(method);
     }
   });
 }

@@ -177,6 +177,7 @@ struct CoupledBackwardBlock {
   RowBlock<const Storage> grad_spikes;
   RowBlock<const Storage> grad_membrane;
   bool keeps_current;
+  bool keeps_adaptation;
   bool keeps_held;
   bool has_grad_spikes;
   bool has_grad_membrane;

@@ -1,7 +1,7 @@
 """LIF neurons whose membrane is coupled with a synaptic current, an adaptation variable and a refractory period.
 
 `cuba_lif` and `alif` are the public functions; `neurons` computes both, and those neurons of `lif` that need these
-operators. Equations: section 8 of docs/equations.md.
+operators. Equations: section 9 of docs/equations.md.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from torch import Tensor
 
 from exodus_core import arguments, ops, reference
 from exodus_core.arguments import LIF_DEFAULTS, LifOptions
-from exodus_core.autograd import is_differentiated
+from exodus_core.autograd import Operator, is_differentiated
 from exodus_core.once_differentiable import once_differentiable
 from exodus_core.ops import (
     COUPLED_PARAMETERS,
     COUPLED_STATES,
     COUPLING_ADAPTATION,
     COUPLING_DELAYED,
+    COUPLING_INHIBITS,
+    COUPLING_RAISES,
+    COUPLING_SENSES,
     COUPLING_SYNAPSE,
     COUPLING_TIED,
     KEPT_ADAPTATION,
@@ -97,7 +100,7 @@ class CoupledSettings(NamedTuple):
     time_dim: int
 
 
-class Coupled(torch.autograd.Function):
+class Coupled(Operator):
     """spikes, membrane and the last state; behind them the traces that the backward pass needs, without gradients.
 
     `parameters` is (COUPLED_PARAMETERS, 1 or inner), or None: the numbers of the settings; `initial` a state
@@ -155,7 +158,7 @@ class Coupled(torch.autograd.Function):
         grad_parameters = grad_initial = None
         states = len(COUPLED_STATES)
         if wants_parameters:
-            grad_parameters = parameter_rows_gradient(lanes[states:], parameters, settings.couplings)
+            grad_parameters = parameter_rows_gradient(lanes[states:], parameters)
         if wants_initial:
             grad_initial = lanes[:states].reshape(initial.shape)
         return grad_input, grad_parameters, grad_initial, None
@@ -187,11 +190,9 @@ def _with_last(grad: Tensor | None, row: Tensor, like: Tensor, time_dim: int) ->
     return total
 
 
-def parameter_rows_gradient(lanes: Tensor, parameters: Tensor, couplings: int) -> Tensor:
+def parameter_rows_gradient(lanes: Tensor, parameters: Tensor) -> Tensor:
     """Sums the gradients of lanes, (parameters, outer, inner), to the shape of the parameters, in float64."""
     total = lanes.sum(1, dtype=torch.float64)
-    if couplings & COUPLING_TIED:
-        total[COUPLED_PARAMETERS.index("threshold")] += total[COUPLED_PARAMETERS.index("reset_by")]
     if parameters.shape[1] == 1:
         total = total.sum(1, keepdim=True)
     return total.to(parameters.dtype)
@@ -221,6 +222,11 @@ def _initial(given: Mapping[str, float | Tensor | None], x: Tensor, time_dim: in
     return torch.stack([zeros if row is None else row.reshape(-1) for row in rows])
 
 
+def is_zero(factor: float | Tensor) -> bool:
+    """True for the number 0, whose term is left out."""
+    return not isinstance(factor, Tensor) and factor == 0
+
+
 def coupled_arguments(
     x: Tensor, alpha: float | Tensor, given: CoupledOptions
 ) -> tuple[CoupledSettings, Tensor | None, Tensor | None]:
@@ -233,12 +239,12 @@ def coupled_arguments(
     arguments.check_reset_to(reset, given["reset_to"])
     arguments.check_threshold(given["threshold"], max_spikes)
     refractory = arguments.refractory_steps(given["refractory"])
-    tied = reset_by is None and reset == "subtract"
-    couplings = COUPLING_TIED if tied else 0
+    couplings = 0
+    subtract = given["threshold"] if reset_by is None else reset_by
     values: dict[str, float | Tensor | None] = {
         "alpha": alpha,
         "threshold": given["threshold"],
-        "reset_by": given["reset_to"] if reset == "value" else (0.0 if reset_by is None else reset_by),
+        "reset_by": {"value": given["reset_to"], "subtract": subtract}.get(reset, 0.0),
         "min_membrane": -math.inf if given["min_membrane"] is None else given["min_membrane"],
     }
     if given["synapse_alpha"] is not None:
@@ -250,8 +256,10 @@ def coupled_arguments(
         couplings |= COUPLING_ADAPTATION
         names = ("adapt_alpha", "adapt_membrane", "adapt_by", "adapt_current", "adapt_threshold")
         values |= {name: given[name] for name in names}  # type: ignore[literal-required]
-    if reset == "zero":
-        values["reset_by"] = 0.0
+        couplings |= 0 if is_zero(given["adapt_membrane"]) else COUPLING_SENSES
+        couplings |= 0 if is_zero(given["adapt_current"]) else COUPLING_INHIBITS
+        if not is_zero(given["adapt_threshold"]):
+            couplings |= COUPLING_RAISES | (COUPLING_TIED if reset_by is None and reset == "subtract" else 0)
     arguments.check_alpha(alpha)
     found = []
     for name in COUPLED_PARAMETERS:
@@ -271,7 +279,7 @@ def coupled_arguments(
     if is_differentiated(x, parameters, initial):
         if couplings & COUPLING_SYNAPSE and is_differentiated(parameters, initial):
             kept |= KEPT_CURRENT
-        if couplings & COUPLING_ADAPTATION:
+        if couplings & COUPLING_ADAPTATION and (couplings & COUPLING_RAISES or is_differentiated(parameters, initial)):
             kept |= KEPT_ADAPTATION
         if refractory or given["initial_refractory"] is not None:
             kept |= KEPT_REFRACTORY

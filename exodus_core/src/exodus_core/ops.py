@@ -112,7 +112,8 @@ COUPLED_PARAMETERS = (
 COUPLED_STATES = ("membrane", "spikes", "current", "adaptation", "refractory")
 
 # Bits of the argument `couplings`, those of Coupling::of, and of `kept`.
-COUPLING_SYNAPSE, COUPLING_DELAYED, COUPLING_ADAPTATION, COUPLING_TIED = 1, 2, 4, 8
+COUPLING_SYNAPSE, COUPLING_ADAPTATION, COUPLING_DELAYED, COUPLING_TIED = 1, 2, 4, 8
+COUPLING_SENSES, COUPLING_INHIBITS, COUPLING_RAISES = 16, 32, 64
 KEPT_CURRENT, KEPT_ADAPTATION, KEPT_REFRACTORY = 1, 2, 4
 
 lif_forward: _Pair = with_room(torch.ops.exodus.lif_forward.default, outputs=2)

@@ -273,7 +273,7 @@ def coupled_lif(
     adapt_current: float | Tensor = 0.0,
     time_dim: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """LIF with a synaptic current, an adaptation and a refractory period as a loop over time (section 8).
+    """LIF with a synaptic current, an adaptation and a refractory period as a loop over time (section 9).
 
     The arguments are those of `exodus_core.alif` and `exodus_core.cuba_lif`. Returns (spikes, membrane, last): last is
     the state after the last step, (5, lanes): membrane, spikes, current, adaptation, refractory steps left.

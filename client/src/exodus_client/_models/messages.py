@@ -11,18 +11,23 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from exodus_client._checks import unfit, values_of
+from exodus_client._checks import one_of, unfit, values_of
 from exodus_client._errors import InvalidResponseError
 from exodus_client._gradients.result import Kind, Wanted, read_answer, read_numbers, timing_of
 from exodus_client._models.recording import NOTHING, LayerStatistics, Observed, Statistics, joined
-from exodus_client._plain_data import kind_of, number
+from exodus_client._plain_data import loss_of, names_of, number, rates_of
 from exodus_client._transport.session import Answer, is_count
 from exodus_client.neuron import Array
 from exodus_client.wire import Encoded, Limits, Message, Tensor, encode, is_torch
 
-#: A loss by name, such as "max_over_time_ce"; with options, such as {"kind": "van_rossum", "alpha": 0.9}; or any
-#: function of the outputs, and of the targets if they are given, to a scalar, which is differentiated here by torch.
-Loss: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
+#: A loss by name, such as "max_over_time_ce"; with options, such as {"kind": "van_rossum", "alpha": 0.9}; a list of
+#: such, whose dicts may have a "weight": their sum; or any function of the outputs, and of the targets if they are
+#: given, to a scalar, which is differentiated here by torch.
+NamedLoss: TypeAlias = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
+Loss: TypeAlias = NamedLoss | Callable[..., Any]
+
+#: What a call counts as in the accumulated gradients, unless it is as many as its samples: one call.
+CALLS = "calls"
 
 
 @dataclass(frozen=True)
@@ -186,8 +191,10 @@ class Batch:
     kind: Kind = field(default_factory=Kind)
 
     @classmethod
-    def of(cls, spikes: Array, targets: Array | None = None) -> Batch:
-        """Raises TypeError if an element type cannot travel."""
+    def of(
+        cls, spikes: Array, targets: Array | None = None, steps: Mapping[str, Array] = MappingProxyType({})
+    ) -> Batch:
+        """Spikes, targets, and lengths or a mask by name. Raises TypeError if an element type cannot travel."""
         given = [spikes] if targets is None else [spikes, targets]
         sent = packed("spikes", spikes, of_any_dtype=True)  # an error has the caller's name for it
         tensors = [Tensor("input", sent.dtype, sent.shape, sent.encoding, sent.payload)]
@@ -195,6 +202,7 @@ class Batch:
             # One number a sample is no spike train, though all may happen to be 0 and 1.
             one_each = (targets.ndim if is_torch(targets) else np.ndim(targets)) < 2
             tensors.append(Tensor.of("targets", targets) if one_each else packed("targets", targets))
+        tensors += [packed(name, array) for name, array in steps.items()]
         return cls(tuple(tensors), Kind.of(given))
 
     def copied(self) -> Batch:
@@ -228,19 +236,30 @@ def training_body(
 
 def step_params(
     *,
-    loss: str | Mapping[str, Any] | None = None,
+    loss: NamedLoss | None = None,
     lr: float | None = None,
     weight_decay: float | None = None,
     clip_norm: float | None = None,
     clip_value: float | None = None,
+    frozen: Sequence[str] | None = None,
+    lr_scale: Mapping[str, float] | None = None,
+    lr_of: Mapping[str, float] | None = None,
+    accumulate: str = CALLS,
+    average: bool = False,
     gradients: bool = False,
     allow_non_finite: bool = False,
 ) -> dict[str, Any]:
     """The parameters of a training call, without those that are not given. Raises TypeError: one cannot travel."""
     numbers = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
-    given: dict[str, Any] = {"loss": kind_of("loss", loss)}
+    given: dict[str, Any] = {"loss": loss_of(loss), "frozen": names_of("frozen", frozen)}
     given |= {name: number(name, value) for name, value in numbers.items()}
+    given |= {"lr_scale": rates_of("lr_scale", lr_scale), "lr_of": rates_of("lr_of", lr_of)}
     params = {name: value for name, value in given.items() if value is not None}
+    # Absent where they are as ever: servers of before they were there take all other calls.
+    if one_of("accumulate", accumulate, (CALLS, "samples")) != CALLS:
+        params["accumulate"] = accumulate
+    if average:
+        params["average"] = True
     if gradients:
         params["gradients"] = True
     if allow_non_finite:

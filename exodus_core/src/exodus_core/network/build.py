@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
+from exodus_core import ranges
 from exodus_core.arguments import check_dense, is_integer
 from exodus_core.errors import ArgumentError, ArgumentTypeError
-from exodus_core.network import modules, neurons, spiking
+from exodus_core.network import delays, modules, neurons, spiking
 from exodus_core.network.description import INPUT, Description, parse
 from exodus_core.network.recording import observers_of, observers_of_membrane, passing_observers
 from exodus_core.pieces.time_checkpoint import in_pieces
@@ -39,6 +40,8 @@ _MODULES: dict[str, Any] = {
     "alif": spiking.Lif,
     "srm": spiking.Srm,
     "exp_leak": spiking.ExpLeak,
+    "delay": delays.DelayModule,
+    "delayed_linear": delays.DelayedLinearModule,
 }
 
 
@@ -85,7 +88,7 @@ class Network(torch.nn.Module):
         for name, last in last_use.items():
             self._done[last].append(name)
         for module in self._modules.values():
-            if isinstance(module, modules.Linear | modules.Conv):
+            if isinstance(module, modules.Linear | modules.Conv | delays.DelayedLinearModule):
                 module.exact = exact
         self._share(torch.Generator("cpu").manual_seed(mask_seed))
         self.to(device)
@@ -184,22 +187,22 @@ class Network(torch.nn.Module):
         return x if x.dtype == torch.bool and self._packs(INPUT) else x.to(self.dtype)
 
     def neuron_parameters(self) -> Iterator[torch.nn.Parameter]:
-        """The trained parameters of neurons: alpha, threshold, reset_by.
+        """The trained parameters of neurons: alpha, threshold, reset_by, and delays.
 
         They are constants of a model, which a decay of weights would pull to 0: give them to an optimiser in a group
         with `weight_decay=0`, as `exodus_core.training` does.
         """
         for module in self._modules.values():
-            if isinstance(module, spiking.Lif | spiking.ExpLeak):
-                yield from module.parameters(recurse=False)
+            if isinstance(module, ranges.Bounded):
+                yield from module.constants()
 
     def constrain(self) -> None:
-        """Projects trained parameters to their range: alpha in [0, 1], threshold positive.
+        """Projects trained parameters to their range: alpha in [0, 1], threshold positive, delays.
 
         To be called after each step of an optimiser.
         """
         for module in self._modules.values():
-            if isinstance(module, spiking.Lif | spiking.ExpLeak):
+            if isinstance(module, ranges.Bounded):
                 module.constrain()
 
 

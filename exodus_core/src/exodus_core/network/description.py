@@ -10,8 +10,8 @@ from dataclasses import replace as dataclass_replace
 from typing import Any
 
 from exodus_core.errors import DescriptionError
+from exodus_core.network import delays, neurons
 from exodus_core.network import layers as plain_layers
-from exodus_core.network import neurons
 from exodus_core.network.layers import COUNT, MAX_DIMENSIONS, SHAPE, Layer, Parameters, Shape, text
 from exodus_core.network.memory import graph_bytes, peak_bytes
 from exodus_core.schema import LARGEST, Place, choice, optional, plain, read_record, shown
@@ -39,6 +39,8 @@ KINDS: dict[str, type[Layer]] = {
         neurons.Alif,
         neurons.Srm,
         neurons.ExpLeak,
+        delays.Delay,
+        delays.DelayedLinear,
     )
 }
 ITEMSIZES = {"float32": 4, "float64": 8}

@@ -237,7 +237,7 @@ def _coupled_gradients(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor |
         n = weight.shape[0]
         grad_weight = grad_x.reshape(-1, n).t() @ states[:-1, _SPIKES].reshape(-1, n)
     if wants_parameters and total is not None:
-        grad_parameters = parameter_rows_gradient(total, parameters, settings.couplings)
+        grad_parameters = parameter_rows_gradient(total, parameters)
     if wants_initial and later is not None and delta is not None:
         grad_initial = later.clone()
         grad_initial[_SPIKES] = torch.addmm(later[_SPIKES], delta, weight)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from exodus_client.wire import Encoded, Message, Tensor, encode
-from exodus_core.losses import Loss
 from exodus_service.call import Call, Result, owned
 from exodus_service.compute.transfers import to_host
 from exodus_service.engine import Engine
@@ -60,11 +59,7 @@ class ForwardCall:
         inputs = decoded.input(model, limit, training=params.context, beside=self._observation.nbytes)
         self._observation.require_room(call, inputs.shape)
         self._inputs = owned(inputs, decoded.body) if params.context else inputs
-        self._loss: Loss | None = None
-        self._targets: torch.Tensor | None = None
-        if params.loss is not None:
-            self._loss = parsed_loss(params.loss)
-            self._targets = decoded.take("targets")
+        self._labels = None if params.loss is None else decoded.labels(parsed_loss(params.loss))
         decoded.operands.finish()
         self._upload = engine.uploads.start(self._inputs)
 
@@ -94,9 +89,9 @@ class ForwardCall:
                         outputs = context.forward.outputs.detach()
                     else:
                         outputs = trainer.forward(inputs, train=self._train)
-                if self._loss is not None and self._targets is not None:
+                if self._labels is not None:
                     with torch.no_grad():
-                        params["metrics"] = scalars(self._loss(outputs, self._targets).metrics)
+                        params["metrics"] = scalars(self._labels.value(outputs).metrics)
             except REFUSALS as error:
                 raise refusal(error, self._decoded.operands) from error
             seen = self._observation.seen()

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from exodus_client.wire import JSON_TYPE, Encoded, Message, encode
-from exodus_core.losses import Loss
 from exodus_core.training import ContextStaleError, Forward
 from exodus_service.call import Call, Result
 from exodus_service.compute.transfers import Upload, to_host
@@ -23,8 +22,9 @@ from exodus_service.engine import Engine
 from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.models.forward_contexts import ForwardContext, expired
 from exodus_service.models.model import Model
+from exodus_service.models.model_spec import LARGEST_FACTOR
 from exodus_service.models.sequencer import CachedResponse, Step
-from exodus_service.operations.inputs import REFUSALS, DecodedCall, Early, parsed_loss, peek, refusal
+from exodus_service.operations.inputs import REFUSALS, DecodedCall, Early, Labels, parsed_loss, peek, refusal
 from exodus_service.operations.params import ForwardBackwardParams, OptimStepParams, StepParams, TrainingParams
 from exodus_service.operations.recording import Observation, Seen
 
@@ -34,6 +34,9 @@ REPLAYED = "X-Exodus-Replayed"
 SAMPLES = "samples:sum"
 
 Metrics = dict[str, float]
+
+#: Parameters of a step of the optimiser that are arguments of the trainer's.
+_UPDATE = ("lr", "weight_decay", "clip_norm", "clip_value", "frozen", "lr_scale", "lr_of", "average")
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,9 @@ class TrainingCall:
         call: the request as it was received.
         decoded: its body.
         digest: tells it from another call of the same number.
-        inputs, targets, grad_output, gradients: its tensors, None for those that it has not.
+        inputs, grad_output, gradients: its tensors, None for those that it has not.
         upload: of the inputs.
-        loss: None if the client has computed its own.
+        labels: loss and targets; None if the client has computed its own.
         observation: what is recorded; None of a call without a backward pass.
     """
 
@@ -88,10 +91,9 @@ class TrainingCall:
     digest: str
     inputs: torch.Tensor | None = None
     upload: Upload | None = None
-    targets: torch.Tensor | None = None
     grad_output: torch.Tensor | None = None
     gradients: torch.Tensor | None = None
-    loss: Loss | None = None
+    labels: Labels | None = None
     observation: Observation | None = None
 
     @classmethod
@@ -180,8 +182,7 @@ class TrainingCall:
             return
         if params.loss is None:
             raise invalid("/params/loss", "a loss unless a tensor 'grad_output' is there", "neither")
-        self.loss = parsed_loss(params.loss)
-        self.targets = decoded.take("targets")
+        self.labels = decoded.labels(parsed_loss(params.loss))
 
     def _require_room_for_response(self, model: Model) -> None:
         """Refuse a response that cannot be written, before the model has changed."""
@@ -216,38 +217,59 @@ class TrainingCall:
         """Metrics, norms, and the gradients if they are asked for."""
         trainer, params = model.trainer, self.params
         finite = {"allow_non_finite": params.non_finite == "apply"}
-        update = {}
-        if self.operation.update:
-            update = {name: getattr(params, name) for name in ("lr", "weight_decay", "clip_norm", "clip_value")}
+        update = {name: getattr(params, name) for name in _UPDATE} if self.operation.update else {}
         if not self.operation.backward:
             if params.skip:
                 return {}, {}, None
+            self._check_rates(model)
             gradients = None
             if params.gradients:
-                gradients = trainer.gradients() if self.gradients is None else self.gradients
+                averaged = {"average": params.average}
+                gradients = trainer.gradients(**averaged) if self.gradients is None else self.gradients
             return {}, trainer.optim_step(**update, gradients=self.gradients, **finite), gradients
-        if self.loss is not None and self.operation.update and not params.gradients:
+        added = {"accumulate": params.accumulate}
+        if self.operation.update:
+            self._check_rates(model)
+        if self.labels is not None and self.operation.update and not params.gradients:
             assert self.inputs is not None
-            assert self.targets is not None
-            result = trainer.step(self.inputs, self.targets, self.loss, **update, **finite)
+            result = trainer.step(self.inputs, **self.labels.given(), **update, **added, **finite)
             return result.metrics, result.grad_norms, None
-        metrics, norms = self._backward(model, finite)
-        gradients = trainer.gradients() if params.gradients else None
+        if self.operation.update:  # what could refuse the second part is found out before the first
+            trainer.check_average(params.average)
+        metrics, norms = self._backward(model, {"frozen": params.frozen, **added, **finite})
+        averaged = {"average": params.average} if self.operation.update else {}
+        gradients = trainer.gradients(**averaged) if params.gradients else None
         if self.operation.update:
             trainer.optim_step(**update, **finite)
         return metrics, norms, gradients
 
-    def _backward(self, model: Model, finite: dict[str, bool]) -> tuple[Metrics, dict[str, float]]:
+    def _check_rates(self, model: Model) -> None:
+        """Refuse options of single parameters that do not fit, before anything changes.
+
+        Raises:
+            OptimizerError: the network has no such layer or parameter.
+            ServiceError: a rate times its factor could make a step fail half-way.
+        """
+        params, optimizer = self.params, model.spec.header.optimizer
+        model.trainer.resolved(frozen=params.frozen, lr_scale=params.lr_scale, lr_of=params.lr_of)
+        whole = params.lr_scale is None and params.lr_of is None
+        factors = (optimizer.get("lr_scale") if whole else params.lr_scale) or {}
+        rate = optimizer["lr"] if params.lr is None else params.lr
+        largest = rate * max(factors.values(), default=0.0)
+        if largest > LARGEST_FACTOR:
+            expected = f"factors on {rate:g} that give at most {LARGEST_FACTOR:g}"
+            raise invalid("/params/lr_scale", expected, f"{largest:g}")
+
+    def _backward(self, model: Model, options: dict[str, Any]) -> tuple[Metrics, dict[str, float]]:
         """Add to the accumulated gradients."""
         trainer = model.trainer
-        if self.loss is not None:
+        if self.labels is not None:
             assert self.inputs is not None
-            assert self.targets is not None
-            result = trainer.forward_backward(self.inputs, self.targets, self.loss, **finite)
+            result = trainer.forward_backward(self.inputs, **self.labels.given(), **options)
             return result.metrics, result.grad_norms
         assert self.grad_output is not None
         forward = self._forward(model) if self.inputs is None else trainer.begin(self.inputs)
-        return {SAMPLES: float(forward.outputs.shape[0])}, trainer.backward(forward, self.grad_output, **finite)
+        return {SAMPLES: float(forward.outputs.shape[0])}, trainer.backward(forward, self.grad_output, **options)
 
     def _forward(self, model: Model) -> Forward:
         """The forward pass of the context. Raises ServiceError: context_expired, invalid."""

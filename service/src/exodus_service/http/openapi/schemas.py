@@ -99,6 +99,14 @@ class ModelInfo(BaseModel):
     )
 
 
+class LoadInfo(ModelInfo):
+    """A model after a state, or weights, were loaded; the lists are there for weights."""
+
+    loaded: list[str] | None = Field(default=None, description="Names of the weights that were replaced.")
+    missing: list[str] | None = Field(default=None, description="Names of weights wanted that the file has not.")
+    unexpected: list[str] | None = Field(default=None, description="Names that the network does not have.")
+
+
 class ModelList(BaseModel):
     """All models of the caller."""
 
