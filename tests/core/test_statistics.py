@@ -12,6 +12,7 @@ from torch import Tensor
 from exodus_core import network
 from exodus_core.network import LayerStatistics, observe
 from exodus_core.network.recording import observed_bytes, parse_record
+from exodus_core.network.statistics import with_gradient_norms
 from exodus_core.training import Trainer
 
 LIF = {"kind": "lif", "alpha": 0.9}
@@ -137,6 +138,14 @@ def test_a_training_call_adds_the_norm_of_each_layers_gradient() -> None:
         assert norm == pytest.approx(torch.cat(gradients).norm().item(), rel=1e-5)
     assert found["norm"] == LayerStatistics(grad_norm=found["norm"].grad_norm)
     assert found["back"].firing_rate == seen.statistics["back"].firing_rate
+
+
+def test_parameters_without_a_norm_do_not_count() -> None:
+    description = network.parse(DEEP)
+    found = with_gradient_norms(
+        {}, {"conv.weight": 3.0, "conv.bias": 4.0, "dense.bias": 2.0, "total": 9.0}, description
+    )
+    assert found == {"conv": LayerStatistics(grad_norm=5.0), "dense": LayerStatistics(grad_norm=2.0)}
 
 
 def test_statistics_that_were_not_asked_for_are_not_there() -> None:

@@ -64,15 +64,19 @@ def dense_operations(description: Description, batch: int, time: int) -> dict[st
 def with_gradient_norms(
     statistics: Mapping[str, LayerStatistics], grad_norms: Mapping[str, float], description: Description
 ) -> dict[str, LayerStatistics]:
-    """Statistics with the norm of each layer's gradient, given those of parameters, in the order of the layers."""
-    squares: dict[str, float] = {}
+    """Statistics with the norm of each layer's gradient, in the order of the layers.
+
+    `grad_norms`: those of parameters, by name; a parameter without one does not count.
+    """
+    norms: dict[str, float] = {}
     for name, _ in description.parameters:
-        layer = name.partition(".")[0]
-        squares[layer] = math.hypot(squares.get(layer, 0.0), grad_norms[name])
+        if name in grad_norms:
+            layer = name.partition(".")[0]
+            norms[layer] = math.hypot(norms.get(layer, 0.0), grad_norms[name])
     return {
-        layer.name: replace(statistics.get(layer.name, _NONE), grad_norm=squares.get(layer.name))
+        layer.name: replace(statistics.get(layer.name, _NONE), grad_norm=norms.get(layer.name))
         for layer in description.layers
-        if layer.name in statistics or layer.name in squares
+        if layer.name in statistics or layer.name in norms
     }
 
 
