@@ -19,6 +19,15 @@ STABLE_TORCH_LIBRARY(exodus, m) {
       "Tensor? min_membranes, Tensor? initial_membrane, Tensor? initial_spikes, int reset, int surrogate, float slope, "
       "float scale, int method, bool with_lanes, int time_dim) -> (Tensor grad_input, Tensor lane_gradients)");
   m.def(
+      "coupled_forward(Tensor input, float[] numbers, Tensor? parameters, Tensor? initial, float max_spikes, "
+      "int refractory, int reset, int couplings, int kept, int time_dim) -> (Tensor spikes, Tensor membrane, "
+      "Tensor current, Tensor adaptation, Tensor held, Tensor last)");
+  m.def(
+      "coupled_backward(Tensor membrane, Tensor? current, Tensor? adaptation, Tensor? held, Tensor? grad_spikes, "
+      "Tensor? grad_membrane, Tensor? grad_last, float[] numbers, Tensor? parameters, Tensor? initial, float max_spikes, "
+      "int reset, int couplings, int surrogate, float slope, float scale, int method, bool with_lanes, int time_dim) -> "
+      "(Tensor grad_input, Tensor lane_gradients)");
+  m.def(
       "srm_forward(Tensor psp, Tensor? taps, float[] decay, float[] constant, float[] linear, float threshold, "
       "Tensor? thresholds, int time_dim) -> (Tensor spikes, Tensor membrane)");
   m.def(

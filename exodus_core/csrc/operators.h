@@ -14,6 +14,7 @@
 
 #include "core/adjoint.h"
 #include "core/causal_kernel.h"
+#include "core/coupled_adjoint.h"
 #include "core/layout.h"
 #include "core/neuron.h"
 #include "core/surrogate.h"
@@ -68,6 +69,48 @@ struct LifBackwardCall {
   Method method;
   const Tensor& grad_input;
   const Tensor& lane_gradients;  // kLaneGradients rows, or none
+};
+
+// Numbers, in the order of CoupledParameter, or a tensor (kCoupledParameters, 1 or inner) in their place.
+struct CoupledParameters {
+  const Doubles& numbers;
+  const OptionalTensor& tensor;
+};
+
+// A state is (kCoupledStates, outer, inner); the initial one is zero if not given. Outputs without elements are not wanted.
+struct CoupledForwardCall {
+  const Layout& layout;
+  const Tensor& input;
+  CoupledParameters parameters;
+  const OptionalTensor& initial;
+  Coupling coupling;
+  double max_spikes;
+  std::int64_t refractory;
+  const Tensor& spikes;
+  const Tensor& membrane;
+  const Tensor& current;
+  const Tensor& adaptation;
+  const Tensor& held;
+  const Tensor& last;
+};
+
+struct CoupledBackwardCall {
+  const Layout& layout;
+  const Tensor& membrane;
+  const OptionalTensor& current;
+  const OptionalTensor& adaptation;
+  const OptionalTensor& held;
+  const OptionalTensor& grad_spikes;
+  const OptionalTensor& grad_membrane;
+  const OptionalTensor& grad_last;  // its rows of the current and the adaptation
+  CoupledParameters parameters;
+  const OptionalTensor& initial;
+  Coupling coupling;
+  double max_spikes;
+  Surrogate<double> surrogate;
+  Method method;
+  const Tensor& grad_input;
+  const Tensor& lane_gradients;  // those of the state and of the parameters, or none
 };
 
 // Taps, or modes.
@@ -222,6 +265,56 @@ class Operators {
     return {grad_input, lane_gradients};
   }
 
+  // `kept`: which of current (1), adaptation (2) and the refractory steps (4) are traced for the backward pass.
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> coupled_forward(
+      const Tensor& input, Doubles numbers, OptionalTensor parameters, OptionalTensor initial, double max_spikes,
+      std::int64_t refractory, std::int64_t reset, std::int64_t couplings, std::int64_t kept, std::int64_t time_dim) {
+    const Layout layout = layout_of(input, time_dim);
+    STD_TORCH_CHECK(refractory >= 0, "refractory must be at least 0, got ", refractory);
+    const bool waits = refractory > 0 || initial.has_value();
+    const Coupling coupling = coupling_of(numbers, parameters, initial, couplings, waits, reset, max_spikes, input, layout);
+    Tensor spikes = Backend::empty_like(input);
+    Tensor membrane = Backend::empty_like(input);
+    const auto trace = [&](bool wanted) {
+      return wanted ? Backend::empty_like(input) : torch::stable::new_empty(input, {0}, input.scalar_type());
+    };
+    Tensor current = trace((kept & 1) != 0);
+    Tensor adaptation = trace((kept & 2) != 0);
+    Tensor held = trace((kept & 4) != 0);
+    Tensor last = lanes_like(input, {kCoupledStates, layout.outer, layout.inner}, layout);
+    if (input.numel() > 0) {
+      Backend::run(CoupledForwardCall{layout, input, {numbers, parameters}, initial, coupling, max_spikes, refractory, spikes,
+                                      membrane, current, adaptation, held, last});
+    }
+    return {spikes, membrane, current, adaptation, held, last};
+  }
+
+  static std::tuple<Tensor, Tensor> coupled_backward(
+      const Tensor& membrane, OptionalTensor current, OptionalTensor adaptation, OptionalTensor held,
+      OptionalTensor grad_spikes, OptionalTensor grad_membrane, OptionalTensor grad_last, Doubles numbers,
+      OptionalTensor parameters, OptionalTensor initial, double max_spikes, std::int64_t reset, std::int64_t couplings,
+      std::int64_t surrogate, double slope, double scale, std::int64_t method, bool with_lanes, std::int64_t time_dim) {
+    const Layout layout = layout_of(membrane, time_dim);
+    for (const OptionalTensor* like : {&current, &adaptation, &held, &grad_spikes, &grad_membrane}) check_like(*like, membrane);
+    const Coupling coupling =
+        coupling_of(numbers, parameters, initial, couplings, held.has_value(), reset, max_spikes, membrane, layout);
+    check_states(grad_last, membrane, layout);
+    STD_TORCH_CHECK(!(coupling.raises || (coupling.adaptation && with_lanes)) || adaptation.has_value(),
+                    "the trace of the adaptation must be given");
+    STD_TORCH_CHECK(!coupling.synapse || !with_lanes || current.has_value(), "the trace of the current must be given");
+    const Surrogate<double> derivative = surrogate_of(surrogate, slope, scale);
+    STD_TORCH_CHECK(method >= 0 && method <= 2, "method must be in [0, 2], got ", method);
+    Tensor grad_input = Backend::empty_like(membrane);
+    Tensor lane_gradients = lanes_like(
+        membrane, {with_lanes ? kCoupledStates + kCoupledParameters : 0, layout.outer, layout.inner}, layout);
+    if (membrane.numel() > 0) {
+      Backend::run(CoupledBackwardCall{layout, membrane, current, adaptation, held, grad_spikes, grad_membrane, grad_last,
+                                       {numbers, parameters}, initial, coupling, max_spikes, derivative,
+                                       static_cast<Method>(method), grad_input, lane_gradients});
+    }
+    return {grad_input, lane_gradients};
+  }
+
   static std::tuple<Tensor, Tensor> srm_forward(const Tensor& psp, OptionalTensor taps, Doubles decay, Doubles constant,
                                                 Doubles linear, double threshold, OptionalTensor thresholds,
                                                 std::int64_t time_dim) {
@@ -322,6 +415,31 @@ class Operators {
     }
   }
 
+  static void check_states(const OptionalTensor& states, const Tensor& like, const Layout& layout) {
+    if (!states.has_value()) return;
+    check_dense(*states);
+    STD_TORCH_CHECK(states->scalar_type() == compute_dtype(like) && states->numel() == kCoupledStates * layout.lanes(),
+                    "a state must be a tensor of the compute dtype with ", kCoupledStates * layout.lanes(), " elements");
+  }
+
+  static Coupling coupling_of(const Doubles& numbers, const OptionalTensor& parameters, const OptionalTensor& initial,
+                              std::int64_t couplings, bool waits, std::int64_t reset, double max_spikes,
+                              const Tensor& like, const Layout& layout) {
+    STD_TORCH_CHECK(static_cast<int>(numbers.size()) == kCoupledParameters, "numbers must be ", kCoupledParameters,
+                    " parameters, got ", numbers.size());
+    if (parameters.has_value()) {
+      check_dense(*parameters);
+      const std::int64_t count = parameters->numel();
+      STD_TORCH_CHECK(parameters->scalar_type() == compute_dtype(like) &&
+                          (count == kCoupledParameters || count == kCoupledParameters * layout.inner),
+                      "parameters must be a tensor of the compute dtype with ", kCoupledParameters, " rows of 1 or ",
+                      layout.inner, " elements");
+    }
+    check_states(initial, like, layout);
+    STD_TORCH_CHECK(couplings >= 0 && couplings < 128, "couplings must be in [0, 127], got ", couplings);
+    return Coupling::of(couplings, waits, reset_of(reset, max_spikes), max_spikes);
+  }
+
   static Reset reset_of(std::int64_t code, double max_spikes) {
     STD_TORCH_CHECK(code >= 0 && code <= 3, "reset must be in [0, 3], got ", code);
     const Reset reset = static_cast<Reset>(code);
@@ -368,6 +486,8 @@ void register_operators(Library& library) {
   using Ops = Operators<Backend>;
   library.impl("lif_forward", TORCH_BOX(&Ops::lif_forward));
   library.impl("lif_backward", TORCH_BOX(&Ops::lif_backward));
+  library.impl("coupled_forward", TORCH_BOX(&Ops::coupled_forward));
+  library.impl("coupled_backward", TORCH_BOX(&Ops::coupled_backward));
   library.impl("srm_forward", TORCH_BOX(&Ops::srm_forward));
   library.impl("srm_backward", TORCH_BOX(&Ops::srm_backward));
   library.impl("filter", TORCH_BOX(&Ops::filter));

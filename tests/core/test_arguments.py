@@ -36,7 +36,7 @@ WRONG_LIF = [
         {"threshold": torch.ones(2, 3)},
     ),
     (ValueError, "threshold must be positive if max_spikes > 1, got -1", {"threshold": -1, "max_spikes": 2}),
-    (ValueError, "reset must be one of subtract, zero, none, got 'soft'", {"reset": "soft"}),
+    (ValueError, "reset must be one of subtract, zero, none, value, got 'soft'", {"reset": "soft"}),
     (ValueError, "max_spikes must be 1 with reset 'zero', got 2", {"reset": "zero", "max_spikes": 2}),
     (ValueError, "max_spikes must be at least 1, got 0", {"max_spikes": 0}),
     (ValueError, "max_spikes must be at most 2147483647, got an integer of 1329 bits", {"max_spikes": 10**400}),

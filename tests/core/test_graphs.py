@@ -268,6 +268,7 @@ CONTEXTS: dict[str, Callable[[Any], Any]] = {
     "a hook of all modules": everything_hooked,
     "a dispatch mode": lambda net: Mode(),  # type: ignore[no-untyped-call]
     "anomaly detection": lambda net: torch.autograd.set_detect_anomaly(True),
+    "an observer": lambda net: network.observe(net, ["0.output"]),
 }
 
 

@@ -180,7 +180,7 @@ def readable_names(symbols: Iterable[str]) -> dict[str, str]:
     names = {}
     for symbol, full in zip(listed, demangled.splitlines(), strict=True):
         short = re.sub(r"^void |exodus::(cuda::)?|\(anonymous namespace\)::", "", full).partition("(")[0]
-        flag = "sums" if short.startswith("lif_") else "reverse"
+        flag = "sums" if short.startswith(("lif_", "coupled_")) else "reverse"
         names[symbol] = short.replace(", true>", f", {flag}>").replace(", false>", ">")
     return names
 

@@ -47,6 +47,7 @@ from exodus_client._errors import (
 from exodus_client._gradients.result import Gradients
 from exodus_client._models.messages import ModelInfo, Outputs, StepResult
 from exodus_client._models.model import Model
+from exodus_client._models.recording import LayerStatistics
 from exodus_client._models.state import IncompatibleKeys, LoadedWeights
 from exodus_client._threads import Future
 from exodus_client.neuron import IF, LIF, SRM, AlphaKernel, ExponentialKernel, SlayerRefractory
@@ -91,6 +92,7 @@ __all__ = [
     "IncompatibleKeys",
     "InternalServerError",
     "InvalidResponseError",
+    "LayerStatistics",
     "LengthRequiredError",
     "Limits",
     "LoadedWeights",

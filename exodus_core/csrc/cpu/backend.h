@@ -24,11 +24,24 @@ struct Cpu {
 
   static void run(const LifForwardCall& call);
   static void run(const LifBackwardCall& call);
+  static void run(const CoupledForwardCall& call);
+  static void run(const CoupledBackwardCall& call);
   static void run(const SrmForwardCall& call);
   static void run(const SrmBackwardCall& call);
   static void run(const FilterCall& call);
   static void run(const TapsGradientCall& call);
 };
+
+// Values of the inner indices, copied to a row of the lanes of a tile.
+template <class Real>
+void fill_lanes(Real* row, const Real* values, const Layout& layout, const Tile& tile) {
+  for (std::int64_t lane = 0; lane < tile.width;) {  // one stretch of lanes with the same outer index at a time
+    const std::int64_t n = (tile.first_lane + lane) % layout.inner;
+    const std::int64_t run = std::min(layout.inner - n, tile.width - lane);
+    std::copy_n(values + n, run, row + lane);
+    lane += run;
+  }
+}
 
 // A parameter of the lanes of a tile, spread to a row.
 template <class Real>
@@ -36,13 +49,8 @@ void fill_parameter(Real* row, const Parameter& parameter, const Layout& layout,
   const Real* values = elements<Real>(parameter.tensor);
   if (values == nullptr || parameter.tensor->numel() == 1) {
     std::fill_n(row, tile.width, values == nullptr ? static_cast<Real>(parameter.value) : *values);
-    return;
-  }
-  for (std::int64_t lane = 0; lane < tile.width;) {  // one stretch of lanes with the same outer index at a time
-    const std::int64_t n = (tile.first_lane + lane) % layout.inner;
-    const std::int64_t run = std::min(layout.inner - n, tile.width - lane);
-    std::copy_n(values + n, run, row + lane);
-    lane += run;
+  } else {
+    fill_lanes(row, values, layout, tile);
   }
 }
 

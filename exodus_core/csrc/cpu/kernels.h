@@ -9,6 +9,7 @@
 
 #include "../core/adjoint.h"
 #include "../core/causal_kernel.h"
+#include "../core/coupled_adjoint.h"
 #include "../core/neuron.h"
 #include "../core/dtypes.h"
 #include "../core/surrogate.h"
@@ -113,6 +114,88 @@ struct LifInitialRow {
   Real* grad_membrane;
   Real* grad_spikes;
   ParameterSums<Real> sums;
+};
+
+// The parameters of neurons with coupled variables, in the order of CoupledParameter.
+template <class Real>
+struct CoupledRows {
+  ParameterRow<Real> of[kCoupledParameters];
+};
+
+// As LifForwardBlock. `state` has the rows of CoupledStateRow: before the block in, after it out.
+template <class Storage>
+struct CoupledForwardBlock {
+  using Real = compute_t<Storage>;
+  std::int64_t width;
+  std::int64_t steps;
+  CoupledRows<Real> neuron;
+  Coupling coupling;
+  Real max_spikes;
+  Real refractory;
+  RowBlock<const Storage> input;
+  RowBlock<Storage> spikes;
+  RowBlock<Storage> membrane;
+  RowBlock<Storage> current;
+  RowBlock<Storage> adaptation;
+  RowBlock<Storage> held;
+  bool keeps_current;
+  bool keeps_adaptation;
+  bool keeps_held;
+  Real* state[kCoupledStates];
+};
+
+// The rows of CoupledAdjoint.
+template <class Real>
+struct CoupledAdjointRows {
+  Real* moved;
+  Real* adaptation;
+  Real* current;
+  Real* held;
+  Real* into_adaptation;
+  Real* into_current;
+};
+
+// In the order of CoupledParameter; null if they are not wanted.
+template <class Real>
+struct CoupledSumRows {
+  Real* of[kCoupledParameters];
+};
+
+template <class Storage>
+struct CoupledBackwardBlock {
+  using Real = compute_t<Storage>;
+  std::int64_t width;
+  std::int64_t steps;
+  CoupledRows<Real> neuron;
+  Coupling coupling;
+  Real max_spikes;
+  Surrogate<Real> surrogate;
+  RowBlock<const Storage> membrane;
+  RowBlock<const Storage> current;
+  RowBlock<const Storage> adaptation;
+  RowBlock<const Storage> held;
+  RowBlock<const Storage> grad_spikes;
+  RowBlock<const Storage> grad_membrane;
+  bool keeps_current;
+  bool keeps_adaptation;
+  bool keeps_held;
+  bool has_grad_spikes;
+  bool has_grad_membrane;
+  RowBlock<Storage> grad_input;
+  CoupledAdjointRows<Real> adjoint;  // after the block in time in, at its first step out
+  CoupledSumRows<Real> sums;
+};
+
+// The step from t = -1 to t = 0: it closes the backward pass.
+template <class Real>
+struct CoupledInitialRow {
+  std::int64_t width;
+  CoupledRows<Real> neuron;
+  Coupling coupling;
+  const Real* initial[kCoupledStates];
+  CoupledAdjointRows<Real> adjoint;
+  Real* gradient[kCoupledStates];
+  CoupledSumRows<Real> sums;
 };
 
 template <class Storage>
@@ -237,6 +320,9 @@ struct RowKernels {
   void (*lif_forward)(Reset, bool many_spikes, const LifForwardBlock<Storage>&);
   void (*lif_backward)(Method, Reset, const LifBackwardBlock<Storage>&);
   void (*lif_initial)(Method, Reset, const LifInitialRow<Real>&);
+  void (*coupled_forward)(const CoupledForwardBlock<Storage>&);
+  void (*coupled_backward)(Method, const CoupledBackwardBlock<Storage>&);
+  void (*coupled_initial)(Method, const CoupledInitialRow<Real>&);
   void (*surrogate)(const Surrogate<Real>&, std::int64_t width, const Storage* membrane, const Real* threshold,
                     Real* derivative);
   void (*srm_forward)(const SrmForwardRow<Storage>&);

@@ -28,6 +28,7 @@ using vector_t = typename VectorOf<Scalar, bytes>::type;
 
 template <class Scalar, int count>
 struct Vec {
+  using Lane = Scalar;
   using Vector = vector_t<Scalar, count * sizeof(Scalar)>;
   // The result of a comparison: all bits of a lane, or none.
   struct Mask {

@@ -105,7 +105,7 @@ inline bool streams(const Layout& layout, std::int64_t bytes) {
 }
 
 // The rows of one tensor that belong to the tile at hand: row t is what the row kernels read or write.
-// A tensor that is not given (null) reads as zeros.
+// A tensor that is not given (null) reads as zeros, and is not written.
 template <class T>
 class TileRows {
  public:
@@ -144,7 +144,7 @@ class TileRows {
   // Announces that rows from `begin` on will be written; `put` takes the rows [begin, end) to their place.
   void prepare(std::int64_t begin) { begin_ = begin; }
   void put(std::int64_t begin, std::int64_t end) {
-    if (tile_.in_place) return;
+    if (tensor_ == nullptr || tile_.in_place) return;
     if (layout_.inner == 1 && streamed_) {
       row_kernels<Stored>().stream_rows({tile_.width, end - begin, begin, layout_.time - end, direction_, staging_[0],
                                          staging_.stride(), tensor_ + layout_.offset(tile_.first_lane, begin),

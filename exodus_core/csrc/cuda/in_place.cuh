@@ -136,8 +136,8 @@ class Rows {
 
 // Walks the `width` lanes from `lane` on through time. compute(x, y) computes some steps of them: y, [step][lane][output],
 // from x, [step][lane][input]. It is called with `group` steps, and at the end of time with one.
-template <int width, int group, class Storage, int inputs, int outputs, class Compute>
-__device__ __forceinline__ void sweep_in_place(const Sweep<Storage, inputs, outputs>& sweep, std::int64_t lane,
+template <int width, int group, class Storage, int inputs, int outputs, int required, class Compute>
+__device__ __forceinline__ void sweep_in_place(const Sweep<Storage, inputs, outputs, required>& sweep, std::int64_t lane,
                                                unsigned char* shared, Compute compute) {
   using Row = Vector<Storage, width>;
   const Layout& layout = sweep.layout;
@@ -148,7 +148,7 @@ __device__ __forceinline__ void sweep_in_place(const Sweep<Storage, inputs, outp
                                                              static_cast<int>(threadIdx.x));
   Storage* to[outputs];
 #pragma unroll
-  for (int j = 0; j < outputs; ++j) to[j] = sweep.out[j] + first;
+  for (int j = 0; j < outputs; ++j) to[j] = j >= required && sweep.out[j] == nullptr ? nullptr : sweep.out[j] + first;
   const auto work = [&](const auto& x, auto steps) {
     Storage from[steps.value][width][inputs];
     Storage results[steps.value][width][outputs];
@@ -165,6 +165,7 @@ __device__ __forceinline__ void sweep_in_place(const Sweep<Storage, inputs, outp
     for (int k = 0; k < steps.value; ++k) {
 #pragma unroll
       for (int j = 0; j < outputs; ++j) {
+        if (j >= required && sweep.out[j] == nullptr) continue;
         Row y;
 #pragma unroll
         for (int i = 0; i < width; ++i) y.at[i] = results[k][i][j];
@@ -205,8 +206,8 @@ __device__ __forceinline__ auto step_by_step(Step step) {
 }
 
 // Shared memory of a block that walks in place; refuses a time that it cannot count.
-template <int width, int group, class Storage, int inputs, int outputs>
-int ring_bytes(const Sweep<Storage, inputs, outputs>& sweep, const OnDeviceOf& device) {
+template <int width, int group, class Storage, int inputs, int outputs, int required>
+int ring_bytes(const Sweep<Storage, inputs, outputs, required>& sweep, const OnDeviceOf& device) {
   STD_TORCH_CHECK(sweep.layout.time <= std::numeric_limits<int>::max(), "time must have at most ",
                   std::numeric_limits<int>::max(), " steps on this device, got ", sweep.layout.time);
   return device.copies_ahead() ? sweep.given() * Rows<width, group, kSlots, kThreads, Storage, inputs>::kRingBytes : 0;

@@ -34,8 +34,8 @@ inline int staged_bytes(const Layout& layout, int given, int outputs) {
 }
 
 // Bytes of the largest unit, up to kUnit, that every run of these tensors is a multiple of and aligned to.
-template <class Storage, int inputs, int outputs>
-int staged_unit(const Sweep<Storage, inputs, outputs>& sweep) {
+template <class Storage, int inputs, int outputs, int required>
+int staged_unit(const Sweep<Storage, inputs, outputs, required>& sweep) {
   const std::int64_t run = sweep.layout.time * sweep.layout.inner * static_cast<std::int64_t>(sizeof(Storage));
   int unit = kUnit;
   while (unit > static_cast<int>(sizeof(Storage)) && (run % unit != 0 || !is_aligned(sweep, unit))) unit /= 2;
@@ -114,9 +114,9 @@ __device__ __forceinline__ void store_unit(unsigned char* global, const unsigned
 // As sweep_in_place, for the lanes of a block, one a thread, by tiles in `shared`. Every thread of the block must come
 // here. `reverse` is that of the sweep, known when compiled: elements of a unit are registers, which have no index.
 // `compute` is called with the steps of a unit, or with one.
-template <bool reverse, class Storage, int inputs, int outputs, class Compute>
-__device__ __forceinline__ void sweep_staged(const Sweep<Storage, inputs, outputs>& sweep, const StagedBlock& block, int unit,
-                                             unsigned char* shared, Compute compute) {
+template <bool reverse, class Storage, int inputs, int outputs, int required, class Compute>
+__device__ __forceinline__ void sweep_staged(const Sweep<Storage, inputs, outputs, required>& sweep,
+                                             const StagedBlock& block, int unit, unsigned char* shared, Compute compute) {
   constexpr int kSteps = staged_steps<Storage>();
   constexpr int kPerUnit = kUnit / static_cast<int>(sizeof(Storage));
   using Unit = Vector<Storage, kPerUnit>;
@@ -200,6 +200,7 @@ __device__ __forceinline__ void sweep_staged(const Sweep<Storage, inputs, output
     with_unit<Storage>(unit, [&](auto bytes) {
 #pragma unroll
       for (int j = 0; j < outputs; ++j) {
+        if (j >= required && sweep.out[j] == nullptr) continue;
         unsigned char* const to = reinterpret_cast<unsigned char*>(sweep.out[j]);
         const unsigned char* const from = results + j * tile;
         block.template for_each<bytes.value, Storage>(

@@ -21,8 +21,8 @@ inline unsigned int blocks_for(std::int64_t threads, int per_block) {
   return static_cast<unsigned int>((threads + per_block - 1) / per_block);
 }
 
-// Null reads as zeros.
-template <class Storage, int inputs, int outputs>
+// An input that is null reads as zeros; an output behind the first `required` that is null is not written.
+template <class Storage, int inputs, int outputs, int required = outputs>
 struct Sweep {
   Layout layout;
   bool reverse;  // from the last step to the first
@@ -38,8 +38,8 @@ struct Sweep {
 };
 
 // True if all tensors of a sweep (null: not given) are aligned to so many bytes.
-template <class Storage, int inputs, int outputs>
-bool is_aligned(const Sweep<Storage, inputs, outputs>& sweep, int bytes) {
+template <class Storage, int inputs, int outputs, int required>
+bool is_aligned(const Sweep<Storage, inputs, outputs, required>& sweep, int bytes) {
   const auto aligned = [bytes](const void* tensor) { return reinterpret_cast<std::uintptr_t>(tensor) % bytes == 0; };
   return std::all_of(sweep.in, sweep.in + inputs, aligned) && std::all_of(sweep.out, sweep.out + outputs, aligned);
 }

@@ -1,16 +1,20 @@
 """Exact gradients of spiking neural networks: EXODUS, SLAYER and BPTT for LIF, IF and any SRM neuron.
 
-`lif`, `srm` and `filter` are differentiable functions; `lif_gradient` and `srm_gradient` compute gradients from a
-membrane trace, `synapse_gradients` and `output_filter_adjoint` those of what surrounds the neurons. `nn` has modules,
-`surrogate` the surrogate derivatives, `reference` the definitions as plain loops; `network` builds networks from plain
-data, `losses` has losses by name, `training` trains. `METHODS`, `NEURONS`, `RESETS` and `surrogate.KINDS` name what
-there is. `keep_memory` bounds the cache of freed outputs' memory.
+`lif`, `cuba_lif`, `alif`, `srm`, `filter`, `delay` and `delayed_linear` are differentiable functions;
+`lif_gradient` and `srm_gradient` compute gradients from a membrane trace, `synapse_gradients` and
+`output_filter_adjoint` those of what surrounds the neurons. `nn` has modules, `surrogate` the surrogate derivatives,
+`reference` the definitions as plain loops; `network` builds networks from plain data, `losses` has losses by name,
+`training` trains. `METHODS`, `NEURONS`, `RESETS` and `surrogate.KINDS` name what there is. `keep_memory` bounds the
+cache of freed outputs' memory.
 """
 
 from exodus_core import losses, network, nn, reference, surrogate, training
 from exodus_core._version import __version__
+from exodus_core.accelerate import AccelerationError, NetworkData, Refusal, accelerate, to_network
 from exodus_core.arguments import METHODS, NEURONS, RESETS
 from exodus_core.capability import capabilities
+from exodus_core.coupled import alif, cuba_lif
+from exodus_core.delays import delay, delayed_linear
 from exodus_core.errors import ArgumentError, ArgumentTypeError, DescriptionError
 from exodus_core.functional import filter, lif, srm
 from exodus_core.gradients import LifGradient, SrmGradient, lif_gradient, srm_gradient
@@ -25,21 +29,29 @@ __all__ = [
     "METHODS",
     "NEURONS",
     "RESETS",
+    "AccelerationError",
     "AlphaKernel",
     "ArgumentError",
     "ArgumentTypeError",
     "DescriptionError",
     "ExponentialKernel",
     "LifGradient",
+    "NetworkData",
     "PackedSpikes",
+    "Refusal",
     "SlayerRefractory",
     "SlayerResponse",
     "SrmGradient",
     "SynapseGradients",
     "__version__",
+    "accelerate",
+    "alif",
     "capabilities",
     "conv1d",
     "conv2d",
+    "cuba_lif",
+    "delay",
+    "delayed_linear",
     "filter",
     "fire",
     "keep_memory",
@@ -58,5 +70,6 @@ __all__ = [
     "surrogate",
     "synapse_current",
     "synapse_gradients",
+    "to_network",
     "training",
 ]

@@ -20,11 +20,17 @@ from exodus_core.surrogate import DEFAULT_SURROGATE, KINDS, Surrogate
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 METHODS = ("exodus", "slayer", "bptt")
 RESETS = ("subtract", "zero", "none")
+#: The resets of neurons whose parameters include the value that they are reset to.
+NEURON_RESETS = (*RESETS, "value")
 NEURONS = ("lif", "if", "srm")
 LARGEST = 2**31 - 1
+#: Steps are counted in float32, which has every integer up to here.
+LARGEST_REFRACTORY = 2**24
 _SURROGATES = tuple(KINDS.values())
 
-# The numbers are those of enum Method in csrc/core/adjoint.h. BPTT does not reach the operators.
+# The numbers are those of enum Method in csrc/core/adjoint.h. BPTT does not reach the operators. EXODUS with a detached
+# reset has a number of its own, kDetachedReset in csrc/core/coupled_adjoint.h.
+DETACHED_RESET = 2
 METHOD_NUMBERS = {"exodus": 0, "slayer": 1, "bptt": 0}
 
 # The numbers are those of enum Reset in csrc/core/neuron.h.
@@ -106,11 +112,29 @@ def reset_code(reset: str, decay_reset: bool, max_spikes: int) -> int:
         raise ArgumentError("max_spikes", "at least 1", max_spikes)
     if max_spikes > LARGEST:
         raise ArgumentError("max_spikes", f"at most {LARGEST}", f"an integer of {max_spikes.bit_length()} bits")
-    if reset not in RESETS:
-        raise ArgumentError("reset", f"one of {', '.join(RESETS)}", repr(reset))
-    if reset == "zero" and max_spikes > 1:
-        raise ArgumentError("max_spikes", "1 with reset 'zero'", max_spikes)
-    return RESET_NUMBERS[reset, bool(decay_reset) and reset == "subtract"]
+    if reset not in NEURON_RESETS:
+        raise ArgumentError("reset", f"one of {', '.join(NEURON_RESETS)}", repr(reset))
+    if reset in ("zero", "value") and max_spikes > 1:
+        raise ArgumentError("max_spikes", f"1 with reset {reset!r}", max_spikes)
+    return RESET_NUMBERS["zero" if reset == "value" else reset, bool(decay_reset) and reset == "subtract"]
+
+
+def check_reset_to(reset: str, reset_to: float | Tensor | None) -> None:
+    """Checks that reset "value" has a value, and other resets have none. A tensor is not read."""
+    if reset == "value":
+        if reset_to is None:
+            raise ArgumentError("reset_to", "a value with reset 'value'", None)
+        check_value("reset_to", reset_to)
+    elif reset_to is not None:
+        raise ArgumentError("reset_to", "None unless reset is 'value'", f"a value with reset {reset!r}")
+
+
+def refractory_steps(refractory: Any) -> int:
+    """A refractory period in steps, checked."""
+    steps = integer("refractory", refractory)
+    if not 0 <= steps <= LARGEST_REFRACTORY:
+        raise ArgumentError("refractory", f"an integer from 0 to {LARGEST_REFRACTORY}", steps)
+    return steps
 
 
 def _broadcast(name: str, tensor: Tensor, shape: Sequence[int], what: str) -> Tensor:
@@ -136,11 +160,20 @@ def check_value(name: str, value: float | Tensor) -> None:
         raise ArgumentError(name, "a number of a float's size", f"an integer of {value.bit_length()} bits")
 
 
-def check_alpha(alpha: float | Tensor) -> None:
+#: Parameters that are decays per step.
+DECAYS = ("alpha", "synapse_alpha", "adapt_alpha")
+
+
+def check_decay(name: str, value: float | Tensor) -> None:
     """Checks that a decay is in [0, 1]. A tensor is not read."""
-    check_value("alpha", alpha)
-    if not isinstance(alpha, Tensor) and not 0 <= alpha <= 1:
-        raise ArgumentError("alpha", "in [0, 1]", alpha)
+    check_value(name, value)
+    if not isinstance(value, Tensor) and not 0 <= value <= 1:
+        raise ArgumentError(name, "in [0, 1]", value)
+
+
+def check_alpha(alpha: float | Tensor) -> None:
+    """Checks that the decay of the membrane is in [0, 1]. A tensor is not read."""
+    check_decay("alpha", alpha)
 
 
 # Up to so many elements, reading them in Python is faster than starting an operator.
@@ -171,14 +204,14 @@ def _bounds(tensor: Tensor) -> tuple[float, float]:
 
 
 def check_values(name: str, tensor: Tensor, *, positive: bool = False) -> None:
-    """Checks the elements of a parameter: no NaN, alpha in [0, 1], positive if asked. A traced tensor is not read."""
+    """Checks the elements of a parameter: no NaN, decays in [0, 1], positive if asked. A traced tensor is not read."""
     if _is_traced(tensor) or tensor.numel() == 0:
         return
     low, high = _bounds(tensor)
     if low != low:
         raise ArgumentError(name, "a number", "nan")
-    if name == "alpha" and not 0 <= low <= high <= 1:
-        raise ArgumentError("alpha", "in [0, 1]", low if low < 0 else high)
+    if name in DECAYS and not 0 <= low <= high <= 1:
+        raise ArgumentError(name, "in [0, 1]", low if low < 0 else high)
     if positive and low <= 0:
         raise ArgumentError(name, "positive", low)
 
@@ -305,6 +338,9 @@ class NeuronOptions(TypedDict, total=False):
     method: str
     min_membrane: float | Tensor | None
     max_spikes: int
+    reset_to: float | Tensor | None
+    detach_reset: bool
+    refractory: int
 
 
 class LifOptions(NeuronOptions, total=False):
@@ -326,13 +362,35 @@ LIF_DEFAULTS: LifOptions = {
     "initial_spikes": None,
     "min_membrane": None,
     "max_spikes": 1,
+    "reset_to": None,
+    "detach_reset": False,
+    "refractory": 0,
     "time_dim": 1,
 }
 LifTensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
+def is_coupled(
+    reset: str = "subtract",
+    detach_reset: bool = False,
+    refractory: int = 0,
+    method: str = "exodus",
+    synapse_alpha: float | Tensor | None = None,
+    adapt_alpha: float | Tensor | None = None,
+    **_: Any,
+) -> bool:
+    """True if the operators of `coupled` compute these neurons: the state of LIF is a membrane and spikes alone."""
+    others = reset == "value" or refractory != 0 or (bool(detach_reset) and reset == "zero" and method != "slayer")
+    return others or synapse_alpha is not None or adapt_alpha is not None
+
+
+def method_number(method: str, detach_reset: bool) -> int:
+    """The operators' number of a method. SLAYER drops what is detached already."""
+    return DETACHED_RESET if detach_reset and method == "exodus" else METHOD_NUMBERS[method]
+
+
 def lif_arguments(x: Tensor, alpha: float | Tensor, **options: Unpack[LifOptions]) -> tuple[LifSettings, LifTensors]:
-    """The arguments of `exodus_core.lif` as the operators take them.
+    """The arguments of `exodus_core.lif` as the operators of LIF take them, of neurons that are not `is_coupled`.
 
     The tensors are alphas, thresholds, resets_by, min_membranes, initial_membrane and initial_spikes, each None if it
     is a number.
@@ -344,6 +402,9 @@ def lif_arguments(x: Tensor, alpha: float | Tensor, **options: Unpack[LifOptions
     check_method(method)
     check_surrogate(surrogate)
     reset_number = reset_code(given["reset"], given["decay_reset"], max_spikes)
+    check_reset_to(given["reset"], given["reset_to"])
+    # A reset that subtracts, detached, is what SLAYER computes.
+    drops_reset = method == "slayer" or (method == "exodus" and bool(given["detach_reset"]))
     check_threshold(threshold, max_spikes)
     alpha_value, alphas = decay(alpha, x, time_dim)
     threshold_value, thresholds = parameter("threshold", threshold, x, time_dim, positive=max_spikes > 1)
@@ -364,7 +425,7 @@ def lif_arguments(x: Tensor, alpha: float | Tensor, **options: Unpack[LifOptions
         surrogate.code,
         slope,
         scale,
-        METHOD_NUMBERS[method],
+        METHOD_NUMBERS["slayer" if drops_reset else method],
         time_dim,
         reset_by is None,
     )

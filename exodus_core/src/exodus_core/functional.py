@@ -8,11 +8,11 @@ from typing import Unpack
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from exodus_core import arguments, ops, reference
+from exodus_core import arguments, coupled, ops, reference
 from exodus_core.arguments import LifOptions, LifSettings, LifTensors, NeuronOptions
-from exodus_core.autograd import Filter, Lif, LifWithLast, PackedLif, Srm
+from exodus_core.autograd import Filter, Lif, LifWithLast, PackedLif, Srm, is_differentiated
+from exodus_core.errors import ArgumentError
 from exodus_core.kernels import Kernel
 from exodus_core.pieces.carried import refuse_in_pieces
 from exodus_core.sparse.spikes import PackedSpikes, watched
@@ -20,15 +20,6 @@ from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
 # Neurons of a sample from which on the CPU's kernels write bits: the lanes of its widest vector.
 _PACKED_NEURONS = 16
-
-
-def is_differentiated(*tensors: Tensor | None) -> bool:
-    """True if a result of tensors is to be differentiated, backward or forward."""
-    # Forward-mode differentiation needs no requires_grad. The plain operators would silently lose its tangents; the
-    # autograd functions raise an error.
-    if forward_ad._current_level >= 0:
-        return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def lif(
@@ -45,6 +36,9 @@ def lif(
     initial_spikes: float | Tensor | None = None,
     min_membrane: float | Tensor | None = None,
     max_spikes: int = 1,
+    reset_to: float | Tensor | None = None,
+    detach_reset: bool = False,
+    refractory: int = 0,
     time_dim: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Leaky integrate-and-fire neurons (integrate-and-fire: alpha = 1), differentiable in every float tensor argument.
@@ -54,8 +48,9 @@ def lif(
         u[t] = alpha u[t-1] + x[t] - reset_by s[t-1]            decay_reset=False
         u[t] = alpha (u[t-1] - reset_by s[t-1]) + x[t]          decay_reset=True
 
-    with "zero" u[t] = alpha u[t-1] (1 - s[t-1]) + x[t], with "none" u[t] = alpha u[t-1] + x[t]; then u[t] is raised to
-    min_membrane and s[t] = 1 where u[t] >= threshold, or min(floor(u[t] / threshold), max_spikes).
+    with "zero" u[t] = alpha u[t-1] (1 - s[t-1]) + x[t], with "value" the membrane is reset to reset_to instead of 0,
+    u[t] = alpha (u[t-1] (1 - s[t-1]) + reset_to s[t-1]) + x[t], with "none" u[t] = alpha u[t-1] + x[t]; then u[t] is
+    raised to min_membrane and s[t] = 1 where u[t] >= threshold, or min(floor(u[t] / threshold), max_spikes).
 
     Args:
         x: weighted input current, shape (outer..., time, inner...), float32, float64, float16 or bfloat16 (the last two
@@ -63,7 +58,7 @@ def lif(
         alpha: decay of the membrane per step, exp(-dt/tau), in [0, 1].
         threshold: theta, in units of the membrane; positive if max_spikes > 1. At 0 or below, neurons fire at
             rest and a reset by the threshold raises them: defined, but not what networks as data take.
-        reset: "subtract", "zero" or "none".
+        reset: "subtract", "zero", "value" or "none".
         reset_by: what a spike subtracts; None means threshold, and then the gradient of the threshold includes it.
         decay_reset: apply the reset before the decay.
         surrogate: f', the derivative of the spikes with respect to the membrane; see `exodus_core.surrogate`.
@@ -76,6 +71,11 @@ def lif(
             there compute in float32, as `exodus_core.nn` does with stateful=True.
         min_membrane: lower bound of the membrane, or None. It is rounded to the dtype of x.
         max_spikes: most spikes in one step.
+        reset_to: the value that a spike sets the membrane to with reset "value".
+        detach_reset: no gradient passes through the spikes to the reset, as in libraries that detach them. Where a
+            spike subtracts, that is what SLAYER computes; with "zero" and "value" the factor 1 - s[t-1] stays.
+        refractory: steps after a spike in which the membrane keeps the value that it has after the reset, whatever the
+            input, and no spike is fired.
         time_dim: the axis of x that is time.
 
     alpha, threshold, reset_by and min_membrane are floats, or tensors that broadcast over the inner dimensions. Numbers
@@ -102,8 +102,13 @@ def lif(
         "initial_spikes": initial_spikes,
         "min_membrane": min_membrane,
         "max_spikes": max_spikes,
+        "reset_to": reset_to,
+        "detach_reset": detach_reset,
+        "refractory": refractory,
         "time_dim": time_dim,
     }
+    if arguments.is_coupled(**options):
+        return coupled.neurons(x, alpha, **options)[:2]
     settings, tensors = arguments.lif_arguments(x, alpha, **options)
     if method == "bptt":
         return reference.lif(x, alpha, **options)
@@ -128,6 +133,8 @@ def lif_with_last(x: Tensor, alpha: float | Tensor, **options: Unpack[LifOptions
     """
     time_dim = arguments.check_signal("x", x, options["time_dim"])
     options["time_dim"] = time_dim
+    if arguments.is_coupled(**options):
+        raise ArgumentError("reset", "of neurons whose state is their membrane and spikes", repr(options.get("reset")))
     settings, tensors = arguments.lif_arguments(x, alpha, **options)
     if options.get("method") != "bptt" and is_differentiated(x, *tensors):
         found: tuple[Tensor, ...] = LifWithLast.apply(x.contiguous(), *_untied(settings, tensors), settings)  # type: ignore[no-untyped-call]
@@ -154,6 +161,7 @@ def lif_packed(x: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions
         and math.prod(x.shape[2:]) >= _PACKED_NEURONS
         and options.get("max_spikes", 1) == 1
         and options.get("method") != "bptt"
+        and not arguments.is_coupled(**options)
         and not torch.compiler.is_compiling()
         and not watched()
     )

@@ -48,6 +48,14 @@ def _lane_gradient_bytes(rows: int) -> Callable[..., int]:
     return count
 
 
+def _traced_bytes(first: Tensor, *arguments: Any) -> int:
+    """Of the traces that neurons with coupled variables keep, and of their last state."""
+    kept, time_dim = arguments[-2:]
+    outer, inner = _lane_shape(first, time_dim)
+    states = len(COUPLED_STATES) * outer * inner * compute_dtype(first.dtype).itemsize
+    return states + int(kept).bit_count() * first.nbytes
+
+
 # Bytes of taps for each lane beyond which the kernels keep the past of a block in global memory, at the earliest.
 _PAST_IN_SHARED_MEMORY = 24 * 1024 // 64
 
@@ -86,9 +94,39 @@ HAS_BITS: bool = torch._C._dispatch_has_kernel_for_dispatch_key("exodus::pack_sp
 LANE_GRADIENTS = ("initial_membrane", "initial_spikes", "alpha", "threshold", "reset_by", "min_membrane")
 INITIAL_MEMBRANE, INITIAL_SPIKES, ALPHA, THRESHOLD, RESET_BY, MIN_MEMBRANE = range(len(LANE_GRADIENTS))
 
+# The parameters, and the rows of a state, of neurons with coupled variables, in the order of enum CoupledParameter and
+# of enum CoupledStateRow in core/coupled_neuron.h. Their gradients are rows of one tensor, states first.
+COUPLED_PARAMETERS = (
+    "alpha",
+    "threshold",
+    "reset_by",
+    "min_membrane",
+    "synapse_alpha",
+    "synapse_gain",
+    "adapt_alpha",
+    "adapt_membrane",
+    "adapt_by",
+    "adapt_current",
+    "adapt_threshold",
+)
+COUPLED_STATES = ("membrane", "spikes", "current", "adaptation", "refractory")
+
+# Bits of the argument `couplings`, those of Coupling::of, and of `kept`.
+COUPLING_SYNAPSE, COUPLING_ADAPTATION, COUPLING_DELAYED, COUPLING_TIED = 1, 2, 4, 8
+COUPLING_SENSES, COUPLING_INHIBITS, COUPLING_RAISES = 16, 32, 64
+KEPT_CURRENT, KEPT_ADAPTATION, KEPT_REFRACTORY = 1, 2, 4
+
 lif_forward: _Pair = with_room(torch.ops.exodus.lif_forward.default, outputs=2)
 lif_backward: _Pair = with_room(
     torch.ops.exodus.lif_backward.default, outputs=1, more=_lane_gradient_bytes(len(LANE_GRADIENTS))
+)
+coupled_forward: Callable[..., tuple[Tensor, ...]] = with_room(
+    torch.ops.exodus.coupled_forward.default, outputs=2, more=_traced_bytes
+)
+coupled_backward: _Pair = with_room(
+    torch.ops.exodus.coupled_backward.default,
+    outputs=1,
+    more=_lane_gradient_bytes(len(COUPLED_STATES) + len(COUPLED_PARAMETERS)),
 )
 srm_forward: _Pair = with_room(torch.ops.exodus.srm_forward.default, outputs=2, more=_past_bytes)
 srm_backward: _Pair = with_room(torch.ops.exodus.srm_backward.default, outputs=1, more=_srm_backward_bytes)
@@ -175,6 +213,55 @@ def _(
     time_dim: int,
 ) -> tuple[Tensor, Tensor]:
     lanes = (len(LANE_GRADIENTS) if with_lanes else 0, *_lane_shape(membrane, time_dim))
+    return torch.empty_like(membrane), membrane.new_empty(lanes, dtype=compute_dtype(membrane.dtype))
+
+
+@torch.library.register_fake("exodus::coupled_forward")
+def _(
+    input: Tensor,
+    numbers: Sequence[float],
+    parameters: Tensor | None,
+    initial: Tensor | None,
+    max_spikes: float,
+    refractory: int,
+    reset: int,
+    couplings: int,
+    kept: int,
+    time_dim: int,
+) -> tuple[Tensor, ...]:
+    traces = [
+        torch.empty_like(input) if kept & bit else input.new_empty((0,))
+        for bit in (KEPT_CURRENT, KEPT_ADAPTATION, KEPT_REFRACTORY)
+    ]
+    shape = (len(COUPLED_STATES), *_lane_shape(input, time_dim))
+    last = input.new_empty(shape, dtype=compute_dtype(input.dtype))
+    return torch.empty_like(input), torch.empty_like(input), *traces, last
+
+
+@torch.library.register_fake("exodus::coupled_backward")
+def _(
+    membrane: Tensor,
+    current: Tensor | None,
+    adaptation: Tensor | None,
+    held: Tensor | None,
+    grad_spikes: Tensor | None,
+    grad_membrane: Tensor | None,
+    grad_last: Tensor | None,
+    numbers: Sequence[float],
+    parameters: Tensor | None,
+    initial: Tensor | None,
+    max_spikes: float,
+    reset: int,
+    couplings: int,
+    surrogate: int,
+    slope: float,
+    scale: float,
+    method: int,
+    with_lanes: bool,
+    time_dim: int,
+) -> tuple[Tensor, Tensor]:
+    rows = len(COUPLED_STATES) + len(COUPLED_PARAMETERS)
+    lanes = (rows if with_lanes else 0, *_lane_shape(membrane, time_dim))
     return torch.empty_like(membrane), membrane.new_empty(lanes, dtype=compute_dtype(membrane.dtype))
 
 

@@ -21,7 +21,7 @@ from exodus_core.surrogate import Exponential, Surrogate
 
 _DEFAULT_SURROGATE = Exponential()
 
-__all__ = ["filter", "lif", "lif_on_trace", "srm", "srm_on_trace"]
+__all__ = ["coupled_lif", "filter", "lif", "lif_on_trace", "srm", "srm_on_trace"]
 
 
 class _Spike(torch.autograd.Function):
@@ -157,12 +157,34 @@ def lif(
     initial_spikes: float | Tensor | None = None,
     min_membrane: float | Tensor | None = None,
     max_spikes: int = 1,
+    reset_to: float | Tensor | None = None,
+    detach_reset: bool = False,
+    refractory: int = 0,
     time_dim: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """LIF and IF as a loop over time (section 2); arguments and results are those of `exodus_core.lif`.
 
     `method` "exodus" and "bptt" differentiate the loop; "slayer" the loop with the reset detached from the state.
     """
+    if reset == "value" or detach_reset or refractory:
+        return coupled_lif(
+            x,
+            alpha,
+            threshold=threshold,
+            reset=reset,
+            reset_by=reset_by,
+            decay_reset=decay_reset,
+            surrogate=surrogate,
+            method=method,
+            initial_membrane=initial_membrane,
+            initial_spikes=initial_spikes,
+            min_membrane=min_membrane,
+            max_spikes=max_spikes,
+            reset_to=reset_to,
+            detach_reset=detach_reset,
+            refractory=refractory,
+            time_dim=time_dim,
+        )[:2]
     current = _time_first(x, time_dim)
     neuron = _lif_neuron(
         current, x.dtype, alpha, threshold, reset, reset_by, decay_reset, min_membrane, max_spikes, method
@@ -219,6 +241,100 @@ def lif_on_trace(
         membranes.append(u)
         spikes.append(s)
     return x, _stack(spikes, x, time_dim), _stack(membranes, x, time_dim)
+
+
+def coupled_lif(
+    x: Tensor,
+    alpha: float | Tensor,
+    *,
+    threshold: float | Tensor = 1.0,
+    reset: str = "subtract",
+    reset_by: float | Tensor | None = None,
+    decay_reset: bool = False,
+    surrogate: Surrogate = _DEFAULT_SURROGATE,
+    method: str = "bptt",
+    initial_membrane: float | Tensor | None = None,
+    initial_spikes: float | Tensor | None = None,
+    initial_current: float | Tensor | None = None,
+    initial_adaptation: float | Tensor | None = None,
+    initial_refractory: float | Tensor | None = None,
+    min_membrane: float | Tensor | None = None,
+    max_spikes: int = 1,
+    reset_to: float | Tensor | None = None,
+    detach_reset: bool = False,
+    refractory: int = 0,
+    synapse_alpha: float | Tensor | None = None,
+    synapse_gain: float | Tensor = 1.0,
+    synapse_delayed: bool = False,
+    adapt_alpha: float | Tensor | None = None,
+    adapt_by: float | Tensor = 1.0,
+    adapt_membrane: float | Tensor = 0.0,
+    adapt_threshold: float | Tensor = 0.0,
+    adapt_current: float | Tensor = 0.0,
+    time_dim: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """LIF with a synaptic current, an adaptation and a refractory period as a loop over time (section 9).
+
+    The arguments are those of `exodus_core.alif` and `exodus_core.cuba_lif`. Returns (spikes, membrane, last): last is
+    the state after the last step, (5, lanes): membrane, spikes, current, adaptation, refractory steps left.
+    """
+    check_method(method)
+    reset_code(reset, decay_reset, max_spikes)
+    drive = _time_first(x, time_dim)
+
+    def value(given: float | Tensor) -> Tensor:
+        return _as_tensor(given, drive)
+
+    a, theta, floor = value(alpha), value(threshold), -math.inf if min_membrane is None else min_membrane
+    beta, gain = value(0.0 if synapse_alpha is None else synapse_alpha), value(synapse_gain)
+    gamma = value(0.0 if adapt_alpha is None else adapt_alpha)
+    by, of_membrane = value(adapt_by), value(adapt_membrane)
+    raises, inhibits = value(adapt_threshold), value(adapt_current)
+    least = _stored(value(floor), x.dtype)
+    target = value(0.0 if reset_to is None else reset_to)
+    slayer = method == "slayer"
+    u, s = _state(initial_membrane, drive), _state(initial_spikes, drive)
+    i, w = _state(initial_current, drive), _state(initial_adaptation, drive)
+    waiting = _state(initial_refractory, drive).detach()
+    membranes, spikes = [], []
+    for x_t in drive.unbind():
+        fed_back = s.detach() if slayer else s  # SLAYER: no gradient through the spikes to the state
+        reset_s = s.detach() if slayer or detach_reset else s
+        u_before, w_before = u, w
+        current = x_t
+        if synapse_alpha is not None:
+            before = i
+            i = beta * before + x_t
+            current = gain * (before if synapse_delayed else i)
+        subtract = theta if reset_by is None else value(reset_by)
+        if adapt_alpha is not None:
+            if reset_by is None:
+                subtract = theta + raises * (w_before.detach() if slayer else w_before)
+            w = gamma * w_before + of_membrane * u_before + by * fed_back
+        retained = u_before
+        if reset in ("zero", "value"):
+            # SLAYER: the gradient of u instead of that of u (1 - s).
+            kept = u_before - u_before.detach() * reset_s if slayer else u_before * (1 - reset_s)
+            retained = kept + target * reset_s
+        elif reset == "subtract" and decay_reset:
+            retained = u_before - subtract * reset_s
+        moved, held = a * retained + current, retained
+        if reset == "subtract" and not decay_reset:
+            moved, held = moved - subtract * reset_s, held - subtract * reset_s
+        if adapt_alpha is not None:
+            moved = moved - inhibits * w
+        waits = waiting > 0
+        integrated = torch.where(waits, held, moved)
+        u = torch.where(integrated <= least, least, integrated)
+        stored = _stored(u, x.dtype)
+        raised = theta if adapt_alpha is None else theta + raises * _stored(w, x.dtype)
+        fired = _spike(stored, raised.expand_as(stored) if raised.dim() else raised, surrogate, max_spikes)
+        s = torch.where(waits, torch.zeros_like(fired), fired)
+        waiting = torch.where(s > 0, float(refractory), torch.where(waits, waiting - 1, 0.0)).detach()
+        membranes.append(stored)
+        spikes.append(s)
+    last = torch.stack([part.expand(drive.shape[1:]).reshape(-1) for part in (u, s, i, w, waiting)])
+    return _stack(spikes, x, time_dim), _stack(membranes, x, time_dim), last
 
 
 class _TapsState:

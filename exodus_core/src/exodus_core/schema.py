@@ -115,11 +115,19 @@ def read_record(cls: type[Record], value: object, place: Place, ignore: Sequence
 
 
 def plain(value: Any) -> Any:
-    """The inverse of reading: dataclasses become objects, tuples become lists."""
+    """The inverse of reading: dataclasses become objects, tuples become lists.
+
+    A dataclass may name fields in `left_out_by_default`, which are left out where they have their default: data that
+    was written before there were such fields stays the same.
+    """
     if dataclasses.is_dataclass(value):
         kind = getattr(value, "kind", None)
-        own = {} if kind is None or "kind" in {f.name for f in dataclasses.fields(value)} else {"kind": kind}
-        return own | {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = dataclasses.fields(value)
+        own = {} if kind is None or "kind" in {f.name for f in fields} else {"kind": kind}
+        left_out = getattr(value, "left_out_by_default", ())
+        found = {f.name: getattr(value, f.name) for f in fields}
+        shown = {f.name for f in fields if f.name not in left_out or found[f.name] != f.default}
+        return own | {name: plain(each) for name, each in found.items() if name in shown}
     return [plain(v) for v in value] if isinstance(value, tuple) else value
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from exodus_client._checks import one_of, unfit, values_of
 from exodus_client._errors import InvalidResponseError
 from exodus_client._gradients.result import Kind, Wanted, read_answer, read_numbers, timing_of
+from exodus_client._models.recording import NOTHING, LayerStatistics, Observed, Statistics, joined
 from exodus_client._plain_data import loss_of, names_of, number, rates_of
 from exodus_client._transport.session import Answer, is_count
 from exodus_client.neuron import Array
@@ -138,6 +139,8 @@ class StepResult:
         durable_error: why the last save failed; None if it did not.
         timing: milliseconds: the server's `queue`, `decode`, `kernel` and `encode`, and the client's `round_trip`.
         request_id: under which the server logged the request.
+        recordings: what was to be recorded, by name, (B, T, ...); arrays of the kind that went in.
+        statistics: numbers of layers by name, where they were asked for.
     """
 
     sequence: int
@@ -149,6 +152,8 @@ class StepResult:
     durable_error: str | None
     timing: Mapping[str, float]
     request_id: str
+    recordings: Mapping[str, Array] = field(default_factory=dict)
+    statistics: Mapping[str, LayerStatistics] | None = None
 
     @property
     def loss(self) -> float:
@@ -165,7 +170,7 @@ class Outputs:
         metrics: of the loss, if there was one.
         sequence: number of training calls that had been done.
         context: names what the server kept for a backward pass; None if it was not asked to.
-        timing, request_id: as in `StepResult`.
+        timing, request_id, recordings, statistics: as in `StepResult`.
     """
 
     outputs: Array | None
@@ -174,6 +179,8 @@ class Outputs:
     context: str | None
     timing: Mapping[str, float]
     request_id: str
+    recordings: Mapping[str, Array] = field(default_factory=dict)
+    statistics: Mapping[str, LayerStatistics] | None = None
 
 
 @dataclass(frozen=True)
@@ -274,17 +281,26 @@ def read_step(
     *,
     sequence: int,
     gradients: bool,
+    observed: Observed = NOTHING,
+    shape: Sequence[int] = (),
     metrics: Mapping[str, float] = MappingProxyType({}),
+    forward: Outputs | None = None,
 ) -> StepResult:
-    """The result in an answer to the call of this number; `metrics` are added to those of the server.
+    """The result in an answer to the call of this number.
 
-    `gradients`: whether they were asked for.
+    Args:
+        gradients: whether they were asked for.
+        observed: what else was.
+        shape: of the input.
+        metrics: added to those of the server.
+        forward: the forward pass, if that was a call of its own, with what it has recorded.
 
     Raises:
         InvalidResponseError: the answer is not what the API promises, or is to another call.
     """
     count = sum(math.prod(shape) for _, shape in info.parameters)
     wanted = {"gradients": Wanted((info.dtype,), (count,))} if gradients else {}
+    wanted |= observed.wanted(shape, info.dtype)
     message, arrays = read_answer(answer, kind, limits, wanted)
     params = message.params
     theirs, norms = read_numbers(params.get("metrics")), read_numbers(params.get("grad_norms"))
@@ -300,6 +316,10 @@ def read_step(
             f"the answer lacks metrics, grad_norms, device, durable or durable_error: got {params!r:.200}",
             request_id=answer.request_id,
         )
+    statistics: Statistics | None = observed.read_statistics(params, answer.request_id)
+    recordings: Mapping[str, Array] = observed.recordings(arrays, info.dtype)
+    if forward is not None:
+        statistics, recordings = joined(forward.statistics, statistics), forward.recordings
     return StepResult(
         sequence,
         durable,
@@ -310,11 +330,23 @@ def read_step(
         durable_error,
         timing_of(answer),
         answer.request_id,
+        recordings,
+        statistics,
     )
 
 
-def read_outputs(answer: Answer, kind: Kind, limits: Limits, wanted: Mapping[str, Wanted]) -> Outputs:
-    """The result of a forward pass in an answer; `wanted`: of its outputs. Raises InvalidResponseError."""
+def read_outputs(
+    answer: Answer, kind: Kind, limits: Limits, info: ModelInfo, wanted: Mapping[str, Wanted], observed: Observed
+) -> Outputs:
+    """The result of a forward pass in an answer.
+
+    Args:
+        wanted: of its outputs and recordings.
+        observed: what was to be recorded.
+
+    Raises:
+        InvalidResponseError: the answer is not what the API promises.
+    """
     message, arrays = read_answer(answer, kind, limits, wanted)
     params = message.params
     metrics, context = read_numbers(params.get("metrics", {})), params.get("context")
@@ -324,7 +356,16 @@ def read_outputs(answer: Answer, kind: Kind, limits: Limits, wanted: Mapping[str
             f"the answer lacks sequence, or metrics or context cannot be read: got {params!r:.200}",
             request_id=answer.request_id,
         )
-    return Outputs(arrays.get("outputs"), metrics, sequence, context, timing_of(answer), answer.request_id)
+    return Outputs(
+        arrays.get("outputs"),
+        metrics,
+        sequence,
+        context,
+        timing_of(answer),
+        answer.request_id,
+        observed.recordings(arrays, info.dtype),
+        observed.read_statistics(params, answer.request_id),
+    )
 
 
 def outputs_wanted(batch: Batch, info: ModelInfo) -> dict[str, Wanted]:

@@ -43,6 +43,7 @@ from exodus_client._models.messages import (
     training_body,
 )
 from exodus_client._models.reads import Reads, require
+from exodus_client._models.recording import Observed, of_kind
 from exodus_client._models.replay_log import Call, ReplayLog
 from exodus_client._models.sender import Sender
 from exodus_client._models.state import IncompatibleKeys, LoadedWeights, State, check_weights, weights_file
@@ -127,6 +128,8 @@ class Model:
         average: bool = False,
         gradients: bool = False,
         allow_non_finite: bool = False,
+        record: Sequence[str] = (),
+        statistics: bool = False,
     ) -> Future[StepResult]:
         """Forward, backward and a step of the optimiser in one round trip. Waits while too many calls are unanswered.
 
@@ -149,6 +152,9 @@ class Model:
             average: divide the accumulated gradients, this call's among them, by what the calls count as in all.
             gradients: whether to return them.
             allow_non_finite: apply gradients that are infinite or not a number, where they are refused otherwise.
+            record: names of traces that are wanted of layers, (B, T, ...), such as "hidden.spikes": "output" of any
+                layer, "spikes" of one that fires, "membrane" of one of neurons.
+            statistics: whether to return firing rates, synaptic operations and gradient norms of layers.
 
         Returns:
             A future of `StepResult`.
@@ -168,7 +174,9 @@ class Model:
             "accumulate": accumulate,
             "average": average,
         }
-        return self._train("step", spikes, targets, loss, (lengths, mask), gradients, allow_non_finite, options)
+        observed = Observed.of(record, statistics, self._time_dim)
+        counted = lengths, mask
+        return self._train("step", spikes, targets, loss, counted, gradients, allow_non_finite, observed, options)
 
     def forward_backward(
         self,
@@ -182,10 +190,15 @@ class Model:
         accumulate: Literal["calls", "samples"] = "calls",
         gradients: bool = False,
         allow_non_finite: bool = False,
+        record: Sequence[str] = (),
+        statistics: bool = False,
     ) -> Future[StepResult]:
         """Forward and backward; gradients accumulate on the server until `optim_step`. Arguments as of `step`."""
         counted, options = (lengths, mask), {"frozen": frozen, "accumulate": accumulate}
-        return self._train("forward_backward", spikes, targets, loss, counted, gradients, allow_non_finite, options)
+        observed = Observed.of(record, statistics, self._time_dim)
+        return self._train(
+            "forward_backward", spikes, targets, loss, counted, gradients, allow_non_finite, observed, options
+        )
 
     def optim_step(
         self,
@@ -240,6 +253,8 @@ class Model:
         mask: Array | None = None,
         train: bool = False,
         outputs: bool = True,
+        record: Sequence[str] = (),
+        statistics: bool = False,
     ) -> Future[Outputs]:
         """The outputs, and the metrics of a loss if one is given, after all calls made so far. Changes nothing.
 
@@ -248,6 +263,7 @@ class Model:
             loss: by name, as a dict or as a list; needs targets, unless it is of the outputs alone.
             train: with dropout, and the statistics of the batch.
             outputs: whether to return the outputs, (B, T, *out), or in the order of `time_dim`.
+            record, statistics: as of `step`; there are no norms of gradients.
         """
         if callable(loss):
             raise unfit(TypeError, "loss", "a name or a dict", "a function", "compute your own from the outputs")
@@ -256,15 +272,17 @@ class Model:
         if loss is None and not (lengths is None and mask is None):
             raise unfit(TypeError, "lengths or mask", "given with a loss", "without one")
         batch = self._batch(spikes, targets, loss, (lengths, mask))
+        observed = Observed.of(record, statistics, self._time_dim)
         params = step_params(loss=loss) | {
             "mode": "train" if train else "eval",
             "return": ["outputs"] if outputs else [],
+            **observed.params(),
         }
 
         wanted = outputs_wanted(batch, self.description) if outputs else {}
 
         def run(after: int, body: Encoded) -> Outputs:
-            found = self._forward(body, batch.kind, wanted)
+            found = self._forward(body, batch, batch.kind, wanted, observed)
             require(after, found.sequence)
             return replace(found, outputs=as_given(found.outputs, self._time_dim))
 
@@ -504,6 +522,7 @@ class Model:
         counted: tuple[Array | None, Array | None],
         gradients: bool,
         allow_non_finite: bool,
+        observed: Observed,
         options: dict[str, Any],
     ) -> Future[StepResult]:
         check_loss(loss)
@@ -519,11 +538,21 @@ class Model:
             # It is encoded when its turn comes, and the caller may write to the arrays before.
             batch = self._batch(spikes, None, loss, counted).copied()
             kept = None if targets is None else copied(dense("targets", targets))
-            differentiated = partial(self._differentiated, params, batch, loss, kept)
+            differentiated = partial(self._differentiated, params, batch, loss, kept, observed)
+            observed = replace(observed, record=())  # which the forward pass brings
         else:
             batch, differentiated = self._batch(spikes, targets, loss, counted), None
+        params |= observed.params()
         limits, info = self.connection.wire_limits, self.description
-        read = partial(read_step, kind=batch.kind, limits=limits, info=info, gradients=gradients)
+        read = partial(
+            read_step,
+            kind=batch.kind,
+            limits=limits,
+            info=info,
+            gradients=gradients,
+            observed=observed,
+            shape=batch.tensors[0].shape,
+        )
 
         def make(sequence: int) -> Call:
             numbered = partial(read, sequence=sequence)
@@ -537,14 +566,21 @@ class Model:
         return training_body(params, tensors, sequence=sequence, writer=self._writer)
 
     def _differentiated(
-        self, params: dict[str, Any], batch: Batch, loss: Callable[..., Any], targets: Array | None, call: Call
+        self,
+        params: dict[str, Any],
+        batch: Batch,
+        loss: Callable[..., Any],
+        targets: Array | None,
+        observed: Observed,
+        call: Call,
     ) -> None:
         """Run forward, differentiate the loss here, and give the call what is to be sent."""
         import torch
 
         forward = {"mode": "train", "context": True, "return": ["outputs"], "after": call.sequence - 1}
         wanted = outputs_wanted(batch, self.description)
-        outputs = self._forward(training_body(forward, batch.tensors), Kind(torch.device("cpu")), wanted)
+        body = training_body(forward | observed.params(), batch.tensors)
+        outputs = self._forward(body, batch, Kind(torch.device("cpu")), wanted, observed)
         if outputs.context is None or outputs.sequence != call.sequence - 1:
             raise InvalidResponseError(
                 f"asked for outputs after call {call.sequence - 1} and a context, got those after {outputs.sequence} "
@@ -557,7 +593,9 @@ class Model:
         call.fallback = self._body(params, (*batch.tensors, grad_output), call.sequence)
         call.body = self._body(params | {"context": outputs.context}, (grad_output,), call.sequence)
         assert call.read is not None
-        call.read = partial(call.read, metrics={"loss:mean": value})
+        shown = {name: of_kind(batch.kind, trace) for name, trace in outputs.recordings.items()}
+        forward_pass = replace(outputs, outputs=None, recordings=shown)
+        call.read = partial(call.read, metrics={"loss:mean": value}, forward=forward_pass)
         call.make = None
 
     def _batch(
@@ -578,9 +616,13 @@ class Model:
         check_steps(shapes[0], steps, loss, time_dim)
         return batch
 
-    def _forward(self, body: Encoded, kind: Kind, wanted: Mapping[str, Wanted]) -> Outputs:
+    def _forward(
+        self, body: Encoded, batch: Batch, kind: Kind, wanted: Mapping[str, Wanted], observed: Observed
+    ) -> Outputs:
         answer = self._request("POST", f"{self._path}/forward", body)
-        return read_outputs(answer, kind, self.connection.wire_limits, wanted)
+        info = self.description
+        recorded = observed.wanted(batch.tensors[0].shape, info.dtype)
+        return read_outputs(answer, kind, self.connection.wire_limits, info, {**wanted, **recorded}, observed)
 
     def _ask(self, make: Callable[[int], Callable[[], Result]]) -> Future[Result]:
         """Read on another thread after all calls made so far; `make` gets their number."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from exodus_core import surrogate
-from exodus_core.arguments import METHODS, RESETS
+from exodus_core.arguments import LARGEST_REFRACTORY, METHODS, NEURON_RESETS
 from exodus_core.kernels import AlphaKernel, ExponentialKernel, SlayerRefractory
 from exodus_core.network.layers import Layer, Parameters, Shape, text
 from exodus_core.pieces.carried import SRM_IN_PIECES
@@ -23,6 +23,7 @@ from exodus_core.schema import (
     nested,
     number,
     optional,
+    plain,
     read_record,
     record,
     some_of,
@@ -119,6 +120,9 @@ _KERNEL = Check(_KERNEL_WANTED, _read_kernel)
 
 
 class _Neurons(Layer):
+    fires: ClassVar[bool] = True
+    has_membrane: ClassVar[bool] = True
+
     def _check_broadcast(self, shape: Shape, place: Place, *names: str) -> None:
         for name in names:
             values = extent(getattr(self, name))
@@ -135,7 +139,7 @@ def _read_recurrent(value: Any, place: Place) -> Recurrent | None:
 
 
 _RECURRENT = Check("an object, or null", _read_recurrent)
-_RESET = choice(*RESETS)
+_RESET = choice(*NEURON_RESETS)
 _METHOD = choice(*METHODS)
 _SURROGATE = record(SurrogateData)
 _DEFAULT_SURROGATE = SurrogateData()
@@ -146,6 +150,9 @@ class If(_Neurons):
     """Integrate-and-fire neurons: lif with alpha = 1."""
 
     kind: ClassVar[str] = "if"
+    #: Fields that are parameters of the neurons, which may differ between them.
+    values: ClassVar[tuple[str, ...]] = ("threshold", "reset_by", "min_membrane", "reset_to")
+    left_out_by_default: ClassVar[tuple[str, ...]] = ("reset_to", "detach_reset", "refractory")
 
     threshold: Annotated[Any, _POSITIVE, "membrane from which a neuron fires"] = 1.0
     reset: Annotated[str, _RESET, "what a spike does to the membrane"] = "subtract"
@@ -155,6 +162,9 @@ class If(_Neurons):
     max_spikes: Annotated[int, integer(1), "most spikes of a neuron in one step"] = 1
     surrogate: Annotated[SurrogateData, _SURROGATE, "f', the surrogate derivative"] = _DEFAULT_SURROGATE
     method: Annotated[str, _METHOD, "how gradients are computed"] = "exodus"
+    reset_to: Annotated[Any, optional(_ANY), "value that reset value sets the membrane to"] = None
+    detach_reset: Annotated[bool, boolean, "no gradient passes through the spikes to the reset"] = False
+    refractory: Annotated[int, integer(0, LARGEST_REFRACTORY), "steps after a spike in which the membrane waits"] = 0
     trainable: Annotated[
         tuple[str, ...], some_of("threshold", "reset_by"), "which of threshold, reset_by are learned"
     ] = ()
@@ -162,9 +172,12 @@ class If(_Neurons):
 
     def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
         (shape,) = shapes
-        self._check_broadcast(shape, place, "threshold", "reset_by", "min_membrane")
-        if self.reset == "zero" and self.max_spikes > 1:
-            raise place.at("max_spikes").refuse("1 with reset zero", self.max_spikes)
+        self._check_broadcast(shape, place, *self.values)
+        if self.reset in ("zero", "value") and self.max_spikes > 1:
+            raise place.at("max_spikes").refuse(f"1 with reset {self.reset}", self.max_spikes)
+        if (self.reset == "value") != (self.reset_to is not None):
+            expected = "a value with reset value, and null with others"
+            raise place.at("reset_to").refuse(expected, plain(self.reset_to))
         if "reset_by" in self.trainable and (self.reset_by is None or self.reset != "subtract"):
             raise place.at("trainable").refuse_as(
                 "a list with reset_by only if that has a value and reset is subtract", "reset_by"
@@ -185,14 +198,58 @@ class Lif(If):
     """Leaky integrate-and-fire neurons, as `exodus_core.lif`."""
 
     kind: ClassVar[str] = "lif"
+    values: ClassVar[tuple[str, ...]] = ("alpha", *If.values)
 
     alpha: Annotated[Any, _ALPHA, "decay of the membrane in one step, exp(-dt/tau)"]
     trainable: Annotated[
         tuple[str, ...], some_of("alpha", "threshold", "reset_by"), "which of alpha, threshold, reset_by are learned"
     ] = ()
 
+
+_LEARNT = ("alpha", "threshold", "reset_by")
+_OF_SYNAPSE = ("synapse_alpha", "synapse_gain")
+_OF_ADAPTATION = ("adapt_alpha", "adapt_by", "adapt_membrane", "adapt_threshold", "adapt_current")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CubaLif(Lif):
+    """Second-order LIF neurons, current-based, as `exodus_core.cuba_lif`."""
+
+    kind: ClassVar[str] = "cuba_lif"
+    values: ClassVar[tuple[str, ...]] = (*Lif.values, *_OF_SYNAPSE)
+
+    synapse_alpha: Annotated[Any, _ALPHA, "decay of the synaptic current in one step, exp(-dt/tau_syn)"]
+    synapse_gain: Annotated[Any, _ANY, "factor of the current in the membrane"] = 1.0
+    synapse_delayed: Annotated[bool, boolean, "the membrane sees the current of the step before"] = False
+    trainable: Annotated[tuple[str, ...], some_of(*_LEARNT, *_OF_SYNAPSE), "which parameters are learned"] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alif(Lif):
+    """Adaptive LIF neurons, as `exodus_core.alif`."""
+
+    kind: ClassVar[str] = "alif"
+    values: ClassVar[tuple[str, ...]] = (*Lif.values, *_OF_SYNAPSE, *_OF_ADAPTATION)
+
+    adapt_alpha: Annotated[Any, _ALPHA, "decay of the adaptation in one step, exp(-dt/tau_adapt)"]
+    adapt_by: Annotated[Any, _ANY, "what a spike adds to the adaptation"] = 1.0
+    adapt_membrane: Annotated[Any, _ANY, "what the membrane adds to the adaptation"] = 0.0
+    adapt_threshold: Annotated[Any, _ANY, "how far the adaptation raises the threshold"] = 0.0
+    adapt_current: Annotated[Any, _ANY, "how far the adaptation is subtracted from the input"] = 0.0
+    synapse_alpha: Annotated[Any, optional(_ALPHA), "decay of the synaptic current in one step; null: no synapse"] = (
+        None
+    )
+    synapse_gain: Annotated[Any, _ANY, "factor of the current in the membrane"] = 1.0
+    synapse_delayed: Annotated[bool, boolean, "the membrane sees the current of the step before"] = False
+    trainable: Annotated[
+        tuple[str, ...], some_of(*_LEARNT, *_OF_SYNAPSE, *_OF_ADAPTATION), "which parameters are learned"
+    ] = ()
+
     def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
-        self._check_broadcast(shapes[0], place, "alpha")
+        for name in _OF_SYNAPSE if self.synapse_alpha is None else ():
+            if name in self.trainable:
+                expected = f"a list with {name} only if synapse_alpha has a value"
+                raise place.at("trainable").refuse_as(expected, name)
         return super().output_shape(shapes, place)
 
 
@@ -219,6 +276,7 @@ class ExpLeak(_Neurons):
     """A leaky integrator without spikes, u[t] = alpha u[t-1] + x[t]: the usual readout."""
 
     kind: ClassVar[str] = "exp_leak"
+    fires: ClassVar[bool] = False
 
     alpha: Annotated[Any, _ALPHA, "decay in one step, exp(-dt/tau)"]
     trainable: Annotated[tuple[str, ...], some_of("alpha"), '["alpha"] if alpha is learned'] = ()

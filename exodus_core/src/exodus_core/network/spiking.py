@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from exodus_core import functional, ops, ranges
-from exodus_core.arguments import NeuronOptions
+from exodus_core import coupled, functional, ops, ranges
+from exodus_core.arguments import NeuronOptions, is_coupled
+from exodus_core.coupled import CoupledOptions
 from exodus_core.kernels import Kernel
 from exodus_core.network import neurons
 from exodus_core.network.layers import Shape
 from exodus_core.network.modules import Drawing, Weights
-from exodus_core.network.recurrent import continued_recurrent_lif, recurrent_lif
+from exodus_core.network.recording import observers_of_membrane
+from exodus_core.network.recurrent import continued_recurrent_lif
+from exodus_core.network.recurrent_membrane import recurrent_membrane
 from exodus_core.pieces import carried
 from exodus_core.pieces.continuation import continued_lif
 from exodus_core.sparse.spikes import PackedSpikes
@@ -34,73 +37,83 @@ class _Neurons(ranges.Bounded):
             else:
                 setattr(self, name, value)
 
+    def _show(self, membrane: Tensor) -> None:
+        """Shows the membrane of a call to those who record it."""
+        for observer in observers_of_membrane(self):
+            observer.see_membrane(self, membrane)
+
 
 class Lif(_Neurons):
-    """LIF and IF, with or without recurrent connections."""
+    """LIF, IF, second-order and adaptive LIF, with or without recurrent connections."""
 
     alpha: float | Tensor
-    threshold: float | Tensor
-    reset_by: float | Tensor | None
-    min_membrane: float | Tensor | None
 
     def __init__(self, layer: neurons.If, shape: Shape, draw: Drawing) -> None:
         super().__init__()
-        if isinstance(layer, neurons.Lif):
-            self._keep(layer, layer.trainable, draw, "alpha")
-        else:
+        self._keep(layer, layer.trainable, draw, *layer.values)
+        if "alpha" not in layer.values:
             self.alpha = 1.0
-        self._keep(layer, layer.trainable, draw, "threshold", "reset_by", "min_membrane")
-        self.options: NeuronOptions = {
+        self._values = tuple(name for name in layer.values if name != "alpha")
+        self.options: CoupledOptions = {
             "reset": layer.reset,
             "decay_reset": layer.decay_reset,
             "max_spikes": layer.max_spikes,
             "surrogate": layer.surrogate.made(),
             "method": layer.method,
+            "detach_reset": layer.detach_reset,
+            "refractory": layer.refractory,
         }
+        if isinstance(layer, neurons.CubaLif | neurons.Alif):
+            self.options["synapse_delayed"] = layer.synapse_delayed
         self.recurrent: Weights | None = None
         if layer.recurrent is not None:
             n = math.prod(shape)
             self.recurrent = Weights((n, n), layer.recurrent.bias, layer.recurrent.gain, draw)
 
-    def _options(self) -> NeuronOptions:
-        return {
-            "threshold": self.threshold,
-            "reset_by": self.reset_by,
-            "min_membrane": self.min_membrane,
-            **self.options,
-        }
+    def _options(self) -> CoupledOptions:
+        return cast("CoupledOptions", {name: getattr(self, name) for name in self._values} | self.options)
 
     def packed(self, x: Tensor) -> Tensor | PackedSpikes:
         """The spikes for products, as bits if the kernels can write them."""
-        if self.recurrent is not None or carried.current() is not None:
+        options = self._options()
+        if self.recurrent is not None or carried.current() is not None or is_coupled(**options):
             spikes: Tensor = self(x)
             return spikes
-        return functional.lif_packed(x, self.alpha, **self._options())
+        return functional.lif_packed(x, self.alpha, **cast("NeuronOptions", options))
 
     def forward(self, x: Tensor) -> Tensor:
         options = self._options()
         piece = carried.current()
         if self.recurrent is not None:
             return self._recurrent(x, self.recurrent, options, piece)
-        if piece is None:
-            return functional.lif(x, self.alpha, **options)[0]
-        spikes, _ = piece.carry(self, x.shape[1], lambda state: continued_lif(x, self.alpha, state, 1, options))
+        if piece is not None:
+            spikes, membrane = piece.carry(
+                self, x.shape[1], lambda state: continued_lif(x, self.alpha, state, 1, options)
+            )
+        elif is_coupled(**options):
+            spikes, membrane, _ = coupled.neurons(x, self.alpha, **options)
+        else:
+            spikes, membrane = functional.lif(x, self.alpha, **cast("NeuronOptions", options))
+        self._show(membrane)
         return spikes
 
-    def _recurrent(self, x: Tensor, recurrent: Weights, options: NeuronOptions, piece: carried.Piece | None) -> Tensor:
+    def _recurrent(self, x: Tensor, recurrent: Weights, options: CoupledOptions, piece: carried.Piece | None) -> Tensor:
         current = x
         if recurrent.bias is not None:
             dtype = ops.compute_dtype(x.dtype)
             current = x.to(dtype) + recurrent.bias.view(x.shape[2:]).to(dtype)
 
-        if piece is None:
-            spikes = recurrent_lif(current, recurrent.weight, self.alpha, **options)
-        else:
-            spikes = piece.carry(
-                self,
-                x.shape[1],
-                lambda state: continued_recurrent_lif(current, recurrent.weight, self.alpha, state, **options),
-            )
+        def call(state: carried.State | None) -> tuple[Tensor, carried.State]:
+            spikes, after = continued_recurrent_lif(current, recurrent.weight, self.alpha, state, **options)
+            observers = observers_of_membrane(self)
+            if observers:
+                differentiates = torch.is_grad_enabled() and not all(observer.detach for observer in observers)
+                with torch.set_grad_enabled(differentiates):
+                    membrane = recurrent_membrane(current, spikes, recurrent.weight, self.alpha, state, **options)
+                self._show(membrane.to(x.dtype))
+            return spikes, after
+
+        spikes = call(None)[0] if piece is None else piece.carry(self, x.shape[1], call)
         return spikes.to(x.dtype)
 
 
@@ -117,8 +130,10 @@ class ExpLeak(_Neurons):
         options: NeuronOptions = {"threshold": math.inf, "reset": "none"}
         piece = carried.current()
         if piece is None:
-            return functional.lif(x, self.alpha, **options)[1]
-        _, membrane = piece.carry(self, x.shape[1], lambda state: continued_lif(x, self.alpha, state, 1, options))
+            _, membrane = functional.lif(x, self.alpha, **options)
+        else:
+            _, membrane = piece.carry(self, x.shape[1], lambda state: continued_lif(x, self.alpha, state, 1, options))
+        self._show(membrane)
         return membrane
 
 
@@ -146,6 +161,8 @@ class Srm(_Neurons):
 
     def forward(self, x: Tensor) -> Tensor:
         psp = x if self.response_kernel is None else functional.filter(x, self.response_kernel)
-        return functional.srm(
+        spikes, membrane = functional.srm(
             psp, self.reset_kernel, threshold=self.threshold, surrogate=self.surrogate, method=self.method
-        )[0]
+        )
+        self._show(membrane)
+        return spikes

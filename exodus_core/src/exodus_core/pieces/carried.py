@@ -18,8 +18,8 @@ from torch import Tensor
 
 from exodus_core.errors import ArgumentError
 
-#: The membrane and the spikes of the last step.
-State = tuple[Tensor, Tensor]
+#: Tensors of the last step, those of LIF neurons its membrane and its spikes.
+State = tuple[Tensor, ...]
 #: A layer, and the number of its call within a piece.
 Call = tuple[torch.nn.Module, int]
 States = dict[Call, State]

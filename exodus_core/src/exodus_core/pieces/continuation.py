@@ -1,13 +1,16 @@
-"""LIF neurons that go on from the state in which an earlier call ended: its last membrane and spikes."""
+"""LIF neurons that go on from the state in which an earlier call ended: its last membrane and spikes, and more."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from exodus_core import functional
-from exodus_core.arguments import LifOptions, NeuronOptions
-from exodus_core.ops import compute_dtype
+from exodus_core import coupled, functional
+from exodus_core.arguments import LifOptions, NeuronOptions, is_coupled
+from exodus_core.coupled import CoupledOptions
+from exodus_core.ops import COUPLED_STATES, compute_dtype
 from exodus_core.pieces.carried import State
 from exodus_core.recomputation import refuse_recomputation
 
@@ -15,15 +18,19 @@ INSTEAD = "pass the state on as tensors, to and from exodus_core.lif"
 
 
 def continued_lif(
-    x: Tensor, alpha: float | Tensor, state: State | None, time_dim: int, options: NeuronOptions
+    x: Tensor, alpha: float | Tensor, state: State | None, time_dim: int, options: NeuronOptions | CoupledOptions
 ) -> tuple[tuple[Tensor, Tensor], State | None]:
-    """`exodus_core.lif` from a state on, or from rest, and the state that it ends in; the same one if there is no step.
+    """Spikes and membrane from a state on, or from rest, and the state that they end in; the same if there is no step.
+
+    The options are those of `exodus_core.lif`, or of `exodus_core.coupled.neurons`, whose state has more parts.
 
     The state is a copy, since the caller may change the trace; gradients reach back. That of a half type must not be
     rounded between calls: the whole call is in the precision of the state.
     """
+    if is_coupled(**options):
+        return _continued_coupled(x, alpha, state, time_dim, options)  # type: ignore[arg-type]
     membrane, spikes = (None, None) if state is None else state
-    given: LifOptions = {**options, "initial_membrane": membrane, "initial_spikes": spikes, "time_dim": time_dim}
+    given = cast("LifOptions", options | {"initial_membrane": membrane, "initial_spikes": spikes, "time_dim": time_dim})
     current = x.to(compute_dtype(x.dtype))
     if x.shape[time_dim] == 0:
         fired, trace = functional.lif(current, alpha, **given)
@@ -34,6 +41,20 @@ def continued_lif(
         fired, trace, *last = functional.lif_with_last(current, alpha, **given)
         state = last[0], last[1]
     return (fired.to(x.dtype), trace.to(x.dtype)), state
+
+
+def _continued_coupled(
+    x: Tensor, alpha: float | Tensor, state: State | None, time_dim: int, options: CoupledOptions
+) -> tuple[tuple[Tensor, Tensor], State | None]:
+    """As `continued_lif`, of neurons whose state has the parts of COUPLED_STATES."""
+    given: CoupledOptions = {**options, "time_dim": time_dim}
+    if state is not None:
+        given |= {f"initial_{name}": part for name, part in zip(COUPLED_STATES, state, strict=True)}  # type: ignore[typeddict-item]
+    spikes, membrane, last = coupled.neurons(x.to(compute_dtype(x.dtype)), alpha, **given)
+    if x.shape[time_dim]:
+        parts = last.view(len(COUPLED_STATES), *x.shape[:time_dim], *x.shape[time_dim + 1 :]).unbind()
+        state = tuple(_compiled_copy(part) for part in parts) if torch.compiler.is_compiling() else parts
+    return (spikes.to(x.dtype), membrane.to(x.dtype)), state
 
 
 def kept(part: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ whole sequence, not truncated. Gradients of parameters are summed in this order,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ from torch._compile import _disable_dynamo
 from torch.utils import _pytree as pytree
 
 from exodus_core import arguments
+from exodus_core.autograd import is_differentiated
 from exodus_core.errors import ArgumentError, ArgumentTypeError
-from exodus_core.functional import is_differentiated
 from exodus_core.once_differentiable import once_differentiable
 from exodus_core.pieces import carried
 from exodus_core.pieces.carried import Call, Piece, State, States
@@ -28,6 +29,8 @@ from exodus_core.recomputation import refuse_recomputation
 from exodus_core.sparse import packing
 
 Shared = dict[torch.nn.Module, Tensor]
+#: Of how many tensors the states of calls are.
+Sizes = dict[Call, int]
 
 
 class TimeCheckpoint(torch.nn.Module):
@@ -40,9 +43,9 @@ class TimeCheckpoint(torch.nn.Module):
     wider. Float16 and bfloat16 neurons are computed in float32, as with stateful=True.
 
     Args:
-        module: takes a sequence and returns one with as many steps. Its LIF, IF and ExpLeak layers, of `exodus_core.nn`
-            or of a network as data, stateful or not, carry their states from piece to piece; all else in it must
-            compute each step from that step alone. A layer may be in it, or be called, several times.
+        module: takes a sequence and returns one with as many steps. Its LIF, IF, ExpLeak and delay layers, of
+            `exodus_core.nn` or of a network as data, stateful or not, carry their states from piece to piece; all else
+            in it must compute each step from that step alone. A layer may be in it, or be called, several times.
         steps: of a piece. Memory is that of one piece, and of the states at the borders: about the square root of the
             number of all steps needs least.
         time_dim: axis of time of the input and of the output.
@@ -90,6 +93,11 @@ def in_pieces(
     arguments.check_dense("x", x)
     if not -x.dim() <= time_dim < x.dim():
         raise ArgumentError("time_dim", f"an axis of x with shape {tuple(x.shape)}", time_dim)
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "a time checkpoint must not be within a transform of torch.func, which keeps what it would compute again; "
+            "call its module instead"
+        )
     if carried.current() is not None:
         raise RuntimeError("a time checkpoint must not be within another one; the outer one does the work of both")
     _check_parts(module)
@@ -104,7 +112,7 @@ def in_pieces(
         y, piece = run.piece(x, before, {})
         after = piece.after
     elif is_differentiated(x, *tensors):
-        y, *left = _Pieces.apply(run, list(before), x, *tensors)  # type: ignore[no-untyped-call]
+        y, *left = _Pieces.apply(run, _sizes(before), x, *tensors)  # type: ignore[no-untyped-call]
         after = _states(run.left, left)
     else:
         y, after, _ = run.forward(x, before)
@@ -138,17 +146,21 @@ def _check_parts(module: torch.nn.Module) -> None:
 
 def _savable(state: State) -> State:
     """A state that autograd can save: a copy of one that was made in inference mode."""
-    membrane, spikes = state
-    return (membrane.clone(), spikes.clone()) if membrane.is_inference() else state
+    return tuple(part.clone() if part.is_inference() else part for part in state)
 
 
 def _flat(states: States) -> list[Tensor]:
     return [tensor for state in states.values() for tensor in state]
 
 
-def _states(calls: Sequence[Call], flat: Sequence[Any]) -> dict[Call, tuple[Any, Any]]:
-    """The opposite of `_flat`."""
-    return {call: (flat[2 * i], flat[2 * i + 1]) for i, call in enumerate(calls)}
+def _sizes(states: States) -> Sizes:
+    return {call: len(state) for call, state in states.items()}
+
+
+def _states(sizes: Sizes, flat: Iterable[Any]) -> dict[Call, tuple[Any, ...]]:
+    """The opposite of `_flat`, given the `_sizes`."""
+    left = iter(flat)
+    return {call: tuple(itertools.islice(left, size)) for call, size in sizes.items()}
 
 
 class _Kept(NamedTuple):
@@ -182,8 +194,9 @@ class _Run:
     Attributes:
         parts: first step and number of steps of each piece.
         stateful: layers that keep their state after the call.
-        first, calls: of which calls of layers there is a state before the first piece, and before the others.
-        left: of which of them `_Pieces` returns the last states beside the outputs.
+        first, calls: of which calls of layers there is a state before the first piece, and before the others, and of
+            how many tensors.
+        left: those of which `_Pieces` returns the last states beside the outputs.
     """
 
     def __init__(
@@ -195,9 +208,9 @@ class _Run:
         self.parts = [(start, min(steps, time - start)) for start in range(0, time, steps)]
         self.stateful: list[Any] = [part for part in module.modules() if getattr(part, "stateful", False)]
         self.surroundings = Surroundings(module, x)
-        self.first: list[Call] = []
-        self.calls: list[Call] = []
-        self.left: list[Call] = []
+        self.first: Sizes = {}
+        self.calls: Sizes = {}
+        self.left: Sizes = {}
 
     def view(self, x: Tensor, i: int) -> Tensor:
         """Piece i of a sequence."""
@@ -230,7 +243,7 @@ class _Run:
         """The outputs, the last states, and what a backward pass needs, if that is to be kept."""
         kept = _Kept([] if keep else None, _flat(before), [], {}, {})
         bits = kept.bits
-        self.first = list(before)
+        self.first = _sizes(before)
         y: Tensor | None = None
         for i in range(len(self.parts)):
             part = self.cut(x, i)
@@ -248,8 +261,8 @@ class _Run:
                     kept.random[i] = random
             before = piece.after
             if i == 0:
-                self.calls = list(before)
-            elif list(before) != self.calls:
+                self.calls = _sizes(before)
+            elif list(before) != list(self.calls):
                 raise RuntimeError("a module with a time checkpoint must call the same layers in every piece")
             if y is None:
                 shape = list(found.shape)
@@ -281,7 +294,7 @@ class _Run:
             kept: of the forward pass.
             grad_y, grads_after: the gradients of the piece's output and of the states after it.
         """
-        count = 2 * len(self.calls)
+        count = sum(self.calls.values())
         border = kept.borders[(i - 1) * count : i * count] if i > 0 else kept.first
         # The first states have the gradients that were asked for, the others whatever they may hand on.
         before = [_leaf(tensor, i > 0 or tensor.requires_grad) for tensor in border]
@@ -304,15 +317,15 @@ class _Run:
 class _Pieces(torch.autograd.Function):
     """The outputs of a run, and the last states of its stateful layers.
 
-    Of the sequence, of the parameters and buffers (`Surroundings.tensors`), and of the initial states of `calls`.
+    Of the sequence, of the parameters and buffers (`Surroundings.tensors`), and of the initial states, of `sizes`.
     """
 
     @staticmethod
-    def forward(ctx: Any, run: _Run, calls: list[Call], x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, run: _Run, sizes: Sizes, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         owned = len(run.surroundings.tensors)
-        y, after, kept = run.forward(x, _states(calls, tensors[owned:]), keep=True)
+        y, after, kept = run.forward(x, _states(sizes, tensors[owned:]), keep=True)
         left = {call: state for call, state in after.items() if call[0] in run.stateful}
-        run.left = list(left)
+        run.left = _sizes(left)
         saved = (tensors[:owned], x if kept.bits is None else None, kept)
         flat, ctx.structure = pytree.tree_flatten(saved)
         ctx.save_for_backward(*flat)

@@ -24,6 +24,7 @@ from exodus_core import losses
 from exodus_core.losses import Loss, WeightedSum
 from exodus_core.network import Network
 from exodus_core.network.modules import BatchNorm
+from exodus_core.network.recording import observers_of
 
 logger = logging.getLogger(__name__)
 
@@ -254,6 +255,7 @@ class Graphs:
         return bool(
             torch.is_autocast_enabled(self._first.device.type)
             or torch.is_anomaly_enabled()
+            or observers_of(self._net)
             or torch._C._len_torch_dispatch_stack()
             or _has_any_global_hook()
             or any(

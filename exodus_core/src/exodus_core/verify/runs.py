@@ -215,7 +215,7 @@ def run_lif(
     given["min_membrane"], bounds = None, None
     if min_membrane is not None:
         given["min_membrane"], bounds = leaves.parameter("min_membrane", min_membrane)
-    states = {
+    states: dict[str, Any] = {
         name: leaves.state(name, value)
         for name, value in (("initial_membrane", initial_membrane), ("initial_spikes", initial_spikes))
     }

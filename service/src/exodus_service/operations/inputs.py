@@ -6,7 +6,7 @@ wait for others waits with its body as it came.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -83,8 +83,17 @@ class DecodedCall:
         digest.update(self.body)
         return digest.hexdigest()
 
-    def input(self, model: Model, max_activation_bytes: int, *, training: bool) -> torch.Tensor:
+    def input(
+        self,
+        model: Model,
+        max_activation_bytes: int,
+        *,
+        training: bool,
+        beside: Callable[[int, int], int] = lambda batch, time: 0,
+    ) -> torch.Tensor:
         """The tensor `input`, shape (batch, time, *input_shape), of a pass with or without a backward pass.
+
+        `beside`: bytes that the call takes beside the pass, given batch and time.
 
         Raises ServiceError: invalid, too_large.
         """
@@ -95,7 +104,7 @@ class DecodedCall:
             expected = f"[batch, time, {sizes}], at least one sample and step, as the network takes it"
             raise self.operands.fault("input", "shape", expected, str(list(tensor.shape)))
         batch, time = tensor.shape[:2]
-        nbytes = model.activation_bytes(batch, time, training=training)
+        nbytes = model.activation_bytes(batch, time, training=training) + beside(batch, time)
         if nbytes > max_activation_bytes:
             expected = f"a batch that takes at most {max_activation_bytes} bytes (EXODUS_MAX_ACTIVATION_BYTES)"
             got = f"{list(tensor.shape)}, which takes up to {nbytes}"

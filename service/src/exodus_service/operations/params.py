@@ -6,6 +6,7 @@ from pydantic import Field
 
 from exodus_service.gradients.params import Method, Neuron, Parameter, Strict, SurrogateParams, Trace
 from exodus_service.models.model_spec import LARGEST_FACTOR
+from exodus_service.operations.recording import ObservedParams
 
 _LARGEST = 2**63 - 1
 
@@ -46,7 +47,7 @@ class CreateParams(Strict):
     name: str = Field(default="", max_length=256, description="A label for people.")
 
 
-class ForwardParams(Strict):
+class ForwardParams(ObservedParams):
     """Parameters of a forward pass, which changes nothing."""
 
     mode: Literal["eval", "train"] | None = Field(
@@ -83,7 +84,7 @@ class _Frozen(Strict):
     )
 
 
-class _Backward(_Frozen):
+class _Backward(_Frozen, ObservedParams):
     accumulate: Literal["calls", "samples"] = Field(
         default="calls", description="What the call counts as, and its gradients are multiplied by: 1, or its samples."
     )

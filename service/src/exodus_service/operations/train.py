@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from exodus_client.wire import JSON_TYPE, Encoded, Message, Tensor, encode
+from exodus_client.wire import JSON_TYPE, Encoded, Message, encode
 from exodus_core.training import ContextStaleError, Forward
 from exodus_service.call import Call, Result
 from exodus_service.compute.transfers import Upload, to_host
@@ -26,6 +26,7 @@ from exodus_service.models.model_spec import LARGEST_FACTOR
 from exodus_service.models.sequencer import CachedResponse, Step
 from exodus_service.operations.inputs import REFUSALS, DecodedCall, Early, Labels, parsed_loss, peek, refusal
 from exodus_service.operations.params import ForwardBackwardParams, OptimStepParams, StepParams, TrainingParams
+from exodus_service.operations.recording import Observation, Seen
 
 #: Header of a response that was given before.
 REPLAYED = "X-Exodus-Replayed"
@@ -79,6 +80,7 @@ class TrainingCall:
         inputs, grad_output, gradients: its tensors, None for those that it has not.
         upload: of the inputs.
         labels: loss and targets; None if the client has computed its own.
+        observation: what is recorded; None of a call without a backward pass.
     """
 
     engine: Engine
@@ -92,6 +94,7 @@ class TrainingCall:
     grad_output: torch.Tensor | None = None
     gradients: torch.Tensor | None = None
     labels: Labels | None = None
+    observation: Observation | None = None
 
     @classmethod
     def prepare(cls, engine: Engine, operation: Operation, model: Model, call: Call) -> "TrainingCall | Early":
@@ -119,7 +122,8 @@ class TrainingCall:
     @property
     def kind(self) -> Hashable:
         """Calls of one kind take about the same time."""
-        return self.operation.name, None if self.inputs is None else self.inputs.shape
+        observed = None if self.observation is None else self.observation.kind
+        return self.operation.name, None if self.inputs is None else self.inputs.shape, observed
 
     def run(self, model: Model, step: Step) -> Encoded:
         """Do the call, and record it with its response; on the computing thread. Raises ServiceError, WireError."""
@@ -128,7 +132,7 @@ class TrainingCall:
             if self.upload is not None:
                 self.inputs = self.upload.wait()
             try:
-                metrics, norms, gradients = self._compute(model)
+                metrics, norms, gradients, seen = self._observed(model)
             except ContextStaleError as error:
                 raise ServiceError(
                     "context_stale",
@@ -137,8 +141,10 @@ class TrainingCall:
                 ) from error
             except REFUSALS as error:
                 raise refusal(error, self.decoded.operands) from error
-            wanted = {} if gradients is None else to_host({"gradients": gradients}, gradients.device)
-            tensors = [Tensor.of(name, tensor) for name, tensor in wanted.items()]
+            own = {} if gradients is None else {"gradients": gradients}
+            wanted = to_host(own | dict(seen.tensors), model.device)
+            observation = self.observation or Observation(model.network)
+            tensors = [observation.tensor(name, tensor) for name, tensor in wanted.items()]
         with self.call.timings.phase("encode"):
             params = {
                 "sequence": step.sequence,
@@ -147,6 +153,7 @@ class TrainingCall:
                 "metrics": metrics,
                 "grad_norms": norms,
                 "device": str(model.device),
+                **seen.params(),
             }
             encoded = encode(Message.of(params, tensors), self.decoded.message.form, limits=self.call.limits)
             step.record(encoded.chunks, encoded.content_type)
@@ -159,13 +166,17 @@ class TrainingCall:
         """The tensors of a backward pass: one of context and grad_output, input and grad_output, input and targets."""
         decoded, params = self.decoded, self.params
         limit = self.engine.settings.max_activation_bytes
+        self.observation = Observation.of(params, model.network)
         own = "grad_output" in decoded.operands or params.context is not None
         if own and params.loss is not None:
             raise invalid("/params/loss", "null with a context or a tensor 'grad_output'", repr(params.loss)[:80])
         if params.context is not None:
+            if params.record:
+                expected = "empty with a context, whose forward pass has been made: record that"
+                raise invalid("/params/record", expected, repr(params.record)[:80])
             self.grad_output = decoded.outputs_gradient(None)
             return
-        self.inputs = decoded.input(model, limit, training=True)
+        self.inputs = decoded.input(model, limit, training=True, beside=self.observation.nbytes)
         if own:
             self.grad_output = decoded.outputs_gradient((*self.inputs.shape[:2], *model.network.output_shape))
             return
@@ -175,6 +186,10 @@ class TrainingCall:
 
     def _require_room_for_response(self, model: Model) -> None:
         """Refuse a response that cannot be written, before the model has changed."""
+        if self.observation is not None and not self.observation.is_empty:
+            gradients = sum(math.prod(shape) for _, shape in model.network.parameters) if self.params.gradients else 0
+            shape = (0, 0) if self.inputs is None else self.inputs.shape
+            self.observation.require_room(self.call, shape, gradients)
         if self.call.content_type != JSON_TYPE or not self.params.gradients:
             return
         most = self.call.limits.max_json_bytes // 2
@@ -186,6 +201,17 @@ class TrainingCall:
                 f"/params/gradients must be {expected}, got {got}",
                 (Fault("/params/gradients", expected, got),),
             )
+
+    def _observed(self, model: Model) -> tuple[Metrics, dict[str, float], torch.Tensor | None, Seen]:
+        """What `_compute` returns, and what it has shown."""
+        if self.observation is None:
+            return *self._compute(model), Seen({}, None)
+        if self.inputs is None:  # the forward pass was another call's
+            metrics, norms, gradients = self._compute(model)
+            return metrics, norms, gradients, self.observation.seen_backward(norms)
+        with self.observation.observing(model.trainer):
+            metrics, norms, gradients = self._compute(model)
+        return metrics, norms, gradients, self.observation.seen(norms)
 
     def _compute(self, model: Model) -> tuple[Metrics, dict[str, float], torch.Tensor | None]:
         """Metrics, norms, and the gradients if they are asked for."""
