@@ -90,7 +90,7 @@ def run(
         if kind == "Threshold":
             return np.asarray(value > node.threshold, dtype=float)
         if kind == "Flatten":
-            return value.reshape(-1)
+            return np.asarray(torch.from_numpy(value).flatten(int(node.start_dim), int(node.end_dim)))
         if kind.startswith("Conv"):
             function: Any = F.conv1d if kind == "Conv1d" else F.conv2d
             padding = node.padding if isinstance(node.padding, str) else tuple(np.atleast_1d(node.padding).tolist())

@@ -78,6 +78,10 @@ CASES: dict[str, tuple[list[int], list[dict[str, Any]]]] = {
             {"kind": "linear", "out_features": 3},
         ],
     ),
+    "windows of an output size": (
+        [2, 6, 4],
+        [{"kind": "adaptive_avg_pool", "output_size": [3, 2]}, {"kind": "lif", "alpha": 0.9, "reset": "zero"}],
+    ),
     "conv1d": (
         [2, 9],
         [
@@ -259,6 +263,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "reset_by": ({"kind": "lif", "alpha": 0.9, "reset_by": 0.5}, "its reset_by is other than its threshold"),
     "some of one": ({"kind": "lif", "alpha": [1.0, 1.0, 1.0, 0.5]}, "alpha is 1 for some neurons"),
     "batch_norm": ({"kind": "batch_norm"}, "NIR has no normalisation"),
+    "reshape": ({"kind": "reshape", "shape": [4]}, "NIR has no such node"),
     "srm": ({"kind": "srm", "reset_kernel": [-1.0]}, "NIR has no spike-response neuron"),
 }
 

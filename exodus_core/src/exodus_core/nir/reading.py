@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -417,13 +418,13 @@ def _pool(reading: _Reading, name: str, node: Any, source: str) -> str:
 
 
 def _flatten(reading: _Reading, name: str, node: Any, source: str) -> str:
-    dimensions = len(reading.shapes[source])
-    start, end = (int(v) + (dimensions if int(v) < 0 else 0) for v in (node.start_dim, node.end_dim))
-    if (start, end) != (0, dimensions - 1):
-        raise RefusedNodeError(
-            f"start_dim {node.start_dim} and end_dim {node.end_dim} keep a dimension of {list(reading.shapes[source])}"
-            " (the batch is not counted); layers flatten all"
-        )
+    shape = reading.shapes[source]
+    start, end = (int(v) + (len(shape) if int(v) < 0 else 0) for v in (node.start_dim, node.end_dim))
+    if not 0 <= start <= end < len(shape):
+        raise RefusedNodeError(f"start_dim {node.start_dim} and end_dim {node.end_dim} are not of {list(shape)}")
+    if (start, end) != (0, len(shape) - 1):
+        kept = [*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]]
+        return reading.add(name, {"kind": "reshape", "shape": kept}, [source])
     return reading.add(name, {"kind": "flatten"}, [source])
 
 

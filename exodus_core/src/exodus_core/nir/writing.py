@@ -191,7 +191,7 @@ def _convolution(writing: _Writing, layer: Any, shape: tuple[int, ...]) -> _Node
 def _pool(writing: _Writing, layer: Any, shape: tuple[int, ...]) -> _Node:
     if len(shape) != _IMAGE:
         raise RefusedNodeError("NIR pools over images, and its input has one dimension of space")
-    kernel, stride = (np.array(per_dimension(v, 2)) for v in (layer.kernel_size, layer.stride))
+    kernel, stride = (np.array(values) for values in layer.windows(shape)[:2])
     make = nir.SumPool2d if layer.kind == "sum_pool" else nir.AvgPool2d
     return _Node(make(kernel_size=kernel, stride=stride, padding=np.array([0, 0])))
 
@@ -288,6 +288,7 @@ _WRITERS: dict[str, Callable[[_Writing, Any, tuple[int, ...]], _Node]] = {
     "conv2d": _convolution,
     "sum_pool": _pool,
     "avg_pool": _pool,
+    "adaptive_avg_pool": _pool,
     "flatten": _flatten,
     "add": _edges,
     "dropout": _edges,
