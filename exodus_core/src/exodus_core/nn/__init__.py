@@ -1,9 +1,9 @@
 """Modules for networks that are built, trained and run in process: neurons, synapses, and what goes around them.
 
 `LIF`, `IF`, `CubaLIF`, `ALIF`, `SRM` and `ExpLeak` are the neurons, `Linear`, `Conv1d` and `Conv2d` synapses that save
-work where spikes are few, `Delay` and `DelayedLinear` delays of neurons and of synapses. `Steps` puts a module of single
-steps on whole sequences, `Recurrent` feeds spikes back, `TimeCheckpoint` saves memory. `reset`, `detach`, `constrain`,
-`bounded` and `neuron_parameters` take a whole module. docs/neurons.md is their guide.
+work where spikes are few, `Delay` and `DelayedLinear` delays of neurons and of synapses. `Steps` puts a module of
+single steps on whole sequences, `Recurrent` feeds spikes back, `TimeCheckpoint` saves memory. `reset`, `detach`,
+`constrain`, `bounded` and `neuron_parameters` take a whole module. docs/neurons.md is their guide.
 """
 
 from exodus_core.nn.coupled import ALIF, CubaLIF
