@@ -20,7 +20,7 @@ PYTHONS ?=
 SLAYER ?=
 TARGET ?= cpu
 
-.PHONY: help setup serve demo test test-core test-service test-client lint format bench bench-service bench-remote bench-checkpoint chaos exactness mutate sanitize peers lock clean release wheels torch-versions pythons checked
+.PHONY: help setup serve demo test test-core test-service test-client lint format bench bench-service bench-remote bench-checkpoint bench-accelerate chaos exactness mutate sanitize peers lock clean release wheels torch-versions pythons checked
 .PHONY: cuda-emulate cuda-check cuda-work gpu-check image-lock image-check
 
 help: ## list the targets
@@ -72,6 +72,7 @@ format: setup ## let ruff format the code
 bench: setup ## how fast, against other libraries, the memory and dense products; writes benchmarks/results, the README's table; QUICK=1 prints a part
 	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
 	$(BIN)/python -m benchmarks.sparse $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.neurons $(if $(QUICK),--quick)
 
 bench-service: setup ## time the way over HTTP; writes benchmarks/results/service.md; QUICK=1 for a short run that writes nothing
 	$(BIN)/python -m benchmarks.service $(if $(QUICK),--quick)
@@ -81,6 +82,9 @@ bench-remote: setup ## a training step on the server against the step in process
 
 bench-checkpoint: setup ## memory and time of long sequences with a time checkpoint and without; writes benchmarks/results/checkpoint.md; QUICK=1 prints a part
 	$(BIN)/python -m benchmarks.checkpoint $(if $(QUICK),--quick)
+
+bench-accelerate: setup ## the training step of other libraries' models, as they are and accelerated; writes benchmarks/results/accelerate.md; QUICK=1 prints a part
+	$(BIN)/python -m benchmarks.accelerate $(if $(QUICK),--quick)
 
 chaos: setup ## train while the server is killed and the network fails; writes docs/reliability.md; QUICK=1 for a part, SEED=N to repeat one
 	$(BIN)/python -m tools.chaos $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--markdown docs/reliability.md)

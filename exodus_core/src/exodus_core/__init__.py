@@ -10,6 +10,7 @@ cache of freed outputs' memory.
 
 from exodus_core import losses, network, nn, reference, surrogate, training
 from exodus_core._version import __version__
+from exodus_core.accelerate import AccelerationError, NetworkData, Refusal, accelerate, to_network
 from exodus_core.arguments import METHODS, NEURONS, RESETS
 from exodus_core.capability import capabilities
 from exodus_core.coupled import alif, cuba_lif
@@ -28,18 +29,22 @@ __all__ = [
     "METHODS",
     "NEURONS",
     "RESETS",
+    "AccelerationError",
     "AlphaKernel",
     "ArgumentError",
     "ArgumentTypeError",
     "DescriptionError",
     "ExponentialKernel",
     "LifGradient",
+    "NetworkData",
     "PackedSpikes",
+    "Refusal",
     "SlayerRefractory",
     "SlayerResponse",
     "SrmGradient",
     "SynapseGradients",
     "__version__",
+    "accelerate",
     "alif",
     "capabilities",
     "conv1d",
@@ -65,5 +70,6 @@ __all__ = [
     "surrogate",
     "synapse_current",
     "synapse_gradients",
+    "to_network",
     "training",
 ]

@@ -196,8 +196,9 @@ class Model:
         """Forward and backward; gradients accumulate on the server until `optim_step`. Arguments as of `step`."""
         counted, options = (lengths, mask), {"frozen": frozen, "accumulate": accumulate}
         observed = Observed.of(record, statistics, self._time_dim)
-        what = "forward_backward"
-        return self._train(what, spikes, targets, loss, counted, gradients, allow_non_finite, observed, options)
+        return self._train(
+            "forward_backward", spikes, targets, loss, counted, gradients, allow_non_finite, observed, options
+        )
 
     def optim_step(
         self,

@@ -1,0 +1,71 @@
+"""Refusals: layers that the fused kernels cannot compute with the same spikes and gradients, each with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from exodus_core.errors import ArgumentError
+
+_converting: ContextVar[bool] = ContextVar("converting", default=False)
+
+
+@contextmanager
+def converting() -> Iterator[None]:
+    """While a model is checked, constants are read wherever they are."""
+    token = _converting.set(True)
+    try:
+        yield
+    finally:
+        _converting.reset(token)
+
+
+def holds_of_any(condition: Tensor) -> bool:
+    """True if a condition on a constant holds of any element.
+
+    A call of a converted model does not read constants that are not on the CPU, which would wait for the device.
+    """
+    return (condition.is_cpu or _converting.get()) and bool(condition.any())
+
+
+class NotMappedError(Exception):
+    """A module cannot be computed by the kernels; the message is the reason, in words that follow "it"."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A layer that is refused.
+
+    Args:
+        layer: its name in the model, as in `named_modules`; "" for the model itself.
+        kind: the name of its class, with that of its library.
+        reason: what keeps it from being computed the same, and what to change where something can be.
+    """
+
+    layer: str
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        name = f"{self.layer} ({self.kind})" if self.layer else self.kind
+        return f"{name}: {self.reason}"
+
+
+class AccelerationError(ArgumentError):
+    """A model that cannot be accelerated, or written as data. Nothing has been changed.
+
+    Args:
+        refusals: the layers that are refused.
+        expected: a valid model, in words that follow "must be".
+    """
+
+    def __init__(self, refusals: Sequence[Refusal], expected: str) -> None:
+        super().__init__("model", expected, "".join(f"\n  {refusal}" for refusal in refusals))
+        self.refusals = tuple(refusals)
+
+    def __reduce__(self) -> tuple[type[AccelerationError], tuple[tuple[Refusal, ...], str]]:
+        return AccelerationError, (self.refusals, self.expected)

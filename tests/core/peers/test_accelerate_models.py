@@ -1,0 +1,90 @@
+"""Twelve models in the style of the libraries' tutorials: one call, equal outputs, gradients of all parameters within
+1e-5 of the library's own; and as data, equal spikes."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+
+import exodus_core
+from benchmarks.accelerate.gate import AGREEMENT, SMALL, differences, fault
+from benchmarks.accelerate.models import MODELS, PeerModel
+
+pytestmark = pytest.mark.peers
+
+
+@pytest.fixture(params=MODELS, ids=str)
+def model(request: pytest.FixtureRequest) -> PeerModel:
+    request.getfixturevalue(request.param.library)
+    return request.param
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_model_has_the_same_outputs_and_gradients_after_one_call(model):
+    assert AGREEMENT == 1e-5
+    assert fault(model) is None
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_gate_sees_a_gradient_that_is_not_the_librarys(model, monkeypatch):
+    def off(data: dict[str, float]) -> float:
+        return max(value for name, value in data.items() if name not in ("active", "outputs"))
+
+    assert off(differences(model, SMALL, 0)) < 1e-3
+    original = exodus_core.accelerate
+
+    def twice(made: torch.nn.Module, **options: object) -> torch.nn.Module:
+        accelerated = original(made, **options)
+        weight = next(accelerated.parameters())
+        weight.register_hook(lambda grad: grad * 1.01)
+        return accelerated
+
+    monkeypatch.setattr(exodus_core, "accelerate", twice)
+    assert off(differences(model, SMALL, 0)) > 5e-3
+
+
+REFUSED_AS_DATA = {"MaxPool2d", "BatchNorm2d"}
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_model_as_data_has_the_same_spikes_or_is_refused_by_layer(model):
+    torch.manual_seed(0)
+    made = model.build(SMALL)
+    torch.manual_seed(1)
+    x = model.input(SMALL)
+    repeated = "for" in model.name and "steps" in model.name
+    if any(type(module).__name__ == "MaxPool2d" for module in made.modules()):
+        with pytest.raises(exodus_core.AccelerationError) as caught:
+            exodus_core.to_network(made, x.shape[1:] if repeated else x.shape[2:])
+        assert {refusal.kind for refusal in caught.value.refusals} <= REFUSED_AS_DATA
+        return
+    data = exodus_core.to_network(made, x.shape[1:] if repeated else x.shape[2:])
+    network = exodus_core.network.build(data.description)
+    network.load_state_dict(data.weights)
+    with warnings.catch_warnings(), torch.no_grad():
+        wanted = model.call(made, x, SMALL)
+        steps = x.unsqueeze(1).expand(-1, SMALL.steps, *x.shape[1:]) if repeated else x.movedim(0, 1)
+        found = network(steps.contiguous()).movedim(1, 0)
+    assert wanted.any()
+    assert (found - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_accelerated_model_is_copied_and_pickled(model):
+    """As the library's own can be: those of norse and snnTorch hold objects that pickle does not take."""
+    torch.manual_seed(0)
+    made = exodus_core.accelerate(model.build(SMALL), **model.options)
+    copied = copy.deepcopy(made) if model.library in ("snntorch", "norse") else pickle.loads(pickle.dumps(made))
+    assert type(copied) is type(made)
+    assert [type(module) for module in copied.modules()] == [type(module) for module in made.modules()]
+    x = model.input(SMALL)
+    assert torch.equal(model.accelerated(copied, x, SMALL), model.accelerated(made, x, SMALL))
+
+
+@pytest.mark.filterwarnings("default")
+def test_half_floats_are_refused_by_the_call(model):
+    made = exodus_core.accelerate(model.build(SMALL), **model.options).bfloat16()
+    with pytest.raises(exodus_core.AccelerationError, match="bfloat16"):
+        model.accelerated(made, model.input(SMALL).bfloat16(), SMALL)

@@ -1,0 +1,110 @@
+"""SpikingJelly in step mode "m": every reset, detached or not, every surrogate, the input's decay, the learnt one."""
+
+from importlib import import_module
+
+import pytest
+import torch
+from accelerated import assert_close, assert_same, seeded
+from torch import nn
+
+import exodus_core
+
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
+
+HEAVISIDE = ("Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf", "Rect")
+OTHERS = (
+    *("NonzeroSignLogAbs", "PiecewiseLeakyReLU", "SquarewaveFourierSeries", "S2NN", "QPseudoSpike", "LeakyKReLU"),
+    *("FakeNumericalGradient", "LogTailedReLU"),
+)
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(0)
+    return torch.randn(30, 4, 12, dtype=torch.float64) * 1.5 + 0.3
+
+
+def whole(model, x):
+    return model(x)
+
+
+def check(x, node, **options):
+    """Twice in a row, so that the second call starts from the state of the first."""
+
+    def build():
+        return nn.Sequential(nn.Linear(12, 16), node(), nn.Linear(16, 5), node())
+
+    return assert_same(build, x, whole, **{"gain": 6.0, "calls": 2, **options})
+
+
+@pytest.mark.parametrize("detach_reset", [False, True])
+@pytest.mark.parametrize("v_reset", [None, 0.0, -0.4, 0.2])
+@pytest.mark.parametrize("kind", ["IFNode", "LIFNode", "LIFNode without decay of the input", "ParametricLIFNode"])
+def test_every_reset_has_spikingjellys_spikes_states_and_gradients(spikingjelly, x, kind, v_reset, detach_reset):
+    options = {"v_reset": v_reset, "detach_reset": detach_reset, "step_mode": "m", "store_v_seq": True}
+    if "without" in kind:
+        options["decay_input"] = False
+    node = getattr(spikingjelly.neuron, kind.split()[0])
+    gain = 6.0 if kind in ("LIFNode", "ParametricLIFNode") else 2.0
+    unmodified, accelerated = check(x, lambda: node(**options), gain=gain)
+    assert_close("v", unmodified[1].v, accelerated[1].v)
+    assert_close("v_seq", unmodified[1].v_seq, accelerated[1].v_seq)
+
+
+@pytest.mark.parametrize("name", [*HEAVISIDE, *OTHERS])
+@pytest.mark.parametrize("detach_reset", [False, True])
+def test_every_surrogate_is_spikingjellys(spikingjelly, x, name, detach_reset):
+    surrogate = getattr(spikingjelly.surrogate, name)
+    check(
+        x, lambda: spikingjelly.neuron.LIFNode(surrogate_function=surrogate(), detach_reset=detach_reset, step_mode="m")
+    )
+
+
+def test_float32_has_spikingjellys_spikes(spikingjelly, x):
+    check(x.float(), lambda: spikingjelly.neuron.LIFNode(step_mode="m"), tolerance=1e-5)
+
+
+def test_states_are_reset_and_detached_by_spikingjelly(spikingjelly, x):
+    functional = import_module("spikingjelly.activation_based.functional")
+
+    def build():
+        return nn.Sequential(nn.Linear(12, 16), spikingjelly.neuron.LIFNode(step_mode="m", detach_reset=True))
+
+    model = exodus_core.accelerate(seeded(build, 6.0))
+    x = x.float()
+    first = model(x)
+    assert not torch.equal(model(x), first)
+    functional.detach_net(model)
+    assert model[1].v.grad_fn is None
+    functional.reset_net(model)
+    assert torch.equal(model(x), first)
+
+
+@pytest.mark.parametrize(
+    ("node", "reason"),
+    [
+        (lambda sj: sj.neuron.LIFNode(), r"step_mode 's'.* before: .* after: .*set_step_mode"),
+        (lambda sj: sj.neuron.QIFNode(step_mode="m"), "not one of the neurons that are known"),
+        (lambda sj: sj.neuron.LIFNode(step_mode="m", surrogate_function=sj.surrogate.DeterministicPass()), "no step"),
+        (lambda sj: sj.neuron.LIFNode(step_mode="m", surrogate_function=sj.surrogate.ATan(spiking=False)), "no spikes"),
+        (lambda sj: type("Own", (sj.neuron.LIFNode,), {})(step_mode="m"), "derived"),
+    ],
+)
+def test_what_is_not_the_same_is_refused_by_layer_and_nothing_changes(spikingjelly, node, reason):
+    model = nn.Sequential(nn.Linear(12, 16), node(spikingjelly), spikingjelly.neuron.IFNode(step_mode="m"))
+    with pytest.raises(exodus_core.AccelerationError, match=reason) as caught:
+        exodus_core.accelerate(model)
+    assert [refusal.layer for refusal in caught.value.refusals] == ["1"]
+    assert type(model[2]) is spikingjelly.neuron.IFNode
+
+
+def test_a_step_mode_that_changes_later_is_refused_by_the_call(spikingjelly, x):
+    model = exodus_core.accelerate(nn.Sequential(spikingjelly.neuron.IFNode(step_mode="m")))
+    model[0].step_mode = "s"
+    with pytest.raises(exodus_core.AccelerationError, match="step_mode 's'"):
+        model(x[0])
+
+
+def test_time_dim_is_refused_where_layers_take_all_steps(spikingjelly):
+    with pytest.raises(exodus_core.AccelerationError, match="leave out time_dim"):
+        exodus_core.accelerate(nn.Sequential(spikingjelly.neuron.IFNode(step_mode="m")), time_dim=0)
