@@ -282,8 +282,9 @@ def _delayed_product(data: dict[str, Any], p: dict[str, Tensor], x: Tensor) -> T
             delayed = _interpolated(x[:, :, i], d)
         else:
             shares = [torch.exp(-(((k - d) / data["width"]) ** 2) / 2) for k in range(most + 1)]
-            zero = torch.zeros((), dtype=x.dtype)
-            delayed = sum(s * _interpolated(x[:, :, i], zero + k) for k, s in enumerate(shares)) / sum(shares)
+            steps = torch.arange(most + 1, dtype=x.dtype)
+            seen = [share * _interpolated(x[:, :, i], k) for k, share in zip(steps, shares, strict=True)]
+            delayed = torch.stack(seen).sum(0) / torch.stack(shares).sum()
         sums[j] = sums[j] + weight[j, i] * delayed
     return torch.stack(sums, 2) + p.get("bias", 0.0)
 

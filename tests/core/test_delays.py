@@ -404,6 +404,7 @@ def test_copies_states_and_repr_say_what_there_is() -> None:
     assert {"0.weight", "0.bias", "0.delays", "2.delays", "3.delays", "4.delays"} <= net.state_dict().keys()
     assert "max_delay=4" in repr(net[0])
     assert "delays=1.5, max_delay=2" in repr(net[4])
+    assert "width=1.5" in repr(net[3])
 
 
 def test_invalid_modules_are_refused() -> None:
@@ -422,6 +423,18 @@ def test_invalid_modules_are_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_gradients_of_each_sample_by_torch_func_are_those_of_a_loop() -> None:
+    x, delays, weight = doubles(4, 9, 5), delays_up_to(3.0, 5), doubles(2, 5)
+
+    def loss(delays: Tensor, sample: Tensor) -> Tensor:
+        return delayed_linear(delay(sample[None], delays), weight, delays, max_delay=3).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(delays, x)
+    alone = [differentiated(lambda d: loss(d, sample), delays)[1] for sample in x]  # noqa: B023
+    assert_equal([each], [torch.stack(alone) / math.sin(-1)])  # `differentiated` weights a single output so
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of compiling
 def test_one_graph_of_delays_has_the_results_without() -> None:
     x = torch.randn(2, 9, 5)
     net = torch.nn.Sequential(nn.DelayedLinear(5, 4, max_delay=2), nn.Delay(torch.rand(4), stateful=True))

@@ -246,15 +246,20 @@ class _Shifted(torch.autograd.Function):
     The adjoint of a shift is the shift back: a gather, where autograd's would be a scatter.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, n: Tensor) -> Tensor:
-        ctx.save_for_backward(n)
+    def forward(x: Tensor, n: Tensor) -> Tensor:
         steps = x.shape[1]
         if x.numel() == 0:
             return x.clone()
         source = torch.arange(steps, device=x.device)[:, None] - n
         inside = (source >= 0) & (source < steps)
         return torch.where(inside, x.gather(1, source.clamp_(0, steps - 1).expand(x.shape)), 0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
-from typing import ClassVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class _Delayed(StatefulNeuron):
     """A layer with delays, whose state is its last max_delay inputs."""
 
     state_names = ("inputs",)
+    shown: ClassVar[Mapping[str, Any]] = {"max_delay": None, **StatefulNeuron.shown}
     delays: float | Tensor
     max_delay: int
 
@@ -40,10 +41,6 @@ class _Delayed(StatefulNeuron):
     def limits(self) -> dict[str, tuple[float, float | None]]:
         """The ranges, by the names of parameters."""
         return ranges.RANGES | {"delays": (0.0, float(self.max_delay))}
-
-    def extra_repr(self) -> str:
-        """The parameters, for repr()."""
-        return f"{super().extra_repr()}, max_delay={self.max_delay}"
 
     def _delayed(self, x: Tensor, compute: Callable[[Tensor, int], Tensor]) -> Tensor:
         """What `compute` gives for x and the axis of time, if stateful or in a piece from the inputs before x on."""
@@ -121,6 +118,7 @@ class DelayedLinear(_Delayed):
     """
 
     weights: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    shown: ClassVar[Mapping[str, Any]] = {**_Delayed.shown, "width": None, "exact": False}
     width: float | None
 
     def __init__(
