@@ -58,7 +58,15 @@ CASES: dict[str, tuple[tuple[int, ...], list[dict[str, Any]]]] = {
     "sum_pool": ((2, 5, 7), [{"kind": "sum_pool", "kernel_size": [2, 3], "stride": 1}]),
     "avg_pool 1d": ((2, 7), [{"kind": "avg_pool", "kernel_size": 3, "stride": [2]}]),
     "avg_pool": ((2, 5, 7), [{"kind": "avg_pool", "kernel_size": 2}]),
+    "max_pool 1d": ((2, 7), [{"kind": "max_pool", "kernel_size": [3], "stride": 2, "padding": 1}]),
+    "max_pool": ((2, 5, 7), [{"kind": "max_pool", "kernel_size": [2, 3], "stride": [1, 2], "padding": [1, 0]}]),
+    "max_pool of default stride": ((2, 6, 5), [{"kind": "max_pool", "kernel_size": 2}]),
+    "adaptive_avg_pool 1d": ((2, 6), [{"kind": "adaptive_avg_pool", "output_size": 3}]),
+    "adaptive_avg_pool": ((2, 4, 6), [{"kind": "adaptive_avg_pool", "output_size": [2, 1]}]),
+    "adaptive_max_pool 1d": ((2, 6), [{"kind": "adaptive_max_pool", "output_size": [2]}]),
+    "adaptive_max_pool": ((2, 4, 6), [{"kind": "adaptive_max_pool", "output_size": 2}]),
     "flatten": ((2, 3, 2), [{"kind": "flatten"}]),
+    "reshape": ((2, 3, 2), [{"kind": "reshape", "shape": [4, 3]}]),
     "dropout": ((5,), [{"kind": "dropout", "p": 0.4}]),
     "batch_norm": ((3,), [{"kind": "batch_norm"}]),
     "batch_norm of images": ((3, 2, 5), [{"kind": "batch_norm", "momentum": 0.3, "eps": 1e-3}]),
@@ -68,6 +76,20 @@ CASES: dict[str, tuple[tuple[int, ...], list[dict[str, Any]]]] = {
         [
             {"kind": "linear", "out_features": 3, "name": "half"},
             {"kind": "add", "inputs": ["half", "input", "half"]},
+        ],
+    ),
+    "concat": (
+        (3,),
+        [
+            {"kind": "linear", "out_features": 2, "name": "more"},
+            {"kind": "concat", "inputs": ["more", "input", "more"]},
+        ],
+    ),
+    "concat of an axis of space": (
+        (2, 3, 4),
+        [
+            {"kind": "avg_pool", "kernel_size": [1, 2], "name": "half"},
+            {"kind": "concat", "axis": 2, "inputs": ["input", "half"]},
         ],
     ),
     "lif": ((3,), [{"kind": "lif", "alpha": 0.9}]),
@@ -136,6 +158,32 @@ CASES: dict[str, tuple[tuple[int, ...], list[dict[str, Any]]]] = {
     ),
     "exp_leak": ((3,), [{"kind": "exp_leak", "alpha": 0.9}]),
     "exp_leak trained": ((2, 3), [{"kind": "exp_leak", "alpha": [0.9, 0.8, 0.7], "trainable": ["alpha"]}]),
+    "delay": ((3,), [{"kind": "delay", "delays": 2.25}]),
+    "delay of lists": ((2, 3), [{"kind": "delay", "delays": [[0, 1.5, 3], [2.25, 0.5, 2]], "max_delay": 3}]),
+    "delay trained": ((2, 3), [{"kind": "delay", "max_delay": 4, "trainable": ["delays"]}]),
+    "delay of a list trained": (
+        (2, 3),
+        [{"kind": "delay", "delays": [0.3, 1.6, 2.4], "max_delay": 3, "trainable": ["delays"]}],
+    ),
+    "delayed_linear": ((4,), [{"kind": "delayed_linear", "out_features": 3, "max_delay": 4}]),
+    "delayed_linear fixed": (
+        (2,),
+        [
+            {
+                "kind": "delayed_linear",
+                "out_features": 3,
+                "max_delay": 2,
+                "delays": [[0, 1.5], [2, 0.25], [1, 1]],
+                "trainable": [],
+                "bias": False,
+                "gain": 2.0,
+            }
+        ],
+    ),
+    "delayed_linear of a density": (
+        (4,),
+        [{"kind": "delayed_linear", "out_features": 3, "max_delay": 5, "width": 1.25}],
+    ),
 }
 
 # A network with everything that a training step can change.
@@ -208,6 +256,38 @@ def _neurons(data: dict[str, Any], p: dict[str, Tensor], x: Tensor) -> Tensor:
     return torch.stack(spikes, 1)
 
 
+def _each(values: Tensor) -> list[tuple[Any, Tensor]]:
+    """The indices and the elements of a tensor."""
+    return [(tuple(index), values[tuple(index)]) for index in torch.ones(values.shape).nonzero().tolist()]
+
+
+def _delays(data: dict[str, Any], p: dict[str, Tensor], like: Tensor) -> Tensor:
+    return p["delays"] if data["trainable"] else torch.tensor(data["delays"], dtype=like.dtype)
+
+
+def _interpolated(x: Tensor, delay: Tensor) -> Tensor:
+    """A signal of shape (batch, time), delayed; zero before its first step."""
+    whole = math.floor(delay.detach())
+    padded = torch.nn.functional.pad(x, (whole + 1, 0))
+    later, earlier = padded[:, 1 : 1 + x.shape[1]], padded[:, : x.shape[1]]
+    return later + (delay - whole) * (earlier - later)
+
+
+def _delayed_product(data: dict[str, Any], p: dict[str, Tensor], x: Tensor) -> Tensor:
+    weight, most = p["weight"], data["max_delay"]
+    delays = _delays(data, p, x)
+    sums = [x.new_zeros(x.shape[:2]) for _ in weight]
+    for (j, i), d in _each(delays.expand(weight.shape)):
+        if data["width"] is None:
+            delayed = _interpolated(x[:, :, i], d)
+        else:
+            shares = [torch.exp(-(((k - d) / data["width"]) ** 2) / 2) for k in range(most + 1)]
+            zero = torch.zeros((), dtype=x.dtype)
+            delayed = sum(s * _interpolated(x[:, :, i], zero + k) for k, s in enumerate(shares)) / sum(shares)
+        sums[j] = sums[j] + weight[j, i] * delayed
+    return torch.stack(sums, 2) + p.get("bias", 0.0)
+
+
 def _layer(data: dict[str, Any], p: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
     kind, (x, *others) = data["kind"], inputs
     space = x.dim() - 3
@@ -222,6 +302,18 @@ def _layer(data: dict[str, Any], p: dict[str, Tensor], inputs: list[Tensor]) -> 
         size = data["kernel_size"]
         window = math.prod(size) if isinstance(size, list) else size**space
         return _steps(x, pool) * (window if kind == "sum_pool" else 1)
+    if kind == "max_pool":
+        largest = (torch.nn.MaxPool1d if space == 1 else torch.nn.MaxPool2d)(
+            data["kernel_size"], data["stride"], data["padding"]
+        )
+        return _steps(x, largest)
+    if kind in ("adaptive_avg_pool", "adaptive_max_pool"):
+        name = "".join(part.capitalize() for part in kind.split("_"))
+        size = data["output_size"]
+        size = size[0] if space == 1 and isinstance(size, list) else size
+        return _steps(x, getattr(torch.nn, f"{name}{space}d")(size))
+    if kind == "reshape":
+        return _steps(x, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Unflatten(1, data["shape"])))
     if kind == "flatten":
         return _steps(x, torch.nn.Flatten())
     if kind == "batch_norm":
@@ -234,6 +326,14 @@ def _layer(data: dict[str, Any], p: dict[str, Tensor], inputs: list[Tensor]) -> 
         return x
     if kind == "add":
         return sum(others, x)
+    if kind == "concat":
+        pairs = zip(*(given.unbind(1) for given in inputs), strict=True)
+        return torch.stack([torch.cat(steps, 1 + data["axis"]) for steps in pairs], 1)
+    if kind == "delay":
+        delays = _delays(data, p, x).expand(x.shape[2:])
+        return torch.stack([_interpolated(x[(..., *i)], d) for i, d in _each(delays)], 2).view(x.shape)
+    if kind == "delayed_linear":
+        return _delayed_product(data, p, x)
     if kind == "exp_leak":
         u, steps = torch.zeros_like(x[:, 0]), []
         for x_t in x.unbind(1):

@@ -74,6 +74,8 @@ def test_the_product_imports_nothing_that_checks_or_measures_it() -> None:
     [
         ("exodus_client.torch", ["exodus_core", "exodus_service"]),
         ("exodus_core", ["exodus_client", "exodus_service", "httpx"]),
+        ("exodus_core", ["nir", "h5py"]),
+        ("exodus_core.nir", ["typer", "rich", "safetensors"]),
         ("exodus_core.verify", ["typer", "rich", "flint"]),
         ("exodus_service.engine", FRAMEWORK),
     ],

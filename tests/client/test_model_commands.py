@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import safetensors.numpy
 from client.in_process_service import InProcessService
 from typer.testing import CliRunner, Result
 
@@ -196,6 +197,26 @@ class TestFiles:
 
     def test_a_file_that_is_not_there_is_exit_code_2(self, exodus: Any) -> None:
         assert exodus("load", URL, "one", "none").exit_code == 2
+
+    def test_weights_alone_are_loaded_all_or_some(self, exodus: Any, server: InProcessService, trained: str) -> None:
+        exodus("save", URL, "one", "one.safetensors")
+        whole = exodus("load", URL, "one", "one.safetensors", "--weights")
+        assert whole.stdout == "one.safetensors -> one, 2 weights: 0.weight, 0.bias\n"
+        one = exodus("load", URL, "one", "one.safetensors", "--weights", "--name", "0.bias", "--json")
+        loaded = {"loaded": ["0.bias"], "missing": [], "unexpected": []}
+        assert json.loads(one.stdout) == {"id": "one", "file": "one.safetensors", **loaded}
+        Path("some").write_bytes(safetensors.numpy.save({"0.bias": np.ones(2), "9.bias": np.ones(2)}))
+        assert exodus("load", URL, "one", "some", "--weights").exit_code == 1
+        some = exodus("load", URL, "one", "some", "--weights", "--partial")
+        assert some.stdout.splitlines()[1:] == ["missing: 0.weight", "not in the network: 9.bias"]
+        assert server.state("one").tensors["weights.0.bias"].tolist() == [1.0, 1.0]
+
+    @pytest.mark.parametrize("options", [["--partial"], ["--name", "0"], ["--weights", "--create"]])
+    def test_options_that_do_not_go_together_are_refused(self, exodus: Any, trained: str, options: list[str]) -> None:
+        exodus("save", URL, "one", "one.safetensors")
+        result = exodus("load", URL, "one", "one.safetensors", *options)
+        assert result.exit_code == 2
+        assert "must be" in result.stderr
 
 
 class TestDelete:

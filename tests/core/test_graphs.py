@@ -99,11 +99,14 @@ def test_steps_have_the_same_bits(optimizer: Any, replays: list[Any]) -> None:
 @pytest.mark.parametrize("loss", [*losses.KINDS], ids=str)
 def test_every_loss_can_be_replayed(loss: str, replays: list[Any]) -> None:
     trainers = pair()
-    name: Any = TRAINS if loss == "van_rossum" else loss
+    required: Any = {"van_rossum": TRAINS, "spike_rate_mse": {"kind": loss, "rate": 0.1}}
+    required["spike_rate_bounds"] = {"kind": loss, "upper": 0.1}
+    name = required.get(loss, loss)
     for i in range(5):
         x, classes = batch(i)
         trains, counts = torch.rand(3, 7, 4) < 0.3, torch.full((3, 4), i)
-        targets = classes if loss.endswith("_ce") else counts if loss == "spike_count_mse" else trains
+        targets: Any = classes if loss.endswith("_ce") else counts if loss == "spike_count_mse" else trains
+        targets = None if loss.startswith("spike_rate") else targets
         step(trainers, x, targets, name)
     assert len(replays) == 3
 
@@ -195,7 +198,7 @@ def test_an_input_with_a_gradient_gets_none(replays: list[Any]) -> None:
         assert x.grad is None
     assert len(replays) == 3
     assert trainers[0]._graphs is not None
-    assert not any(graph.x.requires_grad for graph in trainers[0]._graphs._graphs.values())
+    assert not any(graph.inputs.x.requires_grad for graph in trainers[0]._graphs._graphs.values())
 
 
 def test_what_is_not_finite_changes_nothing(replays: list[Any]) -> None:
@@ -265,6 +268,7 @@ CONTEXTS: dict[str, Callable[[Any], Any]] = {
     "a hook of all modules": everything_hooked,
     "a dispatch mode": lambda net: Mode(),  # type: ignore[no-untyped-call]
     "anomaly detection": lambda net: torch.autograd.set_detect_anomaly(True),
+    "an observer": lambda net: network.observe(net, ["0.output"]),
 }
 
 
@@ -548,3 +552,20 @@ def test_a_capture_warms_up_on_its_stream_and_leaves_the_threads_stream(
         "own waits for the last turn, on side", "replay on own",
         "another waits for the last turn, on own", "replay on another",
     ]  # fmt: skip
+
+
+def test_lengths_and_sums_are_replayed_with_the_same_bits(replays: list[Any]) -> None:
+    trainers = pair("adam", [LAYERS[0], *LAYERS[2:]])
+    loss: Any = [CLASSES, {"kind": "spike_rate_bounds", "upper": 0.1, "weight": 0.5}]
+    for i in range(8):
+        step(trainers, *batch(i), loss, lengths=torch.tensor([7 - i % 3, 1 + i % 7, 4]))
+    assert len(replays) == 6
+    with pytest.raises(losses.LossError, match="lengths must be lengths from 1 to 7, got 8"):
+        trainers[0].step(*batch(1), loss, lengths=torch.tensor([7, 8, 4]))
+
+
+def test_class_weights_are_computed_as_ever(replays: list[Any]) -> None:
+    trainers = pair()
+    for i in range(4):
+        step(trainers, *batch(i), {"kind": CLASSES, "class_weights": [1, 2, 1, 0.5]})
+    assert replays == []

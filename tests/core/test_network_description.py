@@ -85,7 +85,8 @@ def test_every_field_has_a_meaning_and_a_default_that_fits(kind: Any) -> None:
 
 def one(**layer: Any) -> dict[str, Any]:
     """One layer in a network that it fits in, beside what is wrong with it."""
-    shapes = {"conv1d": [4, 6], "conv2d": [4, 6, 6], "sum_pool": [4, 6, 6], "avg_pool": [4, 6]}
+    shapes = {"conv1d": [4, 6], "conv2d": [4, 6, 6], "sum_pool": [4, 6, 6], "avg_pool": [4, 6], "max_pool": [4, 6, 6]}
+    shapes |= {"adaptive_avg_pool": [4, 6], "adaptive_max_pool": [4, 6, 6], "reshape": [4, 6]}
     return {"input_shape": shapes.get(layer["kind"], [3]), "layers": [layer]}
 
 
@@ -185,6 +186,42 @@ REFUSED = [
     (one(kind="sum_pool", kernel_size=[2]), "/layers/0/kernel_size", "a list of 2", "[2]"),
     (one(kind="avg_pool", kernel_size=2, stride=[1, 1]), "/layers/0/stride", "a list of 1", "[1, 1]"),
     (one(kind="avg_pool", kernel_size=7), "/layers/0/kernel_size", "that fits", "larger"),
+    (one(kind="max_pool"), "/layers/0/kernel_size", "a list with one for each dimension", "nothing"),
+    (one(kind="max_pool", kernel_size=2, padding=2), "/layers/0/padding", "at most half of kernel_size, 2", "2"),
+    (one(kind="max_pool", kernel_size=[4, 2], padding=[2, 2]), "/layers/0/padding", "half of kernel_size, 2", "2"),
+    (one(kind="max_pool", kernel_size=2, padding=[1]), "/layers/0/padding", "a number, or a list of 2", "[1]"),
+    (one(kind="max_pool", kernel_size=[2]), "/layers/0/kernel_size", "a number, or a list of 2", "[2]"),
+    (one(kind="max_pool", kernel_size=9, padding=1), "/layers/0/kernel_size", "that fits", "larger"),
+    (one(kind="max_pool", kernel_size=2, ceil_mode=True), "/layers/0/ceil_mode", "absent (the fields are", "True"),
+    (one(kind="adaptive_avg_pool", output_size=4), "/layers/0/output_size", "a divisor of 6, so that all", "4"),
+    (one(kind="adaptive_max_pool", output_size=[7, 1]), "/layers/0/output_size", "a divisor of 6", "7"),
+    (one(kind="adaptive_max_pool", output_size=[1]), "/layers/0/output_size", "a number, or a list of 2", "[1]"),
+    (one(kind="adaptive_avg_pool"), "/layers/0/output_size", "an integer of at least 1", "nothing"),
+    ({"input_shape": [3], "layers": [{"kind": "max_pool", "kernel_size": 1}]}, "/layers/0/inputs", "[channels", "[3]"),
+    (one(kind="reshape", shape=[5, 5]), "/layers/0/shape", "of 24 elements, as the input [4, 6]", "[5, 5]"),
+    (one(kind="reshape", shape=[24, -1]), "/layers/0/shape/1", "an integer of at least 1", "-1"),
+    (one(kind="reshape", shape=[24, *[1] * 8]), "/layers/0/shape", "a list of at most 8 sizes", "one of 9"),
+    (one(kind="concat"), "/layers/0/inputs", "a list of two names or more", "['input']"),
+    (one(kind="concat", inputs=["input"] * 2, axis=1), "/layers/0/axis", "an axis of the first input, [3]", "1"),
+    (one(kind="concat", inputs=["input"] * 2, axis=-1), "/layers/0/axis", "an integer of at least 0", "-1"),
+    (
+        {
+            "input_shape": [2, 6],
+            "layers": [
+                {"kind": "avg_pool", "kernel_size": 2, "name": "half"},
+                {"kind": "concat", "inputs": ["input", "half"]},
+            ],
+        },
+        "/layers/1/inputs/1",
+        "an input of shape [2, 6] but for axis 0",
+        "[2, 3]",
+    ),
+    (
+        {"input_shape": [2, 6], "layers": [{"kind": "flatten"}, {"kind": "concat", "inputs": ["input", "0"]}]},
+        "/layers/1/inputs/1",
+        "an input of shape [2, 6] but for axis 0",
+        "[12]",
+    ),
     (one(kind="dropout", p=1.5), "/layers/0/p", "a number in [0, 1]", "1.5"),
     (one(kind="batch_norm", eps=0), "/layers/0/eps", "a number above 0", "0"),
     (one(kind="lif"), "/layers/0/alpha", "a number in [0, 1], or a list of such", "nothing"),
@@ -227,6 +264,34 @@ REFUSED = [
     (one(kind="srm", reset_kernel={"kind": "alpha"}), "/layers/0/reset_kernel/tau", "a number above 0", "nothing"),
     (one(**SRM, response_kernel={"kind": "alpha", "tau": 0}), "/layers/0/response_kernel/tau", "above 0", "0"),
     (one(**SRM, threshold=[1, 2]), "/layers/0/threshold", "broadcast", "shape [2]"),
+    (one(kind="delay"), "/layers/0/delays", "a number of at least 0, or a list of such, if not trained", "None"),
+    (one(kind="delay", delays=-1), "/layers/0/delays", "a number of at least 0", "-1"),
+    (one(kind="delay", delays=[1, 2]), "/layers/0/delays", "broadcast to the input, [3]", "shape [2]"),
+    (one(kind="delay", delays=[1, 2, 3.5], max_delay=3), "/layers/0/delays", "at most 3, the max_delay", "3.5"),
+    (one(kind="delay", delays=1, max_delay=0), "/layers/0/max_delay", "an integer from 1 to", "0"),
+    (one(kind="delay", delays=1e9), "/layers/0/max_delay", "an integer from 1 to 1048576", "1000000000"),
+    (one(kind="delay", trainable=["delays"]), "/layers/0/max_delay", "if delays are trained", "None"),
+    (one(kind="delayed_linear", out_features=2), "/layers/0/max_delay", "an integer from 1 to", "nothing"),
+    (
+        one(kind="delayed_linear", out_features=2, max_delay=3, trainable=[]),
+        "/layers/0/delays",
+        "if not trained",
+        "None",
+    ),
+    (
+        one(kind="delayed_linear", out_features=2, max_delay=3, delays=[[1, 2]]),
+        "/layers/0/delays",
+        "broadcast to the weights, [2, 3]",
+        "shape [1, 2]",
+    ),
+    (one(kind="delayed_linear", out_features=2, max_delay=3, width=0), "/layers/0/width", "a number above 0", "0"),
+    (one(kind="delayed_linear", out_features=2, max_delay=3, in_features=4), "/layers/0/in_features", "3", "4"),
+    (
+        {"input_shape": [2, 3], "layers": [{"kind": "delayed_linear", "out_features": 2, "max_delay": 3}]},
+        "/layers/0/inputs",
+        "an input of shape [features]",
+        "[2, 3]",
+    ),
     (one(kind="exp_leak", alpha=0.9, trainable=["threshold"]), "/layers/0/trainable/0", "alpha", "'threshold'"),
 ]
 
@@ -315,6 +380,7 @@ TOO_LARGE = [
     ([10**5000], [{"kind": "if"}], "/input_shape/0"),
     ([1] * 9, [{"kind": "flatten"}], "/input_shape"),
     ([1, HUGE], [{"kind": "conv1d", "out_channels": 2, "kernel_size": 1}], "/layers/0"),
+    ([HUGE], [{"kind": "concat", "inputs": ["input", "input"]}], "/layers/0"),
     ([1, 1, 1], [{"kind": "conv2d", "out_channels": 1, "kernel_size": 1, "padding": HUGE}], "/layers/0"),
     ([3], [{"kind": "linear", "out_features": 10**5000}], "/layers/0/out_features"),
     ([3], [{"kind": "lif", "alpha": [0.5, 0.5, 10**5000]}], "/layers/0/alpha/2"),

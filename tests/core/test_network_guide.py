@@ -33,6 +33,14 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "('0.weight', (8, 2, 3, 3))" in capsys.readouterr().out
 
 
+def test_the_example_of_recordings_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = [block.split("```")[0] for block in PAGE.split("```python\n") if "network.observe(" in block]
+    exec(example, {})
+    shape, *numbers = capsys.readouterr().out.splitlines()
+    assert shape == "torch.Size([8, 50, 64])"
+    assert [line.split()[0] for line in numbers] == ["0", "hidden", "weights"]
+
+
 def test_the_error_on_the_page_is_the_error() -> None:
     layers = [{"kind": "flatten"}, {"kind": "lif", "alpha": 1.5}]
     with pytest.raises(NetworkError) as caught:

@@ -16,6 +16,8 @@ EVERY_LIF = LIF | {"alpha": [0.9] * 500, "reset_by": [0.5] * 500, "min_membrane"
 EVERY_LIF |= {"decay_reset": True, "max_spikes": 3}
 EXPONENTIAL = {"kind": "exponential", "alpha": 0.9, "amplitude": -1.0}
 LINEAR = {"kind": "linear", "out_features": 500}
+DELAY = {"kind": "delay", "max_delay": 20, "trainable": ["delays"]}
+DELAYED = {"kind": "delayed_linear", "out_features": 300, "max_delay": 10}
 CONV = {"kind": "conv2d", "out_channels": 8, "kernel_size": 3}
 # Sparse products of few spikes, and of as many as are few; above 0.15, a convolution is dense.
 SHARES = (0.001, 0.14, 0.29)
@@ -45,11 +47,53 @@ CASES: dict[str, tuple[Any, ...]] = {
     "conv2d in groups": ([8, 32, 32], 5, 20, [LEARN, CONV | {"groups": 4}]),
     "conv2d of a large kernel": ([1, 80, 80], 1, 4, [CONV | {"out_channels": 1, "kernel_size": 30}]),
     "pool": ([4, 32, 32], 10, 30, [LEARN, {"kind": "sum_pool", "kernel_size": 2}]),
+    "max_pool": ([4, 32, 32], 10, 30, [LEARN, {"kind": "max_pool", "kernel_size": 2}]),
+    "max_pool of steps of one": (
+        [4, 32, 32],
+        10,
+        30,
+        [LEARN, {"kind": "max_pool", "kernel_size": 3, "stride": 1, "padding": 1}],
+    ),
+    "adaptive pools": (
+        [8, 32, 32],
+        10,
+        30,
+        [LEARN, {"kind": "adaptive_avg_pool", "output_size": 8}, {"kind": "adaptive_max_pool", "output_size": 1}],
+    ),
     "flatten": ([4, 500], 10, 50, [LEARN, {"kind": "flatten"}]),
+    "reshape": ([4, 500], 10, 50, [LEARN, {"kind": "reshape", "shape": [2, 1000]}]),
     "dropout": ([1000], 500, 2, [LEARN, {"kind": "dropout"}]),
     "batch_norm": ([4, 32, 16], 10, 50, [LEARN, {"kind": "batch_norm"}]),
     "add": ([1000], 20, 50, [LEARN | {"name": "a"}, {"kind": "add", "inputs": ["a", "input", "a"]}]),
+    "concat": ([1000], 20, 50, [LEARN | {"name": "a"}, {"kind": "concat", "inputs": ["a", "input", "a"]}]),
+    "concat of branches": (
+        [500],
+        20,
+        50,
+        [
+            *[LINEAR | {"inputs": ["input"], "name": name} for name in ("a", "b", "c")],
+            {"kind": "concat", "inputs": ["a", "b", "c"]},
+            LIF,
+        ],
+    ),
+    "concat of channels": (
+        [4, 16, 16],
+        10,
+        30,
+        [LEARN | {"name": "a"}, LEARN, {"kind": "concat", "axis": 2, "inputs": ["a", "1", "a"]}, CONV],
+    ),
     "exp_leak": ([1000], 20, 50, [LEARN]),
+    "delay": ([1000], 20, 50, [LEARN, {"kind": "delay", "delays": [2.5] * 1000}]),
+    "delay of a number": ([1000], 20, 50, [LEARN, {"kind": "delay", "delays": 2.5}]),
+    "delay trained": ([1000], 20, 50, [LEARN, DELAY]),
+    "delays of one sample": ([20], 1, 10000, [LEARN, DELAY]),
+    "delayed_linear": ([300], 10, 100, [LEARN, DELAYED]),
+    "delayed_linear first": ([300], 10, 100, [DELAYED]),
+    "delayed_linear of few steps": ([300], 5, 8, [LEARN, DELAYED | {"out_features": 400}]),
+    "delayed_linear of a density": ([200], 10, 100, [LEARN, DELAYED | {"width": 2.0}]),
+    "delayed_linear of one neuron": ([1], 1, 3000, [LEARN, DELAYED | {"out_features": 1, "max_delay": 1000}]),
+    "pieces of delays": ([500], 10, 400, [LINEAR, LIF, DELAY, LINEAR, LIF], 20),
+    "pieces of delayed_linear": ([300], 10, 400, [DELAYED, LIF], 40),
     "lif": ([1000], 20, 50, [LIF]),
     "lif of one step": ([500], 2000, 1, [EVERY_LIF]),
     "lif bptt": ([500], 10, 50, [EVERY_LIF | {"method": "bptt"}]),

@@ -1,4 +1,4 @@
-"""Modules: parameters that train, state that is kept, and the functions that they call."""
+"""Modules: the functions that they call, their parameters, what is saved and shown of them."""
 
 import copy
 import io
@@ -14,8 +14,7 @@ from torch import Tensor
 
 import exodus_core
 from assertions import relative_error
-from exodus_core import AlphaKernel, ExponentialKernel, SlayerRefractory, SlayerResponse, network, nn, surrogate
-from exodus_core.nn.stateful import StatefulNeuron
+from exodus_core import AlphaKernel, ExponentialKernel, SlayerRefractory, SlayerResponse, nn, surrogate
 from exodus_core.surrogate import Sigmoid
 
 X = torch.linspace(-1, 2, 2 * 20 * 3).view(2, 20, 3)
@@ -135,114 +134,6 @@ def test_trainable_must_name_a_parameter_that_has_a_value(wrong: Any) -> None:
         nn.SRM("alpha")(X)
 
 
-@pytest.mark.parametrize("time_dim", [1, -2])
-@pytest.mark.parametrize("make", [nn.LIF, nn.ExpLeak])
-def test_stateful_module_goes_on_where_it_ended(make: Callable[..., Any], time_dim: int) -> None:
-    x = torch.randn(8, 20, 50)  # many neurons: some spike at the seams
-    whole, pieces = (make(0.9, stateful=True, time_dim=time_dim) for _ in range(2))
-    joined = torch.cat([pieces(part) for part in x.split([7, 1, 0, 12], dim=1)], dim=1)
-    assert torch.equal(joined, whole(x))
-    whole.reset_state()
-    assert torch.equal(joined, whole(x))
-
-
-@pytest.mark.parametrize("make", [nn.LIF, nn.ExpLeak])
-def test_what_is_done_to_the_output_does_not_reach_the_state(make: Callable[..., Any]) -> None:
-    changed, left = make(0.9, stateful=True), make(0.9, stateful=True)
-    for x in (X[:, :5], X[:, 5:6], X[:, 6:]):
-        with torch.no_grad():
-            found = changed(x)
-            assert torch.equal(found, left(x))
-            found.zero_()
-
-
-def test_the_state_is_as_large_as_one_step() -> None:
-    layer = nn.IF(stateful=True)
-    layer(torch.zeros(1, 100_000, 1))
-    assert len(pickle.dumps(layer)) < 4000
-    assert all(part.untyped_storage().nbytes() == 4 for part in copy.deepcopy(layer).state)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("make", "x"),
-    [
-        (lambda: nn.IF(stateful=True), torch.full((1, 513, 1), 2**-9)),
-        (lambda: nn.LIF(0.999, stateful=True, max_spikes=2), torch.randn(3, 200, 4)),
-        (lambda: nn.ExpLeak(0.999, stateful=True), torch.full((1, 600, 2), 0.01)),
-    ],
-)
-def test_pieces_of_a_half_type_are_the_whole(make: Callable[..., Any], x: Tensor, dtype: torch.dtype) -> None:
-    x = x.to(dtype)
-    whole, pieces = make(), make()
-    joined = torch.cat([pieces(x[:, t : t + 1]) for t in range(x.shape[1])], 1)
-    assert joined.dtype == dtype
-    assert torch.equal(joined, whole(x))
-    assert torch.equal(joined, make()(x.float()).to(dtype))
-
-
-def test_the_state_follows_the_layer_and_is_never_rounded() -> None:
-    layer = nn.ExpLeak(0.9, stateful=True)
-    layer(X)
-    kept = layer.state[0]
-    for conversion, dtype in (("half", torch.float32), ("bfloat16", torch.float32), ("double", torch.float64)):
-        getattr(layer, conversion)()
-        assert layer.state[0].dtype == dtype
-        assert torch.equal(layer.state[0], kept.to(dtype))
-    layer.to("meta")
-    assert layer.state[0].is_meta
-    with pytest.raises(ValueError, match="x must be on the device of the kept state, meta, got cpu; move the layer"):
-        layer(X)
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_a_stateful_layer_is_not_recomputed(use_reentrant: bool) -> None:
-    layer = nn.IF(stateful=True)
-    x = torch.tensor([[[1.5], [0.0]]], requires_grad=True)
-    spikes = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=use_reentrant)
-    kept = layer.state
-    with pytest.raises(RuntimeError, match="a stateful layer must not be recomputed in a backward pass"):
-        spikes.sum().backward()
-    assert layer.state is kept
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_other_layers_are_recomputed(use_reentrant: bool) -> None:
-    x = torch.tensor([[[1.5], [0.0]]], requires_grad=True)
-    torch.utils.checkpoint.checkpoint(nn.IF(), x, use_reentrant=use_reentrant).sum().backward()
-    torch.testing.assert_close(x.grad.flatten(), torch.tensor([0.8452, 0.6065]), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize(("shape", "time_dim"), [((1, 4, 3), 1), ((4, 2, 3), 0), ((2, 4, 3), 1)])
-@pytest.mark.parametrize("make", [nn.LIF, nn.ExpLeak])
-def test_training_goes_on_from_a_state_of_inference_mode(
-    make: Callable[..., Any], shape: tuple[int, ...], time_dim: int
-) -> None:
-    layer, other = (make(0.9, stateful=True, time_dim=time_dim) for _ in range(2))
-    x = torch.randn(shape)
-    with torch.inference_mode():
-        layer(x)
-    other(x)
-    leaves = [x.clone().requires_grad_() for _ in range(2)]
-    for each, leaf in zip((layer, other), leaves, strict=True):
-        each(leaf).sum().backward()
-    assert torch.equal(leaves[0].grad, leaves[1].grad)
-
-
-def test_state_carries_gradients_until_detached() -> None:
-    layer = nn.LIF(0.9, stateful=True, reset="none")
-    first, second = (X[:1, :5].clone().requires_grad_() for _ in range(2))
-    layer(first)
-    layer(second).sum().backward()
-    assert first.grad.abs().sum() > 0
-    first.grad = None
-    layer.reset_state()
-    layer(first)
-    layer.detach_state()
-    layer(second).sum().backward()
-    assert first.grad is None
-
-
 class Arctan:
     """Of another library."""
 
@@ -254,7 +145,7 @@ class Arctan:
         (lambda: nn.LIF("0.9"), "alpha must be a float or a float tensor, got str"),
         (lambda: nn.LIF(torch.tensor(1)), "alpha must be a float or a float tensor, got a tensor of torch.int64"),
         (lambda: nn.LIF(2.0, trainable=["alpha"]), r"alpha must be in \[0, 1\], got 2.0"),
-        (lambda: nn.LIF(0.9, reset="hard"), "reset must be one of subtract, zero, none, got 'hard'"),
+        (lambda: nn.LIF(0.9, reset="hard"), "reset must be one of subtract, zero, none, value, got 'hard'"),
         (lambda: nn.LIF(0.9, method="bppt"), "method must be one of exodus, slayer, bptt, got 'bppt'"),
         (lambda: nn.LIF(0.9, max_spikes=0), "max_spikes must be at least 1, got 0"),
         (
@@ -355,101 +246,14 @@ def test_a_state_dict_that_does_not_fit_is_refused(make: Callable[..., Any], sta
         make().load_state_dict(state)
 
 
-OPTIMISERS = {
-    "sgd": lambda parameters: torch.optim.SGD(parameters, 1.0),
-    "adam": lambda parameters: torch.optim.Adam(parameters, 0.3),
-    "fused adam": lambda parameters: torch.optim.Adam(parameters, 0.3, fused=True),
-}
-LEARNT = {
-    "lif": (lambda: nn.LIF(0.95, trainable=("alpha", "threshold")), {"alpha": (0, 1), "threshold": (1e-3, math.inf)}),
-    "per neuron": (lambda: nn.LIF(torch.full((3,), 0.95), trainable="alpha"), {"alpha": (0, 1)}),
-    "many spikes": (lambda: nn.LIF(0.9, max_spikes=9, trainable="threshold"), {"threshold": (1e-3, math.inf)}),
-    "exp_leak": (lambda: nn.ExpLeak(0.999, trainable="alpha"), {"alpha": (0, 1)}),
-    "srm": (lambda: nn.SRM(AlphaKernel(3.0, -1.0), trainable="threshold"), {"threshold": (1e-3, math.inf)}),
-}
-
-
 @pytest.mark.parametrize(
-    "copied", [lambda layer: layer, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))]
-)
-@pytest.mark.parametrize("optimiser", OPTIMISERS.values(), ids=OPTIMISERS)
-@pytest.mark.parametrize(("make", "ranges"), LEARNT.values(), ids=LEARNT)
-def test_learnt_parameters_stay_in_their_ranges(
-    make: Callable[..., Any], ranges: Any, optimiser: Any, copied: Callable[[Any], Any]
-) -> None:
-    for sign in (-1, 1):
-        layer = copied(make())
-        steps = optimiser(layer.parameters())
-        moved = False
-
-        def loss(layer: Any = layer, steps: Any = steps, sign: float = sign) -> Any:
-            steps.zero_grad()
-            # The second term pulls with all its might, whatever the neurons do.
-            value = layer(X).sum() + sign * 100 * sum(parameter.sum() for parameter in layer.parameters())
-            value.backward()
-            return value
-
-        for _ in range(5):
-            before = {name: getattr(layer, name).detach().clone() for name in ranges}
-            steps.step(loss)
-            for name, (low, high) in ranges.items():
-                value = getattr(layer, name).detach()
-                assert ((value >= low) & (value <= high)).all()
-                moved |= not torch.equal(value, before[name])
-        assert moved
-
-
-def test_a_learnt_decay_comes_back_from_the_end_of_its_range() -> None:
-    layer = nn.ExpLeak(1.0, trainable="alpha")
-    layer(X).square().sum().backward()
-    assert layer.alpha.grad > 0
-    torch.optim.SGD(layer.parameters(), 0.1 / layer.alpha.grad.item()).step()
-    assert layer.alpha.item() == pytest.approx(0.9)
-
-
-def test_an_optimiser_changes_no_parameter_of_another() -> None:
-    ours, others = nn.LIF(0.9, trainable="alpha"), nn.LIF(0.9, trainable="alpha")
-    with torch.no_grad():
-        others.alpha.fill_(1.5)
-    spikes = others(X)  # keeps the parameter for the backward pass
-    ours(X).sum().backward()
-    torch.optim.SGD(ours.parameters(), 1.0).step()
-    spikes.sum().backward()
-    assert others.alpha == 1.5
-    others.constrain()
-    assert others.alpha == 1.0
-
-
-def test_a_threshold_to_be_trained_must_be_positive() -> None:
-    for threshold in (0.0, torch.tensor([1.0, -1.0])):
-        with pytest.raises(ValueError, match="threshold must be positive, got"):
-            nn.LIF(0.9, threshold=threshold, trainable="threshold")
-
-
-@pytest.mark.parametrize("step", ["adam", "sgd"])
-def test_the_readme_network_trains_at_a_high_rate(step: Any) -> None:
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(
-        torch.nn.Linear(10, 32, bias=False),
-        nn.LIF(0.95, surrogate=surrogate.Arctan(), trainable="alpha"),
-        torch.nn.Linear(32, 4, bias=False),
-        nn.ExpLeak(0.9, trainable="alpha"),
-    )
-    x = torch.randn(4, 100, 10)
-    optimiser = (
-        torch.optim.Adam(network.parameters(), 5e-2) if step == "adam" else torch.optim.SGD(network.parameters(), 5e-2)
-    )
-    for _ in range(30):
-        optimiser.zero_grad()
-        readout = network(x)
-        (-readout.max(dim=1).values.sum()).backward()
-        optimiser.step()
-        assert all(0 <= network[i].alpha <= 1 for i in (1, 3))
-    assert readout.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    "make", [lambda **o: nn.LIF(0.9, **o), lambda **o: nn.ExpLeak(0.9, **o), lambda **o: nn.SRM(torch.ones(2), **o)]
+    "make",
+    [
+        lambda **o: nn.LIF(0.9, **o),
+        nn.IF,
+        lambda **o: nn.ExpLeak(0.9, **o),
+        lambda **o: nn.SRM(torch.ones(2), **o),
+    ],
 )
 def test_neurons_are_not_taken_for_time(make: Callable[..., Any]) -> None:
     with pytest.raises(
@@ -460,29 +264,75 @@ def test_neurons_are_not_taken_for_time(make: Callable[..., Any]) -> None:
     assert make(time_dim=0)(X[0]).shape == X[0].shape
 
 
-def test_state_of_another_batch_is_refused() -> None:
-    layer = nn.LIF(0.9, stateful=True)
-    layer.detach_state()
-    layer(X)
-    with pytest.raises(ValueError, match=r"shape of the kept state, \(2, 3\).*got \(1, 20, 3\); call reset_state"):
-        layer(X[:1])
+SHOWN = {
+    "LIF(alpha=0.9 (trainable), threshold=(3,) (tensor), reset='subtract', "
+    "surrogate=Exponential(slope=1.0, scale=1.0), method='exodus')": lambda: nn.LIF(
+        0.9, threshold=torch.ones(3), trainable=("alpha",)
+    ),
+    "IF(threshold=1.0, reset='subtract', decay_reset=True, max_spikes=2, surrogate=Boxcar(slope=1.0, scale=1.0), "
+    "method='bptt', return_membrane=True, stateful=True, time_dim=0)": lambda: nn.IF(
+        decay_reset=True,
+        max_spikes=2,
+        surrogate=surrogate.Boxcar(1.0),
+        method="bptt",
+        return_membrane=True,
+        stateful=True,
+        time_dim=0,
+    ),
+    "ExpLeak(alpha=0.9, stateful=True)": lambda: nn.ExpLeak(0.9, stateful=True),
+    "SRM(threshold=1.0, reset_kernel=(2,) (tensor), response_kernel=AlphaKernel(tau=3.0, amplitude=1.0), "
+    "surrogate=Exponential(slope=1.0, scale=1.0), method='exodus')": lambda: nn.SRM(
+        torch.ones(2), response_kernel=AlphaKernel(3.0)
+    ),
+    "Steps(\n  (module): Flatten(start_dim=1, end_dim=-1)\n)": lambda: nn.Steps(torch.nn.Flatten()),
+}
 
 
-@pytest.mark.parametrize("make", [lambda: nn.LIF(0.9, stateful=True), lambda: nn.ExpLeak(0.9, stateful=True)])
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
-def test_copies_and_pickles_have_the_state_without_its_graph(
-    make: Callable[..., Any], copied: Callable[[Any], Any]
-) -> None:
-    layer = make()
-    layer(X.clone().requires_grad_())
-    twin = copied(layer)
-    assert not any(kept.requires_grad for kept in twin.state)
-    assert torch.equal(twin(X), layer(X))
+@pytest.mark.parametrize(("shown", "make"), SHOWN.items())
+def test_repr_tells_the_neuron(shown: str, make: Callable[..., Any]) -> None:
+    assert repr(make()) == shown
 
 
-def test_repr_tells_the_parameters() -> None:
-    layer = nn.LIF(0.9, threshold=torch.ones(3), trainable=("alpha",))
-    assert repr(layer) == "LIF(alpha=0.9 (trainable), threshold=(3,) (tensor))"
+@pytest.mark.parametrize("time_dim", [0, 1, -1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make", [lambda **o: nn.LIF(0.9, **o), nn.IF])
+def test_the_membrane_is_returned_beside_the_spikes(make: Callable[..., Any], dtype: Any, time_dim: int) -> None:
+    x = X.to(dtype)
+    alpha = 1.0 if make is nn.IF else 0.9
+    expected = exodus_core.lif(x, alpha, time_dim=time_dim)
+    found = make(return_membrane=True, time_dim=time_dim)(x)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    kept = make(return_membrane=True, time_dim=time_dim, stateful=True)(x)
+    alone = exodus_core.lif(x.float(), alpha, time_dim=time_dim)
+    assert all(torch.equal(ours, theirs.to(dtype)) for ours, theirs in zip(kept, alone, strict=True))
+
+
+def test_the_membrane_of_srm_is_returned_beside_the_spikes() -> None:
+    found = nn.SRM(AlphaKernel(3.0, -1.0), return_membrane=True)(X)
+    expected = exodus_core.srm(X, AlphaKernel(3.0, -1.0))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_the_membrane_in_pieces_is_that_of_the_whole() -> None:
+    class Sum(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.neuron = nn.LIF(0.9, return_membrane=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            spikes, membrane = self.neuron(x)
+            total: Tensor = 2 * spikes + membrane
+            return total
+
+    assert torch.equal(nn.TimeCheckpoint(Sum(), 6)(X), Sum()(X))
+    with pytest.raises(TypeError, match="module must be one that returns a tensor, got one that returns tuple"):
+        nn.TimeCheckpoint(nn.LIF(0.9, return_membrane=True), 6)(X)
+
+
+def test_pickles_from_before_the_membrane_was_returned_are_loaded() -> None:
+    for layer in (nn.LIF(0.9), nn.SRM(AlphaKernel(3.0))):
+        del layer.return_membrane
+        assert torch.equal(pickle.loads(pickle.dumps(layer))(X), layer(X))
 
 
 def test_network_trains() -> None:
@@ -500,134 +350,12 @@ def test_network_trains() -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_the_parameters_of_neurons_can_be_kept_from_weight_decay() -> None:
-    hidden = nn.LIF(0.9, threshold=2.0, trainable=("alpha", "threshold"))
-    net = torch.nn.Sequential(
-        torch.nn.Linear(3, 3), hidden, torch.nn.Sequential(hidden, nn.ExpLeak(0.5, trainable="alpha"))
-    )
-    neurons = list(nn.neuron_parameters(net))
-    assert [id(p) for p in neurons] == [id(p) for p in (hidden.alpha, hidden.threshold, net[2][1].alpha)]
-    weights = [p for p in net.parameters() if all(p is not neuron for neuron in neurons)]
-    optimizer = torch.optim.AdamW(
-        [{"params": weights}, {"params": neurons, "weight_decay": 0.0}], lr=0.1, weight_decay=0.5
-    )
-    for p in net.parameters():
-        p.grad = torch.zeros_like(p)
-    before = net[0].weight.clone()
-    optimizer.step()
-    assert not torch.equal(net[0].weight, before)
-    assert [round(p.item(), 6) for p in neurons] == [0.9, 2.0, 0.5]
-
-
-@pytest.mark.filterwarnings("ignore")  # torch's own, of compiling
-@pytest.mark.parametrize(("backend", "use_reentrant"), [("eager", True), ("aot_eager", True), ("aot_eager", False)])
-def test_a_compiled_stateful_layer_is_not_recomputed(backend: str, use_reentrant: bool) -> None:
-    layer = nn.IF(stateful=True)
-    compiled = torch.compile(layer, backend=backend)
-    x = torch.tensor([[[1.5], [0.0]]], requires_grad=True)
-    calls: list[Callable[[Tensor], Any]] = [
-        compiled,
-        lambda x: torch.utils.checkpoint.checkpoint(compiled, x, use_reentrant=use_reentrant),
-    ]
-    for call in calls:
-        layer.state = (torch.full((1, 1), 0.6), torch.zeros(1, 1))
-        outputs = call(x)
-    with pytest.raises(RuntimeError, match="a stateful layer must not be recomputed"):
-        outputs.sum().backward()
-
-
-@pytest.mark.filterwarnings("ignore")  # torch's own, of compiling
-def test_a_compiled_layer_keeps_no_more_than_a_step() -> None:
-    layer = nn.LIF(0.9, stateful=True, time_dim=0)
-    with torch.no_grad():
-        torch.compile(layer)(torch.zeros(500, 4, 8))
-    assert [part.untyped_storage().nbytes() for part in layer.state] == [128, 128]
-
-
 def test_slayers_kernels_are_in_the_state_dict() -> None:
     layer = nn.SRM(SlayerRefractory(9.0, -5.0), response_kernel=SlayerResponse(2.0))
     layer.load_state_dict(nn.SRM(SlayerRefractory(3.0, -1.0), response_kernel=SlayerResponse(4.0)).state_dict())
     assert (layer.reset_kernel, layer.response_kernel) == (SlayerRefractory(3.0, -1.0), SlayerResponse(4.0))
 
 
-def overshoot(module: Any, parameter: Tensor, optimizer: Any = None) -> None:
-    optimizer = optimizer or torch.optim.SGD(module.parameters(), lr=0.1)
-    parameter.grad = torch.full_like(parameter, -10.0)
-    optimizer.step()
-
-
-@pytest.mark.parametrize("copied", [False, True])
-def test_parameters_that_are_set_later_stay_in_range_too(copied: bool) -> None:
-    layer = nn.LIF(0.9)
-    layer.alpha = torch.nn.Parameter(torch.tensor(0.999))
-    layer = copy.deepcopy(layer) if copied else layer
-    overshoot(layer, layer.alpha)
-    assert layer.alpha.item() == 1
-
-
-@pytest.mark.parametrize("copied", [False, True])
-def test_networks_from_descriptions_stay_in_range_in_a_loop_of_ones_own(copied: bool) -> None:
-    lif = {"kind": "lif", "alpha": 0.999, "trainable": ["alpha"]}
-    net = network.build([{"kind": "linear", "in_features": 3, "out_features": 3}, lif])
-    net = copy.deepcopy(net) if copied else net
-    overshoot(net, net.get_parameter("1.alpha"))
-    assert net.get_parameter("1.alpha").item() == 1
-    assert [id(p) for p in nn.neuron_parameters(torch.nn.Sequential(net))] == [id(net.get_parameter("1.alpha"))]
-
-
-def test_an_optimiser_does_not_write_to_a_parameter_that_it_left_alone() -> None:
-    layer, other = nn.LIF(0.9, trainable=["alpha"]), torch.nn.Linear(3, 3)
-    optimizer = torch.optim.SGD([*layer.parameters(), *other.parameters()], 0.1)
-    loss = layer(torch.rand(2, 4, 3)).sum()
-    overshoot(other, other.bias, optimizer)
-    loss.backward()
-    assert layer.alpha.grad is not None
-
-
-def test_a_threshold_to_be_trained_starts_within_its_range() -> None:
-    with pytest.raises(ValueError, match=r"threshold must be at least 0.001 if it is trained, got 0.0005"):
-        nn.LIF(0.9, threshold=torch.tensor([1.0, 5e-4]), trainable=["threshold"])
-
-
 @pytest.mark.parametrize("name", nn.__all__)
 def test_pickles_find_every_class_by_the_name_of_the_package(name: str) -> None:
     assert pickle.loads(f"cexodus_core.nn\n{name}\n.".encode()) is getattr(nn, name)
-
-
-class Adapting(StatefulNeuron):
-    """A neuron with a state of three tensors: u[t] = u[t-1] / 2 + x[t], and sums of x and of u."""
-
-    state_names = ("membrane", "total", "sum")
-
-    def forward(self, x: Tensor) -> Tensor:
-        def go_on(state: Any, time_dim: int) -> Any:
-            u, total, sums = (torch.zeros_like(x.select(time_dim, 0)),) * 3 if state is None else state
-            outputs = []
-            for x_t in x.unbind(time_dim):
-                u, total = u / 2 + x_t, total + x_t
-                sums = sums + u
-                outputs.append(u * total + sums)
-            return torch.stack(outputs, time_dim), (u, total, sums)
-
-        return self._carried(x, go_on)
-
-
-def test_a_neuron_may_have_a_state_of_any_number_of_tensors() -> None:
-    net = torch.nn.Sequential(nn.LIF(0.9), Adapting((), 1, True), nn.ExpLeak(0.5, stateful=True))
-    whole, pieces = copy.deepcopy(net), nn.TimeCheckpoint(copy.deepcopy(net), 6)
-    results = []
-    for module in (whole, pieces):
-        leaf = torch.randn(2, 20, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        outputs = module(leaf)
-        outputs = torch.cat([outputs, module(leaf)], 1)
-        outputs.square().sum().backward()
-        results.append((outputs.detach(), leaf.grad))
-    assert all(relative_error(*pair) < 1e-6 for pair in zip(*results, strict=True))
-    layer = whole[1]
-    assert {name: part.shape for name, part in layer.named_state().items()} == dict.fromkeys(
-        ("membrane", "total", "sum"), (2, 3)
-    )
-    layer.half().detach_state()
-    assert all(part.dtype == torch.float32 and not part.requires_grad for part in layer.state)
-    layer.reset_state()
-    assert layer.named_state() == {}

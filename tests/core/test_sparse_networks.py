@@ -82,6 +82,20 @@ CASES: dict[str, tuple[list[dict[str, Any]], set[str]]] = {
         ],
         set(),
     ),
+    "max_pool, reshape and concat between": (
+        [
+            CONV,
+            LIF | {"name": "s"},
+            {"kind": "max_pool", "kernel_size": 2},
+            {"kind": "reshape", "shape": [12], "name": "pooled"},
+            {"kind": "flatten", "inputs": ["s"]},
+            {"kind": "concat", "inputs": ["pooled", "4"]},
+            LINEAR,
+            LIF,
+            LINEAR,
+        ],
+        {"input", "7"},
+    ),
     "pool first": ([{"kind": "sum_pool", "kernel_size": 2}, {"kind": "flatten"}, LINEAR], set()),
     "srm and exp_leak": (
         [

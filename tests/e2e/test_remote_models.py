@@ -1,5 +1,6 @@
 """Training on the server, over HTTP, against the same training in this process: equal to the bit."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,11 +49,39 @@ NETWORKS: dict[str, tuple[list[int], list[dict[str, Any]]]] = {
             LIF | {"recurrent": {"bias": True, "gain": 0.5}},
         ],
     ),
+    "delays": (
+        [12],
+        [
+            {"kind": "delayed_linear", "out_features": 16, "max_delay": 5, "gain": 4.0},
+            LIF,
+            {"kind": "delay", "max_delay": 4, "trainable": ["delays"]},
+        ],
+    ),
+    "delays in pieces": (
+        [12],
+        [
+            {"kind": "delay", "delays": 1.5},
+            {"kind": "delayed_linear", "out_features": 16, "max_delay": 5, "gain": 4.0, "width": 0.75},
+            LIF,
+        ],
+    ),
     "srm": (
         [12],
         [
             {"kind": "linear", "out_features": 16},
             {"kind": "srm", "reset_kernel": KERNEL, "response_kernel": {"kind": "alpha", "tau": 2.0}, "threshold": 0.5},
+        ],
+    ),
+    "pools and branches": (
+        [2, 8, 8],
+        [
+            {"kind": "conv2d", "out_channels": 4, "kernel_size": 3, "padding": 1, "gain": 3.0},
+            LIF | {"name": "s"},
+            {"kind": "max_pool", "kernel_size": 3, "stride": 2, "padding": 1, "name": "fine"},
+            {"kind": "adaptive_max_pool", "output_size": 4, "inputs": ["s"], "name": "coarse"},
+            {"kind": "concat", "inputs": ["fine", "coarse", "fine"]},
+            {"kind": "adaptive_avg_pool", "output_size": [2, 1]},
+            {"kind": "reshape", "shape": [24]},
         ],
     ),
     "graph with add": (
@@ -67,7 +96,7 @@ NETWORKS: dict[str, tuple[list[int], list[dict[str, Any]]]] = {
     ),
 }
 # Of networks that run in pieces: the steps of one.
-CHECKPOINT_STEPS = {"in pieces": 6}
+CHECKPOINT_STEPS = {"in pieces": 6, "delays in pieces": 7}
 OPTIMIZERS = {
     "adam": {"kind": "adam", "lr": 3e-3},
     "sgd": {"kind": "sgd", "lr": 0.003, "momentum": 0.9, "nesterov": True},
@@ -103,6 +132,35 @@ def test_fifty_steps_over_http_give_the_bits_of_fifty_in_process(
     state, wanted = safetensors.torch.load_file(tmp_path / "state.safetensors"), trainer.state()
     assert state.keys() == wanted.keys()
     assert [name for name in wanted if not torch.equal(state[name], wanted[name])] == []
+    client.delete_model(model.id)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_recordings_and_statistics_over_http_are_those_in_process(client: Client, kind: str) -> None:
+    shape, layers = NETWORKS[kind]
+    data = {"input_shape": shape, "layers": layers + READOUT, "checkpoint_steps": CHECKPOINT_STEPS.get(kind)}
+    description = network.parse(data)
+    record = [f"{layer.name}.output" for layer in description.layers]
+    record += [f"{layer.name}.spikes" for layer in description.layers if layer.fires]
+    record += [f"{layer.name}.membrane" for layer in description.layers if layer.has_membrane]
+    spikes = torch.rand(5, 20, *shape, generator=torch.Generator().manual_seed(7)) < 0.2
+    targets = torch.tensor([0, 1, 2, 3, 0])
+    model = client.create_model(data, optimizer="adam", seed=3)
+    trainer = training.Trainer(network.build(data, seed=3), "adam")
+    for _ in range(2):
+        remote = model.step(spikes, targets, loss="max_over_time_ce", record=record, statistics=True).result(60)
+        with network.observe(trainer.net, record, statistics=True) as seen:
+            local = trainer.step(spikes, targets, "max_over_time_ce")
+        assert [name for name in record if not torch.equal(remote.recordings[name], seen.recordings[name])] == []
+        statistics = seen.statistics_of_step(local.grad_norms)
+        assert remote.statistics is not None
+        assert {name: asdict(numbers) for name, numbers in remote.statistics.items()} == {
+            name: asdict(numbers) for name, numbers in statistics.items()
+        }
+    evaluated = model.forward(spikes, record=record, statistics=True).result(60)
+    with network.observe(trainer.net, record, statistics=True) as seen:
+        trainer.forward(spikes)
+    assert [name for name in record if not torch.equal(evaluated.recordings[name], seen.recordings[name])] == []
     client.delete_model(model.id)
 
 

@@ -71,6 +71,8 @@ def test_every_example_of_models_and_layers_is_answered(serve: Callable[..., Ser
 
     post("/v1/models", "model", documented.CREATE)
     post("/v1/models/demo/forward", "evaluate", documented.FORWARD)
+    numbers = post("/v1/models/demo/forward", "record", documented.FORWARD)["statistics"]
+    assert {"0", "1", "2"} == numbers.keys()
     post("/v1/models/demo/step", "first", documented.STEP)
     post("/v1/models/demo/forward_backward", "second", documented.FORWARD_BACKWARD)
     post("/v1/models/demo/optim_step", "third", documented.OPTIM_STEP)
@@ -88,11 +90,13 @@ def test_the_schemas_of_answers_have_the_members_that_are_sent(serve: Callable[.
         ("/v1/models/demo/step", documented.STEP, "TrainingInfo"),
         ("/v1/layers/forward", documented.LAYER_FORWARD, "LayerForwardInfo"),
     ):
-        (example,) = examples.values()
-        body = json.dumps(example["value"]).encode()
-        answer = caller.call("POST", path, body, {"Content-Type": "application/json"})
-        sent = json.loads(answer.body)["params"].keys()
-        assert set(schemas[info]["required"]) <= sent <= schemas[info]["properties"].keys(), path
+        for example in examples.values():
+            body = json.dumps(example["value"]).encode()
+            answer = caller.call("POST", path, body, {"Content-Type": "application/json"})
+            params = json.loads(answer.body)["params"]
+            assert set(schemas[info]["required"]) <= params.keys() <= schemas[info]["properties"].keys(), path
+            for numbers in params.get("statistics", {}).values():
+                assert numbers.keys() <= schemas["StatisticsInfo"]["properties"].keys()
 
 
 def test_all_references_of_the_document_lead_somewhere(document: dict[str, Any]) -> None:

@@ -110,7 +110,8 @@ BODIES = {
     "/v1/models/m/forward_backward": [document({"sequence": 1, "loss": LOSS}, INPUT, TARGETS)],
     "/v1/models/m/optim_step": [document({"sequence": 1, "lr": 0.1, "skip": False, "gradients": False})],
     "/v1/models/m/forward": [
-        document({"mode": "train", "context": True, "return": ["outputs"], "loss": LOSS, "after": 0}, INPUT, TARGETS)
+        document({"mode": "train", "context": True, "return": ["outputs"], "loss": LOSS, "after": 0,
+                  "record": ["1.spikes", "1.membrane", "0.output"], "statistics": True}, INPUT, TARGETS)
     ],
 }  # fmt: skip
 

@@ -47,7 +47,8 @@ from exodus_client._errors import (
 from exodus_client._gradients.result import Gradients
 from exodus_client._models.messages import ModelInfo, Outputs, StepResult
 from exodus_client._models.model import Model
-from exodus_client._models.state import IncompatibleKeys
+from exodus_client._models.recording import LayerStatistics
+from exodus_client._models.state import IncompatibleKeys, LoadedWeights
 from exodus_client._threads import Future
 from exodus_client.neuron import IF, LIF, SRM, AlphaKernel, ExponentialKernel, SlayerRefractory
 from exodus_client.surrogate import (
@@ -91,8 +92,10 @@ __all__ = [
     "IncompatibleKeys",
     "InternalServerError",
     "InvalidResponseError",
+    "LayerStatistics",
     "LengthRequiredError",
     "Limits",
+    "LoadedWeights",
     "Model",
     "ModelClosedError",
     "ModelInfo",

@@ -20,7 +20,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _EXAMPLES = {
     "surrogate": "a dict such as {'kind': 'arctan'}",
     "optimizer": "'sgd', 'adam', 'adamw', or a dict such as {'kind': 'adam', 'lr': 1e-3}",
-    "loss": "a name such as 'max_over_time_ce', a dict with its kind, or a function of the outputs",
+    "loss": "a name such as 'max_over_time_ce', a dict with its kind, a list of such, or a function of the outputs",
 }
 _ANYTHING = "a number, a string, a list or a dict"
 
@@ -82,12 +82,35 @@ def kind_of(name: str, given: Any) -> Any:
     return plain(name, given)
 
 
+def loss_of(given: Any) -> Any:
+    """A loss by name, by a dict with its options, or by a list of such; None as it is. Raises TypeError."""
+    return plain("loss", list(given)) if isinstance(given, list | tuple) else kind_of("loss", given)
+
+
+def names_of(name: str, given: Any) -> list[str] | None:
+    """A list of names, or None. Raises TypeError."""
+    if given is None:
+        return None
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(entry, str) for entry in given):
+        raise unfit(TypeError, name, "a list of names of layers or parameters", _named(given))
+    return list(given)
+
+
+def rates_of(name: str, given: Any) -> dict[str, float] | None:
+    """Numbers by the names of layers or parameters, or None. Raises TypeError, ValueError."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise unfit(TypeError, name, "a dict of numbers by the names of layers or parameters", _named(given))
+    return {str(key): real(f"{name}[{key!r}]", plain(name, rate)) for key, rate in given.items()}
+
+
 def check_loss(loss: object) -> None:
     """Raises TypeError if something is no loss of a training call."""
     if loss is None:
         raise refused("loss", loss)
     if not callable(loss):
-        kind_of("loss", loss)
+        loss_of(loss)
 
 
 def by_name(name: str, given: object) -> None:

@@ -1,11 +1,11 @@
 """Exact gradients of spiking neural networks: EXODUS, SLAYER and BPTT for LIF, IF and any SRM neuron.
 
-`lif`, `cuba_lif`, `alif`, `srm` and `filter` are differentiable functions; `lif_gradient` and `srm_gradient` compute
-gradients from a membrane trace, `synapse_gradients` and `output_filter_adjoint` those of what surrounds the neurons.
-`nn` has modules, `surrogate` the surrogate derivatives, `reference` the definitions as plain loops; `network` builds
-networks from plain data, `losses` has losses by name, `training` trains. `METHODS`, `NEURONS`, `RESETS` and
-`surrogate.KINDS` name what there is. `accelerate` and `to_network` take models of other libraries. `keep_memory` bounds
-the cache of freed outputs' memory.
+`lif`, `cuba_lif`, `alif`, `srm`, `filter`, `delay` and `delayed_linear` are differentiable functions;
+`lif_gradient` and `srm_gradient` compute gradients from a membrane trace, `synapse_gradients` and
+`output_filter_adjoint` those of what surrounds the neurons. `nn` has modules, `surrogate` the surrogate derivatives,
+`reference` the definitions as plain loops; `network` builds networks from plain data, `losses` has losses by name,
+`training` trains. `METHODS`, `NEURONS`, `RESETS` and `surrogate.KINDS` name what there is. `accelerate` and
+`to_network` take models of other libraries. `keep_memory` bounds the cache of freed outputs' memory.
 """
 
 from exodus_core import losses, network, nn, reference, surrogate, training
@@ -14,6 +14,7 @@ from exodus_core.accelerate import AccelerationError, NetworkData, Refusal, acce
 from exodus_core.arguments import METHODS, NEURONS, RESETS
 from exodus_core.capability import capabilities
 from exodus_core.coupled import alif, cuba_lif
+from exodus_core.delays import delay, delayed_linear
 from exodus_core.errors import ArgumentError, ArgumentTypeError, DescriptionError
 from exodus_core.functional import filter, lif, srm
 from exodus_core.gradients import LifGradient, SrmGradient, lif_gradient, srm_gradient
@@ -49,6 +50,8 @@ __all__ = [
     "conv1d",
     "conv2d",
     "cuba_lif",
+    "delay",
+    "delayed_linear",
     "filter",
     "fire",
     "keep_memory",

@@ -1,7 +1,8 @@
 """The operators as autograd functions: they save tensors for the backward pass and hand its gradients on.
 
 An autograd.Function around a plain operator costs half of what an autograd formula registered with the dispatcher does.
-Besides the parameters, only the membrane is saved for the backward pass, which is an output already.
+Besides the parameters, only the membrane is saved for the backward pass, which is an output already. The transforms of
+torch.func can differentiate and map them: forward passes are apart from what they save, and the operators have rules.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
-from exodus_core import ops
+from exodus_core import ops, vmap  # noqa: F401  (vmap registers the rules of torch.vmap)
 from exodus_core.arguments import LifSettings, SrmSettings
 from exodus_core.once_differentiable import once_differentiable
 from exodus_core.ops import ALPHA, INITIAL_MEMBRANE, INITIAL_SPIKES, MIN_MEMBRANE, RESET_BY, THRESHOLD
@@ -23,9 +25,24 @@ def is_differentiated(*tensors: Tensor | None) -> bool:
     """True if a result of tensors is to be differentiated, backward or forward."""
     # Forward-mode differentiation needs no requires_grad. The plain operators would silently lose its tangents; the
     # autograd functions raise an error.
-    if forward_ad._current_level >= 0:
+    # Within torch.vmap, a tensor does not show that a transform of torch.func around it differentiates it.
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+class Operator(torch.autograd.Function):
+    """A function with setup_context, for torch.func, that costs no more than one without outside of torch.func."""
+
+    generate_vmap_rule = True
+
+    @classmethod
+    def apply(cls, *arguments):  # type: ignore[no-untyped-def]  # as that of torch
+        """The outputs of `forward`; torch.compile calls that itself."""
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*arguments)  # type: ignore[no-untyped-call]
+        # That of torch.autograd.Function binds the arguments to their names on each call: half the cost of a small one.
+        return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(arguments))  # type: ignore[misc]
 
 
 def per_parameter(lanes: Tensor, parameter: Tensor) -> Tensor:
@@ -52,7 +69,7 @@ def parameter_gradients(
     return gradients
 
 
-class Lif(torch.autograd.Function):
+class Lif(Operator):
     """spikes, membrane of LIF and IF; the tensors are in the form of arguments.parameter and initial_state.
 
     If a spike subtracts the threshold (settings.tied), resets_by is ignored and may be None: torch.compile does not
@@ -61,7 +78,6 @@ class Lif(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
         alphas: Tensor | None,
         thresholds: Tensor | None,
@@ -73,11 +89,11 @@ class Lif(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         resets_by = thresholds if settings.tied else resets_by
         tensors = (alphas, thresholds, resets_by, min_membranes, initial_membrane, initial_spikes)
-        spikes, membrane = ops.lif_forward(x, *settings.neuron, *tensors, settings.reset, settings.time_dim)
-        ctx.save_for_backward(membrane, *tensors)
-        ctx.settings = settings
-        ctx.set_materialize_grads(False)
-        return spikes, membrane
+        return ops.lif_forward(x, *settings.neuron, *tensors, settings.reset, settings.time_dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _save_lif(ctx, inputs, output[1])
 
     @staticmethod
     @once_differentiable
@@ -85,17 +101,21 @@ class Lif(torch.autograd.Function):
         return _lif_backward(ctx, grad_spikes, grad_membrane)
 
 
-class LifWithLast(torch.autograd.Function):
+class LifWithLast(Operator):
     """As `Lif`, and copies of the last step of both, (membrane, spikes). There is a step.
 
     Autograd would spread the gradient of each to a whole trace of zeros, and add that to the other gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        spikes, membrane = Lif.forward(ctx, *arguments)
-        time_dim = ctx.settings.time_dim
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        spikes, membrane = Lif.forward(*arguments)
+        time_dim = arguments[-1].time_dim
         return spikes, membrane, membrane.select(time_dim, -1).clone(), spikes.select(time_dim, -1).clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _save_lif(ctx, inputs, output[1])
 
     @staticmethod
     @once_differentiable
@@ -155,6 +175,15 @@ class PackedLif(torch.autograd.Function):
         return grad_input, *parameters[:4], None
 
 
+def _save_lif(ctx: Any, inputs: tuple[Any, ...], membrane: Tensor) -> None:
+    """Saves what `_lif_backward` needs, of the inputs of `Lif` and its membrane."""
+    _, alphas, thresholds, resets_by, min_membranes, initial_membrane, initial_spikes, settings = inputs
+    resets_by = thresholds if settings.tied else resets_by
+    ctx.save_for_backward(membrane, alphas, thresholds, resets_by, min_membranes, initial_membrane, initial_spikes)
+    ctx.settings = settings
+    ctx.set_materialize_grads(False)
+
+
 def _lif_backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | None) -> tuple[Tensor | None, ...]:
     """The gradients of the arguments of `Lif`, from the context of one of the three."""
     settings: LifSettings = ctx.settings
@@ -182,21 +211,23 @@ def _lif_backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | 
     return grad_input, *parameters, initial_membrane, initial_spikes, None
 
 
-class Srm(torch.autograd.Function):
+class Srm(Operator):
     """spikes, membrane of an SRM neuron."""
 
     @staticmethod
     def forward(
-        ctx: Any, psp: Tensor, taps: Tensor | None, thresholds: Tensor | None, settings: SrmSettings
+        psp: Tensor, taps: Tensor | None, thresholds: Tensor | None, settings: SrmSettings
     ) -> tuple[Tensor, Tensor]:
-        spikes, membrane = ops.srm_forward(
-            psp, taps, *settings.modes, settings.threshold, thresholds, settings.time_dim
-        )
+        return ops.srm_forward(psp, taps, *settings.modes, settings.threshold, thresholds, settings.time_dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, taps, thresholds, settings = inputs
+        spikes, membrane = output
         # The spikes are needed for the gradient of the taps alone.
         ctx.save_for_backward(membrane, taps, thresholds, spikes if ctx.needs_input_grad[1] else None)
         ctx.settings = settings
         ctx.set_materialize_grads(False)
-        return spikes, membrane
 
     @staticmethod
     @once_differentiable
@@ -229,21 +260,22 @@ class Srm(torch.autograd.Function):
         return delta.to(membrane.dtype), grad_taps, grad_threshold, None
 
 
-class Filter(torch.autograd.Function):
+class Filter(Operator):
     """A causal filter, or its transpose (reverse); each is the other's backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
         taps: Tensor | None,
         modes: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]],
         time_dim: int,
     ) -> Tensor:
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, taps)
-        ctx.modes = modes
-        ctx.time_dim = time_dim
         return ops.filter(x, taps, *modes, False, time_dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, taps, ctx.modes, ctx.time_dim = inputs
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, taps)
 
     @staticmethod
     @once_differentiable

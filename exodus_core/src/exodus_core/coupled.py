@@ -15,7 +15,7 @@ from torch import Tensor
 
 from exodus_core import arguments, ops, reference
 from exodus_core.arguments import LIF_DEFAULTS, LifOptions
-from exodus_core.autograd import is_differentiated
+from exodus_core.autograd import Operator, is_differentiated
 from exodus_core.once_differentiable import once_differentiable
 from exodus_core.ops import (
     COUPLED_PARAMETERS,
@@ -100,7 +100,7 @@ class CoupledSettings(NamedTuple):
     time_dim: int
 
 
-class Coupled(torch.autograd.Function):
+class Coupled(Operator):
     """spikes, membrane and the last state; behind them the traces that the backward pass needs, without gradients.
 
     `parameters` is (COUPLED_PARAMETERS, 1 or inner), or None: the numbers of the settings; `initial` a state

@@ -2,7 +2,7 @@
 
 ArgumentError(ValueError)           an argument has the wrong value, shape or device
     DescriptionError                plain data does not fit; `argument` is a JSON pointer
-        network.NetworkError, losses.LossError, training.OptimizerError
+        network.NetworkError, network.RecordError, losses.LossError, training.OptimizerError
 ArgumentTypeError(TypeError)        an argument has the wrong type, dtype or layout
 """
 

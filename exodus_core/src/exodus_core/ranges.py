@@ -8,8 +8,8 @@ recomputed, run twice before a backward pass and given other parameters.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -30,7 +30,24 @@ _RANGE = "_exodus_range"
 
 
 class Bounded(torch.nn.Module):
-    """A module whose own parameters, by their names in RANGES, stay in range when an optimiser of torch.optim steps."""
+    """A module whose own parameters stay in range, by their names, when an optimiser of torch.optim steps.
+
+    Attributes:
+        weights: names of own parameters that are weights, which the others, constants of a model, are not.
+    """
+
+    weights: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def limits(self) -> dict[str, tuple[float, float | None]]:
+        """The ranges, by the names of parameters."""
+        return RANGES
+
+    def constants(self) -> Iterator[torch.nn.Parameter]:
+        """The own parameters that are not weights."""
+        for name, parameter in self.named_parameters(recurse=False):
+            if name not in self.weights:
+                yield parameter
 
     def register_parameter(self, name: str, param: torch.nn.Parameter | None) -> None:
         super().register_parameter(name, param)
@@ -46,22 +63,28 @@ class Bounded(torch.nn.Module):
         return self
 
     def _mark(self) -> None:
-        for name, limits in RANGES.items():
+        for name, limits in self.limits.items():
             parameter = self._parameters.get(name)
             if parameter is not None:
                 setattr(parameter, _RANGE, limits)
                 _install()
 
     def constrain(self) -> None:
-        """Projects trained parameters to their range: decays in [0, 1], the threshold at least 0.001.
+        """Projects trained parameters to their range: decays in [0, 1], the threshold at least 0.001, delays.
 
         Every step of an optimiser of torch.optim does so; to be called after other changes of the parameters.
         """
         with torch.no_grad():
-            for name, limits in RANGES.items():
+            for name, limits in self.limits.items():
                 parameter = self._parameters.get(name)
                 if parameter is not None:
                     parameter.clamp_(*limits)
+
+
+def release(parameter: torch.nn.Parameter) -> None:
+    """Lets a parameter leave its range from here on."""
+    if hasattr(parameter, _RANGE):
+        delattr(parameter, _RANGE)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

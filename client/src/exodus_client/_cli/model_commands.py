@@ -93,17 +93,59 @@ def load(
     id: Id,
     file: File,
     create: Annotated[bool, typer.Option("--create", help="Make the model if there is none of this ID.")] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Load weights alone, of any file of them; the optimiser starts anew.")
+    ] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="With --weights: load those that there are, and print what is missing.")
+    ] = False,
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="With --weights: a layer or weight to load; may be repeated.")
+    ] = None,
     api_key: ApiKey = None,
     timeout: Seconds = None,
     as_json: Json = False,
 ) -> None:
-    """Give a model the state in a file, which `save` wrote for one of the same network."""
+    """Give a model the state in a file, which `save` wrote for one of the same network; or weights of a file."""
+    if weights:
+        _load_weights(url, id, file, partial, name, api_key, timeout, as_json, create)
+        return
     with reported():
+        if partial or name:
+            raise unfit(ValueError, "--partial and --name", "given with --weights", "without")
         made_from = _made_from(file)
         with client_of(url, api_key, timeout) as client:
             model = _model(client, id, made_from if create else None, _patience(timeout))
             model.load(file)
     _moved(model, file, as_json, f"{file} -> {id}")
+
+
+def _load_weights(
+    url: str,
+    id: str,
+    file: Path,
+    partial: bool,
+    names: list[str] | None,
+    api_key: str | None,
+    timeout: float | None,
+    as_json: bool,
+    create: bool,
+) -> None:
+    with reported():
+        if create:
+            raise unfit(ValueError, "--create", "absent with --weights", "given", "weights say no network")
+        with client_of(url, api_key, timeout) as client:
+            model = client.model(id, patience=_patience(timeout))
+            found = model.load_weights(file, names=names, partial=partial)
+    with printed(f"{file} -> {id}, weights alone"):
+        if as_json:
+            listed = {"loaded": found.loaded, "missing": found.missing, "unexpected": found.unexpected}
+            _print_json({"id": id, "file": str(file)} | listed)
+            return
+        typer.echo(f"{file} -> {id}, {len(found.loaded)} weights: {', '.join(found.loaded)}")
+        for what, names_of_it in (("missing", found.missing), ("not in the network", found.unexpected)):
+            if names_of_it:
+                typer.echo(f"{what}: {', '.join(names_of_it)}")
 
 
 @models.command()

@@ -17,11 +17,19 @@ from exodus_client._checks import unfit
 from exodus_client._data_parallel.replicas import Replicas
 from exodus_client._data_parallel.shards import Part, parts_of
 from exodus_client._errors import ModelClosedError
-from exodus_client._models.batch_axes import as_given, batch_first, check_shapes, dense, targets_first
-from exodus_client._models.messages import Loss, ModelInfo, Outputs, StepResult
+from exodus_client._models.batch_axes import (
+    as_given,
+    batch_first,
+    check_shapes,
+    check_steps,
+    dense,
+    steps_given,
+    targets_first,
+)
+from exodus_client._models.messages import Loss, ModelInfo, NamedLoss, Outputs, StepResult
 from exodus_client._models.model import Callback, Model
-from exodus_client._models.state import IncompatibleKeys
-from exodus_client._plain_data import check_loss, number
+from exodus_client._models.state import IncompatibleKeys, LoadedWeights
+from exodus_client._plain_data import check_loss, names_of, number, rates_of
 from exodus_client._threads import DaemonThreadPool, Future
 from exodus_client.neuron import Array
 
@@ -67,10 +75,15 @@ class ShardedModel:
         targets: Array | None = None,
         *,
         loss: Loss,
+        lengths: Array | None = None,
+        mask: Array | None = None,
         lr: float | None = None,
         weight_decay: float | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        frozen: Sequence[str] | None = None,
+        lr_scale: Mapping[str, float] | None = None,
+        lr_of: Mapping[str, float] | None = None,
         gradients: bool = False,
         allow_non_finite: bool = False,
     ) -> Future[StepResult]:
@@ -94,11 +107,13 @@ class ShardedModel:
         if callable(loss) and targets is None:
             raise unfit(TypeError, "targets", "given to a loss that is a function, which sees part of a batch", "None")
         check_loss(loss)
-        parts = self._parts(spikes, targets, loss, len(self.replicas))
+        parts = self._parts(spikes, targets, loss, (lengths, mask), len(self.replicas))
         if callable(loss) and self._time_dim != 1:
             loss = partial(_in_order, loss, self._time_dim)
         given = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
-        options = {name: number(name, value) for name, value in given.items()}
+        options: dict[str, Any] = {name: number(name, value) for name, value in given.items()}
+        options |= {"frozen": names_of("frozen", frozen)}
+        options |= {"lr_scale": rates_of("lr_scale", lr_scale), "lr_of": rates_of("lr_of", lr_of)}
         run = partial(self._step, parts, loss, options, gradients, allow_non_finite)
         self._check_process()
         if self._pool.here:  # a callback would wait for the room that comes when it returns
@@ -117,7 +132,9 @@ class ShardedModel:
         spikes: Array,
         targets: Array | None = None,
         *,
-        loss: str | Mapping[str, Any] | None = None,
+        loss: NamedLoss | None = None,
+        lengths: Array | None = None,
+        mask: Array | None = None,
         train: bool = False,
         outputs: bool = True,
     ) -> Future[Outputs]:
@@ -125,7 +142,8 @@ class ShardedModel:
 
         A network with batch norms is run by the first server alone. Arguments as of `Model.forward`.
         """
-        parts = self._parts(spikes, targets, loss, 1 if self._replicas.has_batch_norm else len(self.replicas))
+        shards = 1 if self._replicas.has_batch_norm else len(self.replicas)
+        parts = self._parts(spikes, targets, loss, (lengths, mask), shards)
         arguments = {"loss": loss, "train": train, "outputs": outputs}
 
         def run() -> Outputs:
@@ -150,6 +168,19 @@ class ShardedModel:
         """Replace weights on all servers; as `Model.load_state_dict`."""
         return self._run(
             lambda: self._replicas.first_changed(partial(self.replicas[0].load_state_dict, weights, strict))
+        )
+
+    def load_weights(
+        self,
+        weights: Mapping[str, Array] | str | os.PathLike[str],
+        *,
+        names: Sequence[str] | None = None,
+        partial: bool = False,
+    ) -> LoadedWeights:
+        """Replace weights on all servers, whose optimisers start anew; as `Model.load_weights`."""
+        options: dict[str, Any] = {"names": names, "partial": partial}
+        return self._run(
+            lambda: self._replicas.first_changed(lambda: self.replicas[0].load_weights(weights, **options))
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -183,8 +214,15 @@ class ShardedModel:
         for replica in self.replicas:
             replica.connection.session.check_process()
 
-    def _parts(self, spikes: Array, targets: Array | None, loss: Loss | None, shards: int) -> list[Part]:
-        """The parts of a batch, batch first. Raises TypeError, ValueError."""
+    def _parts(
+        self,
+        spikes: Array,
+        targets: Array | None,
+        loss: Loss | None,
+        counted: tuple[Array | None, Array | None],
+        shards: int,
+    ) -> list[Part]:
+        """The parts of a batch, batch first; `counted`: lengths and mask. Raises TypeError, ValueError."""
         time_dim = self._time_dim
         spikes, targets = dense("spikes", spikes), None if targets is None else dense("targets", targets)
         if callable(loss) and time_dim == 0 and _shape(spikes)[:2] == _shape(targets)[:2]:
@@ -195,7 +233,9 @@ class ShardedModel:
         spikes, targets = batch_first(spikes, time_dim), targets_first(targets, loss, time_dim)
         wanted = None if targets is None else _shape(targets)
         check_shapes(_shape(spikes), wanted, loss, self._replicas.input_shape, time_dim)
-        return parts_of(spikes, targets, shards)
+        steps = steps_given(*counted, time_dim)
+        check_steps(_shape(spikes), steps, loss, time_dim)
+        return parts_of(spikes, targets, shards, steps)
 
     def _step(self, *arguments: Any) -> StepResult:
         result = self._replicas.step(*arguments)

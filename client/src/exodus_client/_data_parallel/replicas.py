@@ -82,14 +82,14 @@ class Replicas:
         self,
         parts: Sequence[Part],
         loss: Loss,
-        options: Mapping[str, float | None],
+        options: Mapping[str, Any],
         gradients: bool,
         allow_non_finite: bool,
     ) -> StepResult:
         """Make a step. Raises what a replica raised; then the step was made on none."""
         began = time.perf_counter()
         self.settle()
-        found = self._computed(parts, loss, allow_non_finite)
+        found = self._computed(parts, loss, options.get("frozen"), allow_non_finite)
         weights = [part.weight for part in parts]
         info = self.first.description
         names = [name for name, _ in info.parameters]
@@ -110,7 +110,8 @@ class Replicas:
         began = time.perf_counter()
         self.settle()
         found = self._all(
-            range(len(parts)), lambda k: self.models[k].forward(parts[k].inputs, parts[k].targets, **arguments)
+            range(len(parts)),
+            lambda k: self.models[k].forward(parts[k].inputs, parts[k].targets, **parts[k].steps, **arguments),
         ).sound()
         outputs = [result.outputs for result in found]
         return replace(
@@ -161,14 +162,15 @@ class Replicas:
         self._littered = {furthest}
         self.settle()
 
-    def _computed(self, parts: Sequence[Part], loss: Loss, allow_non_finite: bool) -> list[StepResult]:
+    def _computed(
+        self, parts: Sequence[Part], loss: Loss, frozen: Sequence[str] | None, allow_non_finite: bool
+    ) -> list[StepResult]:
         """The first phase: results with the gradients of the parts."""
 
         def compute(shard: int) -> Future[StepResult]:
-            part = parts[shard]
-            return self.models[shard].forward_backward(
-                part.inputs, part.targets, loss=loss, gradients=True, allow_non_finite=allow_non_finite
-            )
+            part, options = parts[shard], {"frozen": frozen, "allow_non_finite": allow_non_finite}
+            given: dict[str, Any] = {**part.steps, **options}
+            return self.models[shard].forward_backward(part.inputs, part.targets, loss=loss, gradients=True, **given)
 
         shards = range(len(parts))
         self._littered.update(shards)  # an error says nothing about whether the gradients were accumulated

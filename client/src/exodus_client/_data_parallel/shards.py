@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,18 @@ class Part:
     Attributes:
         inputs, targets: contiguous parts of the batch; no targets if the batch has none.
         weight: its share of the samples.
+        steps: lengths or a mask of its samples, by name.
     """
 
     inputs: Array
     targets: Array | None
     weight: float
+    steps: Mapping[str, Array] = field(default_factory=dict)
 
 
-def parts_of(spikes: Array, targets: Array | None, shards: int) -> list[Part]:
+def parts_of(
+    spikes: Array, targets: Array | None, shards: int, steps: Mapping[str, Array] = MappingProxyType({})
+) -> list[Part]:
     """Contiguous parts of a batch, one for each shard while there are samples; the first ones are larger by one.
 
     Raises:
@@ -49,7 +54,8 @@ def parts_of(spikes: Array, targets: Array | None, shards: int) -> list[Part]:
     for shard in range(min(shards, samples)):
         end = begin + samples // shards + (shard < samples % shards)
         own = None if wanted is None else _copied(wanted[begin:end])
-        parts.append(Part(_copied(inputs[begin:end]), own, (end - begin) / samples))
+        counted = {name: _copied(_array(array)[begin:end]) for name, array in steps.items()}
+        parts.append(Part(_copied(inputs[begin:end]), own, (end - begin) / samples, counted))
         begin = end
     return parts
 

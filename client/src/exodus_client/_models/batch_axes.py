@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from exodus_client._checks import integer
+from exodus_client._checks import integer, unfit
 from exodus_client.neuron import Array
 from exodus_client.wire import is_torch
 
@@ -17,8 +17,11 @@ _ORDERS = {0: "(time, batch, ...)", 1: "(batch, time, ...)", -1: "(batch, ..., t
 #: Losses whose targets have an axis of time, and those with one target for each sample.
 _PER_STEP = frozenset({"spike_train_mse", "van_rossum"})
 _PER_SAMPLE = frozenset({"sum_over_time_ce", "max_over_time_ce", "spike_count_mse"})
+#: Losses whose targets have an axis of time, or are one for each sample; and those without targets.
+_EITHER = frozenset({"per_step_ce"})
+_NO_TARGETS = frozenset({"spike_rate_mse", "spike_rate_bounds"})
 
-Loss = str | Mapping[str, Any] | Callable[..., Any] | None
+Loss = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | Callable[..., Any] | None
 
 
 def check_time_dim(given: Any) -> int:
@@ -61,7 +64,38 @@ def as_given(array: Array, time_dim: int) -> Array:
 
 def targets_first(targets: Array | None, loss: Loss, time_dim: int) -> Array | None:
     """Targets of a loss as (batch, time, ...) or (batch, ...); those of a function are for it to understand."""
-    return batch_first(targets, time_dim) if _kind(loss) in _PER_STEP else targets
+    return batch_first(targets, time_dim) if _kinds(loss) & (_PER_STEP | _EITHER) else targets
+
+
+def takes_targets(loss: Loss) -> bool:
+    """False for a loss of the outputs alone."""
+    kinds = _kinds(loss)
+    return not kinds or not kinds <= _NO_TARGETS
+
+
+def steps_given(lengths: Array | None, mask: Array | None, time_dim: int) -> dict[str, Array]:
+    """Lengths, or a mask as (batch, time), of a call, by name. Raises TypeError, ValueError: both, or no arrays."""
+    if lengths is not None and mask is not None:
+        raise unfit(TypeError, "lengths", "None with a mask", "both")
+    if lengths is not None:
+        return {"lengths": dense("lengths", lengths)}
+    return {} if mask is None else {"mask": batch_first(dense("mask", mask), time_dim)}
+
+
+def check_steps(spikes: Sequence[int], given: Mapping[str, Array], loss: Loss, time_dim: int) -> None:
+    """Refuse lengths or a mask that cannot belong to spikes (batch, time, ...). Raises TypeError, ValueError."""
+    for name, array in given.items():
+        if callable(loss):
+            raise unfit(
+                TypeError, name, "None with a loss that is a function", "an array", "count steps in the function"
+            )
+        wanted = list(spikes[:1] if name == "lengths" else spikes[:2])
+        shape = list(np.shape(array))
+        if shape != wanted:
+            what = "(batch,)" if name == "lengths" else _ORDERS[time_dim].replace(", ...", "")
+            shown = shape if len(shape) != 2 else _shown(shape, time_dim)
+            as_wanted = wanted if len(wanted) != 2 else _shown(wanted, time_dim)
+            raise unfit(ValueError, name, f"of shape {as_wanted}, {what}", shown)
 
 
 def check_shapes(
@@ -77,10 +111,10 @@ def check_shapes(
         sample = "..." if input_shape is None else ", ".join(map(str, input_shape))
         wanted = _ORDERS[time_dim].replace("...", sample).replace(", )", ")")
         raise ValueError(f"spikes must have shape {wanted}, got {_shown(spikes, time_dim)}{_hint(time_dim)}")
-    kind = _kind(loss)
-    if targets is None or kind not in _PER_STEP | _PER_SAMPLE:
+    kinds = _kinds(loss)
+    if targets is None or not kinds & (_PER_STEP | _PER_SAMPLE | _EITHER):
         return
-    common = 2 if kind in _PER_STEP else 1
+    common = 2 if kinds & _PER_STEP or (not kinds & _PER_SAMPLE and len(targets) > 1) else 1
     if tuple(targets[:common]) != tuple(spikes[:common]):
         what = "sample and step" if common == 2 else "sample"
         got = _shown(targets, time_dim) if common == 2 else list(targets)
@@ -90,9 +124,11 @@ def check_shapes(
         )
 
 
-def _kind(loss: Loss) -> Any:
-    kind = loss.get("kind") if isinstance(loss, Mapping) else loss
-    return kind if isinstance(kind, str) else None  # what is no name is for the server to refuse
+def _kinds(loss: Loss) -> frozenset[str]:
+    """The kinds of a loss, or of those of a sum; what is no name is for the server to refuse."""
+    entries = loss if isinstance(loss, list | tuple) else [loss]
+    kinds = [entry.get("kind") if isinstance(entry, Mapping) else entry for entry in entries]
+    return frozenset(kind for kind in kinds if isinstance(kind, str))
 
 
 def _shown(shape: Sequence[int], time_dim: int) -> list[int]:

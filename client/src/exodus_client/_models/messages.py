@@ -11,17 +11,23 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from exodus_client._checks import unfit, values_of
+from exodus_client._checks import one_of, unfit, values_of
 from exodus_client._errors import InvalidResponseError
 from exodus_client._gradients.result import Kind, Wanted, read_answer, read_numbers, timing_of
-from exodus_client._plain_data import kind_of, number
+from exodus_client._models.recording import NOTHING, LayerStatistics, Observed, Statistics, joined
+from exodus_client._plain_data import loss_of, names_of, number, rates_of
 from exodus_client._transport.session import Answer, is_count
 from exodus_client.neuron import Array
 from exodus_client.wire import Encoded, Limits, Message, Tensor, encode, is_torch
 
-#: A loss by name, such as "max_over_time_ce"; with options, such as {"kind": "van_rossum", "alpha": 0.9}; or any
-#: function of the outputs, and of the targets if they are given, to a scalar, which is differentiated here by torch.
-Loss: TypeAlias = str | Mapping[str, Any] | Callable[..., Any]
+#: A loss by name, such as "max_over_time_ce"; with options, such as {"kind": "van_rossum", "alpha": 0.9}; a list of
+#: such, whose dicts may have a "weight": their sum; or any function of the outputs, and of the targets if they are
+#: given, to a scalar, which is differentiated here by torch.
+NamedLoss: TypeAlias = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
+Loss: TypeAlias = NamedLoss | Callable[..., Any]
+
+#: What a call counts as in the accumulated gradients, unless it is as many as its samples: one call.
+CALLS = "calls"
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,8 @@ class StepResult:
         durable_error: why the last save failed; None if it did not.
         timing: milliseconds: the server's `queue`, `decode`, `kernel` and `encode`, and the client's `round_trip`.
         request_id: under which the server logged the request.
+        recordings: what was to be recorded, by name, (B, T, ...); arrays of the kind that went in.
+        statistics: numbers of layers by name, where they were asked for.
     """
 
     sequence: int
@@ -144,6 +152,8 @@ class StepResult:
     durable_error: str | None
     timing: Mapping[str, float]
     request_id: str
+    recordings: Mapping[str, Array] = field(default_factory=dict)
+    statistics: Mapping[str, LayerStatistics] | None = None
 
     @property
     def loss(self) -> float:
@@ -160,7 +170,7 @@ class Outputs:
         metrics: of the loss, if there was one.
         sequence: number of training calls that had been done.
         context: names what the server kept for a backward pass; None if it was not asked to.
-        timing, request_id: as in `StepResult`.
+        timing, request_id, recordings, statistics: as in `StepResult`.
     """
 
     outputs: Array | None
@@ -169,6 +179,8 @@ class Outputs:
     context: str | None
     timing: Mapping[str, float]
     request_id: str
+    recordings: Mapping[str, Array] = field(default_factory=dict)
+    statistics: Mapping[str, LayerStatistics] | None = None
 
 
 @dataclass(frozen=True)
@@ -179,8 +191,10 @@ class Batch:
     kind: Kind = field(default_factory=Kind)
 
     @classmethod
-    def of(cls, spikes: Array, targets: Array | None = None) -> Batch:
-        """Raises TypeError if an element type cannot travel."""
+    def of(
+        cls, spikes: Array, targets: Array | None = None, steps: Mapping[str, Array] = MappingProxyType({})
+    ) -> Batch:
+        """Spikes, targets, and lengths or a mask by name. Raises TypeError if an element type cannot travel."""
         given = [spikes] if targets is None else [spikes, targets]
         sent = packed("spikes", spikes, of_any_dtype=True)  # an error has the caller's name for it
         tensors = [Tensor("input", sent.dtype, sent.shape, sent.encoding, sent.payload)]
@@ -188,6 +202,7 @@ class Batch:
             # One number a sample is no spike train, though all may happen to be 0 and 1.
             one_each = (targets.ndim if is_torch(targets) else np.ndim(targets)) < 2
             tensors.append(Tensor.of("targets", targets) if one_each else packed("targets", targets))
+        tensors += [packed(name, array) for name, array in steps.items()]
         return cls(tuple(tensors), Kind.of(given))
 
     def copied(self) -> Batch:
@@ -221,19 +236,30 @@ def training_body(
 
 def step_params(
     *,
-    loss: str | Mapping[str, Any] | None = None,
+    loss: NamedLoss | None = None,
     lr: float | None = None,
     weight_decay: float | None = None,
     clip_norm: float | None = None,
     clip_value: float | None = None,
+    frozen: Sequence[str] | None = None,
+    lr_scale: Mapping[str, float] | None = None,
+    lr_of: Mapping[str, float] | None = None,
+    accumulate: str = CALLS,
+    average: bool = False,
     gradients: bool = False,
     allow_non_finite: bool = False,
 ) -> dict[str, Any]:
     """The parameters of a training call, without those that are not given. Raises TypeError: one cannot travel."""
     numbers = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
-    given: dict[str, Any] = {"loss": kind_of("loss", loss)}
+    given: dict[str, Any] = {"loss": loss_of(loss), "frozen": names_of("frozen", frozen)}
     given |= {name: number(name, value) for name, value in numbers.items()}
+    given |= {"lr_scale": rates_of("lr_scale", lr_scale), "lr_of": rates_of("lr_of", lr_of)}
     params = {name: value for name, value in given.items() if value is not None}
+    # Absent where they are as ever: servers of before they were there take all other calls.
+    if one_of("accumulate", accumulate, (CALLS, "samples")) != CALLS:
+        params["accumulate"] = accumulate
+    if average:
+        params["average"] = True
     if gradients:
         params["gradients"] = True
     if allow_non_finite:
@@ -255,17 +281,26 @@ def read_step(
     *,
     sequence: int,
     gradients: bool,
+    observed: Observed = NOTHING,
+    shape: Sequence[int] = (),
     metrics: Mapping[str, float] = MappingProxyType({}),
+    forward: Outputs | None = None,
 ) -> StepResult:
-    """The result in an answer to the call of this number; `metrics` are added to those of the server.
+    """The result in an answer to the call of this number.
 
-    `gradients`: whether they were asked for.
+    Args:
+        gradients: whether they were asked for.
+        observed: what else was.
+        shape: of the input.
+        metrics: added to those of the server.
+        forward: the forward pass, if that was a call of its own, with what it has recorded.
 
     Raises:
         InvalidResponseError: the answer is not what the API promises, or is to another call.
     """
     count = sum(math.prod(shape) for _, shape in info.parameters)
     wanted = {"gradients": Wanted((info.dtype,), (count,))} if gradients else {}
+    wanted |= observed.wanted(shape, info.dtype)
     message, arrays = read_answer(answer, kind, limits, wanted)
     params = message.params
     theirs, norms = read_numbers(params.get("metrics")), read_numbers(params.get("grad_norms"))
@@ -281,6 +316,10 @@ def read_step(
             f"the answer lacks metrics, grad_norms, device, durable or durable_error: got {params!r:.200}",
             request_id=answer.request_id,
         )
+    statistics: Statistics | None = observed.read_statistics(params, answer.request_id)
+    recordings: Mapping[str, Array] = observed.recordings(arrays, info.dtype)
+    if forward is not None:
+        statistics, recordings = joined(forward.statistics, statistics), forward.recordings
     return StepResult(
         sequence,
         durable,
@@ -291,11 +330,23 @@ def read_step(
         durable_error,
         timing_of(answer),
         answer.request_id,
+        recordings,
+        statistics,
     )
 
 
-def read_outputs(answer: Answer, kind: Kind, limits: Limits, wanted: Mapping[str, Wanted]) -> Outputs:
-    """The result of a forward pass in an answer; `wanted`: of its outputs. Raises InvalidResponseError."""
+def read_outputs(
+    answer: Answer, kind: Kind, limits: Limits, info: ModelInfo, wanted: Mapping[str, Wanted], observed: Observed
+) -> Outputs:
+    """The result of a forward pass in an answer.
+
+    Args:
+        wanted: of its outputs and recordings.
+        observed: what was to be recorded.
+
+    Raises:
+        InvalidResponseError: the answer is not what the API promises.
+    """
     message, arrays = read_answer(answer, kind, limits, wanted)
     params = message.params
     metrics, context = read_numbers(params.get("metrics", {})), params.get("context")
@@ -305,7 +356,16 @@ def read_outputs(answer: Answer, kind: Kind, limits: Limits, wanted: Mapping[str
             f"the answer lacks sequence, or metrics or context cannot be read: got {params!r:.200}",
             request_id=answer.request_id,
         )
-    return Outputs(arrays.get("outputs"), metrics, sequence, context, timing_of(answer), answer.request_id)
+    return Outputs(
+        arrays.get("outputs"),
+        metrics,
+        sequence,
+        context,
+        timing_of(answer),
+        answer.request_id,
+        observed.recordings(arrays, info.dtype),
+        observed.read_statistics(params, answer.request_id),
+    )
 
 
 def outputs_wanted(batch: Batch, info: ModelInfo) -> dict[str, Wanted]:

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlencode
 
 from exodus_client import _constants as defaults
 from exodus_client._checks import unfit
 from exodus_client._errors import ExodusError, InvalidResponseError, ModelClosedError, NotFoundError, reworded
 from exodus_client._gradients.result import Kind, Wanted
-from exodus_client._models.batch_axes import as_given, batch_first, check_shapes, dense, targets_first
+from exodus_client._models.batch_axes import (
+    as_given,
+    batch_first,
+    check_shapes,
+    check_steps,
+    dense,
+    steps_given,
+    takes_targets,
+    targets_first,
+)
 from exodus_client._models.messages import (
     Batch,
     Loss,
     ModelInfo,
+    NamedLoss,
     Outputs,
     StepResult,
     copied,
@@ -32,10 +43,11 @@ from exodus_client._models.messages import (
     training_body,
 )
 from exodus_client._models.reads import Reads, require
+from exodus_client._models.recording import Observed, of_kind
 from exodus_client._models.replay_log import Call, ReplayLog
 from exodus_client._models.sender import Sender
-from exodus_client._models.state import IncompatibleKeys, State, check_weights
-from exodus_client._plain_data import by_name, check_loss
+from exodus_client._models.state import IncompatibleKeys, LoadedWeights, State, check_weights, weights_file
+from exodus_client._plain_data import by_name, check_loss, names_of
 from exodus_client._threads import Future
 from exodus_client._transport.connection import Connection
 from exodus_client._transport.retry import is_retryable
@@ -103,27 +115,46 @@ class Model:
         targets: Array | None = None,
         *,
         loss: Loss,
+        lengths: Array | None = None,
+        mask: Array | None = None,
         lr: float | None = None,
         weight_decay: float | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        frozen: Sequence[str] | None = None,
+        lr_scale: Mapping[str, float] | None = None,
+        lr_of: Mapping[str, float] | None = None,
+        accumulate: Literal["calls", "samples"] = "calls",
+        average: bool = False,
         gradients: bool = False,
         allow_non_finite: bool = False,
+        record: Sequence[str] = (),
+        statistics: bool = False,
     ) -> Future[StepResult]:
         """Forward, backward and a step of the optimiser in one round trip. Waits while too many calls are unanswered.
 
         Args:
             spikes: input, batch first: (B, T, *input_shape), or in the order of `time_dim`; zeros and ones travel as
                 bits.
-            targets: as the loss wants them: class numbers (B,), spike trains (B, T, *out) or in the order of
-                `time_dim`, counts (B, *out).
-            loss: by name, with options as a dict, or any function of the outputs (B, T, *out) or in the order of
-                `time_dim`, a torch tensor, and of the targets if they are given, to a scalar tensor. A function
-                costs a second round trip.
+            targets: as the loss wants them: class numbers (B,) or of each step (B, T), spike trains (B, T, *out), in
+                the order of `time_dim`, counts (B, *out).
+            loss: by name, with options as a dict; a list of such, whose dicts may have a "weight"; or any function of
+                the outputs (B, T, *out) or in the order of `time_dim`, a torch tensor, and of the targets if they are
+                given, to a scalar tensor. A function costs a second round trip.
+            lengths: how many steps of each sample count, (B,), from the first on; or
+            mask: true where a step counts, (B, T) or in the order of `time_dim`. Not with a loss that is a function.
             lr, weight_decay: instead of the optimiser's, for this call.
             clip_norm, clip_value: bounds on the norm of all gradients together, and on each element.
+            frozen: layers or parameters that this call does not train, in place of the optimiser's.
+            lr_scale, lr_of: factors on the learning rate, and rates in its place, by layer or parameter; together in
+                place of the optimiser's.
+            accumulate: what the call counts as, and its gradients are multiplied by: 1, or the number of its samples.
+            average: divide the accumulated gradients, this call's among them, by what the calls count as in all.
             gradients: whether to return them.
             allow_non_finite: apply gradients that are infinite or not a number, where they are refused otherwise.
+            record: names of traces that are wanted of layers, (B, T, ...), such as "hidden.spikes": "output" of any
+                layer, "spikes" of one that fires, "membrane" of one of neurons.
+            statistics: whether to return firing rates, synaptic operations and gradient norms of layers.
 
         Returns:
             A future of `StepResult`.
@@ -132,8 +163,20 @@ class Model:
             TypeError, ValueError: an argument cannot travel, or shapes do not go together.
             ExodusError: the model takes no calls any more; the error that ended it.
         """
-        options = {"lr": lr, "weight_decay": weight_decay, "clip_norm": clip_norm, "clip_value": clip_value}
-        return self._train("step", spikes, targets, loss, gradients, allow_non_finite, options)
+        options = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "clip_norm": clip_norm,
+            "clip_value": clip_value,
+            "frozen": frozen,
+            "lr_scale": lr_scale,
+            "lr_of": lr_of,
+            "accumulate": accumulate,
+            "average": average,
+        }
+        observed = Observed.of(record, statistics, self._time_dim)
+        counted = lengths, mask
+        return self._train("step", spikes, targets, loss, counted, gradients, allow_non_finite, observed, options)
 
     def forward_backward(
         self,
@@ -141,11 +184,21 @@ class Model:
         targets: Array | None = None,
         *,
         loss: Loss,
+        lengths: Array | None = None,
+        mask: Array | None = None,
+        frozen: Sequence[str] | None = None,
+        accumulate: Literal["calls", "samples"] = "calls",
         gradients: bool = False,
         allow_non_finite: bool = False,
+        record: Sequence[str] = (),
+        statistics: bool = False,
     ) -> Future[StepResult]:
         """Forward and backward; gradients accumulate on the server until `optim_step`. Arguments as of `step`."""
-        return self._train("forward_backward", spikes, targets, loss, gradients, allow_non_finite, {})
+        counted, options = (lengths, mask), {"frozen": frozen, "accumulate": accumulate}
+        observed = Observed.of(record, statistics, self._time_dim)
+        return self._train(
+            "forward_backward", spikes, targets, loss, counted, gradients, allow_non_finite, observed, options
+        )
 
     def optim_step(
         self,
@@ -154,12 +207,17 @@ class Model:
         weight_decay: float | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        frozen: Sequence[str] | None = None,
+        lr_scale: Mapping[str, float] | None = None,
+        lr_of: Mapping[str, float] | None = None,
+        average: bool = False,
         gradients: Array | Mapping[str, Array] | None = None,
         allow_non_finite: bool = False,
     ) -> Future[StepResult]:
         """A step of the optimiser with the accumulated gradients, or with others.
 
         Args:
+            average: divide the accumulated gradients by what their calls count as in all.
             gradients: instead of those on the server, by parameter or flat, all parameters in order.
 
         The other arguments are those of `step`.
@@ -169,6 +227,10 @@ class Model:
             weight_decay=weight_decay,
             clip_norm=clip_norm,
             clip_value=clip_value,
+            frozen=frozen,
+            lr_scale=lr_scale,
+            lr_of=lr_of,
+            average=average,
             allow_non_finite=allow_non_finite,
         )
         info, limits = self.description, self.connection.wire_limits
@@ -186,32 +248,41 @@ class Model:
         spikes: Array,
         targets: Array | None = None,
         *,
-        loss: str | Mapping[str, Any] | None = None,
+        loss: NamedLoss | None = None,
+        lengths: Array | None = None,
+        mask: Array | None = None,
         train: bool = False,
         outputs: bool = True,
+        record: Sequence[str] = (),
+        statistics: bool = False,
     ) -> Future[Outputs]:
         """The outputs, and the metrics of a loss if one is given, after all calls made so far. Changes nothing.
 
         Args:
-            spikes, targets: as of `step`.
-            loss: by name or as a dict; needs targets.
+            spikes, targets, lengths, mask: as of `step`.
+            loss: by name, as a dict or as a list; needs targets, unless it is of the outputs alone.
             train: with dropout, and the statistics of the batch.
             outputs: whether to return the outputs, (B, T, *out), or in the order of `time_dim`.
+            record, statistics: as of `step`; there are no norms of gradients.
         """
         if callable(loss):
             raise unfit(TypeError, "loss", "a name or a dict", "a function", "compute your own from the outputs")
-        if (loss is None) != (targets is None):
+        if (loss is None) != (targets is None) and (loss is None or takes_targets(loss)):
             raise unfit(TypeError, "loss and targets", "both given, or neither", "one of them")
-        batch = self._batch(spikes, targets, loss)
+        if loss is None and not (lengths is None and mask is None):
+            raise unfit(TypeError, "lengths or mask", "given with a loss", "without one")
+        batch = self._batch(spikes, targets, loss, (lengths, mask))
+        observed = Observed.of(record, statistics, self._time_dim)
         params = step_params(loss=loss) | {
             "mode": "train" if train else "eval",
             "return": ["outputs"] if outputs else [],
+            **observed.params(),
         }
 
         wanted = outputs_wanted(batch, self.description) if outputs else {}
 
         def run(after: int, body: Encoded) -> Outputs:
-            found = self._forward(body, batch.kind, wanted)
+            found = self._forward(body, batch, batch.kind, wanted, observed)
             require(after, found.sequence)
             return replace(found, outputs=as_given(found.outputs, self._time_dim))
 
@@ -290,6 +361,39 @@ class Model:
         self.replace_state(replaced)
         return found
 
+    def load_weights(
+        self,
+        weights: Mapping[str, Array] | str | os.PathLike[str],
+        *,
+        names: Sequence[str] | None = None,
+        partial: bool = False,
+    ) -> LoadedWeights:
+        """Replace weights on the server, after all calls made so far; its optimiser starts anew.
+
+        Accumulated gradients are dropped; random state and number of calls stay. Floats are rounded to those of the
+        network; alpha and threshold are then brought into their range, as after a step.
+
+        Args:
+            weights: by the names that `state_dict` gives them, or as a state has them, with "weights." before; or a
+                file of these (safetensors). What else is in a state is left aside.
+            names: layers or weights to take; None: all.
+            partial: take those that there are. Otherwise all that are wanted have to be there and, without names, no
+                others.
+
+        Returns:
+            The names of what was loaded, what was missing, and what the network does not have.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit.
+            OSError: the file cannot be read.
+            ConflictError, UnprocessableError: weights or names do not fit. Nothing has changed.
+        """
+        chosen = names_of("names", names) or []
+        body = Path(weights).read_bytes() if isinstance(weights, str | os.PathLike) else weights_file(weights)
+        query = urlencode([("weights", "partial" if partial else "all"), *(("names", name) for name in chosen)])
+        answer = self.replace_state(lambda: body, f"?{query}")
+        return LoadedWeights.of(answer)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state to a file: weights, optimiser, random state, number of calls (safetensors)."""
         target = Path(path)
@@ -311,18 +415,23 @@ class Model:
         """The whole state after all calls made so far: weights, optimiser, random state. Raises ExodusError."""
         return self._with_sender(self._state_now)
 
-    def replace_state(self, body: Callable[[], bytes]) -> None:
-        """Replace the state after all calls made so far by a file; what other threads do meanwhile comes after."""
+    def replace_state(self, body: Callable[[], bytes], query: str = "") -> Answer:
+        """Replace the state after all calls made so far by a file; what other threads do meanwhile comes after.
+
+        Returns:
+            The answer of the server, which has information of the model.
+        """
         self.connection.session.check_process()
 
-        def replace(sender: Sender) -> None:
+        def replace(sender: Sender) -> Answer:
             with sender.calls.paused():
-                info = self._put(body())
+                info, answer = self._put(body(), query)
                 sender.calls.wait_done(sender.calls.last)  # raises if the model was closed meanwhile
                 self._begin(info)
                 sender.close()
+                return answer
 
-        self._with_sender(replace)
+        return self._with_sender(replace)
 
     def resync(self) -> None:
         """Go on from the state in which the model is on the server; calls that are not answered fail."""
@@ -410,9 +519,11 @@ class Model:
         spikes: Array,
         targets: Array | None,
         loss: Loss,
+        counted: tuple[Array | None, Array | None],
         gradients: bool,
         allow_non_finite: bool,
-        options: dict[str, float | None],
+        observed: Observed,
+        options: dict[str, Any],
     ) -> Future[StepResult]:
         check_loss(loss)
         kind_of_loss = None if callable(loss) else loss
@@ -425,13 +536,23 @@ class Model:
         path = f"{self._path}/{what}"
         if callable(loss):
             # It is encoded when its turn comes, and the caller may write to the arrays before.
-            batch = self._batch(spikes, None, loss).copied()
+            batch = self._batch(spikes, None, loss, counted).copied()
             kept = None if targets is None else copied(dense("targets", targets))
-            differentiated = partial(self._differentiated, params, batch, loss, kept)
+            differentiated = partial(self._differentiated, params, batch, loss, kept, observed)
+            observed = replace(observed, record=())  # which the forward pass brings
         else:
-            batch, differentiated = self._batch(spikes, targets, loss), None
+            batch, differentiated = self._batch(spikes, targets, loss, counted), None
+        params |= observed.params()
         limits, info = self.connection.wire_limits, self.description
-        read = partial(read_step, kind=batch.kind, limits=limits, info=info, gradients=gradients)
+        read = partial(
+            read_step,
+            kind=batch.kind,
+            limits=limits,
+            info=info,
+            gradients=gradients,
+            observed=observed,
+            shape=batch.tensors[0].shape,
+        )
 
         def make(sequence: int) -> Call:
             numbered = partial(read, sequence=sequence)
@@ -445,14 +566,21 @@ class Model:
         return training_body(params, tensors, sequence=sequence, writer=self._writer)
 
     def _differentiated(
-        self, params: dict[str, Any], batch: Batch, loss: Callable[..., Any], targets: Array | None, call: Call
+        self,
+        params: dict[str, Any],
+        batch: Batch,
+        loss: Callable[..., Any],
+        targets: Array | None,
+        observed: Observed,
+        call: Call,
     ) -> None:
         """Run forward, differentiate the loss here, and give the call what is to be sent."""
         import torch
 
         forward = {"mode": "train", "context": True, "return": ["outputs"], "after": call.sequence - 1}
         wanted = outputs_wanted(batch, self.description)
-        outputs = self._forward(training_body(forward, batch.tensors), Kind(torch.device("cpu")), wanted)
+        body = training_body(forward | observed.params(), batch.tensors)
+        outputs = self._forward(body, batch, Kind(torch.device("cpu")), wanted, observed)
         if outputs.context is None or outputs.sequence != call.sequence - 1:
             raise InvalidResponseError(
                 f"asked for outputs after call {call.sequence - 1} and a context, got those after {outputs.sequence} "
@@ -465,22 +593,36 @@ class Model:
         call.fallback = self._body(params, (*batch.tensors, grad_output), call.sequence)
         call.body = self._body(params | {"context": outputs.context}, (grad_output,), call.sequence)
         assert call.read is not None
-        call.read = partial(call.read, metrics={"loss:mean": value})
+        shown = {name: of_kind(batch.kind, trace) for name, trace in outputs.recordings.items()}
+        forward_pass = replace(outputs, outputs=None, recordings=shown)
+        call.read = partial(call.read, metrics={"loss:mean": value}, forward=forward_pass)
         call.make = None
 
-    def _batch(self, spikes: Array, targets: Array | None, loss: Loss | None) -> Batch:
-        """The tensors of a call, batch first. Raises TypeError, ValueError."""
+    def _batch(
+        self,
+        spikes: Array,
+        targets: Array | None,
+        loss: Loss | None,
+        counted: tuple[Array | None, Array | None],
+    ) -> Batch:
+        """The tensors of a call, batch first; `counted`: lengths and mask. Raises TypeError, ValueError."""
         time_dim = self._time_dim
         spikes, targets = dense("spikes", spikes), None if targets is None else dense("targets", targets)
-        batch = Batch.of(batch_first(spikes, time_dim), targets_first(targets, loss, time_dim))
+        steps = steps_given(*counted, time_dim)
+        batch = Batch.of(batch_first(spikes, time_dim), targets_first(targets, loss, time_dim), steps)
         shapes = [tensor.shape for tensor in batch.tensors]
         input_shape = self.description.network.get("input_shape")
         check_shapes(shapes[0], shapes[1] if targets is not None else None, loss, input_shape, time_dim)
+        check_steps(shapes[0], steps, loss, time_dim)
         return batch
 
-    def _forward(self, body: Encoded, kind: Kind, wanted: Mapping[str, Wanted]) -> Outputs:
+    def _forward(
+        self, body: Encoded, batch: Batch, kind: Kind, wanted: Mapping[str, Wanted], observed: Observed
+    ) -> Outputs:
         answer = self._request("POST", f"{self._path}/forward", body)
-        return read_outputs(answer, kind, self.connection.wire_limits, wanted)
+        info = self.description
+        recorded = observed.wanted(batch.tensors[0].shape, info.dtype)
+        return read_outputs(answer, kind, self.connection.wire_limits, info, {**wanted, **recorded}, observed)
 
     def _ask(self, make: Callable[[int], Callable[[], Result]]) -> Future[Result]:
         """Read on another thread after all calls made so far; `make` gets their number."""
@@ -504,13 +646,13 @@ class Model:
 
         return reads.ask(after, run)
 
-    def _put(self, body: bytes) -> ModelInfo:
+    def _put(self, body: bytes, query: str) -> tuple[ModelInfo, Answer]:
         reads = self._reads
         encoded = Encoded(MEDIA_TYPE, len(body), [body])
 
-        def run() -> ModelInfo:
-            answer = self._request("PUT", f"{self._path}/state", encoded)
-            return ModelInfo.of(read_json(answer), answer.request_id, self.id)
+        def run() -> tuple[ModelInfo, Answer]:
+            answer = self._request("PUT", f"{self._path}/state{query}", encoded)
+            return ModelInfo.of(read_json(answer), answer.request_id, self.id), answer
 
         reads.wait()
         try:

@@ -12,7 +12,8 @@ import numpy as np
 
 from exodus_client._checks import ANY, DECAY, POSITIVE, check_parameter, one_of, values_of
 from exodus_client._errors import InvalidResponseError
-from exodus_client._transport.session import Answer, is_count
+from exodus_client._plain_data import by_name
+from exodus_client._transport.session import Answer, is_count, read_json
 from exodus_client.neuron import Array
 from exodus_client.wire import Tensor
 from exodus_client.wire.state_header import GRADIENTS, RANDOM, WEIGHTS, StateHeader
@@ -31,6 +32,31 @@ class IncompatibleKeys(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
+
+
+class LoadedWeights(NamedTuple):
+    """Names of weights that a file had, or had not: parameters and running statistics.
+
+    Attributes:
+        loaded: those that were replaced.
+        missing: those wanted that were not there.
+        unexpected: those that the network does not have.
+    """
+
+    loaded: list[str]
+    missing: list[str]
+    unexpected: list[str]
+
+    @classmethod
+    def of(cls, answer: Answer) -> LoadedWeights:
+        """Read an answer of the server. Raises InvalidResponseError."""
+        given = read_json(answer)
+        found = [given.get(name) for name in cls._fields]
+        if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in found):
+            raise InvalidResponseError(
+                f"the answer does not say which weights were loaded: got {found!r:.200}", request_id=answer.request_id
+            )
+        return cls(*found)
 
 
 @dataclass(frozen=True)
@@ -112,6 +138,15 @@ class State:
         if random is not None:
             tensors[RANDOM] = library.load(random.body)[RANDOM]
         return State(library.save(tensors, metadata=_header(self.body).metadata), self.sequence)
+
+
+def weights_file(weights: Mapping[str, Array]) -> bytes:
+    """A file of weights by name. Raises TypeError, ValueError, ModuleNotFoundError."""
+    by_name("weights", weights)
+    check_weights(weights)
+    arrays = {str(name): np.array(values_of(Tensor.of("weights", array)), order="C") for name, array in weights.items()}
+    body: bytes = _safetensors().save(arrays)
+    return body
 
 
 def check_weights(weights: Mapping[str, Array]) -> None:

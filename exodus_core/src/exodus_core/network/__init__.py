@@ -6,5 +6,19 @@ docs/networks.md for the kinds of layers and their fields.
 
 from exodus_core.network.build import Network, build
 from exodus_core.network.description import KINDS, MAX_LAYERS, Description, NetworkError, parse
+from exodus_core.network.recording import Observer, RecordError, observe
+from exodus_core.network.statistics import LayerStatistics
 
-__all__ = ["KINDS", "MAX_LAYERS", "Description", "Network", "NetworkError", "build", "parse"]
+__all__ = [
+    "KINDS",
+    "MAX_LAYERS",
+    "Description",
+    "LayerStatistics",
+    "Network",
+    "NetworkError",
+    "Observer",
+    "RecordError",
+    "build",
+    "observe",
+    "parse",
+]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
+from exodus_core import ranges
 from exodus_core.arguments import check_dense, is_integer
 from exodus_core.errors import ArgumentError, ArgumentTypeError
-from exodus_core.network import modules, neurons, spiking
+from exodus_core.network import delays, modules, neurons, spiking
 from exodus_core.network.description import INPUT, Description, parse
+from exodus_core.network.recording import observers_of, observers_of_membrane, passing_observers
 from exodus_core.pieces.time_checkpoint import in_pieces
 from exodus_core.sparse.product import ENABLED
 
@@ -22,16 +25,23 @@ _MODULES: dict[str, Any] = {
     "conv2d": modules.Conv,
     "sum_pool": modules.Pool,
     "avg_pool": modules.Pool,
+    "max_pool": modules.Pool,
+    "adaptive_avg_pool": modules.Pool,
+    "adaptive_max_pool": modules.Pool,
     "flatten": modules.Flatten,
+    "reshape": modules.Reshape,
     "dropout": modules.Dropout,
     "batch_norm": modules.BatchNorm,
     "add": modules.Add,
+    "concat": modules.Concat,
     "lif": spiking.Lif,
     "if": spiking.Lif,
     "cuba_lif": spiking.Lif,
     "alif": spiking.Lif,
     "srm": spiking.Srm,
     "exp_leak": spiking.ExpLeak,
+    "delay": delays.DelayModule,
+    "delayed_linear": delays.DelayedLinearModule,
 }
 
 
@@ -78,7 +88,7 @@ class Network(torch.nn.Module):
         for name, last in last_use.items():
             self._done[last].append(name)
         for module in self._modules.values():
-            if isinstance(module, modules.Linear | modules.Conv):
+            if isinstance(module, modules.Linear | modules.Conv | delays.DelayedLinearModule):
                 module.exact = exact
         self._share(torch.Generator("cpu").manual_seed(mask_seed))
         self.to(device)
@@ -119,15 +129,30 @@ class Network(torch.nn.Module):
             ValueError: x has another shape, or no sample or no step.
         """
         self._check_input(x)
+        observers = observers_of(self)
+        if not observers:
+            return self._in_steps(x)
+        with ExitStack() as stack:
+            for observer in observers:
+                stack.enter_context(observer.passing(x))
+            return self._in_steps(x)
+
+    def _in_steps(self, x: Tensor) -> Tensor:
         steps = self.description.checkpoint_steps
         return self._outputs(x) if steps is None else in_pieces(self, self._outputs, x, steps=steps, time_dim=1)
 
     def _outputs(self, x: Tensor) -> Tensor:
+        observers = passing_observers(self)
         values: dict[str, Any] = {INPUT: self._converted(x)}
         for layer, done in zip(self.description.layers, self._done, strict=True):
             module: Any = self._modules[layer.name]
-            call = module.packed if self._packs(layer.name) else module
-            result = call(*[values[name] for name in layer.inputs])
+            packs = self._packs(layer.name) and not (observers and observers_of_membrane(module))
+            call = module.packed if packs else module
+            inputs = [values[name] for name in layer.inputs]
+            result = call(*inputs)
+            for observer in observers:
+                observer.see(layer, inputs, result)
+            del inputs
             for name in done:
                 del values[name]
             values[layer.name] = result
@@ -162,22 +187,22 @@ class Network(torch.nn.Module):
         return x if x.dtype == torch.bool and self._packs(INPUT) else x.to(self.dtype)
 
     def neuron_parameters(self) -> Iterator[torch.nn.Parameter]:
-        """The trained parameters of neurons: alpha, threshold, reset_by.
+        """The trained parameters of neurons: alpha, threshold, reset_by, and delays.
 
         They are constants of a model, which a decay of weights would pull to 0: give them to an optimiser in a group
         with `weight_decay=0`, as `exodus_core.training` does.
         """
         for module in self._modules.values():
-            if isinstance(module, spiking.Lif | spiking.ExpLeak):
-                yield from module.parameters(recurse=False)
+            if isinstance(module, ranges.Bounded):
+                yield from module.constants()
 
     def constrain(self) -> None:
-        """Projects trained parameters to their range: alpha in [0, 1], threshold positive.
+        """Projects trained parameters to their range: alpha in [0, 1], threshold positive, delays.
 
         To be called after each step of an optimiser.
         """
         for module in self._modules.values():
-            if isinstance(module, spiking.Lif | spiking.ExpLeak):
+            if isinstance(module, ranges.Bounded):
                 module.constrain()
 
 

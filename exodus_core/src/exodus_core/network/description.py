@@ -10,9 +10,9 @@ from dataclasses import replace as dataclass_replace
 from typing import Any
 
 from exodus_core.errors import DescriptionError
+from exodus_core.network import delays, neurons
 from exodus_core.network import layers as plain_layers
-from exodus_core.network import neurons
-from exodus_core.network.layers import COUNT, SHAPE, Layer, Parameters, Shape, text
+from exodus_core.network.layers import COUNT, MAX_DIMENSIONS, SHAPE, Layer, Parameters, Shape, text
 from exodus_core.network.memory import graph_bytes, peak_bytes
 from exodus_core.schema import LARGEST, Place, choice, optional, plain, read_record, shown
 
@@ -24,22 +24,28 @@ KINDS: dict[str, type[Layer]] = {
         plain_layers.Conv2d,
         plain_layers.SumPool,
         plain_layers.AvgPool,
+        plain_layers.MaxPool,
+        plain_layers.AdaptiveAvgPool,
+        plain_layers.AdaptiveMaxPool,
         plain_layers.Flatten,
+        plain_layers.Reshape,
         plain_layers.Dropout,
         plain_layers.BatchNorm,
         plain_layers.Add,
+        plain_layers.Concat,
         neurons.Lif,
         neurons.If,
         neurons.CubaLif,
         neurons.Alif,
         neurons.Srm,
         neurons.ExpLeak,
+        delays.Delay,
+        delays.DelayedLinear,
     )
 }
 ITEMSIZES = {"float32": 4, "float64": 8}
 INPUT = "input"
 MAX_LAYERS = 4096
-MAX_DIMENSIONS = 8
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _NAMED = "a name of 1 to 32 letters, digits, - and _, other than input"

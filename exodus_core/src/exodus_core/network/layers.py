@@ -16,6 +16,7 @@ Shape = tuple[int, ...]
 Parameters = tuple[tuple[str, Shape], ...]
 
 COUNT = integer(1)
+MAX_DIMENSIONS = 8
 _GAIN = number()
 
 
@@ -37,6 +38,9 @@ class Layer:
     several: ClassVar[bool] = False
     #: Why it cannot be computed for some steps at a time, or None.
     needs_all_steps: ClassVar[str | None] = None
+    #: Its output is spikes; it has a membrane, which can be recorded.
+    fires: ClassVar[bool] = False
+    has_membrane: ClassVar[bool] = False
 
     name: str = ""
     inputs: tuple[str, ...] = ()
@@ -187,22 +191,41 @@ class Conv2d(_Conv):
     gain: Annotated[float, _GAIN, "factor on the initial weights"] = 1.0
 
 
+class PoolLayer(Layer):
+    """Base class of layers that make one number of each window of (channels, length) or (channels, height, width)."""
+
+    def windows(self, shape: Shape) -> tuple[Shape, Shape, Shape]:
+        """Size of a window, step between windows and padding of each dimension of space, given the input's shape."""
+        raise NotImplementedError
+
+
+def _each(value: Any, dimensions: int, place: Place) -> Shape:
+    """A number for each dimension of space; refuses a list of another length."""
+    found = per_dimension(value, dimensions)
+    if len(found) != dimensions:
+        raise place.refuse(f"a number, or a list of {dimensions}", list(found))
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Pool(Layer):
+class _Pool(PoolLayer):
     kernel_size: Annotated[Any, either(COUNT, None), "size of a window"]
     stride: Annotated[Any, optional(either(COUNT, None)), "step between windows; null: kernel_size"] = None
 
     def filled(self, shape: Shape) -> Layer:
         return self if self.stride is not None else replace(self, stride=self.kernel_size)
 
+    def windows(self, shape: Shape) -> tuple[Shape, Shape, Shape]:
+        n = len(shape) - 1
+        return per_dimension(self.kernel_size, n), per_dimension(self.stride or self.kernel_size, n), (0,) * n
+
     def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
         (shape,) = shapes
         n = _image(shape, None, place)
-        kernel, stride = (per_dimension(v, n) for v in (self.kernel_size, self.stride or self.kernel_size))
-        for name, value in (("kernel_size", kernel), ("stride", stride)):
-            if len(value) != n:
-                raise place.at(name).refuse(f"a number, or a list of {n}", list(value))
-        sizes = tuple(_windows(size, k, s, 0, 1) for size, k, s in zip(shape[1:], kernel, stride, strict=True))
+        _each(self.kernel_size, n, place.at("kernel_size"))
+        _each(self.stride or self.kernel_size, n, place.at("stride"))
+        options = zip(shape[1:], *self.windows(shape), strict=True)
+        sizes = tuple(_windows(size, kernel, stride, padding, 1) for size, kernel, stride, padding in options)
         _check_windows(sizes, shape, place)
         return (shape[0], *sizes)
 
@@ -222,6 +245,62 @@ class AvgPool(_Pool):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaxPool(_Pool):
+    """Largest values of windows of (channels, length) or (channels, height, width), as torch.nn.MaxPool1d and 2d."""
+
+    kind: ClassVar[str] = "max_pool"
+
+    padding: Annotated[Any, either(integer(0), None), "places put at each side, which are never the largest"] = 0
+
+    def windows(self, shape: Shape) -> tuple[Shape, Shape, Shape]:
+        kernel, stride, _ = super().windows(shape)
+        return kernel, stride, per_dimension(self.padding, len(shape) - 1)
+
+    def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
+        n = _image(shapes[0], None, place)
+        kernel, there = per_dimension(self.kernel_size, n), place.at("padding")
+        for padding, size in zip(_each(self.padding, n, there), kernel, strict=False):
+            if 2 * padding > size:
+                raise there.refuse_as(f"at most half of kernel_size, {size}", str(padding))
+        return super().output_shape(shapes, place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AdaptivePool(PoolLayer):
+    output_size: Annotated[Any, either(COUNT, None), "windows along each dimension; a divisor of the input's size"]
+
+    def windows(self, shape: Shape) -> tuple[Shape, Shape, Shape]:
+        n = len(shape) - 1
+        kernel = tuple(
+            size // wanted for size, wanted in zip(shape[1:], per_dimension(self.output_size, n), strict=True)
+        )
+        return kernel, kernel, (0,) * n
+
+    def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
+        (shape,) = shapes
+        n, there = _image(shape, None, place), place.at("output_size")
+        sizes = _each(self.output_size, n, there)
+        for size, wanted in zip(shape[1:], sizes, strict=True):
+            if size % wanted:
+                raise there.refuse(f"a divisor of {size}, so that all windows are of one size", wanted)
+        return (shape[0], *sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveAvgPool(_AdaptivePool):
+    """Means over as many equal windows as are wanted, as torch.nn.AdaptiveAvgPool2d; 1: over all of space."""
+
+    kind: ClassVar[str] = "adaptive_avg_pool"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveMaxPool(_AdaptivePool):
+    """Largest values of as many equal windows as are wanted, as torch.nn.AdaptiveMaxPool2d; 1: of all of space."""
+
+    kind: ClassVar[str] = "adaptive_max_pool"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Flatten(Layer):
     """All dimensions but batch and time in one."""
 
@@ -229,6 +308,23 @@ class Flatten(Layer):
 
     def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
         return (math.prod(shapes[0]),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reshape(Layer):
+    """The same elements in another shape, in their order; batch and time stay."""
+
+    kind: ClassVar[str] = "reshape"
+
+    shape: Annotated[tuple[int, ...], array(COUNT), "of a sample in one step, of as many elements as the input"]
+
+    def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
+        elements, there = math.prod(shapes[0]), place.at("shape")
+        if len(self.shape) > MAX_DIMENSIONS:
+            raise there.refuse_as(f"a list of at most {MAX_DIMENSIONS} sizes", f"one of {len(self.shape)}")
+        if math.prod(self.shape) != elements:
+            raise there.refuse_as(f"a shape of {elements} elements, as the input {text(shapes[0])}", text(self.shape))
+        return self.shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +366,27 @@ class Add(Layer):
             if shape != shapes[0]:
                 raise place.at("inputs").at(i).refuse_as(f"an input of shape {text(shapes[0])}", text(shape))
         return shapes[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concat(Layer):
+    """Two or more inputs one after the other along an axis; their other sizes are equal."""
+
+    kind: ClassVar[str] = "concat"
+    several: ClassVar[bool] = True
+
+    axis: Annotated[int, integer(0), "of a sample in one step; 0: features or channels"] = 0
+
+    def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
+        first, axis = shapes[0], self.axis
+        if axis >= len(first):
+            raise place.at("axis").refuse(f"an axis of the first input, {text(first)}: at most {len(first) - 1}", axis)
+        others = (first[:axis], first[axis + 1 :])
+        for i, shape in enumerate(shapes):
+            if (shape[:axis], shape[axis + 1 :]) != others or len(shape) != len(first):
+                expected = f"an input of shape {text(first)} but for axis {axis}"
+                raise place.at("inputs").at(i).refuse_as(expected, text(shape))
+        return (*first[:axis], sum(shape[axis] for shape in shapes), *first[axis + 1 :])
 
 
 SHAPE = optional(array(COUNT))

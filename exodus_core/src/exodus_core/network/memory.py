@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from exodus_core.arguments import is_coupled
-from exodus_core.network.layers import Shape, per_dimension
+from exodus_core.network.delays import Delay, DelayedLinear
+from exodus_core.network.layers import Layer, Shape, per_dimension
 from exodus_core.network.neurons import Alif, CubaLif, If
 from exodus_core.ops import COUPLED_STATES
 from exodus_core.sparse import convolution, product
@@ -38,6 +39,8 @@ _PAST_COPIES, _HEAP_BLOCK_BYTES = 4, 64 * 1024
 # Of sparse products (csrc/cpu/sparse_product.cpp, sparse_convolution.cpp): of a place in a list, and of the place of a
 # spike in an image, without its value; of the rows of dL/dx in a panel; rows of sums; blocks of images in dL/dW.
 _INDEX_BYTES, _PLACE_BYTES, _PANEL_CACHE_BYTES, _SCRATCH_ROWS, _CONVOLUTION_BLOCKS = 4, 16, 256 * 1024, 65, 16
+# Of a tap of a product with delays: nodes of autograd's graph.
+_TAP_BYTES = 12 * 1024
 # Gradients of a neuron's parameters are summed for each lane (sample and neuron): so many sums, in float64.
 _LANE_BYTES = 8 * 8
 _COUPLED_STATES = len(COUPLED_STATES)
@@ -193,6 +196,12 @@ def _pool(layer: _Layer) -> _Need:
     return _Need(backward=layer.x, reads_input=True)
 
 
+def _max_pool(layer: _Layer) -> _Need:
+    # PyTorch keeps the place of each maximum, an int64, and makes it without a graph too.
+    places = layer.y // layer.itemsize * 8
+    return _Need(kept=places, forward=places, backward=layer.x, reads_input=True)
+
+
 def _flatten(layer: _Layer) -> _Need:
     return _Need(view=True)
 
@@ -208,6 +217,12 @@ def _batch_norm(layer: _Layer) -> _Need:
 def _add(layer: _Layer) -> _Need:
     inputs = len(layer.data.inputs)
     return _Need(forward=layer.y if inputs > 2 else 0, backward=layer.y)
+
+
+def _concat(layer: _Layer) -> _Need:
+    # The gradients of the inputs are views of that of the output, which stays until the last of them is read; who reads
+    # one copies it first.
+    return _Need(backward=layer.y)
 
 
 def _loops(data: Any) -> bool:
@@ -295,22 +310,51 @@ def _srm(layer: _Layer) -> _Need:
     )
 
 
+def _delay(layer: _Layer) -> _Need:
+    # An index for each step and element; the shifted signal, the step before it, and a product with each.
+    index = layer.time * math.prod(layer.input) * 8
+    kept = 2 * layer.y if layer.data.trainable else 0
+    return _Need(kept=kept, forward=4 * layer.y + index, backward=5 * layer.x + index)
+
+
+def _delayed_linear(layer: _Layer) -> _Need:
+    taps, weights = layer.data.max_delay + 1, math.prod(layer.input) * layer.data.out_features * layer.itemsize
+    product = _linear(layer)
+    # The taps, and what their interpolation reads; a density has values for every tap.
+    of_taps = taps * weights + (4 * weights + 4 * weights * 8 // layer.itemsize)
+    if layer.data.width is not None:
+        of_taps += 4 * taps * weights
+    return _Need(
+        kept=of_taps + taps * (product.kept + _TAP_BYTES),
+        forward=of_taps + taps * weights + 3 * layer.y + product.forward,
+        backward=2 * of_taps + 3 * layer.y + 2 * layer.x + product.backward,
+        reads_input=True,
+    )
+
+
 _NEEDS: dict[str, Callable[[_Layer], _Need]] = {
     "linear": _linear,
     "conv1d": _convolution,
     "conv2d": _convolution,
     "sum_pool": _pool,
     "avg_pool": _pool,
+    "max_pool": _max_pool,
+    "adaptive_avg_pool": _pool,
+    "adaptive_max_pool": _max_pool,
     "flatten": _flatten,
+    "reshape": _flatten,
     "dropout": _dropout,
     "batch_norm": _batch_norm,
     "add": _add,
+    "concat": _concat,
     "lif": _lif,
     "if": _lif,
     "cuba_lif": _coupled,
     "alif": _coupled,
     "srm": _srm,
     "exp_leak": _exp_leak,
+    "delay": _delay,
+    "delayed_linear": _delayed_linear,
 }
 
 
@@ -319,7 +363,9 @@ def graph_bytes(description: Description, time: int) -> int:
     pieces = _pieces(description, time)
     if pieces > 1:
         return _LAYER_BYTES + pieces * _PIECE_BYTES + pieces * _states(description) * _SAVED_BYTES
-    return sum(_LAYER_BYTES + (time * _step_graph(layer) if _loops(layer) else 0) for layer in description.layers)
+    loops = sum(time * _step_graph(layer) for layer in description.layers if _loops(layer))
+    taps = sum((layer.max_delay + 1) * _TAP_BYTES for layer in description.layers if isinstance(layer, DelayedLinear))
+    return len(description.layers) * _LAYER_BYTES + loops + taps
 
 
 # Bytes of the objects of one piece of a sequence, and of a tensor that is saved for it, beside its values; measured.
@@ -335,6 +381,8 @@ def _state_tensors(data: Any) -> int:
     """The number of tensors that are the state of a layer between two steps."""
     if data.kind == "exp_leak":
         return 2
+    if isinstance(data, Delay | DelayedLinear):
+        return 1
     if not isinstance(data, If):
         return 0
     return _COUPLED_STATES if _is_coupled(data) else 2
@@ -343,6 +391,15 @@ def _state_tensors(data: Any) -> int:
 def _states(description: Description) -> int:
     """The number of tensors that are the state of a network between two steps."""
     return sum(_state_tensors(layer) for layer in description.layers)
+
+
+def _state_elements(layer: Layer, shape: Shape) -> int:
+    """Elements that are the state of a layer, which gives this shape, between two steps of one sample."""
+    if isinstance(layer, Delay):
+        return (layer.max_delay or 0) * math.prod(shape)  # it is filled in
+    if isinstance(layer, DelayedLinear):
+        return layer.max_delay * (layer.in_features or 0)
+    return _state_tensors(layer) * math.prod(shape)
 
 
 def _bytes_in_pieces(description: Description, batch: int, time: int, training: bool) -> int:
@@ -355,9 +412,12 @@ def _bytes_in_pieces(description: Description, batch: int, time: int, training: 
     # A piece of the input as it comes, and what finds out if it is bits.
     x = _INPUT_COPIES * batch * steps * math.prod(description.input_shape) * itemsize
     shapes = zip(description.layers, description.shapes, strict=True)
-    state = sum(_state_tensors(layer) * batch * math.prod(shape) * itemsize for layer, shape in shapes)
+    states = [(layer, batch * _state_elements(layer, shape) * itemsize) for layer, shape in shapes]
+    state = sum(size for _, size in states)
+    # Layers with delays compute the steps of their state again, in front of the piece.
+    again = sum(size for layer, size in states if isinstance(layer, Delay | DelayedLinear))
     # While a piece is computed, a state before and after it and its gradients.
-    alive = outputs + piece + x + _STATE_COPIES * state
+    alive = outputs + piece + x + _STATE_COPIES * state + _AGAIN_COPIES * again
     if not training:
         return alive
     *rows, last = description.input_shape or (1,)
@@ -375,6 +435,8 @@ def _bytes_in_pieces(description: Description, batch: int, time: int, training: 
 _LOSS_COPIES, _LOSS_KEPT_COPIES = 5, 2
 # Of the weights: their gradients, and what clipping, sums and the optimiser's step make of them.
 _GRADIENT_COPIES, _UPDATE_COPIES = 2, 5
+# Of the inputs that layers with delays see again.
+_AGAIN_COPIES = 6
 # Of a piece of a sequence: of its input; of the states of neurons before and after it; of the weights, the sum of their
 # gradients over pieces.
 _INPUT_COPIES, _STATE_COPIES, _SUM_COPIES = 4, 4, 2
@@ -428,8 +490,9 @@ def peak_bytes(description: Description, batch: int, time: int, *, training: boo
     if not training:
         return peak
     outputs = batch * time * math.prod(description.output_shape) * itemsize
-    # Gradients of values that several layers take wait for each other.
+    # Gradients of values that several layers take wait for each other, and those of joined values in one tensor.
     waiting = sum(size[name] for name, count in uses.items() if count > 1)
+    waiting += sum(2 * size[layer.name] for layer in description.layers if layer.kind == "concat")
     loss = alive + _LOSS_COPIES * outputs
     after = alive + _LOSS_KEPT_COPIES * outputs + waiting + backward + _GRADIENT_COPIES * description.nbytes
     return max(peak, loss, after, _UPDATE_COPIES * description.nbytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -82,22 +83,34 @@ class Conv(Weights):
 
 
 class Pool(torch.nn.Module):
-    """Sums or means over windows; sums have no division, so that they are exact."""
+    """Sums, means or largest values of windows; sums have no division, so that they are exact."""
 
-    def __init__(self, layer: layers.SumPool | layers.AvgPool, shape: Shape, draw: Drawing) -> None:
+    def __init__(self, layer: layers.PoolLayer, shape: Shape, draw: Drawing) -> None:
         super().__init__()
-        n = len(shape) - 1
-        lead = (1,) * (2 - n)  # one dimension is two of which the first has length 1
-        self.kernel = (*lead, *per_dimension(layer.kernel_size, n))
-        self.stride = (*lead, *per_dimension(layer.stride, n))
-        self.divisor = 1 if isinstance(layer, layers.SumPool) else None
+        # One dimension is two of which the first has length 1.
+        lead = 3 - len(shape)
+        kernel, stride, padding = layer.windows(shape)
+        windows = (1,) * lead + kernel, (1,) * lead + stride, (0,) * lead + padding
+        if isinstance(layer, layers.MaxPool | layers.AdaptiveMaxPool):
+            self.function: Callable[[Tensor], Tensor] = partial(_max_pool, windows)
+        else:
+            self.function = partial(_avg_pool, windows, 1 if isinstance(layer, layers.SumPool) else None)
 
     def forward(self, x: Tensor) -> Tensor:
         image = x.flatten(0, 1)
         image = image.unsqueeze(2) if x.dim() == 4 else image
-        y = F.avg_pool2d(image, self.kernel, self.stride, divisor_override=self.divisor)
+        y = self.function(image)
         y = y.squeeze(2) if x.dim() == 4 else y
         return y.view(*x.shape[:2], *y.shape[1:])
+
+
+def _max_pool(windows: tuple[Shape, Shape, Shape], image: Tensor) -> Tensor:
+    found: Tensor = F.max_pool2d(image, *windows)
+    return found
+
+
+def _avg_pool(windows: tuple[Shape, Shape, Shape], divisor: int | None, image: Tensor) -> Tensor:
+    return F.avg_pool2d(image, *windows, divisor_override=divisor)
 
 
 class Flatten(torch.nn.Module):
@@ -108,6 +121,17 @@ class Flatten(torch.nn.Module):
 
     def forward(self, x: Tensor | PackedSpikes) -> Tensor | PackedSpikes:
         return x.flatten() if isinstance(x, PackedSpikes) else x.flatten(2)
+
+
+class Reshape(torch.nn.Module):
+    """The same elements in another shape."""
+
+    def __init__(self, layer: layers.Reshape, shape: Shape, draw: Drawing) -> None:
+        super().__init__()
+        self.shape = layer.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:2], *self.shape)
 
 
 class Dropout(torch.nn.Module):
@@ -211,3 +235,14 @@ class Add(torch.nn.Module):
         for other in others:
             first = first + other
         return first
+
+
+class Concat(torch.nn.Module):
+    """Its inputs one after the other along an axis of a sample."""
+
+    def __init__(self, layer: layers.Concat, shape: Shape, draw: Drawing) -> None:
+        super().__init__()
+        self.axis = 2 + layer.axis  # behind batch and time
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.cat(inputs, self.axis)

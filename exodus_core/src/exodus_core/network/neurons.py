@@ -120,6 +120,9 @@ _KERNEL = Check(_KERNEL_WANTED, _read_kernel)
 
 
 class _Neurons(Layer):
+    fires: ClassVar[bool] = True
+    has_membrane: ClassVar[bool] = True
+
     def _check_broadcast(self, shape: Shape, place: Place, *names: str) -> None:
         for name in names:
             values = extent(getattr(self, name))
@@ -273,6 +276,7 @@ class ExpLeak(_Neurons):
     """A leaky integrator without spikes, u[t] = alpha u[t-1] + x[t]: the usual readout."""
 
     kind: ClassVar[str] = "exp_leak"
+    fires: ClassVar[bool] = False
 
     alpha: Annotated[Any, _ALPHA, "decay in one step, exp(-dt/tau)"]
     trainable: Annotated[tuple[str, ...], some_of("alpha"), '["alpha"] if alpha is learned'] = ()

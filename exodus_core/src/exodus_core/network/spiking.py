@@ -15,7 +15,9 @@ from exodus_core.kernels import Kernel
 from exodus_core.network import neurons
 from exodus_core.network.layers import Shape
 from exodus_core.network.modules import Drawing, Weights
-from exodus_core.network.recurrent import continued_recurrent_lif, recurrent_lif
+from exodus_core.network.recording import observers_of_membrane
+from exodus_core.network.recurrent import continued_recurrent_lif
+from exodus_core.network.recurrent_membrane import recurrent_membrane
 from exodus_core.pieces import carried
 from exodus_core.pieces.continuation import continued_lif
 from exodus_core.sparse.spikes import PackedSpikes
@@ -34,6 +36,11 @@ class _Neurons(ranges.Bounded):
                 self.register_buffer(name, draw.constant(value), persistent=False)
             else:
                 setattr(self, name, value)
+
+    def _show(self, membrane: Tensor) -> None:
+        """Shows the membrane of a call to those who record it."""
+        for observer in observers_of_membrane(self):
+            observer.see_membrane(self, membrane)
 
 
 class Lif(_Neurons):
@@ -79,11 +86,15 @@ class Lif(_Neurons):
         piece = carried.current()
         if self.recurrent is not None:
             return self._recurrent(x, self.recurrent, options, piece)
-        if piece is None and is_coupled(**options):
-            return coupled.neurons(x, self.alpha, **options)[0]
-        if piece is None:
-            return functional.lif(x, self.alpha, **cast("NeuronOptions", options))[0]
-        spikes, _ = piece.carry(self, x.shape[1], lambda state: continued_lif(x, self.alpha, state, 1, options))
+        if piece is not None:
+            spikes, membrane = piece.carry(
+                self, x.shape[1], lambda state: continued_lif(x, self.alpha, state, 1, options)
+            )
+        elif is_coupled(**options):
+            spikes, membrane, _ = coupled.neurons(x, self.alpha, **options)
+        else:
+            spikes, membrane = functional.lif(x, self.alpha, **cast("NeuronOptions", options))
+        self._show(membrane)
         return spikes
 
     def _recurrent(self, x: Tensor, recurrent: Weights, options: CoupledOptions, piece: carried.Piece | None) -> Tensor:
@@ -92,14 +103,17 @@ class Lif(_Neurons):
             dtype = ops.compute_dtype(x.dtype)
             current = x.to(dtype) + recurrent.bias.view(x.shape[2:]).to(dtype)
 
-        if piece is None:
-            spikes = recurrent_lif(current, recurrent.weight, self.alpha, **options)
-        else:
-            spikes = piece.carry(
-                self,
-                x.shape[1],
-                lambda state: continued_recurrent_lif(current, recurrent.weight, self.alpha, state, **options),
-            )
+        def call(state: carried.State | None) -> tuple[Tensor, carried.State]:
+            spikes, after = continued_recurrent_lif(current, recurrent.weight, self.alpha, state, **options)
+            observers = observers_of_membrane(self)
+            if observers:
+                differentiates = torch.is_grad_enabled() and not all(observer.detach for observer in observers)
+                with torch.set_grad_enabled(differentiates):
+                    membrane = recurrent_membrane(current, spikes, recurrent.weight, self.alpha, state, **options)
+                self._show(membrane.to(x.dtype))
+            return spikes, after
+
+        spikes = call(None)[0] if piece is None else piece.carry(self, x.shape[1], call)
         return spikes.to(x.dtype)
 
 
@@ -116,8 +130,10 @@ class ExpLeak(_Neurons):
         options: NeuronOptions = {"threshold": math.inf, "reset": "none"}
         piece = carried.current()
         if piece is None:
-            return functional.lif(x, self.alpha, **options)[1]
-        _, membrane = piece.carry(self, x.shape[1], lambda state: continued_lif(x, self.alpha, state, 1, options))
+            _, membrane = functional.lif(x, self.alpha, **options)
+        else:
+            _, membrane = piece.carry(self, x.shape[1], lambda state: continued_lif(x, self.alpha, state, 1, options))
+        self._show(membrane)
         return membrane
 
 
@@ -145,6 +161,8 @@ class Srm(_Neurons):
 
     def forward(self, x: Tensor) -> Tensor:
         psp = x if self.response_kernel is None else functional.filter(x, self.response_kernel)
-        return functional.srm(
+        spikes, membrane = functional.srm(
             psp, self.reset_kernel, threshold=self.threshold, surrogate=self.surrogate, method=self.method
-        )[0]
+        )
+        self._show(membrane)
+        return spikes

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from exodus_core import arguments, coupled
 from exodus_core.coupled import CoupledOptions
 from exodus_core.nn.stateful import StatefulNeuron
 from exodus_core.ops import COUPLED_STATES
+from exodus_core.pieces.carried import State
 from exodus_core.pieces.continuation import continued_lif
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
@@ -18,6 +19,18 @@ from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 class _CoupledNeuron(StatefulNeuron):
     """Neurons of `exodus_core.coupled`: parameters that may be trained, and settings."""
 
+    shown: ClassVar[Mapping[str, Any]] = {
+        "synapse_delayed": False,
+        "reset": None,
+        "decay_reset": False,
+        "max_spikes": 1,
+        "surrogate": None,
+        "method": None,
+        "detach_reset": False,
+        "refractory": 0,
+        "return_membrane": False,
+        **StatefulNeuron.shown,
+    }
     alpha: float | Tensor
     state_names = COUPLED_STATES
 
@@ -27,6 +40,7 @@ class _CoupledNeuron(StatefulNeuron):
         time_dim: int,
         trainable: Collection[str],
         stateful: bool,
+        return_membrane: bool,
         settings: dict[str, Any],
         **parameters: float | Tensor | None,
     ) -> None:
@@ -43,25 +57,29 @@ class _CoupledNeuron(StatefulNeuron):
                 arguments.check_values(name, value, positive=name == "threshold" and settings["max_spikes"] > 1)
         arguments.check_threshold(parameters["threshold"], settings["max_spikes"])  # type: ignore[arg-type]
         super().__init__(trainable, time_dim, stateful, **parameters)
-        self._settings = settings
+        self._settings = tuple(settings)
+        self.return_membrane = return_membrane
         for name, value in settings.items():
             setattr(self, name, value)
 
-    def _options(self) -> CoupledOptions:
-        """The keyword arguments of `coupled.neurons` but for alpha, the initial state and time_dim."""
+    def options(self) -> CoupledOptions:
+        """The keyword arguments of `exodus_core.coupled.neurons` that define the neurons."""
         given = {name: getattr(self, name) for name in (*self._parameter_names, *self._settings)}
         del given["alpha"]
         return given  # type: ignore[return-value]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Spikes, with the shape and dtype of the weighted input x."""
-        self._check_steps(x)
-        options = self._options()
-        if not self._carries():
-            options["time_dim"] = self.time_dim
-            return coupled.neurons(x, self.alpha, **options)[0]
-        spikes, _ = self._carried(x, lambda state, time_dim: continued_lif(x, self.alpha, state, time_dim, options))
-        return spikes
+    def _from_rest(self, x: Tensor) -> tuple[Tensor, ...]:
+        options = self.options()
+        options["time_dim"] = self.time_dim
+        return coupled.neurons(x, self.alpha, **options)[:2]
+
+    def _continued(self, x: Tensor, state: State | None, time_dim: int) -> tuple[tuple[Tensor, ...], State | None]:
+        return continued_lif(x, self.alpha, state, time_dim, self.options())
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Spikes, or (spikes, membrane) with return_membrane, with the shape and dtype of the weighted input x."""
+        spikes, membrane = self._computed(x)
+        return (spikes, membrane) if self.return_membrane else spikes
 
 
 class CubaLIF(_CoupledNeuron):
@@ -73,6 +91,7 @@ class CubaLIF(_CoupledNeuron):
             of `LIF`.
         stateful: start each call from the state that the last one ended with, as `LIF` does: membrane, spikes, current,
             adaptation (zeros) and steps of the refractory period left.
+        return_membrane: return (spikes, membrane) instead of the spikes.
 
     Raises:
         ArgumentTypeError, ArgumentError, RuntimeError: as `LIF`.
@@ -99,6 +118,7 @@ class CubaLIF(_CoupledNeuron):
         time_dim: int = 1,
         trainable: Collection[str] = (),
         stateful: bool = False,
+        return_membrane: bool = False,
     ) -> None:
         super().__init__(
             alpha=alpha,
@@ -111,6 +131,7 @@ class CubaLIF(_CoupledNeuron):
             time_dim=time_dim,
             trainable=trainable,
             stateful=stateful,
+            return_membrane=return_membrane,
             settings={
                 "synapse_delayed": bool(synapse_delayed),
                 "reset": reset,
@@ -133,6 +154,7 @@ class ALIF(_CoupledNeuron):
             torch.nn.Parameter; decays are kept in [0, 1] and the threshold above 0.001, as those of `LIF`.
         stateful: start each call from the state that the last one ended with, as `LIF` does: membrane, spikes, current,
             adaptation and steps of the refractory period left.
+        return_membrane: return (spikes, membrane) instead of the spikes.
 
     Raises:
         ArgumentTypeError, ArgumentError, RuntimeError: as `LIF`.
@@ -164,6 +186,7 @@ class ALIF(_CoupledNeuron):
         time_dim: int = 1,
         trainable: Collection[str] = (),
         stateful: bool = False,
+        return_membrane: bool = False,
     ) -> None:
         super().__init__(
             alpha=alpha,
@@ -181,6 +204,7 @@ class ALIF(_CoupledNeuron):
             time_dim=time_dim,
             trainable=trainable,
             stateful=stateful,
+            return_membrane=return_membrane,
             settings={
                 "synapse_delayed": bool(synapse_delayed),
                 "reset": reset,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from typing import Any, Unpack
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -12,20 +12,12 @@ from exodus_core import arguments, functional
 from exodus_core.arguments import NeuronOptions
 from exodus_core.nn.stateful import StatefulNeuron
 from exodus_core.ops import COUPLED_STATES
+from exodus_core.pieces.carried import State
 from exodus_core.pieces.continuation import continued_lif
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
 
 
-class _LifNeuron(StatefulNeuron):
-    def _lif(self, x: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions]) -> tuple[Tensor, Tensor]:
-        """`exodus_core.lif`, if stateful or in a piece of a sequence from the state before it on."""
-        self._check_steps(x)
-        if not self._carries():
-            return functional.lif(x, alpha, time_dim=self.time_dim, **options)
-        return self._carried(x, lambda state, time_dim: continued_lif(x, alpha, state, time_dim, options))
-
-
-class LIF(_LifNeuron):
+class LIF(StatefulNeuron):
     """Leaky integrate-and-fire neurons; the arguments are those of `exodus_core.lif`.
 
     Args:
@@ -35,6 +27,7 @@ class LIF(_LifNeuron):
         stateful: start each call from the membrane and spikes that the last one ended with. Gradients reach back into
             that call unless `detach_state` is called between them. float16 and bfloat16 are computed in float32 as a
             whole, membrane and spike decisions too, so that a sequence in pieces is that in one call.
+        return_membrane: return (spikes, membrane) instead of the spikes.
 
     Parameters that are tensors are copied. Numbers are in the state_dict beside them, float64, and are set by
     load_state_dict; a state_dict from before they were is loaded without. `torch.func.functional_call` takes parameters
@@ -47,6 +40,20 @@ class LIF(_LifNeuron):
         RuntimeError: a stateful layer is called by a backward pass, to be recomputed (torch.utils.checkpoint).
     """
 
+    shown: ClassVar[Mapping[str, Any]] = {
+        "reset": None,
+        "decay_reset": False,
+        "max_spikes": 1,
+        "surrogate": None,
+        "method": None,
+        "detach_reset": False,
+        "refractory": 0,
+        "return_membrane": False,
+        **StatefulNeuron.shown,
+    }
+    # Of pickles from before they were arguments.
+    return_membrane = detach_reset = False
+    refractory = 0
     alpha: float | Tensor
     threshold: float | Tensor
     reset_by: float | Tensor | None
@@ -71,6 +78,7 @@ class LIF(_LifNeuron):
         time_dim: int = 1,
         trainable: Collection[str] = (),
         stateful: bool = False,
+        return_membrane: bool = False,
     ) -> None:
         arguments.check_reset_to(reset, reset_to)
         arguments.check_method(method)
@@ -103,25 +111,34 @@ class LIF(_LifNeuron):
         self.refractory = arguments.refractory_steps(refractory)
         if arguments.is_coupled(reset, detach_reset, refractory, method):
             self.state_names = COUPLED_STATES
+        self.return_membrane = return_membrane
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Spikes, with the shape and dtype of the input current x."""
-        spikes, _ = self._lif(
-            x,
-            self.alpha,
-            threshold=self.threshold,
-            reset=self.reset,
-            reset_by=self.reset_by,
-            decay_reset=self.decay_reset,
-            surrogate=self.surrogate,
-            method=self.method,
-            min_membrane=self.min_membrane,
-            max_spikes=self.max_spikes,
-            reset_to=self.reset_to,
-            detach_reset=self.detach_reset,
-            refractory=self.refractory,
-        )
-        return spikes
+    def options(self) -> NeuronOptions:
+        """The keyword arguments of `exodus_core.lif` that define the neurons."""
+        return {
+            "threshold": self.threshold,
+            "reset": self.reset,
+            "reset_by": self.reset_by,
+            "decay_reset": self.decay_reset,
+            "surrogate": self.surrogate,
+            "method": self.method,
+            "min_membrane": self.min_membrane,
+            "max_spikes": self.max_spikes,
+            "reset_to": getattr(self, "reset_to", None),
+            "detach_reset": self.detach_reset,
+            "refractory": self.refractory,
+        }
+
+    def _from_rest(self, x: Tensor) -> tuple[Tensor, ...]:
+        return functional.lif(x, self.alpha, time_dim=self.time_dim, **self.options())
+
+    def _continued(self, x: Tensor, state: State | None, time_dim: int) -> tuple[tuple[Tensor, ...], State | None]:
+        return continued_lif(x, self.alpha, state, time_dim, self.options())
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Spikes, or (spikes, membrane) with return_membrane, with the shape and dtype of the input current x."""
+        spikes, membrane = self._computed(x)
+        return (spikes, membrane) if self.return_membrane else spikes
 
 
 class IF(LIF):
@@ -130,11 +147,15 @@ class IF(LIF):
     def __init__(self, **options: Any) -> None:
         super().__init__(1.0, **options)
 
+    def extra_repr(self) -> str:
+        """The parameters and settings, for repr()."""
+        return super().extra_repr().removeprefix("alpha=1.0, ")
+
     def _numbers(self) -> dict[str, float | tuple[float, ...]]:
         return {name: value for name, value in super()._numbers().items() if name != "alpha"}
 
 
-class ExpLeak(_LifNeuron):
+class ExpLeak(StatefulNeuron):
     """A leaky integrator without spikes, u[t] = alpha u[t-1] + x[t]: the usual readout.
 
     Args:
@@ -146,6 +167,8 @@ class ExpLeak(_LifNeuron):
         TypeError, ValueError, RuntimeError: as `LIF`.
     """
 
+    fires = False
+    _WITHOUT_SPIKES: ClassVar[NeuronOptions] = {"threshold": math.inf, "reset": "none"}
     alpha: float | Tensor
 
     def __init__(
@@ -161,5 +184,10 @@ class ExpLeak(_LifNeuron):
 
     def forward(self, x: Tensor) -> Tensor:
         """The membrane, with the shape and dtype of x."""
-        _, membrane = self._lif(x, self.alpha, threshold=math.inf, reset="none")
-        return membrane
+        return self._computed(x)[1]
+
+    def _from_rest(self, x: Tensor) -> tuple[Tensor, ...]:
+        return functional.lif(x, self.alpha, time_dim=self.time_dim, **self._WITHOUT_SPIKES)
+
+    def _continued(self, x: Tensor, state: State | None, time_dim: int) -> tuple[tuple[Tensor, ...], State | None]:
+        return continued_lif(x, self.alpha, state, time_dim, self._WITHOUT_SPIKES)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from exodus_core import arguments, ranges
 from exodus_core.errors import ArgumentError, must_be
@@ -19,6 +20,10 @@ class Neuron(ranges.Bounded):
     """
 
     _version = 2  # of the state_dict; 1 had no floats
+    #: Attributes that repr() shows beside the parameters, unless they have this value.
+    shown: ClassVar[Mapping[str, Any]] = {"time_dim": 1}
+    #: Text for who calls with a step that has no axis of time.
+    one_step = "pass x.unsqueeze(1) for one step from rest"
     time_dim: int
 
     def __init__(self, trainable: Collection[str], time_dim: int, **parameters: float | Tensor | None) -> None:
@@ -52,15 +57,20 @@ class Neuron(ranges.Bounded):
         self._parameter_names = tuple(parameters)
 
     def extra_repr(self) -> str:
-        """The parameters, for repr()."""
+        """The parameters and settings, for repr()."""
         parts = []
         for name in self._parameter_names:
             value = getattr(self, name)
             if isinstance(value, Tensor):
                 kind = "trainable" if isinstance(value, torch.nn.Parameter) else "tensor"
+                kind = "trainable, bounded" if parametrize.is_parametrized(self, name) else kind
                 value = f"{value.item():.4g} ({kind})" if value.numel() == 1 else f"{tuple(value.shape)} ({kind})"
             if value is not None:
                 parts.append(f"{name}={value}")
+        for name, usual in self.shown.items():
+            value = getattr(self, name)
+            if value != usual and name not in self._parameter_names:
+                parts.append(f"{name}={value!r}")
         return ", ".join(parts)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,7 +85,7 @@ class Neuron(ranges.Bounded):
                 "x",
                 "of shape (batch, time, neurons...) if time_dim is 1",
                 tuple(x.shape),
-                "pass x.unsqueeze(1) for one step, or set time_dim=-1 if the last axis is time",
+                f"{self.one_step}, or set time_dim=-1 if the last axis is time",
             )
 
     def _numbers(self) -> dict[str, float | tuple[float, ...]]:

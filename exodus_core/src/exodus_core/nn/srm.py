@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ class SRM(Neuron):
         reset_kernel: nu, taps (K,), `ExponentialKernel` or `AlphaKernel`; usually negative.
         response_kernel: eps, likewise; None if the input is filtered already.
         threshold, surrogate, method, time_dim: as in `exodus_core.srm`.
+        return_membrane: return (spikes, membrane) instead of the spikes.
         trainable: names of "threshold", and of "reset_kernel" and "response_kernel" if they are taps. The threshold is
             kept positive as that of `LIF`.
 
@@ -32,6 +33,15 @@ class SRM(Neuron):
         ArgumentTypeError, ArgumentError: as `LIF`.
     """
 
+    shown: ClassVar[Mapping[str, Any]] = {
+        "reset_kernel": None,
+        "response_kernel": None,
+        "surrogate": None,
+        "method": None,
+        "return_membrane": False,
+        **Neuron.shown,
+    }
+    return_membrane = False  # of pickles from before it was an argument
     not_in_pieces = carried.SRM_IN_PIECES
     threshold: float | Tensor
     reset_kernel: Kernel
@@ -47,6 +57,7 @@ class SRM(Neuron):
         method: str = "exodus",
         time_dim: int = 1,
         trainable: Collection[str] = (),
+        return_membrane: bool = False,
     ) -> None:
         arguments.check_method(method)
         arguments.check_surrogate(surrogate)
@@ -63,6 +74,7 @@ class SRM(Neuron):
                 setattr(self, name, kernel)
         self.surrogate = surrogate
         self.method = method
+        self.return_membrane = return_membrane
 
     def _numbers(self) -> dict[str, float | tuple[float, ...]]:
         found = super()._numbers()
@@ -80,11 +92,11 @@ class SRM(Neuron):
         else:
             super()._set_number(name, value)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Spikes, with the shape and dtype of the weighted input x."""
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Spikes, or (spikes, membrane) with return_membrane, with the shape and dtype of the weighted input x."""
         self._check_steps(x)
         psp = x if self.response_kernel is None else functional.filter(x, self.response_kernel, time_dim=self.time_dim)
-        spikes, _ = functional.srm(
+        spikes, membrane = functional.srm(
             psp,
             self.reset_kernel,
             threshold=self.threshold,
@@ -92,4 +104,4 @@ class SRM(Neuron):
             method=self.method,
             time_dim=self.time_dim,
         )
-        return spikes
+        return (spikes, membrane) if self.return_membrane else spikes

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,8 +23,9 @@ T = TypeVar("T")
 class StatefulNeuron(Neuron):
     """A neuron that can continue from the state of the last call.
 
-    A subclass computes with `_carried` if `_carries` says so, and sets `state_names` if its state is not a membrane and
-    spikes.
+    A subclass has `_from_rest` and `_continued`, calls `_computed` in its forward pass, and sets `state_names` if its
+    state is not a membrane and spikes. `Recurrent` feeds the first result of `_continued` back, if "spikes" is one of
+    the names.
 
     Attributes:
         state: the tensors named by state_names after the last step, copies, if stateful; None at rest. Each has the
@@ -32,6 +33,10 @@ class StatefulNeuron(Neuron):
         state_names: what the tensors of a state are.
     """
 
+    shown: ClassVar[Mapping[str, Any]] = {"stateful": False, **Neuron.shown}
+    one_step = "pass x.unsqueeze(1) for one step, to a layer with stateful=True if it is to go on from the last one"
+    #: False for layers whose first result is no spikes.
+    fires: ClassVar[bool] = True
     state: State | None
     state_names: tuple[str, ...] = ("membrane", "spikes")
 
@@ -66,6 +71,21 @@ class StatefulNeuron(Neuron):
             self.state = tuple(_moved(part, fn) for part in self.state)
         return self
 
+    def _from_rest(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The results for x from rest."""
+        raise NotImplementedError
+
+    def _continued(self, x: Tensor, state: State | None, time_dim: int) -> tuple[tuple[Tensor, ...], State | None]:
+        """The results for x from a state on, and the state after it, as the go_on of `_carried`."""
+        raise NotImplementedError
+
+    def _computed(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The results for x: from the last state on if stateful or in a piece of a sequence, else from rest."""
+        self._check_steps(x)
+        if not self._carries():
+            return self._from_rest(x)
+        return self._carried(x, lambda state, time_dim: self._continued(x, state, time_dim))
+
     def _carries(self) -> bool:
         """True if a call must start from a state and leave one: stateful, or in a piece of a sequence."""
         return self.stateful or carried.current() is not None
@@ -83,6 +103,11 @@ class StatefulNeuron(Neuron):
         if piece is not None:
             return piece.carry(
                 self, x.shape[time_dim], lambda state: go_on(self._fitting(state, x, time_dim), time_dim)
+            )
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "a stateful layer must not be called within a transform of torch.func, which its state would outlive; "
+                f"use one that is not stateful, or {INSTEAD}"
             )
         refuse_recomputation("a stateful layer", INSTEAD)
         result, self.state = go_on(self._fitting(self.state, x, time_dim), time_dim)

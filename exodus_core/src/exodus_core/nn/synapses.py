@@ -13,6 +13,11 @@ from exodus_core.sparse.product import linear
 from exodus_core.sparse.spikes import PackedSpikes
 
 
+def _is_transformed() -> bool:
+    """True within a transform of torch.func, which cannot look at values to see where they are zeros."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 class Linear(torch.nn.Linear):
     """torch.nn.Linear, in time proportional to the spikes where its input is mostly zeros: see `exodus_core.linear`.
 
@@ -39,7 +44,7 @@ class Linear(torch.nn.Linear):
 
     def forward(self, x: Tensor | PackedSpikes) -> Tensor:
         """x W^T + b, shape (..., out_features), of x with shape (..., in_features)."""
-        return linear(x, self.weight, self.bias, exact=self.exact)
+        return linear(x, self.weight, self.bias, exact=self.exact or _is_transformed())
 
     def extra_repr(self) -> str:
         """The sizes, for repr()."""
@@ -86,4 +91,4 @@ def _convolved(layer: Conv1d | Conv2d, function: Callable[..., Tensor], x: Tenso
         padded: Tensor = layer._conv_forward(dense, layer.weight, layer.bias)
         return padded
     options = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    return function(x, layer.weight, layer.bias, *options, exact=layer.exact)
+    return function(x, layer.weight, layer.bias, *options, exact=layer.exact or _is_transformed())

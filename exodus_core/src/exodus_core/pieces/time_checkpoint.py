@@ -43,9 +43,9 @@ class TimeCheckpoint(torch.nn.Module):
     wider. Float16 and bfloat16 neurons are computed in float32, as with stateful=True.
 
     Args:
-        module: takes a sequence and returns one with as many steps. Its LIF, IF and ExpLeak layers, of `exodus_core.nn`
-            or of a network as data, stateful or not, carry their states from piece to piece; all else in it must
-            compute each step from that step alone. A layer may be in it, or be called, several times.
+        module: takes a sequence and returns one with as many steps. Its LIF, IF, ExpLeak and delay layers, of
+            `exodus_core.nn` or of a network as data, stateful or not, carry their states from piece to piece; all else
+            in it must compute each step from that step alone. A layer may be in it, or be called, several times.
         steps: of a piece. Memory is that of one piece, and of the states at the borders: about the square root of the
             number of all steps needs least.
         time_dim: axis of time of the input and of the output.
@@ -93,6 +93,11 @@ def in_pieces(
     arguments.check_dense("x", x)
     if not -x.dim() <= time_dim < x.dim():
         raise ArgumentError("time_dim", f"an axis of x with shape {tuple(x.shape)}", time_dim)
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "a time checkpoint must not be within a transform of torch.func, which keeps what it would compute again; "
+            "call its module instead"
+        )
     if carried.current() is not None:
         raise RuntimeError("a time checkpoint must not be within another one; the outer one does the work of both")
     _check_parts(module)

@@ -7,11 +7,13 @@ from exodus_core.training.errors import ContextStaleError, NonFiniteError, State
 from exodus_core.training.optimizer import OPTIMIZERS, Optimizer, OptimizerError, parse_optimizer
 from exodus_core.training.pure_forward import Forward
 from exodus_core.training.trainer import StepResult, Trainer
+from exodus_core.training.weights import LoadedWeights
 
 __all__ = [
     "OPTIMIZERS",
     "ContextStaleError",
     "Forward",
+    "LoadedWeights",
     "NonFiniteError",
     "Optimizer",
     "OptimizerError",

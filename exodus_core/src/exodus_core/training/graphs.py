@@ -14,20 +14,23 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from exodus_core import losses
-from exodus_core.losses import Loss
+from exodus_core.losses import Loss, WeightedSum
 from exodus_core.network import Network
 from exodus_core.network.modules import BatchNorm
+from exodus_core.network.recording import observers_of
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+#: Computes a loss from outputs, targets and the steps that count.
+Value = Callable[[Tensor, Tensor | None, Tensor | None], Any]
 T_co = TypeVar("T_co", covariant=True)
 
 #: Calls of a kind that are computed as ever before one is captured.
@@ -120,6 +123,14 @@ class CudaRecording(Generic[T]):
 RECORDERS: dict[str, Callable[[Callable[[], Any], torch.device], Recording[Any]]] = {"cuda": CudaRecording}
 
 
+class Inputs(NamedTuple):
+    """The tensors of a call: spikes, targets if the loss takes any, and the steps that count if not all do."""
+
+    x: Tensor
+    targets: Tensor | None = None
+    steps: Tensor | None = None
+
+
 @dataclass
 class _Graph:
     """A recording, its inputs, the memory of the network, and the number of the call that last replayed it.
@@ -127,15 +138,14 @@ class _Graph:
     The memory is kept so that no other has its addresses.
     """
 
-    x: Tensor
-    targets: Tensor
+    inputs: Inputs
     recording: Recording[Any]
     memory: list[Tensor]
     last: int = 0
 
     @property
     def nbytes(self) -> int:
-        return self.x.nbytes + self.targets.nbytes + self.recording.nbytes
+        return sum(t.nbytes for t in self.inputs if t is not None) + self.recording.nbytes
 
 
 class Graphs:
@@ -177,37 +187,42 @@ class Graphs:
 
     def run(
         self,
-        compute: Callable[[Tensor, Tensor, Any], T],
-        x: Tensor,
-        targets: Tensor,
-        loss: Callable[[Tensor, Tensor], Any],
+        compute: Callable[[Inputs, Value], T],
+        inputs: Inputs,
+        loss: object,
+        value: Value,
         *,
+        variant: Hashable,
         large: bool,
     ) -> tuple[T, bool]:
         """The result of `compute`, and true if the next call may overwrite its tensors, since they are a graph's.
 
         Args:
-            compute: takes x, targets and loss; must change nothing, and wait for no device.
-            x, targets, loss: of this call.
+            compute: takes inputs and how the loss is computed; must change nothing, and wait for no device.
+            inputs: of this call.
+            loss: of this call.
+            value: computes it outside of graphs, and checks the elements of targets.
+            variant: all else that decides what `compute` computes.
             large: capture steps of more than MOST_BYTES too.
 
         Raises:
             What `compute` raises.
         """
-        key = self._kind(x, targets, loss, large)
+        key = self._kind(inputs, loss, variant, large)
         if key is None:
-            return compute(x, targets, loss), False
+            return compute(inputs, value), False
         assert isinstance(loss, Loss)
         self._calls += 1
         graph = self._graphs.get(key)
-        if graph is None and self._is_due(key, x, large):
-            graph = self._capture(key, compute, x, targets, loss)
+        if graph is None and self._is_due(key, inputs.x, large):
+            graph = self._capture(key, compute, inputs, loss)
         elif graph is not None:
-            loss.check_values(targets, self._outputs_shape(x))
-            graph.x.copy_(x.detach(), non_blocking=True)
-            graph.targets.copy_(targets.detach(), non_blocking=True)
+            loss.check_values(inputs.targets, self._outputs_shape(inputs.x), inputs.steps)
+            for mine, given in zip(graph.inputs, inputs, strict=True):
+                if mine is not None and given is not None:
+                    mine.copy_(given.detach(), non_blocking=True)
         if graph is None:
-            result = compute(x, targets, loss)
+            result = compute(inputs, value)
             self._warm[key] = self._warm.get(key, 0) + 1
             return result, False
         graph.recording.replay()
@@ -215,7 +230,7 @@ class Graphs:
         self._graphs.move_to_end(key)
         return graph.recording.result, True
 
-    def _kind(self, x: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Any], large: bool) -> Hashable | None:
+    def _kind(self, inputs: Inputs, loss: object, variant: Hashable, large: bool) -> Hashable | None:
         """All that decides what a call computes, but for numbers; None for one that cannot be replayed."""
         device = self._first.device
         # A pass in pieces reads its input, which waits for the device, and is not bound by launches.
@@ -227,18 +242,20 @@ class Graphs:
         if addresses != self._addresses:
             self._forget()
             self._addresses = addresses
-        if type(loss) not in losses.KINDS.values() or self._runs_python():
+        if not _is_ours(loss) or self._runs_python():
             return None
-        if not _is_plain(x, device) or not _is_plain(targets, device):
+        if not all(given is None or _is_plain(given, device) for given in inputs):
             return None
         modes = tuple(module.training for module in self._modules if isinstance(module, BatchNorm))
-        return x.shape, x.dtype, targets.shape, targets.dtype, loss, large, modes, _switches()
+        kinds = tuple(None if given is None else (given.shape, given.dtype) for given in inputs)
+        return kinds, loss, variant, large, modes, _switches()
 
     def _runs_python(self) -> bool:
         """True if a pass runs more than the network's own code."""
         return bool(
             torch.is_autocast_enabled(self._first.device.type)
             or torch.is_anomaly_enabled()
+            or observers_of(self._net)
             or torch._C._len_torch_dispatch_stack()
             or _has_any_global_hook()
             or any(
@@ -271,20 +288,20 @@ class Graphs:
         return True
 
     def _capture(
-        self, key: Hashable, compute: Callable[[Tensor, Tensor, Any], T], x: Tensor, targets: Tensor, loss: Loss
+        self, key: Hashable, compute: Callable[[Inputs, Value], T], inputs: Inputs, loss: Loss
     ) -> _Graph | None:
         """A new graph with the inputs of this call; None if it cannot be made. Raises LossError."""
-        loss.check_values(targets, self._outputs_shape(x))
+        loss.check_values(inputs.targets, self._outputs_shape(inputs.x), inputs.steps)
         device = self._first.device
         try:
-            mine, theirs = (t.detach().to(device, copy=True) for t in (x, targets))
-            recording = RECORDERS[device.type](lambda: compute(mine, theirs, loss.of_checked), device)
+            mine = Inputs(*(None if t is None else t.detach().to(device, copy=True) for t in inputs))  # type: ignore[arg-type]
+            recording = RECORDERS[device.type](lambda: compute(mine, loss.of_checked), device)
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
-            logger.warning("steps of shape %s are not replayed from a CUDA graph: %s", tuple(x.shape), reason)
+            logger.warning("steps of shape %s are not replayed from a CUDA graph: %s", tuple(inputs.x.shape), reason)
             self._eager.add(key)
             return None
-        graph = self._graphs[key] = _Graph(mine, theirs, recording, [t.detach() for t in self._tensors()])
+        graph = self._graphs[key] = _Graph(mine, recording, [t.detach() for t in self._tensors()])
         self._count()
         return graph
 
@@ -294,6 +311,14 @@ class Graphs:
     def _count(self) -> None:
         # A number, as other threads may ask for it.
         self.nbytes = sum(graph.nbytes for graph in self._graphs.values())
+
+
+def _is_ours(loss: object) -> bool:
+    """True for a loss of `exodus_core.losses` that a graph can compute."""
+    if not isinstance(loss, Loss):
+        return False
+    terms = [term.loss for term in loss.terms] if type(loss) is WeightedSum else [loss]
+    return all(type(term) in losses.KINDS.values() and term.waits_for_no_device for term in terms)
 
 
 def _is_plain(tensor: Tensor, device: torch.device) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -11,19 +11,18 @@ import torch
 
 from exodus_core.errors import DescriptionError
 from exodus_core.network import Network
-from exodus_core.schema import (
-    Place,
-    array,
-    boolean,
-    choice,
-    number,
-    plain,
-    read_record,
-)
+from exodus_core.schema import Place, array, boolean, choice, number, plain, read_record
+from exodus_core.training.parameter_groups import grouped
+from exodus_core.training.parameter_options import ParameterOptions, names, rates, resolved
 
 _NOT_NEGATIVE = number(0)
 # Where squares of gradients are 0 in float32, a step divides by eps alone: 0 would make weights NaN.
 _EPS = number(1e-30)
+
+
+#: Fields that are not torch's, and are left out of plain data where they are empty: what a model was made from stays
+#: the same for services of before they were there.
+_OF_PARAMETERS = ("frozen", "lr_scale", "lr_of")
 
 
 class OptimizerError(DescriptionError):
@@ -38,24 +37,31 @@ class Optimizer:
     cls: ClassVar[type[torch.optim.Optimizer]]
 
     lr: Annotated[float, _NOT_NEGATIVE, "learning rate"] = 1e-3
+    frozen: Annotated[tuple[str, ...], names, "layers or parameters that are not trained"] = ()
+    lr_scale: Annotated[dict[str, float] | None, rates, "factors on lr, by layer or parameter"] = None
+    lr_of: Annotated[dict[str, float] | None, rates, "learning rates in place of lr, by layer or parameter"] = None
 
     @property
     def data(self) -> dict[str, Any]:
-        """The optimiser as plain data, with all defaults."""
+        """The optimiser as plain data, with all defaults; options of single parameters where there are some."""
         found: dict[str, Any] = plain(self)
-        return found
+        return {name: value for name, value in found.items() if name not in _OF_PARAMETERS or value}
+
+    def of_parameters(self, parameters: Sequence[str]) -> ParameterOptions:
+        """The options of single parameters of a network. Raises OptimizerError: it has none of such a name."""
+        given = {name: getattr(self, name) for name in _OF_PARAMETERS}
+        return resolved(parameters, Place("", OptimizerError), **given)
 
     def made(self, net: Network) -> torch.optim.Optimizer:
         """The torch optimiser of a network, in torch's default implementation.
 
-        It has two groups: what decays, and the parameters of neurons, which do not. Either may be empty.
+        It has two groups: what decays, and the parameters of neurons, which do not, either of which may be empty; and
+        as many more as there are other learning rates.
         """
-        options: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        neurons = list(net.neuron_parameters())
-        fixed = {id(parameter) for parameter in neurons}
-        decaying = [parameter for parameter in net.parameters() if id(parameter) not in fixed]
-        groups: list[dict[str, Any]] = [{"params": decaying}, {"params": neurons, "weight_decay": 0.0}]
-        return self.cls(groups, **options)
+        fields = [field.name for field in dataclasses.fields(self) if field.name not in _OF_PARAMETERS]
+        options: dict[str, Any] = {name: getattr(self, name) for name in fields}
+        of_parameters = self.of_parameters([name for name, _ in net.named_parameters()])
+        return self.cls(grouped(net, of_parameters, self.lr), **options)
 
     @property
     def slots(self) -> tuple[str, ...]:

@@ -9,9 +9,13 @@ from torch import Tensor
 
 from exodus_core.errors import must_be
 from exodus_core.network import Network
+from exodus_core.training.accumulation import Count
 from exodus_core.training.errors import StateError
 
 WEIGHTS, OPTIMIZER, GRADIENTS, RANDOM = "weights", "optimizer", "gradients", "random"
+#: Tensor with the count of the accumulated gradients; no parameter has a name without a dot.
+COUNT = f"{GRADIENTS}.count"
+_COUNT_BYTES = 16
 _STEP = "step"
 
 
@@ -34,15 +38,18 @@ def _tensors(net: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
     return weights | _optimizer_tensors(net, optimizer) | _gradients(net)
 
 
-def collect(net: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def collect(net: Network, optimizer: torch.optim.Optimizer, count: Count) -> dict[str, Tensor]:
     """Clones of all tensors of the state."""
     cloned = {name: value.detach().clone() for name, value in _tensors(net, optimizer).items()}
-    return cloned | {RANDOM: net.generator.get_state()}
+    counted = count.tensor()
+    own = {COUNT: counted} if counted is not None and _gradients(net) else {}
+    return cloned | own | {RANDOM: net.generator.get_state()}
 
 
 def nbytes(net: Network, optimizer: torch.optim.Optimizer) -> int:
     """Bytes of the state without the generator's."""
-    return sum(value.nbytes for value in _tensors(net, optimizer).values())
+    count = _COUNT_BYTES if _gradients(net) else 0
+    return count + sum(value.nbytes for value in _tensors(net, optimizer).values())
 
 
 def _check(name: str, value: object, like: Tensor, dtypes: tuple[torch.dtype, ...] | None = None) -> None:
@@ -55,11 +62,14 @@ def _check(name: str, value: object, like: Tensor, dtypes: tuple[torch.dtype, ..
         raise StateError(must_be(name, f"of shape {tuple(like.shape)}", tuple(value.shape)))
 
 
-def load(state: Mapping[str, Tensor], net: Network, optimizer: torch.optim.Optimizer, slots: Sequence[str]) -> None:
+def load(state: Mapping[str, Tensor], net: Network, optimizer: torch.optim.Optimizer, slots: Sequence[str]) -> Count:
     """Replaces weights, running statistics, optimiser state, accumulated gradients and generator.
 
-    Optimiser state and gradients exist for all parameters, or for none: before the first step, or if no gradients are
-    accumulated.
+    Gradients exist for all parameters, or for none if none are accumulated. The optimiser's state of a parameter exists
+    as a whole, or not at all before its first step.
+
+    Returns:
+        The count of the accumulated gradients; states of before there was one have none.
 
     Raises:
         StateError: the first tensor that is missing, too many or of another shape or dtype. Nothing has changed.
@@ -68,12 +78,14 @@ def load(state: Mapping[str, Tensor], net: Network, optimizer: torch.optim.Optim
     own = {f"{WEIGHTS}.{name}": value for name, value in net.state_dict().items()}
     expected = dict(own)
     step = torch.zeros((), dtype=torch.float32, device="cpu")
-    has = {part: any(name.startswith(f"{part}.") for name in state) for part in (OPTIMIZER, GRADIENTS)}
-    if has[OPTIMIZER]:
-        for name, parameter in parameters.items():
-            expected |= {f"{OPTIMIZER}.{name}.{slot}": step if slot == _STEP else parameter for slot in slots}
-    if has[GRADIENTS]:
+    stepped = {name for name in parameters if any(f"{OPTIMIZER}.{name}.{slot}" in state for slot in slots)}
+    for name in [name for name in parameters if name in stepped]:
+        expected |= {f"{OPTIMIZER}.{name}.{slot}": step if slot == _STEP else parameters[name] for slot in slots}
+    accumulated = any(name.startswith(f"{GRADIENTS}.") for name in state)
+    if accumulated:
         expected |= {f"{GRADIENTS}.{name}": parameter for name, parameter in parameters.items()}
+        if COUNT in state:
+            expected[COUNT] = torch.zeros(2, dtype=torch.int64, device="cpu")
     expected[RANDOM] = net.generator.get_state()
     for name, like in expected.items():
         if name not in state:
@@ -84,6 +96,7 @@ def load(state: Mapping[str, Tensor], net: Network, optimizer: torch.optim.Optim
     for name in state:
         if name not in expected:
             raise StateError(must_be(name, "absent from a state of this network and optimiser", "a tensor"))
+    count = _count(state.get(COUNT)) if accumulated else Count()
     random = state[RANDOM].detach().to("cpu", copy=True)
     try:
         torch.Generator(net.generator.device).set_state(random)
@@ -94,15 +107,22 @@ def load(state: Mapping[str, Tensor], net: Network, optimizer: torch.optim.Optim
     moved = {
         name: state[name].detach().to(device if like is not step else "cpu", copy=True)
         for name, like in expected.items()
-        if not name.startswith(f"{WEIGHTS}.") and name != RANDOM
+        if not name.startswith(f"{WEIGHTS}.") and name not in (RANDOM, COUNT)
     }
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(state[name])
     for name, parameter in parameters.items():
-        parameter.grad = moved[f"{GRADIENTS}.{name}"] if has[GRADIENTS] else None
-        if has[OPTIMIZER]:
+        parameter.grad = moved[f"{GRADIENTS}.{name}"] if accumulated else None
+        if name in stepped:
             optimizer.state[parameter] = {slot: moved[f"{OPTIMIZER}.{name}.{slot}"] for slot in slots}
         else:
             optimizer.state.pop(parameter, None)
     net.generator.set_state(random)
+    return count
+
+
+def _count(tensor: Tensor | None) -> Count:
+    if tensor is not None and (int(tensor[0]) < 1 or int(tensor[1]) not in (0, 1)):
+        raise StateError(must_be(COUNT, "a number of at least 1, and 0 or 1", tensor.tolist()))
+    return Count.of(tensor)

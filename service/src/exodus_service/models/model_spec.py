@@ -4,10 +4,10 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -115,9 +115,10 @@ def parse_spec(
     if not is_id(id):
         raise invalid("/params/id", "1 to 64 letters, digits, - and _", str(id)[:100])
     description = network if isinstance(network, Description) else _parsed("/params/network", networks.parse, network)
-    options = _parsed("/params/optimizer", parse_bounded_optimizer, optimizer)
-    if not description.parameters:
+    names = [parameter for parameter, _ in description.parameters]
+    if not names:
         raise invalid("/params/network", "a network with parameters to train", "one without")
+    options = _parsed("/params/optimizer", partial(parse_bounded_optimizer, parameters=names), optimizer)
     require_size(description, max_model_bytes)
     if not is_int(seed, 0, 2**63):
         raise invalid("/params/seed", "an integer from 0 to 2**63 - 1", shown(seed))
@@ -169,12 +170,24 @@ def is_int(value: object, least: int, end: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < end
 
 
-def parse_bounded_optimizer(value: Any) -> dict[str, Any]:
-    """Options of an optimiser. Raises OptimizerError, also for numbers that could make a step fail half-way."""
-    options = parse_optimizer(value).data
+def parse_bounded_optimizer(value: Any, parameters: Sequence[str]) -> dict[str, Any]:
+    """Options of an optimiser for a network with these parameters.
+
+    Raises:
+        OptimizerError: they do not fit, or have numbers that could make a step fail half-way.
+    """
+    optimizer = parse_optimizer(value)
+    optimizer.of_parameters(parameters)
+    options = optimizer.data
     for name, number in options.items():
         if isinstance(number, float) and abs(number) > LARGEST_FACTOR:
             raise OptimizerError(f"/{name}", f"a number of a magnitude of at most {LARGEST_FACTOR:g}", shown(number))
+    rates = {"lr_scale": options["lr"], "lr_of": 1.0}
+    for name, times in rates.items():
+        for key, number in options.get(name, {}).items():
+            if number * max(times, 1.0) > LARGEST_FACTOR:
+                expected = f"a number that gives a learning rate of at most {LARGEST_FACTOR:g}"
+                raise OptimizerError(f"/{name}/{key}", expected, shown(number))
     return options
 
 

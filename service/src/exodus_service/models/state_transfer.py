@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from exodus_client.wire import Limits, check_plain
-from exodus_core.errors import DescriptionError
+from exodus_core.errors import ArgumentError, DescriptionError
 from exodus_core.schema import shown
-from exodus_core.training import StateError, Trainer
-from exodus_service.errors import Fault, ServiceError
+from exodus_core.training import LoadedWeights, StateError, Trainer
+from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.models.model_spec import ModelSpec, is_int, parse_bounded_optimizer, synchronize
 from exodus_service.models.storage.checkpoint import Snapshot
 from exodus_service.models.storage.state_file import Buffer, StateFile, StateFileError, decode_state, encode_state
@@ -65,7 +65,7 @@ def import_state(spec: ModelSpec, body: Buffer, device: torch.device) -> Uploade
     if difference is not None:
         raise _mismatch(difference)
     try:
-        options = parse_bounded_optimizer(optimizer)
+        options = parse_bounded_optimizer(optimizer, [name for name, _ in spec.network.parameters])
     except DescriptionError as error:
         raise _mismatch(Fault(f"/optimizer{error.pointer}", str(error.expected), str(error.got))) from error
     kind = spec.header.optimizer["kind"]
@@ -82,6 +82,42 @@ def import_state(spec: ModelSpec, body: Buffer, device: torch.device) -> Uploade
             raise _mismatch(Fault(f"/{name}", "a number of steps", str(float(tensor))))
     synchronize(device)
     return UploadedState(uploaded, trainer, sequence)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Weights of a file to load: of some layers or weights, None for all; and if some may be missing."""
+
+    names: tuple[str, ...] | None
+    partial: bool
+
+
+def read_weights(body: Buffer) -> dict[str, torch.Tensor]:
+    """The tensors of a file that a caller has uploaded. Raises ServiceError: malformed."""
+    try:
+        return decode_state(body)[0]
+    except StateFileError as error:
+        raise ServiceError("malformed", str(error)) from error
+
+
+def with_weights(
+    spec: ModelSpec, trainer: Trainer, tensors: Mapping[str, torch.Tensor], selection: Selection
+) -> tuple[Trainer, LoadedWeights]:
+    """A trainer like another, with weights of a file, whose optimiser starts anew; on the computing thread.
+
+    Raises:
+        ServiceError: invalid, state_mismatch.
+    """
+    made = spec.build(trainer.net.device)
+    made.load_state(trainer.state())
+    try:
+        loaded = made.load_weights(tensors, names=selection.names, partial=selection.partial)
+    except StateError as error:
+        raise ServiceError("state_mismatch", f"the weights are not of this model: {error}") from error
+    except ArgumentError as error:
+        raise invalid("/query/names", error.expected, error.got) from error
+    synchronize(trainer.net.device)
+    return made, loaded
 
 
 def _difference(pointer: str, expected: object, got: object) -> Fault | None:

@@ -26,7 +26,14 @@ from exodus_service.models.model_cache import Key, ModelCache
 from exodus_service.models.model_spec import ModelSpec, is_id, parse_spec
 from exodus_service.models.saved_models import SavedModels, unknown
 from exodus_service.models.sequencer import Progress, SequencerLimits
-from exodus_service.models.state_transfer import UploadedState, export_state, import_state
+from exodus_service.models.state_transfer import (
+    Selection,
+    UploadedState,
+    export_state,
+    import_state,
+    read_weights,
+    with_weights,
+)
 from exodus_service.models.storage.checkpoint import Snapshot
 from exodus_service.models.storage.checkpoint_writer import GoneError
 from exodus_service.models.storage.state_file import Buffer, StateFile
@@ -242,6 +249,23 @@ class Store:
         del decode
         return await self._tasks.run((model.owner, model.id), lambda: self._replace(model, uploaded))
 
+    async def load_weights(
+        self, model: Model, body: Buffer, selection: Selection, run: RunInThread | None = None
+    ) -> dict[str, Any]:
+        """Continue with the weights of a file; the optimiser starts anew. Otherwise as `replace_state`.
+
+        Returns:
+            The model as callers see it, and the names of weights `loaded`, `missing` and `unexpected`.
+
+        Raises:
+            ServiceError: malformed, invalid, state_mismatch, storage_full; nothing has changed then.
+        """
+        decode = partial(read_weights, body)
+        del body  # freed once it is decoded
+        tensors: dict[str, torch.Tensor] = await (self._read if run is None else run)(decode)
+        del decode
+        return await self._tasks.run((model.owner, model.id), lambda: self._load_weights(model, tensors, selection))
+
     # Keyed tasks: one at a time per model.
 
     async def _create(self, spec: ModelSpec, weights: torch.Tensor | None, deadline: float | None) -> Created:
@@ -304,6 +328,19 @@ class Store:
             await self._on_device(partial(model.replace, uploaded.spec, trainer, uploaded.sequence))
             self._forget_contexts(model)
             return model.info()
+
+    async def _load_weights(
+        self, model: Model, tensors: dict[str, torch.Tensor], selection: Selection
+    ) -> dict[str, Any]:
+        async with self._cache.pin(model), model.sequencer.exclusive():
+            spec, sequence = model.spec, model.sequence
+            made, loaded = await self._on_device(partial(with_weights, spec, model.trainer, tensors, selection))
+            if self._saved is not None:
+                state = Snapshot(spec.header, sequence, None, made.state(), Progress().pack)
+                await _written(self._saved.write(state))
+            await self._on_device(partial(model.replace, spec, self._configured(made), sequence))
+            self._forget_contexts(model)
+            return model.info() | loaded._asdict()
 
     async def _save(self, model: Model) -> None:
         """Make the present state durable. Raises OSError, GoneError, ServiceError."""

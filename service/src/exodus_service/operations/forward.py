@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from exodus_client.wire import Encoded, Message, Tensor, encode
-from exodus_core.losses import Loss
 from exodus_service.call import Call, Result, owned
 from exodus_service.compute.transfers import to_host
 from exodus_service.engine import Engine
@@ -17,6 +16,7 @@ from exodus_service.models.forward_contexts import ForwardContext
 from exodus_service.models.model import Model
 from exodus_service.operations.inputs import REFUSALS, DecodedCall, Early, parsed_loss, peek, refusal, scalars
 from exodus_service.operations.params import ForwardParams
+from exodus_service.operations.recording import Observation
 
 
 async def forward(engine: Engine, id: str, call: Call) -> Result:
@@ -55,20 +55,18 @@ class ForwardCall:
             raise invalid("/params/mode", "'train' with a context", "'eval'")
         self._train = params.context or params.mode == "train"
         limit = engine.settings.max_activation_bytes
-        inputs = decoded.input(model, limit, training=params.context)
+        self._observation = Observation.of(params, model.network)
+        inputs = decoded.input(model, limit, training=params.context, beside=self._observation.nbytes)
+        self._observation.require_room(call, inputs.shape)
         self._inputs = owned(inputs, decoded.body) if params.context else inputs
-        self._loss: Loss | None = None
-        self._targets: torch.Tensor | None = None
-        if params.loss is not None:
-            self._loss = parsed_loss(params.loss)
-            self._targets = decoded.take("targets")
+        self._labels = None if params.loss is None else decoded.labels(parsed_loss(params.loss))
         decoded.operands.finish()
         self._upload = engine.uploads.start(self._inputs)
 
     @property
     def kind(self) -> Hashable:
         """Calls of one kind take about the same time."""
-        return "forward", self._train, self.params.context, self._inputs.shape
+        return "forward", self._train, self.params.context, self._inputs.shape, self._observation.kind
 
     def run(self) -> Encoded:
         """The body of the response; on the computing thread. Raises ServiceError, WireError."""
@@ -85,18 +83,22 @@ class ForwardCall:
         with self._call.timings.phase("kernel"):
             trainer, inputs = self._model.trainer, self._upload.wait()
             try:
-                if self.params.context:
-                    context = ForwardContext(trainer, trainer.begin(inputs))
-                    outputs = context.forward.outputs.detach()
-                else:
-                    outputs = trainer.forward(inputs, train=self._train)
-                if self._loss is not None and self._targets is not None:
+                with self._observation.observing(trainer):
+                    if self.params.context:
+                        context = ForwardContext(trainer, trainer.begin(inputs))
+                        outputs = context.forward.outputs.detach()
+                    else:
+                        outputs = trainer.forward(inputs, train=self._train)
+                if self._labels is not None:
                     with torch.no_grad():
-                        params["metrics"] = scalars(self._loss(outputs, self._targets).metrics)
+                        params["metrics"] = scalars(self._labels.value(outputs).metrics)
             except REFUSALS as error:
                 raise refusal(error, self._decoded.operands) from error
-            wanted = to_host({"outputs": outputs}, outputs.device) if "outputs" in self.params.return_ else {}
-            tensors = [Tensor.of(name, tensor) for name, tensor in wanted.items()]
+            seen = self._observation.seen()
+            params |= seen.params()
+            own = {"outputs": outputs} if "outputs" in self.params.return_ else {}
+            wanted = to_host(own | dict(seen.tensors), outputs.device)
+            tensors = [self._observation.tensor(name, tensor) for name, tensor in wanted.items()]
         with self._call.timings.phase("encode"):
             if context is None:
                 return self._encode(params, tensors)

@@ -6,7 +6,7 @@ wait for others waits with its body as it came.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from exodus_client.wire import peek_params
 from exodus_core import ArgumentError, ArgumentTypeError, DescriptionError, losses
 from exodus_core.network import Description
-from exodus_core.training import NonFiniteError
+from exodus_core.training import NonFiniteError, OptimizerError
 from exodus_service.call import Call
 from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.gradients.operands import Operands
@@ -29,6 +29,9 @@ Params = TypeVar("Params", bound=BaseModel)
 #: Errors of exodus_core about the tensors of a call.
 REFUSALS = (ArgumentError, ArgumentTypeError, NonFiniteError)
 
+#: Arguments of the trainer that are parameters of a call.
+_OPTIONS = ("accumulate", "average")
+
 _CPU = torch.device("cpu")
 
 
@@ -37,6 +40,24 @@ class Early:
     """Stands for a call that has to wait for the call of this number before it is decoded."""
 
     sequence: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A loss, its targets, and the lengths or the mask of the samples; None for what there is not."""
+
+    loss: losses.Loss
+    targets: torch.Tensor | None
+    lengths: torch.Tensor | None
+    mask: torch.Tensor | None
+
+    def given(self) -> dict[str, Any]:
+        """Arguments of `Trainer.step` and `forward_backward`."""
+        return {"targets": self.targets, "loss": self.loss, "lengths": self.lengths, "mask": self.mask}
+
+    def value(self, outputs: torch.Tensor) -> losses.LossValue:
+        """The value for outputs. Raises LossError."""
+        return self.loss(outputs, self.targets, lengths=self.lengths, mask=self.mask)
 
 
 class DecodedCall:
@@ -62,8 +83,17 @@ class DecodedCall:
         digest.update(self.body)
         return digest.hexdigest()
 
-    def input(self, model: Model, max_activation_bytes: int, *, training: bool) -> torch.Tensor:
+    def input(
+        self,
+        model: Model,
+        max_activation_bytes: int,
+        *,
+        training: bool,
+        beside: Callable[[int, int], int] = lambda batch, time: 0,
+    ) -> torch.Tensor:
         """The tensor `input`, shape (batch, time, *input_shape), of a pass with or without a backward pass.
+
+        `beside`: bytes that the call takes beside the pass, given batch and time.
 
         Raises ServiceError: invalid, too_large.
         """
@@ -74,7 +104,7 @@ class DecodedCall:
             expected = f"[batch, time, {sizes}], at least one sample and step, as the network takes it"
             raise self.operands.fault("input", "shape", expected, str(list(tensor.shape)))
         batch, time = tensor.shape[:2]
-        nbytes = model.activation_bytes(batch, time, training=training)
+        nbytes = model.activation_bytes(batch, time, training=training) + beside(batch, time)
         if nbytes > max_activation_bytes:
             expected = f"a batch that takes at most {max_activation_bytes} bytes (EXODUS_MAX_ACTIVATION_BYTES)"
             got = f"{list(tensor.shape)}, which takes up to {nbytes}"
@@ -99,6 +129,12 @@ class DecodedCall:
         if tensor.dtype != network.dtype:
             raise self.operands.fault(name, "dtype", f"{network.dtype}, that of the network", tensor.dtype)
         return self.take(name)
+
+    def labels(self, loss: losses.Loss) -> "Labels":
+        """The tensors `targets`, `lengths` and `mask` of a loss. Raises ServiceError: invalid."""
+        targets = self.take("targets") if loss.takes_targets else None
+        lengths, mask = self.operands.take_optional("lengths"), self.operands.take_optional("mask")
+        return Labels(loss, targets, lengths, mask)
 
     def take(self, name: str) -> torch.Tensor:
         """Any tensor."""
@@ -136,13 +172,18 @@ def refusal(error: ArgumentError | ArgumentTypeError | NonFiniteError, operands:
     if isinstance(error, NonFiniteError):
         fault = Fault("/tensors", "a finite loss and finite gradients", f"{error.value} as {error.what}")
         return ServiceError("non_finite", f"{error}; nothing was changed", (fault,))
+    if isinstance(error, OptimizerError):
+        pointer = f"/params{error.pointer}"
+        fault = Fault(pointer, error.expected, error.got)
+        return ServiceError("invalid", fault.sentence, (fault,))
     if isinstance(error, DescriptionError):
         name = error.pointer.removeprefix("/")
         # The outputs are the network's own: it is the loss that does not fit them.
         pointer = operands.pointer(name) if name in operands else "/params/loss"
         detail = f"{name} must be {error.expected}, got {error.got}"
         return ServiceError("invalid", detail, (Fault(pointer, error.expected, error.got),))
-    return ServiceError("invalid", str(error), (Fault("/tensors", error.expected, error.got),))
+    pointer = f"/params/{error.argument}" if error.argument in _OPTIONS else "/tensors"
+    return ServiceError("invalid", str(error), (Fault(pointer, error.expected, error.got),))
 
 
 def scalars(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:

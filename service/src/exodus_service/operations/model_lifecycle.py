@@ -14,6 +14,7 @@ from exodus_service.call import JSON_GROWTH, Call, Result
 from exodus_service.engine import Engine
 from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.models.model_spec import require_size
+from exodus_service.models.state_transfer import Selection
 from exodus_service.models.storage.state_file import MEDIA_TYPE, StateFileError, header_bytes
 from exodus_service.operations.inputs import DecodedCall
 from exodus_service.operations.params import CreateParams
@@ -77,6 +78,27 @@ async def upload(engine: Engine, id: str, call: Call) -> Result:
         replaced = engine.store.replace_state(model, body, call.aside)
         del body  # the store releases it once it is read
         return Result.json(await replaced)
+
+
+async def upload_weights(engine: Engine, id: str, selection: Selection, call: Call) -> Result:
+    """Go on with weights of a file, and an optimiser that starts anew. Raises ServiceError."""
+    async with engine.store.use(call.owner, id) as model:
+        await call.aside(partial(_unpack_state, call, model.network))
+        body, call.body = call.body, memoryview(b"")
+        loaded = engine.store.load_weights(model, body, selection, call.aside)
+        del body
+        return Result.json(await loaded)
+
+
+def selection(weights: str | None, names: list[str]) -> Selection | None:
+    """Which weights of a file are to be loaded; None: the file is a whole state. Raises ServiceError: invalid."""
+    if weights is None:
+        if names:
+            raise invalid("/query/names", "absent without weights", repr(names[0])[:80])
+        return None
+    if weights not in ("all", "partial"):
+        raise invalid("/query/weights", "one of all, partial", repr(weights)[:80])
+    return Selection(tuple(names) or None, weights == "partial")
 
 
 def largest_state(engine: Engine) -> int:

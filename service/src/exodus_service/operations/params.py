@@ -6,6 +6,7 @@ from pydantic import Field
 
 from exodus_service.gradients.params import Method, Neuron, Parameter, Strict, SurrogateParams, Trace
 from exodus_service.models.model_spec import LARGEST_FACTOR
+from exodus_service.operations.recording import ObservedParams
 
 _LARGEST = 2**63 - 1
 
@@ -15,8 +16,16 @@ Sequence = Annotated[int, Field(ge=1, le=_LARGEST)]
 LossDescription = Annotated[
     Any,
     Field(
-        description="Name of a loss, or an object with its `kind` and options; see docs/networks.md.",
-        json_schema_extra={"anyOf": [{"type": "string"}, {"type": "object"}, {"type": "null"}]},
+        description="Name of a loss, or an object with its `kind` and options; or a list of such, whose objects may "
+        "have a `weight` and a `name`: their sum. See docs/networks.md.",
+        json_schema_extra={
+            "anyOf": [
+                {"type": "string"},
+                {"type": "object"},
+                {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "object"}]}},
+                {"type": "null"},
+            ]
+        },
     ),
 ]
 
@@ -38,7 +47,7 @@ class CreateParams(Strict):
     name: str = Field(default="", max_length=256, description="A label for people.")
 
 
-class ForwardParams(Strict):
+class ForwardParams(ObservedParams):
     """Parameters of a forward pass, which changes nothing."""
 
     mode: Literal["eval", "train"] | None = Field(
@@ -65,14 +74,37 @@ class _Numbered(Strict):
     )
 
 
-class _Backward(Strict):
+Names = Annotated[list[str], Field(max_length=4096)]
+Rates = dict[str, Annotated[float, Field(ge=0, le=LARGEST_FACTOR)]]
+
+
+class _Frozen(Strict):
+    frozen: Names | None = Field(
+        default=None, description="Layers or parameters that are not trained in this call; null: the optimiser's."
+    )
+
+
+class _Backward(_Frozen, ObservedParams):
+    accumulate: Literal["calls", "samples"] = Field(
+        default="calls", description="What the call counts as, and its gradients are multiplied by: 1, or its samples."
+    )
     loss: LossDescription = None
     context: str | None = Field(
         default=None, max_length=256, description="Of a forward pass; the backward pass goes on from there."
     )
 
 
-class _Update(Strict):
+class _Update(_Frozen):
+    average: bool = Field(
+        default=False, description="Whether to divide the accumulated gradients by what the calls count as in all."
+    )
+    lr_scale: Rates | None = Field(
+        default=None,
+        description="Factors on the learning rate, by layer or parameter; with `lr_of` in place of the optimiser's.",
+    )
+    lr_of: Rates | None = Field(
+        default=None, description="Learning rates in place of `lr`, by layer or parameter; see `lr_scale`."
+    )
     lr: float | None = Field(
         default=None, ge=0, le=LARGEST_FACTOR, description="Learning rate of this step; null: the optimiser's."
     )

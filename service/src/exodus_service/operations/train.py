@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from exodus_client.wire import JSON_TYPE, Encoded, Message, Tensor, encode
-from exodus_core.losses import Loss
+from exodus_client.wire import JSON_TYPE, Encoded, Message, encode
 from exodus_core.training import ContextStaleError, Forward
 from exodus_service.call import Call, Result
 from exodus_service.compute.transfers import Upload, to_host
@@ -23,9 +22,11 @@ from exodus_service.engine import Engine
 from exodus_service.errors import Fault, ServiceError, invalid
 from exodus_service.models.forward_contexts import ForwardContext, expired
 from exodus_service.models.model import Model
+from exodus_service.models.model_spec import LARGEST_FACTOR
 from exodus_service.models.sequencer import CachedResponse, Step
-from exodus_service.operations.inputs import REFUSALS, DecodedCall, Early, parsed_loss, peek, refusal
+from exodus_service.operations.inputs import REFUSALS, DecodedCall, Early, Labels, parsed_loss, peek, refusal
 from exodus_service.operations.params import ForwardBackwardParams, OptimStepParams, StepParams, TrainingParams
+from exodus_service.operations.recording import Observation, Seen
 
 #: Header of a response that was given before.
 REPLAYED = "X-Exodus-Replayed"
@@ -33,6 +34,9 @@ REPLAYED = "X-Exodus-Replayed"
 SAMPLES = "samples:sum"
 
 Metrics = dict[str, float]
+
+#: Parameters of a step of the optimiser that are arguments of the trainer's.
+_UPDATE = ("lr", "weight_decay", "clip_norm", "clip_value", "frozen", "lr_scale", "lr_of", "average")
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,10 @@ class TrainingCall:
         call: the request as it was received.
         decoded: its body.
         digest: tells it from another call of the same number.
-        inputs, targets, grad_output, gradients: its tensors, None for those that it has not.
+        inputs, grad_output, gradients: its tensors, None for those that it has not.
         upload: of the inputs.
-        loss: None if the client has computed its own.
+        labels: loss and targets; None if the client has computed its own.
+        observation: what is recorded; None of a call without a backward pass.
     """
 
     engine: Engine
@@ -86,10 +91,10 @@ class TrainingCall:
     digest: str
     inputs: torch.Tensor | None = None
     upload: Upload | None = None
-    targets: torch.Tensor | None = None
     grad_output: torch.Tensor | None = None
     gradients: torch.Tensor | None = None
-    loss: Loss | None = None
+    labels: Labels | None = None
+    observation: Observation | None = None
 
     @classmethod
     def prepare(cls, engine: Engine, operation: Operation, model: Model, call: Call) -> "TrainingCall | Early":
@@ -117,7 +122,8 @@ class TrainingCall:
     @property
     def kind(self) -> Hashable:
         """Calls of one kind take about the same time."""
-        return self.operation.name, None if self.inputs is None else self.inputs.shape
+        observed = None if self.observation is None else self.observation.kind
+        return self.operation.name, None if self.inputs is None else self.inputs.shape, observed
 
     def run(self, model: Model, step: Step) -> Encoded:
         """Do the call, and record it with its response; on the computing thread. Raises ServiceError, WireError."""
@@ -126,7 +132,7 @@ class TrainingCall:
             if self.upload is not None:
                 self.inputs = self.upload.wait()
             try:
-                metrics, norms, gradients = self._compute(model)
+                metrics, norms, gradients, seen = self._observed(model)
             except ContextStaleError as error:
                 raise ServiceError(
                     "context_stale",
@@ -135,8 +141,10 @@ class TrainingCall:
                 ) from error
             except REFUSALS as error:
                 raise refusal(error, self.decoded.operands) from error
-            wanted = {} if gradients is None else to_host({"gradients": gradients}, gradients.device)
-            tensors = [Tensor.of(name, tensor) for name, tensor in wanted.items()]
+            own = {} if gradients is None else {"gradients": gradients}
+            wanted = to_host(own | dict(seen.tensors), model.device)
+            observation = self.observation or Observation(model.network)
+            tensors = [observation.tensor(name, tensor) for name, tensor in wanted.items()]
         with self.call.timings.phase("encode"):
             params = {
                 "sequence": step.sequence,
@@ -145,6 +153,7 @@ class TrainingCall:
                 "metrics": metrics,
                 "grad_norms": norms,
                 "device": str(model.device),
+                **seen.params(),
             }
             encoded = encode(Message.of(params, tensors), self.decoded.message.form, limits=self.call.limits)
             step.record(encoded.chunks, encoded.content_type)
@@ -157,23 +166,30 @@ class TrainingCall:
         """The tensors of a backward pass: one of context and grad_output, input and grad_output, input and targets."""
         decoded, params = self.decoded, self.params
         limit = self.engine.settings.max_activation_bytes
+        self.observation = Observation.of(params, model.network)
         own = "grad_output" in decoded.operands or params.context is not None
         if own and params.loss is not None:
             raise invalid("/params/loss", "null with a context or a tensor 'grad_output'", repr(params.loss)[:80])
         if params.context is not None:
+            if params.record:
+                expected = "empty with a context, whose forward pass has been made: record that"
+                raise invalid("/params/record", expected, repr(params.record)[:80])
             self.grad_output = decoded.outputs_gradient(None)
             return
-        self.inputs = decoded.input(model, limit, training=True)
+        self.inputs = decoded.input(model, limit, training=True, beside=self.observation.nbytes)
         if own:
             self.grad_output = decoded.outputs_gradient((*self.inputs.shape[:2], *model.network.output_shape))
             return
         if params.loss is None:
             raise invalid("/params/loss", "a loss unless a tensor 'grad_output' is there", "neither")
-        self.loss = parsed_loss(params.loss)
-        self.targets = decoded.take("targets")
+        self.labels = decoded.labels(parsed_loss(params.loss))
 
     def _require_room_for_response(self, model: Model) -> None:
         """Refuse a response that cannot be written, before the model has changed."""
+        if self.observation is not None and not self.observation.is_empty:
+            gradients = sum(math.prod(shape) for _, shape in model.network.parameters) if self.params.gradients else 0
+            shape = (0, 0) if self.inputs is None else self.inputs.shape
+            self.observation.require_room(self.call, shape, gradients)
         if self.call.content_type != JSON_TYPE or not self.params.gradients:
             return
         most = self.call.limits.max_json_bytes // 2
@@ -186,42 +202,74 @@ class TrainingCall:
                 (Fault("/params/gradients", expected, got),),
             )
 
+    def _observed(self, model: Model) -> tuple[Metrics, dict[str, float], torch.Tensor | None, Seen]:
+        """What `_compute` returns, and what it has shown."""
+        if self.observation is None:
+            return *self._compute(model), Seen({}, None)
+        if self.inputs is None:  # the forward pass was another call's
+            metrics, norms, gradients = self._compute(model)
+            return metrics, norms, gradients, self.observation.seen_backward(norms)
+        with self.observation.observing(model.trainer):
+            metrics, norms, gradients = self._compute(model)
+        return metrics, norms, gradients, self.observation.seen(norms)
+
     def _compute(self, model: Model) -> tuple[Metrics, dict[str, float], torch.Tensor | None]:
         """Metrics, norms, and the gradients if they are asked for."""
         trainer, params = model.trainer, self.params
         finite = {"allow_non_finite": params.non_finite == "apply"}
-        update = {}
-        if self.operation.update:
-            update = {name: getattr(params, name) for name in ("lr", "weight_decay", "clip_norm", "clip_value")}
+        update = {name: getattr(params, name) for name in _UPDATE} if self.operation.update else {}
         if not self.operation.backward:
             if params.skip:
                 return {}, {}, None
+            self._check_rates(model)
             gradients = None
             if params.gradients:
-                gradients = trainer.gradients() if self.gradients is None else self.gradients
+                averaged = {"average": params.average}
+                gradients = trainer.gradients(**averaged) if self.gradients is None else self.gradients
             return {}, trainer.optim_step(**update, gradients=self.gradients, **finite), gradients
-        if self.loss is not None and self.operation.update and not params.gradients:
+        added = {"accumulate": params.accumulate}
+        if self.operation.update:
+            self._check_rates(model)
+        if self.labels is not None and self.operation.update and not params.gradients:
             assert self.inputs is not None
-            assert self.targets is not None
-            result = trainer.step(self.inputs, self.targets, self.loss, **update, **finite)
+            result = trainer.step(self.inputs, **self.labels.given(), **update, **added, **finite)
             return result.metrics, result.grad_norms, None
-        metrics, norms = self._backward(model, finite)
-        gradients = trainer.gradients() if params.gradients else None
+        if self.operation.update:  # what could refuse the second part is found out before the first
+            trainer.check_average(params.average)
+        metrics, norms = self._backward(model, {"frozen": params.frozen, **added, **finite})
+        averaged = {"average": params.average} if self.operation.update else {}
+        gradients = trainer.gradients(**averaged) if params.gradients else None
         if self.operation.update:
             trainer.optim_step(**update, **finite)
         return metrics, norms, gradients
 
-    def _backward(self, model: Model, finite: dict[str, bool]) -> tuple[Metrics, dict[str, float]]:
+    def _check_rates(self, model: Model) -> None:
+        """Refuse options of single parameters that do not fit, before anything changes.
+
+        Raises:
+            OptimizerError: the network has no such layer or parameter.
+            ServiceError: a rate times its factor could make a step fail half-way.
+        """
+        params, optimizer = self.params, model.spec.header.optimizer
+        model.trainer.resolved(frozen=params.frozen, lr_scale=params.lr_scale, lr_of=params.lr_of)
+        whole = params.lr_scale is None and params.lr_of is None
+        factors = (optimizer.get("lr_scale") if whole else params.lr_scale) or {}
+        rate = optimizer["lr"] if params.lr is None else params.lr
+        largest = rate * max(factors.values(), default=0.0)
+        if largest > LARGEST_FACTOR:
+            expected = f"factors on {rate:g} that give at most {LARGEST_FACTOR:g}"
+            raise invalid("/params/lr_scale", expected, f"{largest:g}")
+
+    def _backward(self, model: Model, options: dict[str, Any]) -> tuple[Metrics, dict[str, float]]:
         """Add to the accumulated gradients."""
         trainer = model.trainer
-        if self.loss is not None:
+        if self.labels is not None:
             assert self.inputs is not None
-            assert self.targets is not None
-            result = trainer.forward_backward(self.inputs, self.targets, self.loss, **finite)
+            result = trainer.forward_backward(self.inputs, **self.labels.given(), **options)
             return result.metrics, result.grad_norms
         assert self.grad_output is not None
         forward = self._forward(model) if self.inputs is None else trainer.begin(self.inputs)
-        return {SAMPLES: float(forward.outputs.shape[0])}, trainer.backward(forward, self.grad_output, **finite)
+        return {SAMPLES: float(forward.outputs.shape[0])}, trainer.backward(forward, self.grad_output, **options)
 
     def _forward(self, model: Model) -> Forward:
         """The forward pass of the context. Raises ServiceError: context_expired, invalid."""

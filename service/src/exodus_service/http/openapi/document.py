@@ -18,6 +18,7 @@ from exodus_service.http.openapi.schemas import (
     JsonAnswer,
     JsonRequest,
     LayerForwardInfo,
+    LoadInfo,
     ModelInfo,
     ModelList,
     ProblemDocument,
@@ -50,7 +51,7 @@ _BINARY: Document = {"schema": {"type": "string", "format": "binary"}}
 
 #: Models whose schemas are added to those that FastAPI finds.
 _SCHEMAS: list[type[BaseModel]] = [
-    ProblemDocument, JsonRequest, JsonAnswer, ModelInfo, ModelList, SaveInfo, RunningInfo,
+    ProblemDocument, JsonRequest, JsonAnswer, ModelInfo, LoadInfo, ModelList, SaveInfo, RunningInfo,
 ]  # fmt: skip
 
 # Codes of errors: of any call, of any request with a body, of a call on a model, of a training call.
@@ -71,6 +72,10 @@ def _header(kind: str, description: str = "") -> Document:
 
 def _parameter(name: str, description: str, **schema: Any) -> Document:
     return {"name": name, "in": "header", "description": description, "schema": schema}
+
+
+def _query(name: str, description: str, **schema: Any) -> Document:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
 _RETRY_AFTER = {"Retry-After": _header("integer", "Seconds.")}
@@ -189,9 +194,16 @@ SAVE["responses"][202] = _LATER
 SAVE["openapi_extra"] = {"parameters": [_PREFER]}
 GET_STATE = _json(None, *_CALLER, "not_found", "queue_full", "deadline", "out_of_memory")
 GET_STATE["responses"][200]["content"] = {STATE_TYPE: _BINARY}
-PUT_STATE = _json(ModelInfo, *_MODEL, "state_mismatch", "storage_full")
+PUT_STATE = _json(LoadInfo, *_MODEL, "state_mismatch", "storage_full")
 PUT_STATE["responses"][202] = _LATER
-PUT_STATE["openapi_extra"] = {"requestBody": {"required": True, "content": {STATE_TYPE: _BINARY}}}
+PUT_STATE["openapi_extra"] = {
+    "parameters": [
+        _query("weights", "The file has weights: `all` of the network or of `names`, or those that there are.",
+               type="string", enum=["all", "partial"]),
+        _query("names", "Layers or weights that are taken; absent: all.", type="array", items={"type": "string"}),
+    ],
+    "requestBody": {"required": True, "content": {STATE_TYPE: _BINARY}},
+}  # fmt: skip
 LAYER_FORWARD = _call("LayerForward", LayerForwardParams, LayerForwardInfo, examples.LAYER_FORWARD, *_BODY)
 LAYER_BACKWARD = _call(
     "LayerBackward", LayerBackwardParams, GradientInfo, examples.LAYER_BACKWARD, *_BODY, "context_expired"

@@ -96,7 +96,12 @@ CREATE = {
     )
 }
 FORWARD = {
-    "evaluate": _example("Outputs and accuracy, without training", {"loss": "max_over_time_ce"}, _SPIKES, _TARGETS)
+    "evaluate": _example("Outputs and accuracy, without training", {"loss": "max_over_time_ce"}, _SPIKES, _TARGETS),
+    "record": _example(
+        "Membrane and spikes of the hidden layer, called 1, and numbers of all layers, without the outputs",
+        {"record": ["1.membrane", "1.spikes"], "statistics": True, "return": []},
+        _SPIKES,
+    ),
 }
 STEP = {
     "first": _example(

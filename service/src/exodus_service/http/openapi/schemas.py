@@ -99,14 +99,38 @@ class ModelInfo(BaseModel):
     )
 
 
+class LoadInfo(ModelInfo):
+    """A model after a state, or weights, were loaded; the lists are there for weights."""
+
+    loaded: list[str] | None = Field(default=None, description="Names of the weights that were replaced.")
+    missing: list[str] | None = Field(default=None, description="Names of weights wanted that the file has not.")
+    unexpected: list[str] | None = Field(default=None, description="Names that the network does not have.")
+
+
 class ModelList(BaseModel):
     """All models of the caller."""
 
     models: list[ModelInfo]
 
 
+class StatisticsInfo(BaseModel):
+    """Numbers about one layer in one pass; those that it has."""
+
+    firing_rate: float | None = Field(default=None, description="Spikes for each neuron and step.")
+    silent: float | None = Field(default=None, description="Share of the neurons that never fire.")
+    synaptic_operations: int | None = Field(default=None, description="Inputs that are not 0, times their fan-out.")
+    dense_operations: int | None = Field(default=None, description="The same if no input were 0.")
+    grad_norm: float | None = Field(default=None, description="L2 norm of the gradient of all its parameters.")
+
+
+_STATISTICS = Field(default=None, description="By the name of the layer; only where they were asked for.")
+
+
 class TrainingInfo(BaseModel):
-    """Params of the answer to a training call; with `gradients`, a flat tensor of that name comes with it."""
+    """Params of the answer to a training call; with `gradients`, a flat tensor of that name comes with it.
+
+    With `record`, a tensor (batch, time, ...) comes for each name in it.
+    """
 
     sequence: int
     durable: int | None = Field(description="Sequence of the newest checkpoint; earlier calls need not be sent again.")
@@ -114,16 +138,18 @@ class TrainingInfo(BaseModel):
     metrics: dict[str, float] = Field(description="Names end in :mean or :sum, which is how to combine several calls.")
     grad_norms: dict[str, float] = Field(description="L2 norm of each gradient before clipping, and `total`.")
     device: str
+    statistics: dict[str, StatisticsInfo] | None = _STATISTICS
 
 
 class ForwardInfo(BaseModel):
-    """Params of the answer to a forward pass of a model."""
+    """Params of the answer to a forward pass of a model. With `record`, a tensor comes for each name in it."""
 
     sequence: int
     durable: int | None
     metrics: dict[str, float] | None = None
     context: str | None = None
     expires_in_s: float | None = Field(default=None, description="Lifetime of the context while unused, in seconds.")
+    statistics: dict[str, StatisticsInfo] | None = _STATISTICS
 
 
 class LayerForwardInfo(BaseModel):

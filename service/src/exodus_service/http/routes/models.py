@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from exodus_client.wire import JSON_TYPE
-from exodus_service.call import Result
+from exodus_service.call import Call, Result
 from exodus_service.engine import Engine
 from exodus_service.http.admission import receive_file, receive_nothing
 from exodus_service.http.middleware import CONTEXT, Route
@@ -115,10 +115,22 @@ async def upload(id: ModelId, request: Request) -> Response:
 
     It replaces weights, optimiser, random state and sequence number, and forgets answers and contexts. Durable when it
     is answered.
+
+    With `weights` the file has weights alone, named as in a state or without their prefix, or is a state whose other
+    tensors are left aside: the optimiser starts anew, accumulated gradients are dropped, random state and sequence
+    number stay. The answer then lists what was `loaded`, `missing` and `unexpected`.
     """
     engine: Engine = request.app.state.engine
     receive = partial(receive_file, content_type=MEDIA_TYPE, limit=model_lifecycle.largest_state(engine))
-    return await respond(request, partial(model_lifecycle.upload, engine, id), receive=receive, stoppable=False)
+
+    async def work(call: Call) -> Result:
+        query = request.query_params
+        selection = model_lifecycle.selection(query.get("weights"), query.getlist("names"))
+        if selection is None:
+            return await model_lifecycle.upload(engine, id, call)
+        return await model_lifecycle.upload_weights(engine, id, selection, call)
+
+    return await respond(request, work, receive=receive, stoppable=False)
 
 
 async def _train(request: Request, id: str, operation: train.Operation) -> Response:
