@@ -21,8 +21,9 @@ def test_a_model_of_snntorch_trains_on_the_service(client: Client) -> None:
         snntorch.Synaptic(alpha=0.7, beta=0.8, init_hidden=True),
     )
     with torch.no_grad():
-        net[0].weight.mul_(4)
-        net[2].weight.mul_(4)
+        for layer in net:
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.mul_(4)
     description, weights = exodus_core.to_network(net, input_shape=[20])
     model = client.create_model(description, weights=weights)
     x = (torch.rand(8, 40, 20) < 0.3).float()

@@ -4,8 +4,8 @@
 `lif_gradient` and `srm_gradient` compute gradients from a membrane trace, `synapse_gradients` and
 `output_filter_adjoint` those of what surrounds the neurons. `nn` has modules, `surrogate` the surrogate derivatives,
 `reference` the definitions as plain loops; `network` builds networks from plain data, `losses` has losses by name,
-`training` trains. `METHODS`, `NEURONS`, `RESETS` and `surrogate.KINDS` name what there is. `keep_memory` bounds the
-cache of freed outputs' memory.
+`training` trains. `METHODS`, `NEURONS`, `RESETS` and `surrogate.KINDS` name what there is. `accelerate` and
+`to_network` take models of other libraries. `keep_memory` bounds the cache of freed outputs' memory.
 """
 
 from exodus_core import losses, network, nn, reference, surrogate, training

@@ -104,6 +104,22 @@ def _sum_pool(module: Any, name: str, found: _Found) -> None:
     found.add(name, "sum_pool", kernel_size=_pairs(module.kernel_size), stride=_pairs(module.stride))
 
 
+def _max_pool(module: Any, name: str, found: _Found) -> None:
+    if module.ceil_mode or module.return_indices or any(size != 1 for size in _several(module.dilation)):
+        raise NotMappedError("has ceil_mode, return_indices or a dilation, which a network as data does not")
+    sizes = {own: _pairs(getattr(module, own)) for own in ("kernel_size", "stride", "padding")}
+    found.add(name, "max_pool", **sizes)
+
+
+def _adaptive_pool(kind: str) -> Callable[[Any, str, _Found], None]:
+    def pool(module: Any, name: str, found: _Found) -> None:
+        if any(size is None for size in _several(module.output_size)) or getattr(module, "return_indices", False):
+            raise NotMappedError("keeps a size of its input or returns indices, which a network as data does not")
+        found.add(name, kind, output_size=_pairs(module.output_size))
+
+    return pool
+
+
 def _several(value: Any) -> Sequence[int]:
     return value if isinstance(value, Sequence) else (value,)
 
@@ -130,6 +146,12 @@ _LAYERS: dict[type, Callable[[Any, str, _Found], None]] = {
     nn.AvgPool1d: _pool,
     nn.AvgPool2d: _pool,
     nn.LPPool2d: _sum_pool,
+    nn.MaxPool1d: _max_pool,
+    nn.MaxPool2d: _max_pool,
+    nn.AdaptiveAvgPool1d: _adaptive_pool("adaptive_avg_pool"),
+    nn.AdaptiveAvgPool2d: _adaptive_pool("adaptive_avg_pool"),
+    nn.AdaptiveMaxPool1d: _adaptive_pool("adaptive_max_pool"),
+    nn.AdaptiveMaxPool2d: _adaptive_pool("adaptive_max_pool"),
     nn.Flatten: _flatten,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
@@ -297,7 +319,7 @@ def to_network(model: torch.nn.Module, input_shape: Sequence[int]) -> NetworkDat
     """A model of snnTorch, sinabs, SpikingJelly or norse as a network description and weights, with the same spikes.
 
     The model is a sequence of layers: torch.nn.Sequential, norse's SequentialState and Lift, of linear and
-    convolutional layers, sums and means over windows, flatten, batch norms of SpikingJelly, and neurons. It may be one
+    convolutional layers, pooling, flatten, batch norms of SpikingJelly, and neurons. It may be one
     that `accelerate` has changed. What is learned as it is (snnTorch's beta, alpha and threshold, sinabs' alpha_mem)
     is trainable; what is a function of another parameter (tau, w) is a constant. So::
 
