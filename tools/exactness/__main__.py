@@ -76,13 +76,13 @@ Second-order and adaptive neurons, refractory periods, and resets to a value or 
 states before the first step; `make exactness` prints each of them. The gradients are of a random function of spikes,
 membranes and the last current and adaptation; the surrogate is the exponential one.
 
-float64 is compared with autograd through the loop, whose spikes and membranes are the same to the bit. A loop in
-float64 would have other membranes than a neuron in float32, and soon other spikes: the other dtypes are compared with
-the backward pass in float64 on the traces that the kernel stored. In float32 the loop has these traces too, to the bit,
-so that its own error, in brackets, is one of the same sums, and the limit is that of above. With float16 and bfloat16
-the backward pass computes in float32 and rounds once, when it writes the gradient of a signal: the limit of signals is
-this rounding, that of parameters twice the mean error of the float32 loop on the same inputs, at least one unit in the
-last place of float32.
+Spikes and membranes are those of the loop to the bit, in every dtype. In float64 the gradients are compared with
+autograd through the loop. A loop in float64 would have other membranes than a neuron in float32, soon other spikes: the
+other dtypes are compared with the backward pass in float64 on the traces that the kernel stored. In float32 the loop
+has these traces too, so that its own error, in brackets, is one of the same sums, and the limit is that of above. With
+float16 and bfloat16 the backward pass computes in float32 and rounds once, when it writes the gradient of a signal: the
+limit of signals is this rounding, that of parameters twice the mean error of the float32 loop on the same inputs, at
+least one unit in the last place of float32.
 
 {coupled}
 """
