@@ -90,6 +90,17 @@ def test_what_does_not_fit_is_pointed_at_and_consumes_nothing(
     assert same_state(remote.state(), before)
 
 
+def test_each_loss_of_a_sum_counts_as_activations(serve: Callable[..., Served], connect: Callable[..., Remote]) -> None:
+    terms = [{"kind": "per_step_ce", "name": f"n{index}"} for index in range(16)]
+    description = network.parse(NETWORK)
+    limit = description.memory(4, 10, training=True) + 29 * 4 * 10 * 3 * description.itemsize
+    remote = connect(serve(max_activation_bytes=limit).port)
+    remote.create()
+    answer = remote.post(STEP, {"sequence": 1, "loss": terms}, **BOTH)
+    assert (answer.status, answer.json["errors"][0]["pointer"]) == (413, "/tensors/0/shape")
+    assert remote.post(STEP, {"sequence": 1, "loss": terms[:15]}, **BOTH).status == 200
+
+
 def test_lengths_for_a_network_with_batch_norm_are_refused(service: Served, connect: Callable[..., Remote]) -> None:
     remote = connect(service.port)
     layers = [NETWORK["layers"][0], {"kind": "batch_norm"}, *NETWORK["layers"][1:]]

@@ -50,6 +50,11 @@ class Loss:
         """True if `of_checked` does not, as a CUDA graph demands."""
         return True
 
+    @property
+    def further_copies(self) -> int:
+        """Copies of the outputs that it takes with its gradient, beyond those that `Description.memory` has for one."""
+        return 0
+
     def __call__(
         self,
         outputs: Tensor,

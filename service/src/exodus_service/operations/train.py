@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from exodus_client.wire import JSON_TYPE, Encoded, Message, encode
+from exodus_core.losses import Loss
+from exodus_core.network import Description
 from exodus_core.training import ContextStaleError, Forward
 from exodus_service.call import Call, Result
 from exodus_service.compute.transfers import Upload, to_host
@@ -176,13 +178,20 @@ class TrainingCall:
                 raise invalid("/params/record", expected, repr(params.record)[:80])
             self.grad_output = decoded.outputs_gradient(None)
             return
-        self.inputs = decoded.input(model, limit, training=True, beside=self.observation.nbytes)
+        loss = None if params.loss is None else parsed_loss(params.loss)
+        self.inputs = decoded.input(model, limit, training=True, beside=partial(self._beside, model.network, loss))
         if own:
             self.grad_output = decoded.outputs_gradient((*self.inputs.shape[:2], *model.network.output_shape))
             return
-        if params.loss is None:
+        if loss is None:
             raise invalid("/params/loss", "a loss unless a tensor 'grad_output' is there", "neither")
-        self.labels = decoded.labels(parsed_loss(params.loss))
+        self.labels = decoded.labels(loss)
+
+    def _beside(self, network: Description, loss: Loss | None, batch: int, time: int) -> int:
+        """Bytes that the call takes beside the pass and one loss."""
+        outputs = batch * time * math.prod(network.output_shape) * network.itemsize
+        further = 0 if loss is None else loss.further_copies * outputs
+        return further + (0 if self.observation is None else self.observation.nbytes(batch, time))
 
     def _require_room_for_response(self, model: Model) -> None:
         """Refuse a response that cannot be written, before the model has changed."""
