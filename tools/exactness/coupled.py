@@ -65,7 +65,7 @@ NEURONS: dict[tuple[str, str], Kind] = {
     ("LIF", "value"): Kind(("reset_to",), {"reset": "value"}),
     ("LIF", "zero, detached"): Kind((), {"reset": "zero", "detach_reset": True}),
 }
-#: From where to where parameters are drawn.
+#: From where to where parameters are drawn. With a negative factor of the adaptation a membrane may outgrow float16.
 RANGES = {
     "alpha": (0.5, 1.0),
     "threshold": (0.5, 1.5),
@@ -76,9 +76,9 @@ RANGES = {
     "synapse_gain": (0.3, 1.0),
     "adapt_alpha": (0.3, 0.95),
     "adapt_by": (0.0, 1.0),
-    "adapt_membrane": (-0.1, 0.1),
-    "adapt_threshold": (-0.1, 0.5),
-    "adapt_current": (-0.1, 0.2),
+    "adapt_membrane": (0.0, 0.1),
+    "adapt_threshold": (0.0, 0.5),
+    "adapt_current": (0.0, 0.2),
 }
 
 
