@@ -146,14 +146,10 @@ def test_a_network_computes_what_the_graph_says(case: str, conventions: dict[str
     check(chain(shape, *nodes), conventions | ({"synapse": "current"} if "Cuba" in case else {}))
 
 
-def test_a_delay_of_whole_steps_is_a_layer_if_networks_have_it() -> None:
+def test_a_delay_of_whole_steps_is_a_layer() -> None:
     delay = nir.Delay(delay=np.float32(DT) * np.array([0, 1, 3, 7], dtype=np.float32))
     graph = chain((4,), delay, affine(4, 5), lif(5))
-    if "delay" in exodus_core.network.KINDS:
-        assert check(graph, EULER).description.data["layers"][0]["delays"] == [0, 1, 3, 7]
-    else:
-        with pytest.raises(GraphError, match=r"0.Delay \(Delay\): networks have no layer of kind delay"):
-            import_graph(graph, **EULER)
+    assert check(graph, EULER).description.data["layers"][0]["delays"] == [0, 1, 3, 7]
 
 
 @pytest.mark.parametrize("synapse", ["current", "delayed"])

@@ -193,15 +193,14 @@ def test_each_layer_keeps_its_own_reset_without_the_description(case: str) -> No
     torch.testing.assert_close(rebuilt(found)(x), before(x), rtol=1e-5, atol=1e-6)
 
 
-def test_a_delay_is_written_in_seconds_if_networks_have_it() -> None:
-    if "delay" in network.KINDS:
-        layers = [{"kind": "delay", "delays": [0, 2, 5, 3]}, {"kind": "if", "threshold": 0.5}]
-        before = network.build({"input_shape": [4], "layers": layers})
-        graph = exported(before)
-        np.testing.assert_allclose(graph.nodes["0"].delay, np.array([0, 2, 5, 3]) * DT)
-        x = signal(before)
-        for found in (import_graph(graph), import_graph(without_metadata(graph), dt=DT, reset="subtract", firing="at")):
-            assert torch.equal(rebuilt(found)(x), before(x))
+def test_a_delay_is_written_in_seconds() -> None:
+    layers = [{"kind": "delay", "delays": [0, 2, 5, 3]}, {"kind": "if", "threshold": 0.5}]
+    before = network.build({"input_shape": [4], "layers": layers})
+    graph = exported(before)
+    np.testing.assert_allclose(graph.nodes["0"].delay, np.array([0, 2, 5, 3]) * DT)
+    x = signal(before)
+    for found in (import_graph(graph), import_graph(without_metadata(graph), dt=DT, reset="subtract", firing="at")):
+        assert torch.equal(rebuilt(found)(x), before(x))
 
 
 @pytest.mark.parametrize("discretisation", ["euler", "exponential"])

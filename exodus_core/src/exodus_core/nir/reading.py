@@ -281,9 +281,7 @@ class _Reading:
     ) -> str:
         """Adds a layer; returns its name."""
         name = self._unused(name)
-        kind = KINDS.get(data["kind"])
-        if kind is None:
-            raise RefusedNodeError(f"networks have no layer of kind {data['kind']}")
+        kind = KINDS[data["kind"]]
         place = Place(f"layer {name}", NetworkError)
         try:
             layer = read_record(kind, data, place, ("kind",))
