@@ -166,8 +166,96 @@ def test_kernel_equals_loop_where_neurons_fill_several_tiles(shape: tuple[int, .
 
 
 @pytest.mark.parametrize("reset", [r for r in RESETS if r[0] not in ("zero", "value")], ids=name_of)
-def test_kernel_equals_loop_with_several_spikes_a_step(reset: tuple[str, bool]) -> None:
-    compare((2, 33, 19), 1, VARIABLES["synapse"], reset, max_spikes=3, refractory=1)
+@pytest.mark.parametrize("max_spikes", [2, 3])
+def test_kernel_equals_loop_with_several_spikes_a_step(reset: tuple[str, bool], max_spikes: int) -> None:
+    compare((2, 33, 19), 1, VARIABLES["synapse"], reset, max_spikes=max_spikes, refractory=1)
+
+
+SYNAPSES: dict[str, dict[str, Any]] = {
+    "no synapse": {},
+    "synapse": {"synapse_alpha": 0.8, "synapse_gain": 0.7},
+    "late synapse": {"synapse_alpha": 0.8, "synapse_gain": 0.7, "synapse_delayed": True},
+}
+COUPLED_BY: dict[str, dict[str, Any]] = {
+    "no adaptation": {},
+    **{
+        " ".join(names) or "adaptation": {"adapt_alpha": 0.9, "adapt_by": 0.6, **dict.fromkeys(names, 0.3)}
+        for count in range(4)
+        for names in itertools.combinations(("adapt_membrane", "adapt_current", "adapt_threshold"), count)
+    },
+}
+
+
+@pytest.mark.parametrize("synapse", SYNAPSES.values(), ids=SYNAPSES)
+@pytest.mark.parametrize("coupled_by", COUPLED_BY.values(), ids=COUPLED_BY)
+def test_every_coupling_alone_is_that_of_the_loop_and_of_the_kernel_for_all(
+    synapse: dict[str, Any], coupled_by: dict[str, Any]
+) -> None:
+    # Of float32 the usual neurons have kernels of their own. With an initial state they take the one for all.
+    torch.manual_seed(0)
+    x = torch.randn(2, 12, 19)
+    for reset, decay_reset, reset_by in [(*r, None) for r in RESETS] + [("subtract", False, 0.8)]:
+        options = {"reset": reset, "decay_reset": decay_reset, "reset_by": reset_by, **synapse, **coupled_by}
+        options["reset_to"] = 0.2 if reset == "value" else None
+        of_all = {**options, "initial_membrane": 0.0, "initial_refractory": torch.zeros(2, 19)}
+        looped = reference.coupled_lif(x, 0.9, **options)
+        for alpha in (0.9, torch.tensor(0.9)):  # without and with sums over time
+            ours, found = outputs_and_gradients(coupled.neurons, leaves({"x": x, "alpha": alpha}), options)
+            others, expected = outputs_and_gradients(coupled.neurons, leaves({"x": x, "alpha": alpha}), of_all)
+            for name, own, other, exact in zip(("spikes", "membrane", "last"), ours, others, looped, strict=True):
+                assert torch.equal(own, other), name
+                assert torch.equal(own, exact), name
+            for name, gradient in found.items():
+                assert torch.equal(gradient, expected[name]), name
+
+
+def test_a_threshold_of_zero_or_less_is_compared_with_the_membrane() -> None:
+    x = torch.tensor([[[-0.5], [0.5], [-2.0]]], dtype=torch.float64)
+    spikes, _ = exodus_core.alif(x, 0.0, 1.0, adapt_by=0.0, adapt_threshold=1.0, initial_adaptation=-2.0, reset="none")
+    assert spikes.flatten().tolist() == [1, 1, 0]
+    spikes, _ = exodus_core.cuba_lif(x, 0.0, 0.0, threshold=0.0, reset="none")
+    assert spikes.flatten().tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
+def test_a_spike_is_decided_on_the_membrane_and_the_threshold_that_are_stored(dtype: torch.dtype) -> None:
+    little = torch.finfo(dtype).eps / 8  # 1 - little and 1 + little are 1 when they are rounded
+    x = torch.tensor([[[0.5]]], dtype=dtype)
+    spikes, membrane, last = coupled.neurons(x, 1.0, initial_membrane=0.5 - little)
+    assert (spikes.item(), membrane.item(), last[0].item()) == (1, 1, 1 - little)
+    raised = {"adapt_alpha": 1.0, "adapt_by": 0.0, "adapt_threshold": 1.0, "initial_adaptation": 1 + little}
+    spikes, _, last = coupled.neurons(x, 1.0, threshold=0.0, initial_membrane=0.5, **raised)
+    assert (spikes.item(), last[3].item()) == (1, 1 + little)
+
+
+@pytest.mark.parametrize("name", ["membrane", "current", "adaptation"])
+def test_a_state_that_fades_ends_at_zero_and_not_at_a_subnormal_number(name: str) -> None:
+    x = torch.zeros(1, 60, 1, dtype=torch.float64)
+    options = {"synapse_alpha": 0.75, "adapt_alpha": 0.75, f"initial_{name}": 1e-305}
+    last = coupled.neurons(x, 0.75, **options)[2]
+    assert not last.any()
+    short = coupled.neurons(x[:, :9], 0.75, **options)[2]
+    assert short[ops.COUPLED_STATES.index(name)] == pytest.approx(1e-305 * 0.75**9, rel=1e-9)
+
+
+def test_a_step_is_held_or_not_and_no_gradient_flows_into_how_long() -> None:
+    x, left = torch.ones(1, 9, 3), torch.tensor([[0.0, 1.0, 4.0]], requires_grad=True)
+    spikes, membrane, last = coupled.neurons(x, 0.5, refractory=2, initial_refractory=left)
+    (gradient,) = torch.autograd.grad(spikes.sum() + membrane.sum() + last[:4].sum(), left)
+    assert torch.equal(gradient, torch.zeros(1, 3))
+    numbers = (0.5, 1.0, 1.0, -1.0, *[0.0] * 7)
+    held = ops.coupled_forward(x, numbers, None, None, 1.0, 2, 1, 0, 7, 1)[4]
+    assert held[0, :, 0].tolist() == [0, 1, 1, 0, 1, 1, 0, 1, 1]
+
+
+def test_a_neuron_without_a_reset_has_no_gradient_by_what_it_subtracts() -> None:
+    membrane = torch.full((1, 5, 2), 2.0)
+    numbers = (0.5, 1.0, 1.0, -9.0, *[0.0] * 7)
+    lanes = ops.coupled_backward(
+        membrane, None, None, None, membrane, membrane, None, numbers, None, None, 1.0, 0, 0, 0, 1.0, 1.0, 0, True, 1
+    )[1]
+    assert not lanes[_STATES + ops.COUPLED_PARAMETERS.index("reset_by")].any()
+    assert lanes[_STATES].all()  # by alpha
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)], ids=name_of)

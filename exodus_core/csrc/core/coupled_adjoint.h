@@ -10,9 +10,6 @@
 
 namespace exodus {
 
-// Numbers of METHOD_NUMBERS in arguments.py: as EXODUS, but spikes are constants in the reset.
-constexpr Method kDetachedReset = static_cast<Method>(2);
-
 // The data of a step that do not depend on later steps.
 template <class Real>
 struct CoupledStep {

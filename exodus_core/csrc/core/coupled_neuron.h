@@ -45,8 +45,7 @@ enum CoupledParameter : int {
   kCoupledParameters,  // how many there are
 };
 
-// Which variables a neuron has, and how they are coupled. The numbers are those of the COUPLING_ constants in ops.py.
-// Terms whose factor is the number 0 are left out.
+// Which variables a neuron has, and how they are coupled. Terms whose factor is the number 0 are left out.
 struct Coupling {
   bool synapse;
   bool adaptation;
@@ -58,13 +57,11 @@ struct Coupling {
   bool raises;      // c w
   Reset reset;
   bool many_spikes;
+  std::int64_t bits;  // as the operators take them: the numbers are those of the COUPLING_ constants in ops.py
 
   static Coupling of(std::int64_t bits, bool waits, Reset reset, double max_spikes) {
     const auto bit = [bits](int which) { return (bits >> which & 1) != 0; };
-    return {bit(0), bit(1), waits, bit(2), bit(3), bit(4), bit(5), bit(6), reset, max_spikes > 1};
-  }
-  int bits() const {
-    return synapse | adaptation << 1 | delayed << 2 | tied << 3 | senses << 4 | inhibits << 5 | raises << 6;
+    return {bit(0), bit(1), waits, bit(2), bit(3), bit(4), bit(5), bit(6), reset, max_spikes > 1, bits};
   }
 };
 
@@ -147,11 +144,11 @@ EXODUS_HOST_DEVICE CoupledStored<Real> coupled_step(const Coupling& coupling, co
   const auto waits = state.waiting > Real(0);
   if (coupling.waits) moved = select(waits, kept, moved);
   state.membrane = clip(moved, neuron.min_membrane);
-  CoupledStored<Real> stored{as_stored<Storage>(state.membrane), as_stored<Storage>(state.adaptation), Real(0)};
+  const CoupledStored<Real> stored{as_stored<Storage>(state.membrane), as_stored<Storage>(state.adaptation),
+                                   select(waits, Real(1), Real(0))};
   state.spikes = fire(coupling.many_spikes, stored.membrane,
                       adapted_threshold(coupling, neuron, stored.adaptation), max_spikes);
   if (coupling.waits) {
-    stored.held = select(waits, Real(1), Real(0));
     state.spikes = select(waits, Real(0), state.spikes);
     const Real left = select(waits, state.waiting - Real(1), Real(0));
     state.waiting = select(state.spikes > Real(0), refractory, left);

@@ -117,7 +117,7 @@ struct KnownCoupling {
 
   EXODUS_HOST_DEVICE static Coupling of(const Coupling&) {
     return {synapse,          adaptation,        waits, (bits & 4) != 0, (bits & 8) != 0,
-            (bits & 16) != 0, (bits & 32) != 0, (bits & 64) != 0, reset, false};
+            (bits & 16) != 0, (bits & 32) != 0, (bits & 64) != 0, reset, false, bits};
   }
 };
 
@@ -264,7 +264,7 @@ void with_known(const Coupling& coupling, bool is_usual, Body body) {
       with_reset(coupling.reset, [&](auto reset) { body(KnownCoupling<bits.value, reset.value>{}); });
     };
     if (is_usual && !coupling.waits && !coupling.many_spikes) {
-      switch (coupling.bits()) {
+      switch (coupling.bits) {
         case 1:
           return with(Is<1>{});
         case 1 + 4:

@@ -29,7 +29,7 @@ LARGEST_REFRACTORY = 2**24
 _SURROGATES = tuple(KINDS.values())
 
 # The numbers are those of enum Method in csrc/core/adjoint.h. BPTT does not reach the operators. EXODUS with a detached
-# reset has a number of its own, kDetachedReset in csrc/core/coupled_adjoint.h.
+# reset has a number of its own.
 DETACHED_RESET = 2
 METHOD_NUMBERS = {"exodus": 0, "slayer": 1, "bptt": 0}
 
