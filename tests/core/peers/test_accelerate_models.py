@@ -80,8 +80,11 @@ def test_an_accelerated_model_is_copied_and_pickled(model):
 @pytest.mark.filterwarnings("default")
 def test_half_floats_are_refused_by_the_call(model):
     made = exodus_core.accelerate(model.build(SMALL), **model.options).bfloat16()
-    with pytest.raises(exodus_core.AccelerationError, match="bfloat16"):
+    with pytest.raises(exodus_core.AccelerationError, match="bfloat16") as caught:
         model.accelerated(made, model.input(SMALL).bfloat16(), SMALL)
+    (refusal,) = caught.value.refusals
+    cls = type(made.get_submodule(refusal.layer))
+    assert refusal.kind == f"{model.library}.{getattr(cls, 'fused_from', cls).__name__}"
 
 
 @pytest.mark.filterwarnings("default")

@@ -290,7 +290,7 @@ def _walk(module: torch.nn.Module, path: str, found: _Found, refusals: list[Refu
     name = path.replace(".", "-").replace("_", "-") or "layer"
     try:
         if kind is not None:
-            refusal = refusal_of(path, module, kind)
+            refusal = refusal_of(path, module, kind, runs=False)
             if refusal is not None:
                 refusals.append(refusal)
             else:

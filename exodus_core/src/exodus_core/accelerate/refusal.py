@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from exodus_core.errors import ArgumentError
@@ -33,7 +34,23 @@ def holds_of_any(condition: Tensor) -> bool:
 
 
 class NotMappedError(Exception):
-    """A module cannot be computed by the kernels; the message is the reason, in words that follow "it"."""
+    """A module cannot be computed by the kernels; the message is the reason, in words that follow "it".
+
+    Attributes:
+        module: the one, where another one is called that has it within; or None.
+    """
+
+    module: torch.nn.Module | None = None
+
+
+@contextmanager
+def of_layer(module: torch.nn.Module) -> Iterator[None]:
+    """While a module runs within another one, which is called, its refusals are its own."""
+    try:
+        yield
+    except NotMappedError as reason:
+        reason.module = module
+        raise
 
 
 @dataclass(frozen=True)
