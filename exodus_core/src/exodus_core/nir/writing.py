@@ -217,11 +217,16 @@ def _exp_leak(writing: _Writing, layer: Any, shape: tuple[int, ...]) -> _Node:
     return _Node(nir.LI(tau=tau, r=writing.resistance(tau, np.ones(shape)), v_leak=np.zeros(shape)))
 
 
-def _spiking(writing: _Writing, layer: Any, shape: tuple[int, ...], **more: Any) -> dict[str, Any]:
-    """The fields of threshold and reset, and the metadata that says what NIR's equations do not, and `more`."""
+def _check_spiking(layer: Any) -> None:
+    """Refuses what no neuron of NIR has."""
     for name, wanted in (("max_spikes", 1), ("min_membrane", None), ("refractory", 0)):
         if getattr(layer, name, wanted) != wanted:
             raise RefusedNodeError(f"its {name} is {getattr(layer, name)}; NIR has none")
+
+
+def _spiking(writing: _Writing, layer: Any, shape: tuple[int, ...], **more: Any) -> dict[str, Any]:
+    """The fields of threshold and reset, and the metadata that says what NIR's equations do not, and `more`."""
+    _check_spiking(layer)
     threshold = writing.rounded(writing.values(layer, "threshold", shape))
     own: dict[str, Any] = {"reset": "zero", "firing": "at", **more}
     reset = np.zeros(shape)
@@ -241,6 +246,7 @@ def _spiking(writing: _Writing, layer: Any, shape: tuple[int, ...], **more: Any)
 
 
 def _lif(writing: _Writing, layer: Any, shape: tuple[int, ...]) -> _Node:
+    _check_spiking(layer)
     alpha = np.ones(shape) if layer.kind == "if" else writing.values(layer, "alpha", shape)
     if layer.reset == "none" and (alpha == 0).all() and layer.recurrent is None:
         threshold = writing.rounded(writing.values(layer, "threshold", shape))
