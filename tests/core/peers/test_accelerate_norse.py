@@ -177,7 +177,7 @@ def test_what_is_not_the_same_is_refused_by_layer_and_nothing_changes(package, l
     model = package.SequentialState(nn.Linear(12, 16), layer(package), nn.Linear(16, 5), package.LI())
     with pytest.raises(exodus_core.AccelerationError, match=reason) as caught:
         exodus_core.accelerate(model)
-    assert [refusal.layer for refusal in caught.value.refusals] == ["1"]
+    assert [refusal.name for refusal in caught.value.refusals] == ["1"]
     assert type(model[3]) is package.LI
 
 

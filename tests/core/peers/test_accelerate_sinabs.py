@@ -163,7 +163,7 @@ def test_what_is_not_the_same_is_refused_by_layer_and_nothing_changes(sinabs, la
     model = nn.Sequential(nn.Linear(12, 16), layer(sinabs), nn.Linear(16, 5), sinabs.layers.IAF())
     with pytest.raises(exodus_core.AccelerationError, match=reason) as caught:
         exodus_core.accelerate(model)
-    assert [refusal.layer for refusal in caught.value.refusals] == ["1"]
+    assert [refusal.name for refusal in caught.value.refusals] == ["1"]
     assert type(model[3]) is sinabs.layers.IAF
 
 
@@ -174,7 +174,7 @@ def test_what_is_changed_after_the_call_is_refused_with_the_name_of_the_layer(si
     with pytest.raises(exodus_core.AccelerationError, match="membrane over time") as caught:
         net(x)
     (refusal,) = caught.value.refusals
-    assert (refusal.layer, refusal.kind) == ("1.0", "sinabs.LIFRecurrent")
+    assert (refusal.name, refusal.kind) == ("1.0", "sinabs.LIFRecurrent")
 
 
 def test_an_unknown_version_is_warned_of_with_the_tested_ones(sinabs, monkeypatch):

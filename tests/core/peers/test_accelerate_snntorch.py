@@ -220,7 +220,7 @@ def test_what_is_not_the_same_is_refused_by_layer_and_nothing_changes(snntorch, 
     net = nn.Sequential(nn.Linear(12, 16), neuron(snntorch), nn.Linear(16, 4), snntorch.Leaky(0.9, init_hidden=True))
     with pytest.raises(exodus_core.AccelerationError, match=reason) as caught:
         exodus_core.accelerate(net, time_dim=0)
-    assert [refusal.layer for refusal in caught.value.refusals] == ["1"]
+    assert [refusal.name for refusal in caught.value.refusals] == ["1"]
     assert type(net) is nn.Sequential
     assert type(net[0]) is nn.Linear
 
@@ -261,7 +261,7 @@ def test_what_a_loop_would_call_by_turns_is_refused(snntorch):
     twice = nn.Sequential(nn.Linear(4, 4), lif, nn.Linear(4, 4), nn.Sequential(lif))
     with pytest.raises(exodus_core.AccelerationError, match="is there twice") as caught:
         exodus_core.accelerate(twice, time_dim=0)
-    assert [refusal.layer for refusal in caught.value.refusals] == ["3.0"]
+    assert [refusal.name for refusal in caught.value.refusals] == ["3.0"]
     hooked = nn.Sequential(nn.Linear(4, 4), lif)
     lif.register_forward_hook(lambda *arguments: None)
     with pytest.raises(exodus_core.AccelerationError, match="has hooks"):

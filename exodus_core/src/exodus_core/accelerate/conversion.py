@@ -17,8 +17,9 @@ from torch import Tensor
 from exodus_core import nn
 from exodus_core.accelerate import norse, over_time, sinabs, snntorch, spikingjelly
 from exodus_core.accelerate.fused import check
-from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, Refusal, converting
+from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, converting
 from exodus_core.errors import ArgumentError, ArgumentTypeError
+from exodus_core.refusals import Refusal
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 LIBRARIES: dict[str, ModuleType] = {
@@ -168,8 +169,9 @@ def accelerate(model: Model, *, time_dim: int | None = None, exact: bool = False
         model: modules that take all steps: sinabs (batch, time, ...), SpikingJelly in step mode "m" and norse
             (time, batch, ...). Or, with time_dim, a torch.nn.Sequential of snnTorch's neurons with init_hidden=True, or
             a norse SequentialState of cells, which take one step.
-        time_dim: for those that take one step: 0 or 1, and the same in a second call. The model then takes all steps, with time on this axis, and
+        time_dim: for those that take one step: 0 or 1. The model then takes all steps, with time on this axis, and
             returns what the loop over them, from rest, would stack. `model(x, steps=T)` repeats an input without time.
+            It stays: a second call with the other one is refused.
         exact: leave torch.nn.Linear, Conv1d and Conv2d as they are. They become those of `exodus_core.nn`, which take
             time in proportion to the spikes that they read and sum in another order.
 

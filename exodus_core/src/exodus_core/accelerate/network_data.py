@@ -12,8 +12,9 @@ from torch import Tensor
 from exodus_core import network
 from exodus_core.accelerate.conversion import LIBRARIES, kind_of, refusal_of
 from exodus_core.accelerate.fused import Neuron, Value, has_kernel, strictly_above
-from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, Refusal, converting
+from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, converting
 from exodus_core.errors import ArgumentError, ArgumentTypeError
+from exodus_core.refusals import Refusal
 from exodus_core.surrogate import Surrogate
 
 nn = torch.nn

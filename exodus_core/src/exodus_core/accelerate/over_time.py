@@ -96,7 +96,7 @@ def run_norse(model: Any, x: Tensor, state: list[Any] | None) -> tuple[Tensor, l
     """The outputs of a SequentialState of cells for x, time first, and the states that its loop would end with."""
     from exodus_core.accelerate import norse
 
-    cells = tuple(norse.classes())
+    cells: Any = tuple(norse.classes())
     states = [None] * len(model) if state is None else list(state)
     for index, module in enumerate(model):
         if isinstance(module, cells):

@@ -20,7 +20,8 @@ from exodus_core.nir.conventions import OF_THE_EQUATIONS, Conventions, read_conv
 from exodus_core.nir.discretisation import Array, input_gain, integrator_gain, time_constant
 from exodus_core.nir.files import nir
 from exodus_core.nir.reading import DTYPES, recurrent_name
-from exodus_core.nir.refusals import GraphError, Refusal, RefusedNodeError
+from exodus_core.nir.refusals import GraphError, RefusedNodeError
+from exodus_core.refusals import Refusal
 
 _IMAGE = 3
 
