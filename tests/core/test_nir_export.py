@@ -256,6 +256,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "min_membrane": ({"kind": "lif", "alpha": 0.9, "min_membrane": -1.0}, "its min_membrane is -1.0; NIR has none"),
     "max_spikes": ({"kind": "if", "max_spikes": 3}, "its max_spikes is 3; NIR has none"),
     "refractory": ({"kind": "if", "refractory": 2}, "its refractory is 2; NIR has none"),
+    "max_spikes of a threshold": (
+        {"kind": "lif", "alpha": 0.0, "reset": "none", "max_spikes": 3},
+        "its max_spikes is 3; NIR has none",
+    ),
+    "min_membrane of a threshold": (
+        {"kind": "lif", "alpha": 0.0, "reset": "none", "min_membrane": -1.0},
+        "its min_membrane is -1.0; NIR has none",
+    ),
+    "refractory of a threshold": (
+        {"kind": "lif", "alpha": 0.0, "reset": "none", "refractory": 2},
+        "its refractory is 2; NIR has none",
+    ),
     "alif": ({"kind": "alif", "alpha": 0.9, "adapt_alpha": 0.9}, "NIR has no adaptive neuron"),
     "no synapse": ({"kind": "cuba_lif", "alpha": 0.9, "synapse_alpha": 1.0}, "synapse_alpha is 1 for some neurons"),
     "no reset": ({"kind": "lif", "alpha": 0.9, "reset": "none"}, "its reset is none; in NIR a spike resets"),
