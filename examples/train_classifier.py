@@ -201,6 +201,7 @@ class Settings(NamedTuple):
         scale: of the surrogate derivative. Through recurrent connections a gradient passes once a step: with the full
             derivative it can grow until it overflows.
         epochs, rate: as of `Task`.
+        synapse: fields of the neurons' synaptic current, which make them second-order; or None.
     """
 
     hidden: int
@@ -208,6 +209,7 @@ class Settings(NamedTuple):
     scale: float
     epochs: int
     rate: float
+    synapse: dict[str, Any] | None = None
 
     def network(self, inputs: int, classes: int) -> dict[str, Any]:
         """LIF neurons with many time constants, and a readout that weighs their spikes.
@@ -218,10 +220,11 @@ class Settings(NamedTuple):
         shortest, longest = TIME_CONSTANTS
         shares = [neuron / (self.hidden - 1) for neuron in range(self.hidden)]
         neurons = {
-            "kind": "lif",
+            "kind": "lif" if self.synapse is None else "cuba_lif",
             "alpha": [math.exp(-1 / (shortest * (longest / shortest) ** share)) for share in shares],
             "surrogate": {"kind": "exponential", "slope": 2.0, "scale": self.scale},
             "recurrent": self.recurrent,
+            **(self.synapse or {}),
         }
         # The gain makes the neurons fire at two per cent of the steps before anything is learned.
         return {
@@ -236,6 +239,7 @@ class Settings(NamedTuple):
 
 FEED_FORWARD = Settings(hidden=256, recurrent=None, scale=1.0, epochs=40, rate=3e-3)
 RECURRENT = Settings(hidden=128, recurrent={"gain": 0.3}, scale=0.3, epochs=20, rate=2e-3)
+SECOND_ORDER = RECURRENT._replace(synapse={"synapse_alpha": 0.8, "synapse_gain": 0.5, "trainable": ["synapse_alpha"]})
 
 
 def interpolate(readings: Tensor, times: int) -> Tensor:
@@ -281,12 +285,13 @@ def encode_touch(readings: Tensor) -> Tensor:
     return torch.cat([changes(signal, quantum) for quantum in QUANTA], 2)
 
 
-def braille(folder: Path, *, recurrent: bool = False) -> Task:
+def braille(folder: Path, *, recurrent: bool = False, second_order: bool = False) -> Task:
     """The letters of a folder's braille_letters.npz.
 
     Args:
         folder: where the file lies.
-        recurrent: whether the hidden neurons have connections to each other.
+        recurrent: the hidden neurons have connections to each other.
+        second_order: they have connections, and a synaptic current that these and the input drive.
 
     Raises:
         OSError: the file cannot be read.
@@ -303,7 +308,7 @@ def braille(folder: Path, *, recurrent: bool = False) -> Task:
     repetition = arrays["repetition"]
     rest, test = everything.split(repetition >= TEST_FROM)
     train, validation = rest.split(repetition[repetition < TEST_FROM] >= VALIDATION_FROM)
-    settings = RECURRENT if recurrent else FEED_FORWARD
+    settings = SECOND_ORDER if second_order else RECURRENT if recurrent else FEED_FORWARD
     net = settings.network(everything.spikes.shape[2], len(letters))
     return Task(
         "Braille letters",
@@ -431,6 +436,9 @@ CompareOption = Annotated[
 ]
 RecurrentOption = Annotated[
     bool, typer.Option("--recurrent", help="Connect the hidden neurons of braille to each other.")
+]
+SecondOrderOption = Annotated[
+    bool, typer.Option("--second-order", help="Connect them, and give them a synaptic current.")
 ]
 EpochsOption = Annotated[
     int | None, typer.Option("--epochs", min=1, help="How often every sample is shown; the default is the task's.")
@@ -611,16 +619,18 @@ class DataSet(StrEnum):
     NMNIST = "nmnist"
 
 
-def choose_task(data_set: DataSet, folder: Path, recurrent: bool) -> Task:
+def choose_task(data_set: DataSet, folder: Path, recurrent: bool, second_order: bool) -> Task:
     """The task of a data set.
 
     Raises:
-        typer.BadParameter: the folder does not hold it, or the network has no recurrent form.
+        typer.BadParameter: the folder does not hold it, or the network has no such form.
     """
-    if recurrent and data_set != DataSet.BRAILLE:
-        raise typer.BadParameter("--recurrent goes with braille alone")
+    if (recurrent or second_order) and data_set != DataSet.BRAILLE:
+        raise typer.BadParameter(f"{'--recurrent' if recurrent else '--second-order'} goes with braille alone")
     try:
-        return braille(folder, recurrent=recurrent) if data_set == DataSet.BRAILLE else nmnist(folder)
+        if data_set == DataSet.BRAILLE:
+            return braille(folder, recurrent=recurrent, second_order=second_order)
+        return nmnist(folder)
     except (OSError, KeyError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="--data") from error
 
@@ -631,13 +641,14 @@ def main(
     url: UrlOption = None,
     local: LocalOption = False,
     recurrent: RecurrentOption = False,
+    second_order: SecondOrderOption = False,
     epochs: EpochsOption = None,
     seed: SeedOption = 0,
     output: OutputOption = Path("demo-output"),
     compare: CompareOption = False,
 ) -> None:
     """Train a spiking network to name Braille letters by touch, or digits seen by an event camera."""
-    task = choose_task(data_set, folder, recurrent)
+    task = choose_task(data_set, folder, recurrent, second_order)
     execute(task, url=url, local=local, compare=compare, epochs=epochs, seed=seed, output=output)
 
 

@@ -16,6 +16,8 @@ EVERY_LIF = LIF | {"alpha": [0.9] * 500, "reset_by": [0.5] * 500, "min_membrane"
 EVERY_LIF |= {"decay_reset": True, "max_spikes": 3}
 EXPONENTIAL = {"kind": "exponential", "alpha": 0.9, "amplitude": -1.0}
 LINEAR = {"kind": "linear", "out_features": 500}
+CUBA = {"kind": "cuba_lif", "alpha": 0.9, "synapse_alpha": 0.8, "trainable": ["alpha", "synapse_alpha"]}
+ALIF = {"kind": "alif", "alpha": 0.9, "adapt_alpha": 0.95, "adapt_threshold": 0.2, "refractory": 2}
 DELAY = {"kind": "delay", "max_delay": 20, "trainable": ["delays"]}
 DELAYED = {"kind": "delayed_linear", "out_features": 300, "max_delay": 10}
 CONV = {"kind": "conv2d", "out_channels": 8, "kernel_size": 3}
@@ -102,6 +104,22 @@ CASES: dict[str, tuple[Any, ...]] = {
     "recurrent of one neuron": ([1], 1, 10000, [LIF | {"recurrent": {}}]),
     "recurrent bptt": ([500], 10, 25, [EVERY_LIF | {"recurrent": {"bias": True}, "method": "bptt"}]),
     "recurrent bptt of one neuron": ([1], 1, 600, [LIF | {"recurrent": {}, "method": "bptt"}]),
+    "second-order": ([500], 20, 100, [LINEAR, CUBA, LINEAR, CUBA]),
+    "second-order, recurrent": ([500], 10, 100, [CUBA | {"recurrent": {"bias": True}}]),
+    "second-order bptt": ([500], 10, 50, [CUBA | {"method": "bptt"}]),
+    "second-order bptt, recurrent": ([500], 10, 25, [CUBA | {"recurrent": {}, "method": "bptt"}]),
+    "adaptive": ([500], 20, 100, [LINEAR, ALIF, LINEAR, ALIF]),
+    "adaptive of many parameters": (
+        [500],
+        20,
+        100,
+        [
+            LEARN,
+            ALIF | {"adapt_alpha": [0.9] * 500, "synapse_alpha": 0.5, "trainable": ["adapt_alpha", "synapse_gain"]},
+        ],
+    ),
+    "adaptive, recurrent, of one neuron": ([1], 1, 5000, [ALIF | {"recurrent": {}}]),
+    "pieces of adaptive": ([500], 20, 400, [LINEAR, ALIF], 20),
     "srm": ([1000], 20, 50, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "response_kernel": [1.0] * 5}]),
     "srm bptt": ([500], 5, 50, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "method": "bptt"}]),
     "srm bptt of many steps": ([100], 2, 1000, [LEARN, {"kind": "srm", "reset_kernel": EXPONENTIAL, "method": "bptt"}]),

@@ -146,14 +146,10 @@ def test_a_network_computes_what_the_graph_says(case: str, conventions: dict[str
     check(chain(shape, *nodes), conventions | ({"synapse": "current"} if "Cuba" in case else {}))
 
 
-def test_a_delay_of_whole_steps_is_a_layer_if_networks_have_it() -> None:
+def test_a_delay_of_whole_steps_is_a_layer() -> None:
     delay = nir.Delay(delay=np.float32(DT) * np.array([0, 1, 3, 7], dtype=np.float32))
     graph = chain((4,), delay, affine(4, 5), lif(5))
-    if "delay" in exodus_core.network.KINDS:
-        assert check(graph, EULER).description.data["layers"][0]["delays"] == [0, 1, 3, 7]
-    else:
-        with pytest.raises(GraphError, match=r"0.Delay \(Delay\): networks have no layer of kind delay"):
-            import_graph(graph, **EULER)
+    assert check(graph, EULER).description.data["layers"][0]["delays"] == [0, 1, 3, 7]
 
 
 @pytest.mark.parametrize("synapse", ["current", "delayed"])
@@ -276,6 +272,33 @@ def test_several_edges_into_a_node_are_added() -> None:
     graph.edges += [("input", "aside"), ("aside", "1.LIF"), ("1.LIF", "output")]
     found = check(graph, EULER)
     assert [layer.kind for layer in found.description.layers].count("add") == 2
+
+
+def layer_values(found: Imported, x: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """What the layer of each node gives."""
+    network = exodus_core.network.build(found.description)
+    network.load_state_dict(found.weights)
+    values = {}
+    for node, name in found.layers.items():
+        network.get_submodule(name).register_forward_hook(lambda *call, node=node: values.update({node: call[2]}))
+    with torch.no_grad():
+        network(torch.tensor(x)[None])
+    return {
+        node: np.asarray(value[0] if isinstance(value, torch.Tensor) else value[0][0]) for node, value in values.items()
+    }
+
+
+def test_the_layer_of_a_product_gives_its_values_with_the_gain_and_the_leak_of_the_node_behind() -> None:
+    product, leak = affine(4, 3), uniform(-1, 1, 3)
+    node = nir.LI(tau=uniform(2, 9, 3) * DT, r=uniform(1, 2, 3), v_leak=leak)
+    graph = chain((4,), product, node)
+    conventions = {**EULER, "start": "reset"}
+    found = import_graph(graph, dtype="float64", **conventions)
+    x = (uniform(0, 1, 40, 4) < 0.4).astype(float)
+    values = layer_values(found, x)
+    given = x @ product.weight.T + product.bias
+    np.testing.assert_allclose(values["0.Affine"], DT / node.tau * (node.r * given + leak), rtol=1e-10)
+    np.testing.assert_allclose(values["1.LI"], nir_loop.run(graph, x, **conventions), rtol=1e-10, atol=1e-10)
 
 
 def test_weights_that_two_nodes_read_keep_the_gain_of_neither() -> None:
@@ -538,6 +561,10 @@ def two_ends() -> nir.NIRGraph:
 def test_edges_that_no_network_has_are_refused(graph: Any, reason: str) -> None:
     with pytest.raises(GraphError, match=reason):
         import_graph(graph(), **EULER)
+
+
+def test_both_ways_refuse_with_the_refusals_of_models() -> None:
+    assert exodus_core.Refusal is exodus_core.nir.Refusal
 
 
 def test_names_of_nodes_become_names_of_layers() -> None:

@@ -193,15 +193,14 @@ def test_each_layer_keeps_its_own_reset_without_the_description(case: str) -> No
     torch.testing.assert_close(rebuilt(found)(x), before(x), rtol=1e-5, atol=1e-6)
 
 
-def test_a_delay_is_written_in_seconds_if_networks_have_it() -> None:
-    if "delay" in network.KINDS:
-        layers = [{"kind": "delay", "delays": [0, 2, 5, 3]}, {"kind": "if", "threshold": 0.5}]
-        before = network.build({"input_shape": [4], "layers": layers})
-        graph = exported(before)
-        np.testing.assert_allclose(graph.nodes["0"].delay, np.array([0, 2, 5, 3]) * DT)
-        x = signal(before)
-        for found in (import_graph(graph), import_graph(without_metadata(graph), dt=DT, reset="subtract", firing="at")):
-            assert torch.equal(rebuilt(found)(x), before(x))
+def test_a_delay_is_written_in_seconds() -> None:
+    layers = [{"kind": "delay", "delays": [0, 2, 5, 3]}, {"kind": "if", "threshold": 0.5}]
+    before = network.build({"input_shape": [4], "layers": layers})
+    graph = exported(before)
+    np.testing.assert_allclose(graph.nodes["0"].delay, np.array([0, 2, 5, 3]) * DT)
+    x = signal(before)
+    for found in (import_graph(graph), import_graph(without_metadata(graph), dt=DT, reset="subtract", firing="at")):
+        assert torch.equal(rebuilt(found)(x), before(x))
 
 
 @pytest.mark.parametrize("discretisation", ["euler", "exponential"])
@@ -257,6 +256,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "min_membrane": ({"kind": "lif", "alpha": 0.9, "min_membrane": -1.0}, "its min_membrane is -1.0; NIR has none"),
     "max_spikes": ({"kind": "if", "max_spikes": 3}, "its max_spikes is 3; NIR has none"),
     "refractory": ({"kind": "if", "refractory": 2}, "its refractory is 2; NIR has none"),
+    "max_spikes of a threshold": (
+        {"kind": "lif", "alpha": 0.0, "reset": "none", "max_spikes": 3},
+        "its max_spikes is 3; NIR has none",
+    ),
+    "min_membrane of a threshold": (
+        {"kind": "lif", "alpha": 0.0, "reset": "none", "min_membrane": -1.0},
+        "its min_membrane is -1.0; NIR has none",
+    ),
+    "refractory of a threshold": (
+        {"kind": "lif", "alpha": 0.0, "reset": "none", "refractory": 2},
+        "its refractory is 2; NIR has none",
+    ),
     "alif": ({"kind": "alif", "alpha": 0.9, "adapt_alpha": 0.9}, "NIR has no adaptive neuron"),
     "no synapse": ({"kind": "cuba_lif", "alpha": 0.9, "synapse_alpha": 1.0}, "synapse_alpha is 1 for some neurons"),
     "no reset": ({"kind": "lif", "alpha": 0.9, "reset": "none"}, "its reset is none; in NIR a spike resets"),

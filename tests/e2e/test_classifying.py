@@ -24,6 +24,7 @@ from examples.train_classifier import (
     Part,
     RemoteLearner,
     Task,
+    braille,
     confusion,
     lose,
     main,
@@ -47,12 +48,17 @@ def samples(count: int, seed: int) -> Part:
     return Part(torch.rand(rate.shape, generator=generator) < rate, labels)
 
 
-def small_task(*, recurrent: bool = False, epochs: int = 3) -> Task:
-    neurons: dict[str, Any] = {
-        "kind": "lif",
-        "alpha": [0.6 + 0.02 * i for i in range(16)],
-        "recurrent": {} if recurrent else None,
-    }
+#: Fields of the hidden neurons.
+FORMS: dict[str, dict[str, Any]] = {
+    "feed-forward": {"kind": "lif"},
+    "recurrent": {"kind": "lif", "recurrent": {}},
+    "second-order": {"kind": "cuba_lif", "synapse_alpha": 0.7, "trainable": ["synapse_alpha"], "recurrent": {}},
+    "adaptive": {"kind": "alif", "adapt_alpha": 0.9, "adapt_threshold": 0.2, "trainable": ["adapt_alpha"]},
+}
+
+
+def small_task(form: str = "feed-forward", *, epochs: int = 3) -> Task:
+    neurons = {"alpha": [0.6 + 0.02 * i for i in range(16)], **FORMS[form]}
     network = {
         "input_shape": [CHANNELS],
         "layers": [
@@ -76,9 +82,9 @@ def small_task(*, recurrent: bool = False, epochs: int = 3) -> Task:
     )
 
 
-@pytest.mark.parametrize("recurrent", [False, True], ids=["feed-forward", "recurrent"])
-def test_remote_and_local_training_are_the_same_to_the_bit(client: Client, recurrent: bool) -> None:
-    task = small_task(recurrent=recurrent)
+@pytest.mark.parametrize("form", FORMS)
+def test_remote_and_local_training_are_the_same_to_the_bit(client: Client, form: str) -> None:
+    task = small_task(form)
     learners = RemoteLearner(client, task, 5), LocalLearner(task, 5)
     remote, local = (list(train(learner, task, 5, task.epochs)) for learner in learners)
     assert remote == local
@@ -288,5 +294,12 @@ def test_a_folder_without_recordings_is_refused(tmp_path: Path, data_set: str) -
     assert "No such file" in refusal(data_set, "--data", str(tmp_path), "--local")
 
 
-def test_only_the_network_of_braille_has_a_recurrent_form(tmp_path: Path) -> None:
-    assert "--recurrent goes with braille" in refusal("nmnist", "--data", str(tmp_path), "--local", "--recurrent")
+@pytest.mark.parametrize("option", ["--recurrent", "--second-order"])
+def test_only_the_network_of_braille_has_other_forms(tmp_path: Path, option: str) -> None:
+    assert f"{option} goes with braille" in refusal("nmnist", "--data", str(tmp_path), "--local", option)
+
+
+def test_second_order_neurons_of_braille_are_recurrent(tmp_path: Path) -> None:
+    layer = braille(letters(tmp_path), second_order=True).network["layers"][1]
+    assert layer["kind"] == "cuba_lif"
+    assert layer["recurrent"] == {"gain": 0.3}

@@ -10,7 +10,7 @@
 
 from exodus_core import losses, network, nn, reference, surrogate, training
 from exodus_core._version import __version__
-from exodus_core.accelerate import AccelerationError, NetworkData, Refusal, accelerate, to_network
+from exodus_core.accelerate import AccelerationError, NetworkData, accelerate, to_network
 from exodus_core.arguments import METHODS, NEURONS, RESETS
 from exodus_core.capability import capabilities
 from exodus_core.coupled import alif, cuba_lif
@@ -21,6 +21,7 @@ from exodus_core.gradients import LifGradient, SrmGradient, lif_gradient, srm_gr
 from exodus_core.kernels import AlphaKernel, ExponentialKernel, SlayerRefractory, SlayerResponse
 from exodus_core.layer import SynapseGradients, fire, output_filter_adjoint, synapse_current, synapse_gradients
 from exodus_core.output_cache import keep_memory, kept_memory
+from exodus_core.refusals import Refusal
 from exodus_core.sparse.convolution import conv1d, conv2d
 from exodus_core.sparse.product import linear
 from exodus_core.sparse.spikes import PackedSpikes, pack

@@ -129,6 +129,12 @@ def check_reset_to(reset: str, reset_to: float | Tensor | None) -> None:
         raise ArgumentError("reset_to", "None unless reset is 'value'", f"a value with reset {reset!r}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Checks that a value is True or False."""
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(name, "a bool", type(value).__name__)
+
+
 def refractory_steps(refractory: Any) -> int:
     """A refractory period in steps, checked."""
     steps = integer("refractory", refractory)
@@ -403,6 +409,8 @@ def lif_arguments(x: Tensor, alpha: float | Tensor, **options: Unpack[LifOptions
     check_surrogate(surrogate)
     reset_number = reset_code(given["reset"], given["decay_reset"], max_spikes)
     check_reset_to(given["reset"], given["reset_to"])
+    check_flag("detach_reset", given["detach_reset"])
+    refractory_steps(given["refractory"])
     # A reset that subtracts, detached, is what SLAYER computes.
     drops_reset = method == "slayer" or (method == "exodus" and bool(given["detach_reset"]))
     check_threshold(threshold, max_spikes)

@@ -16,6 +16,7 @@ from torch import Tensor
 from exodus_core import arguments, ops, reference
 from exodus_core.arguments import LIF_DEFAULTS, LifOptions
 from exodus_core.autograd import Operator, is_differentiated
+from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.once_differentiable import once_differentiable
 from exodus_core.ops import (
     COUPLED_PARAMETERS,
@@ -222,6 +223,32 @@ def _initial(given: Mapping[str, float | Tensor | None], x: Tensor, time_dim: in
     return torch.stack([zeros if row is None else row.reshape(-1) for row in rows])
 
 
+def required_decay(name: str, value: float | Tensor | None) -> float | Tensor:
+    """A decay that must not be None. Raises ArgumentTypeError."""
+    if value is None:
+        raise ArgumentTypeError(name, "a float or a float tensor", "NoneType")
+    return value
+
+
+def _check_synapse(given: CoupledOptions) -> None:
+    """Refuses arguments of a synaptic current that there is none of."""
+    if given["synapse_alpha"] is not None:
+        return
+    gain = given["synapse_gain"]
+    if isinstance(gain, Tensor) or gain != 1:
+        raise ArgumentError(
+            "synapse_gain", "1 without a synapse_alpha", "a tensor" if isinstance(gain, Tensor) else gain
+        )
+    if given["synapse_delayed"]:
+        raise ArgumentError("synapse_delayed", "False without a synapse_alpha", given["synapse_delayed"])
+
+
+def _check_waiting(steps: float | Tensor | None) -> None:
+    """Checks the steps that are left of a refractory period. A tensor is not read."""
+    if steps is not None and not isinstance(steps, Tensor) and not (steps >= 0 and steps == int(steps)):
+        raise ArgumentError("initial_refractory", "a whole number of steps, or a tensor of such", steps)
+
+
 def is_zero(factor: float | Tensor) -> bool:
     """True for the number 0, whose term is left out."""
     return not isinstance(factor, Tensor) and factor == 0
@@ -237,8 +264,14 @@ def coupled_arguments(
     arguments.check_surrogate(surrogate)
     reset_number = arguments.reset_code(reset, given["decay_reset"], max_spikes)
     arguments.check_reset_to(reset, given["reset_to"])
+    arguments.check_flag("detach_reset", given["detach_reset"])
+    arguments.check_flag("synapse_delayed", given["synapse_delayed"])
     arguments.check_threshold(given["threshold"], max_spikes)
     refractory = arguments.refractory_steps(given["refractory"])
+    if reset_by is not None:
+        arguments.check_value("reset_by", reset_by)
+    _check_synapse(given)
+    _check_waiting(given["initial_refractory"])
     couplings = 0
     subtract = given["threshold"] if reset_by is None else reset_by
     values: dict[str, float | Tensor | None] = {
@@ -259,6 +292,10 @@ def coupled_arguments(
         couplings |= 0 if is_zero(given["adapt_membrane"]) else COUPLING_SENSES
         couplings |= 0 if is_zero(given["adapt_current"]) else COUPLING_INHIBITS
         if not is_zero(given["adapt_threshold"]):
+            if max_spikes > 1:
+                raise ArgumentError(
+                    "max_spikes", "1 with adapt_threshold, which may lower the threshold to 0", max_spikes
+                )
             couplings |= COUPLING_RAISES | (COUPLING_TIED if reset_by is None and reset == "subtract" else 0)
     arguments.check_alpha(alpha)
     found = []
@@ -359,7 +396,7 @@ def cuba_lif(
 
         i[t] = synapse_alpha i[t-1] + x[t]
         u[t] = alpha u[t-1] + synapse_gain i[t], and the reset      synapse_delayed=False: sinabs, snnTorch's Synaptic
-        u[t] = alpha u[t-1] + synapse_gain i[t-1], and the reset    synapse_delayed=True: norse's LIF
+        u[t] = alpha u[t-1] + synapse_gain i[t-1], and the reset    synapse_delayed=True: norse's LSNN
 
     Args:
         x: weighted input, shape (outer..., time, inner...), as of `lif`.
@@ -379,6 +416,7 @@ def cuba_lif(
     refuse_in_pieces("exodus_core.cuba_lif", "use a layer of exodus_core.nn")
     options = dict(locals())
     del options["x"], options["alpha"]
+    required_decay("synapse_alpha", synapse_alpha)
     return neurons(x, alpha, **options)[:2]
 
 
@@ -429,7 +467,7 @@ def alif(
         adapt_alpha: decay of the adaptation per step, exp(-dt/tau_adapt), in [0, 1].
         adapt_by: what a spike adds to w.
         adapt_membrane: what the membrane adds to w, before the reset that its spike causes.
-        adapt_threshold: how far w raises the threshold.
+        adapt_threshold: how far w raises the threshold; goes with max_spikes 1.
         adapt_current: how far w is subtracted from the input.
         reset_by: what a spike subtracts; None means the threshold, as far as it is raised.
         initial_adaptation: w[-1]; None means 0. As initial_membrane of `lif`.
@@ -443,4 +481,5 @@ def alif(
     refuse_in_pieces("exodus_core.alif", "use a layer of exodus_core.nn")
     options = dict(locals())
     del options["x"], options["alpha"]
+    required_decay("adapt_alpha", adapt_alpha)
     return neurons(x, alpha, **options)[:2]

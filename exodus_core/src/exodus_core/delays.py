@@ -44,7 +44,7 @@ def delay(x: Tensor, delays: float | Tensor, *, max_delay: int | None = None, ti
     out of range count as the nearest one in it, and have its gradient.
 
     Returns:
-        y, with the shape and dtype of x.
+        y, with the shape and dtype of x. Where delays are a tensor, an infinite x is NaN a step later too.
 
     Raises:
         ArgumentTypeError: an argument has the wrong type or dtype.

@@ -134,7 +134,7 @@ def lif_with_last(x: Tensor, alpha: float | Tensor, **options: Unpack[LifOptions
     time_dim = arguments.check_signal("x", x, options["time_dim"])
     options["time_dim"] = time_dim
     if arguments.is_coupled(**options):
-        raise ArgumentError("reset", "of neurons whose state is their membrane and spikes", repr(options.get("reset")))
+        raise ArgumentError("options", "of neurons whose state is their membrane and spikes", ", ".join(options))
     settings, tensors = arguments.lif_arguments(x, alpha, **options)
     if options.get("method") != "bptt" and is_differentiated(x, *tensors):
         found: tuple[Tensor, ...] = LifWithLast.apply(x.contiguous(), *_untied(settings, tensors), settings)  # type: ignore[no-untyped-call]

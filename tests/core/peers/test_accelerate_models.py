@@ -80,8 +80,11 @@ def test_an_accelerated_model_is_copied_and_pickled(model):
 @pytest.mark.filterwarnings("default")
 def test_half_floats_are_refused_by_the_call(model):
     made = exodus_core.accelerate(model.build(SMALL), **model.options).bfloat16()
-    with pytest.raises(exodus_core.AccelerationError, match="bfloat16"):
+    with pytest.raises(exodus_core.AccelerationError, match="bfloat16") as caught:
         model.accelerated(made, model.input(SMALL).bfloat16(), SMALL)
+    (refusal,) = caught.value.refusals
+    cls = type(made.get_submodule(refusal.name))
+    assert refusal.kind == f"{model.library}.{getattr(cls, 'fused_from', cls).__name__}"
 
 
 @pytest.mark.filterwarnings("default")
@@ -96,4 +99,4 @@ def test_what_has_no_counterpart_as_data_is_refused_by_layer(sinabs):
     )
     with pytest.raises(exodus_core.AccelerationError) as caught:
         exodus_core.to_network(net, [4])
-    assert [refusal.layer for refusal in caught.value.refusals] == ["1", "2", "3", "4", "5"]
+    assert [refusal.name for refusal in caught.value.refusals] == ["1", "2", "3", "4", "5"]

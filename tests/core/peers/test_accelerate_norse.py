@@ -99,6 +99,19 @@ def test_recurrent_and_adaptive_neurons_have_norses_gradients_and_states(package
         assert_close("the output from a state", first(x, list(state))[0], second(x, list(other))[0])
 
 
+def test_a_current_that_is_gone_after_a_step_is_continued_as_in_norse(package, x):
+    def build():
+        return package.SequentialState(nn.Linear(12, 16), package.LIFRecurrent(16, 16, dt=0.005))
+
+    def twice(model, x):
+        first, state = model(x[:15])
+        return torch.cat([first, model(x[15:], state)[0]])
+
+    _, accelerated = assert_same(build, x, twice, gain=6.0)
+    _, state = accelerated(x)
+    assert not state[1].i.any()
+
+
 @pytest.mark.parametrize("cells", ["LIFCell", "LIFBoxCell", "LSNNCell", "LIFRecurrentCell", "IAFCell"])
 @pytest.mark.parametrize("time_dim", [0, 1])
 def test_a_sequence_of_cells_gives_what_its_loop_gives(package, x, cells, time_dim):
@@ -153,14 +166,51 @@ def test_recorded_states_are_norses(package, x):
         (lambda n: n.LIF(p=n.LIFParameters(method="adjoint")), "adjoint"),
         (lambda n: n.LIF(p=n.LIFParameters(tau_mem_inv=torch.tensor(2000.0))), r"outside \[0, 1\]"),
         (lambda n: n.LIFAdEx(), "not one of the neurons that are known"),
+        (lambda n: n.LSNN(p=n.LSNNParameters(**values(v_reset=-0.2))), "rests elsewhere than a spike resets it to"),
+        (lambda n: n.LSNN(p=n.LSNNParameters(method="circ")), "a surrogate or a bound"),
+        (lambda n: n.LSNN(record_states=True), "state over time, and has an adaptation"),
+        (lambda n: n.LIFRecurrent(16, 16, record_states=True), "membrane over time and has recurrent connections"),
+        (lambda n: n.LIFRecurrent(16, 16, p=n.LIFParameters(method="circ")), "recurrent connections and a surrogate"),
     ],
 )
 def test_what_is_not_the_same_is_refused_by_layer_and_nothing_changes(package, layer, reason):
     model = package.SequentialState(nn.Linear(12, 16), layer(package), nn.Linear(16, 5), package.LI())
     with pytest.raises(exodus_core.AccelerationError, match=reason) as caught:
         exodus_core.accelerate(model)
-    assert [refusal.layer for refusal in caught.value.refusals] == ["1"]
+    assert [refusal.name for refusal in caught.value.refusals] == ["1"]
     assert type(model[3]) is package.LI
+
+
+@pytest.mark.parametrize("time_dim", [0, 1])
+def test_another_time_dim_is_refused_in_a_second_call(package, time_dim):
+    model = package.SequentialState(nn.Linear(12, 16), package.LIFCell())
+    exodus_core.accelerate(model, time_dim=time_dim)
+    assert exodus_core.accelerate(exodus_core.accelerate(model), time_dim=time_dim) is model
+    with pytest.raises(exodus_core.AccelerationError, match=f"not for time_dim={1 - time_dim}"):
+        exodus_core.accelerate(model, time_dim=1 - time_dim)
+
+
+def test_a_second_call_of_what_takes_all_steps_changes_nothing(package, x):
+    model = nn.Sequential(package.Lift(nn.Linear(12, 16)), package.Lift(package.LIFBoxCell()))
+    first = exodus_core.accelerate(model).double()(4 * x)[0]
+    assert torch.equal(exodus_core.accelerate(model)(4 * x)[0], first)
+    with pytest.raises(exodus_core.AccelerationError, match="leave out time_dim"):
+        exodus_core.accelerate(model, time_dim=0)
+
+
+def test_a_refusal_of_the_call_names_the_layer(package, x):
+    lifted = nn.Sequential(package.Lift(nn.Linear(12, 16)), package.Lift(package.LIFBoxCell()))
+    over_time = package.SequentialState(nn.Linear(12, 16), package.LIF())
+    cells = package.SequentialState(nn.Linear(12, 16), package.SequentialState(package.LIFBoxCell()))
+    for model, layer, options in (
+        (lifted, "1.lifted_module (norse.LIFBoxCell)", {}),
+        (over_time, "1 (norse.LIF)", {}),
+        (cells, "1.0 (norse.LIFBoxCell)", {"time_dim": 0}),
+    ):
+        exodus_core.accelerate(model, **options).bfloat16()
+        with pytest.raises(exodus_core.AccelerationError, match="bfloat16") as caught:
+            model(x.bfloat16())
+        assert str(caught.value.refusals[0]).startswith(layer)
 
 
 def test_cells_in_a_loop_of_their_own_are_refused_with_what_to_write_instead(package):

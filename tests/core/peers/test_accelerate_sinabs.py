@@ -92,10 +92,15 @@ def test_recurrent_layers_have_sinabs_gradients(sinabs, x):
     check(x, lambda n: sinabs.layers.LIFRecurrent(tau_mem=8.0, tau_syn=4.0, rec_connect=nn.Linear(n, n)), gain=6.0)
 
 
-def test_recordings_and_a_leaky_readout_are_sinabs(sinabs, x):
+@pytest.mark.parametrize("reset", ["MembraneSubtract", "MembraneReset"])
+@pytest.mark.parametrize("spike_fn", ["SingleSpike", "MultiSpike"])
+def test_recordings_and_a_leaky_readout_are_sinabs(sinabs, x, spike_fn, reset):
     def build():
         layers = sinabs.layers
-        hidden = layers.LIF(tau_mem=5.0, tau_syn=4.0, norm_input=False, record_states=True)
+        reset_fn, spikes = getattr(sinabs.activation, reset)(), getattr(sinabs.activation, spike_fn)
+        hidden = layers.LIF(
+            tau_mem=5.0, tau_syn=4.0, norm_input=False, record_states=True, reset_fn=reset_fn, spike_fn=spikes
+        )
         return nn.Sequential(nn.Linear(12, 16), hidden, nn.Linear(16, 5), layers.ExpLeak(tau_mem=20.0, norm_input=True))
 
     unmodified, accelerated = assert_same(build, x, whole, calls=2)
@@ -132,6 +137,10 @@ def test_states_are_reset_copied_and_detached_by_sinabs(sinabs, x):
     assert isinstance(model[1], sinabs.layers.LIF)
 
 
+def recurrent(sinabs, **options):
+    return sinabs.layers.LIFRecurrent(tau_mem=5.0, rec_connect=nn.Linear(16, 16), **options)
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
@@ -144,14 +153,28 @@ def test_states_are_reset_copied_and_detached_by_sinabs(sinabs, x):
         (lambda s: s.layers.IAF(surrogate_grad_fn=lambda v, threshold: v), "not known that it is elementwise"),
         (lambda s: s.layers.ExpLeak(5.0, min_v_mem=-1.0), "leaky integrator with min_v_mem"),
         (lambda s: s.layers.LIFRecurrent(5.0, rec_connect=nn.Sequential(nn.Linear(16, 16), nn.ReLU())), "Linear"),
+        (lambda s: recurrent(s, min_v_mem=-1.0), "recurrent connections and a surrogate, a reset or a bound"),
+        (lambda s: recurrent(s, reset_fn=s.activation.MembraneReset()), "a reset or a bound"),
+        (lambda s: recurrent(s, surrogate_grad_fn=s.activation.PeriodicExponential()), "a surrogate, a reset"),
+        (lambda s: recurrent(s, record_states=True), "membrane over time and has recurrent connections"),
     ],
 )
 def test_what_is_not_the_same_is_refused_by_layer_and_nothing_changes(sinabs, layer, reason):
     model = nn.Sequential(nn.Linear(12, 16), layer(sinabs), nn.Linear(16, 5), sinabs.layers.IAF())
     with pytest.raises(exodus_core.AccelerationError, match=reason) as caught:
         exodus_core.accelerate(model)
-    assert [refusal.layer for refusal in caught.value.refusals] == ["1"]
+    assert [refusal.name for refusal in caught.value.refusals] == ["1"]
     assert type(model[3]) is sinabs.layers.IAF
+
+
+def test_what_is_changed_after_the_call_is_refused_with_the_name_of_the_layer(sinabs, x):
+    net = exodus_core.accelerate(nn.Sequential(nn.Linear(12, 16), nn.Sequential(recurrent(sinabs)))).double()
+    net(x)
+    net[1][0].record_states = True
+    with pytest.raises(exodus_core.AccelerationError, match="membrane over time") as caught:
+        net(x)
+    (refusal,) = caught.value.refusals
+    assert (refusal.name, refusal.kind) == ("1.0", "sinabs.LIFRecurrent")
 
 
 def test_an_unknown_version_is_warned_of_with_the_tested_ones(sinabs, monkeypatch):

@@ -185,6 +185,14 @@ def own_surrogate():
     return import_module("snntorch.surrogate").custom_surrogate(lambda x, grad, spikes: grad)
 
 
+def triangular():
+    return import_module("snntorch.surrogate").triangular()
+
+
+def recurrent(snntorch, **options):
+    return snntorch.RLeaky(0.9, linear_features=16, init_hidden=True, **options)
+
+
 @pytest.mark.parametrize(
     ("neuron", "reason"),
     [
@@ -199,6 +207,11 @@ def own_surrogate():
         ),
         (lambda snn: snn.Alpha(0.9, 0.8, init_hidden=True), "two currents"),
         (lambda snn: snn.RLeaky(0.9, all_to_all=False, init_hidden=True), "one weight per neuron"),
+        (lambda snn: recurrent(snn, spike_grad=triangular()), "recurrent connections and a surrogate"),
+        (
+            lambda snn: snn.Synaptic(0.9, 0.8, reset_mechanism="zero", spike_grad=triangular(), init_hidden=True),
+            "a surrogate or a bound",
+        ),
         (lambda snn: type("Own", (snn.Leaky,), {})(0.9, init_hidden=True), "derived"),
     ],
 )
@@ -207,7 +220,7 @@ def test_what_is_not_the_same_is_refused_by_layer_and_nothing_changes(snntorch, 
     net = nn.Sequential(nn.Linear(12, 16), neuron(snntorch), nn.Linear(16, 4), snntorch.Leaky(0.9, init_hidden=True))
     with pytest.raises(exodus_core.AccelerationError, match=reason) as caught:
         exodus_core.accelerate(net, time_dim=0)
-    assert [refusal.layer for refusal in caught.value.refusals] == ["1"]
+    assert [refusal.name for refusal in caught.value.refusals] == ["1"]
     assert type(net) is nn.Sequential
     assert type(net[0]) is nn.Linear
 
@@ -224,12 +237,31 @@ def test_a_sequential_needs_the_axis_of_time(snntorch):
         exodus_core.accelerate(net)
 
 
+def test_a_membrane_of_recurrent_neurons_that_is_not_linear_in_their_spikes_is_refused(snntorch):
+    layers = (
+        recurrent(snntorch, reset_mechanism="zero", output=True),
+        snntorch.RSynaptic(0.9, 0.8, linear_features=16, init_hidden=True, output=True),
+    )
+    for layer in layers:
+        with pytest.raises(exodus_core.AccelerationError, match="membrane over time and has recurrent connections"):
+            exodus_core.accelerate(nn.Sequential(nn.Linear(12, 16), layer), time_dim=0)
+
+
+@pytest.mark.parametrize("time_dim", [0, 1])
+def test_another_time_dim_is_refused_in_a_second_call(snntorch, time_dim):
+    net = nn.Sequential(nn.Linear(12, 16), snntorch.Leaky(0.9, init_hidden=True))
+    exodus_core.accelerate(net, time_dim=time_dim)
+    assert exodus_core.accelerate(exodus_core.accelerate(net), time_dim=time_dim) is net
+    with pytest.raises(exodus_core.AccelerationError, match=f"not for time_dim={1 - time_dim}"):
+        exodus_core.accelerate(net, time_dim=1 - time_dim)
+
+
 def test_what_a_loop_would_call_by_turns_is_refused(snntorch):
     lif = snntorch.Leaky(0.9, init_hidden=True)
     twice = nn.Sequential(nn.Linear(4, 4), lif, nn.Linear(4, 4), nn.Sequential(lif))
     with pytest.raises(exodus_core.AccelerationError, match="is there twice") as caught:
         exodus_core.accelerate(twice, time_dim=0)
-    assert [refusal.layer for refusal in caught.value.refusals] == ["3.0"]
+    assert [refusal.name for refusal in caught.value.refusals] == ["3.0"]
     hooked = nn.Sequential(nn.Linear(4, 4), lif)
     lif.register_forward_hook(lambda *arguments: None)
     with pytest.raises(exodus_core.AccelerationError, match="has hooks"):

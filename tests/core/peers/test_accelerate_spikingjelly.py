@@ -94,7 +94,7 @@ def test_what_is_not_the_same_is_refused_by_layer_and_nothing_changes(spikingjel
     model = nn.Sequential(nn.Linear(12, 16), node(spikingjelly), spikingjelly.neuron.IFNode(step_mode="m"))
     with pytest.raises(exodus_core.AccelerationError, match=reason) as caught:
         exodus_core.accelerate(model)
-    assert [refusal.layer for refusal in caught.value.refusals] == ["1"]
+    assert [refusal.name for refusal in caught.value.refusals] == ["1"]
     assert type(model[2]) is spikingjelly.neuron.IFNode
 
 

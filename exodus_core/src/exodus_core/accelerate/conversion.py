@@ -16,8 +16,10 @@ from torch import Tensor
 
 from exodus_core import nn
 from exodus_core.accelerate import norse, over_time, sinabs, snntorch, spikingjelly
-from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, Refusal, converting
+from exodus_core.accelerate.fused import check
+from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, converting
 from exodus_core.errors import ArgumentError, ArgumentTypeError
+from exodus_core.refusals import Refusal
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 LIBRARIES: dict[str, ModuleType] = {
@@ -74,18 +76,26 @@ def _warn_of_version(name: str) -> None:
         )
 
 
-def refusal_of(layer: str, module: torch.nn.Module, kind: tuple[str, str]) -> Refusal | None:
-    """Why the kernels cannot compute a module of neurons, or None."""
+def _shown(module: torch.nn.Module) -> str:
+    """The library and the name of a class, as refusals have them."""
+    cls, kind = getattr(type(module), "fused_from", type(module)), kind_of(module)
+    return cls.__name__ if kind is None else f"{kind[0]}.{cls.__name__}"
+
+
+def refusal_of(layer: str, module: torch.nn.Module, kind: tuple[str, str], *, runs: bool = True) -> Refusal | None:
+    """Why the kernels cannot compute a module of neurons, or None; without `runs`, why there is no data of it."""
     name, cls = kind
     library = LIBRARIES[name]
-    shown = f"{name}.{type(module).__name__}"
+    shown = _shown(module)
     if cls in library.REFUSED:
         return Refusal(layer, shown, library.REFUSED[cls])
     if not is_exactly(module, kind):
         return Refusal(layer, shown, f"is a class derived from {name}.{cls}, which may have changed what it computes")
     try:
         with converting():
-            library.described(module)
+            found = library.described(module)
+            if runs:
+                check(found, library.traces(module))
     except NotMappedError as reason:
         return Refusal(layer, shown, str(reason))
     return None
@@ -104,14 +114,17 @@ def _fused_class(cls: type, name: str) -> type:
             try:
                 return forward(self, *args, **options)
             except NotMappedError as reason:
-                raise AccelerationError([Refusal("", cls.__name__, str(reason))], _EXPECTED) from None
+                part = reason.module or self
+                within = next(path for path, module in self.named_modules() if module is part)
+                layer = ".".join(filter(None, (self.fused_layer, within)))
+                raise AccelerationError([Refusal(layer, _shown(part), str(reason))], _EXPECTED) from None
 
         def reduced(self: Any, protocol: Any) -> tuple[Any, ...]:
             return _restored, key, self.__dict__
 
         fused.__doc__ = forward.__doc__
         fused.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-        own = {"forward": fused, "fused_from": cls, "__reduce_ex__": reduced}
+        own = {"forward": fused, "fused_from": cls, "fused_as": name, "fused_layer": "", "__reduce_ex__": reduced}
         _fused_classes[key] = type(f"Fused{cls.__name__}", (cls,), own)
     return _fused_classes[key]
 
@@ -122,9 +135,10 @@ def _restored(cls: type, name: str) -> Any:
     return fused.__new__(fused)
 
 
-def _fuse(module: torch.nn.Module, name: str) -> None:
+def _fuse(module: Any, name: str, layer: str) -> None:
     if not hasattr(type(module), "fused_from"):
         module.__class__ = _fused_class(type(module), name)
+    module.fused_layer = layer
 
 
 #: The products that have a sparse counterpart, which is derived from them.
@@ -157,6 +171,7 @@ def accelerate(model: Model, *, time_dim: int | None = None, exact: bool = False
             a norse SequentialState of cells, which take one step.
         time_dim: for those that take one step: 0 or 1. The model then takes all steps, with time on this axis, and
             returns what the loop over them, from rest, would stack. `model(x, steps=T)` repeats an input without time.
+            It stays: a second call with the other one is refused.
         exact: leave torch.nn.Linear, Conv1d and Conv2d as they are. They become those of `exodus_core.nn`, which take
             time in proportion to the spikes that they read and sum in another order.
 
@@ -185,8 +200,9 @@ def accelerate(model: Model, *, time_dim: int | None = None, exact: bool = False
         raise AccelerationError(refusals, _EXPECTED)
     for name in dict.fromkeys(kind[0] for _, _, kind in found):
         _warn_of_version(name)
+    names = {id(module): name for name, module in model.named_modules()}
     for module, forward in plan:
-        _fuse(module, forward)
+        _fuse(module, forward, names[id(module)])
     if not exact:
         _read_spikes(model)
     return model
@@ -269,9 +285,17 @@ _FORWARDS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _refusals_again(model: Any, time_dim: int | None) -> list[Refusal]:
+    """Of a model that is accelerated already, with a time_dim that it may not have been given then."""
+    if time_dim is None or type(model).fused_as.endswith(f" {time_dim}"):
+        return []
+    reason = f"takes all steps already, and not for time_dim={time_dim}; its first time_dim stays"
+    return [Refusal("", _shown(model), reason)]
+
+
 def _plan_snntorch(model: torch.nn.Module, layers: Layers, time_dim: int | None, plan: Plan) -> list[Refusal]:
     if hasattr(type(model), "fused_from"):
-        return []
+        return _refusals_again(model, time_dim)
     if time_dim is None:
         return [Refusal(name, type(module).__name__, _SNNTORCH_LOOP) for name, module in layers]
     refusals = _sequential_refusals(model, layers, _SNNTORCH_LOOP, (torch.nn.Sequential,))
@@ -295,9 +319,11 @@ def _last(model: torch.nn.Module) -> torch.nn.Module:
 
 def _plan_norse(model: torch.nn.Module, layers: Layers, time_dim: int | None, plan: Plan) -> list[Refusal]:
     if hasattr(type(model), "fused_from"):
-        return []
+        return _refusals_again(model, time_dim)
     package: Any = importlib.import_module("norse.torch")
-    lifts: list[Any] = [part for part in model.modules() if type(part) is package.Lift]
+    lifts: list[Any] = [
+        part for part in model.modules() if getattr(type(part), "fused_from", type(part)) is package.Lift
+    ]
     lifted = {id(part.lifted_module) for part in lifts}
     refusals: list[Refusal] = []
     looped: Layers = []

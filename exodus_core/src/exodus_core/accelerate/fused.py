@@ -118,18 +118,20 @@ def run(
         membrane, spikes, current, adaptation: the state before the first step, of the shape of x without time; None: at
             rest.
         trace: give the membrane over time.
+
+    Raises:
+        NotMappedError: as `check`; or the kernels do not take the dtype of x, or constants of its shape.
     """
     if x.dtype not in (torch.float32, torch.float64):
         raise NotMappedError(f"gets {x.dtype}, in which the library rounds in each step; float32 and float64 can be")
     if x.shape[time_dim] == 0:
         raise ValueError("the input must have at least one step, got none")
+    check(neuron, trace)
     currents = last_current = None
     if neuron.recurrent_weight is not None:
         return _recurrent(neuron, x, time_dim, membrane, spikes, current, trace)
     if has_kernel(neuron) and _needs_coupled(neuron, trace):
         return _coupled(neuron, x, time_dim, membrane, spikes, current, adaptation, trace)
-    if neuron.refractory or neuron.synapse_delayed or neuron.adapt_alpha is not None:
-        raise NotMappedError("has a surrogate or a bound that the kernels of its neurons do not have")
     if neuron.synapse_alpha is not None:
         driven = x if neuron.synapse_gain is None else x * _across(neuron.synapse_gain, x, time_dim)
         x, last_current = _integrated(driven, neuron.synapse_alpha, current, time_dim)
@@ -197,9 +199,36 @@ def _needs_coupled(neuron: Neuron, trace: bool = False) -> bool:
         return False
     if neuron.refractory or neuron.synapse_delayed or neuron.adapt_alpha is not None:
         return True
-    if neuron.synapse_alpha is not None:  # they do not give the current over time, and see it as it is
-        return not trace and neuron.offset is None
-    return neuron.reset == "zero" and neuron.detach_reset
+    if neuron.reset == "zero" and neuron.detach_reset:  # the operators of one variable have no such rule
+        return True
+    # They do not give the current over time, and see it as it is.
+    return neuron.synapse_alpha is not None and not trace and neuron.offset is None
+
+
+def check(neuron: Neuron, trace: bool = False) -> None:
+    """Refuses a layer that `run` does not compute, with or without its membrane over time.
+
+    Raises:
+        NotMappedError: the reason.
+    """
+    kernel = has_kernel(neuron)
+    synapse = neuron.synapse_alpha is not None
+    if neuron.recurrent_weight is not None:
+        if not kernel or neuron.offset is not None:
+            raise NotMappedError(
+                "has recurrent connections and a surrogate, a reset or a bound that their kernels do not have"
+            )
+        if trace and (synapse or neuron.reset == "zero" or (neuron.reset == "subtract" and neuron.decay_reset)):
+            raise NotMappedError(
+                "gives its membrane over time and has recurrent connections with a synapse or a reset before the decay"
+            )
+    elif kernel and _needs_coupled(neuron, trace):
+        if synapse and neuron.offset is not None:
+            raise NotMappedError("has a synapse and a membrane that rests elsewhere than a spike resets it to")
+        if trace and neuron.adapt_alpha is not None:
+            raise NotMappedError("gives its state over time, and has an adaptation, which the kernels give at the end")
+    elif neuron.refractory or neuron.synapse_delayed or neuron.adapt_alpha is not None:
+        raise NotMappedError("has a surrogate or a bound that the kernels of its neurons do not have")
 
 
 def _coupled(
@@ -223,8 +252,6 @@ def _coupled(
         if neuron.gain is not None:
             x = x * _across(neuron.gain, x, time_dim)
     else:
-        if neuron.offset is not None:
-            raise NotMappedError("has a synapse and a membrane that rests elsewhere than a spike resets it to")
         if neuron.synapse_gain is not None:
             x = x * _across(neuron.synapse_gain, x, time_dim)
         options |= {"synapse_alpha": neuron.synapse_alpha, "synapse_delayed": neuron.synapse_delayed}
@@ -314,10 +341,6 @@ def _recurrent(
     """Neurons with recurrent connections, whose spikes come back with the input of the next step."""
     weight, bias = neuron.recurrent_weight, neuron.recurrent_bias
     assert weight is not None
-    if not has_kernel(neuron) or neuron.offset is not None:
-        raise NotMappedError(
-            "has recurrent connections and a surrogate, a reset or a bound that their kernels do not have"
-        )
     x = x.movedim(time_dim, 1)
     if bias is not None:
         bias = bias.view(x.shape[2:])
@@ -359,14 +382,6 @@ def _recurrent_membrane(
     first = torch.zeros_like(fired[:, :1]) if state is None else state[1].unsqueeze(1)
     earlier = torch.cat([first, fired[:, :-1]], 1)
     driven = x + (earlier.flatten(2) @ weight.t()).view_as(x)
-    if (
-        neuron.reset == "zero"
-        or (neuron.reset == "subtract" and neuron.decay_reset)
-        or neuron.synapse_alpha is not None
-    ):
-        raise NotMappedError(
-            "gives its membrane over time and has recurrent connections with a synapse or a reset before the decay"
-        )
     if neuron.reset == "subtract":
         driven = driven - (earlier.detach() if neuron.detach_reset else earlier) * neuron.subtracted
     return _integrated(driven, neuron.alpha, None if state is None else state[0], 1)[0]

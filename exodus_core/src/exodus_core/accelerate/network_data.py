@@ -12,8 +12,9 @@ from torch import Tensor
 from exodus_core import network
 from exodus_core.accelerate.conversion import LIBRARIES, kind_of, refusal_of
 from exodus_core.accelerate.fused import Neuron, Value, has_kernel, strictly_above
-from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, Refusal, converting
+from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, converting
 from exodus_core.errors import ArgumentError, ArgumentTypeError
+from exodus_core.refusals import Refusal
 from exodus_core.surrogate import Surrogate
 
 nn = torch.nn
@@ -290,7 +291,7 @@ def _walk(module: torch.nn.Module, path: str, found: _Found, refusals: list[Refu
     name = path.replace(".", "-").replace("_", "-") or "layer"
     try:
         if kind is not None:
-            refusal = refusal_of(path, module, kind)
+            refusal = refusal_of(path, module, kind, runs=False)
             if refusal is not None:
                 refusals.append(refusal)
             else:

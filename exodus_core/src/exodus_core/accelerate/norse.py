@@ -17,7 +17,7 @@ from torch import Tensor
 
 from exodus_core.accelerate.fused import Neuron, run
 from exodus_core.accelerate.over_time import each_step
-from exodus_core.accelerate.refusal import NotMappedError, holds_of_any
+from exodus_core.accelerate.refusal import NotMappedError, holds_of_any, of_layer
 from exodus_core.accelerate.trace_adjoint import elementwise_derivative
 from exodus_core.surrogate import FastSigmoid, Gaussian, Surrogate, Tanh, Triangle
 
@@ -125,6 +125,11 @@ def neuron(module: Any) -> Neuron:
 described = neuron
 
 
+def traces(module: Any) -> bool:
+    """True for a layer that gives its state over time."""
+    return bool(getattr(module, "record_states", False))
+
+
 def over_time(module: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
     """(time, batch, ...) -> (spikes or membranes, state after the last step); with record_states the states of all."""
     found = neuron(module)
@@ -133,16 +138,13 @@ def over_time(module: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         return _recurrent(module, found, x, state)
     state = module.state_fallback(x if is_over_time(module) else x[0]) if from_rest else state
     membrane = (state.v - found.shift).to(x.dtype).expand_as(x[0])
-    records = bool(getattr(module, "record_states", False))
+    records = traces(module)
     current = adaptation = None
     if found.adapt_alpha is not None:
         current = state.i.to(x.dtype).expand_as(x[0])
         adaptation = (state.b - module.p.v_th).to(x.dtype).expand_as(x[0])
-        if records:
-            raise NotMappedError("has record_states, and an adaptation that is not given over time")
     elif found.synapse_alpha is not None and not from_rest:
-        # The state holds the current after its decay, and the first step adds it to its input.
-        x = torch.cat([(x[0] + state.i.to(x.dtype)).unsqueeze(0), x[1:]])
+        x = _with_current(x, state)
     ran = run(found, x, 0, membrane=membrane, current=current, adaptation=adaptation, trace=records)
 
     def after(membranes: Tensor, spikes: Tensor | None) -> Tensor:
@@ -168,21 +170,22 @@ def over_time(module: Any, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
     return ran.membrane + found.shift, type(state)(**values)
 
 
+def _with_current(x: Tensor, state: Any) -> Tensor:
+    """x with the current before it: a state holds the current after its decay, and the first step adds it to x."""
+    return torch.cat([(x[0] + state.i.to(x.dtype)).unsqueeze(0), x[1:]])
+
+
 def _recurrent(module: Any, found: Neuron, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-    if getattr(module, "record_states", False):
-        raise NotMappedError("has record_states and recurrent connections")
     x = torch.nn.functional.linear(x, module.input_weights)
     before: dict[str, Any] = {}
     if state is not None:
-        assert found.synapse_alpha is not None
         shape = x.shape[1:]
         before = {
             "membrane": (state.v - found.shift).to(x.dtype).expand(shape),
             "spikes": state.z.to(x.dtype).expand(shape),
         }
-        # The reset is behind the membrane; the state holds the current after its decay.
-        before["current"] = (state.i / found.synapse_alpha).to(x.dtype).expand(shape)
-    ran = run(found, x, 0, **before)
+        x = _with_current(x, state)
+    ran = run(found, x, 0, trace=traces(module), **before)
     assert ran.spikes is not None
     assert ran.last_spikes is not None
     assert ran.last_current is not None
@@ -208,7 +211,8 @@ def forward(self: Any, input_tensor: Tensor, state: Any = None) -> tuple[Tensor,
 def forward_of_lift(self: Any, x: Tensor | tuple[Tensor, Any]) -> tuple[Tensor, Any]:
     """A lifted cell, over all steps on the kernels."""
     x, state = x if isinstance(x, tuple) else (x, None)
-    return over_time(self.lifted_module, x, state)
+    with of_layer(self.lifted_module):
+        return over_time(self.lifted_module, x, state)
 
 
 def forward_of_folded_lift(self: Any, x: Tensor | tuple[Tensor, Any]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from exodus_core import nn as products
-from exodus_core.accelerate.refusal import NotMappedError
+from exodus_core.accelerate.refusal import NotMappedError, of_layer
 from exodus_core.errors import ArgumentError
 
 nn = torch.nn
@@ -83,7 +83,8 @@ def run_snntorch(model: torch.nn.Sequential, x: Tensor) -> Any:
             return None
 
         def layer(neuron: Any, value: Tensor) -> Any:
-            found = snntorch.over_time(neuron, value)
+            with of_layer(neuron):
+                found = snntorch.over_time(neuron, value)
             return found[0] if len(found) == 1 else found
 
         return layer
@@ -95,11 +96,12 @@ def run_norse(model: Any, x: Tensor, state: list[Any] | None) -> tuple[Tensor, l
     """The outputs of a SequentialState of cells for x, time first, and the states that its loop would end with."""
     from exodus_core.accelerate import norse
 
-    cells = tuple(norse.classes())
+    cells: Any = tuple(norse.classes())
     states = [None] * len(model) if state is None else list(state)
     for index, module in enumerate(model):
         if isinstance(module, cells):
-            x, states[index] = norse.over_time(module, x, states[index])
+            with of_layer(module):
+                x, states[index] = norse.over_time(module, x, states[index])
         elif model.stateful_layers[index]:
             x, states[index] = run_norse(module, x, states[index])
         else:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from exodus_core.errors import ArgumentError
+from exodus_core.refusals import Refusal
 
 _converting: ContextVar[bool] = ContextVar("converting", default=False)
 
@@ -33,30 +34,27 @@ def holds_of_any(condition: Tensor) -> bool:
 
 
 class NotMappedError(Exception):
-    """A module cannot be computed by the kernels; the message is the reason, in words that follow "it"."""
+    """A module cannot be computed by the kernels; the message is the reason, in words that follow "it".
 
-
-@dataclass(frozen=True)
-class Refusal:
-    """A layer that is refused.
-
-    Args:
-        layer: its name in the model, as in `named_modules`; "" for the model itself.
-        kind: the name of its class, with that of its library.
-        reason: what keeps it from being computed the same, and what to change where something can be.
+    Attributes:
+        module: the one, where another one is called that has it within; or None.
     """
 
-    layer: str
-    kind: str
-    reason: str
+    module: torch.nn.Module | None = None
 
-    def __str__(self) -> str:
-        name = f"{self.layer} ({self.kind})" if self.layer else self.kind
-        return f"{name}: {self.reason}"
+
+@contextmanager
+def of_layer(module: torch.nn.Module) -> Iterator[None]:
+    """While a module runs within another one, which is called, its refusals are its own."""
+    try:
+        yield
+    except NotMappedError as reason:
+        reason.module = module
+        raise
 
 
 class AccelerationError(ArgumentError):
-    """A model that cannot be accelerated, or written as data. Nothing has been changed.
+    """A model that cannot be accelerated, written as data, or called so once it is. Nothing has been changed.
 
     Args:
         refusals: the layers that are refused.

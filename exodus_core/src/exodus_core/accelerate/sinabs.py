@@ -154,6 +154,11 @@ def described(module: Any) -> Neuron:
     return _recurrent(module) if hasattr(module, "rec_connect") else neuron(module)
 
 
+def traces(module: Any) -> bool:
+    """True for a layer that gives its state over time."""
+    return bool(module.record_states)
+
+
 def _prepare(module: Any, x: Tensor) -> None:
     """The state's shape as the library's forward makes it."""
     shape = (x.shape[0], *x.shape[2:])
@@ -171,7 +176,7 @@ def _run(module: Any, x: Tensor) -> Tensor:
     _prepare(module, x)
     found = described(module)
     current = module.i_syn if found.synapse_alpha is not None else None
-    ran = run(found, x, 1, membrane=module.v_mem, current=current, trace=module.record_states)
+    ran = run(found, x, 1, membrane=module.v_mem, current=current, trace=traces(module))
     if ran.spikes is None:
         assert ran.membrane is not None
         output = ran.membrane

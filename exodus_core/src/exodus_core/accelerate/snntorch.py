@@ -100,10 +100,6 @@ def neuron(module: Any) -> Neuron:
         common["synapse_alpha"] = module.alpha.clamp(0, 1)
     if kind in ("RLeaky", "RSynaptic"):
         common |= _recurrent(module)
-        if module.output and (reset == "zero" or kind == "RSynaptic"):
-            raise NotMappedError(
-                "has output=True, recurrent connections and a membrane that is not linear in its spikes"
-            )
     return Neuron(
         threshold=module.threshold,
         reset=reset,
@@ -116,6 +112,11 @@ def neuron(module: Any) -> Neuron:
 
 
 described = neuron
+
+
+def traces(module: Any) -> bool:
+    """True for a layer that gives its membrane over time."""
+    return bool(module.output)
 
 
 def _kind(module: Any) -> str:
@@ -141,7 +142,7 @@ def _recurrent(module: Any) -> dict[str, Any]:
 def over_time(module: Any, x: Tensor) -> tuple[Tensor, ...]:
     """The outputs of a layer with init_hidden=True, time first, from rest, as the loop over its steps stacks them."""
     found = neuron(module)
-    ran: Ran = run(found, x, 0, trace=module.output)
+    ran: Ran = run(found, x, 0, trace=traces(module))
     assert ran.spikes is not None
     assert ran.last_spikes is not None
     spikes = ran.spikes

@@ -111,11 +111,16 @@ def neuron(module: Any) -> Neuron:
 described = neuron
 
 
+def traces(module: Any) -> bool:
+    """True for a layer that gives its membrane over time."""
+    return bool(module.store_v_seq)
+
+
 def forward(self: Any, x_seq: Tensor) -> Tensor:
     """The layer's forward pass on the kernels, x_seq of shape (time, batch, ...)."""
     found = neuron(self)
     (v,) = self.materialize_states((x_seq,), tuple(self._memories.values()), "m")
-    ran = run(found, x_seq, 0, membrane=v - found.shift if found.shift else v, trace=self.store_v_seq)
+    ran = run(found, x_seq, 0, membrane=v - found.shift if found.shift else v, trace=traces(self))
     assert ran.spikes is not None
     assert ran.last_spikes is not None
     after = found.after_reset(ran.last_membrane, ran.last_spikes)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exodus_core.losses.loss import Loss, LossValue, check_no_targets, metrics_of
 
-#: Upper bound of the copies of the outputs that a further loss keeps until all are differentiated; measured: 1.2.
+#: Upper bound of the copies of the outputs that a further loss keeps until all are differentiated.
 _COPIES = 2
 
 

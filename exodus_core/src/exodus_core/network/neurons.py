@@ -246,10 +246,17 @@ class Alif(Lif):
     ] = ()
 
     def output_shape(self, shapes: tuple[Shape, ...], place: Place) -> Shape:
-        for name in _OF_SYNAPSE if self.synapse_alpha is None else ():
-            if name in self.trainable:
-                expected = f"a list with {name} only if synapse_alpha has a value"
-                raise place.at("trainable").refuse_as(expected, name)
+        if self.max_spikes > 1 and self.adapt_threshold != 0:
+            raise place.at("max_spikes").refuse("1 with adapt_threshold", self.max_spikes)
+        if self.synapse_alpha is None:
+            for name in _OF_SYNAPSE:
+                if name in self.trainable:
+                    expected = f"a list with {name} only if synapse_alpha has a value"
+                    raise place.at("trainable").refuse_as(expected, name)
+            for name, default in (("synapse_gain", 1.0), ("synapse_delayed", False)):
+                if getattr(self, name) != default:
+                    expected = f"{'1' if name == 'synapse_gain' else 'false'} without a synapse_alpha"
+                    raise place.at(name).refuse(expected, plain(getattr(self, name)))
         return super().output_shape(shapes, place)
 
 

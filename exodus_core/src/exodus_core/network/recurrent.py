@@ -258,11 +258,6 @@ def _plain_loop(
     return torch.stack(spikes, 1), state
 
 
-def recurrent_lif(x: Tensor, weight: Tensor, alpha: float | Tensor, **options: Unpack[CoupledOptions]) -> Tensor:
-    """The spikes of `continued_recurrent_lif` from rest."""
-    return continued_recurrent_lif(x, weight, alpha, None, **options)[0]
-
-
 def continued_recurrent_lif(
     x: Tensor, weight: Tensor, alpha: float | Tensor, state: State | None, **options: Unpack[CoupledOptions]
 ) -> tuple[Tensor, State]:

@@ -47,6 +47,7 @@ class Lif(_Neurons):
     """LIF, IF, second-order and adaptive LIF, with or without recurrent connections."""
 
     alpha: float | Tensor
+    _values: tuple[str, ...] = ("threshold", "reset_by", "min_membrane")  # of pickles from before there were others
 
     def __init__(self, layer: neurons.If, shape: Shape, draw: Drawing) -> None:
         super().__init__()

@@ -11,7 +11,8 @@ Needs the extra `nir` of exodus-core. docs/nir.md has what each node becomes, an
 
 from exodus_core.nir.conventions import LIBRARIES, Conventions
 from exodus_core.nir.reading import Imported, import_graph
-from exodus_core.nir.refusals import GraphError, Refusal
+from exodus_core.nir.refusals import GraphError
 from exodus_core.nir.writing import export_graph
+from exodus_core.refusals import Refusal
 
 __all__ = ["LIBRARIES", "Conventions", "GraphError", "Imported", "Refusal", "export_graph", "import_graph"]

@@ -4,8 +4,9 @@ Exit codes: 0 done, 2 the arguments or the files do not fit.
 """
 
 # No `from __future__ import annotations`: typer reads the annotations.
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,22 +51,38 @@ def _one_of(names: tuple[str, ...], help: str, default: str = "of the file") -> 
 
 
 GraphFile = Annotated[Path, typer.Argument(metavar="FILE", help="A NIR file.", show_default=False)]
-Dt = Annotated[
-    float | None, typer.Option(help="Time step, in the unit of the time constants.", show_default="of the file")
-]
-Discretisation = Annotated[str | None, _one_of(DISCRETISATIONS, "Decay: 1 - dt/tau, or exp(-dt/tau).")]
-InputGain = Annotated[str | None, _one_of(INPUT_GAINS, "Factor on the input.", "equation")]
-Reset = Annotated[str | None, _one_of(RESETS, "What a spike does to the membrane.")]
-ResetDelayed = Annotated[
-    bool | None, typer.Option("--reset-delayed/--reset-at-once", help="When.", show_default="at once")
-]
-Synapse = Annotated[str | None, _one_of(SYNAPSES, "Which synaptic current drives the membrane.")]
-Firing = Annotated[str | None, _one_of(FIRINGS, "Fire above the threshold, or at it too.", "above")]
-Start = Annotated[str | None, _one_of(STARTS, "Membrane before the first step.")]
-MaxSpikes = Annotated[int | None, typer.Option(help="Most spikes in one step.", show_default="1")]
-MinMembrane = Annotated[str | None, _one_of(MIN_MEMBRANES, "Lower bound of the membrane of IF.", "none")]
-WrittenBy = Annotated[str | None, _one_of(tuple(LIBRARIES), "Read as this library does.", "none")]
-Dtype = Annotated[str | None, _one_of(tuple(DTYPES), "Of the network.", "float32")]
+#: The options of commands that read a graph; each is an argument of `import_graph`.
+_CONVENTIONS: dict[str, Any] = {
+    "dt": Annotated[
+        float | None, typer.Option(help="Time step, in the unit of the time constants.", show_default="of the file")
+    ],
+    "discretisation": Annotated[str | None, _one_of(DISCRETISATIONS, "Decay: 1 - dt/tau, or exp(-dt/tau).")],
+    "input_gain": Annotated[str | None, _one_of(INPUT_GAINS, "Factor on the input.", "equation")],
+    "reset": Annotated[str | None, _one_of(RESETS, "What a spike does to the membrane.")],
+    "reset_delayed": Annotated[
+        bool | None, typer.Option("--reset-delayed/--reset-at-once", help="When.", show_default="at once")
+    ],
+    "synapse": Annotated[str | None, _one_of(SYNAPSES, "Which synaptic current drives the membrane.")],
+    "firing": Annotated[str | None, _one_of(FIRINGS, "Fire above the threshold, or at it too.", "above")],
+    "start": Annotated[str | None, _one_of(STARTS, "Membrane before the first step.")],
+    "max_spikes": Annotated[int | None, typer.Option(help="Most spikes in one step.", show_default="1")],
+    "min_membrane": Annotated[str | None, _one_of(MIN_MEMBRANES, "Lower bound of the membrane of IF.", "none")],
+    "written_by": Annotated[str | None, _one_of(tuple(LIBRARIES), "Read as this library does.", "none")],
+    "dtype": Annotated[str | None, _one_of(tuple(DTYPES), "Of the network.", "float32")],
+}
+
+
+def _with_conventions(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose keywords `conventions` are these options, as typer reads them."""
+    signature = inspect.signature(command)
+    own = [given for given in signature.parameters.values() if given.kind is not given.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in _CONVENTIONS.items()
+    ]
+    command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    command.__annotations__ |= _CONVENTIONS
+    return command
 
 
 @contextmanager
@@ -86,6 +103,7 @@ def _imported(file: Path, **conventions: Any) -> Imported:
 
 
 @app.command()
+@_with_conventions
 def run(
     file: GraphFile,
     input: Annotated[
@@ -97,36 +115,11 @@ def run(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE.npz", help="Gets the output.", show_default=False)],
-    dt: Dt = None,
-    discretisation: Discretisation = None,
-    input_gain: InputGain = None,
-    reset: Reset = None,
-    reset_delayed: ResetDelayed = None,
-    synapse: Synapse = None,
-    firing: Firing = None,
-    start: Start = None,
-    max_spikes: MaxSpikes = None,
-    min_membrane: MinMembrane = None,
-    written_by: WrittenBy = None,
-    dtype: Dtype = None,
+    **conventions: Any,
 ) -> None:
     """Run a graph on an input, and write what it gives, as `output`."""
     with _refusals():
-        found = _imported(
-            file,
-            dt=dt,
-            discretisation=discretisation,
-            input_gain=input_gain,
-            reset=reset,
-            reset_delayed=reset_delayed,
-            synapse=synapse,
-            firing=firing,
-            start=start,
-            max_spikes=max_spikes,
-            min_membrane=min_membrane,
-            written_by=written_by,
-            dtype=dtype,
-        )
+        found = _imported(file, **conventions)
         x = _input(input)
         single = x.dim() == 1 + len(found.description.input_shape)
         network = build(found.description).eval()
@@ -157,40 +150,16 @@ def _input(file: Path) -> torch.Tensor:
 
 
 @app.command("import")
+@_with_conventions
 def import_command(
     file: GraphFile,
     network: Annotated[Path, typer.Option(metavar="FILE.json", help="Gets the network.", show_default=False)],
     weights: Annotated[Path, typer.Option(metavar="FILE.safetensors", help="Gets the weights.", show_default=False)],
-    dt: Dt = None,
-    discretisation: Discretisation = None,
-    input_gain: InputGain = None,
-    reset: Reset = None,
-    reset_delayed: ResetDelayed = None,
-    synapse: Synapse = None,
-    firing: Firing = None,
-    start: Start = None,
-    max_spikes: MaxSpikes = None,
-    min_membrane: MinMembrane = None,
-    written_by: WrittenBy = None,
-    dtype: Dtype = None,
+    **conventions: Any,
 ) -> None:
     """Read a graph as a network, which a service takes, and its weights."""
     with _refusals():
-        found = _imported(
-            file,
-            dt=dt,
-            discretisation=discretisation,
-            input_gain=input_gain,
-            reset=reset,
-            reset_delayed=reset_delayed,
-            synapse=synapse,
-            firing=firing,
-            start=start,
-            max_spikes=max_spikes,
-            min_membrane=min_membrane,
-            written_by=written_by,
-            dtype=dtype,
-        )
+        found = _imported(file, **conventions)
         network.write_text(json.dumps(found.description.data, indent=1) + "\n")
         save_file(found.weights, weights)
         typer.echo(f"{network}, {weights}: {found.description.nbytes} bytes of weights")

@@ -23,8 +23,9 @@ from exodus_core.nir.conventions import (
     read_conventions,
 )
 from exodus_core.nir.discretisation import Array, decay, input_gain, integrator_gain, leak_gain
-from exodus_core.nir.refusals import GraphError, Refusal, RefusedNodeError
+from exodus_core.nir.refusals import GraphError, RefusedNodeError
 from exodus_core.nir.topology import Topology, sorted_graph, type_of
+from exodus_core.refusals import Refusal
 from exodus_core.schema import Place, read_record
 
 DTYPES: dict[str, Any] = {"float32": np.float32, "float64": np.float64}
@@ -51,7 +52,9 @@ class Imported:
     Attributes:
         description: the checked description; `description.data` is plain data, as services take it.
         weights: every parameter of the network by name, as `build(description).load_state_dict` takes them.
-        layers: for each node of the graph, the name of the layer that gives what the node gives.
+        layers: the name of the layer that a node became, for each but recurrent weights. It gives what the node gives,
+            unless it is a linear layer or a convolution whose weights have the gain and the leak of the node behind
+            it, or a neuron whose membrane is counted from where it starts: a layer's membrane is that much lower.
         conventions: those of the whole graph; nodes that exodus wrote may have others.
     """
 
@@ -281,9 +284,7 @@ class _Reading:
     ) -> str:
         """Adds a layer; returns its name."""
         name = self._unused(name)
-        kind = KINDS.get(data["kind"])
-        if kind is None:
-            raise RefusedNodeError(f"networks have no layer of kind {data['kind']}")
+        kind = KINDS[data["kind"]]
         place = Place(f"layer {name}", NetworkError)
         try:
             layer = read_record(kind, data, place, ("kind",))

@@ -3,27 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from exodus_core.errors import ArgumentError
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A node of a graph, or a layer of a network, that cannot be converted.
-
-    Args:
-        name: of the node or layer.
-        kind: its type in NIR, or its kind in the network.
-        reason: why not, in words.
-    """
-
-    name: str
-    kind: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.kind}): {self.reason}"
+from exodus_core.refusals import Refusal
 
 
 class RefusedNodeError(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from exodus_core.nir.refusals import Refusal
+from exodus_core.refusals import Refusal
 
 _SPIKING = ("LIF", "IF", "CubaLIF")
 _PRODUCTS = ("Linear", "Affine")

@@ -20,7 +20,8 @@ from exodus_core.nir.conventions import OF_THE_EQUATIONS, Conventions, read_conv
 from exodus_core.nir.discretisation import Array, input_gain, integrator_gain, time_constant
 from exodus_core.nir.files import nir
 from exodus_core.nir.reading import DTYPES, recurrent_name
-from exodus_core.nir.refusals import GraphError, Refusal, RefusedNodeError
+from exodus_core.nir.refusals import GraphError, RefusedNodeError
+from exodus_core.refusals import Refusal
 
 _IMAGE = 3
 
@@ -217,11 +218,16 @@ def _exp_leak(writing: _Writing, layer: Any, shape: tuple[int, ...]) -> _Node:
     return _Node(nir.LI(tau=tau, r=writing.resistance(tau, np.ones(shape)), v_leak=np.zeros(shape)))
 
 
-def _spiking(writing: _Writing, layer: Any, shape: tuple[int, ...], **more: Any) -> dict[str, Any]:
-    """The fields of threshold and reset, and the metadata that says what NIR's equations do not, and `more`."""
+def _check_spiking(layer: Any) -> None:
+    """Refuses what no neuron of NIR has."""
     for name, wanted in (("max_spikes", 1), ("min_membrane", None), ("refractory", 0)):
         if getattr(layer, name, wanted) != wanted:
             raise RefusedNodeError(f"its {name} is {getattr(layer, name)}; NIR has none")
+
+
+def _spiking(writing: _Writing, layer: Any, shape: tuple[int, ...], **more: Any) -> dict[str, Any]:
+    """The fields of threshold and reset, and the metadata that says what NIR's equations do not, and `more`."""
+    _check_spiking(layer)
     threshold = writing.rounded(writing.values(layer, "threshold", shape))
     own: dict[str, Any] = {"reset": "zero", "firing": "at", **more}
     reset = np.zeros(shape)
@@ -241,6 +247,7 @@ def _spiking(writing: _Writing, layer: Any, shape: tuple[int, ...], **more: Any)
 
 
 def _lif(writing: _Writing, layer: Any, shape: tuple[int, ...]) -> _Node:
+    _check_spiking(layer)
     alpha = np.ones(shape) if layer.kind == "if" else writing.values(layer, "alpha", shape)
     if layer.reset == "none" and (alpha == 0).all() and layer.recurrent is None:
         threshold = writing.rounded(writing.values(layer, "threshold", shape))

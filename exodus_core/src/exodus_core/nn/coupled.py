@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from exodus_core import arguments, coupled
-from exodus_core.coupled import CoupledOptions
+from exodus_core.coupled import CoupledOptions, required_decay
 from exodus_core.nn.stateful import StatefulNeuron
 from exodus_core.ops import COUPLED_STATES
 from exodus_core.pieces.carried import State
@@ -31,6 +31,8 @@ class CoupledNeuron(StatefulNeuron):
         "return_membrane": False,
         **StatefulNeuron.shown,
     }
+    #: Parameters that must not be None.
+    needed: ClassVar[tuple[str, ...]] = ("alpha",)
     alpha: float | Tensor
     state_names = COUPLED_STATES
 
@@ -48,9 +50,12 @@ class CoupledNeuron(StatefulNeuron):
         arguments.check_surrogate(settings["surrogate"])
         arguments.reset_code(settings["reset"], settings["decay_reset"], settings["max_spikes"])
         arguments.check_reset_to(settings["reset"], parameters["reset_to"])
+        settings["max_spikes"] = int(settings["max_spikes"])
         settings["refractory"] = arguments.refractory_steps(settings["refractory"])
         for name, value in parameters.items():
             if value is None:
+                if name in self.needed:
+                    required_decay(name, value)
                 continue
             arguments.check_decay(name, value) if name in arguments.DECAYS else arguments.check_value(name, value)
             if isinstance(value, Tensor):
@@ -97,6 +102,8 @@ class CubaLIF(CoupledNeuron):
         ArgumentTypeError, ArgumentError, RuntimeError: as `LIF`.
     """
 
+    needed = ("alpha", "synapse_alpha")
+
     def __init__(
         self,
         alpha: float | Tensor,
@@ -138,7 +145,7 @@ class CubaLIF(CoupledNeuron):
                 "decay_reset": decay_reset,
                 "surrogate": surrogate,
                 "method": method,
-                "max_spikes": int(max_spikes),
+                "max_spikes": max_spikes,
                 "detach_reset": bool(detach_reset),
                 "refractory": refractory,
             },
@@ -159,6 +166,8 @@ class ALIF(CoupledNeuron):
     Raises:
         ArgumentTypeError, ArgumentError, RuntimeError: as `LIF`.
     """
+
+    needed = ("alpha", "adapt_alpha")
 
     def __init__(
         self,
@@ -211,7 +220,7 @@ class ALIF(CoupledNeuron):
                 "decay_reset": decay_reset,
                 "surrogate": surrogate,
                 "method": method,
-                "max_spikes": int(max_spikes),
+                "max_spikes": max_spikes,
                 "detach_reset": bool(detach_reset),
                 "refractory": refractory,
             },

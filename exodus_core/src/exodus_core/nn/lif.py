@@ -106,8 +106,6 @@ class LIF(StatefulNeuron):
         self.max_spikes = int(max_spikes)
         self.detach_reset = bool(detach_reset)
         self.refractory = arguments.refractory_steps(refractory)
-        if arguments.is_coupled(reset, detach_reset, refractory, method):
-            self.state_names = COUPLED_STATES
         self.return_membrane = return_membrane
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -117,6 +115,12 @@ class LIF(StatefulNeuron):
         for name, value in later.items():
             if not hasattr(self, name):
                 setattr(self, name, value)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What the tensors of a state are."""
+        coupled = arguments.is_coupled(self.reset, self.detach_reset, self.refractory, self.method)
+        return COUPLED_STATES if coupled else StatefulNeuron.state_names
 
     def _options(self) -> NeuronOptions:
         """The keyword arguments of `exodus_core.lif` that define the neurons."""

@@ -94,7 +94,7 @@ class Neuron(ranges.Bounded):
         return {name: value for name, value in found.items() if arguments.is_number(value)}
 
     def _set_number(self, name: str, value: Any) -> None:
-        arguments.check_alpha(value) if name == "alpha" else arguments.check_value(name, value)
+        arguments.check_decay(name, value) if name in arguments.DECAYS else arguments.check_value(name, value)
         if name == "threshold":
             arguments.check_threshold(value, self._max_spikes)
         setattr(self, name, value)

@@ -26,6 +26,8 @@ class Recurrent(torch.nn.Module):
     equal results. method "slayer" drops the reset, not the synapse, from the gradient. float16 and bfloat16 are
     computed in float32, also under autocast; a synapse that is no Linear computes in the dtype of its parameters.
 
+    Hooks on the neuron are not called; hook this layer instead.
+
     The state is the neuron's: `Recurrent(LIF(0.9, stateful=True), ...)` goes on where the last call ended, and
     `exodus_core.nn.reset` and `detach` find it there. In a `TimeCheckpoint` it is carried from piece to piece.
 
@@ -112,7 +114,12 @@ def _is_dense(neuron: StatefulNeuron, synapse: torch.nn.Module, x: Tensor) -> bo
         and type(neuron).forward in (LIF.forward, CoupledNeuron.forward)
         and not neuron.return_membrane
         and type(synapse) in (torch.nn.Linear, Linear)
-        and not (synapse._forward_hooks or synapse._forward_pre_hooks or synapse._backward_hooks)
+        and not (
+            synapse._forward_hooks
+            or synapse._forward_pre_hooks
+            or synapse._backward_hooks
+            or synapse._backward_pre_hooks
+        )
         and x.dim() == 3
         and synapse.weight.shape == (x.shape[2], x.shape[2])
         and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())

@@ -117,6 +117,11 @@ class StatefulNeuron(Neuron):
         """A state that x can go on from, checked."""
         if state is None:
             return None
+        if len(state) != len(self.state_names):
+            raise RuntimeError(
+                f"the kept state must be {', '.join(self.state_names)}, got {len(state)} tensors: the layer's settings "
+                "were changed; call reset_state()"
+            )
         membrane = state[0]
         if membrane.shape != x.shape[:time_dim] + x.shape[time_dim + 1 :]:
             raise ArgumentError(
