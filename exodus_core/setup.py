@@ -44,7 +44,8 @@ SANITIZE = os.environ.get("EXODUS_SANITIZE", "")
 SANITIZER = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-g1", "-O1", "-Werror"] if SANITIZE else []
 
 # -fmad=false: the bits of the CPU kernels. --expt-relaxed-constexpr is not used: what runs on the device says so.
-# -O1: what hundreds of switches make of inlined code takes minutes to compile at -O3. The bits are the same.
+# -O1, and nothing that must be inlined (csrc/core/macros.h): hundreds of switches in every kernel would take minutes to
+# compile. The bits are the same.
 # -fno-tree-sink: GCC 12 fails on choices between two comparisons of vectors.
 MUTANTS = ["-O1", "-fno-tree-sink", "-w", "-DEXODUS_PORTABLE_ONLY"] if os.environ.get("EXODUS_MUTANTS") else []
 

@@ -11,8 +11,8 @@
 
 namespace exodus {
 
-// EXODUS differentiates the reset, SLAYER drops it; with a detached reset, which coupled_adjoint.h has, spikes are constants
-// in it. The numbers are those of METHOD_NUMBERS and DETACHED_RESET in arguments.py.
+// EXODUS differentiates the reset, SLAYER drops it; with a detached reset, which coupled_adjoint.h has, spikes are
+// constants in it. The numbers are those of METHOD_NUMBERS and DETACHED_RESET in arguments.py.
 enum class Method : std::int64_t { exodus = 0, slayer = 1, detached_reset = 2 };
 
 EXODUS_HOST_DEVICE bool differentiates_reset(Method method) { return method == Method::exodus; }
