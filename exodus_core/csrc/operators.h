@@ -271,7 +271,7 @@ class Operators {
       std::int64_t refractory, std::int64_t reset, std::int64_t couplings, std::int64_t kept, std::int64_t time_dim) {
     const Layout layout = layout_of(input, time_dim);
     STD_TORCH_CHECK(refractory >= 0, "refractory must be at least 0, got ", refractory);
-    const bool waits = refractory > 0 || initial.has_value();
+    const bool waits = refractory > 0 || initial.has_value() || (kept & 4) != 0;
     const Coupling coupling = coupling_of(numbers, parameters, initial, couplings, waits, reset, max_spikes, input, layout);
     Tensor spikes = Backend::empty_like(input);
     Tensor membrane = Backend::empty_like(input);

@@ -374,17 +374,6 @@ def test_a_sequence_in_pieces_is_the_whole(make: Any) -> None:
             torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
-def test_modules_copy_save_and_load(make: Any) -> None:
-    layer, other = make(), make()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.mul_(0.9)
-    other.load_state_dict(layer.state_dict())
-    x = torch.randn(2, 30, 5)
-    assert torch.equal(layer(x), other(x))
-
-
 def test_trained_decays_stay_between_0_and_1() -> None:
     layer = nn.ALIF(0.9, 0.99, synapse_alpha=0.01, trainable=("alpha", "adapt_alpha", "synapse_alpha"))
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
