@@ -13,15 +13,12 @@ from exodus_core.network import Description
 from exodus_service.call import JSON_GROWTH, Call, Result
 from exodus_service.engine import Engine
 from exodus_service.errors import Fault, ServiceError, invalid
-from exodus_service.models.model_spec import require_size
+from exodus_service.models.model_spec import MAX_DESCRIBED_BYTES, described_bytes, require_size
 from exodus_service.models.state_transfer import Selection
 from exodus_service.models.storage.state_file import MEDIA_TYPE, StateFileError, header_bytes
 from exodus_service.operations.inputs import DecodedCall
 from exodus_service.operations.params import CreateParams
 from exodus_service.settings import Settings
-
-#: Bytes of a description of a model apart from its network and parameters.
-_BESIDE = 8 * 1024
 
 #: A state that is uploaded: the body, its tensors, and the trainer that they are loaded into.
 _COPIES = 3
@@ -136,7 +133,7 @@ def _prepare(engine: Engine, call: Call) -> tuple[DecodedCall, CreateParams, Des
     except DescriptionError as error:
         raise invalid(f"/params/network{error.pointer}", error.expected, error.got) from error
     require_size(network, engine.settings.max_model_bytes)
-    _require_room_for_answers(network, call.limits)
+    _require_room_for_answers(network)
     weights = decoded.flat("weights", network) if "weights" in decoded.operands else None
     decoded.operands.finish()
     return decoded, params, network, weights
@@ -159,12 +156,11 @@ def _require_short(network: dict[str, Any], settings: Settings) -> None:
     raise ServiceError("too_large", f"{pointer} must be at most {most}, got {got}", (fault,))
 
 
-def _require_room_for_answers(network: Description, limits: Limits) -> None:
+def _require_room_for_answers(network: Description) -> None:
     """Descriptions of the model, and the norm of each parameter, have to fit into the head of a message."""
-    parameters: list[Any] = [{"name": name, "shape": list(shape)} for name, shape in network.parameters]
-    nbytes = len(msgpack.packb([network.data, parameters])) + _BESIDE
-    if nbytes > limits.max_header_bytes:
-        expected = f"a description of at most {limits.max_header_bytes - _BESIDE} bytes with all its defaults"
-        got = f"one of {nbytes - _BESIDE} bytes"
+    nbytes = described_bytes(network, {})
+    if nbytes > MAX_DESCRIBED_BYTES:
+        expected = f"a description of at most {MAX_DESCRIBED_BYTES} bytes with all its defaults"
+        got = f"one of {nbytes} bytes"
         fault = Fault("/params/network/layers", expected, got)
         raise ServiceError("too_large", f"/params/network/layers must be {expected}, got {got}", (fault,))
