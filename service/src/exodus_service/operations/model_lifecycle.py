@@ -1,5 +1,6 @@
 """Calls on models as a whole: create, save, download and upload of the state."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -87,8 +88,20 @@ async def upload_weights(engine: Engine, id: str, selection: Selection, call: Ca
         return Result.json(await loaded)
 
 
-def selection(weights: str | None, names: list[str]) -> Selection | None:
-    """Which weights of a file are to be loaded; None: the file is a whole state. Raises ServiceError: invalid."""
+def selection(query: Sequence[tuple[str, str]]) -> Selection | None:
+    """Which weights of a file are to be loaded, by a query; None: the file is a whole state.
+
+    Raises:
+        ServiceError: invalid: a key is unknown or comes twice, or a value does not fit.
+    """
+    keys = [key for key, _ in query]
+    for key in keys:
+        if key not in ("weights", "names"):
+            raise invalid(_of_query(key), "absent (unknown parameter)", repr(key)[:80])
+    if keys.count("weights") > 1:
+        raise invalid("/query/weights", "a parameter that comes once", f"{keys.count('weights')}")
+    weights = dict(query).get("weights")
+    names = [value for key, value in query if key == "names"]
     if weights is None:
         if names:
             raise invalid("/query/names", "absent without weights", repr(names[0])[:80])
@@ -96,6 +109,10 @@ def selection(weights: str | None, names: list[str]) -> Selection | None:
     if weights not in ("all", "partial"):
         raise invalid("/query/weights", "one of all, partial", repr(weights)[:80])
     return Selection(tuple(names) or None, weights == "partial")
+
+
+def _of_query(key: str) -> str:
+    return "/query/" + key[:80].replace("~", "~0").replace("/", "~1")
 
 
 def largest_state(engine: Engine) -> int:
