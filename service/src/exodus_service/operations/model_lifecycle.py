@@ -71,7 +71,9 @@ async def download(engine: Engine, id: str, call: Call) -> Result:
 async def upload(engine: Engine, id: str, call: Call) -> Result:
     """Go on from a state that was downloaded. Raises ServiceError."""
     async with engine.store.use(call.owner, id) as model:
-        await call.aside(partial(_unpack_state, call, model.network))
+        # As many bytes as its weights are its gradients, and each of what an optimiser and batch norms keep for a weight.
+        most = _SLOTS * model.network.nbytes + _BESIDE_STATE
+        await call.aside(partial(_unpack_state, call, most, "as many as a state of this model has"))
         body, call.body = call.body, memoryview(b"")
         replaced = engine.store.replace_state(model, body, call.aside)
         del body  # the store releases it once it is read
@@ -81,7 +83,8 @@ async def upload(engine: Engine, id: str, call: Call) -> Result:
 async def upload_weights(engine: Engine, id: str, selection: Selection, call: Call) -> Result:
     """Go on with weights of a file, and an optimiser that starts anew. Raises ServiceError."""
     async with engine.store.use(call.owner, id) as model:
-        await call.aside(partial(_unpack_state, call, model.network))
+        most = largest_state(engine)  # the file may be of a larger network, of which some layers are taken
+        await call.aside(partial(_unpack_state, call, most, "as many as the largest state that is taken has"))
         body, call.body = call.body, memoryview(b"")
         loaded = engine.store.load_weights(model, body, selection, call.aside)
         del body
@@ -120,17 +123,16 @@ def largest_state(engine: Engine) -> int:
     return 5 * engine.settings.max_model_bytes + engine.limits.max_json_bytes
 
 
-def _unpack_state(call: Call, network: Description) -> None:
-    """Replace the body by the state in it. Raises ServiceError, WireError, QueueFullError."""
-    # As many bytes as its weights are its gradients, and each of what an optimiser and batch norms keep for a weight.
-    limits = Limits(max_bytes=_SLOTS * network.nbytes + _BESIDE_STATE)
+def _unpack_state(call: Call, most: int, why: str) -> None:
+    """Replace the body by the state in it, of so many bytes at most. Raises ServiceError, WireError, QueueFullError."""
+    limits = Limits(max_bytes=most)
 
     def reserve(nbytes: int) -> None:
         call.slot.reserve(max(len(call.body) + nbytes, _COPIES * nbytes))
 
     body = decompress(call.body, call.content_encoding, limits=limits, reserve=reserve)
-    if len(body) > limits.max_bytes:
-        expected, got = f"at most {limits.max_bytes} bytes, as many as a state of this model has", f"{len(body)} bytes"
+    if len(body) > most:
+        expected, got = f"at most {most} bytes, {why}", f"{len(body)} bytes"
         raise ServiceError("too_large", f"the body must be {expected}, got {got}", (Fault("", expected, got),))
     try:
         header = header_bytes(body)
