@@ -71,7 +71,7 @@ async def download(engine: Engine, id: str, call: Call) -> Result:
 async def upload(engine: Engine, id: str, call: Call) -> Result:
     """Go on from a state that was downloaded. Raises ServiceError."""
     async with engine.store.use(call.owner, id) as model:
-        # As many bytes as its weights are its gradients, and each of what an optimiser and batch norms keep for a weight.
+        # As many bytes as its weights are its gradients, and each of what optimiser and batch norms keep for a weight.
         most = _SLOTS * model.network.nbytes + _BESIDE_STATE
         await call.aside(partial(_unpack_state, call, most, "as many as a state of this model has"))
         body, call.body = call.body, memoryview(b"")
