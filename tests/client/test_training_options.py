@@ -43,7 +43,7 @@ each_order = pytest.mark.parametrize("time_dim", [0, 1, -1])
 
 
 def create(client: Client, **options: Any) -> Model:
-    return client.create_model(LAYERS, **({"optimizer": {"kind": "sgd", "lr": 0.5}, "id": "m"} | options))
+    return client.create_model(**({"layers": LAYERS, "optimizer": {"kind": "sgd", "lr": 0.5}, "id": "m"} | options))
 
 
 def ordered(array: Any, time_dim: int) -> Any:
@@ -122,6 +122,12 @@ def test_a_loss_of_the_outputs_alone_takes_no_targets(client: Client, server: In
         ({"lengths": LENGTHS, "mask": MASK}, TypeError, "lengths must be None with a mask, got both"),
         ({"lengths": LENGTHS[:2]}, ValueError, r"lengths must be of shape \[3\], \(batch,\), got \[2\]"),
         ({"mask": MASK.T}, ValueError, r"mask must be of shape \[3, 4\], \(batch, time\), got \[4, 3\]"),
+        ({"mask": MASK.astype(float)}, TypeError, "mask must be of bools, got an array of float64"),
+        ({"mask": torch.tensor(MASK).float()}, TypeError, "mask must be of bools, got an array of torch.float32"),
+        ({"average": "no"}, TypeError, "average must be True or False, got 'no'"),
+        ({"statistics": "no"}, TypeError, "statistics must be True or False, got 'no'"),
+        ({"gradients": 1}, TypeError, "gradients must be True or False, got 1"),
+        ({"allow_non_finite": None}, TypeError, "allow_non_finite must be True or False, got NoneType"),
         ({"mask": MASK[0]}, ValueError, r"mask must be of shape \[3, 4\], \(batch, time\), got \[4\]"),
         ({"loss": lambda y, t: y.sum(), "mask": MASK}, TypeError, "mask must be None with a loss that is a function"),
         ({"frozen": "in"}, TypeError, "frozen must be a list of names of layers or parameters, got str"),
@@ -138,6 +144,22 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_is_sent(
         model.step(X, LABELS, **({"loss": CE} | given))
     assert sent(server) == []
     assert model.sequence == 0
+
+
+def test_lengths_travel_as_they_are(client: Client, server: InProcessService) -> None:
+    model = create(client)
+    model.step(X, LABELS, loss="per_step_ce", lengths=[1, 1, 1], average=np.True_).result()
+    (message,) = sent(server)
+    assert (message.tensors["lengths"].dtype, message.tensors["lengths"].encoding) == ("int64", "raw")
+    with pytest.raises(UnprocessableError, match=r"lengths must be an integer tensor, got torch\.float64"):
+        model.forward(X, LABELS, loss="per_step_ce", lengths=[1.0, 1.0, 1.0]).result()
+
+
+@pytest.mark.parametrize("name", ["train", "outputs"])
+def test_a_forward_pass_takes_no_text_for_true(client: Client, name: str) -> None:
+    options: dict[str, Any] = {name: "no"}
+    with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
+        create(client).forward(X, **options)
 
 
 def test_lengths_without_a_loss_are_refused(client: Client) -> None:
@@ -218,11 +240,39 @@ class TestLoadingWeights:
             model.load_weights(before, names=["nose"])
         with pytest.raises(TypeError, match="weights must be a dict of arrays by name"):
             model.load_weights([np.ones(3)])  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=r"in\.bias must be a number, got nan"):
+        with pytest.raises(ConflictError, match=r"in\.bias must be finite"):
             model.load_weights({"in.bias": np.full(4, np.nan)}, partial=True)
+        with pytest.raises(TypeError, match=r"in\.bias must be a number or an array of numbers, got 'ones'"):
+            model.load_weights({"in.bias": "ones"}, partial=True)
+        with pytest.raises(TypeError, match="partial must be True or False, got 'no'"):
+            model.load_weights(before, partial="no")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="strict must be True or False, got 'no'"):
+            model.load_state_dict(before, strict="no")  # type: ignore[arg-type]
         with pytest.raises(FileNotFoundError):
             model.load_weights(tmp_path / "none")
         assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())
+
+    @pytest.mark.parametrize("prefix", ["", "weights."])
+    def test_what_is_not_taken_is_not_looked_at(self, client: Client, prefix: str) -> None:
+        model = create(client)
+        ones = {f"{prefix}{name}": np.ones_like(array) for name, array in model.state_dict().items()}
+        given = ones | {f"{prefix}in.bias": np.full(4, np.nan), "inner.weight": "no array"}
+        found = model.load_weights(given, names=["in.weight", "out"])
+        assert found == LoadedWeights(["in.weight", "out.weight"], [], [])
+        assert (model.state_dict()["in.weight"] == 1).all()
+
+    @pytest.mark.parametrize("kind", ["a dict", "a dict of numbers", "a file"])
+    def test_decays_and_thresholds_are_brought_into_range(self, client: Client, tmp_path: Path, kind: str) -> None:
+        model = create(client, layers=[LAYERS[0], LAYERS[1] | {"trainable": ["alpha", "threshold"]}, LAYERS[2]])
+        weights = model.state_dict() | {"1.alpha": np.array(1.5, np.float32), "1.threshold": np.array(-1.0, np.float32)}
+        if kind == "a dict of numbers":
+            weights |= {"1.alpha": 1.5, "1.threshold": -1.0}
+        file = tmp_path / "weights.safetensors"
+        if kind == "a file":
+            file.write_bytes(safetensors.numpy.save(weights))
+        model.load_weights(file if kind == "a file" else weights)
+        assert model.state_dict()["1.alpha"] == 1
+        assert model.state_dict()["1.threshold"] > 0
 
     def test_an_answer_that_does_not_say_what_was_loaded_is_none(self, server: InProcessService) -> None:
         def change(request: httpx.Request) -> httpx.Response:

@@ -1,6 +1,8 @@
 """Numbers about the layers of a pass against counts of its traces."""
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import network_cases as cases
@@ -107,6 +109,42 @@ def test_the_fan_out_of_every_connection_is_counted_exactly(case: str) -> None:
     layer = net.description.layers[0].name
     assert seen.statistics[layer].synaptic_operations == operations(net, layer, x)
     assert seen.statistics[layer].dense_operations == operations(net, layer, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 6])
+@pytest.mark.parametrize("dilation", [1, 2, 4, 9])
+@pytest.mark.parametrize(("size", "kernel", "padding"), [(11, 1, 0), (12, 2, 5), (40, 4, 3), (9, 3, 40)])
+def test_the_windows_that_see_a_place_are_counted_exactly(
+    size: int, kernel: int, padding: int, stride: int, dilation: int
+) -> None:
+    if size + 2 * padding < dilation * (kernel - 1) + 1:
+        padding += dilation * kernel
+    layer = {"kind": "conv1d", "out_channels": 1, "kernel_size": kernel, "stride": stride, "padding": padding}
+    net = network.build({"input_shape": [1, size], "dtype": "float64", "layers": [layer | {"dilation": dilation}]})
+    for place in range(size):
+        x = torch.zeros(1, 1, 1, size, dtype=torch.float64)
+        x[..., place] = 1
+        with observe(net, statistics=True) as seen:
+            net(x)
+        assert seen.statistics["0"].synaptic_operations == operations(net, "0", x)
+
+
+def test_counting_takes_no_more_memory_for_a_large_kernel() -> None:
+    program = """
+import resource, torch
+from exodus_core import network
+from exodus_core.network.statistics import counter_bytes, dense_operations
+layer = {"kind": "conv1d", "out_channels": 1, "kernel_size": 8000}
+description = network.parse({"input_shape": [1, 16000], "layers": [layer]})
+small = network.parse({"input_shape": [1, 8], "layers": [layer | {"kernel_size": 3}]})
+dense_operations(small, 1, 1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert dense_operations(description, 1, 1) == {"0": 8001 * 8000}
+grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+assert grown <= counter_bytes(description, 1), grown
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 def test_numbers_do_not_depend_on_how_many_elements_are_counted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,11 @@ from service.conftest import Served
 from exodus_client.wire import Form
 from exodus_core import network as networks
 from exodus_core.network import parse
+from exodus_core.training import Trainer
+from exodus_service.errors import ServiceError
 from exodus_service.models.model_spec import ModelSpec, footprint, parse_spec
+from exodus_service.models.state_transfer import import_state
+from exodus_service.models.storage.state_file import encode_state
 
 
 @pytest.fixture
@@ -206,6 +210,44 @@ def test_a_description_is_bounded_before_it_is_read(
     assert (fault["pointer"], fault["expected"]) == (pointer, f"at most {setting}")
     capable = connect(service.port).call("GET", "/v1/capabilities").json["limits"]
     assert capable["max_layers"] == settings.get("max_layers", 1024)
+
+
+def test_an_optimizer_of_more_names_than_an_answer_holds_is_refused_and_makes_no_model(remote: Remote) -> None:
+    layers = [{"kind": "linear", "out_features": 1, "name": "layer_of_a_long_name_" + str(n)} for n in range(200)]
+    network = {"input_shape": [1], "layers": layers}
+    scales = {f"{layer['name']}.{what}": 1.5 for layer in layers for what in ("weight", "bias")}
+    optimizer = ADAM | {"lr_scale": scales}
+    answer = remote.post("/v1/models", {"id": "names", "network": network, "optimizer": optimizer})
+    assert (answer.status, answer.json["code"]) == (422, "invalid"), answer.body
+    (fault,) = answer.json["errors"]
+    assert fault["pointer"] == "/params/optimizer"
+    assert remote.call("GET", "/v1/models/names").status == 404
+    few = dict(list(scales.items())[:20])
+    assert remote.post("/v1/models", {"network": network, "optimizer": ADAM | {"lr_scale": few}}).status == 201
+    largest = ADAM | {"lr_scale": dict.fromkeys([layer["name"] for layer in layers], 1.5)}
+    made = remote.post("/v1/models", {"id": "names", "network": network, "optimizer": largest})
+    assert made.status == 201, made.body
+
+
+def test_a_state_with_an_optimizer_of_more_names_than_an_answer_holds_is_refused() -> None:
+    layers = [{"kind": "linear", "out_features": 1, "name": "layer_of_a_long_name_" + str(n)} for n in range(200)]
+    spec = parse_spec(
+        "owner", "names", network={"input_shape": [1], "layers": layers}, optimizer=ADAM, max_model_bytes=2**20
+    )
+    scales = {name: 1.5 for name, _ in spec.network.parameters}
+    state = Trainer(networks.build(spec.network), ADAM | {"lr_scale": scales}).state()
+    metadata = {
+        "network": spec.network.data,
+        "optimizer": ADAM | {"lr_scale": scales},
+        "seed": 0,
+        "sequence": 0,
+        "version": 1,
+    }
+    body = b"".join(encode_state(state, {"exodus": json.dumps(metadata)}).chunks)
+    with pytest.raises(ServiceError) as caught:
+        import_state(spec, body, torch.device("cpu"))
+    assert caught.value.code == "state_mismatch"
+    assert [fault.pointer for fault in caught.value.faults] == ["/optimizer"]
 
 
 def test_a_description_in_json_has_no_more_room_than_one_in_msgpack(remote: Remote) -> None:

@@ -72,7 +72,8 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"loss": [LOSS, "mse"]}, BOTH, "/params/loss/1/kind"),
     ({"loss": []}, BOTH, "/params/loss"),
     ({"loss": [{"kind": LOSS, "weight": -1}]}, BOTH, "/params/loss/0/weight"),
-    ({"loss": {"kind": LOSS, "class_weights": [1, 2]}}, BOTH, "/params/loss"),
+    ({"loss": {"kind": LOSS, "class_weights": [1, 2]}}, BOTH, "/params/loss/class_weights"),
+    ({"loss": {"kind": "spike_count_mse"}}, {**BOTH, "targets": torch.zeros(4, 2)}, "/tensors/1"),
     ({"loss": {"kind": "spike_rate_mse", "rate": 0.1}}, BOTH, "/tensors/1"),
     ({"loss": SUM}, {"input": SPIKES}, "/tensors"),
     ({}, {"input": SPIKES, "grad_output": torch.ones(4, 10, 3), "lengths": LENGTHS}, "/tensors/2"),
@@ -101,13 +102,29 @@ def test_each_loss_of_a_sum_counts_as_activations(serve: Callable[..., Served], 
     assert remote.post(STEP, {"sequence": 1, "loss": terms[:15]}, **BOTH).status == 200
 
 
-def test_lengths_for_a_network_with_batch_norm_are_refused(service: Served, connect: Callable[..., Remote]) -> None:
+@pytest.mark.parametrize(("name", "steps"), [("lengths", LENGTHS), ("mask", MASK)])
+@pytest.mark.parametrize(
+    ("path", "params"),
+    [(STEP, {"sequence": 1}), (FORWARD, {"mode": "train"}), (FORWARD, {"context": True})],
+    ids=["step", "forward", "context"],
+)
+def test_steps_that_count_are_refused_for_a_network_with_batch_norm_in_training(
+    service: Served,
+    connect: Callable[..., Remote],
+    path: str,
+    params: dict[str, Any],
+    name: str,
+    steps: torch.Tensor,
+) -> None:
     remote = connect(service.port)
     layers = [NETWORK["layers"][0], {"kind": "batch_norm"}, *NETWORK["layers"][1:]]
     remote.create(network={**NETWORK, "layers": layers})
-    answer = remote.post(STEP, {"sequence": 1, "loss": LOSS}, **BOTH, lengths=LENGTHS)
+    answer = remote.post(path, {"loss": LOSS, **params}, **BOTH, **{name: steps})
     assert (answer.status, answer.json["code"]) == (422, "invalid"), answer.body
-    assert "batch norm" in answer.json["detail"]
+    expected = "absent for a network with batch norm in training, whose statistics are of all steps"
+    assert answer.json["detail"] == f"tensor {name!r} must be {expected}, got a tensor"
+    assert answer.json["errors"] == [{"pointer": "/tensors/2", "expected": expected, "got": "a tensor"}]
+    assert remote.post(FORWARD, {"loss": LOSS}, **BOTH, **{name: steps}).status == 200
 
 
 def test_the_same_number_with_other_lengths_or_weights_is_another_call(remote: Remote) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import zstandard
 from remote_models import LOSS, Remote, batch, local, same_state
 from service.conftest import Served
 
@@ -74,6 +75,12 @@ def test_parts_are_chosen_by_name(remote: Remote) -> None:
         ("weights=some", {}, 422, "/query/weights"),
         ("names=0", {}, 422, "/query/names"),
         ("weights=all&names=9", {}, 422, "/query/names"),
+        ("weights=all&name=0", {}, 422, "/query/name"),
+        ("partial=1", {}, 422, "/query/partial"),
+        ("weights=all&a~/b=", {}, 422, "/query/a~0~1b"),
+        ("weights=partial&weights=all", {}, 422, "/query/weights"),
+        ("weights=&weights=all", {}, 422, "/query/weights"),
+        ("weights=", {}, 422, "/query/weights"),
         ("weights=all", {"9.bias": torch.ones(1)}, 409, None),
         ("weights=all", {"0.bias": torch.ones(7)}, 409, None),
         ("weights=partial", {"0.bias": torch.full((8,), torch.inf)}, 409, None),
@@ -88,6 +95,30 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
     assert answer.json["code"] == ("invalid" if pointer else "state_mismatch")
     assert pointer in (None, *(error["pointer"] for error in answer.json["errors"]))
     assert same_state(remote.state(), before)
+
+
+@pytest.mark.parametrize("coding", [None, "zstd"])
+def test_layers_are_taken_out_of_the_file_of_a_larger_network(remote: Remote, coding: str | None) -> None:
+    given = weights(7)
+    body = safetensors.torch.save(given | {"9.weight": torch.zeros(2**19)})
+    headers = HEADERS if coding is None else {**HEADERS, "Content-Encoding": coding}
+    sent = body if coding is None else zstandard.compress(body)
+    answer = remote.call("PUT", f"{STATE}?weights=all&names=0&names=3", sent, headers)
+    assert answer.status == 200, answer.body
+    assert answer.json["loaded"] == ["0.weight", "0.bias", "3.weight", "3.bias"]
+    assert torch.equal(remote.state()["weights.0.weight"], given["0.weight"])
+    assert remote.call("PUT", STATE, sent, headers).status == 413
+
+
+def test_a_file_of_weights_larger_than_any_state_is_refused(
+    serve: Callable[..., Served], connect: Callable[..., Remote]
+) -> None:
+    remote = connect(serve(max_model_bytes=100_000).port)
+    remote.create()
+    body = zstandard.compress(safetensors.torch.save(weights(7) | {"9.weight": torch.zeros(2**20)}))
+    headers = {**HEADERS, "Content-Encoding": "zstd"}
+    answer = remote.call("PUT", f"{STATE}?weights=all&names=0", body, headers)
+    assert (answer.status, answer.json["code"]) == (413, "too_large")
 
 
 def test_weights_without_the_option_are_no_state(remote: Remote) -> None:

@@ -93,6 +93,13 @@ def integer(name: str, given: Any, low: int, high: int = LARGEST) -> int:
     return found
 
 
+def flag(name: str, given: Any) -> bool:
+    """True or False, of Python or numpy. Raises TypeError: a text, a number or None has no truth that is meant."""
+    if not isinstance(given, bool | np.bool_):
+        raise unfit(TypeError, name, "True or False", shown(given))
+    return bool(given)
+
+
 def check_parameter(name: str, given: Any, within: Range = ANY) -> None:
     """Refuse what is neither a finite number nor an array of numbers, all within a range.
 

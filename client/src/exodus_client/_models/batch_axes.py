@@ -74,12 +74,21 @@ def takes_targets(loss: Loss) -> bool:
 
 
 def steps_given(lengths: Array | None, mask: Array | None, time_dim: int) -> dict[str, Array]:
-    """Lengths, or a mask as (batch, time), of a call, by name. Raises TypeError, ValueError: both, or no arrays."""
+    """Lengths, or a mask as (batch, time), of a call, by name.
+
+    Raises:
+        TypeError, ValueError: both, no arrays, or a mask that is not bool.
+    """
     if lengths is not None and mask is not None:
         raise unfit(TypeError, "lengths", "None with a mask", "both")
     if lengths is not None:
         return {"lengths": dense("lengths", lengths)}
-    return {} if mask is None else {"mask": batch_first(dense("mask", mask), time_dim)}
+    if mask is None:
+        return {}
+    steps = dense("mask", mask)
+    if str(steps.dtype).removeprefix("torch.") != "bool":
+        raise unfit(TypeError, "mask", "of bools", f"an array of {steps.dtype}")
+    return {"mask": batch_first(steps, time_dim)}
 
 
 def check_steps(spikes: Sequence[int], given: Mapping[str, Array], loss: Loss, time_dim: int) -> None:

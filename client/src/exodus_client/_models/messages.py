@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from exodus_client._checks import one_of, unfit, values_of
+from exodus_client._checks import flag, one_of, unfit, values_of
 from exodus_client._errors import InvalidResponseError
 from exodus_client._gradients.result import Kind, Wanted, read_answer, read_numbers, timing_of
 from exodus_client._models.recording import NOTHING, LayerStatistics, Observed, Statistics, joined
@@ -202,7 +202,8 @@ class Batch:
             # One number a sample is no spike train, though all may happen to be 0 and 1.
             one_each = (targets.ndim if is_torch(targets) else np.ndim(targets)) < 2
             tensors.append(Tensor.of("targets", targets) if one_each else packed("targets", targets))
-        tensors += [packed(name, array) for name, array in steps.items()]
+        # Lengths may all happen to be 0 and 1; a mask is bool.
+        tensors += [Tensor.of(name, array, "bits" if name == "mask" else "raw") for name, array in steps.items()]
         return cls(tuple(tensors), Kind.of(given))
 
     def copied(self) -> Batch:
@@ -258,11 +259,11 @@ def step_params(
     # Absent where they are as ever: servers of before they were there take all other calls.
     if one_of("accumulate", accumulate, (CALLS, "samples")) != CALLS:
         params["accumulate"] = accumulate
-    if average:
+    if flag("average", average):
         params["average"] = True
-    if gradients:
+    if flag("gradients", gradients):
         params["gradients"] = True
-    if allow_non_finite:
+    if flag("allow_non_finite", allow_non_finite):
         params["non_finite"] = "apply"
     return params
 

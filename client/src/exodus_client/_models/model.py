@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlencode
 
 from exodus_client import _constants as defaults
-from exodus_client._checks import unfit
+from exodus_client._checks import flag, unfit
 from exodus_client._errors import ExodusError, InvalidResponseError, ModelClosedError, NotFoundError, reworded
 from exodus_client._gradients.result import Kind, Wanted
 from exodus_client._models.batch_axes import (
@@ -274,8 +274,8 @@ class Model:
         batch = self._batch(spikes, targets, loss, (lengths, mask))
         observed = Observed.of(record, statistics, self._time_dim)
         params = step_params(loss=loss) | {
-            "mode": "train" if train else "eval",
-            "return": ["outputs"] if outputs else [],
+            "mode": "train" if flag("train", train) else "eval",
+            "return": ["outputs"] if flag("outputs", outputs) else [],
             **observed.params(),
         }
 
@@ -347,6 +347,7 @@ class Model:
                 range: alpha in [0, 1], the threshold above 0. Nothing has changed.
         """
         by_name("weights", weights)
+        flag("strict", strict)
         names = {name for name, _ in self.description.parameters}
         check_weights({name: array for name, array in weights.items() if strict or name in names})
         found = IncompatibleKeys([], [])
@@ -388,9 +389,12 @@ class Model:
             OSError: the file cannot be read.
             ConflictError, UnprocessableError: weights or names do not fit. Nothing has changed.
         """
-        chosen = names_of("names", names) or []
-        body = Path(weights).read_bytes() if isinstance(weights, str | os.PathLike) else weights_file(weights)
-        query = urlencode([("weights", "partial" if partial else "all"), *(("names", name) for name in chosen)])
+        chosen, kind = names_of("names", names) or [], "partial" if flag("partial", partial) else "all"
+        if isinstance(weights, str | os.PathLike):
+            body = Path(weights).read_bytes()
+        else:
+            body = weights_file(weights, chosen or None)
+        query = urlencode([("weights", kind), *(("names", name) for name in chosen)])
         answer = self.replace_state(lambda: body, f"?{query}")
         return LoadedWeights.of(answer)
 

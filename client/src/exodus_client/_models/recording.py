@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from exodus_client._checks import unfit
+from exodus_client._checks import flag, unfit
 from exodus_client._errors import InvalidResponseError
 from exodus_client._gradients.result import Kind, Wanted, read_numbers
 from exodus_client._models.batch_axes import as_given
@@ -42,7 +42,7 @@ Statistics = Mapping[str, LayerStatistics]
 
 @dataclass(frozen=True)
 class Observed:
-    """What a call asks for.
+    """Recordings and statistics that a call asks for.
 
     Attributes:
         record: names LAYER.TRACE.
@@ -56,11 +56,11 @@ class Observed:
 
     @classmethod
     def of(cls, record: Sequence[str], statistics: bool, time_dim: int) -> Observed:
-        """Raises TypeError: the record is no list of names."""
+        """Raises TypeError: the record is no list of names, or `statistics` no bool."""
         if not isinstance(record, list | tuple) or not all(isinstance(name, str) for name in record):
             expected = "a list of names of layers and traces, such as ['hidden.spikes', 'hidden.membrane']"
             raise unfit(TypeError, "record", expected, f"{record!r:.80}")
-        return cls(tuple(record), bool(statistics), time_dim)
+        return cls(tuple(record), flag("statistics", statistics), time_dim)
 
     def params(self) -> dict[str, Any]:
         """The parameters of the call, without those that are not given: servers from before they were there take it."""

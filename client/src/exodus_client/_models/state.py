@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from exodus_client._checks import ANY, DECAY, POSITIVE, check_parameter, one_of, values_of
+from exodus_client._checks import ANY, DECAY, POSITIVE, check_parameter, elements_of, one_of, values_of
 from exodus_client._errors import InvalidResponseError
 from exodus_client._plain_data import by_name
 from exodus_client._transport.session import Answer, is_count, read_json
@@ -140,13 +140,26 @@ class State:
         return State(library.save(tensors, metadata=_header(self.body).metadata), self.sequence)
 
 
-def weights_file(weights: Mapping[str, Array]) -> bytes:
-    """A file of weights by name. Raises TypeError, ValueError, ModuleNotFoundError."""
+def weights_file(weights: Mapping[str, Array], names: Sequence[str] | None = None) -> bytes:
+    """A file of weights by name, of which those of some layers or weights are taken; None: all.
+
+    The server judges their values, which it may bring into range.
+
+    Raises:
+        TypeError: they are not by name, or one that is taken is no dense array of numbers.
+        ModuleNotFoundError: safetensors is not installed.
+    """
     by_name("weights", weights)
-    check_weights(weights)
-    arrays = {str(name): np.array(values_of(Tensor.of("weights", array)), order="C") for name, array in weights.items()}
-    body: bytes = _safetensors().save(arrays)
+    taken = {str(name): given for name, given in weights.items() if names is None or _is_of(str(name), names)}
+    body: bytes = _safetensors().save(
+        {name: np.array(elements_of(name, given), order="C") for name, given in taken.items()}
+    )
     return body
+
+
+def _is_of(name: str, chosen: Sequence[str]) -> bool:
+    """True for a weight, named as in a network or in a state, of a layer or by a name that is chosen."""
+    return any(f"{own}.".startswith(f"{one}.") for own in (name, name.removeprefix(WEIGHTS)) for one in chosen)
 
 
 def check_weights(weights: Mapping[str, Array]) -> None:

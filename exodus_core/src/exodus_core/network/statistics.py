@@ -21,8 +21,9 @@ from exodus_core.sparse import packing
 from exodus_core.sparse.spikes import PackedSpikes
 
 # Elements that are counted at a time, unless a step has more; bytes that this takes for each: the element unpacked, a
-# mask and its integers; and those of the counts that are kept of a neuron.
-_BLOCK, _BLOCK_BYTES, _NEURON_BYTES = 2**18, 24, 24
+# mask and its integers; those of the counts that are kept of a neuron; and those of a place of an input, of which is
+# found out once how many outputs it reaches.
+_BLOCK, _BLOCK_BYTES, _NEURON_BYTES, _PLACE_BYTES = 2**18, 24, 24, 64
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class LayerStatistics:
 def counter_bytes(description: Description, batch: int) -> int:
     """An upper bound of the bytes that counting takes."""
     sizes = [math.prod(shape) for shape in (description.input_shape, *description.shapes)]
-    return _BLOCK_BYTES * max(_BLOCK, batch * max(sizes)) + _NEURON_BYTES * sum(sizes)
+    places = max(math.prod(shape[1:]) for shape in (description.input_shape, *description.shapes))
+    return _BLOCK_BYTES * max(_BLOCK, batch * max(sizes)) + _NEURON_BYTES * sum(sizes) + _PLACE_BYTES * places
 
 
 def dense_operations(description: Description, batch: int, time: int) -> dict[str, int]:
@@ -174,10 +176,23 @@ def _fan_out(layer: Any, shape: Shape, output: Shape) -> Tensor:
 
 
 def _windows_of_places(size: int, windows: int, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
-    """How many windows see each place along one dimension."""
-    starts = torch.arange(windows, device="cpu") * stride - padding
-    seen = (starts[:, None] + torch.arange(kernel, device="cpu") * dilation).flatten()
-    return torch.bincount(seen[(seen >= 0) & (seen < size)], minlength=size)
+    """How many windows see each place along one dimension.
+
+    Window w sees place p by tap k if stride w + dilation k = p + padding. Such w are an interval, in which they are
+    `period` apart: memory and time are those of the places, however large the kernel is.
+    """
+    if kernel == 1:
+        dilation = 1  # of no effect, and a bound of the period
+    common = math.gcd(stride, dilation)
+    period = dilation // common
+    places = torch.arange(padding, padding + size, device="cpu")
+    last = places.div(stride, rounding_mode="floor").clamp_(max=windows - 1)
+    first = (places + (stride - 1 - (kernel - 1) * dilation)).div_(stride, rounding_mode="floor").clamp_(min=0)
+    fits = places.remainder(common) == 0
+    start = places.div_(common, rounding_mode="floor").remainder_(period)
+    start = start.mul_(pow(stride // common, -1, period)).remainder_(period)
+    before = (first - 1).sub_(start).div_(period, rounding_mode="floor")
+    return last.sub_(start).div_(period, rounding_mode="floor").sub_(before).clamp_(min=0).mul_(fits)
 
 
 def _nonzero(value: Tensor | PackedSpikes) -> Tensor:

@@ -231,6 +231,8 @@ _EXPECTED = {
     "string_too_long": "a text of at most {max_length} characters",
     "string_pattern_mismatch": "a text that matches {pattern}",
     "list_type": "a list",
+    "too_long": "of at most {max_length} elements",
+    "too_short": "of at least {min_length} elements",
     "dict_type": "an object",
     "model_type": "an object",
     "path_type": "a path",

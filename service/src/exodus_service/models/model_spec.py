@@ -4,14 +4,16 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any
 
+import msgpack  # type: ignore[import-untyped]
 import torch
 
+from exodus_client.wire import Limits
 from exodus_core import network as networks
 from exodus_core.errors import DescriptionError
 from exodus_core.network import Description
@@ -27,6 +29,10 @@ _MAX_NAME = 256
 #: Largest number that an optimiser multiplies by. It computes with products and quotients of these; a number beyond
 #: float32 would make it fail with half of the weights changed.
 LARGEST_FACTOR = 1e20
+
+#: Bytes that a description of a model may take with all its defaults, in the head of a message: that less what else
+#: there is about a model.
+MAX_DESCRIBED_BYTES = Limits().max_header_bytes - 8 * 1024
 
 #: Measured bytes of Python objects, which outweigh the weights of a small model: of any model, including the random
 #: generator's state; of a layer (4 to 6 KiB: a module, its description, and that as plain data), and the same again
@@ -118,7 +124,7 @@ def parse_spec(
     names = [parameter for parameter, _ in description.parameters]
     if not names:
         raise invalid("/params/network", "a network with parameters to train", "one without")
-    options = _parsed("/params/optimizer", partial(parse_bounded_optimizer, parameters=names), optimizer)
+    options = _parsed("/params/optimizer", partial(parse_bounded_optimizer, network=description), optimizer)
     require_size(description, max_model_bytes)
     if not is_int(seed, 0, 2**63):
         raise invalid("/params/seed", "an integer from 0 to 2**63 - 1", shown(seed))
@@ -170,15 +176,26 @@ def is_int(value: object, least: int, end: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < end
 
 
-def parse_bounded_optimizer(value: Any, parameters: Sequence[str]) -> dict[str, Any]:
-    """Options of an optimiser for a network with these parameters.
+def described_bytes(network: Description, optimizer: Mapping[str, Any]) -> int:
+    """Bytes that the description of a model takes in a message: network, parameters and optimiser."""
+    parameters: list[Any] = [{"name": name, "shape": list(shape)} for name, shape in network.parameters]
+    return len(msgpack.packb([network.data, parameters, dict(optimizer)]))
+
+
+def parse_bounded_optimizer(value: Any, network: Description) -> dict[str, Any]:
+    """Options of an optimiser for a network.
 
     Raises:
-        OptimizerError: they do not fit, or have numbers that could make a step fail half-way.
+        OptimizerError: they do not fit, are too many to describe the model in an answer, or have numbers that could
+            make a step fail half-way.
     """
     optimizer = parse_optimizer(value)
-    optimizer.of_parameters(parameters)
+    optimizer.of_parameters([name for name, _ in network.parameters])
     options = optimizer.data
+    room = MAX_DESCRIBED_BYTES - described_bytes(network, {})
+    nbytes = described_bytes(network, options) - described_bytes(network, {})
+    if nbytes > room:
+        raise OptimizerError("", f"options of at most {room} bytes, what the network's leave", f"{nbytes} bytes")
     for name, number in options.items():
         if isinstance(number, float) and abs(number) > LARGEST_FACTOR:
             raise OptimizerError(f"/{name}", f"a number of a magnitude of at most {LARGEST_FACTOR:g}", shown(number))

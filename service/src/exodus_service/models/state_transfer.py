@@ -65,7 +65,7 @@ def import_state(spec: ModelSpec, body: Buffer, device: torch.device) -> Uploade
     if difference is not None:
         raise _mismatch(difference)
     try:
-        options = parse_bounded_optimizer(optimizer, [name for name, _ in spec.network.parameters])
+        options = parse_bounded_optimizer(optimizer, spec.network)
     except DescriptionError as error:
         raise _mismatch(Fault(f"/optimizer{error.pointer}", str(error.expected), str(error.got))) from error
     kind = spec.header.optimizer["kind"]

@@ -59,7 +59,8 @@ class ForwardCall:
         inputs = decoded.input(model, limit, training=params.context, beside=self._observation.nbytes)
         self._observation.require_room(call, inputs.shape)
         self._inputs = owned(inputs, decoded.body) if params.context else inputs
-        self._labels = None if params.loss is None else decoded.labels(parsed_loss(params.loss))
+        loss = None if params.loss is None else parsed_loss(params.loss)
+        self._labels = None if loss is None else decoded.labels(loss, model.network, training=self._train)
         decoded.operands.finish()
         self._upload = engine.uploads.start(self._inputs)
 

@@ -32,6 +32,9 @@ REFUSALS = (ArgumentError, ArgumentTypeError, NonFiniteError)
 #: Arguments of the trainer that are parameters of a call.
 _OPTIONS = ("accumulate", "average")
 
+#: Tensors that errors of losses name; all else that they name is of the loss's own description.
+_OF_LOSSES = ("outputs", "targets", "lengths", "mask")
+
 _CPU = torch.device("cpu")
 
 
@@ -130,8 +133,16 @@ class DecodedCall:
             raise self.operands.fault(name, "dtype", f"{network.dtype}, that of the network", tensor.dtype)
         return self.take(name)
 
-    def labels(self, loss: losses.Loss) -> "Labels":
-        """The tensors `targets`, `lengths` and `mask` of a loss. Raises ServiceError: invalid."""
+    def labels(self, loss: losses.Loss, network: Description, *, training: bool = True) -> "Labels":
+        """The tensors `targets`, `lengths` and `mask` of a loss, for a network in training mode or not.
+
+        Raises:
+            ServiceError: invalid: one is missing, or steps are not to count for a network that normalises by all.
+        """
+        for name in ("lengths", "mask"):
+            if training and network.statistics and name in self.operands:
+                expected = "absent for a network with batch norm in training, whose statistics are of all steps"
+                raise invalid(self.operands.pointer(name), expected, "a tensor", name=f"tensor {name!r}")
         targets = self.take("targets") if loss.takes_targets else None
         lengths, mask = self.operands.take_optional("lengths"), self.operands.take_optional("mask")
         return Labels(loss, targets, lengths, mask)
@@ -178,11 +189,17 @@ def refusal(error: ArgumentError | ArgumentTypeError | NonFiniteError, operands:
         return ServiceError("invalid", fault.sentence, (fault,))
     if isinstance(error, DescriptionError):
         name = error.pointer.removeprefix("/")
+        if name not in _OF_LOSSES:
+            fault = Fault(f"/params/loss{error.pointer}", error.expected, error.got)
+            return ServiceError("invalid", fault.sentence, (fault,))
         # The outputs are the network's own: it is the loss that does not fit them.
         pointer = operands.pointer(name) if name in operands else "/params/loss"
         detail = f"{name} must be {error.expected}, got {error.got}"
         return ServiceError("invalid", detail, (Fault(pointer, error.expected, error.got),))
-    pointer = f"/params/{error.argument}" if error.argument in _OPTIONS else "/tensors"
+    if error.argument in operands:
+        pointer = operands.pointer(error.argument)
+    else:
+        pointer = f"/params/{error.argument}" if error.argument in _OPTIONS else "/tensors"
     return ServiceError("invalid", str(error), (Fault(pointer, error.expected, error.got),))
 
 

@@ -1,5 +1,6 @@
 """Calls on models as a whole: create, save, download and upload of the state."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,15 +14,12 @@ from exodus_core.network import Description
 from exodus_service.call import JSON_GROWTH, Call, Result
 from exodus_service.engine import Engine
 from exodus_service.errors import Fault, ServiceError, invalid
-from exodus_service.models.model_spec import require_size
+from exodus_service.models.model_spec import MAX_DESCRIBED_BYTES, described_bytes, require_size
 from exodus_service.models.state_transfer import Selection
 from exodus_service.models.storage.state_file import MEDIA_TYPE, StateFileError, header_bytes
 from exodus_service.operations.inputs import DecodedCall
 from exodus_service.operations.params import CreateParams
 from exodus_service.settings import Settings
-
-#: Bytes of a description of a model apart from its network and parameters.
-_BESIDE = 8 * 1024
 
 #: A state that is uploaded: the body, its tensors, and the trainer that they are loaded into.
 _COPIES = 3
@@ -73,7 +71,9 @@ async def download(engine: Engine, id: str, call: Call) -> Result:
 async def upload(engine: Engine, id: str, call: Call) -> Result:
     """Go on from a state that was downloaded. Raises ServiceError."""
     async with engine.store.use(call.owner, id) as model:
-        await call.aside(partial(_unpack_state, call, model.network))
+        # As many bytes as its weights are its gradients, and each of what optimiser and batch norms keep for a weight.
+        most = _SLOTS * model.network.nbytes + _BESIDE_STATE
+        await call.aside(partial(_unpack_state, call, most, "as many as a state of this model has"))
         body, call.body = call.body, memoryview(b"")
         replaced = engine.store.replace_state(model, body, call.aside)
         del body  # the store releases it once it is read
@@ -83,15 +83,28 @@ async def upload(engine: Engine, id: str, call: Call) -> Result:
 async def upload_weights(engine: Engine, id: str, selection: Selection, call: Call) -> Result:
     """Go on with weights of a file, and an optimiser that starts anew. Raises ServiceError."""
     async with engine.store.use(call.owner, id) as model:
-        await call.aside(partial(_unpack_state, call, model.network))
+        most = largest_state(engine)  # the file may be of a larger network, of which some layers are taken
+        await call.aside(partial(_unpack_state, call, most, "as many as the largest state that is taken has"))
         body, call.body = call.body, memoryview(b"")
         loaded = engine.store.load_weights(model, body, selection, call.aside)
         del body
         return Result.json(await loaded)
 
 
-def selection(weights: str | None, names: list[str]) -> Selection | None:
-    """Which weights of a file are to be loaded; None: the file is a whole state. Raises ServiceError: invalid."""
+def selection(query: Sequence[tuple[str, str]]) -> Selection | None:
+    """Which weights of a file are to be loaded, by a query; None: the file is a whole state.
+
+    Raises:
+        ServiceError: invalid: a key is unknown or comes twice, or a value does not fit.
+    """
+    keys = [key for key, _ in query]
+    for key in keys:
+        if key not in ("weights", "names"):
+            raise invalid(_of_query(key), "absent (unknown parameter)", repr(key)[:80])
+    if keys.count("weights") > 1:
+        raise invalid("/query/weights", "a parameter that comes once", f"{keys.count('weights')}")
+    weights = dict(query).get("weights")
+    names = [value for key, value in query if key == "names"]
     if weights is None:
         if names:
             raise invalid("/query/names", "absent without weights", repr(names[0])[:80])
@@ -101,22 +114,25 @@ def selection(weights: str | None, names: list[str]) -> Selection | None:
     return Selection(tuple(names) or None, weights == "partial")
 
 
+def _of_query(key: str) -> str:
+    return "/query/" + key[:80].replace("~", "~0").replace("/", "~1")
+
+
 def largest_state(engine: Engine) -> int:
     """Bytes of the largest state that is taken: weights, gradients, and what an optimiser keeps for each."""
     return 5 * engine.settings.max_model_bytes + engine.limits.max_json_bytes
 
 
-def _unpack_state(call: Call, network: Description) -> None:
-    """Replace the body by the state in it. Raises ServiceError, WireError, QueueFullError."""
-    # As many bytes as its weights are its gradients, and each of what an optimiser and batch norms keep for a weight.
-    limits = Limits(max_bytes=_SLOTS * network.nbytes + _BESIDE_STATE)
+def _unpack_state(call: Call, most: int, why: str) -> None:
+    """Replace the body by the state in it, of so many bytes at most. Raises ServiceError, WireError, QueueFullError."""
+    limits = Limits(max_bytes=most)
 
     def reserve(nbytes: int) -> None:
         call.slot.reserve(max(len(call.body) + nbytes, _COPIES * nbytes))
 
     body = decompress(call.body, call.content_encoding, limits=limits, reserve=reserve)
-    if len(body) > limits.max_bytes:
-        expected, got = f"at most {limits.max_bytes} bytes, as many as a state of this model has", f"{len(body)} bytes"
+    if len(body) > most:
+        expected, got = f"at most {most} bytes, {why}", f"{len(body)} bytes"
         raise ServiceError("too_large", f"the body must be {expected}, got {got}", (Fault("", expected, got),))
     try:
         header = header_bytes(body)
@@ -136,7 +152,7 @@ def _prepare(engine: Engine, call: Call) -> tuple[DecodedCall, CreateParams, Des
     except DescriptionError as error:
         raise invalid(f"/params/network{error.pointer}", error.expected, error.got) from error
     require_size(network, engine.settings.max_model_bytes)
-    _require_room_for_answers(network, call.limits)
+    _require_room_for_answers(network)
     weights = decoded.flat("weights", network) if "weights" in decoded.operands else None
     decoded.operands.finish()
     return decoded, params, network, weights
@@ -159,12 +175,11 @@ def _require_short(network: dict[str, Any], settings: Settings) -> None:
     raise ServiceError("too_large", f"{pointer} must be at most {most}, got {got}", (fault,))
 
 
-def _require_room_for_answers(network: Description, limits: Limits) -> None:
+def _require_room_for_answers(network: Description) -> None:
     """Descriptions of the model, and the norm of each parameter, have to fit into the head of a message."""
-    parameters: list[Any] = [{"name": name, "shape": list(shape)} for name, shape in network.parameters]
-    nbytes = len(msgpack.packb([network.data, parameters])) + _BESIDE
-    if nbytes > limits.max_header_bytes:
-        expected = f"a description of at most {limits.max_header_bytes - _BESIDE} bytes with all its defaults"
-        got = f"one of {nbytes - _BESIDE} bytes"
+    nbytes = described_bytes(network, {})
+    if nbytes > MAX_DESCRIBED_BYTES:
+        expected = f"a description of at most {MAX_DESCRIBED_BYTES} bytes with all its defaults"
+        got = f"one of {nbytes} bytes"
         fault = Fault("/params/network/layers", expected, got)
         raise ServiceError("too_large", f"/params/network/layers must be {expected}, got {got}", (fault,))

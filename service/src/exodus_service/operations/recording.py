@@ -5,6 +5,7 @@ training call whose response could not be sent changes nothing.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ from exodus_core.network.recording import (
     Recorded,
     observed_bytes,
     parse_record,
-    recorded_bytes,
 )
 from exodus_core.network.statistics import LayerStatistics, dense_operations, with_gradient_norms
 from exodus_core.training import Trainer
@@ -51,7 +51,7 @@ class ObservedParams(Strict):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a call has shown: tensors of the response by name, and the numbers of layers, None if not asked for."""
+    """Findings of a call: tensors of the response by name, and the numbers of layers, None if not asked for."""
 
     tensors: Mapping[str, torch.Tensor]
     statistics: Mapping[str, LayerStatistics] | None
@@ -65,7 +65,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a call asks for of a network, checked.
+    """Recordings and statistics that a call wants of a network, checked.
 
     Attributes:
         network: its description.
@@ -147,13 +147,18 @@ class Observation:
         return Seen({}, with_gradient_norms({}, grad_norms, self.network) if self.statistics else None)
 
     def _require_room_for_tensors(self, call: Call, batch: int, time: int, others: int) -> None:
-        sizes = [recorded_bytes((recorded,), self.network, batch, time) for recorded in self.record]
-        if not sizes:
+        if not self.record:
             return
+        counts = [batch * time * math.prod(recorded.shape) for recorded in self.record]
         if call.content_type == JSON_TYPE:
-            most, numbers = call.limits.max_json_bytes // 2, sum(sizes) // self.network.itemsize + others
+            most, numbers = call.limits.max_json_bytes // 2, sum(counts) + others
             if numbers > most:
                 raise _too_large("/params/record", f"at most {most} numbers in JSON (use msgpack)", f"{numbers}")
+        single, itemsize = self._single_spikes, self.network.itemsize
+        sizes = [
+            -(-count // 8) if recorded.name in single else count * itemsize
+            for recorded, count in zip(self.record, counts, strict=True)
+        ]
         if sum(sizes) > call.limits.max_bytes or max(sizes) > MAX_PAYLOAD_BYTES:
             limit = min(call.limits.max_bytes, MAX_PAYLOAD_BYTES)
             raise _too_large("/params/record", f"recordings of at most {limit} bytes", f"{sum(sizes)} bytes")

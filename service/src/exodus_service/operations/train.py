@@ -185,7 +185,7 @@ class TrainingCall:
             return
         if loss is None:
             raise invalid("/params/loss", "a loss unless a tensor 'grad_output' is there", "neither")
-        self.labels = decoded.labels(loss)
+        self.labels = decoded.labels(loss, model.network)
 
     def _beside(self, network: Description, loss: Loss | None, batch: int, time: int) -> int:
         """Bytes that the call takes beside the pass and one loss."""

@@ -124,8 +124,7 @@ async def upload(id: ModelId, request: Request) -> Response:
     receive = partial(receive_file, content_type=MEDIA_TYPE, limit=model_lifecycle.largest_state(engine))
 
     async def work(call: Call) -> Result:
-        query = request.query_params
-        selection = model_lifecycle.selection(query.get("weights"), query.getlist("names"))
+        selection = model_lifecycle.selection(request.query_params.multi_items())
         if selection is None:
             return await model_lifecycle.upload(engine, id, call)
         return await model_lifecycle.upload_weights(engine, id, selection, call)
