@@ -152,7 +152,7 @@ class Trainer:
 
         Raises:
             ContextStaleError: the weights have changed since.
-            NonFiniteError: a gradient is not finite.
+            NonFiniteError: a gradient, or its sum with those accumulated, is not finite.
             TypeError, ValueError: grad_outputs does not fit, or the forward pass has been used.
         """
         outputs = forward._graph
@@ -167,7 +167,7 @@ class Trainer:
         given = grad_outputs.detach().to(outputs.device, outputs.dtype)
         gradients = self._differentiate(outputs, given, kept, keep=True)
         found = self._found(gradients, forward._changes, kept, allow_non_finite)
-        self._accumulate(found, accumulate, weight)
+        self._accumulate(found, accumulate, weight, kept, allow_non_finite)
         forward._graph = None
         return found.result.grad_norms
 
@@ -201,14 +201,14 @@ class Trainer:
 
         Raises:
             LossError: there is no such loss, or outputs, targets, lengths or mask do not fit it.
-            NonFiniteError: the loss or a gradient is not finite.
+            NonFiniteError: the loss, a gradient, or its sum with those accumulated, is not finite.
             TypeError, ValueError: x does not fit the network; or lengths or a mask are given to a network with batch
                 norm, whose statistics are of all steps, or with a loss that is a function.
         """
         kept = self.resolved(frozen=frozen).frozen
         weight = self._weight(accumulate, x)
         found = self._compute(x, targets, loss, lengths, mask, kept, allow_non_finite)
-        self._accumulate(found, accumulate, weight)
+        self._accumulate(found, accumulate, weight, kept, allow_non_finite)
         return found.result
 
     def optim_step(
@@ -550,9 +550,13 @@ class Trainer:
         samples = x.shape[0] if isinstance(x, Tensor) and x.dim() else 1  # the network refuses what is no batch
         return self._count.weight(accumulate, samples)
 
-    def _accumulate(self, found: _Found, accumulate: str, weight: int) -> None:
-        gradients = _times(found.gradients, weight)
-        sums = self._sums(gradients)
+    def _accumulate(
+        self, found: _Found, accumulate: str, weight: int, frozen: frozenset[str], allow_non_finite: bool
+    ) -> None:
+        """Adds gradients to those accumulated. Raises NonFiniteError: a sum is not finite; nothing has changed."""
+        sums = self._sums(_times(found.gradients, weight))
+        if not allow_non_finite and (weight != 1 or self._accumulated):
+            self._found(self._without(sums, frozen), Changes(), frozen, allow_non_finite)
         for parameter, total, gradient in zip(self._parameters, sums, found.gradients, strict=True):
             parameter.grad = total.clone() if found.lent and total is gradient else total
         self._count = self._count.added(accumulate, weight)
