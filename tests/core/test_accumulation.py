@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
         (lambda: ours.step(x, y, LOSS, accumulate="samples"), "accumulate must be 'calls', as in the calls before"),
         (lambda: ours.step(x, y, LOSS, accumulate="all"), "accumulate must be 'calls' or 'samples', got 'all'"),
         (lambda: ours.step(x, y, LOSS, average=1), "average must be true or false, got 1"),
-        (lambda: ours.optim_step(gradients=ours.gradients(), average=True), "average must be False with gradients"),
+        (lambda: ours.optim_step(gradients=ours.gradients(), average=True), "average must be false with gradients"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -173,6 +173,14 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(StateError, match=r"gradients\.count must be torch\.int64"):
         ours.load_state({**before, "gradients.count": torch.ones(2)})
+    for total in (0, 2**53 + 1, 2**63 - 1):
+        with pytest.raises(
+            StateError, match=rf"gradients\.count must be a number from 1 to 2\*\*53.*, got \[{total}, 0"
+        ):
+            ours.load_state({**before, "gradients.count": torch.tensor([total, 0])})
+    ours.load_state({**before, "gradients.count": torch.tensor([2**53, 0])})
+    add(ours, [3])
+    assert ours.state()["gradients.count"].tolist() == [2**53 + 1, 0]
 
 
 def test_a_sum_of_finite_gradients_that_is_not_finite_changes_nothing() -> None:

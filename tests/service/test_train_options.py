@@ -276,3 +276,11 @@ def test_a_step_whose_sum_of_gradients_is_not_finite_is_refused_and_the_model_st
     assert (answer.status, answer.json["code"]) == (422, "non_finite"), answer.body
     assert remote.call("GET", "/v1/models/m").status == 200
     assert same_state(remote.state(), before)
+
+
+@pytest.mark.parametrize("path", [STEP, FORWARD_BACKWARD])
+def test_names_that_do_not_fit_are_refused_where_a_call_is_decoded(remote: Remote, path: str) -> None:
+    assert remote.post(STEP, {"sequence": 1, "loss": LOSS}, **BOTH).status == 200
+    answer = remote.post(path, {"sequence": 1, "loss": LOSS, "frozen": ["first"]}, **BOTH)
+    assert (answer.status, answer.json["code"]) == (422, "invalid"), answer.body
+    assert answer.json["errors"][0]["pointer"] == "/params/frozen/0"

@@ -259,7 +259,7 @@ class Trainer:
         options = self._resolved(update)
         if gradients is not None:
             if average:
-                raise ArgumentError("average", "False with gradients that are given", average)
+                raise ArgumentError("average", "false with gradients that are given", average)
             used: Sequence[Tensor] = flat_parameters.split("gradients", gradients, self._parameters)
         elif self._accumulated:
             divisor = self._count.divisor(average)
@@ -355,6 +355,7 @@ class Trainer:
         Raises:
             StateError: it is not of this network and optimiser; says the first tensor that does not fit. Nothing has
                 changed.
+            TypeError: it is no mapping by names.
         """
         self._count = states.load(state, self.net, self.optimizer, self._kind.slots)
 
@@ -377,14 +378,14 @@ class Trainer:
 
         Raises:
             StateError: a weight is missing or unknown, none is there, or one has another shape or dtype or is not
-                finite. Nothing has changed.
+                finite in the dtype of the network. Nothing has changed.
+            TypeError: weights are no mapping by names, or names no list of str.
             ValueError: the network has no layer or weight of a name.
         """
         taken, result = fitting(weights, self.net, names, partial)
         own = self.net.state_dict()
-        moved = {name: value.detach().to(own[name].device, own[name].dtype) for name, value in taken.items()}
         with torch.no_grad():
-            for name, value in moved.items():
+            for name, value in taken.items():
                 own[name].copy_(value)
         self.net.constrain()
         self.optimizer.state.clear()
@@ -436,8 +437,8 @@ class Trainer:
 
     def _apply(self, update: Update, options: ParameterOptions, gradients: Sequence[Tensor], total: float) -> None:
         groups = None
-        if options is not self._options:
-            groups = regrouped(self.optimizer.param_groups, self.net, options, self._kind.lr)
+        if not options.grouped_as(self._options):  # else they stay, with rates that a scheduler may have set
+            groups = regrouped(self.optimizer.param_groups, self.net, options)
         used = [None if name in options.frozen else g for name, g in zip(self._named, gradients, strict=True)]
         update.apply(self.optimizer, self._parameters, used, total, groups)
         self._count = Count()
@@ -544,7 +545,7 @@ class Trainer:
         return [g if p.grad is None else p.grad + g for p, g in pairs]
 
     def _weight(self, accumulate: str, x: Tensor) -> int:
-        """What a call with this input counts as. Raises ArgumentError."""
+        """The count of a call with this input. Raises ArgumentError."""
         if not self._accumulated:  # whoever has cleared them
             self._count = Count()
         samples = x.shape[0] if isinstance(x, Tensor) and x.dim() else 1  # the network refuses what is no batch
