@@ -1,5 +1,6 @@
 """Gradients accumulated over calls, averaged by calls or by samples, are those of one big batch."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from exodus_core import network
-from exodus_core.training import StateError, Trainer
+from exodus_core.training import NonFiniteError, StateError, Trainer
 
 DATA: list[dict[str, Any]] = [
     {"kind": "linear", "in_features": 6, "out_features": 8},
@@ -49,6 +50,10 @@ def close(one: Trainer, other: Trainer) -> bool:
     return first.keys() == second.keys() and all(
         torch.allclose(first[n], second[n], rtol=1e-10, atol=1e-13) for n in first if n != "random"
     )
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
@@ -160,7 +165,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
         (lambda: ours.step(x, y, LOSS, accumulate="samples"), "accumulate must be 'calls', as in the calls before"),
         (lambda: ours.step(x, y, LOSS, accumulate="all"), "accumulate must be 'calls' or 'samples', got 'all'"),
         (lambda: ours.step(x, y, LOSS, average=1), "average must be true or false, got 1"),
-        (lambda: ours.optim_step(gradients=ours.gradients(), average=True), "average must be False with gradients"),
+        (lambda: ours.optim_step(gradients=ours.gradients(), average=True), "average must be false with gradients"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -168,3 +173,46 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(StateError, match=r"gradients\.count must be torch\.int64"):
         ours.load_state({**before, "gradients.count": torch.ones(2)})
+    for total in (0, 2**53 + 1, 2**63 - 1):
+        with pytest.raises(
+            StateError, match=rf"gradients\.count must be a number from 1 to 2\*\*53.*, got \[{total}, 0"
+        ):
+            ours.load_state({**before, "gradients.count": torch.tensor([total, 0])})
+    ours.load_state({**before, "gradients.count": torch.tensor([2**53, 0])})
+    add(ours, [3])
+    assert ours.state()["gradients.count"].tolist() == [2**53 + 1, 0]
+
+
+def test_a_sum_of_finite_gradients_that_is_not_finite_changes_nothing() -> None:
+    made = trainer(dtype="float32")
+    x, _, _ = batch(4)
+
+    def add_scaled(accumulate: str) -> dict[str, float]:
+        forward, other = made.begin(x), trainer(dtype="float32")
+        norm = other.backward(other.begin(x), torch.ones_like(forward.outputs))["total"]
+        return made.backward(forward, torch.full_like(forward.outputs, 1e19 / norm), accumulate=accumulate)
+
+    refused_at_once = made.state()
+    with pytest.raises(NonFiniteError, match="must be finite, got inf"):
+        add_scaled("samples")
+    assert same(made.state(), refused_at_once)
+    assert math.isfinite(add_scaled("calls")["total"])
+    before = made.state()
+    with pytest.raises(NonFiniteError, match="must be finite, got inf"):
+        add_scaled("calls")
+    assert same(made.state(), before)
+    huge: Any = [{"kind": "max_over_time_ce", "weight": 2e19}]
+    with pytest.raises(NonFiniteError, match="must be finite"):
+        trainer(dtype="float32").forward_backward(x, batch(4)[1], huge, accumulate="samples")
+    made.forward_backward(x, batch(4)[1], huge, allow_non_finite=True)
+
+
+def test_an_accumulated_gradient_of_what_is_frozen_may_be_of_any_size() -> None:
+    made = trainer("sgd", "float32")
+    x, y, _ = batch(4)
+    made.forward_backward(x, y, LOSS)
+    first = next(iter(made.net.parameters()))
+    assert first.grad is not None
+    first.grad.fill_(torch.inf)
+    made.forward_backward(x, y, LOSS, frozen=["0"])
+    made.optim_step(frozen=["0"])

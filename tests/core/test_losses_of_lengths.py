@@ -194,3 +194,24 @@ def test_lengths_are_refused_where_other_steps_would_count_all_the_same() -> Non
     trainer, function = Trainer(network.build(LAYERS, seed=1), "sgd"), losses.parse("sum_over_time_ce")
     with pytest.raises(ValueError, match="mask must be None with a loss that is a function"):
         trainer.step(x, targets, lambda y, t: function(y, t), mask=torch.ones(B, T).bool())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.int8], ids=str)
+@pytest.mark.parametrize("loss", ["sum_over_time_ce", "per_step_ce"])
+def test_lengths_and_classes_are_integers_of_any_kind(loss: str, dtype: torch.dtype) -> None:
+    function, y = losses.parse(loss), torch.rand(B, T, N)
+    for targets in (torch.randint(0, N, (B,)), torch.randint(0, N, (B, T)))[: 1 + (loss == "per_step_ce")]:
+        expected = function(y, targets, lengths=LENGTHS)
+        assert function(y, targets.to(dtype), lengths=LENGTHS.to(dtype)).loss == expected.loss
+    with pytest.raises(LossError, match="lengths from 1 to 9"):
+        function(y, targets, lengths=torch.zeros(B, dtype=dtype))
+
+
+def test_an_empty_batch_is_refused_with_lengths_as_without() -> None:
+    trainer = Trainer(network.build(LAYERS, seed=1), "sgd")
+    x, targets = torch.zeros(0, T, 6), torch.zeros(0, dtype=torch.int64)
+    for given in ({}, {"lengths": LENGTHS[:0]}, {"mask": torch.ones(0, T).bool()}):
+        with pytest.raises(ValueError, match="must be"):
+            trainer.step(x, targets, "sum_over_time_ce", **given)
+        with pytest.raises(LossError, match="not empty"):
+            losses.parse("sum_over_time_ce")(torch.zeros(0, T, N), targets, **given)

@@ -189,3 +189,16 @@ def test_a_loss_without_targets_trains_alone() -> None:
     trainer, x = Trainer(network.build(data, seed=1), {"kind": "adam", "lr": 0.05}), torch.rand(B, T, 6) < 0.6
     rates = [trainer.step(x, None, {"kind": "spike_rate_mse", "rate": 0.4}).metrics for _ in range(30)]
     assert abs(rates[-1]["rate:mean"] - 0.4) < abs(rates[0]["rate:mean"] - 0.4)
+
+
+def test_an_error_of_a_term_points_at_the_term() -> None:
+    y = outputs()
+    for index in (0, 1):
+        terms: list[Any] = ["sum_over_time_ce", "max_over_time_ce"]
+        terms[index] = {"kind": terms[index], "class_weights": [1, 2]}
+        with pytest.raises(losses.LossError) as caught:
+            losses.parse(terms)(y, CLASSES)
+        assert caught.value.pointer == f"/{index}/class_weights"
+        with pytest.raises(losses.LossError) as caught:
+            losses.parse([*terms[:index], "per_step_ce"])(y, CLASSES + 9)
+        assert caught.value.pointer == "/targets"

@@ -1,5 +1,6 @@
 """Frozen layers and learning rates of single layers or parameters: the bits of torch's groups, in one step."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,6 +116,40 @@ def test_the_lr_of_a_call_is_scaled_and_rates_of_their_own_stay() -> None:
     ours.optim_step(lr=1.0)
     for name, rate in {"in.weight": 0.5, "out.weight": 0.25, "hidden.recurrent.weight": 1.0}.items():
         assert torch.allclose(before[name] - weights(ours.net)[name], rate * gradients[name], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("description", "call"),
+    [
+        ({}, {"lr_scale": {"in": 0.5}}),
+        ({}, {"lr_of": {"in": 0.5}}),
+        ({"lr_of": {"in": 0.5}}, {"frozen": ["out"]}),
+        ({"lr_scale": {"in": 0.5}}, {"frozen": ["out"], "lr_scale": {"hidden": 2.0}}),
+    ],
+    ids=str,
+)
+def test_options_of_a_call_follow_the_rate_that_a_scheduler_has_set(description: Any, call: Any) -> None:
+    ours = trainer({"kind": "sgd", "lr": 0.01}, **description)
+    schedule = torch.optim.lr_scheduler.StepLR(ours.optimizer, 1, gamma=0.25)
+    ours.step(*batch(0), LOSS)
+    schedule.step()
+    before = weights(ours.net)
+    ours.forward_backward(*batch(1), LOSS)
+    gradients = dict(zip(NAMES, (p.grad for p in ours.net.parameters()), strict=True))
+    ours.optim_step(**call)
+    rates = dict.fromkeys(NAMES, 0.01 * 0.25)
+    scheduled = {} if {"lr_scale", "lr_of"} & call.keys() else rates_of(description, 0.01)
+    rates |= {name: rate * 0.25 for name, rate in scheduled.items()} | rates_of(call, 0.01 * 0.25)
+    for name, rate in rates.items():
+        rate = 0.0 if name.partition(".")[0] in call.get("frozen", ()) else rate
+        assert torch.allclose(before[name] - weights(ours.net)[name], rate * gradients[name], atol=1e-6), name
+
+
+def test_names_are_read_in_a_time_that_grows_with_their_number() -> None:
+    many = {"kind": "sgd", "frozen": [f"unknown.{index}" for index in range(4096)]}
+    began = time.process_time()
+    assert len(parse_optimizer(many).frozen) == 4096
+    assert time.process_time() - began < 0.05
 
 
 def test_options_of_a_call_hold_for_that_call() -> None:

@@ -94,7 +94,7 @@ def without(name: str) -> Any:
     return lambda given: given.pop(name)
 
 
-def put(name: str, value: Any) -> Any:
+def put(name: Any, value: Any) -> Any:
     return lambda given: given.update({name: value})
 
 
@@ -107,6 +107,24 @@ def put(name: str, value: Any) -> Any:
         (put("in.bias", torch.ones(7)), {"partial": True}, StateError, r"in\.bias must be of shape \(8,\), got \(7,\)"),
         (put("in.bias", torch.ones(8).long()), {}, StateError, r"in\.bias must be torch\.float32, or another float"),
         (put("in.bias", torch.full((8,), torch.nan)), {}, StateError, r"in\.bias must be finite"),
+        (
+            put("in.bias", torch.full((8,), 1e300, dtype=torch.float64)),
+            {},
+            StateError,
+            r"in\.bias must be finite in torch\.float32",
+        ),
+        (put("random.x", torch.ones(1)), {}, StateError, r"no others, got random\.x"),
+        (put("optimizer.in.bias.step", torch.ones(1)), {}, StateError, r"no others, got optimizer\.in\.bias\.step"),
+        (put("gradients.in.bias", torch.ones(8)), {}, StateError, r"no others, got gradients\.in\.bias"),
+        (put("more", torch.ones(1)), {"names": "in"}, TypeError, "names must be a list of names .*, got str"),
+        (put("more", torch.ones(1)), {"names": 5}, TypeError, "names must be a list of names .*, got int"),
+        (put("more", torch.ones(1)), {"names": ["in", 5]}, TypeError, "names must be a list of str, got one with int"),
+        (
+            put(5, torch.ones(1)),
+            {"partial": True},
+            TypeError,
+            "weights must be a mapping of .*, got one with a key of int",
+        ),
         (put("in.bias", [0.0] * 8), {}, StateError, r"in\.bias must be a dense tensor, got list"),
         (lambda given: given.clear(), {"partial": True}, StateError, r"one or more of in\.weight, .*, got none"),
         (put("more", torch.ones(1)), {"names": ["first"]}, ValueError, r"names must be .*, got 'first'"),
@@ -119,4 +137,14 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(damage: Any, options: 
     damage(given)
     with pytest.raises(error, match=message):
         ours.load_weights(given, **options)
+    assert equal(ours.state(), before)
+
+
+def test_what_is_no_mapping_by_names_is_refused() -> None:
+    ours = trained()
+    before: Any = ours.state()
+    for load, name in ((ours.load_weights, "weights"), (ours.load_state, "state")):
+        for given in (5, [*before], {**before, 5: torch.ones(1)}):
+            with pytest.raises(TypeError, match=f"{name} must be a mapping of names to tensors, got "):
+                load(given)  # type: ignore[operator]
     assert equal(ours.state(), before)

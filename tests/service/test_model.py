@@ -120,16 +120,20 @@ def test_a_snapshot_is_taken_every_so_many_calls_and_does_not_change_with_the_mo
         assert [response.sequence for response in progress.responses] == list(range(1, snapshot.sequence + 1))
 
 
-def test_a_call_is_done_even_if_its_state_cannot_be_cloned(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError, ValueError, KeyError], ids=lambda error: error.__name__)
+def test_a_call_is_done_even_if_its_state_cannot_be_cloned(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail() -> Any:
-        raise MemoryError("no memory")
+        raise error("no memory")
 
     async def test(checkpointer: Any) -> None:
         model = new_model(durable_every=1, checkpointer=checkpointer)
         monkeypatch.setattr(model.trainer, "state", fail)
         await call(model, 1, lambda step: step.record(b"", "t"))
         assert (model.sequence, model.durable) == (1, 0)
-        assert model.durable_error == "state 1 could not be saved: no memory"
+        assert model.durable_error == f"state 1 could not be saved: {error('no memory')}"
+        assert f"model {model.id}: state 1 could not be cloned" in caplog.text
 
     with written() as (snapshots, checkpointer):
         asyncio.run(test(checkpointer))

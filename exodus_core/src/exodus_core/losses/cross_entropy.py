@@ -32,8 +32,8 @@ class _CrossEntropy(Loss):
         classes = shape[2]
         # Read on the device that has them: targets on the CPU need not wait for another device.
         if steps is not None and targets.dim() == 2:
-            targets = targets.masked_fill(~steps.to(targets.device), 0)
-        low, high = (int(v) for v in torch.aminmax(targets))
+            targets = targets.to(torch.int64).masked_fill(~steps.to(targets.device), 0)
+        low, high = (int(v) for v in torch.aminmax(targets.to(torch.int64)))
         if low < 0 or high >= classes:
             place = Place("/targets", LossError)
             raise place.refuse_as(f"class numbers from 0 to {classes - 1}", str(low if low < 0 else high))

@@ -22,7 +22,7 @@ class _SpikeRate(Loss):
         return check_outputs(outputs, None)
 
     def _distance(self, rates: Tensor) -> Tensor:
-        """How far rates are off."""
+        """The distance of rates from what they should be."""
         raise NotImplementedError
 
     def _value_for(self, outputs: Tensor, steps: Tensor | None, of: str) -> LossValue:

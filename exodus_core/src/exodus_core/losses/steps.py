@@ -37,6 +37,9 @@ def counted_steps(shape: Sequence[int], lengths: Tensor | None, mask: Tensor | N
     batch, time = shape
     if tuple(lengths.shape) != (batch,):
         raise place.refuse_as(f"of shape ({batch},), one length for each sample", str(tuple(lengths.shape)))
+    if batch == 0:
+        return None  # what takes the batch refuses it
+    lengths = lengths.to(torch.int64)
     low, high = (int(v) for v in torch.aminmax(lengths))
     if low < 1 or high > time:
         raise place.refuse_as(f"lengths from 1 to {time}", str(low if low < 1 else high))

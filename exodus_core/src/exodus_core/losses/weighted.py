@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from exodus_core.losses.errors import LossError
 from exodus_core.losses.loss import Loss, LossValue, check_no_targets, metrics_of
 
 #: Upper bound of the copies of the outputs that a further loss keeps until all are differentiated.
@@ -52,14 +54,18 @@ class WeightedSum(Loss):
         return [{**term.loss.data, "weight": term.weight, "name": term.name} for term in self.terms]
 
     def check_values(self, targets: Tensor | None, shape: Sequence[int], steps: Tensor | None = None) -> None:
-        for term in self.terms:
-            term.loss.check_values(_own(term.loss, targets), shape, steps)
+        for index, term in enumerate(self.terms):
+            with _pointing_at(index):
+                term.loss.check_values(_own(term.loss, targets), shape, steps)
 
     def _fitting(self, outputs: Tensor, targets: Tensor | None) -> Tensor:
         if not self.takes_targets:
             check_no_targets(targets)
-        fitting = [term.loss._fitting(outputs, _own(term.loss, targets)) for term in self.terms]
-        return fitting[0]
+        fitting = outputs
+        for index, term in enumerate(self.terms):
+            with _pointing_at(index):
+                fitting = term.loss._fitting(outputs, _own(term.loss, targets))
+        return fitting
 
     def _value(self, outputs: Tensor, targets: Any, steps: Tensor | None) -> LossValue:
         found = [term.loss._value(outputs, _own(term.loss, targets), steps) for term in self.terms]
@@ -74,6 +80,17 @@ class WeightedSum(Loss):
                 else:
                     metrics[name] = metric
         return LossValue(total, metrics)
+
+
+@contextmanager
+def _pointing_at(index: int) -> Iterator[None]:
+    """Errors about a term itself point at it; those about outputs and targets, which all share, stay as they are."""
+    try:
+        yield
+    except LossError as error:
+        if error.pointer in ("/outputs", "/targets"):
+            raise
+        raise LossError(f"/{index}{error.pointer}", error.expected, error.got) from None
 
 
 def _own(loss: Loss, targets: Tensor | None) -> Tensor | None:

@@ -26,7 +26,7 @@ class Count:
     by: str = CALLS
 
     def weight(self, accumulate: str, samples: int) -> int:
-        """What a further call of so many samples counts as.
+        """The count of a further call of so many samples.
 
         Raises:
             ArgumentError: `accumulate` is neither "calls" nor "samples", or not that of the calls before.
@@ -42,7 +42,7 @@ class Count:
         return replace(self, by=accumulate, total=None if self.total is None else self.total + weight)
 
     def divisor(self, average: bool) -> int:
-        """What gradients are divided by; 1 if they are not.
+        """The number that gradients are divided by; 1 if they are not.
 
         Raises:
             ArgumentError: they are to be averaged, and the count is not known.

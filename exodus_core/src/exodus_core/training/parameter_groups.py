@@ -33,7 +33,7 @@ def _group(parameters: list[Parameter], lr: float, factor: float, own: float | N
     return found if decays else {**found, "weight_decay": 0.0}
 
 
-def regrouped(groups: list[dict[str, Any]], net: Network, options: ParameterOptions, lr: float) -> list[dict[str, Any]]:
-    """Groups of other options in place of some, the first of which decays and has the optimiser's rate."""
+def regrouped(groups: list[dict[str, Any]], net: Network, options: ParameterOptions) -> list[dict[str, Any]]:
+    """Groups of other options in place of some, the first of which decays and has the optimiser's present rate."""
     first: Mapping[str, Any] = {name: value for name, value in groups[0].items() if name != "params"}
-    return [{**first, "lr": lr, **group} for group in grouped(net, options, lr)]
+    return [{**first, **group} for group in grouped(net, options, first["lr"])]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exodus_core.schema import Check, Place, number
+from exodus_core.training.meanings import meanings
 
 _NOT_NEGATIVE = number(0)
 #: Most names that an option may have.
@@ -16,9 +17,11 @@ MAX_NAMES = 4096
 def _read_names(value: Any, place: Place) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or len(value) > MAX_NAMES:
         raise place.refuse(names.wanted, value)
+    seen: set[str] = set()
     for index, name in enumerate(value):
-        if not isinstance(name, str) or name in value[:index]:
+        if not isinstance(name, str) or name in seen:
             raise place.at(index).refuse("a name, each once", name)
+        seen.add(name)
     return tuple(value)
 
 
@@ -51,6 +54,10 @@ class ParameterOptions:
     factors: Mapping[str, float]
     rates: Mapping[str, float]
 
+    def grouped_as(self, other: ParameterOptions) -> bool:
+        """True if both have the same groups, whatever is frozen."""
+        return self.factors == other.factors and self.rates == other.rates
+
     def kind(self, name: str) -> tuple[float, float | None]:
         """Factor and own rate of a parameter: parameters of equal ones share a group of the optimiser."""
         return self.factors.get(name, 1.0), self.rates.get(name)
@@ -74,14 +81,15 @@ def resolved(
     Raises:
         DescriptionError: there is no such layer or parameter; one has a factor and a rate; or all are frozen.
     """
+    meaning = meanings(parameters)
     kept: set[str] = set()
     for index, name in enumerate(frozen):
-        kept.update(_named(name, parameters, place.at("frozen").at(index)))
+        kept.update(_named(name, meaning, place.at("frozen").at(index)))
     if len(kept) == len(parameters):
         raise place.at("frozen").refuse_as("names that leave a parameter to train", "all of them")
     factors, own = (
-        _each(lr_scale or {}, parameters, place.at("lr_scale")),
-        _each(lr_of or {}, parameters, place.at("lr_of")),
+        _each(lr_scale or {}, meaning, place.at("lr_scale")),
+        _each(lr_of or {}, meaning, place.at("lr_of")),
     )
     for name in lr_of or {}:
         if name in (lr_scale or {}):
@@ -95,22 +103,20 @@ def resolved(
     return ParameterOptions(frozenset(kept), factors, own)
 
 
-def _each(by_name: Mapping[str, float], parameters: Sequence[str], place: Place) -> dict[str, float]:
+def _each(by_name: Mapping[str, float], meaning: Mapping[str, list[str]], place: Place) -> dict[str, float]:
     """Values by parameter of values by layer or parameter."""
     found: dict[str, float] = {}
     # Layers first, so that what names a parameter holds.
-    for name in sorted(by_name, key=lambda name: name in parameters):
-        found |= dict.fromkeys(_named(name, parameters, place.at(name)), by_name[name])
+    for name in sorted(by_name, key=lambda name: meaning.get(name) == [name]):
+        found |= dict.fromkeys(_named(name, meaning, place.at(name)), by_name[name])
     return found
 
 
-def _named(name: str, parameters: Sequence[str], place: Place) -> list[str]:
+def _named(name: str, meaning: Mapping[str, list[str]], place: Place) -> list[str]:
     """The parameters that a name means: itself, or all of a layer."""
-    if name in parameters:
-        return [name]
-    found = [parameter for parameter in parameters if parameter.startswith(f"{name}.")]
-    if not found:
-        layers = dict.fromkeys(parameter.partition(".")[0] for parameter in parameters)
-        shown = f"{', '.join([*layers][:8])}{', ...' if len(layers) > 8 else ''}"
+    found = meaning.get(name)
+    if found is None:
+        layers = [known for known in meaning if "." not in known]
+        shown = f"{', '.join(layers[:8])}{', ...' if len(layers) > 8 else ''}"
         raise place.refuse(f"a parameter, or a layer with parameters ({shown})", name)
     return found

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from exodus_core.errors import must_be
+from exodus_core.errors import ArgumentTypeError, must_be
 from exodus_core.network import Network
 from exodus_core.training.accumulation import Count
 from exodus_core.training.errors import StateError
@@ -16,6 +16,8 @@ WEIGHTS, OPTIMIZER, GRADIENTS, RANDOM = "weights", "optimizer", "gradients", "ra
 #: Tensor with the count of the accumulated gradients; no parameter has a name without a dot.
 COUNT = f"{GRADIENTS}.count"
 _COUNT_BYTES = 16
+# Far below the largest int64, so that no training counts beyond that.
+_LARGEST_COUNT = 2**53
 _STEP = "step"
 
 
@@ -36,6 +38,15 @@ def _gradients(net: Network) -> dict[str, Tensor]:
 def _tensors(net: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     weights = {f"{WEIGHTS}.{name}": value for name, value in net.state_dict().items()}
     return weights | _optimizer_tensors(net, optimizer) | _gradients(net)
+
+
+def check_mapping(name: str, given: object) -> None:
+    """Checks that tensors are given by names. Raises ArgumentTypeError."""
+    if not isinstance(given, Mapping):
+        raise ArgumentTypeError(name, "a mapping of names to tensors", type(given).__name__)
+    for key in given:
+        if not isinstance(key, str):
+            raise ArgumentTypeError(name, "a mapping of names to tensors", f"one with a key of {type(key).__name__}")
 
 
 def collect(net: Network, optimizer: torch.optim.Optimizer, count: Count) -> dict[str, Tensor]:
@@ -73,7 +84,9 @@ def load(state: Mapping[str, Tensor], net: Network, optimizer: torch.optim.Optim
 
     Raises:
         StateError: the first tensor that is missing, too many or of another shape or dtype. Nothing has changed.
+        ArgumentTypeError: the state is no mapping by names.
     """
+    check_mapping("state", state)
     parameters = dict(net.named_parameters())
     own = {f"{WEIGHTS}.{name}": value for name, value in net.state_dict().items()}
     expected = dict(own)
@@ -123,6 +136,6 @@ def load(state: Mapping[str, Tensor], net: Network, optimizer: torch.optim.Optim
 
 
 def _count(tensor: Tensor | None) -> Count:
-    if tensor is not None and (int(tensor[0]) < 1 or int(tensor[1]) not in (0, 1)):
-        raise StateError(must_be(COUNT, "a number of at least 1, and 0 or 1", tensor.tolist()))
+    if tensor is not None and not (1 <= int(tensor[0]) <= _LARGEST_COUNT and int(tensor[1]) in (0, 1)):
+        raise StateError(must_be(COUNT, "a number from 1 to 2**53, and 0 or 1", tensor.tolist()))
     return Count.of(tensor)

@@ -152,7 +152,7 @@ class Trainer:
 
         Raises:
             ContextStaleError: the weights have changed since.
-            NonFiniteError: a gradient is not finite.
+            NonFiniteError: a gradient, or its sum with those accumulated, is not finite.
             TypeError, ValueError: grad_outputs does not fit, or the forward pass has been used.
         """
         outputs = forward._graph
@@ -167,7 +167,7 @@ class Trainer:
         given = grad_outputs.detach().to(outputs.device, outputs.dtype)
         gradients = self._differentiate(outputs, given, kept, keep=True)
         found = self._found(gradients, forward._changes, kept, allow_non_finite)
-        self._accumulate(found, accumulate, weight)
+        self._accumulate(found, accumulate, weight, kept, allow_non_finite)
         forward._graph = None
         return found.result.grad_norms
 
@@ -201,14 +201,14 @@ class Trainer:
 
         Raises:
             LossError: there is no such loss, or outputs, targets, lengths or mask do not fit it.
-            NonFiniteError: the loss or a gradient is not finite.
+            NonFiniteError: the loss, a gradient, or its sum with those accumulated, is not finite.
             TypeError, ValueError: x does not fit the network; or lengths or a mask are given to a network with batch
                 norm, whose statistics are of all steps, or with a loss that is a function.
         """
         kept = self.resolved(frozen=frozen).frozen
         weight = self._weight(accumulate, x)
         found = self._compute(x, targets, loss, lengths, mask, kept, allow_non_finite)
-        self._accumulate(found, accumulate, weight)
+        self._accumulate(found, accumulate, weight, kept, allow_non_finite)
         return found.result
 
     def optim_step(
@@ -259,7 +259,7 @@ class Trainer:
         options = self._resolved(update)
         if gradients is not None:
             if average:
-                raise ArgumentError("average", "False with gradients that are given", average)
+                raise ArgumentError("average", "false with gradients that are given", average)
             used: Sequence[Tensor] = flat_parameters.split("gradients", gradients, self._parameters)
         elif self._accumulated:
             divisor = self._count.divisor(average)
@@ -355,6 +355,7 @@ class Trainer:
         Raises:
             StateError: it is not of this network and optimiser; says the first tensor that does not fit. Nothing has
                 changed.
+            TypeError: it is no mapping by names.
         """
         self._count = states.load(state, self.net, self.optimizer, self._kind.slots)
 
@@ -377,14 +378,14 @@ class Trainer:
 
         Raises:
             StateError: a weight is missing or unknown, none is there, or one has another shape or dtype or is not
-                finite. Nothing has changed.
+                finite in the dtype of the network. Nothing has changed.
+            TypeError: weights are no mapping by names, or names no list of str.
             ValueError: the network has no layer or weight of a name.
         """
         taken, result = fitting(weights, self.net, names, partial)
         own = self.net.state_dict()
-        moved = {name: value.detach().to(own[name].device, own[name].dtype) for name, value in taken.items()}
         with torch.no_grad():
-            for name, value in moved.items():
+            for name, value in taken.items():
                 own[name].copy_(value)
         self.net.constrain()
         self.optimizer.state.clear()
@@ -436,8 +437,8 @@ class Trainer:
 
     def _apply(self, update: Update, options: ParameterOptions, gradients: Sequence[Tensor], total: float) -> None:
         groups = None
-        if options is not self._options:
-            groups = regrouped(self.optimizer.param_groups, self.net, options, self._kind.lr)
+        if not options.grouped_as(self._options):  # else they stay, with rates that a scheduler may have set
+            groups = regrouped(self.optimizer.param_groups, self.net, options)
         used = [None if name in options.frozen else g for name, g in zip(self._named, gradients, strict=True)]
         update.apply(self.optimizer, self._parameters, used, total, groups)
         self._count = Count()
@@ -544,15 +545,19 @@ class Trainer:
         return [g if p.grad is None else p.grad + g for p, g in pairs]
 
     def _weight(self, accumulate: str, x: Tensor) -> int:
-        """What a call with this input counts as. Raises ArgumentError."""
+        """The count of a call with this input. Raises ArgumentError."""
         if not self._accumulated:  # whoever has cleared them
             self._count = Count()
         samples = x.shape[0] if isinstance(x, Tensor) and x.dim() else 1  # the network refuses what is no batch
         return self._count.weight(accumulate, samples)
 
-    def _accumulate(self, found: _Found, accumulate: str, weight: int) -> None:
-        gradients = _times(found.gradients, weight)
-        sums = self._sums(gradients)
+    def _accumulate(
+        self, found: _Found, accumulate: str, weight: int, frozen: frozenset[str], allow_non_finite: bool
+    ) -> None:
+        """Adds gradients to those accumulated. Raises NonFiniteError: a sum is not finite; nothing has changed."""
+        sums = self._sums(_times(found.gradients, weight))
+        if not allow_non_finite and (weight != 1 or self._accumulated):
+            self._found(self._without(sums, frozen), Changes(), frozen, allow_non_finite)
         for parameter, total, gradient in zip(self._parameters, sums, found.gradients, strict=True):
             parameter.grad = total.clone() if found.lent and total is gradient else total
         self._count = self._count.added(accumulate, weight)

@@ -167,8 +167,8 @@ class Model:
             self._trained_bytes = self.trainer.nbytes
             if self.checkpointer is not None:
                 self.checkpointer.submit(self.snapshot())
-        except (RuntimeError, MemoryError) as error:  # the call is done, whatever becomes of its snapshot
-            logger.error("model %s: state %d could not be cloned to be saved: %s", self.id, sequence, error)
+        except Exception as error:  # the call is recorded, whatever becomes of its snapshot
+            logger.exception("model %s: state %d could not be cloned to be saved", self.id, sequence)
             self.sequencer.saved(sequence, error)
 
 

@@ -116,6 +116,10 @@ class TrainingCall:
             elif "gradients" in decoded.operands:
                 ready.gradients = decoded.flat("gradients", model.network)
             decoded.operands.finish()
+            try:
+                ready._check_options(model)
+            except REFUSALS as error:
+                raise refusal(error, decoded.operands) from error
             ready._require_room_for_response(model)
             if ready.inputs is not None:
                 ready.upload = engine.uploads.start(ready.inputs)
@@ -227,18 +231,16 @@ class TrainingCall:
         trainer, params = model.trainer, self.params
         finite = {"allow_non_finite": params.non_finite == "apply"}
         update = {name: getattr(params, name) for name in _UPDATE} if self.operation.update else {}
+        self._check_options(model)
         if not self.operation.backward:
             if params.skip:
                 return {}, {}, None
-            self._check_rates(model)
             gradients = None
             if params.gradients:
                 averaged = {"average": params.average}
                 gradients = trainer.gradients(**averaged) if self.gradients is None else self.gradients
             return {}, trainer.optim_step(**update, gradients=self.gradients, **finite), gradients
         added = {"accumulate": params.accumulate}
-        if self.operation.update:
-            self._check_rates(model)
         if self.labels is not None and self.operation.update and not params.gradients:
             assert self.inputs is not None
             result = trainer.step(self.inputs, **self.labels.given(), **update, **added, **finite)
@@ -252,14 +254,21 @@ class TrainingCall:
             trainer.optim_step(**update, **finite)
         return metrics, norms, gradients
 
-    def _check_rates(self, model: Model) -> None:
+    def _check_options(self, model: Model) -> None:
         """Refuse options of single parameters that do not fit, before anything changes.
+
+        Once where the call is decoded, and again on the computing thread: calls between may have replaced the model.
 
         Raises:
             OptimizerError: the network has no such layer or parameter.
             ServiceError: a rate times its factor could make a step fail half-way.
         """
         params, optimizer = self.params, model.spec.header.optimizer
+        if not self.operation.update:
+            model.trainer.resolved(frozen=params.frozen)
+            return
+        if not self.operation.backward and params.skip:
+            return
         model.trainer.resolved(frozen=params.frozen, lr_scale=params.lr_scale, lr_of=params.lr_of)
         whole = params.lr_scale is None and params.lr_of is None
         factors = (optimizer.get("lr_scale") if whole else params.lr_scale) or {}
