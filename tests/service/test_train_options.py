@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import safetensors.torch
@@ -119,12 +119,12 @@ def test_steps_that_count_are_refused_for_a_network_with_batch_norm_in_training(
     remote = connect(service.port)
     layers = [NETWORK["layers"][0], {"kind": "batch_norm"}, *NETWORK["layers"][1:]]
     remote.create(network={**NETWORK, "layers": layers})
-    answer = remote.post(path, {"loss": LOSS, **params}, **BOTH, **{name: steps})
+    answer = remote.post(path, {"loss": LOSS, **params}, **BOTH, **cast(Any, {name: steps}))
     assert (answer.status, answer.json["code"]) == (422, "invalid"), answer.body
     expected = "absent for a network with batch norm in training, whose statistics are of all steps"
     assert answer.json["detail"] == f"tensor {name!r} must be {expected}, got a tensor"
     assert answer.json["errors"] == [{"pointer": "/tensors/2", "expected": expected, "got": "a tensor"}]
-    assert remote.post(FORWARD, {"loss": LOSS}, **BOTH, **{name: steps}).status == 200
+    assert remote.post(FORWARD, {"loss": LOSS}, **BOTH, **cast(Any, {name: steps})).status == 200
 
 
 def test_the_same_number_with_other_lengths_or_weights_is_another_call(remote: Remote) -> None:
@@ -279,7 +279,7 @@ def test_a_step_whose_sum_of_gradients_is_not_finite_is_refused_and_the_model_st
     trainer, number = local(), 1
     forward = trainer.begin(SPIKES)
     norm = trainer.backward(forward, torch.ones(4, 10, 3))["total"]
-    huge = {"input": SPIKES, "grad_output": torch.full((4, 10, 3), 1e19 / norm)}
+    huge: dict[str, Any] = {"input": SPIKES, "grad_output": torch.full((4, 10, 3), 1e19 / norm)}
     params: dict[str, Any] = {"accumulate": "samples"}
     if case == "second call":
         params, number = {}, 2
