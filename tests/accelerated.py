@@ -81,6 +81,18 @@ def assert_same(
     return unmodified, accelerated
 
 
+def runs_unless_refused(model: torch.nn.Module, x: Tensor) -> bool:
+    """True for a model that is accelerated, and then runs; False for one that is refused, and has not been changed."""
+    before = [type(module) for module in model.modules()]
+    try:
+        exodus_core.accelerate(model)
+    except exodus_core.AccelerationError:
+        assert [type(module) for module in model.modules()] == before
+        return False
+    model(x)
+    return True
+
+
 def assert_close(what: str, wanted: Tensor, got: Tensor, tolerance: float = 1e-10) -> None:
     assert wanted.any(), f"{what} is zero: the comparison says nothing"
     error = float((wanted - got).detach().abs().max() / wanted.detach().abs().max())

@@ -1,10 +1,11 @@
 """norse: modules over time and cells in a SequentialState; second order, recurrent, adaptive, and every threshold."""
 
+import itertools
 from importlib import import_module
 
 import pytest
 import torch
-from accelerated import assert_close, assert_same, seeded
+from accelerated import assert_close, assert_same, runs_unless_refused, seeded
 from torch import nn
 
 import exodus_core
@@ -211,6 +212,19 @@ def test_a_refusal_of_the_call_names_the_layer(package, x):
         with pytest.raises(exodus_core.AccelerationError, match="bfloat16") as caught:
             model(x.bfloat16())
         assert str(caught.value.refusals[0]).startswith(layer)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("LIF", 16), ("LSNN", 2), ("LIFRecurrent", 2)])
+def test_what_is_not_refused_runs(package, kind, count):
+    parameters = getattr(package, "LSNNParameters" if kind == "LSNN" else "LIFParameters")
+    sizes = (4, 4) if kind == "LIFRecurrent" else ()
+    options = itertools.product(["super", "circ"], [0.0, -0.2], [0.001, 0.005], [False, True])
+    found = []
+    for method, v_reset, dt, record_states in options:
+        p = parameters(**values(method=method, v_reset=v_reset))
+        layer = getattr(package, kind)(*sizes, p=p, dt=dt, record_states=record_states)
+        found.append(runs_unless_refused(layer, torch.zeros(2, 1, 4)))
+    assert found.count(True) == count
 
 
 def test_cells_in_a_loop_of_their_own_are_refused_with_what_to_write_instead(package):

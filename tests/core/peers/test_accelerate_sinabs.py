@@ -1,10 +1,11 @@
 """sinabs: its layers take all steps and keep their state; lower bounds, resets, counts and all its surrogates."""
 
+import itertools
 from importlib import import_module, metadata
 
 import pytest
 import torch
-from accelerated import assert_close, assert_same, seeded, widen
+from accelerated import assert_close, assert_same, runs_unless_refused, seeded, widen
 from torch import nn
 
 import exodus_core
@@ -165,6 +166,26 @@ def test_what_is_not_the_same_is_refused_by_layer_and_nothing_changes(sinabs, la
         exodus_core.accelerate(model)
     assert [refusal.name for refusal in caught.value.refusals] == ["1"]
     assert type(model[3]) is sinabs.layers.IAF
+
+
+@pytest.mark.parametrize("kind", ["LIF", "LIFRecurrent"])
+def test_what_is_not_refused_runs(sinabs, kind):
+    activation = sinabs.activation
+    options = {
+        "tau_syn": (None, 5.0),
+        "reset_fn": (activation.MembraneSubtract(), activation.MembraneReset()),
+        "spike_fn": (activation.SingleSpike, activation.MultiSpike),
+        "surrogate_grad_fn": (activation.SingleExponential(), activation.PeriodicExponential()),
+        "min_v_mem": (None, -1.0),
+        "record_states": (False, True),
+    }
+    connected = {"rec_connect": nn.Linear(4, 4)} if kind == "LIFRecurrent" else {}
+    layer, x = getattr(sinabs.layers, kind), torch.zeros(1, 2, 4)
+    found = [
+        runs_unless_refused(layer(tau_mem=9.0, **dict(zip(options, values, strict=True)), **connected), x)
+        for values in itertools.product(*options.values())
+    ]
+    assert found.count(True) == (64 if kind == "LIF" else 6)
 
 
 def test_what_is_changed_after_the_call_is_refused_with_the_name_of_the_layer(sinabs, x):
