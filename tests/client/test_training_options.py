@@ -314,6 +314,13 @@ def test_servers_share_lengths_and_masks_as_they_share_samples(
     assert parts.forward(x, LABELS, loss=SUM, **other).result().metrics == pytest.approx(wanted_metrics, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gradients", "allow_non_finite", "train", "outputs"])
+def test_several_servers_take_no_text_for_true(sharded: Callable[..., Any], name: str) -> None:
+    model, options = sharded(), {name: "no"}
+    with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
+        model.forward(X, **options) if name in ("train", "outputs") else model.step(X, LABELS, loss=CE, **options)
+
+
 def test_all_servers_get_the_weights(sharded: Callable[..., Any]) -> None:
     model = sharded(optimizer="adam")
     model.step(X, LABELS, loss=CE).result()
