@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -147,8 +147,8 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_is_sent(
 
 
 def test_lengths_travel_as_they_are(client: Client, server: InProcessService) -> None:
-    model = create(client)
-    model.step(X, LABELS, loss="per_step_ce", lengths=[1, 1, 1], average=np.True_).result()
+    model, true = create(client), cast("bool", np.True_)
+    model.step(X, LABELS, loss="per_step_ce", lengths=[1, 1, 1], average=true).result()
     (message,) = sent(server)
     assert (message.tensors["lengths"].dtype, message.tensors["lengths"].encoding) == ("int64", "raw")
     with pytest.raises(UnprocessableError, match=r"lengths must be an integer tensor, got torch\.float64"):

@@ -119,12 +119,13 @@ def test_steps_that_count_are_refused_for_a_network_with_batch_norm_in_training(
     remote = connect(service.port)
     layers = [NETWORK["layers"][0], {"kind": "batch_norm"}, *NETWORK["layers"][1:]]
     remote.create(network={**NETWORK, "layers": layers})
-    answer = remote.post(path, {"loss": LOSS, **params}, **BOTH, **{name: steps})
+    tensors: dict[str, Any] = {**BOTH, name: steps}
+    answer = remote.post(path, {"loss": LOSS, **params}, **tensors)
     assert (answer.status, answer.json["code"]) == (422, "invalid"), answer.body
     expected = "absent for a network with batch norm in training, whose statistics are of all steps"
     assert answer.json["detail"] == f"tensor {name!r} must be {expected}, got a tensor"
     assert answer.json["errors"] == [{"pointer": "/tensors/2", "expected": expected, "got": "a tensor"}]
-    assert remote.post(FORWARD, {"loss": LOSS}, **BOTH, **{name: steps}).status == 200
+    assert remote.post(FORWARD, {"loss": LOSS}, **tensors).status == 200
 
 
 def test_the_same_number_with_other_lengths_or_weights_is_another_call(remote: Remote) -> None:
