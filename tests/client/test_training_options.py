@@ -147,8 +147,8 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_is_sent(
 
 
 def test_lengths_travel_as_they_are(client: Client, server: InProcessService) -> None:
-    model = create(client)
-    model.step(X, LABELS, loss="per_step_ce", lengths=[1, 1, 1], average=cast(bool, np.True_)).result()
+    model, true = create(client), cast("bool", np.True_)
+    model.step(X, LABELS, loss="per_step_ce", lengths=[1, 1, 1], average=true).result()
     (message,) = sent(server)
     assert (message.tensors["lengths"].dtype, message.tensors["lengths"].encoding) == ("int64", "raw")
     with pytest.raises(UnprocessableError, match=r"lengths must be an integer tensor, got torch\.float64"):
@@ -312,6 +312,13 @@ def test_servers_share_lengths_and_masks_as_they_share_samples(
     assert all(np.allclose(array, weights[name], atol=1e-6) for name, array in whole.state_dict().items())
     wanted_metrics = whole.forward(X, LABELS, loss=SUM, **one).result().metrics
     assert parts.forward(x, LABELS, loss=SUM, **other).result().metrics == pytest.approx(wanted_metrics, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gradients", "allow_non_finite", "train", "outputs"])
+def test_several_servers_take_no_text_for_true(sharded: Callable[..., Any], name: str) -> None:
+    model, options = sharded(), {name: "no"}
+    with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
+        model.forward(X, **options) if name in ("train", "outputs") else model.step(X, LABELS, loss=CE, **options)
 
 
 def test_all_servers_get_the_weights(sharded: Callable[..., Any]) -> None:

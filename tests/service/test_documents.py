@@ -73,11 +73,25 @@ def test_every_example_of_models_and_layers_is_answered(serve: Callable[..., Ser
     post("/v1/models/demo/forward", "evaluate", documented.FORWARD)
     numbers = post("/v1/models/demo/forward", "record", documented.FORWARD)["statistics"]
     assert {"0", "1", "2"} == numbers.keys()
+    lengths = post("/v1/models/demo/forward", "lengths", documented.FORWARD)["metrics"]
+    assert lengths != post("/v1/models/demo/forward", "mask", documented.FORWARD)["metrics"]
     post("/v1/models/demo/step", "first", documented.STEP)
     post("/v1/models/demo/forward_backward", "second", documented.FORWARD_BACKWARD)
     post("/v1/models/demo/optim_step", "third", documented.OPTIM_STEP)
     context = post("/v1/layers/forward", "input", documented.LAYER_FORWARD)["context"]
     post("/v1/layers/backward", "gradient", documented.LAYER_BACKWARD, context=context)
+
+
+def test_every_tensor_that_a_call_on_a_model_takes_is_documented(document: dict[str, Any]) -> None:
+    backward = ("`input`", "`targets`", "`grad_output`", "`lengths`", "`mask`")
+    for call, tensors in {
+        "forward": ("`input`", "`targets`", "`lengths`", "`mask`"),
+        "forward_backward": backward,
+        "step": backward,
+        "optim_step": ("`gradients`",),
+    }.items():
+        described = document["paths"][f"/v1/models/{{id}}/{call}"]["post"]["description"]
+        assert [name for name in tensors if name not in described] == [], call
 
 
 def test_the_schemas_of_answers_have_the_members_that_are_sent(serve: Callable[..., Served]) -> None:

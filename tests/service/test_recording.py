@@ -243,6 +243,19 @@ def test_numbers_of_layers_take_less_room_than_the_description_that_fits(case: s
     assert len(msgpack.packb(answer)) < len(msgpack.packb([description.data, parameters]))
 
 
+def test_one_observation_may_be_of_several_passes() -> None:
+    trainer = local()
+    observation = Observation.of(ObservedParams(record=["1.spikes"]), trainer.net.description)
+    with observation.observing(trainer) as first:
+        trainer.forward(batch(1)[0])
+    with observation.observing(trainer) as second:
+        trainer.forward(batch(2)[0])
+    traces = [observation.seen(observer).tensors["1.spikes"] for observer in (first, second, first)]
+    assert not torch.equal(traces[0], traces[1])
+    assert torch.equal(traces[0], traces[2])
+    assert observation.seen(None).tensors == {}
+
+
 def test_counts_that_no_message_holds_are_refused() -> None:
     wide = {"input_shape": [2**30], "layers": [{"kind": "linear", "out_features": 2**30}]}
     observation = Observation.of(ObservedParams(statistics=True), network.parse(wide))

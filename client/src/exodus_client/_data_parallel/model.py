@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from exodus_client._checks import unfit
+from exodus_client._checks import flag, unfit
 from exodus_client._data_parallel.replicas import Replicas
 from exodus_client._data_parallel.shards import Part, parts_of
 from exodus_client._errors import ModelClosedError
@@ -114,7 +114,8 @@ class ShardedModel:
         options: dict[str, Any] = {name: number(name, value) for name, value in given.items()}
         options |= {"frozen": names_of("frozen", frozen)}
         options |= {"lr_scale": rates_of("lr_scale", lr_scale), "lr_of": rates_of("lr_of", lr_of)}
-        run = partial(self._step, parts, loss, options, gradients, allow_non_finite)
+        flags = flag("gradients", gradients), flag("allow_non_finite", allow_non_finite)
+        run = partial(self._step, parts, loss, options, *flags)
         self._check_process()
         if self._pool.here:  # a callback would wait for the room that comes when it returns
             return Future(self._on_pool(run), self._about)
@@ -144,7 +145,7 @@ class ShardedModel:
         """
         shards = 1 if self._replicas.has_batch_norm else len(self.replicas)
         parts = self._parts(spikes, targets, loss, (lengths, mask), shards)
-        arguments = {"loss": loss, "train": train, "outputs": outputs}
+        arguments = {"loss": loss, "train": flag("train", train), "outputs": flag("outputs", outputs)}
 
         def run() -> Outputs:
             found = self._replicas.forward(parts, arguments)

@@ -84,7 +84,7 @@ class ForwardCall:
         with self._call.timings.phase("kernel"):
             trainer, inputs = self._model.trainer, self._upload.wait()
             try:
-                with self._observation.observing(trainer):
+                with self._observation.observing(trainer) as observer:
                     if self.params.context:
                         context = ForwardContext(trainer, trainer.begin(inputs))
                         outputs = context.forward.outputs.detach()
@@ -95,7 +95,7 @@ class ForwardCall:
                         params["metrics"] = scalars(self._labels.value(outputs).metrics)
             except REFUSALS as error:
                 raise refusal(error, self._decoded.operands) from error
-            seen = self._observation.seen()
+            seen = self._observation.seen(observer)
             params |= seen.params()
             own = {"outputs": outputs} if "outputs" in self.params.return_ else {}
             wanted = to_host(own | dict(seen.tensors), outputs.device)

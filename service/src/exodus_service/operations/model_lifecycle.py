@@ -92,7 +92,7 @@ async def upload_weights(engine: Engine, id: str, selection: Selection, call: Ca
 
 
 def selection(query: Sequence[tuple[str, str]]) -> Selection | None:
-    """Which weights of a file are to be loaded, by a query; None: the file is a whole state.
+    """The weights of a file that are to be loaded, by a query; None: the file is a whole state.
 
     Raises:
         ServiceError: invalid: a key is unknown or comes twice, or a value does not fit.

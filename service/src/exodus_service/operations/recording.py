@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,7 +76,6 @@ class Observation:
     network: Description
     record: tuple[Recorded, ...] = ()
     statistics: bool = False
-    _observers: list[Observer] = field(default_factory=list, compare=False)
 
     @classmethod
     def of(cls, params: ObservedParams, network: Description) -> "Observation":
@@ -121,21 +120,19 @@ class Observation:
         return {recorded.name for recorded in self.record if recorded.trace == SPIKES and recorded.layer not in graded}
 
     @contextmanager
-    def observing(self, trainer: Trainer) -> Iterator[None]:
-        """A context for what the call computes."""
+    def observing(self, trainer: Trainer) -> Iterator[Observer | None]:
+        """A context for what the call computes, with its observer; None if nothing is asked for."""
         if self.is_empty:
-            yield
+            yield None
             return
         record = [recorded.name for recorded in self.record]
         with observe(trainer.net, record, statistics=self.statistics) as observer:
-            yield
-        self._observers.append(observer)
+            yield observer
 
-    def seen(self, grad_norms: Mapping[str, float] | None = None) -> Seen:
-        """What a forward pass has shown; or a training call, with the norms of its gradients."""
-        if not self._observers:
+    def seen(self, observer: Observer | None, grad_norms: Mapping[str, float] | None = None) -> Seen:
+        """Findings of a forward pass; or of a training call, with the norms of its gradients."""
+        if observer is None:
             return Seen({}, None)
-        observer = self._observers.pop()
         if not self.statistics:
             return Seen(observer.recordings, None)
         found = observer.statistics if grad_norms is None else observer.statistics_of_step(grad_norms)
@@ -143,7 +140,6 @@ class Observation:
 
     def seen_backward(self, grad_norms: Mapping[str, float]) -> Seen:
         """The norms of gradients alone, of a call whose forward pass was another."""
-        self._observers.clear()
         return Seen({}, with_gradient_norms({}, grad_norms, self.network) if self.statistics else None)
 
     def _require_room_for_tensors(self, call: Call, batch: int, time: int, others: int) -> None:

@@ -216,15 +216,15 @@ class TrainingCall:
             )
 
     def _observed(self, model: Model) -> tuple[Metrics, dict[str, float], torch.Tensor | None, Seen]:
-        """What `_compute` returns, and what it has shown."""
+        """Results of `_compute`, with recordings and statistics."""
         if self.observation is None:
             return *self._compute(model), Seen({}, None)
         if self.inputs is None:  # the forward pass was another call's
             metrics, norms, gradients = self._compute(model)
             return metrics, norms, gradients, self.observation.seen_backward(norms)
-        with self.observation.observing(model.trainer):
+        with self.observation.observing(model.trainer) as observer:
             metrics, norms, gradients = self._compute(model)
-        return metrics, norms, gradients, self.observation.seen(norms)
+        return metrics, norms, gradients, self.observation.seen(observer, norms)
 
     def _compute(self, model: Model) -> tuple[Metrics, dict[str, float], torch.Tensor | None]:
         """Metrics, norms, and the gradients if they are asked for."""

@@ -97,6 +97,20 @@ CREATE = {
 }
 FORWARD = {
     "evaluate": _example("Outputs and accuracy, without training", {"loss": "max_over_time_ce"}, _SPIKES, _TARGETS),
+    "lengths": _example(
+        "Metrics of samples of which one ends a step earlier: `lengths` says how many steps of each count",
+        {"loss": "per_step_ce", "return": []},
+        _SPIKES,
+        _TARGETS,
+        _tensor("lengths", [4, 3], "int64"),
+    ),
+    "mask": _example(
+        "Metrics of the steps that a mask names",
+        {"loss": "per_step_ce", "return": []},
+        _SPIKES,
+        _TARGETS,
+        _tensor("mask", [[True, True, True, True], [False, True, True, False]], "bool"),
+    ),
     "record": _example(
         "Membrane and spikes of the hidden layer, called 1, and numbers of all layers, without the outputs",
         {"record": ["1.membrane", "1.spikes"], "statistics": True, "return": []},

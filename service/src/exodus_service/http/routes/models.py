@@ -67,6 +67,9 @@ async def delete(id: ModelId, request: Request) -> Response:
 async def forward(id: ModelId, request: Request) -> Response:
     """Outputs of the network on `input`, and the metrics of a loss where `targets` and `loss` are there.
 
+    With a loss, the tensor `lengths`, integers of shape (batch,), says how many steps of each sample count, from the
+    first on; or the tensor `mask`, bool of shape (batch, time), which steps do.
+
     Changes nothing. With `context`, what a backward pass needs is kept for a while: send `grad_output` and the context
     to `forward_backward` or `step`.
     """
@@ -79,6 +82,10 @@ async def forward_backward(id: ModelId, request: Request) -> Response:
 
     The tensors are `input` and `targets`, with a loss; or `input` and `grad_output`, the gradient of any loss with
     respect to the outputs; or `grad_output` alone, with the context of a forward pass.
+
+    With a loss, the tensor `lengths`, integers of shape (batch,), says how many steps of each sample count, from the
+    first on; or the tensor `mask`, bool of shape (batch, time), which steps do. A network with batch norm has
+    neither.
     """
     return await _train(request, id, train.FORWARD_BACKWARD)
 
@@ -91,7 +98,11 @@ async def optim_step(id: ModelId, request: Request) -> Response:
 
 @router.post("/v1/models/{id}/step", **documented.STEP)
 async def step(id: ModelId, request: Request) -> Response:
-    """`forward_backward` and `optim_step` in one round trip."""
+    """`forward_backward` and `optim_step` in one round trip, with the tensors of `forward_backward`.
+
+    They are `input` and `targets`, with a loss, and `lengths` or `mask` where not all steps count; or `input` and
+    `grad_output`; or `grad_output` alone.
+    """
     return await _train(request, id, train.STEP)
 
 
