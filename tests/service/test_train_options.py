@@ -270,3 +270,36 @@ def test_a_state_file_of_before_gradients_were_counted_still_loads(remote: Remot
     trainer.optim_step()
     assert remote.post("/v1/models/m/optim_step", {"sequence": 2}).status == 200
     assert same_state(remote.state(), trainer.state())
+
+
+@pytest.mark.parametrize("case", ["samples", "second call", "named loss"])
+def test_a_step_whose_sum_of_gradients_is_not_finite_is_refused_and_the_model_stays(
+    serve: Callable[..., Served], connect: Callable[..., Remote], case: str
+) -> None:
+    remote = connect(serve().port)  # in memory only: a model that is thrown away is gone
+    remote.create()
+    trainer, number = local(), 1
+    forward = trainer.begin(SPIKES)
+    norm = trainer.backward(forward, torch.ones(4, 10, 3))["total"]
+    huge: dict[str, Any] = {"input": SPIKES, "grad_output": torch.full((4, 10, 3), 1e19 / norm)}
+    params: dict[str, Any] = {"accumulate": "samples"}
+    if case == "second call":
+        params, number = {}, 2
+        assert remote.post(FORWARD_BACKWARD, {"sequence": 1}, **huge).status == 200
+    if case == "named loss":
+        norm = local().forward_backward(SPIKES, TARGETS, LOSS).grad_norms["total"]
+        params |= {"gradients": True, "loss": [{"kind": LOSS, "weight": 1e19 / norm}]}
+        huge = BOTH
+    before = remote.state()
+    answer = remote.post(STEP, {"sequence": number, **params}, **huge)
+    assert (answer.status, answer.json["code"]) == (422, "non_finite"), answer.body
+    assert remote.call("GET", "/v1/models/m").status == 200
+    assert same_state(remote.state(), before)
+
+
+@pytest.mark.parametrize("path", [STEP, FORWARD_BACKWARD])
+def test_names_that_do_not_fit_are_refused_where_a_call_is_decoded(remote: Remote, path: str) -> None:
+    assert remote.post(STEP, {"sequence": 1, "loss": LOSS}, **BOTH).status == 200
+    answer = remote.post(path, {"sequence": 1, "loss": LOSS, "frozen": ["first"]}, **BOTH)
+    assert (answer.status, answer.json["code"]) == (422, "invalid"), answer.body
+    assert answer.json["errors"][0]["pointer"] == "/params/frozen/0"
