@@ -34,6 +34,10 @@ class SpikeTrainMSE(_SpikeTrains):
 
     kind: ClassVar[str] = "spike_train_mse"
 
+    @property
+    def further_copies(self) -> int:
+        return 1
+
     def _value(self, outputs: Tensor, targets: Tensor, steps: Tensor | None) -> LossValue:
         trains = self._trains(outputs, targets, steps)
         loss = F.mse_loss(outputs, trains) if steps is None else mean_of_samples((outputs - trains).square(), steps)
@@ -47,6 +51,10 @@ class VanRossum(_SpikeTrains):
     kind: ClassVar[str] = "van_rossum"
 
     alpha: Annotated[float, number(0, 1), "decay of the filter in one step, exp(-dt/tau)"]
+
+    @property
+    def further_copies(self) -> int:
+        return 4  # differences and their filtered ones, each with its gradient
 
     def _value(self, outputs: Tensor, targets: Tensor, steps: Tensor | None) -> LossValue:
         trains = self._trains(outputs, targets, steps)

@@ -12,7 +12,7 @@ from torch import Tensor
 from exodus_core.losses.errors import LossError
 from exodus_core.losses.loss import Loss, LossValue, check_no_targets, metrics_of
 
-#: Upper bound of the copies of the outputs that a further loss keeps until all are differentiated.
+#: Upper bound of the copies of the outputs that any further loss keeps until all are differentiated.
 _COPIES = 2
 
 
@@ -47,7 +47,7 @@ class WeightedSum(Loss):
 
     @property
     def further_copies(self) -> int:
-        return _COPIES * (len(self.terms) - 1)
+        return _COPIES * (len(self.terms) - 1) + sum(term.loss.further_copies for term in self.terms)
 
     @property
     def data(self) -> Any:
