@@ -14,9 +14,15 @@ _NOT_NEGATIVE = number(0)
 MAX_NAMES = 4096
 
 
+def _check_count(count: int, place: Place) -> None:
+    if count > MAX_NAMES:
+        raise place.refuse_as(f"of at most {MAX_NAMES} names", str(count))
+
+
 def _read_names(value: Any, place: Place) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or len(value) > MAX_NAMES:
+    if not isinstance(value, list | tuple):
         raise place.refuse(names.wanted, value)
+    _check_count(len(value), place)
     seen: set[str] = set()
     for index, name in enumerate(value):
         if not isinstance(name, str) or name in seen:
@@ -28,8 +34,9 @@ def _read_names(value: Any, place: Place) -> tuple[str, ...]:
 def _read_rates(value: Any, place: Place) -> dict[str, float] | None:
     if value is None:
         return None
-    if not isinstance(value, Mapping) or len(value) > MAX_NAMES:
+    if not isinstance(value, Mapping):
         raise place.refuse(rates.wanted, value)
+    _check_count(len(value), place)
     for name in value:
         if not isinstance(name, str):
             raise place.at(str(name)).refuse("the name of a layer or parameter", name)
