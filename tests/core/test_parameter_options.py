@@ -147,7 +147,7 @@ def test_options_of_a_call_follow_the_rate_that_a_scheduler_has_set(description:
 def test_thousands_of_names_are_read_and_one_that_is_there_twice_is_refused() -> None:
     names = [f"unknown.{index}" for index in range(4096)]
     assert len(parse_optimizer({"kind": "sgd", "frozen": names}).frozen) == 4096
-    with pytest.raises(OptimizerError, match="/frozen/4095 must be a name, each once, got 'unknown.7'"):
+    with pytest.raises(OptimizerError, match=r"/frozen/4095 must be a name, each once, got 'unknown\.7'"):
         parse_optimizer({"kind": "sgd", "frozen": [*names[:-1], names[7]]})
     with pytest.raises(OptimizerError, match="/frozen must be of at most 4096 names, got 4097"):
         parse_optimizer({"kind": "sgd", "frozen": [*names, "another"]})
