@@ -90,33 +90,38 @@ struct VecInput {
   }
 };
 
-// Couplings that are known when the kernels are compiled: of all, which variables there are; of the usual neurons of float32,
-// everything. They are made where they are used: taken by reference by a function that is not inlined, they would be asked
-// for in each step, and the state kept in memory.
-template <bool with_synapse, bool with_adaptation, bool with_waits>
+// Couplings that are known when the kernels are compiled: of float32, which variables there are, and of its usual neurons
+// everything; of other element types, nothing. They are made where they are used: taken by reference by a function that is not
+// inlined, they would be asked for in each step, and the state kept in memory.
+struct NothingKnown {
+  static constexpr bool may_synapse = true, may_adaptation = true, may_wait = true;
+
+  EXODUS_HOST_DEVICE static Coupling of(const Coupling& given) { return given; }
+};
+
+template <bool with_synapse, bool with_adaptation>
 struct KnownVariables {
-  static constexpr bool synapse = with_synapse, adaptation = with_adaptation, waits = with_waits;
+  static constexpr bool may_synapse = with_synapse, may_adaptation = with_adaptation, may_wait = true;
 
   EXODUS_HOST_DEVICE static Coupling of(const Coupling& given) {
     Coupling coupling = given;
-    coupling.synapse = synapse;
-    coupling.adaptation = adaptation;
-    coupling.waits = waits;
-    coupling.delayed = synapse && given.delayed;
-    coupling.tied = adaptation && given.tied;
-    coupling.senses = adaptation && given.senses;
-    coupling.inhibits = adaptation && given.inhibits;
-    coupling.raises = adaptation && given.raises;
+    coupling.synapse = with_synapse;
+    coupling.adaptation = with_adaptation;
+    coupling.delayed = with_synapse && given.delayed;
+    coupling.tied = with_adaptation && given.tied;
+    coupling.senses = with_adaptation && given.senses;
+    coupling.inhibits = with_adaptation && given.inhibits;
+    coupling.raises = with_adaptation && given.raises;
     return coupling;
   }
 };
 
 template <int bits, Reset reset>
 struct KnownCoupling {
-  static constexpr bool synapse = (bits & 1) != 0, adaptation = (bits & 2) != 0, waits = false;
+  static constexpr bool may_synapse = (bits & 1) != 0, may_adaptation = (bits & 2) != 0, may_wait = false;
 
   EXODUS_HOST_DEVICE static Coupling of(const Coupling&) {
-    return {synapse,          adaptation,        waits, (bits & 4) != 0, (bits & 8) != 0,
+    return {may_synapse,      may_adaptation,    false, (bits & 4) != 0, (bits & 8) != 0,
             (bits & 16) != 0, (bits & 32) != 0, (bits & 64) != 0, reset, false, bits};
   }
 };
@@ -129,7 +134,6 @@ constexpr bool is_whole<KnownCoupling<bits, reset>> = true;
 template <class Known, class Storage>
 void coupled_forward_block(const CoupledForwardBlock<Storage>& block) {
   using Real = VecOf<Storage>;
-  constexpr bool synapse = Known::synapse, adaptation = Known::adaptation, waits = Known::waits;
   const Real max_spikes(block.max_spikes), refractory(block.refractory);
   for (std::int64_t begin = 0; begin < block.steps; begin += kCoupledSteps) {
     const std::int64_t end = std::min(block.steps, begin + kCoupledSteps);
@@ -139,9 +143,9 @@ void coupled_forward_block(const CoupledForwardBlock<Storage>& block) {
       VecInput<Storage> input(block.input, true, begin, kCoupledSteps, lane);
       VecRows<Storage> spikes(block.spikes, true, begin, kCoupledSteps, lane);
       VecRows<Storage> membrane(block.membrane, true, begin, kCoupledSteps, lane);
-      VecRows<Storage> current(block.current, synapse && block.keeps_current, begin, kCoupledSteps, lane);
-      VecRows<Storage> adapted(block.adaptation, adaptation && block.keeps_adaptation, begin, kCoupledSteps, lane);
-      VecRows<Storage> held(block.held, waits && block.keeps_held, begin, kCoupledSteps, lane);
+      VecRows<Storage> current(block.current, Known::may_synapse && block.keeps_current, begin, kCoupledSteps, lane);
+      VecRows<Storage> adapted(block.adaptation, Known::may_adaptation && block.keeps_adaptation, begin, kCoupledSteps, lane);
+      VecRows<Storage> held(block.held, Known::may_wait && block.keeps_held, begin, kCoupledSteps, lane);
       CoupledState<Real> state = read_state<Real>(coupling, block.state, slot);
       for (std::int64_t t = begin; t < end; ++t) {
         const CoupledStored<Real> stored =
@@ -183,7 +187,6 @@ EXODUS_HOST_DEVICE void add(const Coupling& coupling, const CoupledSumRows<Scala
 template <bool with_sums, class Known, class MethodType, class Storage>
 void coupled_backward_block(MethodType method, const CoupledBackwardBlock<Storage>& block) {
   using Real = VecOf<Storage>;
-  constexpr bool synapse = Known::synapse, adaptation = Known::adaptation, waits = Known::waits;
   const Surrogate<compute_t<Storage>> call = block.surrogate;
   const Real slope(call.slope), scale(call.scale), max_spikes(block.max_spikes);
   constexpr std::int64_t steps = kCoupledSteps;
@@ -193,9 +196,9 @@ void coupled_backward_block(MethodType method, const CoupledBackwardBlock<Storag
       const Coupling coupling = Known::of(block.coupling);
       const CoupledNeuron<Real> neuron = coupled_neuron_at<Storage>(coupling, block.neuron, lane);
       VecInput<Storage> membrane(block.membrane, true, end - 1, -steps, lane);
-      VecInput<Storage> current(block.current, synapse && with_sums && block.keeps_current, end - 1, -steps, lane);
-      VecInput<Storage> adapted(block.adaptation, adaptation && block.keeps_adaptation, end - 1, -steps, lane);
-      VecInput<Storage> held(block.held, waits, end - 1, -steps, lane);
+      VecInput<Storage> current(block.current, Known::may_synapse && with_sums && block.keeps_current, end - 1, -steps, lane);
+      VecInput<Storage> adapted(block.adaptation, Known::may_adaptation && block.keeps_adaptation, end - 1, -steps, lane);
+      VecInput<Storage> held(block.held, Known::may_wait && block.keeps_held, end - 1, -steps, lane);
       VecInput<Storage> grad_spikes(block.grad_spikes, block.has_grad_spikes, end - 1, -steps, lane);
       VecInput<Storage> grad_membrane(block.grad_membrane, block.has_grad_membrane, end - 1, -steps, lane);
       VecRows<Storage> grad_input(block.grad_input, true, end - 1, -steps, lane);
@@ -216,7 +219,7 @@ void coupled_backward_block(MethodType method, const CoupledBackwardBlock<Storag
           step.spikes = fire(coupling.many_spikes, step.membrane, threshold, max_spikes);
         }
         step.surrogate = scaled_surrogate(call.kind, slope, scale, step.membrane, threshold);
-        if (waits) {
+        if (coupling.waits) {
           const auto held_now = step.held > Real(0);
           step.spikes = select(held_now, Real(0), step.spikes);
           step.surrogate = select(held_now, Real(0), step.surrogate);
@@ -254,16 +257,23 @@ void coupled_initial(Method method, const CoupledInitialRow<Scalar>& row) {
   });
 }
 
-// Calls body(known) with what is known of a coupling. The usual ones of float32 are: a synapse, whose current the membrane
-// sees at once or late; an adaptation that raises the threshold, also that which a spike subtracts; one that inhibits and
-// senses the membrane.
+// Calls body(known) with what is known of a coupling. The usual ones of float32 subtract, and have a synapse, whose current
+// the membrane sees at once or late; an adaptation that raises the threshold, also that which a spike subtracts; or one that
+// inhibits and senses the membrane.
 template <class Storage, class Body>
 void with_known(const Coupling& coupling, bool is_usual, Body body) {
-  if constexpr (std::is_same_v<Storage, float>) {
+  if constexpr (!std::is_same_v<Storage, float>) {
+    body(NothingKnown{});
+  } else {
     const auto with = [&](auto bits) {
-      with_reset(coupling.reset, [&](auto reset) { body(KnownCoupling<bits.value, reset.value>{}); });
+      if (coupling.reset == Reset::subtract) {
+        body(KnownCoupling<bits.value, Reset::subtract>{});
+      } else {
+        body(KnownCoupling<bits.value, Reset::subtract_decayed>{});
+      }
     };
-    if (is_usual && !coupling.waits && !coupling.many_spikes) {
+    const bool subtracts = coupling.reset == Reset::subtract || coupling.reset == Reset::subtract_decayed;
+    if (is_usual && subtracts && !coupling.waits && !coupling.many_spikes) {
       switch (coupling.bits) {
         case 1:
           return with(Is<1>{});
@@ -277,14 +287,12 @@ void with_known(const Coupling& coupling, bool is_usual, Body body) {
           return with(Is<2 + 16 + 32>{});
       }
     }
+    if (coupling.synapse) {
+      coupling.adaptation ? body(KnownVariables<true, true>{}) : body(KnownVariables<true, false>{});
+    } else {
+      coupling.adaptation ? body(KnownVariables<false, true>{}) : body(KnownVariables<false, false>{});
+    }
   }
-  const auto known = [](bool value, auto next) { value ? next(std::true_type{}) : next(std::false_type{}); };
-  known(coupling.synapse, [&](auto synapse) {
-    known(coupling.adaptation, [&](auto adaptation) {
-      known(coupling.waits,
-            [&](auto waits) { body(KnownVariables<synapse.value, adaptation.value, waits.value>{}); });
-    });
-  });
 }
 
 template <class Storage>
