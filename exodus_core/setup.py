@@ -42,6 +42,7 @@ SANITIZE = os.environ.get("EXODUS_SANITIZE", "")
 # Warnings are errors in the checked build only: those that a new compiler invents must not stop an installation.
 # -O1: all that inlining makes of the checks takes eight minutes to compile at -O3. -g1: the lines that a report names.
 SANITIZER = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-g1", "-O1", "-Werror"] if SANITIZE else []
+SANITIZER += ["-DEXODUS_FEW_KERNELS"] if SANITIZE else []
 
 # -fmad=false: the bits of the CPU kernels. --expt-relaxed-constexpr is not used: what runs on the device says so.
 # -O1, and nothing that must be inlined (csrc/core/macros.h): hundreds of switches in every kernel would take minutes to
