@@ -44,7 +44,8 @@ def test_what_to_do_follows_the_sentence() -> None:
     assert caught.value.got == "(2, 3)"
     assert str(caught.value) == (
         "x must be of shape (batch, time, neurons...) if time_dim is 1, got (2, 3); "
-        "pass x.unsqueeze(1) for one step, or set time_dim=-1 if the last axis is time"
+        "pass x.unsqueeze(1) for one step, to a layer with stateful=True if it is to go on from the last one, or set "
+        "time_dim=-1 if the last axis is time"
     )
 
 

@@ -77,6 +77,7 @@ def test_numbers_in_python_are_those_of_the_kernels() -> None:
     surrogates = {kind: cls.code for kind, cls in exodus_core.surrogate.KINDS.items()}
     assert enumerators("core/surrogate.h", "SurrogateKind") == surrogates
     methods = enumerators("core/adjoint.h", "Method")
+    assert methods.pop("detached_reset") == arguments.DETACHED_RESET
     assert methods == {name: arguments.METHOD_NUMBERS[name] for name in methods}
     assert set(exodus_core.METHODS) - set(methods) == {"bptt"}
     resets = enumerators("core/neuron.h", "Reset")

@@ -112,7 +112,10 @@ def put(name: str, value: Any) -> Any:
         (put("weights.8.bias", lambda v: v.tolist()), r"weights\.8\.bias must be a tensor, got list"),
         (put("optimizer.8.bias.step", lambda v: v.long()), r"step must be torch\.float32, got torch\.int64"),
         (put("gradients.8.bias", lambda v: v[None]), r"gradients\.8\.bias must be of shape \(8,\), got \(1, 8\)"),
-        (put("gradients.count", lambda v: v * 0), r"gradients\.count must be a number of at least 1, and 0 or 1, got"),
+        (
+            put("gradients.count", lambda v: v * 0),
+            r"gradients\.count must be a number from 1 to 2\*\*53, and 0 or 1, got",
+        ),
         (put("gradients.count", lambda v: v + 2), r"gradients\.count must be .*, got \[3, 2\]"),
         (put("random", lambda v: v[1:]), r"random must be of shape"),
         (put("random", lambda v: v.float()), r"random must be torch\.uint8, got torch\.float32"),
