@@ -22,7 +22,7 @@ Value = float | Tensor
 
 @dataclass(frozen=True)
 class Neuron:
-    """What a layer computes, in the terms of `exodus_core.lif`.
+    """Neurons of a layer, in the terms of `exodus_core.lif`.
 
     Args:
         alpha, reset, reset_by, decay_reset, max_spikes: as in `exodus_core.lif`.
@@ -70,7 +70,7 @@ class Neuron:
 
     @property
     def subtracted(self) -> Value:
-        """What a spike subtracts."""
+        """The amount that a spike subtracts."""
         amount = self.threshold if self.reset_by is None else self.reset_by
         assert amount is not None
         return amount
@@ -88,7 +88,7 @@ class Neuron:
 
 
 class Ran(NamedTuple):
-    """What came of a layer: over time the spikes (None for an integrator), the membrane before the reset (None if it
+    """Results of a layer: over time the spikes (None for an integrator), the membrane before the reset (None if it
     was not asked for) and the current (None without a synapse); and of the last step the same three."""
 
     spikes: Tensor | None

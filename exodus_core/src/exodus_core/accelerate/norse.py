@@ -68,7 +68,7 @@ def _kept(factor: Tensor) -> Tensor:
 
 
 def neuron(module: Any) -> Neuron:
-    """What a layer, or a cell in each step, computes now.
+    """The neurons that a layer, or a cell in each step, has now.
 
     Raises:
         NotMappedError: the kernels cannot compute the same.

@@ -74,7 +74,7 @@ def _spikes(spike_fn: Any) -> int:
 
 
 def neuron(module: Any) -> Neuron:
-    """What a layer computes now.
+    """The neurons that a layer has now.
 
     Raises:
         NotMappedError: the kernels cannot compute the same.
@@ -135,7 +135,7 @@ def neuron(module: Any) -> Neuron:
 
 
 def _recurrent(module: Any) -> Neuron:
-    """What a layer with rec_connect computes now."""
+    """The neurons that a layer with rec_connect has now."""
     found = neuron(module)
     connect = module.rec_connect
     if type(connect) is torch.nn.Sequential:

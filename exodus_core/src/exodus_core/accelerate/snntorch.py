@@ -62,7 +62,7 @@ def _surrogate(module: Any) -> Surrogate | Callable[[Tensor, Tensor], Tensor]:
 
 
 def neuron(module: Any) -> Neuron:
-    """What a layer computes in each step.
+    """The neurons that a layer has in each step.
 
     Raises:
         NotMappedError: the kernels cannot compute the same.

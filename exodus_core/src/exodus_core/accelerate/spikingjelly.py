@@ -75,7 +75,7 @@ def _surrogate(module: Any) -> Surrogate | Callable[[Tensor, Tensor], Tensor]:
 
 
 def neuron(module: Any) -> Neuron:
-    """What a layer computes now.
+    """The neurons that a layer has now.
 
     Raises:
         NotMappedError: the kernels cannot compute the same.

@@ -111,7 +111,7 @@ def observed_bytes(
 
 
 class Observer:
-    """What an observed network has computed; `observe` makes it.
+    """Traces and numbers of an observed network; `observe` makes it.
 
     Args:
         net: the network.

@@ -1,4 +1,4 @@
-"""What a NIR file leaves open and a simulation needs: time step, discretisation, reset, and the order of updates."""
+"""Conventions that a NIR file leaves open: time step, discretisation, reset, and the order of updates."""
 
 from __future__ import annotations
 

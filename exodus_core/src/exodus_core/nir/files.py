@@ -58,7 +58,7 @@ def read_graph(source: Any) -> Any:
 
 
 def read_metadata(holder: Any, where: str) -> dict[str, Any]:
-    """What exodus wrote into the metadata of a graph or node, or {}."""
+    """The entries that exodus wrote into the metadata of a graph or node, or {}."""
     text = holder.metadata.get(METADATA) if isinstance(getattr(holder, "metadata", None), Mapping) else None
     if text is None:
         return {}

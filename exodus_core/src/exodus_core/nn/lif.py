@@ -118,7 +118,7 @@ class LIF(StatefulNeuron):
 
     @property
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """What the tensors of a state are."""
+        """Names of the tensors of a state."""
         coupled = arguments.is_coupled(self.reset, self.detach_reset, self.refractory, self.method)
         return COUPLED_STATES if coupled else StatefulNeuron.state_names
 

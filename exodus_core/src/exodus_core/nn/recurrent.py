@@ -53,7 +53,7 @@ class Recurrent(torch.nn.Module):
         self.synapse = synapse
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """What the neuron returns for the input current x and its own spikes."""
+        """Results of the neuron for the input current x and its own spikes."""
         neuron = self.neuron
         neuron._check_steps(x)
         time_dim = arguments.check_signal("x", x, neuron.time_dim)
