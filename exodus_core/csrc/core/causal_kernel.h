@@ -21,10 +21,10 @@ struct Mode {
 
 // A mode for signals computed in Real: its past is over once it adds less to the response than the smallest normal
 // number at any later step, and not before p and q are that small themselves. In k steps p becomes k decay^k of q, which
-// is below 1 / rate for every k.
+// is below 1 / (1 - decay) for every k, as log(decay) <= decay - 1.
 template <class Real>
 Mode mode_of(double decay, double constant, double linear) {
-  const double rate = at_least(magnitude(std::log(decay)), kSmallestNormal<double>);
+  const double rate = at_least(1.0 - decay, kSmallestNormal<double>);
   const double largest = at_least(magnitude(constant) + magnitude(linear) * (1.0 + 1.0 / rate), 1.0);
   return {decay, constant, linear, at_least(kSmallestNormal<Real> / largest, kSmallestNormal<double>)};
 }
