@@ -120,9 +120,9 @@ def main() -> int:
             wrapped(f"Written by `python -m benchmarks.neurons` on: {machine.sentence(here)}"),
             wrapped(
                 f"{shape} (batch, time, neurons), float32; gradients are checked in float64 before anything is timed. "
-                "A pass over LIF neurons reads and writes 24 bytes of a neuron-step; an adaptation that raises the "
-                "threshold, or whose parameters are trained, is a trace of 8 more, and so is a synaptic current whose "
-                "parameters are trained."
+                "A pass over LIF neurons reads and writes 24 bytes of a neuron-step; a synaptic current whose "
+                "parameters are trained is a trace of 8 more. An adaptation and a refractory period are computed "
+                "again from the membrane: arithmetic instead of memory."
             ),
             "## Gradient of the input",
             tables[0],

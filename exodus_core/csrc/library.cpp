@@ -25,8 +25,8 @@ STABLE_TORCH_LIBRARY(exodus, m) {
   m.def(
       "coupled_backward(Tensor membrane, Tensor? current, Tensor? adaptation, Tensor? held, Tensor? grad_spikes, "
       "Tensor? grad_membrane, Tensor? grad_last, float[] numbers, Tensor? parameters, Tensor? initial, float max_spikes, "
-      "int reset, int couplings, int surrogate, float slope, float scale, int method, bool with_lanes, int time_dim) -> "
-      "(Tensor grad_input, Tensor lane_gradients)");
+      "int refractory, int reset, int couplings, int followed, int surrogate, float slope, float scale, int method, "
+      "bool with_lanes, int time_dim) -> (Tensor grad_input, Tensor lane_gradients)");
   m.def(
       "srm_forward(Tensor psp, Tensor? taps, float[] decay, float[] constant, float[] linear, float threshold, "
       "Tensor? thresholds, int time_dim) -> (Tensor spikes, Tensor membrane)");

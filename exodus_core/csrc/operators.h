@@ -107,6 +107,9 @@ struct CoupledBackwardCall {
   const OptionalTensor& initial;
   Coupling coupling;
   double max_spikes;
+  std::int64_t refractory;
+  bool follows_adaptation;  // it is computed from the membrane
+  bool follows_held;
   Surrogate<double> surrogate;
   Method method;
   const Tensor& grad_input;
@@ -292,15 +295,25 @@ class Operators {
   static std::tuple<Tensor, Tensor> coupled_backward(
       const Tensor& membrane, OptionalTensor current, OptionalTensor adaptation, OptionalTensor held,
       OptionalTensor grad_spikes, OptionalTensor grad_membrane, OptionalTensor grad_last, Doubles numbers,
-      OptionalTensor parameters, OptionalTensor initial, double max_spikes, std::int64_t reset, std::int64_t couplings,
-      std::int64_t surrogate, double slope, double scale, std::int64_t method, bool with_lanes, std::int64_t time_dim) {
+      OptionalTensor parameters, OptionalTensor initial, double max_spikes, std::int64_t refractory, std::int64_t reset,
+      std::int64_t couplings, std::int64_t followed, std::int64_t surrogate, double slope, double scale,
+      std::int64_t method, bool with_lanes, std::int64_t time_dim) {
     const Layout layout = layout_of(membrane, time_dim);
+    STD_TORCH_CHECK(refractory >= 0, "refractory must be at least 0, got ", refractory);
+    const bool follows_adaptation = (followed & 2) != 0, follows_held = (followed & 4) != 0;
+    STD_TORCH_CHECK(followed == 0 || Backend::kFollows, "traces must be given to ", Backend::kDevice, " kernels");
+    STD_TORCH_CHECK(followed == 0 || (couplings & 16) == 0 || compute_dtype(membrane) == membrane.scalar_type(),
+                    "traces of a rounded membrane must be given");
+    STD_TORCH_CHECK(!(follows_adaptation && adaptation.has_value()) && !(follows_held && held.has_value()),
+                    "a trace must be given or computed from the membrane, not both");
     for (const OptionalTensor* like : {&current, &adaptation, &held, &grad_spikes, &grad_membrane}) check_like(*like, membrane);
     const Coupling coupling =
-        coupling_of(numbers, parameters, initial, couplings, held.has_value(), reset, max_spikes, membrane, layout);
+        coupling_of(numbers, parameters, initial, couplings, held.has_value() || follows_held, reset, max_spikes, membrane,
+                    layout);
     check_states(grad_last, membrane, layout);
-    STD_TORCH_CHECK(!(coupling.raises || (coupling.adaptation && with_lanes)) || adaptation.has_value(),
-                    "the trace of the adaptation must be given");
+    STD_TORCH_CHECK(!(coupling.raises || (coupling.adaptation && with_lanes)) || adaptation.has_value() ||
+                        follows_adaptation,
+                    "the trace of the adaptation must be given, or computed from the membrane");
     STD_TORCH_CHECK(!coupling.synapse || !with_lanes || current.has_value(), "the trace of the current must be given");
     const Surrogate<double> derivative = surrogate_of(surrogate, slope, scale);
     STD_TORCH_CHECK(method >= 0 && method <= 2, "method must be in [0, 2], got ", method);
@@ -309,8 +322,8 @@ class Operators {
         membrane, {with_lanes ? kCoupledStates + kCoupledParameters : 0, layout.outer, layout.inner}, layout);
     if (membrane.numel() > 0) {
       Backend::run(CoupledBackwardCall{layout, membrane, current, adaptation, held, grad_spikes, grad_membrane, grad_last,
-                                       {numbers, parameters}, initial, coupling, max_spikes, derivative,
-                                       static_cast<Method>(method), grad_input, lane_gradients});
+                                       {numbers, parameters}, initial, coupling, max_spikes, refractory,
+                                       follows_adaptation, follows_held, derivative, static_cast<Method>(method), grad_input, lane_gradients});
     }
     return {grad_input, lane_gradients};
   }

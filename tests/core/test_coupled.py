@@ -139,8 +139,8 @@ def test_gradients_of_stored_traces_are_those_of_float64_to_rounding(
 
     def gradients(to: Any) -> tuple[Tensor, Tensor]:
         given = [to(part) for part in (membrane, *traces, *grads)]
-        kind = (settings.numbers, *(None if tensor is None else to(tensor) for tensor in tensors), 1.0, 1)
-        return ops.coupled_backward(*given, *kind, settings.couplings, 0, 1.0, 1.0, method, True, 1)
+        kind = (settings.numbers, *(None if tensor is None else to(tensor) for tensor in tensors), 1.0, 1, 1)
+        return ops.coupled_backward(*given, *kind, settings.couplings, 0, 0, 1.0, 1.0, method, True, 1)
 
     for actual, exact in zip(gradients(lambda part: part), gradients(lambda part: part.double()), strict=True):
         rows = zip(actual.flatten(2), exact.flatten(2), strict=True) if actual.dim() == 3 else [(actual, exact)]
@@ -238,6 +238,47 @@ def test_a_state_that_fades_ends_at_zero_and_not_at_a_subnormal_number(name: str
     assert short[ops.COUPLED_STATES.index(name)] == pytest.approx(1e-305 * 0.75**9, rel=1e-9)
 
 
+@pytest.mark.skipif(not ops.HAS_BITS, reason="CUDA kernels are given the traces")
+@pytest.mark.parametrize("shape", [*ODD_SHAPES, (2, 300, 70), (1, 2500, 20)], ids=name_of)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_traces_computed_from_the_membrane_give_the_gradients_of_those_that_were_kept(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    compute = ops.compute_dtype(dtype)
+    for time_dim, refractory in itertools.product({1, len(shape) - 1}, (0, 3)):
+        given = neuron_arguments(shape, time_dim, ("adaptation",), "subtract")
+        if compute != dtype:
+            given["adapt_membrane"] = 0.0  # rounded membranes are not what the adaptation has seen
+        options: Any = {**coupled.DEFAULTS, **given, "refractory": refractory, "time_dim": time_dim}
+        options["initial_refractory"] = torch.randint(0, 3, given["initial_spikes"].shape).double()
+        x, alpha = options.pop("x").to(dtype), options.pop("alpha")
+        settings, parameters, initial = coupled.coupled_arguments(x.requires_grad_(), alpha, options)
+        assert settings.followed == ops.KEPT_ADAPTATION | ops.KEPT_REFRACTORY
+        assert settings.kept == 0
+        tensors = [tensor.to(compute) for tensor in (parameters, initial)]
+        call = (settings.numbers, *tensors, 1.0, refractory, settings.reset, settings.couplings)
+        _, membrane, _, *traces, last = ops.coupled_forward(x.detach(), *call, settings.followed, time_dim)
+        grads = [torch.randn_like(membrane), torch.randn_like(membrane), torch.randn_like(last)]
+        rest = (settings.surrogate, settings.slope, settings.scale, settings.method, True, time_dim)
+        kept = ops.coupled_backward(membrane, None, *traces, *grads, *call, 0, *rest)
+        computed = ops.coupled_backward(membrane, None, None, None, *grads, *call, settings.followed, *rest)
+        for actual, expected in zip(computed, kept, strict=True):
+            assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name_of)
+def test_an_adaptation_that_senses_a_rounded_membrane_is_kept(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 9, 5, dtype=dtype, requires_grad=True)
+    options: Any = {**coupled.DEFAULTS, "adapt_alpha": 0.9, "adapt_membrane": 0.1, "adapt_threshold": 0.2}
+    settings, *_ = coupled.coupled_arguments(x, 0.9, options)
+    assert (settings.kept, settings.followed) == (ops.KEPT_ADAPTATION, 0)
+    refusal = "traces of a rounded membrane must be given" if ops.HAS_BITS else "traces must be given to"
+    call = (settings.numbers, None, None, 1.0, 0, settings.reset, settings.couplings, ops.KEPT_ADAPTATION)
+    with pytest.raises(RuntimeError, match=refusal):
+        ops.coupled_backward(x.detach(), None, None, None, None, None, None, *call, 0, 1.0, 1.0, 0, False, 1)
+
+
 def test_a_step_is_held_or_not_and_no_gradient_flows_into_how_long() -> None:
     x, left = torch.ones(1, 9, 3), torch.tensor([[0.0, 1.0, 4.0]], requires_grad=True)
     spikes, membrane, last = coupled.neurons(x, 0.5, refractory=2, initial_refractory=left)
@@ -252,7 +293,27 @@ def test_a_neuron_without_a_reset_has_no_gradient_by_what_it_subtracts() -> None
     membrane = torch.full((1, 5, 2), 2.0)
     numbers = (0.5, 1.0, 1.0, -9.0, *[0.0] * 7)
     lanes = ops.coupled_backward(
-        membrane, None, None, None, membrane, membrane, None, numbers, None, None, 1.0, 0, 0, 0, 1.0, 1.0, 0, True, 1
+        membrane,
+        None,
+        None,
+        None,
+        membrane,
+        membrane,
+        None,
+        numbers,
+        None,
+        None,
+        1.0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        1.0,
+        1.0,
+        0,
+        True,
+        1,
     )[1]
     assert not lanes[_STATES + ops.COUPLED_PARAMETERS.index("reset_by")].any()
     assert lanes[_STATES].all()  # by alpha
@@ -400,7 +461,7 @@ def test_opcheck_of_the_operators() -> None:
         backward = (membrane, current, adaptation, held, spikes, None, last, *settings)
         torch.library.opcheck(
             torch.ops.exodus.coupled_backward.default,
-            (*backward, 1, couplings, 0, 1.0, 1.0, 0, True, time_dim),
+            (*backward, 2, 1, couplings, 0, 0, 1.0, 1.0, 0, True, time_dim),
             test_utils=tests,
         )
 

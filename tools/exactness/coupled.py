@@ -128,7 +128,10 @@ def call(given: dict[str, Tensor], weights: list[Tensor], options: dict[str, Any
     ours = leaves(given)
     x, alpha = ours["x"], ours["alpha"]
     settings, parameters, initial = coupled.coupled_arguments(x, alpha, _all_options(ours, options))
-    spikes, membrane, last, *traces = coupled.Coupled.apply(x, parameters, initial, settings)  # type: ignore[no-untyped-call]
+    spikes, membrane, last, *_ = coupled.Coupled.apply(x, parameters, initial, settings)  # type: ignore[no-untyped-call]
+    kept = settings.kept | settings.followed
+    with torch.no_grad():
+        traces = coupled.Coupled.forward(x, parameters, initial, settings._replace(kept=kept))[3:]
     outputs = spikes, membrane, last.view(_STATES, -1)[_CARRIED]
     found = gradients(outputs, weights, ours)
 
@@ -137,7 +140,7 @@ def call(given: dict[str, Tensor], weights: list[Tensor], options: dict[str, Any
     assert parameters is not None
     assert initial is not None
     current, adaptation, held = (
-        trace.double() if settings.kept & bit else None
+        trace.double() if kept & bit else None
         for trace, bit in zip(traces, (ops.KEPT_CURRENT, ops.KEPT_ADAPTATION, ops.KEPT_REFRACTORY), strict=True)
     )
     raised = theirs["threshold"].detach()
@@ -160,8 +163,10 @@ def call(given: dict[str, Tensor], weights: list[Tensor], options: dict[str, Any
         parameters.detach(),
         initial.detach(),
         settings.max_spikes,
+        settings.refractory,
         settings.reset,
         settings.couplings,
+        0,
         settings.surrogate,
         settings.slope,
         settings.scale,

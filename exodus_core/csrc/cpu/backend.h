@@ -17,6 +17,7 @@ struct Cpu {
   static constexpr const char* kDevice = "CPU";
   static bool is_on_device(const Tensor& tensor) { return tensor.is_cpu(); }
   static constexpr std::int64_t kPackedLanes = kMinTileLanes;
+  static constexpr bool kFollows = true;  // adaptation and refractory steps are computed from the membrane
   static Tensor empty_like(const Tensor& tensor) { return output_like(tensor); }
   static Tensor output_of(const Tensor& tensor, const std::vector<std::int64_t>& sizes, ScalarType dtype) {
     return cpu::output_of(tensor, sizes, dtype);

@@ -109,6 +109,100 @@ void forward(const CoupledForwardCall& call) {
   });
 }
 
+// Adaptation and refractory steps of one tile, computed from its membrane where the call does not give them: a segment of
+// steps at a time, from the state before it, which a first sweep has found if there are several. With the membrane, which
+// the backward pass reads again, the traces of a segment stay in a second-level cache.
+template <class Storage>
+class FollowedTraces {
+ public:
+  using Real = compute_t<Storage>;
+
+  FollowedTraces(const CoupledBackwardCall& call, const Tiling& tiling)
+      : call_(call),
+        segments_(wanted_of(call) > 0 ? (call.layout.time + kSegmentSteps - 1) / kSegmentSteps : 0),
+        membrane_(elements<Storage>(call.membrane), call.layout, tiling, Direction::forward),
+        adaptation_(call.follows_adaptation ? steps_of(call) : 0, tiling.width()),
+        held_(call.follows_held ? steps_of(call) : 0, tiling.width()),
+        before_(segments_ * kCoupledStates, tiling.width()),
+        state_(segments_ > 0 ? kCoupledStates : 0, tiling.width()) {}
+
+  // The lanes of a tile whose traces and membrane fit in half of a cache of 1 MiB.
+  static std::int64_t most_lanes(const CoupledBackwardCall& call) {
+    const std::int64_t traces = wanted_of(call);
+    if (traces == 0) return kMaxTileLanes;
+    const std::int64_t bytes = (traces + 1) * steps_of(call) * static_cast<std::int64_t>(sizeof(Storage));
+    return std::max<std::int64_t>((1 << 19) / bytes, 4 * kMinTileLanes);
+  }
+
+  void enter(const Tile& tile, const CoupledRows<Real>& neuron) {
+    if (segments_ == 0) return;
+    membrane_.enter(tile);
+    block_ = {};
+    block_.width = tile.padded();
+    block_.neuron = neuron;
+    block_.coupling = call_.coupling;
+    block_.max_spikes = static_cast<Real>(call_.max_spikes);
+    block_.refractory = static_cast<Real>(call_.refractory);
+    for (int k = 0; k < kCoupledStates; ++k) block_.state[k] = state_[k];
+    slots_ = tile.slots();
+    fill_states(before_, call_.initial, call_.layout, tile, row_kernels<Storage>().vector_lanes);
+    for (std::int64_t segment = 0; segment + 1 < segments_; ++segment) {
+      follow(segment);
+      for (int k = 0; k < kCoupledStates; ++k) std::copy_n(state_[k], slots_, before_[(segment + 1) * kCoupledStates + k]);
+    }
+    segment_ = segments_;
+  }
+
+  // Makes the traces of a block of steps readable.
+  void read(std::int64_t begin) {
+    if (segments_ == 0 || begin / kSegmentSteps == segment_) return;
+    segment_ = begin / kSegmentSteps;
+    block_.keeps_adaptation = call_.follows_adaptation;
+    block_.keeps_held = call_.follows_held;
+    follow(segment_);
+  }
+  RowBlock<const Storage> adaptation(std::int64_t begin) const { return readable(rows(adaptation_, begin)); }
+  RowBlock<const Storage> held(std::int64_t begin) const { return readable(rows(held_, begin)); }
+
+ private:
+  static constexpr std::int64_t kSegmentSteps = 8 * kBlockSteps;
+
+  static std::int64_t wanted_of(const CoupledBackwardCall& call) { return call.follows_adaptation + call.follows_held; }
+  static std::int64_t steps_of(const CoupledBackwardCall& call) { return std::min(call.layout.time, kSegmentSteps); }
+  static RowBlock<Storage> rows(const RowBuffer<Storage>& buffer, std::int64_t begin) {
+    return {buffer[begin % kSegmentSteps], buffer.stride(), false, nullptr, 0};
+  }
+  static RowBlock<const Storage> readable(const RowBlock<Storage>& rows) {
+    return {rows.first, rows.stride, false, nullptr, 0};
+  }
+
+  // Computes a segment from the state before it; leaves that behind it in `state_`.
+  void follow(std::int64_t segment) {
+    for (int k = 0; k < kCoupledStates; ++k) std::copy_n(before_[segment * kCoupledStates + k], slots_, state_[k]);
+    const std::int64_t first = segment * kSegmentSteps;
+    const std::int64_t steps = std::min(call_.layout.time - first, kSegmentSteps);
+    for_each_block(steps, Direction::forward, [&](std::int64_t begin, std::int64_t end) {
+      membrane_.read(first + begin, first + end);
+      block_.steps = end - begin;
+      block_.membrane = membrane_.block(first + begin);
+      block_.adaptation = rows(adaptation_, begin);
+      block_.held = rows(held_, begin);
+      row_kernels<Storage>().coupled_follow(block_);
+    });
+  }
+
+  const CoupledBackwardCall& call_;
+  std::int64_t segments_;
+  TileRows<const Storage> membrane_;
+  RowBuffer<Storage> adaptation_;
+  RowBuffer<Storage> held_;
+  RowBuffer<Real> before_;  // the state before each segment
+  RowBuffer<Real> state_;
+  CoupledFollowBlock<Storage> block_{};
+  std::int64_t slots_ = 0;
+  std::int64_t segment_ = 0;  // whose traces can be read; none: `segments_`
+};
+
 template <class Storage>
 void backward(const CoupledBackwardCall& call) {
   using Real = compute_t<Storage>;
@@ -116,7 +210,8 @@ void backward(const CoupledBackwardCall& call) {
   const Layout& layout = call.layout;
   const bool with_lanes = call.lane_gradients.numel() > 0;
   const bool streamed = streams(layout, 3 * call.membrane.numel() * sizeof(Storage));
-  const Tiling tiling(layout, threads_for(call.membrane.numel()), with_lanes ? kMaxTileLanes / 16 : kMaxTileLanes / 4);
+  const std::int64_t most_lanes = std::min(FollowedTraces<Storage>::most_lanes(call), kMaxTileLanes / (with_lanes ? 16 : 4));
+  const Tiling tiling(layout, threads_for(call.membrane.numel()), most_lanes);
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     const auto rows_of = [&](const Storage* given) {
       return TileRows<const Storage>(given, layout, tiling, Direction::backward);
@@ -127,6 +222,7 @@ void backward(const CoupledBackwardCall& call) {
                                         rows_of(elements<Storage>(call.grad_membrane))};
     TileRows<Storage> grad_input_rows(mutable_elements<Storage>(call.grad_input), layout, tiling, Direction::backward, streamed);
     CoupledParameterRows<Storage> parameter_rows(tiling);
+    FollowedTraces<Storage> followed(call, tiling);
     RowBuffer<Real> adjoint(6, tiling.width());
     RowBuffer<Real> given(kCoupledStates, tiling.width());
     RowBuffer<Real> gradient(with_lanes ? kCoupledStates : 0, tiling.width());
@@ -144,8 +240,8 @@ void backward(const CoupledBackwardCall& call) {
       block.max_spikes = static_cast<Real>(call.max_spikes);
       block.surrogate = call.surrogate.as<Real>();
       block.keeps_current = call.current.has_value();
-      block.keeps_adaptation = call.adaptation.has_value();
-      block.keeps_held = call.held.has_value();
+      block.keeps_adaptation = call.adaptation.has_value() || call.follows_adaptation;
+      block.keeps_held = call.held.has_value() || call.follows_held;
       block.has_grad_spikes = call.grad_spikes.has_value();
       block.has_grad_membrane = call.grad_membrane.has_value();
       block.adjoint = {adjoint[0], adjoint[1], adjoint[2], adjoint[3], adjoint[4], adjoint[5]};
@@ -157,15 +253,17 @@ void backward(const CoupledBackwardCall& call) {
       if (with_lanes) {
         for (int k = 0; k < kCoupledParameters; ++k) block.sums.of[k] = sums.block(k);
       }
+      followed.enter(tile, block.neuron);
       for_each_block(layout.time, Direction::backward, [&](std::int64_t begin, std::int64_t end) {
+        followed.read(begin);
         const FlushSubnormals flush(false);
         for (TileRows<const Storage>& rows : inputs) rows.read(begin, end);
         grad_input_rows.prepare(begin);
         block.steps = end - begin;
         block.membrane = inputs[0].block(begin);
         block.current = inputs[1].block(begin);
-        block.adaptation = inputs[2].block(begin);
-        block.held = inputs[3].block(begin);
+        block.adaptation = call.follows_adaptation ? followed.adaptation(begin) : inputs[2].block(begin);
+        block.held = call.follows_held ? followed.held(begin) : inputs[3].block(begin);
         block.grad_spikes = inputs[4].block(begin);
         block.grad_membrane = inputs[5].block(begin);
         block.grad_input = grad_input_rows.block(begin);

@@ -44,9 +44,6 @@ EXODUS_HOST_DEVICE void write_state(const Coupling& coupling, const CoupledState
   if (coupling.waits) state.waiting.write(rows[kWaitingRow] + slot);
 }
 
-// As kVecSteps, of kernels whose state and parameters are more to read.
-constexpr std::int64_t kCoupledSteps = 8;
-
 // The rows of an output that a vector writes, if it is given.
 template <class Storage>
 struct VecRows {
@@ -141,17 +138,17 @@ template <class Known, class Storage>
 void coupled_forward_block(const CoupledForwardBlock<Storage>& block) {
   using Real = VecOf<Storage>;
   const Real max_spikes(block.max_spikes), refractory(block.refractory);
-  for (std::int64_t begin = 0; begin < block.steps; begin += kCoupledSteps) {
-    const std::int64_t end = std::min(block.steps, begin + kCoupledSteps);
+  for (std::int64_t begin = 0; begin < block.steps; begin += kVecSteps) {
+    const std::int64_t end = std::min(block.steps, begin + kVecSteps);
     for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) __attribute__((always_inline)) {
       const Coupling coupling = Known::of(block.coupling);
       const CoupledNeuron<Real> neuron = coupled_neuron_at<Storage>(coupling, block.neuron, lane);
-      VecInput<Storage> input(block.input, true, begin, kCoupledSteps, lane);
-      VecRows<Storage> spikes(block.spikes, true, begin, kCoupledSteps, lane);
-      VecRows<Storage> membrane(block.membrane, true, begin, kCoupledSteps, lane);
-      VecRows<Storage> current(block.current, Known::may_synapse && block.keeps_current, begin, kCoupledSteps, lane);
-      VecRows<Storage> adapted(block.adaptation, Known::may_adaptation && block.keeps_adaptation, begin, kCoupledSteps, lane);
-      VecRows<Storage> held(block.held, Known::may_wait && block.keeps_held, begin, kCoupledSteps, lane);
+      VecInput<Storage> input(block.input, true, begin, kVecSteps, lane);
+      VecRows<Storage> spikes(block.spikes, true, begin, kVecSteps, lane);
+      VecRows<Storage> membrane(block.membrane, true, begin, kVecSteps, lane);
+      VecRows<Storage> current(block.current, Known::may_synapse && block.keeps_current, begin, kVecSteps, lane);
+      VecRows<Storage> adapted(block.adaptation, Known::may_adaptation && block.keeps_adaptation, begin, kVecSteps, lane);
+      VecRows<Storage> held(block.held, Known::may_wait && block.keeps_held, begin, kVecSteps, lane);
       CoupledState<Real> state = read_state<Real>(coupling, block.state, slot);
       for (std::int64_t t = begin; t < end; ++t) {
         const CoupledStored<Real> stored =
@@ -168,10 +165,51 @@ void coupled_forward_block(const CoupledForwardBlock<Storage>& block) {
   finish_streams();
 }
 
+template <class Known, class Storage>
+void coupled_follow_block(const CoupledFollowBlock<Storage>& block) {
+  using Real = VecOf<Storage>;
+  const Real max_spikes(block.max_spikes), refractory(block.refractory);
+  for (std::int64_t begin = 0; begin < block.steps; begin += kVecSteps) {
+    const std::int64_t end = std::min(block.steps, begin + kVecSteps);
+    for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) __attribute__((always_inline)) {
+      const Coupling coupling = Known::of(block.coupling);
+      const CoupledNeuron<Real> neuron = coupled_neuron_at<Storage>(coupling, block.neuron, lane);
+      VecInput<Storage> membrane(block.membrane, true, begin, kVecSteps, lane);
+      CoupledState<Real> state = read_state<Real>(coupling, block.state, slot);
+      for (std::int64_t t = begin; t < end; ++t) {
+        const CoupledStored<Real> stored =
+            follow_step<Storage>(coupling, neuron, max_spikes, refractory, membrane.forward(t), state);
+        if (Known::may_adaptation && block.keeps_adaptation) store_lanes(block.adaptation[t] + lane, stored.adaptation);
+        if (Known::may_wait && block.keeps_held) store_lanes(block.held[t] + lane, stored.held);
+      }
+      write_state(coupling, state, block.state, slot);
+    });
+  }
+}
+
+// The adjoint of the variables that there are; `write_adjoint` leaves the rows of others as they are.
 template <class Real>
-EXODUS_HOST_DEVICE CoupledAdjoint<Real> read_adjoint(const CoupledAdjointRows<typename Real::Lane>& rows, std::int64_t slot) {
-  return {Real::read(rows.moved + slot), Real::read(rows.adaptation + slot), Real::read(rows.current + slot),
-          Real::read(rows.held + slot),  Real::read(rows.into_adaptation + slot), Real::read(rows.into_current + slot)};
+EXODUS_HOST_DEVICE CoupledAdjoint<Real> read_adjoint(const Coupling& coupling,
+                                                     const CoupledAdjointRows<typename Real::Lane>& rows,
+                                                     std::int64_t slot) {
+  const auto read = [slot](bool given, const typename Real::Lane* row) { return given ? Real::read(row + slot) : Real(0); };
+  return {Real::read(rows.moved + slot),
+          read(coupling.adaptation, rows.adaptation),
+          read(coupling.synapse, rows.current),
+          read(coupling.waits, rows.held),
+          read(coupling.adaptation, rows.into_adaptation),
+          read(coupling.synapse, rows.into_current)};
+}
+
+template <class Real>
+EXODUS_HOST_DEVICE void write_adjoint(const Coupling& coupling, const CoupledAdjoint<Real>& adjoint,
+                                      const CoupledAdjointRows<typename Real::Lane>& rows, std::int64_t slot) {
+  adjoint.moved.write(rows.moved + slot);
+  if (coupling.adaptation) adjoint.adaptation.write(rows.adaptation + slot);
+  if (coupling.synapse) adjoint.current.write(rows.current + slot);
+  if (coupling.waits) adjoint.held.write(rows.held + slot);
+  if (coupling.adaptation) adjoint.into_adaptation.write(rows.into_adaptation + slot);
+  if (coupling.synapse) adjoint.into_current.write(rows.into_current + slot);
 }
 
 // True if a parameter is one of the variables that there are.
@@ -190,12 +228,12 @@ EXODUS_HOST_DEVICE void add(const Coupling& coupling, const CoupledSumRows<Scala
   }
 }
 
-template <bool with_sums, class Known, class MethodType, class Storage>
-void coupled_backward_block(MethodType method, const CoupledBackwardBlock<Storage>& block) {
+template <bool with_sums, class Known, class MethodType, class KindType, class Storage>
+void coupled_backward_block(MethodType method, KindType kind, const CoupledBackwardBlock<Storage>& block) {
   using Real = VecOf<Storage>;
   const Surrogate<compute_t<Storage>> call = block.surrogate;
   const Real slope(call.slope), scale(call.scale), max_spikes(block.max_spikes);
-  constexpr std::int64_t steps = kCoupledSteps;
+  constexpr std::int64_t steps = kVecStepsWithSums;  // also without: there are more parameters and states than those of LIF
   for (std::int64_t end = block.steps; end > 0; end -= steps) {
     const std::int64_t begin = std::max<std::int64_t>(0, end - steps);
     for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) __attribute__((always_inline)) {
@@ -208,7 +246,7 @@ void coupled_backward_block(MethodType method, const CoupledBackwardBlock<Storag
       VecInput<Storage> grad_spikes(block.grad_spikes, block.has_grad_spikes, end - 1, -steps, lane);
       VecInput<Storage> grad_membrane(block.grad_membrane, block.has_grad_membrane, end - 1, -steps, lane);
       VecRows<Storage> grad_input(block.grad_input, true, end - 1, -steps, lane);
-      CoupledAdjoint<Real> adjoint = read_adjoint<Real>(block.adjoint, slot);
+      CoupledAdjoint<Real> adjoint = read_adjoint<Real>(coupling, block.adjoint, slot);
       CoupledSums<Real> sums;
       for (int k = 0; k < kCoupledParameters; ++k) sums.of[k] = Real(0);
       for (std::int64_t t = end - 1; t >= begin; --t) {
@@ -224,7 +262,7 @@ void coupled_backward_block(MethodType method, const CoupledBackwardBlock<Storag
         if (with_sums || coupling.tied || coupling.reset == Reset::zero) {
           step.spikes = fire(coupling.many_spikes, step.membrane, threshold, max_spikes);
         }
-        step.surrogate = scaled_surrogate(call.kind, slope, scale, step.membrane, threshold);
+        step.surrogate = scaled_surrogate(kind, slope, scale, step.membrane, threshold);
         if (coupling.waits) {
           const auto held_now = step.held > Real(0);
           step.spikes = select(held_now, Real(0), step.spikes);
@@ -232,12 +270,7 @@ void coupled_backward_block(MethodType method, const CoupledBackwardBlock<Storag
         }
         grad_input.backward(t, coupled_adjoint_step(method, coupling, with_sums, neuron, step, adjoint, sums));
       }
-      adjoint.moved.write(block.adjoint.moved + slot);
-      adjoint.adaptation.write(block.adjoint.adaptation + slot);
-      adjoint.current.write(block.adjoint.current + slot);
-      adjoint.held.write(block.adjoint.held + slot);
-      adjoint.into_adaptation.write(block.adjoint.into_adaptation + slot);
-      adjoint.into_current.write(block.adjoint.into_current + slot);
+      write_adjoint(coupling, adjoint, block.adjoint, slot);
       if constexpr (with_sums) add(coupling, block.sums, slot, sums);
     });
   }
@@ -251,10 +284,12 @@ void coupled_initial(Method method, const CoupledInitialRow<Scalar>& row) {
     CoupledSums<Real> sums;
     for (int k = 0; k < kCoupledParameters; ++k) sums.of[k] = Real(0);
     const auto read = [&](CoupledStateRow which) { return Real::read(row.initial[which] + slot); };
+    Coupling every = row.coupling;  // gradients of variables that there are none of are handed through
+    every.synapse = every.adaptation = every.waits = true;
     const CoupledState<Real> gradient = coupled_adjoint_initial(
         method, row.coupling, coupled_neuron_at<Scalar>(row.coupling, row.neuron, lane),
         CoupledState<Real>{read(kMembraneRow), read(kSpikesRow), read(kCurrentRow), read(kAdaptationRow), read(kWaitingRow)},
-        read_adjoint<Real>(row.adjoint, slot), sums);
+        read_adjoint<Real>(every, row.adjoint, slot), sums);
     gradient.membrane.write(row.gradient[kMembraneRow] + slot);
     gradient.spikes.write(row.gradient[kSpikesRow] + slot);
     gradient.current.write(row.gradient[kCurrentRow] + slot);
@@ -308,17 +343,28 @@ void coupled_forward(const CoupledForwardBlock<Storage>& block) {
 }
 
 template <class Storage>
+void coupled_follow(const CoupledFollowBlock<Storage>& block) {
+  with_known<Storage>(block.coupling, true, [&](auto known) { coupled_follow_block<decltype(known)>(block); });
+}
+
+template <class Storage>
 void coupled_backward(Method method, const CoupledBackwardBlock<Storage>& block) {
   const bool with_sums = block.sums.of[0] != nullptr;
   with_known<Storage>(block.coupling, method == Method::exodus, [&](auto known) {
     using Known = decltype(known);
-    const auto run = [&](auto how) {
-      with_sums ? coupled_backward_block<true, Known>(how, block) : coupled_backward_block<false, Known>(how, block);
+    const auto run = [&](auto how, auto kind) {
+      with_sums ? coupled_backward_block<true, Known>(how, kind, block)
+                : coupled_backward_block<false, Known>(how, kind, block);
     };
+    const SurrogateKind kind = block.surrogate.kind;
     if constexpr (is_whole<Known>) {
-      run(Is<Method::exodus>{});
+      if (kind == SurrogateKind::exponential) {
+        run(Is<Method::exodus>{}, Is<SurrogateKind::exponential>{});
+      } else {
+        run(Is<Method::exodus>{}, kind);
+      }
     } else {
-      run(method);
+      run(method, kind);
     }
   });
 }

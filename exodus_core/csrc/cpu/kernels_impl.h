@@ -275,7 +275,7 @@ template <class Storage>
 constexpr RowKernels<Storage> kernels() {
   using Real = compute_t<Storage>;
   return {kVecLanes<Storage>,   lif_forward<Storage>, lif_backward<Storage>, lif_initial<Real>,
-          coupled_forward<Storage>, coupled_backward<Storage>, coupled_initial<Real>,
+          coupled_forward<Storage>, coupled_follow<Storage>, coupled_backward<Storage>, coupled_initial<Real>,
           surrogate<Storage>,   srm_forward<Storage>, srm_backward<Storage>, add_tap<Real>,
           push_modes<Real>,     load_row<Storage>,    store_row<Storage>,    turn<true, Storage>,
           turn<false, Storage>, stream_rows<Storage>, dot<Storage>,       add_panel_rows<Real>,

@@ -93,7 +93,8 @@ class CoupledSettings(NamedTuple):
     refractory: int
     reset: int
     couplings: int
-    kept: int
+    kept: int  # the traces that the forward pass keeps
+    followed: int  # those that the backward pass computes from the membrane
     surrogate: int
     slope: float
     scale: float
@@ -147,8 +148,10 @@ class Coupled(Operator):
             parameters,
             initial,
             settings.max_spikes,
+            settings.refractory,
             settings.reset,
             settings.couplings,
+            settings.followed,
             settings.surrogate,
             settings.slope,
             settings.scale,
@@ -320,13 +323,15 @@ def coupled_arguments(
             kept |= KEPT_ADAPTATION
         if refractory or given["initial_refractory"] is not None:
             kept |= KEPT_REFRACTORY
+    followed = kept & (KEPT_ADAPTATION | KEPT_REFRACTORY) if ops.follows_membrane(x, couplings) else 0
     settings = CoupledSettings(
         tuple(number for number, _ in found),
         float(max_spikes),
         refractory,
         reset_number,
         couplings,
-        kept,
+        kept & ~followed,
+        followed,
         surrogate.code,
         float(surrogate.slope),
         float(surrogate.scale),

@@ -116,6 +116,17 @@ COUPLING_SYNAPSE, COUPLING_ADAPTATION, COUPLING_DELAYED, COUPLING_TIED = 1, 2, 4
 COUPLING_SENSES, COUPLING_INHIBITS, COUPLING_RAISES = 16, 32, 64
 KEPT_CURRENT, KEPT_ADAPTATION, KEPT_REFRACTORY = 1, 2, 4
 
+
+def follows_membrane(x: Tensor, couplings: int) -> bool:
+    """True if `coupled_backward` can compute adaptation and refractory steps from the membrane of neurons with input x.
+
+    CPU kernels do that in less time than writing and reading the traces takes; not where the adaptation senses a
+    membrane that is rounded where it is stored.
+    """
+    rounded = compute_dtype(x.dtype) != x.dtype
+    return x.device.type == "cpu" and HAS_BITS and not (rounded and couplings & COUPLING_SENSES)
+
+
 lif_forward: _Pair = with_room(torch.ops.exodus.lif_forward.default, outputs=2)
 lif_backward: _Pair = with_room(
     torch.ops.exodus.lif_backward.default, outputs=1, more=_lane_gradient_bytes(len(LANE_GRADIENTS))
@@ -251,8 +262,10 @@ def _(
     parameters: Tensor | None,
     initial: Tensor | None,
     max_spikes: float,
+    refractory: int,
     reset: int,
     couplings: int,
+    followed: int,
     surrogate: int,
     slope: float,
     scale: float,
