@@ -9,7 +9,8 @@ triangle or a fast sigmoid. Of the other surrogates it is a ball of python-flint
 says what is certified, and derives the bounds.
 """
 
-from exodus_core.verify.certificate import Certificate, Decisions, Deviation, certify
+from exodus_core.verify.certificate import certify
+from exodus_core.verify.deviation import Certificate, Decisions, Deviation
 from exodus_core.verify.runs import LifRun, SrmRun, run_lif, run_srm
 
 __all__ = ["Certificate", "Decisions", "Deviation", "LifRun", "SrmRun", "certify", "run_lif", "run_srm"]

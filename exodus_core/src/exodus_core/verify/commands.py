@@ -20,7 +20,8 @@ from exodus_core.arguments import METHODS
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.surrogate import KINDS
 from exodus_core.verify.arrays import read_arrays
-from exodus_core.verify.certificate import Certificate, certify
+from exodus_core.verify.certificate import certify
+from exodus_core.verify.deviation import Certificate
 from exodus_core.verify.peers import PEERS, Comparison, compare, peer_neuron
 from exodus_core.verify.random_cases import NEURONS, random_runs
 from exodus_core.verify.report import (

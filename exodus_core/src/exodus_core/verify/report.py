@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exodus_core.verify.certificate import Certificate, Deviation
+from exodus_core.verify.deviation import Certificate, Deviation
 from exodus_core.verify.runs import LifRun, SrmRun
 
 
