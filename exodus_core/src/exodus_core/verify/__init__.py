@@ -10,7 +10,19 @@ says what is certified, and derives the bounds.
 """
 
 from exodus_core.verify.certificate import certify
+from exodus_core.verify.coupled import CoupledRun, run_coupled
 from exodus_core.verify.deviation import Certificate, Decisions, Deviation
 from exodus_core.verify.runs import LifRun, SrmRun, run_lif, run_srm
 
-__all__ = ["Certificate", "Decisions", "Deviation", "LifRun", "SrmRun", "certify", "run_lif", "run_srm"]
+__all__ = [
+    "Certificate",
+    "CoupledRun",
+    "Decisions",
+    "Deviation",
+    "LifRun",
+    "SrmRun",
+    "certify",
+    "run_coupled",
+    "run_lif",
+    "run_srm",
+]

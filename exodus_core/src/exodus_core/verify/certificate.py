@@ -18,6 +18,8 @@ from exodus_core.kernels import Kernel
 from exodus_core.verify import bounds
 from exodus_core.verify.arithmetic import Arithmetic, Number, exact_derivative, with_narrow_balls
 from exodus_core.verify.bounds import Bounded, KernelTerms, LifTerms, Rounding, SurrogateBounds
+from exodus_core.verify.coupled.certificate import certify_coupled
+from exodus_core.verify.coupled.runs import CoupledRun
 from exodus_core.verify.deviation import (
     Certificate,
     Decisions,
@@ -46,7 +48,7 @@ from exodus_core.verify.runs import LifRun, Parameter, SrmRun, check_finite
 _PARAMETERS = ("alpha", "threshold", "reset_by", "min_membrane")
 
 
-def certify(run: LifRun | SrmRun) -> Certificate:
+def certify(run: LifRun | SrmRun | CoupledRun) -> Certificate:
     """Compares the membranes and gradients of a run with the exact ones.
 
     Raises:
@@ -57,6 +59,8 @@ def certify(run: LifRun | SrmRun) -> Certificate:
     check_finite("the membrane", run.membrane)
 
     def certified(arithmetic: Arithmetic) -> Certificate:
+        if isinstance(run, CoupledRun):
+            return certify_coupled(run, arithmetic)
         return _certify_lif(run, arithmetic) if isinstance(run, LifRun) else _certify_srm(run, arithmetic)
 
     return with_narrow_balls(run.surrogate, len(run.spikes), certified)

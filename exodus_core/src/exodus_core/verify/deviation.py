@@ -237,8 +237,13 @@ class SurrogatesBounded(NamedTuple):
             bounds.surrogate_bounds(surrogate, membrane, threshold, rounding, distance)
             for distance in (apart, torch.zeros_like(apart))
         )
-        jumped = whole.error > abs(surrogate.scale) * surrogate.slope / 2
-        return cls(whole, own, jumped if surrogate.kind == "boxcar" else torch.zeros_like(jumped))
+        return cls(whole, own, is_at_edge(surrogate, whole))
+
+
+def is_at_edge(surrogate: Surrogate, bounded: SurrogateBounds) -> Tensor:
+    """The membranes within rounding of an edge of the boxcar."""
+    jumped = bounded.error > abs(surrogate.scale) * surrogate.slope / 2
+    return jumped if surrogate.kind == "boxcar" else torch.zeros_like(jumped)
 
 
 def deviations_of(
