@@ -45,10 +45,13 @@ from exodus_core.verify.exact import (
 )
 from exodus_core.verify.runs import LifRun, Parameter, SrmRun, check_finite
 
+#: What can be certified.
+AnyRun = LifRun | SrmRun | CoupledRun
+
 _PARAMETERS = ("alpha", "threshold", "reset_by", "min_membrane")
 
 
-def certify(run: LifRun | SrmRun | CoupledRun) -> Certificate:
+def certify(run: AnyRun) -> Certificate:
     """Compares the membranes and gradients of a run with the exact ones.
 
     Raises:

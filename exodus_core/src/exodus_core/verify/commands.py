@@ -20,7 +20,7 @@ from exodus_core.arguments import METHODS
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.surrogate import KINDS
 from exodus_core.verify.arrays import read_arrays
-from exodus_core.verify.certificate import certify
+from exodus_core.verify.certificate import AnyRun, certify
 from exodus_core.verify.deviation import Certificate
 from exodus_core.verify.peers import PEERS, Comparison, compare, peer_neuron
 from exodus_core.verify.random_cases import NEURONS, random_runs
@@ -43,7 +43,7 @@ from exodus_core.verify.report import (
     ulps_cells,
     zeros_of,
 )
-from exodus_core.verify.runs import LifRun, SrmRun, check_grads, check_input, run_lif, run_srm
+from exodus_core.verify.runs import check_grads, check_input, run_lif, run_srm
 
 BAD_ARGUMENTS = 2
 
@@ -180,7 +180,7 @@ def _console() -> Console:
 
 
 def _random(cases: int, seed: int, json: bool) -> Outcome:
-    def certified() -> Iterator[tuple[tuple[str, ...], LifRun | SrmRun, Certificate]]:
+    def certified() -> Iterator[tuple[tuple[str, ...], AnyRun, Certificate]]:
         columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("cases", total=cases)
@@ -259,7 +259,7 @@ def _file(
     return outcome_of(lines)
 
 
-def _run(neuron: str, x: Tensor, given: dict[str, Any], options: dict[str, Any]) -> LifRun | SrmRun:
+def _run(neuron: str, x: Tensor, given: dict[str, Any], options: dict[str, Any]) -> AnyRun:
     if neuron == "srm":
         if "reset_kernel" not in given:
             raise ArgumentError("FILE", "a file with the taps reset_kernel for --neuron srm", "one without")
