@@ -575,7 +575,7 @@ def test_a_true_value_of_zero_counts_in_no_ulps(verify: Callable[..., Result]) -
         (("junk.npz", "--alpha", "0.9"), "FILE must be a file of arrays of numbers, got junk.npz, which is damaged or"),
         (("objects.npz", "--alpha", "0.9"), "FILE must be a file of arrays of numbers, got objects.npz"),
         (("x.npz",), "--alpha must be the decay in one step, such as 0.95, with --neuron lif, got nothing"),
-        (("x.npz", "--neuron", "qif"), "--neuron must be one of lif, if, srm, got qif"),
+        (("x.npz", "--neuron", "qif"), "--neuron must be one of lif, if, srm, cuba_lif, alif, got qif"),
         (("x.npz", "--neuron", "if", "--alpha", "0.9"), "--neuron must be lif with alpha, got if"),
         (("x.npz", "--neuron", "srm"), "FILE must be a file with the taps reset_kernel for --neuron srm"),
         (("x.npz", "--alpha", "0.9", "--surrogate", "relu"), "--surrogate must be one of"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import exodus_core
 from exodus_core import arguments
-from exodus_core.coupled import CoupledOptions, is_zero, neurons, with_defaults
+from exodus_core.coupled import DEFAULTS, CoupledOptions, is_zero, neurons, with_defaults
 from exodus_core.errors import ArgumentError
 from exodus_core.surrogate import Surrogate
 from exodus_core.verify.runs import Leaves, Parameter, check_grads, check_input, rounded_surrogate
@@ -93,6 +93,7 @@ def run_coupled(
         TypeError, ValueError: an argument does not fit.
     """
     given: dict[str, Any] = {**with_defaults(options)}
+    _check_variables(given)
     time_dim = given["time_dim"] = check_input("x", x, given["time_dim"])
     arguments.check_surrogate(given["surrogate"])
     arguments.reset_code(given["reset"], given["decay_reset"], given["max_spikes"])
@@ -144,6 +145,18 @@ def run_coupled(
         method=given["method"],
         gradients=leaves.gradients(outputs, grads),
     )
+
+
+def _check_variables(given: dict[str, Any]) -> None:
+    """Refuses arguments of a variable that there is none of."""
+    for variable, decay in (("current", "synapse_alpha"), ("adaptation", "adapt_alpha")):
+        if given[decay] is not None:
+            continue
+        for name in (f"initial_{variable}", *(name for name in DEFAULTS if name.startswith(decay[: -len("alpha")]))):
+            value, default = given[name], DEFAULTS[name]  # type: ignore[literal-required]
+            if isinstance(value, Tensor) or value != default:
+                got = "a tensor" if isinstance(value, Tensor) else value
+                raise ArgumentError(name, f"{default} without a {decay}", got)
 
 
 def _waiting(steps: float | Tensor | None, leaves: Leaves) -> Tensor:
