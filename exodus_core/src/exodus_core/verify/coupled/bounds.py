@@ -164,21 +164,17 @@ class Offsets:
     adaptation: Tensor
 
 
-#: The factors of a term, one for each step or for all; none if there is no such term.
-_Factors = list[Bounded]
-
-
 @dataclass(frozen=True)
 class _Slopes:
     """The partial derivatives of what u[t+1] is before it is raised to the lower bound, by s, u and w of step t.
 
-    `by_reset` is that by ρ or v.
+    Each is a product of factors, one for each state or for all; without a factor it is 0. `by_reset` is that by ρ or v.
     """
 
-    by_spikes: _Factors
-    direct: _Factors
-    by_adaptation: _Factors
-    by_reset: _Factors
+    by_spikes: list[Bounded]
+    direct: list[Bounded]
+    by_adaptation: list[Bounded]
+    by_reset: list[Bounded]
 
 
 def _slopes(
@@ -211,115 +207,169 @@ def _slopes(
     )
 
 
+@dataclass(frozen=True)
+class _Later:
+    """What the step after hands back: P, W and I of section 9."""
+
+    moved: Bounded
+    adaptation: Bounded
+    current: Bounded
+
+
+_Line = list[tuple[Bounded, ...]]
+
+
+@dataclass(frozen=True)
+class _Received:
+    """The terms of the gradients of a state that come from the step after it."""
+
+    spikes: _Line
+    membrane: _Line
+    adaptation: _Line
+    current: _Line
+
+
+class _Backward:
+    """The backward equations of section 9 as lines, from the last step to the first."""
+
+    def __init__(self, run: CoupledTerms, f: SurrogateBounds, offsets: Offsets, rounding: Rounding) -> None:
+        self.run = run
+        self.given = {name: exactly(values) for name, values in run.parameters.items()}
+        self.lines = Lines.backward(rounding)
+        self.f = Bounded(torch.where(run.held, 0.0, f.value), torch.where(run.held, 0.0, f.error))
+        self.nothing = Bounded(torch.zeros_like(f.error[:, 0]), torch.zeros_like(f.error[:, 0]))
+        self.grad_spikes, self.grad_membrane = (
+            exactly(grads.expand_as(f.value)) for grads in (run.grad_spikes, run.grad_membrane)
+        )
+        self.u, self.i, self.w = (
+            about(run.state(name), getattr(offsets, name)) for name in ("membrane", "current", "adaptation")
+        )
+        forward = Lines.forward(rounding)
+        self.subtracted = self.given.get("reset_by", self._raised(forward))
+        self.retained = _retained(run, forward, self.u, run.state("spikes"), self.subtracted)
+        last = torch.ones_like(run.x[:1])  # of a step after the last, which nothing comes from
+        decay = exactly(torch.cat([torch.where(run.held, 1.0, run.parameters["alpha"]), last]))
+        self.slopes = _slopes(run, self.lines, rounding, self.u, self.subtracted, decay)
+        # Of steps, from the last to the first.
+        self.by_spikes: list[Bounded] = []
+        self.unclipped: list[Bounded] = []
+        self.later = [_Later(self.nothing, self.nothing, self.nothing)]
+        for t in range(len(run.x) - 1, -1, -1):
+            self._step(t)
+
+    def _raised(self, lines: Lines) -> Bounded:
+        """The thresholds that the spikes of all states were fired at."""
+        raised = _raised(self.given, lines, self.w)
+        if "adapt_threshold" not in self.given:
+            return raised
+        given, first = self.run.parameters, self.run.first("adaptation")
+        initial = given["threshold"] + given["adapt_threshold"] * first
+        return about(torch.cat([initial[None], self.run.threshold]), raised.error)
+
+    def _term(self, name: str, *factors: Bounded) -> _Line:
+        """A term with a parameter, if there is one of that name."""
+        return [(self.given[name], *factors)] if name in self.given else []
+
+    def free(self, t: int, moved: Bounded) -> Bounded:
+        """What reaches the input of step t: nothing in the refractory period."""
+        return where(self.run.held[t], self.nothing, moved)
+
+    def received(self, state: int) -> _Received:
+        """The terms that the last step which was computed hands to the state before it, counted from 0."""
+        later = self.later[-1]
+
+        def through(slope: list[Bounded]) -> _Line:
+            factors = [at(factor, state) if factor.terms.dim() > 1 else factor for factor in slope]
+            return [(*factors, later.moved)] if slope else []
+
+        fed_back = [] if self.run.neuron.slayer else self._term("adapt_by", later.adaptation)
+        late = self.run.neuron.delayed and state < len(self.run.x)
+        return _Received(
+            spikes=through(self.slopes.by_spikes) + fed_back,
+            membrane=through(self.slopes.direct) + self._term("adapt_membrane", later.adaptation),
+            adaptation=self._term("adapt_alpha", later.adaptation) + through(self.slopes.by_adaptation),
+            current=self._term("synapse_alpha", later.current)
+            + (self._term("synapse_gain", self.free(state, later.moved)) if late else []),
+        )
+
+    def _step(self, t: int) -> None:
+        run, lines, received, f = self.run, self.lines, self.received(t + 1), at(self.f, t)
+        by_spikes = lines((at(self.grad_spikes, t),), *received.spikes)
+        unclipped = lines((f, by_spikes), (at(self.grad_membrane, t),), *received.membrane)
+        moved = where(run.clipped[t], self.nothing, unclipped)
+        free = self.free(t, moved)
+        adaptation = current = self.nothing
+        if run.has("adapt_alpha"):
+            raising = self._term("adapt_threshold", f, by_spikes)
+            adaptation = lines(*received.adaptation, *raising, *self._term("adapt_current", free))
+        if run.has("synapse_alpha"):
+            driving = [] if run.neuron.delayed else self._term("synapse_gain", free)
+            current = lines(*received.current, *driving)
+        self.by_spikes.append(by_spikes)
+        self.unclipped.append(unclipped)
+        self.later.append(_Later(moved, adaptation, current))
+
+    def initial(self) -> dict[str, Bounded]:
+        """The gradients of the state before the first step."""
+        received = self.received(0)
+        return {f"initial_{name}": self.lines(*line) if line else self.nothing for name, line in vars(received).items()}
+
+    def others(self) -> dict[str, Bounded]:
+        """The gradients of the input, and those of the parameters of each lane."""
+        run, lines, f = self.run, self.lines, self.f
+        moved, adapted, current = (
+            _in_time([getattr(each, name) for each in self.later[1:]]) for name in ("moved", "adaptation", "current")
+        )
+        by_spikes, unclipped = _in_time(self.by_spikes), _in_time(self.unclipped)
+        free = Bounded(torch.where(run.held, 0.0, moved.terms), torch.where(run.held, 0.0, moved.error))
+        spikes = exactly(run.state("spikes"))
+
+        def total(*factors: Bounded) -> Bounded:
+            product = lines(factors)
+            return Bounded(product.terms.sum(1), product.error.sum(1))
+
+        found = {
+            "input": current if run.has("synapse_alpha") else free,
+            "alpha": total(free, _before(self.retained)),
+            "threshold": total(f, by_spikes),
+            "min_membrane": total(exactly(run.clipped.double()), unclipped),
+            "synapse_alpha": total(current, _before(self.i)),
+            "synapse_gain": total(free, _before(self.i) if run.neuron.delayed else _after(self.i)),
+            "adapt_alpha": total(adapted, _before(self.w)),
+            "adapt_membrane": total(adapted, _before(self.u)),
+            "adapt_by": total(adapted, _before(spikes)),
+            "adapt_current": total(free, _after(self.w)),
+            "adapt_threshold": total(f, by_spikes, _after(self.w)),
+        }
+        reset = [_before(factor) for factor in self.slopes.by_reset]
+        by_reset = total(*reset, moved) if reset else self.nothing
+        if run.has("reset_by") or run.has("reset_to"):
+            return {**found, "reset_by": by_reset, "reset_to": by_reset}
+        found["threshold"] = _both(found["threshold"], by_reset)
+        if reset:
+            found["adapt_threshold"] = _both(found["adapt_threshold"], total(*reset, moved, _before(self.w)))
+        return found
+
+
 def gradient_bounds(run: CoupledTerms, f: SurrogateBounds, offsets: Offsets, rounding: Rounding) -> dict[str, Bounded]:
     """Terms and errors of the gradients, (rows, ...); those of parameters are of one lane, not yet rounded for its sum.
 
     Args:
         f, offsets: f' (rows, time, lanes) and states (rows, time + 1, lanes), of what is bounded together.
     """
-    lines, steps = Lines.backward(rounding), len(run.x)
-    given = {name: exactly(values) for name, values in run.parameters.items()}
-    u, i, w = (about(run.state(name), getattr(offsets, name)) for name in ("membrane", "current", "adaptation"))
-    forward = Lines.forward(rounding)
-    raised = _raised(given, forward, w)
-    if "adapt_threshold" in given:
-        first = run.parameters["threshold"] + run.parameters["adapt_threshold"] * run.first("adaptation")
-        raised = about(torch.cat([first[None], run.threshold]), raised.error)
-    subtracted = given.get("reset_by", raised)
-    last = torch.ones_like(run.x[:1])  # of a step after the last, which nothing comes from
-    decay = exactly(torch.cat([torch.where(run.held, 1.0, run.parameters["alpha"]), last]))
-    slopes = _slopes(run, lines, rounding, u, subtracted, decay)
-    zero = torch.zeros_like(f.error[:, 0])
-    nothing = Bounded(zero, zero)
-
-    def term(factors: _Factors, step: int, *more: Bounded) -> list[tuple[Bounded, ...]]:
-        """A term of a line of one state, if there is one."""
-        each = [at(factor, step) if factor.terms.dim() > 1 else factor for factor in factors]
-        return [(*each, *more)] if factors else []
-
-    def given_term(name: str, *more: Bounded) -> list[tuple[Bounded, ...]]:
-        return [(given[name], *more)] if name in given else []
-
-    g, h = (exactly(grads.expand_as(f.value)) for grads in (run.grad_spikes, run.grad_membrane))
-    value = Bounded(torch.where(run.held, 0.0, f.value), torch.where(run.held, 0.0, f.error))
-    by_spikes, unclipped, moved, adapted, current = [], [], [nothing], [nothing], [nothing]
-    for state in range(steps, -1, -1):  # that of step t, the steps after it counted from t + 1
-        t, p, adaptation = state - 1, moved[-1], adapted[-1]
-        fed_back = [] if run.neuron.slayer else given_term("adapt_by", adaptation)
-        through = [*term(slopes.by_spikes, state, p), *fed_back]
-        rest = [*term(slopes.direct, state, p), *given_term("adapt_membrane", adaptation)]
-        into_adaptation = [*given_term("adapt_alpha", adaptation), *term(slopes.by_adaptation, state, p)]
-        into_current = given_term("synapse_alpha", current[-1])
-        if run.neuron.delayed:
-            into_current += given_term("synapse_gain", _free(run, p, state) if state < steps else nothing)
-        if t < 0:
-            break
-        ds = lines(term([g], t)[0], *through)
-        by_spikes.append(ds)
-        unclipped.append(lines((at(value, t), ds), term([h], t)[0], *rest))
-        moved.append(where(run.clipped[t], nothing, unclipped[-1]))
-        free = _free(run, moved[-1], t)
-        if run.has("adapt_alpha"):
-            raising = given_term("adapt_threshold", at(value, t), ds)
-            adapted.append(lines(*into_adaptation, *raising, *given_term("adapt_current", free)))
-        if run.has("synapse_alpha"):
-            driving = [] if run.neuron.delayed else given_term("synapse_gain", free)
-            current.append(lines(*into_current, *driving))
-    found = {
-        "initial_membrane": lines(*rest),
-        "initial_spikes": lines(*through) if through else nothing,
-        "initial_current": lines(*into_current) if into_current else nothing,
-        "initial_adaptation": lines(*into_adaptation) if into_adaptation else nothing,
-    }
-    p, ds = _in_time(moved[1:]), _in_time(by_spikes)
-    free = where(run.held, Bounded(torch.zeros_like(p.terms), torch.zeros_like(p.error)), p)
-    before, after = slice(0, steps), slice(1, None)
-
-    def total(*factors: Bounded) -> Bounded:
-        product = lines(factors)
-        return Bounded(product.terms.sum(1), product.error.sum(1))
-
-    def states(bounded: Bounded, which: slice) -> Bounded:
-        if bounded.terms.dim() < 2:
-            return bounded
-        return Bounded(bounded.terms[..., which, :], bounded.error[..., which, :])
-
-    spikes = exactly(run.state("spikes"))
-    retained = _retained(run, forward, u, run.state("spikes"), subtracted)
-    by_reset = [states(factor, before) for factor in slopes.by_reset]
-    off = Bounded(torch.where(run.clipped, 1.0, 0.0), torch.zeros_like(run.x))
-    found |= {
-        "input": _in_time(current[1:]) if run.has("synapse_alpha") else free,
-        "alpha": total(free, states(retained, before)),
-        "threshold": total(value, ds),
-        "min_membrane": total(off, _in_time(unclipped)),
-        "reset_by": nothing,
-        "reset_to": nothing,
-    }
-    if by_reset:
-        found["reset_to" if run.neuron.reset == "value" else "reset_by"] = total(*by_reset, p)
-    if run.has("synapse_alpha"):
-        later = _in_time(current[1:])
-        found["synapse_alpha"] = total(later, states(i, before))
-        found["synapse_gain"] = total(free, states(i, before if run.neuron.delayed else after))
-    if run.has("adapt_alpha"):
-        later = _in_time(adapted[1:])
-        found["adapt_alpha"] = total(later, states(w, before))
-        found["adapt_membrane"] = total(later, states(u, before))
-        found["adapt_by"] = total(later, states(spikes, before))
-        found["adapt_current"] = total(free, states(w, after))
-        found["adapt_threshold"] = total(value, ds, states(w, after))
-    if not run.has("reset_by") and run.neuron.reset in ("subtract", "subtract_decayed"):
-        reset_by = found.pop("reset_by")
-        found["threshold"] = _both(found["threshold"], reset_by)
-        if run.has("adapt_threshold"):
-            found["adapt_threshold"] = _both(found["adapt_threshold"], total(*by_reset, p, states(w, before)))
+    backward = _Backward(run, f, offsets, rounding)
+    found = backward.initial() | backward.others()
     return {name: Bounded(each.terms, RAISED * each.error) for name, each in found.items()}
 
 
-def _free(run: CoupledTerms, moved: Bounded, t: int) -> Bounded:
-    """What reaches the input of step t: nothing in the refractory period."""
-    return Bounded(torch.where(run.held[t], 0.0, moved.terms), torch.where(run.held[t], 0.0, moved.error))
+def _before(states: Bounded) -> Bounded:
+    """The states before each step; numbers of lanes as they are."""
+    return states if states.terms.dim() < 2 else Bounded(states.terms[..., :-1, :], states.error[..., :-1, :])
+
+
+def _after(states: Bounded) -> Bounded:
+    """The states after each step."""
+    return Bounded(states.terms[..., 1:, :], states.error[..., 1:, :])
 
 
 def _in_time(backwards: list[Bounded]) -> Bounded:

@@ -193,13 +193,22 @@ def _gradient_bounds(
         for name, each in found.items()
         if name in run.gradients
     }
-    sizes = {len(parameter.values) for parameter in run.parameters.values()}
-    columns = 0 if rounding.loop else max(sizes) + 1  # a number beside one a neuron becomes as many, and is used twice
     for name, parameter in run.parameters.items():
         if name in rows:
-            count = len(parameter.values)
+            uses, columns = (2, 0) if rounding.loop else _additions(run, name)
             rows[name] = [
-                bounds.summed(each, parameter.owners, count, len(run.x), rounding, uses=2, columns=columns)
+                bounds.summed(each, parameter.owners, len(parameter.values), len(run.x), rounding, uses, columns)
                 for each in rows[name]
             ]
     return rows
+
+
+def _additions(run: CoupledRun, name: str) -> tuple[int, int]:
+    """How often a step of the kernel adds to the gradient of a parameter, and how many sums are added behind it.
+
+    A number beside parameters of each neuron is one of each neuron to the kernel. A threshold that spikes subtract is
+    two parameters to it, and its slope by the adaptation is added twice a step.
+    """
+    most = max(len(parameter.values) for parameter in run.parameters.values())
+    columns = most if len(run.parameters[name].values) < most else 0
+    return 2 if name == "adapt_threshold" else 1, columns + (name == "threshold")
