@@ -2,7 +2,7 @@
 
 Spikes, the steps at which a membrane was raised to its lower bound, and so the refractory periods, are decisions: they
 are taken as a program made them. Nothing here knows the formulas of a backward pass: the gradients are those of the
-forward equations, operation by operation (tape.py).
+forward equations, operation by operation (differentiation.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from exodus_core.verify.arithmetic import Number
-from exodus_core.verify.coupled.tape import Tape, Variable
+from exodus_core.verify.coupled.differentiation import Variable, differentiate
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,18 @@ class CoupledTrace:
         membrane: Sequence[Number] | None,
         derivative: Callable[[Number], Number],
     ) -> None:
-        self._tape = tape = Tape()
         self._neuron = lane.neuron
-        self._parameters = {name: tape.variable(value) for name, value in lane.parameters.items()}
-        self._initial = {name: tape.variable(value) for name, value in lane.initial.items()}
-        self._x = [tape.variable(value) for value in steps.x]
+        self._parameters = {name: Variable(value) for name, value in lane.parameters.items()}
+        self._initial = {name: Variable(value) for name, value in lane.initial.items()}
+        self._x = [Variable(value) for value in steps.x]
         self._u: list[Variable] = []
         self._s: list[Variable] = []
         self.values = CoupledValues([], [], [], [], [])
         self._run(steps, membrane, derivative)
 
     def _run(self, steps: Steps, membrane: Sequence[Number] | None, derivative: Callable[[Number], Number]) -> None:
-        tape, neuron, given, values = self._tape, self._neuron, self._parameters, self.values
-        zero = tape.variable(0)
+        neuron, given, values = self._neuron, self._parameters, self.values
+        zero = Variable(0)
         u, s = self._initial["membrane"], self._initial["spikes"]
         i, w = self._initial.get("current", zero), self._initial.get("adaptation", zero)
         for t, x in enumerate(self._x):
@@ -114,7 +113,7 @@ class CoupledTrace:
             if taken is not None:
                 moved = moved - taken
             source = given["min_membrane"] if steps.clipped[t] else moved
-            u = tape.step(source.value if membrane is None else membrane[t], [(source, 1)])
+            u = Variable(source.value if membrane is None else membrane[t], (source, 1))
             threshold = self._raised(w)
             s = self._fired(u, threshold, steps.spikes[t], None if steps.held[t] else derivative)
             self._u.append(u)
@@ -160,16 +159,16 @@ class CoupledTrace:
     ) -> Variable:
         """s[t]; without a derivative a constant, in the refractory period."""
         if derivative is None:
-            return self._tape.variable(count)
+            return Variable(count)
         slope = derivative(u.value - threshold.value)
-        return self._tape.step(count, [(u, slope), (threshold, -slope)])
+        return Variable(count, (u, slope), (threshold, -slope))
 
     def gradients(self, grad_spikes: Sequence[Number], grad_membrane: Sequence[Number]) -> dict[str, Number]:
         """dL/d(argument) by name, that of `input` a list; to be asked for once."""
         for variables, gradients in ((self._s, grad_spikes), (self._u, grad_membrane)):
             for variable, gradient in zip(variables, gradients, strict=True):
                 variable.gradient = gradient
-        self._tape.differentiate()
+        differentiate([*self._s, *self._u])
         zero = 0 * grad_spikes[0]  # the number of what the loss does not see
         found = {f"initial_{name}": zero + variable.gradient for name, variable in self._initial.items()}
         found |= {name: zero + variable.gradient for name, variable in self._parameters.items()}
