@@ -85,7 +85,7 @@ def some_run(dtype: torch.dtype = torch.float32, **options: Any) -> CoupledRun:
     """A run of 2 x 3 neurons."""
     x, g, h = 0.3 + 0.7 * draw(1, *SHAPE, dtype=dtype), draw(2, *SHAPE, dtype=dtype), draw(3, *SHAPE, dtype=dtype)
     given = {"threshold": each(0.5, 0.8, 1.0), "surrogate": Triangle(slope=0.6)} | options
-    return run_coupled(x, each(0.3, 0.7, 0.95), g, grad_membrane=h, **given)  # type: ignore[typeddict-item]
+    return run_coupled(x, each(0.3, 0.7, 0.95), g, grad_membrane=h, **given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -131,13 +131,14 @@ def test_without_other_variables_the_exact_gradient_is_that_of_lif(reset: str, s
     values = {"alpha": 0.75, "threshold": 0.875, "reset_by": 0.625, "min_membrane": -0.5}
     parameters = {name: Fraction(value) for name, value in values.items()}
     initial = {"membrane": Fraction(0.3), "spikes": Fraction(1)}
-    lane = LifLane(*parameters.values(), *initial.values(), reset)
+    alpha, threshold, reset_by, floor = parameters.values()
+    lane = LifLane(alpha, threshold, reset_by, floor, initial["membrane"], initial["spikes"], reset)
     membranes = lif_membranes(lane, x, spikes, clipped)
 
     def slope(distance: Fraction) -> Fraction:
         return 1 / (1 + abs(distance))
 
-    f = [slope(u - parameters["threshold"]) for u in membranes.clipped]
+    f = [slope(u - threshold) for u in membranes.clipped]
     expected = lif_gradients(lane, membranes.clipped, spikes, clipped, f, g, h, slayer)
     neuron = CoupledNeuron(reset, delayed=False, slayer=slayer, detached=False)
     steps = Steps(x, spikes, clipped, held=[False] * 7)
@@ -230,7 +231,7 @@ def test_a_gradient_that_is_off_by_a_few_units_in_the_last_place_is_reported(
     """At the last step nothing is summed: dL/dx is f' g, of a boxcar of height 1, and times the gain of a synapse."""
     given = options | {"surrogate": Boxcar(slope=0.125, scale=8.0), "grad_membrane": None}
     x, g = 0.1 + 0.1 * draw(1, 1, 5, 3, dtype=dtype), draw(2, 1, 5, 3, dtype=dtype)
-    run = run_coupled(x, 0.9, g, **given)  # type: ignore[arg-type]
+    run = run_coupled(x, 0.9, g, **given)
     right = certify(run)
     assert right.kept
     values = run.gradients["input"].clone()
@@ -295,7 +296,7 @@ def test_a_spike_that_rounding_decides_against_a_raised_threshold_is_counted() -
     w = 0.7 * adaptation
     options = {"adapt_alpha": 0.7, "adapt_threshold": 0.3, "initial_adaptation": adaptation}
     threshold = x.flatten() - 0.3 * w
-    run = run_coupled(x, 0.9, torch.ones_like(x), threshold=threshold, surrogate=Boxcar(0.01), **options)  # type: ignore[arg-type]
+    run = run_coupled(x, 0.9, torch.ones_like(x), threshold=threshold, surrogate=Boxcar(0.01), **options)
     certificate = certify(run)
     assert certificate.decisions.spikes > 50
     assert 0 < certificate.decisions.farthest <= 1
