@@ -4,6 +4,8 @@
     certificate = certify(run)
     certificate.kept, certificate.gradients["input"].ulps
 
+`run_srm` runs SRM neurons, `run_coupled` those with a current, an adaptation, a refractory period and other resets.
+
 An input is a finite float, so a rational; and so is the gradient, given the spikes, if the surrogate is a boxcar, a
 triangle or a fast sigmoid. Of the other surrogates it is a ball of python-flint (the extra `verify`). docs/verify.md
 says what is certified, and derives the bounds.

@@ -57,7 +57,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class CoupledValues:
-    """The variables of each step: u, what it would be without the lower bound, i, w, and the threshold; numbers."""
+    """Of each step u, what it would be without the lower bound, i, w, and the threshold."""
 
     membrane: list[Number]
     integrated: list[Number]
@@ -72,7 +72,7 @@ class CoupledTrace:
     Args:
         lane, steps: see there.
         membrane: membranes that stand in the place of the computed ones, such as those of a program.
-        derivative: f' as a function of u - threshold, or None without gradients.
+        derivative: f' as a function of u - threshold.
     """
 
     def __init__(
