@@ -194,6 +194,38 @@ def test_the_membrane_of_other_equations_is_not_the_membrane(options: dict[str, 
     assert not wrong.kept
 
 
+@pytest.mark.parametrize(
+    ("equation", "argument"),
+    [
+        ("_raised", 0),
+        ("_driven", 0),
+        ("_driven", 1),
+        ("_adapted", 0),
+        ("_adapted", 1),
+        ("_adapted", 2),
+        ("_retained", 2),
+    ],
+    ids=["c w", "x", "i", "w", "a u", "b s", "subtracted"],
+)
+def test_a_kernel_whose_gradient_has_a_path_too_many_is_refused(
+    equation: str, argument: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against equations through whose one argument no gradient passes, which leaves the membranes as they are."""
+    run = some_run(**SYNAPSE, **(RAISED | COUPLED), **STATE, decay_reset=True)
+    assert certify(run).kept
+    right = getattr(CoupledTrace, equation)
+
+    def cut(trace: CoupledTrace, *arguments: Variable) -> Any:
+        given = list(arguments)
+        given[argument] = given[argument].detached()
+        return right(trace, *given)
+
+    monkeypatch.setattr(CoupledTrace, equation, cut)
+    wrong = certify(run)
+    assert not wrong.membrane.broken.any()
+    assert any(deviation.broken.any() for deviation in wrong.gradients.values())
+
+
 def perturbed(run: CoupledRun, name: str, element: int, by: float) -> CoupledRun:
     values = run.gradients[name].clone()
     values.view(-1)[element] += by
