@@ -353,9 +353,9 @@ def test_neurons_take_turns_in_random_cases() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"adapt_threshold": 0.2}, "adapt_threshold must be 0.0 without a adapt_alpha, got 0.2"),
-        ({"initial_current": 0.2}, "initial_current must be None without a synapse_alpha, got 0.2"),
-        ({"synapse_gain": each(1.0, 1.0, 1.0)}, "synapse_gain must be 1.0 without a synapse_alpha, got a tensor"),
+        ({"adapt_threshold": 0.2}, "adapt_threshold must be 0.0 without adapt_alpha, got 0.2"),
+        ({"initial_current": 0.2}, "initial_current must be None without synapse_alpha, got 0.2"),
+        ({"synapse_gain": each(1.0, 1.0, 1.0)}, "synapse_gain must be 1.0 without synapse_alpha, got a tensor"),
         ({"initial_refractory": 0.5}, "initial_refractory must be whole numbers of steps, got others"),
         ({"reset": "value"}, "reset_to must be a value with reset 'value', got None"),
         ({"refractory": -1}, "refractory must be an integer from 0 to 16777216, got -1"),
@@ -425,7 +425,7 @@ def test_the_command_reads_parameters_and_states_of_a_file(verify: Callable[...,
         (("--alpha", "0.9", "--synapse-delayed"), "--synapse-delayed must be left out with --neuron lif, got True"),
         (("--neuron", "srm", "--refractory", "2"), "--refractory must be left out with --neuron srm, got 2"),
         (("--alpha", "0.9", "--reset-to", "0.1"), "reset_to must be None unless reset is 'value', got a value"),
-        ((*ALIF, "--synapse-gain", "2"), "synapse_gain must be 1.0 without a synapse_alpha, got 2.0"),
+        ((*ALIF, "--synapse-gain", "2"), "synapse_gain must be 1.0 without synapse_alpha, got 2.0"),
         ((*CUBA_LIF, "--synapse-alpha", "2"), "synapse_alpha must be in [0, 1], got 2.0"),
     ],
 )

@@ -156,7 +156,7 @@ def _check_variables(given: dict[str, Any]) -> None:
             value, default = given[name], DEFAULTS[name]  # type: ignore[literal-required]
             if isinstance(value, Tensor) or value != default:
                 got = "a tensor" if isinstance(value, Tensor) else value
-                raise ArgumentError(name, f"{default} without a {decay}", got)
+                raise ArgumentError(name, f"{default} without {decay}", got)
 
 
 def _waiting(steps: float | Tensor | None, leaves: Leaves) -> Tensor:
