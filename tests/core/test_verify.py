@@ -24,7 +24,7 @@ from exodus_core.verify import Certificate, LifRun, SrmRun, arithmetic, certify,
 from exodus_core.verify.arithmetic import RATIONAL_KINDS, arithmetic_for, exact_derivative
 from exodus_core.verify.bounds import Rounding, surrogate_bounds
 from exodus_core.verify.exact import LifLane, lif_gradients, lif_membranes, srm_gradients, srm_membranes
-from exodus_core.verify.random_cases import random_runs
+from exodus_core.verify.random_cases import NEURONS, random_runs
 from exodus_core.verify.runs import RESETS
 
 METHODS = ("exodus", "slayer", "bptt")
@@ -197,7 +197,7 @@ def test_every_bound_is_kept_in_random_runs_of_every_surrogate_reset_and_method(
         certificate = certify(run)
         assert certificate.kept, (neuron, run)
         seen |= {neuron, run.method, run.surrogate.kind, run.spikes.dtype}
-    assert seen >= {"LIF", "IF", "SRM", *METHODS, *KINDS, torch.float32, torch.float64}
+    assert seen >= {*NEURONS, *METHODS, *KINDS, torch.float32, torch.float64}
 
 
 @pytest.mark.parametrize(
@@ -575,7 +575,7 @@ def test_a_true_value_of_zero_counts_in_no_ulps(verify: Callable[..., Result]) -
         (("junk.npz", "--alpha", "0.9"), "FILE must be a file of arrays of numbers, got junk.npz, which is damaged or"),
         (("objects.npz", "--alpha", "0.9"), "FILE must be a file of arrays of numbers, got objects.npz"),
         (("x.npz",), "--alpha must be the decay in one step, such as 0.95, with --neuron lif, got nothing"),
-        (("x.npz", "--neuron", "qif"), "--neuron must be one of lif, if, srm, got qif"),
+        (("x.npz", "--neuron", "qif"), "--neuron must be one of lif, if, srm, cuba_lif, alif, got qif"),
         (("x.npz", "--neuron", "if", "--alpha", "0.9"), "--neuron must be lif with alpha, got if"),
         (("x.npz", "--neuron", "srm"), "FILE must be a file with the taps reset_kernel for --neuron srm"),
         (("x.npz", "--alpha", "0.9", "--surrogate", "relu"), "--surrogate must be one of"),

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from exodus_core.surrogate import Surrogate
 
-_RAISED = 1 + 1e-4
+#: What a bound is raised by.
+RAISED = 1 + 1e-4
 
 #: Steps that a kernel sums in the dtype before it adds them in float64 (kBlockSteps in csrc/cpu/kernels.h).
 _BLOCK_STEPS = 128
@@ -53,12 +54,15 @@ class Rounding:
         """Relative error of a term that is rounded n times."""
         return n * self.unit / (1 - n * self.unit)
 
-    def summed(self, steps: int, lanes: int) -> float:
-        """Relative error of a term in a sum over the steps of so many lanes, rounded to the dtype."""
+    def summed(self, steps: int, lanes: int, uses: int = 1) -> float:
+        """Relative error of a term in a sum over the steps of so many lanes, rounded to the dtype.
+
+        A step adds to the sum so many times, in the loop once more.
+        """
         if self.loop:
-            return self.gamma(2 * steps + lanes + 8)
-        wide = (steps // _BLOCK_STEPS + lanes + 4) * 2.0**-53
-        return self.gamma(min(steps, _BLOCK_STEPS) + 6) + 2 * wide
+            return self.gamma((uses + 1) * steps + lanes + 8)
+        wide = (uses * steps // _BLOCK_STEPS + lanes + 4) * 2.0**-53
+        return self.gamma(uses * min(steps, _BLOCK_STEPS) + 6) + 2 * wide
 
     def ulp(self, values: Tensor) -> Tensor:
         """Distance between neighbours of the dtype around values."""
@@ -174,7 +178,7 @@ def surrogate_bounds(
         error, terms = torch.where(near, k, error), torch.where(near, k, terms)
     # The exponential of the kernels ends at e^-87 (e^-708), up to twice the smallest normal number.
     error = scale * (error + 8 * max(1.0, k) * rounding.least) + rounding.least
-    return SurrogateBounds(scale * value, scale * terms, _RAISED * error)
+    return SurrogateBounds(scale * value, scale * terms, RAISED * error)
 
 
 @dataclass(frozen=True)
@@ -217,14 +221,14 @@ def lif_membrane_bounds(run: LifTerms, rounding: Rounding) -> tuple[Bounded, Ten
         kept = (1 - s).abs() if run.reset == "zero" else torch.ones_like(u)
         error = run.alpha * kept * error + rounding.gamma(4) * (run.alpha * run.retained(u, s) + added)
         error = error + 4 * rounding.least
-        integrated.append(_RAISED * error)
+        integrated.append(RAISED * error)
         error = torch.where(clipped, 0.0, error)
         jump = (run.alpha * run.reset_by * s).abs() if run.reset == "subtract_decayed" else 0.0
         # u (1 - s) is rounded as a difference: also where it is 0, and leaves no term of u.
         rounded = run.retained(u, s) - kept * u.abs() if run.reset == "zero" else 0.0
         terms = torch.where(clipped, computed.abs(), run.alpha * (kept * terms + rounded) + jump + added)
         all_terms.append(terms)
-        errors.append(_RAISED * error)
+        errors.append(RAISED * error)
         u, s = computed, fired
     return Bounded(torch.stack(all_terms), torch.stack(errors)), torch.stack(integrated)
 
@@ -303,29 +307,35 @@ def lif_gradient_bounds(run: LifTerms, f: SurrogateBounds, rounding: Rounding, a
     found.reverse()
     return {
         "input": Bounded(
-            torch.stack([part.terms for part in found]), _RAISED * torch.stack([part.error for part in found])
+            torch.stack([part.terms for part in found]), RAISED * torch.stack([part.error for part in found])
         ),
         "initial_membrane": Bounded(
-            b * later.terms, _RAISED * (b * later.error + rounding.gamma(4) * b_terms * computed + rounding.least)
+            b * later.terms, RAISED * (b * later.error + rounding.gamma(4) * b_terms * computed + rounding.least)
         ),
         "initial_spikes": Bounded(
             c * later.terms,
-            _RAISED * (c * later.error + (c_error + rounding.gamma(4) * c) * computed + rounding.least),
+            RAISED * (c * later.error + (c_error + rounding.gamma(4) * c) * computed + rounding.least),
         ),
-        **{name: Bounded(part.terms, _RAISED * part.error) for name, part in sums.items()},
+        **{name: Bounded(part.terms, RAISED * part.error) for name, part in sums.items()},
     }
 
 
-def summed(parts: Bounded, owners: Tensor, count: int, steps: int, rounding: Rounding) -> Bounded:
-    """Terms and errors of sums over time and over lanes; `owners` is the index of the parameter that a lane uses."""
+def summed(
+    parts: Bounded, owners: Tensor, count: int, steps: int, rounding: Rounding, uses: int = 1, columns: int = 0
+) -> Bounded:
+    """Terms and errors of sums over time and over lanes; `owners` is the index of the parameter that a lane uses.
+
+    A step adds so many times (`Rounding.summed`), and so many sums are added in the dtype behind the kernel.
+    """
 
     def total(values: Tensor) -> Tensor:
         return torch.zeros(count, dtype=torch.float64).index_add_(0, owners, values)
 
     terms, error = total(parts.terms), total(parts.error)
     lanes = int(torch.bincount(owners, minlength=count).max())
-    rounded = rounding.summed(steps, lanes) * (terms + error) + (steps + lanes) * rounding.least
-    return Bounded(terms, _RAISED * (error + rounded))
+    relative = rounding.summed(steps, lanes, uses) + rounding.gamma(columns)
+    rounded = relative * (terms + error) + (uses * steps + lanes + columns) * rounding.least
+    return Bounded(terms, RAISED * (error + rounded))
 
 
 @dataclass(frozen=True)
@@ -360,7 +370,7 @@ def srm_membrane_bounds(z: Tensor, spikes: Tensor, kernel: KernelTerms, rounding
         terms = z_n.abs() + felt
         all_terms.append(terms)
         rounded = kernel.error(n, rounding) * felt + 2 * rounding.gamma(1) * terms
-        errors.append(_RAISED * (rounded + (n + 4) * rounding.least))
+        errors.append(RAISED * (rounded + (n + 4) * rounding.least))
         pushed.insert(0, s_n)
     return Bounded(torch.stack(all_terms), torch.stack(errors))
 
@@ -397,9 +407,9 @@ def srm_gradient_bounds(
         return torch.stack([(values[j + 1 :] * spikes[: max(0, steps - 1 - j)]).sum() for j in range(kernel.taps)])
 
     found = {
-        "psp": Bounded(terms, _RAISED * errors),
-        "threshold": Bounded(by_threshold.terms, _RAISED * by_threshold.error),
+        "psp": Bounded(terms, RAISED * errors),
+        "threshold": Bounded(by_threshold.terms, RAISED * by_threshold.error),
     }
     if kernel.taps:
-        found["reset_kernel"] = Bounded(by_tap(terms), _RAISED * by_tap(errors))
+        found["reset_kernel"] = Bounded(by_tap(terms), RAISED * by_tap(errors))
     return found

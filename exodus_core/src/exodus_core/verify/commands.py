@@ -7,6 +7,7 @@ Exit codes: 0 every bound is kept, 1 one is not, 2 the arguments do not fit, 4 a
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +17,13 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from torch import Tensor
 
-from exodus_core.arguments import METHODS
+from exodus_core.arguments import METHODS, is_coupled
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.surrogate import KINDS
 from exodus_core.verify.arrays import read_arrays
-from exodus_core.verify.certificate import Certificate, certify
+from exodus_core.verify.certificate import AnyRun, certify
+from exodus_core.verify.coupled import run_coupled
+from exodus_core.verify.deviation import Certificate
 from exodus_core.verify.peers import PEERS, Comparison, compare, peer_neuron
 from exodus_core.verify.random_cases import NEURONS, random_runs
 from exodus_core.verify.report import (
@@ -42,7 +45,7 @@ from exodus_core.verify.report import (
     ulps_cells,
     zeros_of,
 )
-from exodus_core.verify.runs import LifRun, SrmRun, check_grads, check_input, run_lif, run_srm
+from exodus_core.verify.runs import check_grads, check_input, run_lif, run_srm
 
 BAD_ARGUMENTS = 2
 
@@ -55,12 +58,45 @@ _FAILURES = {
 _WIDTH = 118
 
 _SIGNALS = ("grad_spikes", "grad_membrane")
-_LIF_ARRAYS = ("alpha", "threshold", "reset_by", "min_membrane", "initial_membrane", "initial_spikes")
-_SRM_ARRAYS = ("reset_kernel", "threshold")
+_LIF_PARAMETERS = ("alpha", "threshold", "reset_by", "reset_to", "min_membrane")
+_SYNAPSE_PARAMETERS = ("synapse_alpha", "synapse_gain")
+_ADAPTATION_PARAMETERS = ("adapt_alpha", "adapt_by", "adapt_membrane", "adapt_threshold", "adapt_current")
+_LIF_STATES = ("initial_membrane", "initial_spikes", "initial_refractory")
+_LIF_ARRAYS = (*_LIF_PARAMETERS, *_LIF_STATES)
+_CUBA_LIF_ARRAYS = (*_LIF_ARRAYS, *_SYNAPSE_PARAMETERS, "initial_current")
+_ALIF_ARRAYS = (*_CUBA_LIF_ARRAYS, *_ADAPTATION_PARAMETERS, "initial_adaptation")
 
-#: Options that mean nothing to LIF neurons of FILE, to SRM neurons, to random cases, and to another library.
-_NOT_OF_SRM = ("alpha", "reset", "reset_by", "decay_reset", "min_membrane", "max_spikes")
-_NOT_OF_RANDOM = ("neuron", "method", "threshold", *_NOT_OF_SRM, "surrogate", "slope", "scale", "time_dim")
+#: Tensors of FILE by the name of a neuron.
+_ARRAYS = {
+    "lif": _LIF_ARRAYS,
+    "if": _LIF_ARRAYS,
+    "srm": ("reset_kernel", "threshold"),
+    "cuba_lif": _CUBA_LIF_ARRAYS,
+    "alif": _ALIF_ARRAYS,
+}
+
+#: Decays that neurons must be given.
+_DECAYS = (
+    ("alpha", "the decay", ("lif", "cuba_lif", "alif")),
+    ("synapse_alpha", "the decay of the current", ("cuba_lif",)),
+    ("adapt_alpha", "the decay of the adaptation", ("alif",)),
+)
+
+_SYNAPSE_OPTIONS = (*_SYNAPSE_PARAMETERS, "synapse_delayed")
+_SRM_LACKS = (
+    *("alpha", "reset", "reset_by", "reset_to", "decay_reset", "detach_reset", "refractory", "min_membrane"),
+    *("max_spikes", *_SYNAPSE_OPTIONS, *_ADAPTATION_PARAMETERS),
+)
+
+#: Options that mean nothing to neurons of FILE, to random cases, and to another library.
+_NOT_OF = {
+    "lif": (*_SYNAPSE_OPTIONS, *_ADAPTATION_PARAMETERS),
+    "if": (*_SYNAPSE_OPTIONS, *_ADAPTATION_PARAMETERS),
+    "srm": _SRM_LACKS,
+    "cuba_lif": _ADAPTATION_PARAMETERS,
+    "alif": (),
+}
+_NOT_OF_RANDOM = ("neuron", "method", "threshold", *_SRM_LACKS, "surrogate", "slope", "scale", "time_dim")
 _NOT_OF_AGAINST = tuple(name for name in _NOT_OF_RANDOM if name != "time_dim")
 
 #: Time steps and sequences of a comparison with a peer that is given no file.
@@ -95,18 +131,33 @@ def verify(
         typer.Option(metavar=f"[{'|'.join(PEERS)}]", help="The gradient of another library.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
-    neuron: Annotated[str, typer.Option(metavar="[lif|if|srm]")] = "lif",
+    neuron: Annotated[str, typer.Option(metavar=f"[{'|'.join(_ARRAYS)}]")] = "lif",
     method: Annotated[
         list[str] | None,
         typer.Option(metavar=f"[{'|'.join(METHODS)}]", help="May be repeated.", show_default="all"),
     ] = None,
-    alpha: Annotated[float | None, typer.Option(help="Decay in one step; for lif.", show_default=False)] = None,
+    alpha: Annotated[float | None, typer.Option(help="Decay in one step; not for if.", show_default=False)] = None,
     threshold: Annotated[float | None, typer.Option(show_default="1.0")] = None,
     reset: str = "subtract",
     reset_by: Annotated[float | None, typer.Option(show_default="threshold")] = None,
+    reset_to: Annotated[float | None, typer.Option(help="For --reset value.", show_default=False)] = None,
     decay_reset: Annotated[bool, typer.Option("--decay-reset", help="Reset before the decay.")] = False,
+    detach_reset: Annotated[bool, typer.Option("--detach-reset", help="No gradient through the reset.")] = False,
+    refractory: Annotated[int, typer.Option(help="Steps after a spike without another.")] = 0,
     min_membrane: Number = None,
     max_spikes: int = 1,
+    synapse_alpha: Annotated[
+        float | None, typer.Option(help="Decay of the current; for cuba_lif, alif.", show_default=False)
+    ] = None,
+    synapse_gain: Annotated[float | None, typer.Option(show_default="1.0")] = None,
+    synapse_delayed: Annotated[bool, typer.Option("--synapse-delayed", help="The current acts a step late.")] = False,
+    adapt_alpha: Annotated[
+        float | None, typer.Option(help="Decay of the adaptation; for alif.", show_default=False)
+    ] = None,
+    adapt_by: Annotated[float | None, typer.Option(show_default="1.0")] = None,
+    adapt_membrane: Number = None,
+    adapt_threshold: Number = None,
+    adapt_current: Number = None,
     surrogate: Annotated[str, typer.Option(metavar=f"[{'|'.join(KINDS)}]")] = "exponential",
     slope: Annotated[float | None, typer.Option(show_default="of the kind")] = None,
     scale: float = 1.0,
@@ -131,17 +182,17 @@ def verify(
             outcome = Outcome.KEPT
         elif file is not None:
             neuron = neuron.lower()
-            if neuron == "srm":
-                _refuse(context, _NOT_OF_SRM, "--neuron srm")
-            parameters = {
-                "alpha": alpha,
-                "threshold": threshold,
-                "reset_by": reset_by,
-                "min_membrane": min_membrane,
-            }
+            if neuron not in _ARRAYS:
+                raise ArgumentError("--neuron", f"one of {', '.join(_ARRAYS)}", neuron)
+            _refuse(context, _NOT_OF[neuron], f"--neuron {neuron}")
+            names = (*_LIF_PARAMETERS, *_SYNAPSE_PARAMETERS, *_ADAPTATION_PARAMETERS)
+            parameters = {name: context.params[name] for name in names}
             options = {
                 "reset": reset,
                 "decay_reset": decay_reset,
+                "detach_reset": detach_reset,
+                "refractory": refractory,
+                "synapse_delayed": synapse_delayed,
                 "max_spikes": max_spikes,
                 "surrogate": _surrogate(surrogate, slope, scale),
                 "time_dim": time_dim,
@@ -179,7 +230,7 @@ def _console() -> Console:
 
 
 def _random(cases: int, seed: int, json: bool) -> Outcome:
-    def certified() -> Iterator[tuple[tuple[str, ...], LifRun | SrmRun, Certificate]]:
+    def certified() -> Iterator[tuple[tuple[str, ...], AnyRun, Certificate]]:
         columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("cases", total=cases)
@@ -226,14 +277,12 @@ def _file(
     seed: int,
     json: bool,
 ) -> Outcome:
-    if neuron.upper() not in NEURONS:
-        raise ArgumentError("--neuron", "one of lif, if, srm", neuron)
     arrays = read_arrays(file)
     x = _input(arrays)
     drawn = "grad_spikes" not in arrays
     if drawn:
         arrays["grad_spikes"] = _drawn(tuple(x.shape), seed, x.dtype)
-    known = {*_SIGNALS, *(_SRM_ARRAYS if neuron == "srm" else _LIF_ARRAYS)}
+    known = {*_SIGNALS, *_ARRAYS[neuron]}
     if unknown := set(arrays) - known:
         raise ArgumentError("FILE", f"tensors named x, {', '.join(sorted(known))}", ", ".join(sorted(unknown)))
     given: dict[str, Any] = {name: value for name, value in parameters.items() if value is not None} | arrays
@@ -258,7 +307,7 @@ def _file(
     return outcome_of(lines)
 
 
-def _run(neuron: str, x: Tensor, given: dict[str, Any], options: dict[str, Any]) -> LifRun | SrmRun:
+def _run(neuron: str, x: Tensor, given: dict[str, Any], options: dict[str, Any]) -> AnyRun:
     if neuron == "srm":
         if "reset_kernel" not in given:
             raise ArgumentError("FILE", "a file with the taps reset_kernel for --neuron srm", "one without")
@@ -266,10 +315,15 @@ def _run(neuron: str, x: Tensor, given: dict[str, Any], options: dict[str, Any])
     if neuron == "if":
         if "alpha" in given:
             raise ArgumentError("--neuron", "lif with alpha", neuron)
-        return run_lif(x, 1.0, **given, **options)
-    if "alpha" not in given:
-        raise ArgumentError("--alpha", "the decay in one step, such as 0.95, with --neuron lif", "nothing")
-    return run_lif(x, **given, **options)
+        given["alpha"] = 1.0
+    for name, what, needed_by in _DECAYS:
+        if neuron in needed_by and name not in given:
+            option = f"--{name.replace('_', '-')}"
+            raise ArgumentError(option, f"{what} in one step, such as 0.95, with --neuron {neuron}", "nothing")
+    known = signature(run_lif).parameters
+    if is_coupled(**given, **options) or options["detach_reset"] or not given.keys() <= known.keys():
+        return run_coupled(x, **given, **options)
+    return run_lif(x, **given, **{name: value for name, value in options.items() if name in known})
 
 
 def _against(name: str, file: Path | None, time_dim: int, seed: int, json: bool) -> None:

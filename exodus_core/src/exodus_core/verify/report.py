@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exodus_core.verify.certificate import Certificate, Deviation
-from exodus_core.verify.runs import LifRun, SrmRun
+from exodus_core.verify.certificate import AnyRun
+from exodus_core.verify.deviation import Certificate, Deviation
 
 
 class Outcome(IntEnum):
@@ -83,7 +83,7 @@ class Line:
             return []
         return [float(ulps[math.ceil(share * len(ulps)) - 1]) for share in (0.5, 0.99, 1.0)]
 
-    def add_run(self, run: LifRun | SrmRun, certificate: Certificate) -> None:
+    def add_run(self, run: AnyRun, certificate: Certificate) -> None:
         """Takes in a run, without its gradients."""
         self.cases += run.spikes.shape[1]
         membrane, decisions = certificate.membrane, certificate.decisions
@@ -130,7 +130,7 @@ def zeros_of(lines: list[Line]) -> list[str]:
     return [f"{zeros} true values are 0 and count in no ulps; {missed} of these results are not 0"] if zeros else []
 
 
-def lines_of(run: LifRun | SrmRun, certificate: Certificate) -> list[Line]:
+def lines_of(run: AnyRun, certificate: Certificate) -> list[Line]:
     """The membrane and each gradient of one run; a decision that rounding does not explain is one of the membrane."""
     lines = []
     for name, deviation in {"membrane": certificate.membrane, **certificate.gradients}.items():
@@ -141,7 +141,7 @@ def lines_of(run: LifRun | SrmRun, certificate: Certificate) -> list[Line]:
     return lines
 
 
-def grouped(runs: Iterable[tuple[tuple[str, ...], LifRun | SrmRun, Certificate]]) -> list[Line]:
+def grouped(runs: Iterable[tuple[tuple[str, ...], AnyRun, Certificate]]) -> list[Line]:
     """One line for each group, in the order of their names."""
     lines: dict[tuple[str, ...], Line] = {}
     for group, run, certificate in runs:

@@ -113,7 +113,7 @@ def rounded_surrogate(surrogate: Surrogate, dtype: torch.dtype) -> Surrogate:
     return type(surrogate)(slope, scale)
 
 
-class _Leaves:
+class Leaves:
     """The arguments of a call as leaves of autograd, and as the run has them."""
 
     def __init__(self, signal: Tensor, time_dim: int) -> None:
@@ -201,7 +201,7 @@ def run_lif(
     arguments.reset_code(reset, decay_reset, max_spikes)
     grads = check_grads(x, grad_spikes, grad_membrane, "x")
     surrogate = rounded_surrogate(surrogate, x.dtype)
-    leaves = _Leaves(x, time_dim)
+    leaves = Leaves(x, time_dim)
     current = leaves.signal("input", x)
     given: dict[str, Any] = {}
     given["threshold"], thresholds = leaves.parameter("threshold", threshold, positive=max_spikes > 1)
@@ -277,7 +277,7 @@ def run_srm(
     arguments.check_kernel("reset_kernel", reset_kernel)
     grads = check_grads(z, grad_spikes, grad_membrane, "z")
     surrogate = rounded_surrogate(surrogate, z.dtype)
-    leaves = _Leaves(z, time_dim)
+    leaves = Leaves(z, time_dim)
     psp = leaves.signal("psp", z)
     theta, thresholds = leaves.parameter("threshold", threshold)
     if isinstance(reset_kernel, Tensor):
