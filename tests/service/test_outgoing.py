@@ -99,7 +99,7 @@ class Recorder(Peer):
 
 
 def written(use: Callable[[Outgoing], object]) -> tuple[list[bytes], list[bytes]]:
-    """What a peer gets: at once, and after a turn of the event loop."""
+    """The bytes that a peer gets: at once, and after a turn of the event loop."""
 
     async def test() -> tuple[list[bytes], list[bytes]]:
         peer = Recorder()

@@ -137,7 +137,7 @@ def test_a_call_that_is_refused_releases_its_upload(copies: tuple[Served, Remote
 
 
 class FakeCuda:
-    """What transfers use of torch.cuda; it notes the order of calls."""
+    """The part of torch.cuda that transfers use; it notes the order of calls."""
 
     def __init__(self) -> None:
         self.current, self.log = "own", list[str]()

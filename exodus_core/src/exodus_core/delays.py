@@ -181,7 +181,7 @@ def _check_weights(x: Tensor, weight: Tensor, delays: float | Tensor, bias: Tens
 def continued(
     x: Tensor, state: State | None, max_delay: int, time_dim: int, compute: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, State]:
-    """What `compute` gives for x after the inputs of the steps before it, and those before the next call.
+    """The result of `compute` for x after the inputs of the steps before it, and those before the next call.
 
     Args:
         x: a signal, time_dim counted from the front.

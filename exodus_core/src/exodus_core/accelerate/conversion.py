@@ -227,8 +227,8 @@ def _plan_layers(library: str) -> Callable[[torch.nn.Module, Layers, int | None,
 
 
 def _sequential_refusals(model: torch.nn.Module, layers: Layers, loop: str, kinds: tuple[type, ...]) -> list[Refusal]:
-    """What a loop over the steps would do otherwise: neurons that are not reached through Sequentials alone, and hooks
-    and layers with two places, which it would call by turns."""
+    """Reasons why a loop over the steps would compute something else: neurons that are not reached through Sequentials
+    alone, and hooks and layers with two places, which it would call by turns."""
     neurons = {id(module): name for name, module in layers}
     forwards = [getattr(kind, "forward") for kind in kinds]  # noqa: B009
     places: dict[int, int] = {}

@@ -274,7 +274,7 @@ def _check_fits(module: Any, neuron: Neuron) -> None:
 
 
 def _layer_of(module: torch.nn.Module) -> Callable[[Any, str, _Found], None] | None:
-    """What describes a module without state: of torch, of exodus_core.nn, or of SpikingJelly or sinabs."""
+    """The function that describes a module without state: of torch, of exodus_core.nn, or of SpikingJelly or sinabs."""
     cls = type(module)
     if cls in _LAYERS:
         return _LAYERS[cls]

@@ -43,7 +43,7 @@ class _Delayed(StatefulNeuron):
         return ranges.RANGES | {"delays": (0.0, float(self.max_delay))}
 
     def _delayed(self, x: Tensor, compute: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """What `compute` gives for x and the axis of time, if stateful or in a piece from the inputs before x on."""
+        """The result of `compute` for x and the axis of time, if stateful or in a piece from the inputs before x on."""
         self._check_steps(x)
         if not self._carries():
             return compute(x, self.time_dim)

@@ -209,7 +209,7 @@ def _slopes(
 
 @dataclass(frozen=True)
 class _Later:
-    """What the step after hands back: P, W and I of section 9."""
+    """The adjoint of the step after: P, W and I of section 9."""
 
     moved: Bounded
     adaptation: Bounded
@@ -271,7 +271,7 @@ class _Backward:
         return [(self.given[name], *factors)] if name in self.given else []
 
     def free(self, t: int, moved: Bounded) -> Bounded:
-        """What reaches the input of step t: nothing in the refractory period."""
+        """The gradient that reaches the input of step t: none in the refractory period."""
         return where(self.run.held[t], self.nothing, moved)
 
     def received(self, state: int) -> _Received:

@@ -121,7 +121,7 @@ class _Comparison:
         return found
 
     def terms(self) -> CoupledTerms:
-        """What the bounds are made of."""
+        """The terms of the bounds."""
         run, arithmetic = self.run, self.arithmetic
 
         def nearest(name: str) -> Tensor:
