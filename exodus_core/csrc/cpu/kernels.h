@@ -198,6 +198,26 @@ struct CoupledInitialRow {
   CoupledSumRows<Real> sums;
 };
 
+// As CoupledForwardBlock, of a membrane that is known.
+template <class Storage>
+struct CoupledTracesBlock {
+  using Real = compute_t<Storage>;
+  std::int64_t width;
+  std::int64_t steps;
+  CoupledRows<Real> neuron;
+  Coupling coupling;
+  Real max_spikes;
+  Real refractory;
+  RowBlock<const Storage> membrane;
+  RowBlock<Storage> spikes;
+  RowBlock<Storage> adaptation;
+  RowBlock<Storage> held;
+  bool keeps_spikes;
+  bool keeps_adaptation;
+  bool keeps_held;
+  Real* state[kCoupledStates];
+};
+
 template <class Storage>
 struct SrmForwardRow {
   using Real = compute_t<Storage>;
@@ -323,6 +343,7 @@ struct RowKernels {
   void (*coupled_forward)(const CoupledForwardBlock<Storage>&);
   void (*coupled_backward)(Method, const CoupledBackwardBlock<Storage>&);
   void (*coupled_initial)(Method, const CoupledInitialRow<Real>&);
+  void (*coupled_traces)(const CoupledTracesBlock<Storage>&);
   void (*surrogate)(const Surrogate<Real>&, std::int64_t width, const Storage* membrane, const Real* threshold,
                     Real* derivative);
   void (*srm_forward)(const SrmForwardRow<Storage>&);
