@@ -79,8 +79,8 @@ def _neuron(given: dict[str, Any]) -> Neuron:
     for name in _INITIAL:
         if name in given and name.removeprefix("initial_") not in neuron.states:
             having = [f"{cls.__name__}(...)" for cls in _ALLOWED if name.removeprefix("initial_") in cls.states]
-            expected = f"{', '.join(having[:-1])} or {having[-1]} with {name}"
-            raise unfit(TypeError, "neuron", expected, f"{kind}(...)")
+            expected = " or ".join(filter(None, (", ".join(having[:-1]), having[-1])))
+            raise unfit(TypeError, "neuron", f"{expected} with {name}", f"{kind}(...)")
     if not isinstance(neuron, SRM):
         if "reset_kernel" in given:
             raise unfit(TypeError, "neuron", "SRM(...) with reset_kernel", f"{kind}(...)")
