@@ -35,6 +35,15 @@ STATES = ("membrane", "spikes", "current", "adaptation", "refractory")
 
 _LARGEST_REFRACTORY = 2**24
 
+_TRAINABLE = ("alpha", "threshold", "reset_by", "reset_to")
+_VALUES = ("threshold", "reset_by", "min_membrane", "reset_to")
+_OPTIONAL = ("reset_by", "min_membrane", "reset_to")
+_SYNAPSE = ("synapse_alpha", "synapse_gain")
+_ADAPTATION = ("adapt_alpha", "adapt_by", "adapt_membrane", "adapt_threshold", "adapt_current")
+#: Settings, and what they are where they do not travel: a server may be from before they were.
+_LATER: dict[str, Any] = {"detach_reset": False, "refractory": 0}
+_LATER_WITH_SYNAPSE: dict[str, Any] = {**_LATER, "synapse_delayed": False}
+
 
 class Operands:
     """Collects the tensors of a request, and gives every value the shape in which parameters refer to it."""
@@ -75,12 +84,11 @@ class _Leaky:
     refractory: int = 0
 
     model: ClassVar[str]
-    trainable: ClassVar[tuple[str, ...]] = ("alpha", "threshold", "reset_by", "reset_to")
+    trainable: ClassVar[tuple[str, ...]] = _TRAINABLE
     states: ClassVar[tuple[str, ...]] = ("membrane", "spikes", "refractory")
-    _values: ClassVar[tuple[str, ...]] = ("threshold", "reset_by", "min_membrane", "reset_to")
-    _optional: ClassVar[tuple[str, ...]] = ("reset_by", "min_membrane", "reset_to")
-    #: Settings that are neither, and what they are where they do not travel: a server may be from before they were.
-    _later: ClassVar[dict[str, Any]] = {"detach_reset": False, "refractory": 0}
+    _values: ClassVar[tuple[str, ...]] = _VALUES
+    _optional: ClassVar[tuple[str, ...]] = _OPTIONAL
+    _later: ClassVar[dict[str, Any]] = _LATER
 
     def __post_init__(self) -> None:
         kind = type(self).__name__
@@ -145,7 +153,7 @@ class LIF(_Leaky):
     alpha: float | Array
 
     model: ClassVar[str] = "lif"
-    _values: ClassVar[tuple[str, ...]] = ("alpha", *_Leaky._values)
+    _values: ClassVar[tuple[str, ...]] = ("alpha", *_VALUES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +161,6 @@ class IF(_Leaky):
     """Integrate-and-fire: LIF without decay. Attributes as of `LIF`, without alpha."""
 
     model: ClassVar[str] = "if"
-
-
-_SYNAPSE = ("synapse_alpha", "synapse_gain")
-_ADAPTATION = ("adapt_alpha", "adapt_by", "adapt_membrane", "adapt_threshold", "adapt_current")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +187,10 @@ class CubaLIF(_Leaky):
     synapse_delayed: bool = field(default=False, kw_only=True)
 
     model: ClassVar[str] = "cuba_lif"
-    trainable: ClassVar[tuple[str, ...]] = (*_Leaky.trainable, *_SYNAPSE)
+    trainable: ClassVar[tuple[str, ...]] = (*_TRAINABLE, *_SYNAPSE)
     states: ClassVar[tuple[str, ...]] = ("membrane", "spikes", "current", "refractory")
-    _values: ClassVar[tuple[str, ...]] = ("alpha", *_SYNAPSE, *_Leaky._values)
-    _later: ClassVar[dict[str, Any]] = {**_Leaky._later, "synapse_delayed": False}
+    _values: ClassVar[tuple[str, ...]] = ("alpha", *_SYNAPSE, *_VALUES)
+    _later: ClassVar[dict[str, Any]] = _LATER_WITH_SYNAPSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,11 +227,11 @@ class ALIF(_Leaky):
     synapse_delayed: bool = field(default=False, kw_only=True)
 
     model: ClassVar[str] = "alif"
-    trainable: ClassVar[tuple[str, ...]] = (*_Leaky.trainable, *_ADAPTATION, *_SYNAPSE)
+    trainable: ClassVar[tuple[str, ...]] = (*_TRAINABLE, *_ADAPTATION, *_SYNAPSE)
     states: ClassVar[tuple[str, ...]] = STATES
-    _values: ClassVar[tuple[str, ...]] = ("alpha", *_ADAPTATION, *_SYNAPSE, *_Leaky._values)
-    _optional: ClassVar[tuple[str, ...]] = ("synapse_alpha", *_Leaky._optional)
-    _later: ClassVar[dict[str, Any]] = CubaLIF._later
+    _values: ClassVar[tuple[str, ...]] = ("alpha", *_ADAPTATION, *_SYNAPSE, *_VALUES)
+    _optional: ClassVar[tuple[str, ...]] = ("synapse_alpha", *_OPTIONAL)
+    _later: ClassVar[dict[str, Any]] = _LATER_WITH_SYNAPSE
 
     def __post_init__(self) -> None:
         _Leaky.__post_init__(self)  # no super(): dataclasses with slots are made anew
