@@ -35,7 +35,7 @@ QUICK = 12
 #: Headers that the CPU's kernels do not include.
 ONLY_EMULATED = ("scan.h",)
 TESTS = {
-    "cpu": ("surrogate", "lif", "srm", "filter", "gradient_functions", "coupled"),
+    "cpu": ("surrogate", "lif", "srm", "filter", "gradient_functions", "coupled", "coupled_gradients"),
     "emulated": ("edges", "coupled"),
 }
 #: Larger sizes are of the loops around this arithmetic; torch.compile starts compilers of its own.
