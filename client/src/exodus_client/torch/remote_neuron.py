@@ -291,10 +291,11 @@ class RemoteNeuron(Bounded):
             self.client, current, self.kind, given, initial, self.surrogate, self.method, self.time_dim, tuple(traces)
         )
         if self.stateful and x.shape[self.time_dim] > 0:
-            if state is not None:
-                self.state = tuple(state[STATES.index(name)].clone() for name in self.state_names)
-            elif membrane is not None:
+            if state is None:
+                assert membrane is not None, "it is asked for where the state is not"
                 self.state = (_last(membrane, self.time_dim), _last(spikes, self.time_dim))
+            else:
+                self.state = tuple(state[STATES.index(name)].clone() for name in self.state_names)
         self._membrane = membrane.to(x.dtype) if membrane is not None and self.return_membrane else None
         return spikes.to(x.dtype)
 
