@@ -52,12 +52,20 @@ def test_options_travel_only_where_they_are_set() -> None:
     assert type(params["refractory"]) is int
 
 
+#: Values of other types than annotated.
+UNFIT: dict[str, Any] = {"1": 1, "1.0": 1.0, "no": "no"}
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
         (lambda: CubaLIF(0.9, 1.5), ValueError, "CubaLIF.synapse_alpha must be in [0, 1], got 1.5"),
         (lambda: CubaLIF(0.9, None), TypeError, "CubaLIF.synapse_alpha must be a number or an array of numbers"),
-        (lambda: CubaLIF(0.9, 0.8, synapse_delayed=1), TypeError, "CubaLIF.synapse_delayed must be True or False"),
+        (
+            lambda: CubaLIF(0.9, 0.8, synapse_delayed=UNFIT["1"]),
+            TypeError,
+            "CubaLIF.synapse_delayed must be True or False",
+        ),
         (lambda: CubaLIF(0.9, 0.8, synapse_gain="1"), TypeError, "CubaLIF.synapse_gain must be a number or an array"),
         (lambda: ALIF(0.9, [0.5, -0.5]), ValueError, "ALIF.adapt_alpha must be in [0, 1], got -0.5 at [1]"),
         (lambda: ALIF(0.9, 0.8, adapt_by=np.nan), ValueError, "ALIF.adapt_by must be a finite number, got nan"),
@@ -66,8 +74,12 @@ def test_options_travel_only_where_they_are_set() -> None:
         (lambda: ALIF(0.9, 0.8, synapse_delayed=True), ValueError, "False without a synapse_alpha, got True"),
         (lambda: ALIF(0.9, 0.8, adapt_threshold=0.1, max_spikes=2), ValueError, "max_spikes must be 1 with adapt_thr"),
         (lambda: LIF(0.9, refractory=-1), ValueError, "LIF.refractory must be an integer from 0 to 16777216, got -1"),
-        (lambda: LIF(0.9, refractory=1.0), TypeError, "LIF.refractory must be an integer from 0 to 16777216, got 1.0"),
-        (lambda: LIF(0.9, detach_reset="no"), TypeError, "LIF.detach_reset must be True or False, got 'no'"),
+        (
+            lambda: LIF(0.9, refractory=UNFIT["1.0"]),
+            TypeError,
+            "LIF.refractory must be an integer from 0 to 16777216, got 1.0",
+        ),
+        (lambda: LIF(0.9, detach_reset=UNFIT["no"]), TypeError, "LIF.detach_reset must be True or False, got 'no'"),
         (
             lambda: LIF(0.9, reset="value"),
             ValueError,
@@ -212,7 +224,9 @@ def x() -> Tensor:
 def test_neurons_of_any_kind_are_differentiable_in_their_tensors(
     client: Client, server: InProcessService, x: Tensor
 ) -> None:
-    leaves = {name: number(0.5) for name in ("alpha", "adapt_alpha", "adapt_by", "synapse_alpha", "synapse_gain")}
+    leaves: dict[str, Any] = {
+        name: number(0.5) for name in ("alpha", "adapt_alpha", "adapt_by", "synapse_alpha", "synapse_gain")
+    }
     start = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
     spikes, membrane = remote_neurons(
         client, x, ALIF(**leaves, adapt_threshold=0.3), initial_adaptation=start, initial_refractory=1
@@ -331,7 +345,7 @@ def test_parameters_are_trained_kept_in_range_and_saved(client: Client, x: Tenso
         assert parameter.grad is not None
         parameter.grad = torch.full_like(parameter, -1.0 if parameter > 0.5 else 1.0)
     optimizer.step()
-    assert [layer.alpha.item(), layer.adapt_alpha.item(), layer.synapse_alpha.item()] == [1.0, 1.0, 0.0]
+    assert [layer.alpha, layer.adapt_alpha, layer.synapse_alpha] == [1.0, 1.0, 0.0]
     other = RemoteALIF(client, 0.5, 0.5, synapse_alpha=0.5, adapt_current=0.1, trainable=names)
     other.load_state_dict(layer.state_dict())
     assert other.adapt_current == 0.0

@@ -309,8 +309,9 @@ def test_traces_of_a_membrane_are_those_of_the_forward_pass(dtype: torch.dtype, 
     for time_dim, refractory in itertools.product(range(3), (0, 2)):
         given = neuron_arguments("alif with a late synapse", shape, "subtract", dtype=dtype, time_dim=time_dim)
         x = torch.randn(shape).to(dtype)
-        options = coupled.with_defaults({**given, "refractory": refractory, "time_dim": time_dim})
-        settings, parameters, initial = coupled.coupled_arguments(x, options.pop("alpha"), options)
+        alpha, options = given.pop("alpha"), {"refractory": refractory, "time_dim": time_dim}
+        chosen: Any = {**coupled.DEFAULTS, **given, **options}
+        settings, parameters, initial = coupled.coupled_arguments(x, alpha, chosen)
         call = (settings.numbers, parameters, initial, 1.0, refractory, settings.reset, settings.couplings)
         spikes, membrane, _, adaptation, held, _ = ops.coupled_forward(x, *call, 7, time_dim)
         for kept in range(8):
@@ -351,7 +352,7 @@ def test_traces_are_mapped_by_vmap() -> None:
     numbers = (0.9, 1.0, 1.0, -1.0, 0.0, 1.0, 0.5, 0.0, 1.0, 0.0, 0.2)
 
     def traces(one: Tensor) -> tuple[Tensor, ...]:
-        return torch.ops.exodus.coupled_traces.default(one, numbers, None, None, 1.0, 2, 1, 66, 7, 1)
+        return ops.coupled_traces(one, numbers, None, None, 1.0, 2, 1, 66, 7, 1)
 
     for mapped, single in zip(torch.vmap(traces)(membrane), zip(*map(traces, membrane), strict=True), strict=True):
         assert torch.equal(mapped, torch.stack(single))

@@ -122,7 +122,9 @@ def test_the_function_has_the_bits_of_the_local_ones(client: Client) -> None:
         for is_remote in (True, False):
             torch.manual_seed(0)
             x, start = torch.randn(3, 20, 5).requires_grad_(), torch.rand(3, 5).requires_grad_()
-            leaves = {name: torch.full((5,), number).requires_grad_() for name, number in numbers.items()}
+            leaves: dict[str, Any] = {
+                name: torch.full((5,), number).requires_grad_() for name, number in numbers.items()
+            }
             more: dict[str, Any] = {"initial_membrane": start, "initial_refractory": 1.0}
             if is_remote:
                 neuron: Any = kind(**leaves, refractory=1)
@@ -130,7 +132,12 @@ def test_the_function_has_the_bits_of_the_local_ones(client: Client) -> None:
             else:
                 outputs = function(x, **leaves, **more, refractory=1)
             found.append(
-                [*outputs, *torch.autograd.grad(sum(o.square().sum() for o in outputs), [x, start, *leaves.values()])]
+                [
+                    *outputs,
+                    *torch.autograd.grad(
+                        outputs[0].square().sum() + outputs[1].square().sum(), [x, start, *leaves.values()]
+                    ),
+                ]
             )
         for own, expected in zip(*found, strict=True):
             assert torch.equal(own, expected)

@@ -162,6 +162,7 @@ def test_parameters_may_be_one_value_a_neuron(caller: Caller, ask: Callable[...,
     answer = caller.gradients(ask(neuron, input=x, decays=decays, grad_output=grad, wrt=["synapse_alpha"]))
     leaf = decays.clone().requires_grad_()
     exodus_core.cuba_lif(x, 0.9, leaf)[0].backward(grad)
+    assert leaf.grad is not None
     assert torch.equal(answer.tensor("grad_synapse_alpha"), leaf.grad)
 
 
@@ -205,7 +206,7 @@ def test_requests_that_are_computed_together_have_the_bits_of_those_alone(
 
 def test_requests_of_other_options_never_share_a_batch(ask: Callable[..., Message]) -> None:
     x, base = torch.randn(2, 9, 5), NEURONS["alif with a synapse"]
-    others = [
+    others: list[dict[str, Any]] = [
         {"refractory": 2}, {"synapse_alpha": 0.6}, {"synapse_gain": 0.5}, {"synapse_delayed": True},
         {"detach_reset": True}, {"reset": "value", "reset_to": 0.1}, {"adapt_by": 0.5}, {"initial_refractory": 1.0},
         {"initial_current": 0.1}, {"initial_adaptation": 0.1}, {"model": "cuba_lif"},
@@ -233,7 +234,7 @@ def test_a_context_counts_all_of_its_tensors_and_holds_on_to_no_body(
     remote, x = connect(running.port), rand(2, 9, 4, dtype=torch.float32)
     decays = torch.linspace(0.5, 0.9, 4)
     neuron = NEURONS[case] | ({} if NEURONS[case]["model"] == "if" else {"alpha": {"tensor": "decays"}})
-    given = {} if NEURONS[case]["model"] == "if" else {"decays": decays}
+    given: dict[str, Any] = {} if NEURONS[case]["model"] == "if" else {"decays": decays}
     answer = remote.post(FORWARD, {"neuron": neuron}, input=x, **given)
     kept = running.engine.store.contexts.get("", answer.params["context"])
     assert isinstance(kept, LayerContext)
@@ -282,7 +283,8 @@ def test_a_wrong_neuron_is_pointed_at(
     running: Served, connect: Callable[..., Remote], neuron: dict[str, Any], tensors: dict[str, Any], pointer: str
 ) -> None:
     remote = connect(running.port)
-    for path, more in (("/v1/gradients/exodus", {"grad_output": U}), (FORWARD, {})):
+    calls: list[tuple[str, dict[str, Any]]] = [("/v1/gradients/exodus", {"grad_output": U}), (FORWARD, {})]
+    for path, more in calls:
         answer = remote.post(path, {"neuron": neuron}, **tensors, **more)
         assert (answer.status, answer.json["code"]) == (422, "invalid")
         assert answer.json["errors"][0]["pointer"] == pointer, answer.json

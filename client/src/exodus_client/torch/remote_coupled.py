@@ -31,6 +31,9 @@ class RemoteCubaLIF(RemoteNeuron):
     """
 
     kind = CubaLIF
+    synapse_alpha: float | Tensor
+    synapse_gain: float | Tensor
+    synapse_delayed: bool
 
     def __init__(
         self,
@@ -104,6 +107,14 @@ class RemoteALIF(RemoteNeuron):
     """
 
     kind = ALIF
+    adapt_alpha: float | Tensor
+    adapt_by: float | Tensor
+    adapt_membrane: float | Tensor
+    adapt_threshold: float | Tensor
+    adapt_current: float | Tensor
+    synapse_alpha: float | Tensor | None
+    synapse_gain: float | Tensor
+    synapse_delayed: bool
 
     def __init__(
         self,

@@ -114,11 +114,6 @@ class RemoteLIF(RemoteNeuron):
 
     kind = LIF
     _function = "remote_lif"
-    alpha: float | Tensor
-    threshold: float | Tensor
-    reset_by: float | Tensor | None
-    min_membrane: float | Tensor | None
-    reset_to: float | Tensor | None
 
     def __init__(
         self,

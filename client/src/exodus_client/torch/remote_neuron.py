@@ -22,7 +22,7 @@ from torch import Tensor
 from exodus_client._checks import elements_of, is_real, unfit
 from exodus_client._client import Client
 from exodus_client._gradients.result import GradientArguments, Gradients, Method, Trace
-from exodus_client.neuron import ALIF, IF, LIF, STATES, CubaLIF
+from exodus_client.neuron import ALIF, IF, LIF, STATES, CubaLIF, Reset
 from exodus_client.surrogate import Exponential, Surrogate
 from exodus_client.torch.contexts import Context, layer_backward, layer_forward
 from exodus_client.torch.once_differentiable import once_differentiable
@@ -222,6 +222,17 @@ class RemoteNeuron(Bounded):
     _version = 2  # of the state_dict; 1 had no numbers
     kind: ClassVar[type[RemoteKind]]
     _function: ClassVar[str] = "remote_neurons"  # that passes on gradients which the module does not
+
+    alpha: float | Tensor
+    threshold: float | Tensor
+    reset_by: float | Tensor | None
+    min_membrane: float | Tensor | None
+    reset_to: float | Tensor | None
+    reset: Reset
+    decay_reset: bool
+    max_spikes: int
+    detach_reset: bool
+    refractory: int
 
     def __init__(
         self,
