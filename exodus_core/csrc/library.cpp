@@ -28,6 +28,10 @@ STABLE_TORCH_LIBRARY(exodus, m) {
       "int refractory, int reset, int couplings, int followed, int surrogate, float slope, float scale, int method, "
       "bool with_lanes, int time_dim) -> (Tensor grad_input, Tensor lane_gradients)");
   m.def(
+      "coupled_traces(Tensor membrane, float[] numbers, Tensor? parameters, Tensor? initial, float max_spikes, "
+      "int refractory, int reset, int couplings, int kept, int time_dim) -> (Tensor spikes, Tensor adaptation, "
+      "Tensor held)");
+  m.def(
       "srm_forward(Tensor psp, Tensor? taps, float[] decay, float[] constant, float[] linear, float threshold, "
       "Tensor? thresholds, int time_dim) -> (Tensor spikes, Tensor membrane)");
   m.def(

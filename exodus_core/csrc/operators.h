@@ -116,6 +116,20 @@ struct CoupledBackwardCall {
   const Tensor& lane_gradients;  // those of the state and of the parameters, or none
 };
 
+// The variables that follow from a membrane trace. Outputs without elements are not wanted.
+struct CoupledTracesCall {
+  const Layout& layout;
+  const Tensor& membrane;
+  CoupledParameters parameters;
+  const OptionalTensor& initial;
+  Coupling coupling;
+  double max_spikes;
+  std::int64_t refractory;
+  const Tensor& spikes;
+  const Tensor& adaptation;
+  const Tensor& held;
+};
+
 // Taps, or modes.
 struct CausalKernel {
   const OptionalTensor& taps;
@@ -278,12 +292,9 @@ class Operators {
     const Coupling coupling = coupling_of(numbers, parameters, initial, couplings, waits, reset, max_spikes, input, layout);
     Tensor spikes = Backend::empty_like(input);
     Tensor membrane = Backend::empty_like(input);
-    const auto trace = [&](bool wanted) {
-      return wanted ? Backend::empty_like(input) : torch::stable::new_empty(input, {0}, input.scalar_type());
-    };
-    Tensor current = trace((kept & 1) != 0);
-    Tensor adaptation = trace((kept & 2) != 0);
-    Tensor held = trace((kept & 4) != 0);
+    Tensor current = trace_like(input, (kept & 1) != 0);
+    Tensor adaptation = trace_like(input, (kept & 2) != 0);
+    Tensor held = trace_like(input, (kept & 4) != 0);
     Tensor last = lanes_like(input, {kCoupledStates, layout.outer, layout.inner}, layout);
     if (input.numel() > 0) {
       Backend::run(CoupledForwardCall{layout, input, {numbers, parameters}, initial, coupling, max_spikes, refractory, spikes,
@@ -326,6 +337,27 @@ class Operators {
                                        follows_adaptation, follows_held, derivative, static_cast<Method>(method), grad_input, lane_gradients});
     }
     return {grad_input, lane_gradients};
+  }
+
+  // `kept`: which of spikes (1), adaptation (2) and the refractory steps (4) are wanted.
+  static std::tuple<Tensor, Tensor, Tensor> coupled_traces(const Tensor& membrane, Doubles numbers,
+                                                           OptionalTensor parameters, OptionalTensor initial,
+                                                           double max_spikes, std::int64_t refractory, std::int64_t reset,
+                                                           std::int64_t couplings, std::int64_t kept,
+                                                           std::int64_t time_dim) {
+    const Layout layout = layout_of(membrane, time_dim);
+    STD_TORCH_CHECK(refractory >= 0, "refractory must be at least 0, got ", refractory);
+    const bool waits = refractory > 0 || initial.has_value() || (kept & 4) != 0;
+    const Coupling coupling =
+        coupling_of(numbers, parameters, initial, couplings, waits, reset, max_spikes, membrane, layout);
+    Tensor spikes = trace_like(membrane, (kept & 1) != 0);
+    Tensor adaptation = trace_like(membrane, (kept & 2) != 0);
+    Tensor held = trace_like(membrane, (kept & 4) != 0);
+    if (membrane.numel() > 0) {
+      Backend::run(CoupledTracesCall{layout, membrane, {numbers, parameters}, initial, coupling, max_spikes, refractory,
+                                     spikes, adaptation, held});
+    }
+    return {spikes, adaptation, held};
   }
 
   static std::tuple<Tensor, Tensor> srm_forward(const Tensor& psp, OptionalTensor taps, Doubles decay, Doubles constant,
@@ -486,6 +518,11 @@ class Operators {
     return kernel;
   }
 
+  // An output like a tensor; without elements if it is not wanted.
+  static Tensor trace_like(const Tensor& tensor, bool wanted) {
+    return wanted ? Backend::empty_like(tensor) : torch::stable::new_empty(tensor, {0}, tensor.scalar_type());
+  }
+
   // One element a lane; zeros if there is no step that would write them.
   static Tensor lanes_like(const Tensor& tensor, const std::vector<std::int64_t>& shape, const Layout& layout) {
     return layout.time > 0 ? torch::stable::new_empty(tensor, shape, compute_dtype(tensor))
@@ -501,6 +538,7 @@ void register_operators(Library& library) {
   library.impl("lif_backward", TORCH_BOX(&Ops::lif_backward));
   library.impl("coupled_forward", TORCH_BOX(&Ops::coupled_forward));
   library.impl("coupled_backward", TORCH_BOX(&Ops::coupled_backward));
+  library.impl("coupled_traces", TORCH_BOX(&Ops::coupled_traces));
   library.impl("srm_forward", TORCH_BOX(&Ops::srm_forward));
   library.impl("srm_backward", TORCH_BOX(&Ops::srm_backward));
   library.impl("filter", TORCH_BOX(&Ops::filter));

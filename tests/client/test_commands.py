@@ -155,7 +155,7 @@ class TestGradient:
             (("--membrane", "u.npy", "--alpha", "nan"), "LIF.alpha must be a finite number, got nan"),
             (
                 ("--membrane", "u.npy", "--alpha", "0.9", "--wrt", "beta", "--grad-output", "g.npy"),
-                "wrt must be one of alpha, threshold, reset_by, initial_membrane, got 'beta'",
+                "wrt must be one of alpha, threshold, reset_by, reset_to, initial_membrane, got 'beta'",
             ),
         ],
     )

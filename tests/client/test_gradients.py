@@ -179,7 +179,7 @@ SRM_ = {"neuron": SRM(np.ones(2))}
     ("arguments", "error", "message"),
     [
         ({"membrne": U}, TypeError, "unexpected keyword argument 'membrne'"),
-        ({}, TypeError, "neuron must be LIF(...), IF(...) or SRM(...), got NoneType"),
+        ({}, TypeError, "neuron must be LIF(...), IF(...), CubaLIF(...), ALIF(...) or SRM(...), got NoneType"),
         ({"neuron": "lif"}, TypeError, "SRM(...), got str"),
         (LIF_, TypeError, "arrays for LIF must be membrane; or input; or spikes and weight, got none of them"),
         (LIF_ | {"psp": U}, TypeError, "got psp"),
@@ -196,7 +196,7 @@ SRM_ = {"neuron": SRM(np.ones(2))}
         (
             SRM_ | {"membrane": U, "initial_membrane": 0},
             TypeError,
-            "neuron must be LIF(...) or IF(...) with initial_membrane",
+            "neuron must be LIF(...), IF(...), CubaLIF(...) or ALIF(...) with initial_membrane",
         ),
         (SRM_ | {"membrane": U, "grad_output": E, "wrt": ["alpha"]}, TypeError, "wrt must be empty for SRM, got alpha"),
         (LIF_ | {"membrane": U}, TypeError, "grad_output must be given"),
@@ -249,7 +249,7 @@ SRM_ = {"neuron": SRM(np.ones(2))}
         (
             LIF_ | {"membrane": U, "grad_output": E, "return_": ["u"]},
             ValueError,
-            "return_ must be one of spikes, membrane, got 'u'",
+            "return_ must be one of spikes, membrane, state, got 'u'",
         ),
         (
             LIF_ | {"membrane": U, "grad_output": E, "surrogate": "tanh"},

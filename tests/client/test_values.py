@@ -120,8 +120,16 @@ def test_values_are_equal_by_value_and_cannot_be_changed() -> None:
         (lambda: IF(threshold=[1, 0], max_spikes=2), ValueError, "IF.threshold must be above 0, got 0 at [1]"),
         (lambda: IF(reset_by=[math.nan]), ValueError, "IF.reset_by must be a number, got nan at [0]"),
         (lambda: IF(min_membrane=math.nan), ValueError, "IF.min_membrane must be a finite number, got nan"),
-        (lambda: LIF(0.9, reset="soft"), ValueError, "LIF.reset must be one of subtract, zero, none, got 'soft'"),
-        (lambda: LIF(0.9, reset=["zero"]), ValueError, "LIF.reset must be one of subtract, zero, none, got list"),
+        (
+            lambda: LIF(0.9, reset="soft"),
+            ValueError,
+            "LIF.reset must be one of subtract, zero, none, value, got 'soft'",
+        ),
+        (
+            lambda: LIF(0.9, reset=["zero"]),
+            ValueError,
+            "LIF.reset must be one of subtract, zero, none, value, got list",
+        ),
         (lambda: LIF(0.9, decay_reset=1), TypeError, "LIF.decay_reset must be True or False, got 1"),
         (lambda: LIF(0.9, max_spikes=0), ValueError, "LIF.max_spikes must be an integer from 1 to 2147483647, got 0"),
         (lambda: LIF(0.9, max_spikes=2**31), ValueError, "LIF.max_spikes must be an integer from 1 to 2147483647"),

@@ -78,8 +78,9 @@ def test_every_example_of_models_and_layers_is_answered(serve: Callable[..., Ser
     post("/v1/models/demo/step", "first", documented.STEP)
     post("/v1/models/demo/forward_backward", "second", documented.FORWARD_BACKWARD)
     post("/v1/models/demo/optim_step", "third", documented.OPTIM_STEP)
-    context = post("/v1/layers/forward", "input", documented.LAYER_FORWARD)["context"]
-    post("/v1/layers/backward", "gradient", documented.LAYER_BACKWARD, context=context)
+    for layer in documented.LAYER_FORWARD:
+        context = post("/v1/layers/forward", layer, documented.LAYER_FORWARD)["context"]
+        post("/v1/layers/backward", "gradient", documented.LAYER_BACKWARD, context=context)
 
 
 def test_every_tensor_that_a_call_on_a_model_takes_is_documented(document: dict[str, Any]) -> None:

@@ -357,7 +357,11 @@ CREATE: dict[str, Any] = {"network": {}, "optimizer": {}}
     [
         (Params, {}, "/params/neuron must be present, got nothing"),
         (Params, {"neuron": LIF, "wrrt": []}, "/params/wrrt must be absent (unknown field), got []"),
-        (Params, {"neuron": 1}, "/params/neuron must be an object whose model is lif, if or srm, got 1"),
+        (
+            Params,
+            {"neuron": 1},
+            "/params/neuron must be an object whose model is lif, if, cuba_lif, alif or srm, got 1",
+        ),
         (
             Params,
             {"neuron": {"model": "srm", "reset_kernel": {"kind": "b"}}},
@@ -369,7 +373,7 @@ CREATE: dict[str, Any] = {"network": {}, "optimizer": {}}
         (
             Params,
             {"neuron": LIF | {"reset": "hard"}},
-            "/params/neuron/reset must be 'subtract', 'zero' or 'none', got 'hard'",
+            "/params/neuron/reset must be 'subtract', 'zero', 'none' or 'value', got 'hard'",
         ),
         (Params, {"neuron": LIF | {"max_spikes": 0}}, "/params/neuron/max_spikes must be at least 1, got 0"),
         (Params, {"neuron": LIF | {"decay_reset": 1}}, "/params/neuron/decay_reset must be true or false, got 1"),

@@ -176,7 +176,7 @@ def test_nothing_is_ready_before_the_self_test_has_passed() -> None:
     app.state.engine.close()
 
 
-@pytest.mark.parametrize("gradient", ["lif_gradient", "srm_gradient"])
+@pytest.mark.parametrize("gradient", ["lif_gradient", "cuba_lif_gradient", "alif_gradient", "srm_gradient"])
 def test_a_kernel_that_computes_something_else_stops_the_start(monkeypatch: pytest.MonkeyPatch, gradient: Any) -> None:
     right = getattr(exodus_core, gradient)
     monkeypatch.setattr(exodus_core, gradient, lambda *args, **more: type(found := right(*args, **more))(*_off(found)))

@@ -50,7 +50,7 @@ from exodus_client._models.model import Model
 from exodus_client._models.recording import LayerStatistics
 from exodus_client._models.state import IncompatibleKeys, LoadedWeights
 from exodus_client._threads import Future
-from exodus_client.neuron import IF, LIF, SRM, AlphaKernel, ExponentialKernel, SlayerRefractory
+from exodus_client.neuron import ALIF, IF, LIF, SRM, AlphaKernel, CubaLIF, ExponentialKernel, SlayerRefractory
 from exodus_client.surrogate import (
     Arctan,
     Boxcar,
@@ -65,6 +65,7 @@ from exodus_client.surrogate import (
 from exodus_client.wire import WireError
 
 __all__ = [
+    "ALIF",
     "IF",
     "LIF",
     "SRM",
@@ -79,6 +80,7 @@ __all__ = [
     "Client",
     "ClientClosedError",
     "ConflictError",
+    "CubaLIF",
     "DeadlineExceededError",
     "ExodusError",
     "Exponential",

@@ -117,7 +117,7 @@ class Client:
 
         Args:
             method: "exodus" (default; equal to BPTT), "slayer" or "bptt".
-            neuron: `LIF`, `IF` or `SRM`.
+            neuron: `LIF`, `IF`, `CubaLIF`, `ALIF` or `SRM`.
             surrogate: one of `exodus_client.surrogate`; default `Exponential()`.
             membrane: potential before reset, (B, T, N). Or
             input: input current, (B, T, N), from which the server runs the neurons forward. Or
@@ -126,13 +126,18 @@ class Client:
             reset_kernel: for `SRM`, if the neuron has none: taps (K,), or a kernel.
             grad_output: dL/dspikes, (B, T, N). Without it and `grad_membrane` only the forward pass runs.
             grad_membrane: dL/dmembrane by direct paths from the membrane to the loss, (B, T, N).
-            initial_membrane, initial_spikes: state before the first step; a number or an array. Default 0.
+            current: with a membrane, the trace of the synaptic current, (B, T, N), from which the gradients of
+                synapse_alpha and synapse_gain are computed.
+            initial_membrane, initial_spikes, initial_current, initial_adaptation, initial_refractory: state before the
+                first step, as far as the neuron has it; numbers or arrays. Default 0.
             time_dim: axis of time; default 1, batch first.
             output_filter: alpha, in [0, 1], of an exponential filter between spikes and loss; `grad_output` is then
                 about its output.
             result_dtype: dtype of all answers; default that of membrane, input, psp or weight.
-            wrt: neuron parameters whose gradients are wanted too: "alpha", "threshold", "reset_by", "initial_membrane".
-            return_: traces that are wanted too: "spikes", "membrane".
+            wrt: neuron parameters whose gradients are wanted too: those of the neuron but min_membrane, and
+                "initial_membrane", "initial_current", "initial_adaptation".
+            return_: what is wanted too: "spikes", "membrane", and "state", (5, B, N): the membrane, spikes, current,
+                adaptation and refractory steps left after the last step of an input.
             encoding: of `spikes`: "auto" (bits if they are zeros and ones), "raw", "bits" or "events" (few spikes).
             form: "stream" (default), "inline" or "json"; for looking at what is sent.
             wait: False returns a `Future` at once, so that several requests are under way. Do not change the arrays

@@ -110,32 +110,32 @@ struct CoupledStored {
   Real held;  // 1 in the refractory period, else 0
 };
 
-// w[t] from the state of t-1, whose membrane is `membrane` where it has not faded.
+// The adaptation from that of t-1 to that of t; membrane and spikes are those of t-1.
 template <class Real>
-EXODUS_HOST_DEVICE Real next_adaptation(const Coupling& coupling, const CoupledNeuron<Real>& neuron, Real membrane,
-                                        const CoupledState<Real>& state) {
+EXODUS_HOST_DEVICE void adapt(const Coupling& coupling, const CoupledNeuron<Real>& neuron, Real membrane,
+                              CoupledState<Real>& state) {
+  if (!coupling.adaptation) return;
   const Real before = unless_faded(state.adaptation, neuron.adapt_alpha);
   Real adaptation = neuron.adapt_alpha * before;
   if (coupling.senses) adaptation = adaptation + neuron.adapt_membrane * membrane;
-  return adaptation + neuron.adapt_by * state.spikes;
+  state.adaptation = adaptation + neuron.adapt_by * state.spikes;
 }
 
-// Takes the decision of a step on the values that are stored, and counts the refractory steps; no spike is fired in them.
+// The spikes of t, and the steps of the refractory period that are left after it.
 template <class Real>
-EXODUS_HOST_DEVICE void coupled_fire(const Coupling& coupling, const CoupledNeuron<Real>& neuron, Real max_spikes,
+EXODUS_HOST_DEVICE void fire_or_wait(const Coupling& coupling, const CoupledNeuron<Real>& neuron, Real max_spikes,
                                      Real refractory, const CoupledStored<Real>& stored, CoupledState<Real>& state) {
-  const auto waits = state.waiting > Real(0);
   state.spikes = fire(coupling.many_spikes, stored.membrane,
                       adapted_threshold(coupling, neuron, stored.adaptation), max_spikes);
-  if (coupling.waits) {
-    state.spikes = select(waits, Real(0), state.spikes);
-    const Real left = select(waits, state.waiting - Real(1), Real(0));
-    state.waiting = select(state.spikes > Real(0), refractory, left);
-  }
+  if (!coupling.waits) return;
+  const auto waits = state.waiting > Real(0);
+  state.spikes = select(waits, Real(0), state.spikes);
+  const Real left = select(waits, state.waiting - Real(1), Real(0));
+  state.waiting = select(state.spikes > Real(0), refractory, left);
 }
 
 // One step: `state` is that of t-1 in, of t out. The spike decision is taken on what is stored, as in lif_step. In the
-// refractory period the membrane keeps the value that it has after the reset.
+// refractory period the membrane keeps the value that it has after the reset, and no spike is fired.
 template <class Storage, class Real>
 EXODUS_HOST_DEVICE CoupledStored<Real> coupled_step(const Coupling& coupling, const CoupledNeuron<Real>& neuron,
                                                     Real max_spikes, Real refractory, Real input,
@@ -151,7 +151,7 @@ EXODUS_HOST_DEVICE CoupledStored<Real> coupled_step(const Coupling& coupling, co
     state.current = current;
   }
   const Real subtract = subtracted(coupling, neuron, state.adaptation);
-  if (coupling.adaptation) state.adaptation = next_adaptation(coupling, neuron, membrane, state);
+  adapt(coupling, neuron, membrane, state);
   const Real retained = coupled_retained(coupling, neuron, membrane, state.spikes, subtract);
   Real moved = neuron.alpha * retained + drive;
   Real kept = retained;
@@ -165,23 +165,21 @@ EXODUS_HOST_DEVICE CoupledStored<Real> coupled_step(const Coupling& coupling, co
   state.membrane = clip(moved, neuron.min_membrane);
   const CoupledStored<Real> stored{as_stored<Storage>(state.membrane), as_stored<Storage>(state.adaptation),
                                    select(waits, Real(1), Real(0))};
-  coupled_fire(coupling, neuron, max_spikes, refractory, stored, state);
+  fire_or_wait(coupling, neuron, max_spikes, refractory, stored, state);
   return stored;
 }
 
-// One step of neurons whose membrane is known, as stored: adaptation and refractory steps are those of coupled_step, to
-// the bit, unless the adaptation senses a membrane that is rounded where it is stored. The current is not followed.
+// One step of a membrane that is known, as `coupled_step` stored it: the other variables follow from it, but for the current,
+// to the bit unless the adaptation senses a membrane that is rounded where it is stored. `state` is that of t-1 in, of t out.
 template <class Storage, class Real>
-EXODUS_HOST_DEVICE CoupledStored<Real> follow_step(const Coupling& coupling, const CoupledNeuron<Real>& neuron,
-                                                   Real max_spikes, Real refractory, Real membrane,
-                                                   CoupledState<Real>& state) {
-  if (coupling.adaptation) {
-    state.adaptation = next_adaptation(coupling, neuron, unless_faded(state.membrane, neuron.alpha), state);
-  }
+EXODUS_HOST_DEVICE CoupledStored<Real> coupled_trace_step(const Coupling& coupling, const CoupledNeuron<Real>& neuron,
+                                                          Real max_spikes, Real refractory, Real membrane,
+                                                          CoupledState<Real>& state) {
+  adapt(coupling, neuron, unless_faded(state.membrane, neuron.alpha), state);
   state.membrane = membrane;
   const CoupledStored<Real> stored{membrane, as_stored<Storage>(state.adaptation),
                                    select(state.waiting > Real(0), Real(1), Real(0))};
-  coupled_fire(coupling, neuron, max_spikes, refractory, stored, state);
+  fire_or_wait(coupling, neuron, max_spikes, refractory, stored, state);
   return stored;
 }
 

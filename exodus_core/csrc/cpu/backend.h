@@ -27,6 +27,7 @@ struct Cpu {
   static void run(const LifBackwardCall& call);
   static void run(const CoupledForwardCall& call);
   static void run(const CoupledBackwardCall& call);
+  static void run(const CoupledTracesCall& call);
   static void run(const SrmForwardCall& call);
   static void run(const SrmBackwardCall& call);
   static void run(const FilterCall& call);

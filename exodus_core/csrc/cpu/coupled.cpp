@@ -187,7 +187,7 @@ class FollowedTraces {
       block_.membrane = membrane_.block(first + begin);
       block_.adaptation = rows(adaptation_, begin);
       block_.held = rows(held_, begin);
-      row_kernels<Storage>().coupled_follow(block_);
+      row_kernels<Storage>().coupled_traces(block_);
     });
   }
 
@@ -198,7 +198,7 @@ class FollowedTraces {
   RowBuffer<Storage> held_;
   RowBuffer<Real> before_;  // the state before each segment
   RowBuffer<Real> state_;
-  CoupledFollowBlock<Storage> block_{};
+  CoupledTracesBlock<Storage> block_{};
   std::int64_t slots_ = 0;
   std::int64_t segment_ = 0;  // whose traces can be read; none: `segments_`
 };
@@ -292,6 +292,52 @@ void backward(const CoupledBackwardCall& call) {
   });
 }
 
+template <class Storage>
+void traces(const CoupledTracesCall& call) {
+  using Real = compute_t<Storage>;
+  const RowKernels<Storage>& kernels = row_kernels<Storage>();
+  const Layout& layout = call.layout;
+  const Tiling tiling(layout, threads_for(call.membrane.numel()), kMaxTileLanes / 4);
+  const std::int64_t written = call.spikes.numel() + call.adaptation.numel() + call.held.numel();
+  const bool streamed = streams(layout, (call.membrane.numel() + written) * sizeof(Storage));
+  for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
+    const auto rows_of = [&](const Tensor& tensor) {
+      return TileRows<Storage>(wanted<Storage>(tensor), layout, tiling, Direction::forward, streamed && tensor.numel() > 0);
+    };
+    TileRows<const Storage> membrane_rows(elements<Storage>(call.membrane), layout, tiling, Direction::forward);
+    TileRows<Storage> outputs[] = {rows_of(call.spikes), rows_of(call.adaptation), rows_of(call.held)};
+    CoupledParameterRows<Storage> parameter_rows(tiling);
+    RowBuffer<Real> state(kCoupledStates, tiling.width());
+    for (std::int64_t index = first; index < last; ++index) {
+      const Tile tile = tiling[index];
+      membrane_rows.enter(tile);
+      for (TileRows<Storage>& rows : outputs) rows.enter(tile);
+      fill_states(state, call.initial, layout, tile, kernels.vector_lanes);
+      CoupledTracesBlock<Storage> block{};
+      block.width = tile.padded();
+      block.neuron = parameter_rows.of(call.parameters, layout, tile);
+      block.coupling = call.coupling;
+      block.max_spikes = static_cast<Real>(call.max_spikes);
+      block.refractory = static_cast<Real>(call.refractory);
+      block.keeps_spikes = call.spikes.numel() > 0;
+      block.keeps_adaptation = call.adaptation.numel() > 0;
+      block.keeps_held = call.held.numel() > 0;
+      for (int k = 0; k < kCoupledStates; ++k) block.state[k] = state[k];
+      for_each_block(layout.time, Direction::forward, [&](std::int64_t begin, std::int64_t end) {
+        membrane_rows.read(begin, end);
+        for (TileRows<Storage>& rows : outputs) rows.prepare(begin);
+        block.steps = end - begin;
+        block.membrane = membrane_rows.block(begin);
+        block.spikes = outputs[0].block(begin);
+        block.adaptation = outputs[1].block(begin);
+        block.held = outputs[2].block(begin);
+        kernels.coupled_traces(block);
+        for (TileRows<Storage>& rows : outputs) rows.put(begin, end);
+      });
+    }
+  });
+}
+
 }  // namespace
 
 void Cpu::run(const CoupledForwardCall& call) {
@@ -300,6 +346,10 @@ void Cpu::run(const CoupledForwardCall& call) {
 
 void Cpu::run(const CoupledBackwardCall& call) {
   dispatch(call.membrane, [&](auto element) { backward<decltype(element)>(call); });
+}
+
+void Cpu::run(const CoupledTracesCall& call) {
+  dispatch(call.membrane, [&](auto element) { traces<decltype(element)>(call); });
 }
 
 }  // namespace exodus::cpu

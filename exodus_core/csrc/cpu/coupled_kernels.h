@@ -165,28 +165,6 @@ void coupled_forward_block(const CoupledForwardBlock<Storage>& block) {
   finish_streams();
 }
 
-template <class Known, class Storage>
-void coupled_follow_block(const CoupledFollowBlock<Storage>& block) {
-  using Real = VecOf<Storage>;
-  const Real max_spikes(block.max_spikes), refractory(block.refractory);
-  for (std::int64_t begin = 0; begin < block.steps; begin += kVecSteps) {
-    const std::int64_t end = std::min(block.steps, begin + kVecSteps);
-    for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) __attribute__((always_inline)) {
-      const Coupling coupling = Known::of(block.coupling);
-      const CoupledNeuron<Real> neuron = coupled_neuron_at<Storage>(coupling, block.neuron, lane);
-      VecInput<Storage> membrane(block.membrane, true, begin, kVecSteps, lane);
-      CoupledState<Real> state = read_state<Real>(coupling, block.state, slot);
-      for (std::int64_t t = begin; t < end; ++t) {
-        const CoupledStored<Real> stored =
-            follow_step<Storage>(coupling, neuron, max_spikes, refractory, membrane.forward(t), state);
-        if (Known::may_adaptation && block.keeps_adaptation) store_lanes(block.adaptation[t] + lane, stored.adaptation);
-        if (Known::may_wait && block.keeps_held) store_lanes(block.held[t] + lane, stored.held);
-      }
-      write_state(coupling, state, block.state, slot);
-    });
-  }
-}
-
 // The adjoint of the variables that there are; `write_adjoint` leaves the rows of others as they are.
 template <class Real>
 EXODUS_HOST_DEVICE CoupledAdjoint<Real> read_adjoint(const Coupling& coupling,
@@ -340,11 +318,6 @@ void with_known(const Coupling& coupling, bool is_usual, Body body) {
 template <class Storage>
 void coupled_forward(const CoupledForwardBlock<Storage>& block) {
   with_known<Storage>(block.coupling, true, [&](auto known) { coupled_forward_block<decltype(known)>(block); });
-}
-
-template <class Storage>
-void coupled_follow(const CoupledFollowBlock<Storage>& block) {
-  with_known<Storage>(block.coupling, true, [&](auto known) { coupled_follow_block<decltype(known)>(block); });
 }
 
 template <class Storage>

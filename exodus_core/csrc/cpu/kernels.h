@@ -144,24 +144,6 @@ struct CoupledForwardBlock {
   Real* state[kCoupledStates];
 };
 
-// Adaptation and refractory steps that are computed from the membrane; those that are not kept are not written.
-template <class Storage>
-struct CoupledFollowBlock {
-  using Real = compute_t<Storage>;
-  std::int64_t width;
-  std::int64_t steps;
-  CoupledRows<Real> neuron;
-  Coupling coupling;
-  Real max_spikes;
-  Real refractory;
-  RowBlock<const Storage> membrane;
-  RowBlock<Storage> adaptation;
-  RowBlock<Storage> held;
-  bool keeps_adaptation;
-  bool keeps_held;
-  Real* state[kCoupledStates];
-};
-
 // The rows of CoupledAdjoint.
 template <class Real>
 struct CoupledAdjointRows {
@@ -214,6 +196,26 @@ struct CoupledInitialRow {
   CoupledAdjointRows<Real> adjoint;
   Real* gradient[kCoupledStates];
   CoupledSumRows<Real> sums;
+};
+
+// As CoupledForwardBlock, of a membrane that is known.
+template <class Storage>
+struct CoupledTracesBlock {
+  using Real = compute_t<Storage>;
+  std::int64_t width;
+  std::int64_t steps;
+  CoupledRows<Real> neuron;
+  Coupling coupling;
+  Real max_spikes;
+  Real refractory;
+  RowBlock<const Storage> membrane;
+  RowBlock<Storage> spikes;
+  RowBlock<Storage> adaptation;
+  RowBlock<Storage> held;
+  bool keeps_spikes;
+  bool keeps_adaptation;
+  bool keeps_held;
+  Real* state[kCoupledStates];
 };
 
 template <class Storage>
@@ -339,9 +341,9 @@ struct RowKernels {
   void (*lif_backward)(Method, Reset, const LifBackwardBlock<Storage>&);
   void (*lif_initial)(Method, Reset, const LifInitialRow<Real>&);
   void (*coupled_forward)(const CoupledForwardBlock<Storage>&);
-  void (*coupled_follow)(const CoupledFollowBlock<Storage>&);
   void (*coupled_backward)(Method, const CoupledBackwardBlock<Storage>&);
   void (*coupled_initial)(Method, const CoupledInitialRow<Real>&);
+  void (*coupled_traces)(const CoupledTracesBlock<Storage>&);
   void (*surrogate)(const Surrogate<Real>&, std::int64_t width, const Storage* membrane, const Real* threshold,
                     Real* derivative);
   void (*srm_forward)(const SrmForwardRow<Storage>&);

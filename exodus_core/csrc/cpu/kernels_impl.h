@@ -2,6 +2,7 @@
 // compiler's target and EXODUS_VECTOR_BYTES, and includes this file. No arithmetic of neurons is here: it is in csrc/core.
 #include "lif_kernels.h"
 #include "coupled_kernels.h"
+#include "coupled_traces.h"
 #include "sparse_kernels.h"
 
 // Rows never overlap unless both are only read; without this hint the compiler does not vectorise so many pointers.
@@ -275,7 +276,8 @@ template <class Storage>
 constexpr RowKernels<Storage> kernels() {
   using Real = compute_t<Storage>;
   return {kVecLanes<Storage>,   lif_forward<Storage>, lif_backward<Storage>, lif_initial<Real>,
-          coupled_forward<Storage>, coupled_follow<Storage>, coupled_backward<Storage>, coupled_initial<Real>,
+          coupled_forward<Storage>, coupled_backward<Storage>, coupled_initial<Real>,
+          coupled_traces<Storage>,
           surrogate<Storage>,   srm_forward<Storage>, srm_backward<Storage>, add_tap<Real>,
           push_modes<Real>,     load_row<Storage>,    store_row<Storage>,    turn<true, Storage>,
           turn<false, Storage>, stream_rows<Storage>, dot<Storage>,       add_panel_rows<Real>,

@@ -277,4 +277,84 @@ void Cuda::run(const CoupledBackwardCall& call) {
   });
 }
 
+namespace {
+
+template <class Storage>
+struct CoupledTracesArgs {
+  using Real = compute_t<Storage>;
+  Sweep<Storage, 1, 3, 0> sweep;  // membrane -> spikes, adaptation, refractory steps
+  DeviceCoupled<Storage> neurons;
+  Coupling coupling;
+  Real max_spikes;
+  Real refractory;
+  const Real* initial;
+};
+
+template <class Storage>
+struct TracesLane {
+  using Real = compute_t<Storage>;
+  const CoupledTracesArgs<Storage>& args;
+  CoupledNeuron<Real> neuron;
+  CoupledState<Real> state;
+
+  __device__ __forceinline__ TracesLane(const CoupledTracesArgs<Storage>& args, std::int64_t lane)
+      : args(args),
+        neuron(args.neurons.of(lane % args.sweep.layout.inner)),
+        state(state_of(args.initial, lane, args.sweep.layout.lanes())) {}
+
+  __device__ __forceinline__ void step(const Storage (&from)[1], Storage (&to)[3]) {
+    const CoupledStored<Real> stored =
+        coupled_trace_step<Storage>(args.coupling, neuron, args.max_spikes, args.refractory, load(from[0]), state);
+    to[0] = store<Storage>(state.spikes);
+    to[1] = store<Storage>(stored.adaptation);
+    to[2] = store<Storage>(stored.held);
+  }
+};
+
+template <class Storage>
+__global__ void __launch_bounds__(kThreads, 1) coupled_traces_in_place(CoupledTracesArgs<Storage> args) {
+  EXODUS_SHARED_MEMORY(shared);
+  const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (mine >= args.sweep.layout.lanes()) return;
+  TracesLane<Storage> lane(args, mine);
+  sweep_in_place<1, kGroupOfLongSteps<Storage>>(
+      args.sweep, mine, shared, step_by_step([&](const Storage(&from)[1], Storage(&to)[3]) { lane.step(from, to); }));
+}
+
+template <class Storage>
+__global__ void __launch_bounds__(kStagedLanes, 1) coupled_traces_staged(CoupledTracesArgs<Storage> args, int unit) {
+  EXODUS_SHARED_MEMORY(shared);
+  const StagedBlock block = StagedBlock::of(args.sweep.layout);
+  TracesLane<Storage> lane(args, block.lane());
+  sweep_staged<false>(args.sweep, block, unit, shared,
+                      step_by_step([&](const Storage(&from)[1], Storage(&to)[3]) { lane.step(from, to); }));
+}
+
+}  // namespace
+
+void Cuda::run(const CoupledTracesCall& call) {
+  const OnDeviceOf device(call.membrane);
+  dispatch(call.membrane, [&](auto element) {
+    using Storage = decltype(element);
+    using Real = compute_t<Storage>;
+    const CoupledTracesArgs<Storage> args{{call.layout,
+                                           false,
+                                           {elements<Storage>(call.membrane)},
+                                           {wanted<Storage>(call.spikes), wanted<Storage>(call.adaptation),
+                                            wanted<Storage>(call.held)}},
+                                          DeviceCoupled<Storage>(call.parameters),
+                                          call.coupling,
+                                          static_cast<Real>(call.max_spikes),
+                                          static_cast<Real>(call.refractory),
+                                          elements<Real>(call.initial)};
+    if (call.layout.inner < kMinInPlaceLanes) {
+      EXODUS_LAUNCH((coupled_traces_staged<Storage>), staged_blocks(call.layout), kStagedLanes,
+                    staged_bytes(call.layout, args.sweep.given(), 3), device.stream(), args, staged_unit(args.sweep));
+    } else {
+      EXODUS_LAUNCH((coupled_traces_in_place<Storage>), blocks_for(call.layout.lanes(), kThreads), kThreads,
+                    (ring_bytes<1, kGroupOfLongSteps<Storage>>(args.sweep, device)), device.stream(), args);
+    }
+  });
+}
+
 }  // namespace exodus::cuda

@@ -22,7 +22,7 @@ METHODS = ("exodus", "slayer", "bptt")
 RESETS = ("subtract", "zero", "none")
 #: The resets of neurons whose parameters include the value that they are reset to.
 NEURON_RESETS = (*RESETS, "value")
-NEURONS = ("lif", "if", "srm")
+NEURONS = ("lif", "if", "cuba_lif", "alif", "srm")
 LARGEST = 2**31 - 1
 #: Steps are counted in float32, which has every integer up to here.
 LARGEST_REFRACTORY = 2**24

@@ -11,7 +11,7 @@ import torch
 from exodus_core import ops
 from exodus_core._library import CUDA
 from exodus_core._version import __version__
-from exodus_core.arguments import FLOATS, METHODS, NEURONS, RESETS
+from exodus_core.arguments import FLOATS, METHODS, NEURON_RESETS, NEURONS
 from exodus_core.sparse.product import ENABLED
 from exodus_core.surrogate import KINDS
 
@@ -36,7 +36,7 @@ def capabilities() -> dict[str, Any]:
         "python": platform.python_version(),
         "methods": list(METHODS),
         "neurons": list(NEURONS),
-        "resets": list(RESETS),
+        "resets": list(NEURON_RESETS),
         "surrogates": sorted(KINDS),
         "kernels": ["taps", "exponential", "alpha"],
         "dtypes": [str(dtype).removeprefix("torch.") for dtype in FLOATS],

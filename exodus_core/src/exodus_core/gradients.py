@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,38 +11,36 @@ from torch import Tensor
 from exodus_core import arguments, ops, reference
 from exodus_core.arguments import LifOptions
 from exodus_core.autograd import threshold_gradient
-from exodus_core.errors import ArgumentError
+from exodus_core.coupled_gradients import neurons_gradients
 from exodus_core.kernels import Kernel
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
+from exodus_core.trace_gradients import bptt_gradients, check_trace, recordable, wanted_names
 
 
 class LifGradient(NamedTuple):
     """dL/d(argument) of `lif`; None if it was not asked for."""
 
     input: Tensor
-    alpha: Tensor | None
-    threshold: Tensor | None
-    reset_by: Tensor | None
-    initial_membrane: Tensor | None
+    alpha: Tensor | None = None
+    threshold: Tensor | None = None
+    reset_by: Tensor | None = None
+    initial_membrane: Tensor | None = None
+
+
+class LifValueGradient(NamedTuple):
+    """The same with reset "value", where spikes subtract nothing."""
+
+    input: Tensor
+    alpha: Tensor | None = None
+    threshold: Tensor | None = None
+    reset_to: Tensor | None = None
+    initial_membrane: Tensor | None = None
 
 
 class SrmGradient(NamedTuple):
     """dL/d(argument) of `srm`."""
 
     psp: Tensor
-
-
-_PARAMETERS = LifGradient._fields[1:]
-
-
-def _wanted(wrt: Collection[str] | None, parameters: dict[str, float | Tensor | None]) -> set[str]:
-    if wrt is None:
-        return {name for name, value in parameters.items() if isinstance(value, Tensor)}
-    wanted = {wrt} if isinstance(wrt, str) else set(wrt)
-    unknown = wanted - set(LifGradient._fields)
-    if unknown:
-        raise ArgumentError("wrt", f"names of {', '.join(LifGradient._fields)}", ", ".join(sorted(unknown)))
-    return wanted - {"input"}
 
 
 def _sum_to(lanes: Tensor, parameter: float | Tensor | None) -> Tensor:
@@ -52,47 +50,6 @@ def _sum_to(lanes: Tensor, parameter: float | Tensor | None) -> Tensor:
     if parameter.numel() == 1:
         return lanes.sum(dtype=torch.float64).reshape(parameter.shape).to(parameter.dtype)
     return lanes.double().sum_to_size(parameter.shape).to(parameter.dtype)
-
-
-def _recordable(value: Any) -> Any:
-    """A value that autograd may save: a copy of a tensor made in inference mode, anything else as it is."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-
-def _bptt(
-    membrane: Tensor,
-    grad_spikes: Tensor,
-    grad_membrane: Tensor | None,
-    parameters: dict[str, float | Tensor | None],
-    wanted: set[str],
-    options: LifOptions,
-) -> LifGradient:
-    """The gradients by autograd through the loop, pinned to the trace (section 6 of docs/equations.md)."""
-    dtype = ops.compute_dtype(membrane.dtype)
-    with torch.inference_mode(False), torch.enable_grad():
-        leaves = {
-            name: torch.as_tensor(0.0 if value is None else value, dtype=dtype, device=membrane.device)
-            .detach()
-            .clone()
-            .requires_grad_()
-            for name, value in parameters.items()
-            if name in wanted
-        }
-        given: dict[str, Any] = {"alpha": parameters["alpha"], **options, "method": "bptt", **leaves}
-        x, spikes, looped = reference.lif_on_trace(
-            membrane, **{name: _recordable(value) for name, value in given.items()}
-        )
-        outputs, grads = [spikes], [grad_spikes.to(dtype)]
-        if grad_membrane is not None:
-            outputs.append(looped)
-            grads.append(grad_membrane.to(dtype))
-        found = torch.autograd.grad(outputs, [x, *leaves.values()], grads, allow_unused=True, materialize_grads=True)
-    by_name: dict[str, Tensor] = dict(zip(leaves, found[1:], strict=True))
-    for name, gradient in by_name.items():
-        value = parameters[name]
-        if isinstance(value, Tensor):
-            by_name[name] = gradient.to(value.dtype)
-    return LifGradient(found[0].to(membrane.dtype), *(by_name.get(name) for name in _PARAMETERS))
 
 
 def lif_gradient(
@@ -110,34 +67,34 @@ def lif_gradient(
     initial_spikes: float | Tensor | None = None,
     min_membrane: float | Tensor | None = None,
     max_spikes: int = 1,
+    reset_to: float | Tensor | None = None,
+    detach_reset: bool = False,
+    refractory: int = 0,
     time_dim: int = 1,
     grad_membrane: Tensor | None = None,
     wrt: Collection[str] | None = None,
-) -> LifGradient:
+) -> LifGradient | LifValueGradient:
     """Gradients of a LIF or IF neuron whose membrane is known (section 3 of docs/equations.md).
 
     Args:
         membrane: u, as `lif` returns it, shape (outer..., time, inner...), float32, float64, float16 or bfloat16.
         grad_spikes: g = dL/ds, with the shape and dtype of membrane.
         grad_membrane: h = dL/du by paths that do not pass through the spikes, likewise, or None.
-        wrt: gradients to compute besides that of the input: names from alpha, threshold, reset_by, initial_membrane.
-            None means the arguments that are tensors.
+        wrt: gradients to compute besides that of the input: names from alpha, threshold, reset_by (reset_to with reset
+            "value"), initial_membrane. None means the arguments that are tensors.
 
     The other arguments are those of `lif`.
 
     Returns:
-        LifGradient(input, alpha, threshold, reset_by, initial_membrane): dL/dx with the shape and dtype of membrane; a
-        parameter's gradient with its shape and dtype, 0-d if the parameter is a float; None if not asked for. If
-        reset_by is None, the gradient of the threshold includes it.
+        LifGradient(input, alpha, threshold, reset_by, initial_membrane), or LifValueGradient with reset_to in place of
+        reset_by: dL/dx with the shape and dtype of membrane; a parameter's gradient with its shape and dtype, 0-d if
+        the parameter is a float; None if not asked for. If reset_by is None, the gradient of the threshold includes it.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong value or shape.
     """
-    time_dim = arguments.check_signal("membrane", membrane, time_dim)
-    arguments.check_like("grad_spikes", grad_spikes, "membrane", membrane)
-    if grad_membrane is not None:
-        arguments.check_like("grad_membrane", grad_membrane, "membrane", membrane)
+    time_dim = check_trace(membrane, grad_spikes, grad_membrane, time_dim)
     options: LifOptions = {
         "threshold": threshold,
         "reset": reset,
@@ -149,16 +106,21 @@ def lif_gradient(
         "initial_spikes": initial_spikes,
         "min_membrane": min_membrane,
         "max_spikes": max_spikes,
+        "reset_to": reset_to,
+        "detach_reset": detach_reset,
+        "refractory": refractory,
         "time_dim": time_dim,
     }
+    if arguments.is_coupled(**options):
+        kind = LifValueGradient if reset == "value" else LifGradient
+        grads = (grad_spikes, grad_membrane)
+        return kind(**neurons_gradients(kind._fields, membrane, *grads, alpha, None, wrt, **options))
     settings, tensors = arguments.lif_arguments(membrane, alpha, **options)
     parameters = {"alpha": alpha, "threshold": threshold, "reset_by": reset_by, "initial_membrane": initial_membrane}
-    wanted = _wanted(wrt, parameters)
-    if "reset_by" in wanted and reset_by is None:
-        hint = "its gradient is part of the threshold's"
-        raise ArgumentError("wrt", "names of parameters that are not None", "reset_by", hint)
+    wanted = wanted_names(wrt, LifGradient._fields, parameters)
     if method == "bptt":
-        return _bptt(membrane, grad_spikes, grad_membrane, parameters, wanted, options)
+        loop = reference.lif_on_trace
+        return LifGradient(**bptt_gradients(loop, membrane, grad_spikes, grad_membrane, parameters, wanted, options))
     with torch.no_grad():
         grad_input, lanes = ops.lif_backward(
             membrane.contiguous(),
@@ -175,13 +137,11 @@ def lif_gradient(
             time_dim,
         )
         if not wanted:
-            return LifGradient(grad_input, None, None, None, None)
+            return LifGradient(grad_input)
         lanes = lanes.view(len(ops.LANE_GRADIENTS), *membrane.shape[:time_dim], *membrane.shape[time_dim + 1 :])
         by_name = dict(zip(ops.LANE_GRADIENTS, lanes, strict=True))
         by_name["threshold"] = threshold_gradient(lanes, tied=reset_by is None)
-        return LifGradient(
-            grad_input, *(_sum_to(by_name[name], parameters[name]) if name in wanted else None for name in _PARAMETERS)
-        )
+        return LifGradient(grad_input, **{name: _sum_to(by_name[name], parameters[name]) for name in wanted})
 
 
 def srm_gradient(
@@ -211,17 +171,14 @@ def srm_gradient(
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong value or shape.
     """
-    time_dim = arguments.check_signal("membrane", membrane, time_dim)
-    arguments.check_like("grad_spikes", grad_spikes, "membrane", membrane)
-    if grad_membrane is not None:
-        arguments.check_like("grad_membrane", grad_membrane, "membrane", membrane)
+    time_dim = check_trace(membrane, grad_spikes, grad_membrane, time_dim)
     settings, taps, thresholds = arguments.srm_arguments(membrane, reset_kernel, threshold, surrogate, method, time_dim)
     if method == "bptt":
         with torch.inference_mode(False), torch.enable_grad():
             psp, spikes, looped = reference.srm_on_trace(
                 membrane,
-                _recordable(reset_kernel),
-                threshold=_recordable(threshold),
+                recordable(reset_kernel),
+                threshold=recordable(threshold),
                 surrogate=surrogate,
                 time_dim=time_dim,
             )

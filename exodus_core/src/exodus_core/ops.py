@@ -48,12 +48,17 @@ def _lane_gradient_bytes(rows: int) -> Callable[..., int]:
     return count
 
 
+def _kept_bytes(first: Tensor, *arguments: Any) -> int:
+    """Of the traces that neurons with coupled variables keep."""
+    kept, _ = arguments[-2:]
+    return int(kept).bit_count() * first.nbytes
+
+
 def _traced_bytes(first: Tensor, *arguments: Any) -> int:
     """Of the traces that neurons with coupled variables keep, and of their last state."""
-    kept, time_dim = arguments[-2:]
-    outer, inner = _lane_shape(first, time_dim)
+    outer, inner = _lane_shape(first, arguments[-1])
     states = len(COUPLED_STATES) * outer * inner * compute_dtype(first.dtype).itemsize
-    return states + int(kept).bit_count() * first.nbytes
+    return states + _kept_bytes(first, *arguments)
 
 
 # Bytes of taps for each lane beyond which the kernels keep the past of a block in global memory, at the earliest.
@@ -111,10 +116,12 @@ COUPLED_PARAMETERS = (
 )
 COUPLED_STATES = ("membrane", "spikes", "current", "adaptation", "refractory")
 
-# Bits of the argument `couplings`, those of Coupling::of, and of `kept`.
+# Bits of the argument `couplings`, those of Coupling::of, and of `kept`; KEPT_SPIKES stands for KEPT_CURRENT where the
+# membrane is given.
 COUPLING_SYNAPSE, COUPLING_ADAPTATION, COUPLING_DELAYED, COUPLING_TIED = 1, 2, 4, 8
 COUPLING_SENSES, COUPLING_INHIBITS, COUPLING_RAISES = 16, 32, 64
 KEPT_CURRENT, KEPT_ADAPTATION, KEPT_REFRACTORY = 1, 2, 4
+KEPT_SPIKES = 1
 
 
 def follows_membrane(x: Tensor, couplings: int) -> bool:
@@ -138,6 +145,9 @@ coupled_backward: _Pair = with_room(
     torch.ops.exodus.coupled_backward.default,
     outputs=1,
     more=_lane_gradient_bytes(len(COUPLED_STATES) + len(COUPLED_PARAMETERS)),
+)
+coupled_traces: Callable[..., tuple[Tensor, Tensor, Tensor]] = with_room(
+    torch.ops.exodus.coupled_traces.default, outputs=0, more=_kept_bytes
 )
 srm_forward: _Pair = with_room(torch.ops.exodus.srm_forward.default, outputs=2, more=_past_bytes)
 srm_backward: _Pair = with_room(torch.ops.exodus.srm_backward.default, outputs=1, more=_srm_backward_bytes)
@@ -247,6 +257,25 @@ def _(
     shape = (len(COUPLED_STATES), *_lane_shape(input, time_dim))
     last = input.new_empty(shape, dtype=compute_dtype(input.dtype))
     return torch.empty_like(input), torch.empty_like(input), *traces, last
+
+
+@torch.library.register_fake("exodus::coupled_traces")
+def _(
+    membrane: Tensor,
+    numbers: Sequence[float],
+    parameters: Tensor | None,
+    initial: Tensor | None,
+    max_spikes: float,
+    refractory: int,
+    reset: int,
+    couplings: int,
+    kept: int,
+    time_dim: int,
+) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.empty_like(membrane) if kept & bit else membrane.new_empty((0,))
+        for bit in (KEPT_SPIKES, KEPT_ADAPTATION, KEPT_REFRACTORY)
+    )
 
 
 @torch.library.register_fake("exodus::coupled_backward")

@@ -21,7 +21,7 @@ from exodus_core.surrogate import Exponential, Surrogate
 
 _DEFAULT_SURROGATE = Exponential()
 
-__all__ = ["coupled_lif", "filter", "lif", "lif_on_trace", "srm", "srm_on_trace"]
+__all__ = ["coupled_lif", "coupled_on_trace", "filter", "lif", "lif_on_trace", "srm", "srm_on_trace"]
 
 
 class _Spike(torch.autograd.Function):
@@ -72,9 +72,21 @@ def _as_tensor(value: float | Tensor, like: Tensor) -> Tensor:
     return tensor.reshape(()) if tensor.numel() == 1 else tensor  # (1, 1, 1) must not add dimensions to a neuron
 
 
-def _pin(looped: Tensor, given: Tensor) -> Tensor:
+class _Pinned(torch.autograd.Function):
     """The value of `given` with the gradient of `looped` (section 6), so that rounding cannot flip a spike."""
-    return looped + (given - looped).detach()
+
+    @staticmethod
+    def forward(ctx: Any, looped: Tensor, given: Tensor) -> Tensor:
+        return given.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _pin(looped: Tensor, given: Tensor) -> Tensor:
+    result: Tensor = _Pinned.apply(looped, given)  # type: ignore[no-untyped-call]
+    return result
 
 
 @dataclass(frozen=True)
@@ -215,13 +227,36 @@ def lif_on_trace(
     initial_spikes: float | Tensor | None = None,
     min_membrane: float | Tensor | None = None,
     max_spikes: int = 1,
+    reset_to: float | Tensor | None = None,
+    detach_reset: bool = False,
+    refractory: int = 0,
     time_dim: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loop of `lif` on a membrane trace that is given (section 6).
 
     Returns (x, spikes, membrane): the input recovered from the trace, a leaf that requires a gradient, and the outputs
-    of the loop, in the compute dtype. dL/dx of any loss is then `torch.autograd.grad(loss, x)`.
+    of the loop, in the compute dtype. dL/dx of any loss is then `torch.autograd.grad(loss, x)`. With the last options
+    they are those of `coupled_on_trace`.
     """
+    if reset == "value" or detach_reset or refractory:
+        return coupled_on_trace(
+            membrane,
+            alpha,
+            threshold=threshold,
+            reset=reset,
+            reset_by=reset_by,
+            decay_reset=decay_reset,
+            surrogate=surrogate,
+            method=method,
+            initial_membrane=initial_membrane,
+            initial_spikes=initial_spikes,
+            min_membrane=min_membrane,
+            max_spikes=max_spikes,
+            reset_to=reset_to,
+            detach_reset=detach_reset,
+            refractory=refractory,
+            time_dim=time_dim,
+        )
     trace = _time_first(membrane.detach(), time_dim)
     neuron = _lif_neuron(
         trace, membrane.dtype, alpha, threshold, reset, reset_by, decay_reset, min_membrane, max_spikes, method
@@ -278,9 +313,47 @@ def coupled_lif(
     The arguments are those of `exodus_core.alif` and `exodus_core.cuba_lif`. Returns (spikes, membrane, last): last is
     the state after the last step, (5, lanes): membrane, spikes, current, adaptation, refractory steps left.
     """
+    options = dict(locals())
+    del options["x"], options["time_dim"]
+    spikes, membranes, last = _coupled_loop(_time_first(x, time_dim), x.dtype, **options)
+    return _stack(spikes, x, time_dim), _stack(membranes, x, time_dim), last
+
+
+def _coupled_loop(
+    drive: Tensor,
+    dtype: torch.dtype,
+    alpha: float | Tensor,
+    *,
+    trace: Tensor | None = None,
+    current_trace: Tensor | None = None,
+    threshold: float | Tensor = 1.0,
+    reset: str = "subtract",
+    reset_by: float | Tensor | None = None,
+    decay_reset: bool = False,
+    surrogate: Surrogate = _DEFAULT_SURROGATE,
+    method: str = "bptt",
+    initial_membrane: float | Tensor | None = None,
+    initial_spikes: float | Tensor | None = None,
+    initial_current: float | Tensor | None = None,
+    initial_adaptation: float | Tensor | None = None,
+    initial_refractory: float | Tensor | None = None,
+    min_membrane: float | Tensor | None = None,
+    max_spikes: int = 1,
+    reset_to: float | Tensor | None = None,
+    detach_reset: bool = False,
+    refractory: int = 0,
+    synapse_alpha: float | Tensor | None = None,
+    synapse_gain: float | Tensor = 1.0,
+    synapse_delayed: bool = False,
+    adapt_alpha: float | Tensor | None = None,
+    adapt_by: float | Tensor = 1.0,
+    adapt_membrane: float | Tensor = 0.0,
+    adapt_threshold: float | Tensor = 0.0,
+    adapt_current: float | Tensor = 0.0,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Spikes and membranes of each step, stored in a dtype, and the last state; time is first, of the traces too."""
     check_method(method)
     reset_code(reset, decay_reset, max_spikes)
-    drive = _time_first(x, time_dim)
 
     def value(given: float | Tensor) -> Tensor:
         return _as_tensor(given, drive)
@@ -290,14 +363,14 @@ def coupled_lif(
     gamma = value(0.0 if adapt_alpha is None else adapt_alpha)
     by, of_membrane = value(adapt_by), value(adapt_membrane)
     raises, inhibits = value(adapt_threshold), value(adapt_current)
-    least = _stored(value(floor), x.dtype)
+    least = _stored(value(floor), dtype)
     target = value(0.0 if reset_to is None else reset_to)
     slayer = method == "slayer"
     u, s = _state(initial_membrane, drive), _state(initial_spikes, drive)
     i, w = _state(initial_current, drive), _state(initial_adaptation, drive)
     waiting = _state(initial_refractory, drive).detach()
     membranes, spikes = [], []
-    for x_t in drive.unbind():
+    for n, x_t in enumerate(drive.unbind()):
         fed_back = s.detach() if slayer else s  # SLAYER: no gradient through the spikes to the state
         reset_s = s.detach() if slayer or detach_reset else s
         u_before, w_before = u, w
@@ -305,6 +378,8 @@ def coupled_lif(
         if synapse_alpha is not None:
             before = i
             i = beta * before + x_t
+            if current_trace is not None:
+                i = _pin(i, current_trace[n])
             current = gain * (before if synapse_delayed else i)
         subtract = theta if reset_by is None else value(reset_by)
         if adapt_alpha is not None:
@@ -325,16 +400,36 @@ def coupled_lif(
             moved = moved - inhibits * w
         waits = waiting > 0
         integrated = torch.where(waits, held, moved)
-        u = torch.where(integrated <= least, least, integrated)
-        stored = _stored(u, x.dtype)
-        raised = theta if adapt_alpha is None else theta + raises * _stored(w, x.dtype)
+        clipped = (integrated if trace is None else trace[n]) <= least
+        u = torch.where(clipped, least, integrated)
+        if trace is not None:
+            u = _pin(u, trace[n])
+        stored = _stored(u, dtype)
+        raised = theta if adapt_alpha is None else theta + raises * _stored(w, dtype)
         fired = _spike(stored, raised.expand_as(stored) if raised.dim() else raised, surrogate, max_spikes)
         s = torch.where(waits, torch.zeros_like(fired), fired)
         waiting = torch.where(s > 0, float(refractory), torch.where(waits, waiting - 1, 0.0)).detach()
         membranes.append(stored)
         spikes.append(s)
     last = torch.stack([part.expand(drive.shape[1:]).reshape(-1) for part in (u, s, i, w, waiting)])
-    return _stack(spikes, x, time_dim), _stack(membranes, x, time_dim), last
+    return spikes, membranes, last
+
+
+def coupled_on_trace(
+    membrane: Tensor, alpha: float | Tensor, *, current: Tensor | None = None, time_dim: int = 1, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loop of `coupled_lif` on a membrane trace that is given, and on that of the current if it is (section 6).
+
+    Returns (x, spikes, membrane) as `lif_on_trace` does, with zeros for x: an input cannot be recovered where the
+    membrane is clipped or does not see it, and no gradient depends on its value.
+    """
+    trace = _time_first(membrane.detach(), time_dim)
+    currents = None if current is None else _time_first(current.detach(), time_dim)
+    x = torch.zeros_like(trace).movedim(0, time_dim).requires_grad_()
+    spikes, membranes, _ = _coupled_loop(
+        x.movedim(time_dim, 0), membrane.dtype, alpha, trace=trace, current_trace=currents, **options
+    )
+    return x, _stack(spikes, x, time_dim), _stack(membranes, x, time_dim)
 
 
 class _TapsState:

@@ -27,6 +27,7 @@ _KINDS: dict[str, tuple[list[int], list[int]]] = {
     "srm_backward": ([*[_SIGNAL] * 3, *_KERNEL], [_SIGNAL, _LANES]),
     "filter": ([_SIGNAL, _TAPS], [_SIGNAL]),
     "coupled_forward": ([_SIGNAL, _OTHER, _TAPS, _STATES], [*[_SIGNAL] * 5, _LANES]),
+    "coupled_traces": ([_SIGNAL, _OTHER, _TAPS, _STATES], [_SIGNAL] * 3),
     "coupled_backward": ([*[_SIGNAL] * 6, _STATES, _OTHER, _TAPS, _STATES], [_SIGNAL, _LANES]),
 }
 

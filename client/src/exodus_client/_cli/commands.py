@@ -3,7 +3,7 @@
 # No `from __future__ import annotations`: typer reads the annotations.
 import json
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import typer
@@ -13,7 +13,7 @@ from exodus_client._cli.command_line import NO_SERVER, ApiKey, Seconds, Url, cli
 from exodus_client._cli.model_commands import models
 from exodus_client._cli.plugins import add_plugins
 from exodus_client._gradients.result import GradientArguments, Gradients, Method
-from exodus_client.neuron import IF, LIF, MODELS, SRM, Neuron, Reset
+from exodus_client.neuron import IF, LIF, SRM, Neuron
 from exodus_client.surrogate import KINDS
 
 app = typer.Typer(
@@ -25,7 +25,10 @@ app = typer.Typer(
 )
 app.add_typer(models)
 
-NeuronModel = Annotated[str, typer.Option(metavar=f"[{'|'.join(MODELS)}]")]
+#: Neurons that the options of the command describe.
+_MODELS = ("lif", "if", "srm")
+
+NeuronModel = Annotated[str, typer.Option(metavar=f"[{'|'.join(_MODELS)}]")]
 SurrogateKind = Annotated[str, typer.Option(metavar=f"[{'|'.join(KINDS)}]")]
 
 NpyFile = Annotated[Path | None, typer.Option(metavar="FILE.npy", show_default=False)]
@@ -68,7 +71,7 @@ def gradient(
     neuron: NeuronModel = "lif",
     alpha: Annotated[float | None, typer.Option(help="Decay in one step; for lif.", show_default=False)] = None,
     threshold: float = 1.0,
-    reset: Reset = "subtract",
+    reset: Literal["subtract", "zero", "none"] = "subtract",
     reset_by: Annotated[float | None, typer.Option(help="What a spike subtracts.", show_default="threshold")] = None,
     decay_reset: Annotated[bool, typer.Option("--decay-reset", help="Reset before the decay.")] = False,
     surrogate: SurrogateKind = "exponential",
@@ -125,7 +128,7 @@ def gradient(
 
 
 def _neuron(model: str, alpha: float | None, **parameters: Any) -> Neuron:
-    if one_of("--neuron", model, MODELS) == "lif":
+    if one_of("--neuron", model, _MODELS) == "lif":
         if alpha is None:
             raise unfit(ValueError, "--alpha", "the decay in one step, such as 0.95, with --neuron lif", "nothing")
         return LIF(alpha, **parameters)

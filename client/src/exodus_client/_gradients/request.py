@@ -12,22 +12,24 @@ from exodus_client._gradients.result import (
     GradientRequest,
     Kind,
     Method,
-    Parameter,
     SpikeEncoding,
     Trace,
 )
-from exodus_client.neuron import IF, LIF, SRM, Neuron, Operands
+from exodus_client.neuron import ALIF, IF, LIF, SRM, STATES, CubaLIF, Neuron, Operands
 from exodus_client.surrogate import Exponential, Surrogate
 from exodus_client.wire import FLOATS, Form, Message, Tensor
 
 _SOURCES = ("membrane", "input", "spikes", "weight", "psp")
-_ALLOWED: dict[type, tuple[set[str], ...]] = {
-    LIF: ({"membrane"}, {"input"}, {"spikes", "weight"}),
-    IF: ({"membrane"}, {"input"}, {"spikes", "weight"}),
+_ALLOWED: dict[type[Neuron], tuple[set[str], ...]] = {
+    **dict.fromkeys((LIF, IF, CubaLIF, ALIF), ({"membrane"}, {"input"}, {"spikes", "weight"})),
     SRM: ({"membrane"}, {"psp"}),
 }
 _GRADIENTS = ("grad_output", "grad_membrane")
-_INITIAL = ("initial_membrane", "initial_spikes")
+_INITIAL = tuple(f"initial_{name}" for name in STATES)
+#: Parameters that a neuron has if another is not None.
+_PRESENT_WITH = {name: name for name in ("reset_by", "reset_to", "synapse_alpha")} | {"synapse_gain": "synapse_alpha"}
+#: Parameters whose gradients depend on the trace of the synaptic current.
+_OF_THE_CURRENT = ("synapse_alpha", "synapse_gain")
 
 
 def gradient_request(arguments: GradientArguments) -> GradientRequest:
@@ -49,6 +51,8 @@ def gradient_request(arguments: GradientArguments) -> GradientRequest:
         if name in given:
             _expect_shape(_float_tensor(name, given, operands), shape, reference)
     wrt, traces = _wanted(given, neuron)
+    if _takes_current(given, neuron, wrt):
+        _expect_shape(_float_tensor("current", given, operands), shape, reference)
     kind = Kind.of([given[name] for name in _SOURCES if name in given])
     params: dict[str, Any] = {
         "neuron": neuron.params(operands) | _initial(given, operands),
@@ -68,18 +72,22 @@ def gradient_request(arguments: GradientArguments) -> GradientRequest:
 
 def _neuron(given: dict[str, Any]) -> Neuron:
     neuron = given.get("neuron")
-    if not isinstance(neuron, LIF | IF | SRM):
-        raise unfit(TypeError, "neuron", "LIF(...), IF(...) or SRM(...)", type(neuron).__name__)
+    if not isinstance(neuron, Neuron):
+        expected = "LIF(...), IF(...), CubaLIF(...), ALIF(...) or SRM(...)"
+        raise unfit(TypeError, "neuron", expected, type(neuron).__name__)
+    kind = type(neuron).__name__
+    for name in _INITIAL:
+        if name in given and name.removeprefix("initial_") not in neuron.states:
+            having = [f"{cls.__name__}(...)" for cls in _ALLOWED if name.removeprefix("initial_") in cls.states]
+            expected = " or ".join(filter(None, (", ".join(having[:-1]), having[-1])))
+            raise unfit(TypeError, "neuron", f"{expected} with {name}", f"{kind}(...)")
     if not isinstance(neuron, SRM):
         if "reset_kernel" in given:
-            raise unfit(TypeError, "neuron", "SRM(...) with reset_kernel", f"{type(neuron).__name__}(...)")
+            raise unfit(TypeError, "neuron", "SRM(...) with reset_kernel", f"{kind}(...)")
         return neuron
     if (neuron.reset_kernel is None) != ("reset_kernel" in given):
         count = "none" if neuron.reset_kernel is None else "both"
         raise unfit(TypeError, "reset_kernel", "given once, in neuron=SRM(...) or as a keyword", count)
-    for name in _INITIAL:
-        if name in given:
-            raise unfit(TypeError, "neuron", f"LIF(...) or IF(...) with {name}", "SRM(...)")
     return dataclasses.replace(neuron, reset_kernel=given.get("reset_kernel", neuron.reset_kernel))
 
 
@@ -134,10 +142,16 @@ def _time_dim(time_dim: Any, shape: tuple[int, ...], *, fixed_last: bool) -> int
 
 def _wanted(given: dict[str, Any], neuron: Neuron) -> tuple[list[str], list[str]]:
     """Names of parameter gradients and traces to return; a request has to ask for something."""
-    wrt = _names("wrt", given.get("wrt", ()), get_args(Parameter))
     traces = _names("return_", given.get("return_", ()), get_args(Trace))
+    if "state" in traces and (isinstance(neuron, SRM) or "membrane" in given):
+        got = "SRM" if isinstance(neuron, SRM) else "membrane"
+        raise unfit(TypeError, "return_", "without 'state' for SRM or a membrane", got)
+    wrt = _names("wrt", given.get("wrt", ()), _parameters(neuron))
     if wrt and isinstance(neuron, SRM):
         raise unfit(TypeError, "wrt", "empty for SRM", ", ".join(wrt))
+    for name in wrt:
+        if name in _PRESENT_WITH and getattr(neuron, _PRESENT_WITH[name]) is None:
+            raise unfit(ValueError, "wrt", "names of parameters that the neuron has", name)
     if not any(name in given for name in _GRADIENTS):
         if "membrane" in given or not traces:
             advice = "without it a request runs forward, and needs return_ and no membrane"
@@ -145,6 +159,24 @@ def _wanted(given: dict[str, Any], neuron: Neuron) -> tuple[list[str], list[str]
         if wrt:
             raise unfit(TypeError, "wrt", "empty without grad_output and grad_membrane", ", ".join(wrt))
     return wrt, traces
+
+
+def _parameters(neuron: Neuron) -> tuple[str, ...]:
+    """Names of what a neuron has gradients of; those of LIF stand for SRM, which has none."""
+    kind = LIF if isinstance(neuron, SRM) else type(neuron)
+    states = (f"initial_{name}" for name in kind.states if name not in ("spikes", "refractory"))
+    return (*kind.trainable, *states)
+
+
+def _takes_current(given: dict[str, Any], neuron: Neuron, wrt: Collection[str]) -> bool:
+    """True if the trace of the current goes with the request, as it must for some gradients on a membrane."""
+    needed = [name for name in wrt if name in _OF_THE_CURRENT] if "membrane" in given else []
+    if needed and "current" not in given:
+        raise unfit(TypeError, "current", f"given with a membrane and wrt {', '.join(needed)}", "nothing")
+    if "current" in given and not needed:
+        expected = f"absent without a membrane and wrt {' or '.join(_OF_THE_CURRENT)}"
+        raise unfit(TypeError, "current", expected, "an array")
+    return bool(needed)
 
 
 def _initial(given: dict[str, Any], operands: Operands) -> dict[str, Any]:

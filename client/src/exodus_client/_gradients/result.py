@@ -9,7 +9,7 @@ from typing import Any, Literal, Required, TypeAlias, TypedDict
 
 from exodus_client._errors import InvalidResponseError
 from exodus_client._transport.session import Answer
-from exodus_client.neuron import Array, Kernel, Neuron
+from exodus_client.neuron import STATES, Array, Kernel, Neuron
 from exodus_client.surrogate import Surrogate
 from exodus_client.wire import (
     NON_FINITE,
@@ -27,8 +27,23 @@ from exodus_client.wire.bounds import sentence
 
 Method: TypeAlias = Literal["exodus", "slayer", "bptt"]
 SpikeEncoding: TypeAlias = Literal["auto", "raw", "bits", "events"]
-Parameter: TypeAlias = Literal["alpha", "threshold", "reset_by", "initial_membrane"]
-Trace: TypeAlias = Literal["spikes", "membrane"]
+Parameter: TypeAlias = Literal[
+    "alpha",
+    "threshold",
+    "reset_by",
+    "reset_to",
+    "synapse_alpha",
+    "synapse_gain",
+    "adapt_alpha",
+    "adapt_by",
+    "adapt_membrane",
+    "adapt_threshold",
+    "adapt_current",
+    "initial_membrane",
+    "initial_current",
+    "initial_adaptation",
+]
+Trace: TypeAlias = Literal["spikes", "membrane", "state"]
 
 
 class GradientArguments(TypedDict, total=False):
@@ -38,6 +53,7 @@ class GradientArguments(TypedDict, total=False):
     neuron: Required[Neuron]
     surrogate: Surrogate
     membrane: Array | None
+    current: Array | None
     input: Array | None
     spikes: Array | None
     weight: Array | None
@@ -47,6 +63,9 @@ class GradientArguments(TypedDict, total=False):
     grad_membrane: Array | None
     initial_membrane: float | Array | None
     initial_spikes: float | Array | None
+    initial_current: float | Array | None
+    initial_adaptation: float | Array | None
+    initial_refractory: float | Array | None
     time_dim: int
     output_filter: float | None
     result_dtype: FloatName | None
@@ -135,8 +154,9 @@ class Neurons:
     """A request without its arrays, from which follows what its answer has to bring.
 
     Attributes:
-        model: "lif", "if" or "srm".
+        model: wire name of the neuron.
         trace: shape of the membrane.
+        time_dim: its axis of time.
         dtype: of the membrane, input, psp or weight.
         parameters: shape and dtype of those of the neuron that are tensors.
         synapses: shapes of spikes and weight, where they make the input.
@@ -145,6 +165,7 @@ class Neurons:
 
     model: str
     trace: tuple[int, ...]
+    time_dim: int
     dtype: str
     parameters: Mapping[str, tuple[tuple[int, ...], str]]
     synapses: tuple[tuple[int, ...], tuple[int, ...]] | None
@@ -159,17 +180,23 @@ class Neurons:
             for name, value in neuron.items()
             if isinstance(value, dict) and "tensor" in value
         }
-        result_dtype = message.params.get("result_dtype")
+        model, time_dim, result_dtype = neuron["model"], message.params["time_dim"], message.params.get("result_dtype")
         if "weight" in tensors:
             spikes, weight = tensors["spikes"].shape, tensors["weight"]
-            trace = (*spikes[:-1], weight.shape[0])
-            return cls(neuron["model"], trace, weight.dtype, parameters, (spikes, weight.shape), result_dtype)
+            trace, synapses = (*spikes[:-1], weight.shape[0]), (spikes, weight.shape)
+            return cls(model, trace, time_dim, weight.dtype, parameters, synapses, result_dtype)
         source = next(tensors[name] for name in ("membrane", "input", "psp") if name in tensors)
-        return cls(neuron["model"], source.shape, source.dtype, parameters, None, result_dtype)
+        return cls(model, source.shape, time_dim, source.dtype, parameters, None, result_dtype)
 
     def traces(self, names: Collection[str]) -> dict[str, Wanted]:
-        """Dtype and shape of the traces of these names."""
-        return {name: Wanted(self._dtypes, self.trace) for name in names}
+        """Dtype and shape of the traces of these names, and of the state after the last step."""
+        found = {name: Wanted(self._dtypes, self.trace) for name in names}
+        if "state" in found:
+            time = self.time_dim % len(self.trace)
+            computed = "float64" if self.dtype == "float64" else "float32"
+            shape = (len(STATES), *self.trace[:time], *self.trace[time + 1 :])
+            found["state"] = Wanted((self.result_dtype or computed,), shape)
+        return found
 
     def gradients(self, wrt: Collection[str]) -> dict[str, Wanted]:
         """Dtype and shape of the gradients, with those of these parameters of the neuron."""

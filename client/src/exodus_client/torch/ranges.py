@@ -1,4 +1,4 @@
-"""Keeps parameters that are trained where neurons are defined: alpha in [0, 1], the threshold positive.
+"""Keeps parameters that are trained where neurons are defined: decays in [0, 1], the threshold positive.
 
 The remote layer's copy of `exodus_core.ranges`, which the client does not need.
 
@@ -19,7 +19,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 # At zero a neuron would fire without input.
 MIN_THRESHOLD = 1e-3
-RANGES: dict[str, tuple[float, float | None]] = {"alpha": (0.0, 1.0), "threshold": (MIN_THRESHOLD, None)}
+_DECAY = (0.0, 1.0)
+RANGES: dict[str, tuple[float, float | None]] = {
+    "alpha": _DECAY,
+    "synapse_alpha": _DECAY,
+    "adapt_alpha": _DECAY,
+    "threshold": (MIN_THRESHOLD, None),
+}
 
 # The attribute of a parameter that has its range: the hook sees parameters, and not whose they are.
 _RANGE = "_exodus_range"
@@ -49,7 +55,7 @@ class Bounded(torch.nn.Module):
                 _install()
 
     def constrain(self) -> None:
-        """Bring trained parameters back to where the neuron is defined: alpha in [0, 1], the threshold at least 0.001.
+        """Bring trained parameters back to where the neuron is defined: decays in [0, 1], the threshold at least 0.001.
 
         Every optimiser of torch.optim does so after its step; to be called where parameters are changed otherwise.
         """

@@ -124,12 +124,15 @@ def batch_key(method: Method, message: Message, device: torch.device) -> BatchKe
 
     Compatible are requests whose parameters are spelled alike, and whose tensors agree in name, dtype and shape up to
     the outermost axis. Computed alone are those with that axis as time; with parameters that are tensors, or whose
-    gradients are wanted, since those are sums over the batch; and all of BPTT, whose loop is PyTorch's own. Nothing is
-    checked here: each request is, by itself, before it is computed.
+    gradients are wanted, since those are sums over the batch; with a state that is wanted, whose first axis is that of
+    its variables; and all of BPTT, whose loop is PyTorch's own. Nothing is checked here: each request is, by itself,
+    before it is computed.
     """
     params, tensors = message.params, message.tensors
     traces = [tensors[name] for name in _TRACES if name in tensors]
     if method == "bptt" or params.get("wrt") or len(traces) != 1 or _has_tensor_parameters(params):
+        return None
+    if "state" in _listed(params.get("return")):
         return None
     if not tensors.keys() <= {*_TRACES, *_LOSSES, "weight"} or ("weight" in tensors) != ("spikes" in tensors):
         return None
@@ -201,6 +204,11 @@ def _joined_loss(losses: Sequence[LossGradients]) -> LossGradients:
     first = losses[0]
     output, membrane = joined([loss.output for loss in losses]), joined([loss.membrane for loss in losses])
     return LossGradients(output, membrane, first.filter_alpha, first.time_dim)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    """The elements of a list; nothing of what is none."""
+    return value if isinstance(value, list) else ()
 
 
 def _has_tensor_parameters(params: Mapping[str, Any]) -> bool:

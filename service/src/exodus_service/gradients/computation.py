@@ -6,20 +6,25 @@ of exodus_core. Equation numbers are those of arXiv 2205.10242.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 import exodus_core
 from exodus_client.wire import Message
-from exodus_core import ArgumentError, ArgumentTypeError
+from exodus_core import ArgumentError, ArgumentTypeError, coupled
+from exodus_core.arguments import is_coupled
+from exodus_core.coupled_gradients import OF_THE_CURRENT, neurons_gradients
 from exodus_service.errors import invalid
 from exodus_service.gradients.operands import Operands
 from exodus_service.gradients.params import (
     AlphaTaps,
     ExponentialTaps,
+    IfNeuron,
+    LifNeuron,
     Method,
     Params,
     SrmNeuron,
@@ -73,11 +78,15 @@ class Synapses:
 
 @dataclass(frozen=True)
 class Source:
-    """Input of the neuron, exactly one of: its membrane trace, its current or psp, or spikes and weights."""
+    """Input of the neuron, exactly one of: its membrane trace, its current or psp, or spikes and weights.
+
+    With the membrane there may be `current`, the trace of the synaptic current.
+    """
 
     membrane: torch.Tensor | None = None
     drive: torch.Tensor | None = None
     synapses: Synapses | None = None
+    current: torch.Tensor | None = None
 
     def trace(self) -> torch.Tensor:
         """The membrane if it is given, else the current or psp."""
@@ -93,14 +102,15 @@ class Computation:
     """A checked request.
 
     Attributes:
-        forward, backward: lif and lif_gradient, or srm and srm_gradient, of exodus_core.
+        forward: of exodus_core, to spikes, membrane and, of neurons with coupled variables, the last state.
+        backward: of exodus_core, to gradients by name.
         neuron: keyword arguments of both.
         wrt: further keyword arguments of `backward`.
     """
 
     params: Params
-    forward: Callable[..., tuple[torch.Tensor, torch.Tensor]]
-    backward: Callable[..., Any]
+    forward: Callable[..., tuple[torch.Tensor, ...]]
+    backward: Callable[..., Results]
     neuron: Mapping[str, Any]
     wrt: Mapping[str, Any]
     source: Source
@@ -113,33 +123,54 @@ class Computation:
     def neuron_results(self, trace: torch.Tensor, loss: LossGradients) -> Results:
         """Results of the neurons, given the trace and the loss of this request, or those of several (`batching`)."""
         results: Results = {}
-        membrane, spikes = trace, None
+        fired: Results = {"membrane": trace}
+        current = self.source.current
         if self.source.membrane is None:
-            spikes, membrane = self.fire(trace)
+            fired = self.fire(trace)
+            current = self.current(trace) if self._reads_current else None
         if loss.given:
-            results |= self._gradients(membrane, loss)
-        if "spikes" in self.params.return_:
-            results["spikes"] = self._fired(membrane) if spikes is None else spikes
-        if "membrane" in self.params.return_:
-            results["membrane"] = membrane
-        return results
+            results |= self._gradients(fired["membrane"], current, loss)
+        if "spikes" in self.params.return_ and "spikes" not in fired:
+            fired["spikes"] = self._fired(trace)
+        return results | {name: fired[name] for name in ("spikes", "membrane", "state") if name in self.params.return_}
 
-    def fire(self, drive: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Spikes and membrane of the forward pass."""
-        return _checked(self.forward, drive, **self.neuron)
+    def fire(self, drive: torch.Tensor) -> Results:
+        """Spikes, membrane and, if it is asked for, the last state of the forward pass."""
+        spikes, membrane, *last = _checked(self.forward, drive, **self.neuron)
+        fired = {"spikes": spikes, "membrane": membrane}
+        if "state" in self.params.return_:
+            time = self.params.time_dim % drive.dim()
+            fired["state"] = last[0].view(-1, *drive.shape[:time], *drive.shape[time + 1 :])
+        return fired
+
+    def current(self, drive: torch.Tensor) -> torch.Tensor | None:
+        """The trace of the synaptic current; None of neurons without."""
+        decay = self.neuron.get("synapse_alpha")
+        if decay is None:
+            return None
+        options = {"initial_current": self.neuron["initial_current"], "time_dim": self.params.time_dim}
+        return _checked(exodus_core.current_trace, drive, decay, **options)
 
     def finish(self, neurons: Results) -> Results:
         """The response tensors, given the results of the neurons of this request."""
         synapses = self.source.synapses
         return neurons | synapses.gradients(neurons["grad_input"]) if synapses and self.loss.given else neurons
 
-    def _gradients(self, membrane: torch.Tensor, loss: LossGradients) -> Results:
-        grad_spikes = loss.grad_spikes(membrane)
-        found = _checked(self.backward, membrane, grad_spikes, grad_membrane=loss.membrane, **self.neuron, **self.wrt)
-        return {f"grad_{name}": value for name, value in found._asdict().items() if value is not None}
+    @property
+    def _reads_current(self) -> bool:
+        return any(name in OF_THE_CURRENT for name in self.wrt.get("wrt", ()))
+
+    def _gradients(self, membrane: torch.Tensor, current: torch.Tensor | None, loss: LossGradients) -> Results:
+        more = dict(self.wrt) if current is None else {**self.wrt, "current": current}
+        found = _checked(
+            self.backward, membrane, loss.grad_spikes(membrane), grad_membrane=loss.membrane, **self.neuron, **more
+        )
+        return {f"grad_{name}": value for name, value in found.items()}
 
     def _fired(self, membrane: torch.Tensor) -> torch.Tensor:
         """The spikes of a given trace (4)."""
+        if self.forward is coupled.neurons:
+            return _checked(exodus_core.spikes_of_trace, membrane, **self.neuron)
         options = {name: self.neuron[name] for name in ("threshold", "max_spikes", "time_dim") if name in self.neuron}
         return _checked(exodus_core.fire, membrane, **options)
 
@@ -193,10 +224,21 @@ def _prepare_lif(method: Method, params: Params, operands: Operands, max_bytes: 
         like, shape, dtype = name, tuple(trace.shape), trace.dtype
     fields = {field: getattr(params.neuron, field) for field in type(params.neuron).model_fields if field != "model"}
     neuron = {field: operands.value(field, value) for field, value in fields.items()}
+    has_synapse = neuron.get("synapse_alpha") is not None
+    if name == "membrane":
+        if "state" in params.return_:
+            raise invalid("/params/return", "without 'state' where the membrane is given", str(params.return_))
+        if has_synapse and any(wanted in OF_THE_CURRENT for wanted in params.wrt):
+            current = operands.take_like("current", like, shape, dtype)
+            if current is None:
+                expected = "a list with a tensor 'current', the trace of the synaptic current, for this `wrt`"
+                raise invalid("/tensors", expected, operands.names())
+            source = replace(source, current=current)
+    forward, backward = _functions(params, neuron)
     return Computation(
         params,
-        exodus_core.lif,
-        exodus_core.lif_gradient,
+        forward,
+        backward,
         neuron | _common(method, params),
         {"wrt": ("input", *params.wrt)},
         source,
@@ -204,16 +246,57 @@ def _prepare_lif(method: Method, params: Params, operands: Operands, max_bytes: 
     )
 
 
+def _functions(
+    params: Params, neuron: dict[str, Any]
+) -> tuple[Callable[..., tuple[torch.Tensor, ...]], Callable[..., Results]]:
+    """The forward and the backward pass of a neuron, from which arguments that are not theirs are taken."""
+    if is_coupled(**neuron) or neuron["initial_refractory"] is not None or "state" in params.return_:
+        kind = _FIELDS.get(params.neuron.model, exodus_core.LifGradient)
+        if isinstance(params.neuron, LifNeuron | IfNeuron) and params.neuron.reset == "value":
+            kind = exodus_core.LifValueGradient
+        return coupled.neurons, partial(_coupled_gradient, kind._fields)
+    del neuron["initial_refractory"]
+    return exodus_core.lif, _lif_gradient
+
+
+_FIELDS: dict[str, Any] = {"cuba_lif": exodus_core.CubaLifGradient, "alif": exodus_core.AlifGradient}
+
+
+def _coupled_gradient(
+    fields: Sequence[str],
+    membrane: torch.Tensor,
+    grad_spikes: torch.Tensor,
+    *,
+    grad_membrane: torch.Tensor | None,
+    alpha: float | torch.Tensor,
+    wrt: Collection[str],
+    current: torch.Tensor | None = None,
+    **options: Any,
+) -> Results:
+    return neurons_gradients(fields, membrane, grad_spikes, grad_membrane, alpha, current, wrt, **options)
+
+
+def _lif_gradient(membrane: torch.Tensor, grad_spikes: torch.Tensor, **options: Any) -> Results:
+    found = exodus_core.lif_gradient(membrane, grad_spikes, **options)
+    return {name: value for name, value in found._asdict().items() if value is not None}
+
+
+def _srm_gradient(membrane: torch.Tensor, grad_spikes: torch.Tensor, **options: Any) -> Results:
+    return exodus_core.srm_gradient(membrane, grad_spikes, **options)._asdict()
+
+
 def _prepare_srm(method: Method, params: Params, srm: SrmNeuron, operands: Operands) -> Computation:
     if params.wrt:
         raise invalid("/params/wrt", "empty for the model srm", str(params.wrt))
+    if "state" in params.return_:
+        raise invalid("/params/return", "without 'state' for the model srm", str(params.return_))
     name = _one_of(operands, "membrane", "psp")
     trace = operands.take_float(name)
     neuron = {"threshold": operands.value("threshold", srm.threshold), "reset_kernel": _reset_kernel(srm, operands)}
     return Computation(
         params,
         exodus_core.srm,
-        exodus_core.srm_gradient,
+        _srm_gradient,
         neuron | _common(method, params),
         {},
         Source(membrane=trace) if name == "membrane" else Source(drive=trace),

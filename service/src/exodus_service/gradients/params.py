@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from exodus_core import surrogate
-from exodus_core.arguments import FLOATS, METHODS, NEURONS, RESETS
+from exodus_core.arguments import FLOATS, LARGEST_REFRACTORY, METHODS, NEURON_RESETS, NEURONS
+from exodus_core.coupled_gradients import AlifGradient
 from exodus_service.errors import MAX_FAULTS, Fault, ServiceError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -34,11 +35,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 Method = Annotated[str, OneOf(METHODS)]
-Reset = Annotated[str, OneOf(RESETS)]
+Reset = Annotated[str, OneOf(NEURON_RESETS)]
 SurrogateKind = Annotated[str, OneOf(surrogate.KINDS)]
 FloatName = Annotated[str, OneOf(map(dtype_name, FLOATS))]
-Parameter = Literal["alpha", "threshold", "reset_by", "initial_membrane"]
-Trace = Literal["spikes", "membrane"]
+Parameter = Annotated[str, OneOf(AlifGradient._fields[1:])]
+Trace = Literal["spikes", "membrane", "state"]
 
 #: Characters shown of a value that is refused.
 _SHOWN = 80
@@ -67,7 +68,7 @@ Number = Annotated[
 
 
 class _Leaky(Strict):
-    """Fields of both LIF and IF."""
+    """Fields of all neurons but SRM."""
 
     threshold: Number = Field(default=1.0, description="Membrane potential from which the neuron fires.")
     reset: Reset = Field(default="subtract", description="What a spike does to the membrane.")
@@ -77,13 +78,29 @@ class _Leaky(Strict):
     initial_spikes: Number | None = Field(default=None, description="Spikes before the first step; null: 0.")
     min_membrane: Number | None = Field(default=None, description="Lower bound of the membrane; null: none.")
     max_spikes: int = Field(default=1, ge=1, description="Most spikes that a neuron emits in one step.")
+    reset_to: Number | None = Field(
+        default=None, description="What a spike sets the membrane to with reset `value`; else null."
+    )
+    detach_reset: bool = Field(default=False, description="Whether no gradient passes through the spikes to the reset.")
+    refractory: int = Field(
+        default=0,
+        ge=0,
+        le=LARGEST_REFRACTORY,
+        description="Steps after a spike in which the membrane keeps its value, and no spike is fired.",
+    )
+    initial_refractory: Number | None = Field(
+        default=None, description="Steps of a refractory period that are left before the first step; null: 0."
+    )
 
 
-class LifNeuron(_Leaky):
+class _Decaying(_Leaky):
+    alpha: Number = Field(description="Decay of the membrane in one step, exp(-dt / tau).")
+
+
+class LifNeuron(_Decaying):
     """Leaky integrate-and-fire."""
 
     model: Literal["lif"]
-    alpha: Number = Field(description="Decay of the membrane in one step, exp(-dt / tau).")
 
 
 class IfNeuron(_Leaky):
@@ -91,6 +108,36 @@ class IfNeuron(_Leaky):
 
     model: Literal["if"]
     alpha: float = Field(default=1.0, ge=1.0, le=1.0, description="1, or absent.")
+
+
+class _Synaptic(_Decaying):
+    synapse_gain: Number = Field(default=1.0, description="Factor of the synaptic current in the membrane.")
+    synapse_delayed: bool = Field(default=False, description="Whether the membrane sees the current a step late.")
+    initial_current: Number | None = Field(default=None, description="Current before the first step; null: 0.")
+
+
+class CubaLifNeuron(_Synaptic):
+    """Second-order LIF: the input drives a synaptic current, the current the membrane."""
+
+    model: Literal["cuba_lif"]
+    synapse_alpha: Number = Field(description="Decay of the current in one step, exp(-dt / tau_syn).")
+
+
+class AlifNeuron(_Synaptic):
+    """Adaptive LIF: spikes, and the membrane, drive a variable that raises the threshold or inhibits."""
+
+    model: Literal["alif"]
+    adapt_alpha: Number = Field(description="Decay of the adaptation in one step, exp(-dt / tau_adapt).")
+    adapt_by: Number = Field(default=1.0, description="What a spike adds to the adaptation.")
+    adapt_membrane: Number = Field(default=0.0, description="What the membrane adds to it.")
+    adapt_threshold: Number = Field(
+        default=0.0, description="How far it raises the threshold; other than 0, max_spikes is 1."
+    )
+    adapt_current: Number = Field(default=0.0, description="How far it is subtracted from the input.")
+    synapse_alpha: Number | None = Field(
+        default=None, description="Decay of a synaptic current in one step; null: there is none."
+    )
+    initial_adaptation: Number | None = Field(default=None, description="Adaptation before the first step; null: 0.")
 
 
 class ExponentialTaps(Strict):
@@ -153,8 +200,12 @@ class SrmNeuron(Strict):
 
 
 Neuron = Annotated[
-    Annotated[LifNeuron, Tag("<lif>")] | Annotated[IfNeuron, Tag("<if>")] | Annotated[SrmNeuron, Tag("<srm>")],
-    _by("model", NEURONS, "an object whose model is lif, if or srm"),
+    Annotated[LifNeuron, Tag("<lif>")]
+    | Annotated[IfNeuron, Tag("<if>")]
+    | Annotated[CubaLifNeuron, Tag("<cuba_lif>")]
+    | Annotated[AlifNeuron, Tag("<alif>")]
+    | Annotated[SrmNeuron, Tag("<srm>")],
+    _by("model", NEURONS, "an object whose model is lif, if, cuba_lif, alif or srm"),
 ]
 
 
@@ -185,7 +236,12 @@ class Params(Strict):
         default=None, description="dtype of the response tensors; null: that of membrane, input, psp or weight."
     )
     wrt: list[Parameter] = Field(default=[], description="Neuron parameters whose gradient is wanted too.")
-    return_: list[Trace] = Field(default=[], alias="return", description="Traces that are wanted too.")
+    return_: list[Trace] = Field(
+        default=[],
+        alias="return",
+        description="Traces that are wanted too, and the `state` after the last step of an input: membrane, spikes, "
+        "current, adaptation and refractory steps left, each of the shape of the membrane without time.",
+    )
 
 
 def parse_params(params: Mapping[str, Any]) -> Params:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -33,6 +34,16 @@ def self_test(device: torch.device) -> None:
             f"lif, {method}", found, _expected(partial(reference.lif, alpha=0.9, method=method), drive, grad_spikes)
         )
 
+        neurons: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] = {
+            "cuba_lif": (exodus_core.cuba_lif, exodus_core.cuba_lif_gradient, {"synapse_alpha": 0.8, "refractory": 1}),
+            "alif": (exodus_core.alif, exodus_core.alif_gradient, {"adapt_alpha": 0.8, "adapt_threshold": 0.3}),
+        }
+        for model, (forward, gradient, options) in neurons.items():
+            _, membrane = forward(drive.to(device), 0.9, **options)
+            found = gradient(membrane, grad_spikes.to(device), 0.9, **options, method=method).input
+            loop = partial(reference.coupled_lif, alpha=0.9, method=method, **options)
+            _compare(f"{model}, {method}", found, _expected(loop, drive, grad_spikes))
+
         _, membrane = exodus_core.srm(drive.to(device), kernel)
         found = exodus_core.srm_gradient(membrane, grad_spikes.to(device), kernel, method=method).psp
         expected = _expected(partial(reference.srm, reset_kernel=kernel, method=method), drive, grad_spikes)
@@ -40,10 +51,10 @@ def self_test(device: torch.device) -> None:
 
 
 def _expected(
-    neuron: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], drive: torch.Tensor, grad_spikes: torch.Tensor
+    neuron: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], drive: torch.Tensor, grad_spikes: torch.Tensor
 ) -> torch.Tensor:
     leaf = drive.clone().requires_grad_()
-    spikes, _ = neuron(leaf)
+    spikes = neuron(leaf)[0]
     return torch.autograd.grad(spikes, leaf, grad_spikes)[0]
 
 

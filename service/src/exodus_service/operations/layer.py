@@ -31,7 +31,7 @@ from exodus_service.operations.params import LayerBackwardParams, LayerForwardPa
 
 @dataclass(frozen=True)
 class LayerContext:
-    """State of a forward pass for its backward pass: a computation from the membrane, and what made the current."""
+    """State of a forward pass for its backward pass: a computation from the traces, and what made the input."""
 
     computation: Computation
     membrane: torch.Tensor
@@ -41,6 +41,8 @@ class LayerContext:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         parts = [self.membrane, *(v for v in self.computation.neuron.values() if isinstance(v, torch.Tensor))]
+        if self.computation.source.current is not None:
+            parts.append(self.computation.source.current)
         if self.synapses is not None:
             parts += [self.synapses.spikes, self.synapses.weight]
         return sum(part.nbytes for part in parts)
@@ -70,9 +72,9 @@ def _forward(engine: Engine, call: Call) -> Encoded:
         if computation.loss.given:
             raise invalid("/tensors", "a list without gradients of a loss", "grad_output or grad_membrane")
     with call.timings.phase("kernel"):
-        spikes, membrane = computation.fire(computation.source.trace())
-        traces = {"spikes": spikes, "membrane": membrane}
-        context = _context(computation, membrane, decoded)
+        drive = computation.source.trace()
+        traces = computation.fire(drive)
+        context = _context(computation, traces["membrane"], computation.current(drive), decoded)
     with call.timings.phase("encode"):
         contexts = engine.store.contexts
         try:
@@ -129,7 +131,9 @@ def _backward(engine: Engine, call: Call) -> Encoded:
         return encoded
 
 
-def _context(computation: Computation, membrane: torch.Tensor, decoded: DecodedCall) -> LayerContext:
+def _context(
+    computation: Computation, membrane: torch.Tensor, current: torch.Tensor | None, decoded: DecodedCall
+) -> LayerContext:
     """The context, which refers to nothing of the body."""
 
     def own(value: Any) -> Any:
@@ -142,7 +146,7 @@ def _context(computation: Computation, membrane: torch.Tensor, decoded: DecodedC
         computation,
         params=computation.params.model_copy(update={"return_": []}),
         neuron={name: own(value) for name, value in computation.neuron.items()},
-        source=Source(membrane=membrane),
+        source=Source(membrane=membrane, current=current),
     )
     return LayerContext(backward, membrane, synapses)
 

@@ -144,7 +144,9 @@ class LayerForwardParams(Strict):
     surrogate: SurrogateParams = SurrogateParams()
     method: Method = "exodus"
     time_dim: int = Field(default=1, ge=-8, le=7, description="The axis of time.")
-    return_: list[Trace] = Field(default=["spikes"], alias="return", description="Traces that are wanted.")
+    return_: list[Trace] = Field(
+        default=["spikes"], alias="return", description="Traces that are wanted, or the `state` after the last step."
+    )
 
 
 class LayerBackwardParams(Strict):

@@ -22,6 +22,7 @@ def _example(summary: str, params: dict[str, Any], *tensors: dict[str, Any]) -> 
 
 
 _GRAD_OUTPUT = _tensor("grad_output", [[[0.5, -1.0], [1.0, 0.25], [-0.5, 1.0]]])
+_INPUT = _tensor("input", [[[0.7, 1.2], [0.6, 0.9], [0.1, 0.4]]])
 _PSP = _tensor("psp", [[[0.7, 1.3], [1.6, 0.9], [0.4, 1.7]]])
 
 GRADIENTS = {
@@ -50,6 +51,25 @@ GRADIENTS = {
         {"neuron": {"model": "if"}, "output_filter": {"alpha": 0.9}},
         _events("spikes", [1, 3, 3], [[0, 0, 1], [0, 1, 0], [0, 1, 2], [0, 2, 1]]),
         _tensor("weight", [[0.5, 1.2, 0.3], [0.9, 0.1, 0.8]]),
+        _GRAD_OUTPUT,
+    ),
+    "cuba_lif": _example(
+        "Second-order LIF neurons with a refractory period: the gradient of the current's decay, and the last state",
+        {
+            "neuron": {"model": "cuba_lif", "alpha": 0.9, "synapse_alpha": 0.8, "synapse_gain": 0.5, "refractory": 1},
+            "wrt": ["synapse_alpha"],
+            "return": ["spikes", "state"],
+        },
+        _INPUT,
+        _GRAD_OUTPUT,
+    ),
+    "alif": _example(
+        "Adaptive LIF neurons for a given membrane trace: spikes raise the threshold",
+        {
+            "neuron": {"model": "alif", "alpha": 0.9, "adapt_alpha": 0.95, "adapt_threshold": 0.3},
+            "wrt": ["adapt_alpha", "adapt_threshold"],
+        },
+        _tensor("membrane", [[[0.2, 0.9], [1.1, 1.6], [0.4, 1.2]]]),
         _GRAD_OUTPUT,
     ),
     "srm": _example(
@@ -138,8 +158,21 @@ LAYER_FORWARD = {
     "input": _example(
         "Spikes of a layer of LIF neurons, and a context",
         {"neuron": {"model": "lif", "alpha": 0.95}},
-        _tensor("input", [[[0.7, 1.2], [0.6, 0.9], [0.1, 0.4]]]),
-    )
+        _INPUT,
+    ),
+    "alif": _example(
+        "Spikes of a layer of adaptive LIF neurons that see a synaptic current, and a context",
+        {
+            "neuron": {
+                "model": "alif",
+                "alpha": 0.9,
+                "adapt_alpha": 0.95,
+                "adapt_threshold": 0.3,
+                "synapse_alpha": 0.8,
+            }
+        },
+        _INPUT,
+    ),
 }
 LAYER_BACKWARD = {
     "gradient": _example("Gradients from a context", {"context": "CONTEXT", "wrt": ["alpha"]}, _GRAD_OUTPUT)

@@ -33,8 +33,9 @@ async def gradients(method: MethodInPath, request: Request) -> Response:
 
     The tensors of the request are one of `membrane` (the trace of a forward pass), `input` (the current: the service
     runs the forward pass) or `spikes` and `weight` (the current is their product); for the model srm one of `membrane`
-    and `psp`, with `reset_kernel`. With them goes `grad_output`, dL/ds, or `grad_membrane`, dL/du, or both; without
-    them only the forward pass is run.
+    and `psp`, with `reset_kernel`. If the gradient of `synapse_alpha` or `synapse_gain` is wanted, `current`, the trace
+    of the synaptic current, goes with a `membrane`. With them goes `grad_output`, dL/ds, or `grad_membrane`, dL/du, or
+    both; without them only the forward pass is run.
     """
     if method not in METHODS:
         raise ServiceError("not_found", f"{quote(request.scope['path'])}: the methods are {', '.join(METHODS)}")
