@@ -210,7 +210,7 @@ void backward(const CoupledBackwardCall& call) {
   const Layout& layout = call.layout;
   const bool with_lanes = call.lane_gradients.numel() > 0;
   const bool streamed = streams(layout, 3 * call.membrane.numel() * sizeof(Storage));
-  const std::int64_t most_lanes = std::min(FollowedTraces<Storage>::most_lanes(call), kMaxTileLanes / (with_lanes ? 16 : 4));
+  const std::int64_t most_lanes = std::min(FollowedTraces<Storage>::most_lanes(call), kMaxTileLanes / 4);
   const Tiling tiling(layout, threads_for(call.membrane.numel()), most_lanes);
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     const auto rows_of = [&](const Storage* given) {
