@@ -70,6 +70,10 @@ CURRENT = {**TRACE[0], "name": "input"}
 SRM = {"model": "srm", "threshold": 1.0, "reset_kernel": {"kind": "exponential", "alpha": 0.9, "amplitude": -1.0}}
 LIF = {"model": "lif", "alpha": 0.9, "threshold": 1.0, "reset": "subtract", "reset_by": 0.5, "decay_reset": False,
        "initial_membrane": 0.1, "min_membrane": -1.0, "max_spikes": 2}  # fmt: skip
+CUBA = {"model": "cuba_lif", "alpha": 0.9, "synapse_alpha": 0.8, "synapse_gain": 0.5, "synapse_delayed": True,
+        "refractory": 2, "reset": "value", "reset_to": 0.1, "detach_reset": True, "initial_current": 0.1}  # fmt: skip
+ALIF = {"model": "alif", "alpha": 0.9, "adapt_alpha": 0.8, "adapt_by": 0.5, "adapt_membrane": 0.1, "adapt_current": 0.1,
+        "adapt_threshold": 0.3, "synapse_alpha": 0.8, "initial_adaptation": 0.1, "initial_refractory": 1.0}  # fmt: skip
 SHAPED = {"input_shape": [2, 6, 6], "dtype": "float32", "layers": [
     {"kind": "conv2d", "out_channels": 2, "kernel_size": [3, 3], "stride": [1, 1], "padding": [1, 1]},
     {"kind": "if", "threshold": 1.0}, {"kind": "sum_pool", "size": [2, 2]}, {"kind": "flatten"},
@@ -88,12 +92,17 @@ BODIES = {
         document({"neuron": LIF, **NEURONS, "output_filter": {"alpha": 0.5}, "result_dtype": "float64",
                   "wrt": ["alpha"], "return": ["spikes"]}, CURRENT, TRACE[1]),
         document({"neuron": SRM, **NEURONS}, *TRACE),
+        document({"neuron": CUBA, "wrt": ["synapse_alpha", "reset_to"]}, *TRACE, {**TRACE[0], "name": "current"}),
+        document({"neuron": ALIF, "wrt": ["adapt_alpha"], "return": ["state"]}, CURRENT, TRACE[1]),
         document({"neuron": {**SRM, "reset_kernel": {"kind": "alpha", "tau": 4.0, "amplitude": -1.0}}}, *TRACE),
         document({"neuron": {"model": "if"}}, tensor("spikes", "bool", [1, 2, 3], [[0, 0, 1]], encoding="events"),
                  tensor("weight", "float32", [1, 3], [[1.0, 2.0, 3.0]])),
     ],
     "/v1/gradients/bptt": [document({"neuron": LIF}, *TRACE)],
-    "/v1/layers/forward": [document({"neuron": LIF, **NEURONS, "method": "slayer", "return": ["spikes"]}, CURRENT)],
+    "/v1/layers/forward": [
+        document({"neuron": LIF, **NEURONS, "method": "slayer", "return": ["spikes"]}, CURRENT),
+        document({"neuron": ALIF, "return": ["state"]}, CURRENT),
+    ],
     "/v1/layers/backward": [document({"context": HANDLE, "wrt": ["alpha"], "keep": True}, TRACE[1])],
     "/v1/models": [
         document({"id": "n", "network": NETWORK, "optimizer": ADAM, "seed": 1, "durable_every": 5, "name": "n"}),

@@ -246,6 +246,10 @@ def _prepare_lif(method: Method, params: Params, operands: Operands, max_bytes: 
     )
 
 
+#: Results of neurons with coupled variables, whose fields are the names that `wrt` may have.
+_FIELDS: dict[str, Any] = {"cuba_lif": exodus_core.CubaLifGradient, "alif": exodus_core.AlifGradient}
+
+
 def _functions(
     params: Params, neuron: dict[str, Any]
 ) -> tuple[Callable[..., tuple[torch.Tensor, ...]], Callable[..., Results]]:
@@ -257,9 +261,6 @@ def _functions(
         return coupled.neurons, partial(_coupled_gradient, kind._fields)
     del neuron["initial_refractory"]
     return exodus_core.lif, _lif_gradient
-
-
-_FIELDS: dict[str, Any] = {"cuba_lif": exodus_core.CubaLifGradient, "alif": exodus_core.AlifGradient}
 
 
 def _coupled_gradient(
