@@ -87,6 +87,40 @@ class TestGradient:
             "return": ["spikes"],
         }
 
+    def test_coupled_neurons_bring_their_parameters_and_the_trace_of_their_current(
+        self, service: Any, exodus: Any
+    ) -> None:
+        service.handler = lambda request: httpx.Response(422)
+        synapse = ("--synapse-alpha", "0.8", "--synapse-gain", "0.5", "--synapse-delayed")
+        adaptation = ("--adapt-alpha", "0.7", "--adapt-by", "2", "--adapt-membrane", "0.1", "--adapt-current", "0.2")
+        exodus(
+            *(*FROM_MEMBRANE, "--neuron", "alif", *synapse, *adaptation, "--adapt-threshold", "0.3"),
+            *("--current", "u.npy", "--reset", "value", "--reset-to", "-0.1", "--detach-reset", "--refractory", "2"),
+            *("--min-membrane", "-1", "--max-spikes", "1", "--wrt", "synapse_alpha"),
+        )
+        (message,) = service.messages
+        assert set(message.tensors) == {"membrane", "grad_output", "current"}
+        assert message.params["neuron"] == {
+            "model": "alif",
+            "alpha": 0.95,
+            "synapse_alpha": 0.8,
+            "synapse_gain": 0.5,
+            "synapse_delayed": True,
+            "adapt_alpha": 0.7,
+            "adapt_by": 2.0,
+            "adapt_membrane": 0.1,
+            "adapt_threshold": 0.3,
+            "adapt_current": 0.2,
+            "threshold": 1.0,
+            "reset": "value",
+            "reset_to": -0.1,
+            "decay_reset": False,
+            "detach_reset": True,
+            "refractory": 2,
+            "min_membrane": -1.0,
+            "max_spikes": 1,
+        }
+
     def test_shared_memory_is_used_where_it_is_wanted(
         self, service: Any, exodus: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -117,8 +151,23 @@ class TestGradient:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("--membrane", "u.npy"), "--alpha must be the decay in one step"),
-            (("--membrane", "u.npy", "--neuron", "if", "--alpha", "1"), "--neuron must be lif with --alpha, got if"),
+            (("--membrane", "u.npy"), "--alpha must be given with --neuron lif, such as 0.95, got nothing"),
+            (
+                ("--membrane", "u.npy", "--neuron", "cuba_lif", "--alpha", "0.9"),
+                "--synapse-alpha must be given with --neuron cuba_lif, such as 0.95, got nothing",
+            ),
+            (
+                ("--membrane", "u.npy", "--alpha", "0.9", "--synapse-alpha", "0.8"),
+                "--neuron must be cuba_lif or alif with --synapse-alpha, got lif",
+            ),
+            (
+                ("--membrane", "u.npy", "--alpha", "0.9", "--reset", "value"),
+                "LIF.reset_to must be a value with reset 'value'",
+            ),
+            (
+                ("--membrane", "u.npy", "--neuron", "if", "--alpha", "1"),
+                "--neuron must be lif or cuba_lif or alif with --alpha, got if",
+            ),
             (("--membrane", "u.npy", "--alpha", "0.9"), "grad_output must be given"),
             (("--membrane", "none.npy", "--alpha", "0.9"), "No such file or directory: 'none.npy'"),
             (("--membrane", "text.npy", "--alpha", "0.9"), "--membrane must be a .npy file of numbers, got text.npy"),
@@ -134,11 +183,11 @@ class TestGradient:
             (("--membrane", "vast.npy", "--alpha", "0.9"), "--membrane must be a .npy file of numbers, got vast.npy"),
             (
                 ("--psp", "u.npy", "--neuron", "srm", "--reset", "zero"),
-                "--neuron must be lif or if with --reset, --reset-by and --decay-reset",
+                "with --reset, got srm; the taps of srm are --reset-kernel",
             ),
             (
                 ("--psp", "u.npy", "--neuron", "srm", "--decay-reset"),
-                "--neuron must be lif or if with --reset, --reset-by and --decay-reset",
+                "--neuron must be lif or if or cuba_lif or alif with --decay-reset, got srm",
             ),
             (
                 ("--membrane", "u.npy", "--alpha", "0.9", "--out", "grad.txt"),

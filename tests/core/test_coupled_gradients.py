@@ -329,6 +329,27 @@ def test_spikes_of_a_trace_are_those_of_the_neuron(neuron: str, dtype: torch.dty
     assert torch.equal(exodus_core.spikes_of_trace(membrane, **given, refractory=2), spikes)
 
 
+def test_a_trace_decides_on_the_adaptation_as_it_is_stored() -> None:
+    # 1 + 2^-12 is 1 in float16: the threshold is 2, which the membrane reaches.
+    options: Any = {"adapt_alpha": 1.0, "adapt_by": 0.0, "adapt_threshold": 1.0, "initial_adaptation": 1 + 2**-12}
+    x = torch.full((1, 3, 2), 2.0, dtype=torch.float16)
+    spikes, membrane = exodus_core.alif(x, 0.0, reset="none", **options)
+    assert torch.equal(spikes, torch.ones_like(x))
+    assert torch.equal(exodus_core.spikes_of_trace(membrane, 0.0, reset="none", **options), spikes)
+
+
+def test_the_adaptation_of_a_trace_does_not_sense_a_membrane_that_has_faded() -> None:
+    x = torch.zeros(1, 4, 2)
+    x[0, 0] = 1e-40
+    numbers = (0.5, 1.0, 1.0, -9.0, 0.0, 0.0, 0.5, 1e30, 0.0, 0.0, 0.1)
+    couplings = ops.COUPLING_ADAPTATION | ops.COUPLING_SENSES | ops.COUPLING_RAISES
+    call = (numbers, None, None, 1.0, 0, 1, couplings, ops.KEPT_ADAPTATION, 1)
+    _, membrane, _, adaptation, *_ = ops.coupled_forward(x, *call)
+    assert membrane[0, 0].all()
+    assert not adaptation.any()
+    assert torch.equal(ops.coupled_traces(membrane, *call)[1], adaptation)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_the_current_is_that_of_the_forward_pass(dtype: torch.dtype) -> None:
     given = neuron_arguments("cuba_lif", SHAPE, "subtract", dtype=dtype)

@@ -1,6 +1,7 @@
 """The commands of `exodus`: ping, capabilities, gradient; models, in `model_commands`; and those of plugins."""
 
 # No `from __future__ import annotations`: typer reads the annotations.
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -13,7 +14,7 @@ from exodus_client._cli.command_line import NO_SERVER, ApiKey, Seconds, Url, cli
 from exodus_client._cli.model_commands import models
 from exodus_client._cli.plugins import add_plugins
 from exodus_client._gradients.result import GradientArguments, Gradients, Method
-from exodus_client.neuron import IF, LIF, SRM, Neuron
+from exodus_client.neuron import MODELS, Neuron
 from exodus_client.surrogate import KINDS
 
 app = typer.Typer(
@@ -25,10 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(models)
 
-#: Neurons that the options of the command describe.
-_MODELS = ("lif", "if", "srm")
-
-NeuronModel = Annotated[str, typer.Option(metavar=f"[{'|'.join(_MODELS)}]")]
+NeuronModel = Annotated[str, typer.Option(metavar=f"[{'|'.join(MODELS)}]")]
 SurrogateKind = Annotated[str, typer.Option(metavar=f"[{'|'.join(KINDS)}]")]
 
 NpyFile = Annotated[Path | None, typer.Option(metavar="FILE.npy", show_default=False)]
@@ -67,13 +65,31 @@ def gradient(
     reset_kernel: NpyFile = None,
     grad_output: NpyFile = None,
     grad_membrane: NpyFile = None,
+    current: NpyFile = None,
     method: Method = "exodus",
     neuron: NeuronModel = "lif",
-    alpha: Annotated[float | None, typer.Option(help="Decay in one step; for lif.", show_default=False)] = None,
-    threshold: float = 1.0,
-    reset: Literal["subtract", "zero", "none"] = "subtract",
+    alpha: Annotated[float | None, typer.Option(help="Decay in one step; not for if.", show_default=False)] = None,
+    threshold: Annotated[float | None, typer.Option(show_default="1")] = None,
+    reset: Annotated[Literal["subtract", "zero", "value", "none"] | None, typer.Option(show_default="subtract")] = None,
     reset_by: Annotated[float | None, typer.Option(help="What a spike subtracts.", show_default="threshold")] = None,
+    reset_to: Annotated[float | None, typer.Option(help="With --reset value.", show_default=False)] = None,
     decay_reset: Annotated[bool, typer.Option("--decay-reset", help="Reset before the decay.")] = False,
+    detach_reset: Annotated[bool, typer.Option("--detach-reset", help="No gradient through the reset.")] = False,
+    min_membrane: Annotated[float | None, typer.Option(show_default="none")] = None,
+    max_spikes: Annotated[int | None, typer.Option(help="Most spikes in a step.", show_default="1")] = None,
+    refractory: Annotated[int | None, typer.Option(help="Steps without a spike behind one.", show_default="0")] = None,
+    synapse_alpha: Annotated[
+        float | None, typer.Option(help="Decay of the current in one step; for cuba_lif and alif.", show_default=False)
+    ] = None,
+    synapse_gain: Annotated[float | None, typer.Option(show_default="1")] = None,
+    synapse_delayed: Annotated[bool, typer.Option("--synapse-delayed", help="The membrane sees it late.")] = False,
+    adapt_alpha: Annotated[
+        float | None, typer.Option(help="Decay of the adaptation in one step; for alif.", show_default=False)
+    ] = None,
+    adapt_by: Annotated[float | None, typer.Option(show_default="1")] = None,
+    adapt_membrane: Annotated[float | None, typer.Option(show_default="0")] = None,
+    adapt_threshold: Annotated[float | None, typer.Option(show_default="0")] = None,
+    adapt_current: Annotated[float | None, typer.Option(show_default="0")] = None,
     surrogate: SurrogateKind = "exponential",
     slope: Annotated[float | None, typer.Option(show_default="of the kind")] = None,
     scale: float = 1.0,
@@ -95,7 +111,28 @@ def gradient(
     """Compute gradients on a server, from arrays in .npy files.
 
     Give --membrane, or --input, or --spikes with --weight; for --neuron srm --reset-kernel, with --membrane or --psp.
+    With --membrane, --wrt synapse_alpha and synapse_gain need --current.
     """
+    parameters = {
+        "alpha": alpha,
+        "threshold": threshold,
+        "reset": reset,
+        "reset_by": reset_by,
+        "reset_to": reset_to,
+        "decay_reset": decay_reset or None,
+        "detach_reset": detach_reset or None,
+        "min_membrane": min_membrane,
+        "max_spikes": max_spikes,
+        "refractory": refractory,
+        "synapse_alpha": synapse_alpha,
+        "synapse_gain": synapse_gain,
+        "synapse_delayed": synapse_delayed or None,
+        "adapt_alpha": adapt_alpha,
+        "adapt_by": adapt_by,
+        "adapt_membrane": adapt_membrane,
+        "adapt_threshold": adapt_threshold,
+        "adapt_current": adapt_current,
+    }
     files = {
         "membrane": membrane,
         "input": input,
@@ -105,15 +142,14 @@ def gradient(
         "reset_kernel": reset_kernel,
         "grad_output": grad_output,
         "grad_membrane": grad_membrane,
+        "current": current,
     }
     with reported():
         _check_out(out)
         arrays = {name: _load(name, file) for name, file in files.items() if file is not None}
         arguments: dict[str, Any] = {
             "method": method,
-            "neuron": _neuron(
-                neuron, alpha, threshold=threshold, reset=reset, reset_by=reset_by, decay_reset=decay_reset
-            ),
+            "neuron": _neuron(neuron, {name: value for name, value in parameters.items() if value is not None}),
             "surrogate": KINDS[one_of("--surrogate", surrogate, KINDS)](slope, scale),
             "time_dim": time_dim,
             "output_filter": output_filter,
@@ -127,20 +163,23 @@ def gradient(
         _print(result, out, as_json)
 
 
-def _neuron(model: str, alpha: float | None, **parameters: Any) -> Neuron:
-    if one_of("--neuron", model, _MODELS) == "lif":
-        if alpha is None:
-            raise unfit(ValueError, "--alpha", "the decay in one step, such as 0.95, with --neuron lif", "nothing")
-        return LIF(alpha, **parameters)
-    if alpha is not None:
-        raise unfit(ValueError, "--neuron", "lif with --alpha", model)
-    if model == "if":
-        return IF(**parameters)
-    threshold = parameters.pop("threshold")
-    if parameters != {"reset": "subtract", "reset_by": None, "decay_reset": False}:
-        expected = "lif or if with --reset, --reset-by and --decay-reset"
-        raise unfit(ValueError, "--neuron", expected, "srm", "which has --reset-kernel")
-    return SRM(threshold=threshold)
+def _neuron(model: str, given: dict[str, Any]) -> Neuron:
+    """The neuron of a model, of the options that are given. Raises ValueError: it lacks one, or does not have it."""
+    fields = {name: {field.name: field for field in dataclasses.fields(kind)} for name, kind in MODELS.items()}
+    own = fields[one_of("--neuron", model, MODELS)]
+    for name in given:
+        if name not in own:
+            having = [other for other in fields if name in fields[other]]
+            advice = "the taps of srm are --reset-kernel" if model == "srm" else ""
+            raise unfit(ValueError, "--neuron", f"{' or '.join(having)} with {_option(name)}", model, advice)
+    for name, field in own.items():
+        if field.default is dataclasses.MISSING and name not in given:
+            raise unfit(ValueError, _option(name), f"given with --neuron {model}, such as 0.95", "nothing")
+    return MODELS[model](**given)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _check_out(out: Path) -> None:
@@ -156,9 +195,7 @@ def _load(name: str, file: Path) -> Any:
         try:
             return np.lib.format.read_array(stream, allow_pickle=False)
         except (ValueError, MemoryError) as error:  # a broken header may ask for any amount of memory
-            raise unfit(
-                ValueError, f"--{name.replace('_', '-')}", "a .npy file of numbers", f"{file}: {error}"
-            ) from error
+            raise unfit(ValueError, _option(name), "a .npy file of numbers", f"{file}: {error}") from error
 
 
 def _save(out: Path, result: Gradients) -> None:
