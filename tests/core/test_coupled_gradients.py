@@ -379,6 +379,73 @@ def test_traces_are_mapped_by_vmap() -> None:
         assert torch.equal(mapped, torch.stack(single))
 
 
+@pytest.mark.parametrize("per_sample", [False, True], ids=["shared parameters", "parameters of each sample"])
+@pytest.mark.parametrize("reset", RESETS, ids=name_of)
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_gradients_of_traces_are_mapped_by_vmap(neuron: str, reset: tuple[str, bool], per_sample: bool) -> None:
+    torch.manual_seed(0)
+    samples = 3
+    traces = torch.randn(samples, 3, *SHAPE, dtype=torch.float64)
+    arguments = neuron_arguments(neuron, SHAPE, reset[0])
+    options = {"reset": reset[0], "decay_reset": reset[1], "refractory": 1}
+    options |= {name: value for name, value in arguments.items() if not isinstance(value, Tensor)}
+    given = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    if per_sample:
+        given = {name: torch.stack([value] * samples) for name, value in given.items()}
+
+    def gradients(traces: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        membrane, g, current = traces
+        more = {"current": current} if "synapse_alpha" in given else {}
+        found = functions(neuron)[1](membrane, g, **given, **options, **more)
+        return tuple(value for value in found if value is not None)
+
+    mapped = torch.vmap(gradients, (0, 0 if per_sample else None))(traces, given)
+    for i, each in enumerate(traces):
+        own = {name: value[i] for name, value in given.items()} if per_sample else given
+        for found, expected in zip(mapped, gradients(each, own), strict=True):
+            assert expected.any() or reset[0] == "none"
+            torch.testing.assert_close(found[i], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_numbers_are_mapped_by_vmap() -> None:
+    torch.manual_seed(0)
+    membranes, gs = torch.randn(2, 4, *SHAPE, dtype=torch.float64)
+    names = ["alpha", "threshold", "adapt_alpha", "adapt_threshold", "initial_membrane", "initial_adaptation"]
+
+    def gradients(membrane: Tensor, g: Tensor) -> tuple[Tensor, ...]:
+        found = exodus_core.alif_gradient(membrane, g, 0.9, 0.8, adapt_threshold=0.2, refractory=2, wrt=names)
+        return tuple(getattr(found, name) for name in names)
+
+    one_by_one = zip(*(gradients(*each) for each in zip(membranes, gs, strict=True)), strict=True)
+    for name, mapped, single in zip(names, torch.vmap(gradients)(membranes, gs), one_by_one, strict=True):
+        assert mapped.all(), name
+        torch.testing.assert_close(mapped, torch.stack(single), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shapes", [((), (5,)), ((4, 1), (1,)), ((1, 5), (4, 5)), ((1, 1, 1), (5,))], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=name_of)
+def test_gradients_have_the_bits_of_backward_for_every_shape_of_a_parameter(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    arguments = {
+        "alpha": uniform(0.5, 1, shapes[0], torch.float32),
+        "threshold": uniform(0.5, 1, shapes[1], torch.float16),
+        "synapse_alpha": uniform(0.5, 1, shapes[1], torch.float64),
+        "initial_membrane": uniform(-1, 1, (3, 1, 5), torch.float16),
+    }
+    given = leaves(arguments)
+    x = torch.randn(3, 33, 4, 5).to(dtype)
+    spikes, membrane = exodus_core.cuba_lif(x, **given, refractory=1)
+    g, h = random_like(spikes, membrane)
+    torch.autograd.backward([spikes, membrane], [g, h])
+    current = current_of(x, arguments)
+    found = exodus_core.cuba_lif_gradient(membrane.detach(), g, **arguments, refractory=1, **current, grad_membrane=h)
+    for name, argument in given.items():
+        assert getattr(found, name).dtype == arguments[name].dtype
+        assert torch.equal(getattr(found, name), argument.grad), name
+
+
 X = torch.zeros(2, 5, 3)
 
 

@@ -7,7 +7,7 @@ multiplied by take its trace.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -24,6 +24,7 @@ from exodus_core.coupled import (
 )
 from exodus_core.errors import ArgumentError
 from exodus_core.ops import (
+    COUPLED_PARAMETERS,
     COUPLED_STATES,
     COUPLING_ADAPTATION,
     COUPLING_RAISES,
@@ -34,7 +35,7 @@ from exodus_core.ops import (
 )
 from exodus_core.pieces.carried import refuse_in_pieces
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
-from exodus_core.trace_gradients import bptt_gradients, check_trace, recordable, wanted_names
+from exodus_core.trace_gradients import bptt_gradients, check_trace, wanted_names
 
 __all__ = [
     "AlifGradient",
@@ -190,35 +191,59 @@ def neurons_gradients(
         return bptt_gradients(reference.coupled_on_trace, membrane, grad_spikes, grad_membrane, values, wanted, more)
     if not wanted:
         return {"input": _backward(membrane, grad_spikes, grad_membrane, None, given, chosen, False)[0]}
-    with torch.inference_mode(False), torch.enable_grad():
-        # Autograd brings the gradients of the operator's rows to the shapes and dtypes of the arguments.
-        dtype = ops.compute_dtype(membrane.dtype)
-        leaves = {name: _leaf(values[name], membrane, dtype) for name in wanted}
-        taken: Any = {name: recordable(value) for name, value in {**everything, **leaves}.items()}
-        settings, parameters, initial = coupled_arguments(membrane, taken.pop("alpha"), taken)
-        grad_input, lanes = _backward(
-            membrane, grad_spikes, grad_membrane, current, given, (settings, parameters, initial), True
-        )
-        rows: list[tuple[Tensor, Tensor]] = []
-        states = len(COUPLED_STATES)
-        if parameters is not None and parameters.requires_grad:
-            rows.append((parameters, parameter_rows_gradient(lanes[states:], parameters)))
-        if initial is not None and initial.requires_grad:
-            rows.append((initial, lanes[:states].reshape(initial.shape)))
-        found = torch.autograd.grad(
-            [row for row, _ in rows],
-            list(leaves.values()),
-            [recordable(gradient) for _, gradient in rows],
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    return {"input": grad_input, **dict(zip(wanted, found, strict=True))}
+    with torch.no_grad():
+        # Numbers become tensors: a term whose factor is the number 0 is left out.
+        asked = {name: _as_tensor(values[name], membrane) for name in wanted}
+        taken: Any = {**everything, **asked}
+        chosen = coupled_arguments(membrane, taken.pop("alpha"), taken)
+        grad_input, lanes = _backward(membrane, grad_spikes, grad_membrane, current, given, chosen, True)
+        return {"input": grad_input, **_by_name(lanes, asked, given, membrane, chosen[1])}
 
 
-def _leaf(value: float | Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
+def _as_tensor(value: float | Tensor | None, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
-        return value.detach().clone().requires_grad_()
-    return torch.tensor(0.0 if value is None else value, dtype=dtype, device=like.device, requires_grad=True)
+        return value
+    return torch.tensor(0.0 if value is None else value, dtype=ops.compute_dtype(like.dtype), device=like.device)
+
+
+def _by_name(
+    lanes: Tensor, asked: Mapping[str, Tensor], given: CoupledOptions, membrane: Tensor, parameters: Tensor | None
+) -> dict[str, Tensor]:
+    """The gradients of lanes, summed to the shapes of the arguments in the order of autograd, whose bits they have.
+
+    Autograd itself does not compute them, since torch.vmap does not let it.
+    """
+    time_dim, states = given["time_dim"], len(COUPLED_STATES)
+    outer, inner = membrane.shape[:time_dim], membrane.shape[time_dim + 1 :]
+    rows = {} if parameters is None else _parameter_rows(lanes[states:], parameters)
+    found: dict[str, Tensor] = {}
+    for name, value in asked.items():
+        if name.startswith("initial_"):
+            row = lanes[COUPLED_STATES.index(name.removeprefix("initial_"))].reshape((*outer, *inner))
+            found[name] = row.to(value.dtype).sum_to_size(value.shape)
+            continue
+        uses = [_to_argument(rows[row], value, inner) for row in _rows_of(name, given)]
+        found[name] = sum(uses[1:], uses[0]) if uses else torch.zeros_like(value)
+    return found
+
+
+def _parameter_rows(lanes: Tensor, parameters: Tensor) -> dict[str, Tensor]:
+    return dict(zip(COUPLED_PARAMETERS, parameter_rows_gradient(lanes, parameters), strict=True))
+
+
+def _rows_of(name: str, given: CoupledOptions) -> list[str]:
+    """The rows of COUPLED_PARAMETERS that an argument is in, as `coupled_arguments` fills them."""
+    subtracted = "threshold" if given["reset_by"] is None else "reset_by"
+    in_the_reset = {"value": "reset_to", "subtract": subtracted}.get(given["reset"])
+    own = [name] if name in COUPLED_PARAMETERS and name != "reset_by" else []
+    return own + (["reset_by"] if name == in_the_reset else [])
+
+
+def _to_argument(row: Tensor, value: Tensor, inner: torch.Size) -> Tensor:
+    """A gradient with one element, or one for each inner index, as that of the argument."""
+    if value.numel() == 1:
+        return row.sum_to_size(1).reshape(value.shape).to(value.dtype)
+    return row.to(value.dtype).reshape(inner).sum_to_size(value.shape)
 
 
 def _backward(
