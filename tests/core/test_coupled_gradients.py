@@ -379,6 +379,35 @@ def test_traces_are_mapped_by_vmap() -> None:
         assert torch.equal(mapped, torch.stack(single))
 
 
+@pytest.mark.parametrize("with_membrane", [False, True])
+@pytest.mark.parametrize("wrt", [(), ("alpha",), ("synapse_gain", "synapse_alpha", "initial_membrane")], ids=str)
+def test_bptt_of_a_single_step_that_does_not_see_the_input_yet_is_exodus(wrt: Any, with_membrane: bool) -> None:
+    membrane, current, g = torch.randn(3, 2, 1, 19, dtype=torch.float64)
+    options = {"synapse_delayed": True, "current": current, "wrt": wrt, "grad_membrane": g if with_membrane else None}
+    found, expected = (
+        exodus_core.cuba_lif_gradient(membrane, g, 0.9, 0.8, **options, method=method) for method in ("bptt", "exodus")
+    )
+    assert not found.input.any()
+    for ours, theirs in zip(found, expected, strict=True):
+        if theirs is None:
+            assert ours is None
+        else:
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
+@pytest.mark.parametrize("trained", [(), ("synapse_alpha",), ("alpha", "threshold")], ids=str)
+def test_backward_of_a_single_step_that_does_not_see_the_input_yet_is_zero(method: str, trained: Any) -> None:
+    given = {"alpha": 0.9, "synapse_alpha": 0.8, "threshold": 1.0}
+    given |= {name: torch.tensor(given[name], requires_grad=True) for name in trained}
+    x = torch.randn(2, 1, 19, requires_grad=True)
+    spikes, membrane = exodus_core.cuba_lif(x, **given, synapse_delayed=True, method=method)
+    g, h = random_like(spikes, membrane)
+    found = torch.autograd.grad([spikes, membrane], [x, *(given[name] for name in trained)], [g, h])
+    assert not found[0].any()
+    assert len(found) == 1 + len(trained)
+
+
 @pytest.mark.parametrize("per_sample", [False, True], ids=["shared parameters", "parameters of each sample"])
 @pytest.mark.parametrize("reset", RESETS, ids=name_of)
 @pytest.mark.parametrize("neuron", NEURONS)

@@ -341,6 +341,14 @@ def coupled_arguments(
     return settings, parameters, initial
 
 
+def _in_graph(output: Tensor, sources: Sequence[Tensor]) -> Tensor:
+    """The output of a loop, with a gradient by every source: 0 where the loop did not read it, as that of exodus."""
+    chosen = torch.ones((), dtype=torch.bool, device=output.device)
+    for source in sources:
+        output = torch.where(chosen, output, source.sum().to(output.dtype))
+    return output
+
+
 def neurons(x: Tensor, alpha: float | Tensor, **options: Unpack[CoupledOptions]) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes, membrane, and the state after the last step.
 
@@ -359,7 +367,9 @@ def neurons(x: Tensor, alpha: float | Tensor, **options: Unpack[CoupledOptions])
     given["time_dim"] = time_dim
     settings, parameters, initial = coupled_arguments(x, alpha, given)
     if given["method"] == "bptt":
-        return reference.coupled_lif(x, alpha, **given)
+        spikes, membrane, last = reference.coupled_lif(x, alpha, **given)
+        sources = [source for source in (x, parameters, initial) if source is not None and is_differentiated(source)]
+        return _in_graph(spikes, sources), _in_graph(membrane, sources), last
     x = x.contiguous()
     if is_differentiated(x, parameters, initial):
         spikes, membrane, last, *_ = Coupled.apply(x, parameters, initial, settings)  # type: ignore[no-untyped-call]

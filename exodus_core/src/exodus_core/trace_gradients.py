@@ -49,6 +49,15 @@ def recordable(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
+def _autograd(outputs: Sequence[Tensor], sources: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradients by sources; 0 where no output depends on one, as on the input of a step that is not seen yet."""
+    pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(source) for source in sources]
+    reached, received = zip(*pairs, strict=True)
+    return torch.autograd.grad(reached, sources, received, allow_unused=True, materialize_grads=True)
+
+
 def bptt_gradients(
     loop: Callable[..., tuple[Tensor, Tensor, Tensor]],
     membrane: Tensor,
@@ -75,7 +84,7 @@ def bptt_gradients(
         if grad_membrane is not None:
             outputs.append(looped)
             grads.append(grad_membrane.to(dtype))
-        found = torch.autograd.grad(outputs, [x, *leaves.values()], grads, allow_unused=True, materialize_grads=True)
+        found = _autograd(outputs, [x, *leaves.values()], grads)
     by_name = {"input": found[0].to(membrane.dtype)}
     for name, gradient in zip(leaves, found[1:], strict=True):
         value = values[name]
