@@ -13,6 +13,7 @@ import exodus_core
 from assertions import DTYPES, ODD_SHAPES, assert_agrees, leaves, name_of
 from exodus_core import coupled, ops, reference
 from exodus_core.surrogate import Arctan
+from exodus_core.verify import run_coupled
 
 SHAPE = (2, 33, 19)
 RESETS = [("subtract", False), ("subtract", True), ("zero", False), ("value", False), ("none", False)]
@@ -354,7 +355,8 @@ def test_the_adaptation_of_a_trace_does_not_sense_a_membrane_that_has_faded() ->
 def test_the_current_is_that_of_the_forward_pass(dtype: torch.dtype) -> None:
     given = neuron_arguments("cuba_lif", SHAPE, "subtract", dtype=dtype)
     x = torch.randn(SHAPE).to(dtype)
-    settings, parameters, initial = coupled.coupled_arguments(x, given["alpha"], coupled.with_defaults(given))
+    alpha = given.pop("alpha")
+    settings, parameters, initial = coupled.coupled_arguments(x, alpha, coupled.with_defaults(given))
     call = (settings.numbers, parameters, initial, 1.0, 0, settings.reset, settings.couplings)
     assert torch.equal(current_of(x, given)["current"], ops.coupled_forward(x, *call, 1, 1)[2])
 
@@ -478,6 +480,14 @@ def test_gradients_have_the_bits_of_backward_for_every_shape_of_a_parameter(
 X = torch.zeros(2, 5, 3)
 
 
+def spikes_of_zeros(**options: Any) -> Tensor:
+    return exodus_core.spikes_of_trace(X, 0.9, **options)
+
+
+def certified(**options: Any) -> Any:
+    return run_coupled(X, 0.9, X, **options)
+
+
 @pytest.mark.parametrize(
     ("message", "call"),
     [
@@ -523,6 +533,10 @@ X = torch.zeros(2, 5, 3)
         ("adapt_alpha must be a float or a float tensor", lambda: exodus_core.alif_gradient(X, X, 0.9, None)),
         ("synapse_alpha must be a float or a float tensor", lambda: exodus_core.cuba_lif_gradient(X, X, 0.9, None)),
         ("synapse_alpha must be in [0, 1], got 2.0", lambda: exodus_core.current_trace(X, 2.0)),
+        ("initial_adaptation, initial_refractory, got refactory", lambda: spikes_of_zeros(refactory=2)),
+        ("options must be names of threshold, reset, reset_by, decay_reset, ", lambda: spikes_of_zeros(wrt="alpha")),
+        ("got current, input", lambda: spikes_of_zeros(input=X, refractory=1, current=X)),
+        ("got foo", lambda: certified(foo=1)),
         (
             "initial_current must be values that broadcast",
             lambda: exodus_core.current_trace(X, 0.5, initial_current=torch.zeros(4)),

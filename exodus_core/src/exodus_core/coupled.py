@@ -81,7 +81,14 @@ DEFAULTS: CoupledOptions = {
 
 
 def with_defaults(options: CoupledOptions) -> CoupledOptions:
-    """All keyword arguments of `neurons`, of those that are given and the defaults of the others."""
+    """All keyword arguments of `neurons`, of those that are given and the defaults of the others.
+
+    Raises:
+        ArgumentTypeError: a name is unknown.
+    """
+    unknown = options.keys() - DEFAULTS.keys()
+    if unknown:
+        raise ArgumentTypeError("options", f"names of {', '.join(DEFAULTS)}", ", ".join(sorted(unknown)))
     return {**DEFAULTS, **options}
 
 
