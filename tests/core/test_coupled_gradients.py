@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -486,6 +487,38 @@ def spikes_of_zeros(**options: Any) -> Tensor:
 
 def certified(**options: Any) -> Any:
     return run_coupled(X, 0.9, X, **options)
+
+
+@pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
+def test_gradients_by_what_the_neuron_must_not_have_are_refused(method: str) -> None:
+    def refusal(wrt: Any, **options: Any) -> str:
+        with pytest.raises(exodus_core.ArgumentError) as raised:
+            exodus_core.alif_gradient(X, X, 0.9, 0.8, wrt=wrt, method=method, **options)
+        return str(raised.value)
+
+    expected = "wrt must be without synapse_gain where synapse_alpha is None, got synapse_gain"
+    assert refusal("synapse_gain") == refusal(["alpha", "synapse_gain"]) == expected
+    expected = "wrt must be without adapt_threshold where max_spikes is more than 1, got adapt_threshold"
+    assert refusal(["adapt_threshold"], max_spikes=3) == expected
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        lambda wrt: exodus_core.lif_gradient(X, X, 0.9, wrt=wrt),
+        lambda wrt: exodus_core.lif_gradient(X, X, 0.9, refractory=2, wrt=wrt),
+        lambda wrt: exodus_core.cuba_lif_gradient(X, X, 0.9, 0.8, wrt=wrt),
+        lambda wrt: exodus_core.alif_gradient(X, X, 0.9, 0.8, wrt=wrt),
+    ],
+    ids=["lif", "lif with a refractory period", "cuba_lif", "alif"],
+)
+def test_wrt_is_names(gradient: Any) -> None:
+    for wrt, got in ((3, "3"), ([3], "3"), (["beta", 3], "3, beta"), ([["alpha"]], "['alpha']"), ({"a": 1}, "a")):
+        with pytest.raises(
+            (TypeError, ValueError), match=rf"^wrt must be names of input, alpha, .*, got {re.escape(got)}$"
+        ):
+            gradient(wrt)
+    assert gradient("alpha").alpha.shape == gradient({"alpha": 1}).alpha.shape == gradient(iter(["alpha"])).alpha.shape
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,14 @@ def _traces(
     )
 
 
+def _check_wanted(wanted: Collection[str], given: CoupledOptions) -> None:
+    """Refuses gradients by arguments that, as tensors, the neuron would not take."""
+    if "synapse_gain" in wanted and given["synapse_alpha"] is None:
+        raise ArgumentError("wrt", "without synapse_gain where synapse_alpha is None", "synapse_gain")
+    if "adapt_threshold" in wanted and given["max_spikes"] > 1:
+        raise ArgumentError("wrt", "without adapt_threshold where max_spikes is more than 1", "adapt_threshold")
+
+
 def _check_current(current: Tensor | None, given: CoupledOptions, wanted: Collection[str], membrane: Tensor) -> None:
     has_synapse = given["synapse_alpha"] is not None
     if current is None:
@@ -185,6 +193,7 @@ def neurons_gradients(
     everything: dict[str, Any] = {"alpha": alpha, **given}
     values = {name: everything[name] for name in fields[1:]}
     wanted = wanted_names(wrt, fields, values)
+    _check_wanted(wanted, given)
     _check_current(current, given, wanted, membrane)
     if given["method"] == "bptt":
         more = given if current is None else {**given, "current": current}

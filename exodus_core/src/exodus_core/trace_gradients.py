@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from exodus_core import arguments, ops
-from exodus_core.errors import ArgumentError
+from exodus_core.errors import ArgumentError, ArgumentTypeError
 
 #: Arguments whose gradients are asked for, by name.
 Values = Mapping[str, float | Tensor | None]
@@ -28,14 +28,18 @@ def wanted_names(wrt: Collection[str] | None, fields: Sequence[str], values: Val
     """The names in `wrt`, without that of the input, in the order of `fields`; of None those of tensors.
 
     Raises:
+        ArgumentTypeError: wrt is no collection.
         ArgumentError: a name is unknown, or that of an argument which is None and no state.
     """
     if wrt is None:
         return [name for name in fields if isinstance(values.get(name), Tensor)]
-    wanted = {wrt} if isinstance(wrt, str) else set(wrt)
-    unknown = wanted - set(fields)
+    expected = f"names of {', '.join(fields)}"
+    if not isinstance(wrt, Iterable):
+        raise ArgumentTypeError("wrt", expected, wrt)
+    wanted = [wrt] if isinstance(wrt, str) else list(wrt)
+    unknown = {str(name) for name in wanted if name not in fields}
     if unknown:
-        raise ArgumentError("wrt", f"names of {', '.join(fields)}", ", ".join(sorted(unknown)))
+        raise ArgumentError("wrt", expected, ", ".join(sorted(unknown)))
     found = [name for name in fields if name in wanted and name != "input"]
     for name in found:
         if values[name] is None and not name.startswith("initial_"):
