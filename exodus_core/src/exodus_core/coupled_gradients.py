@@ -17,6 +17,7 @@ from exodus_core import arguments, functional, ops, reference
 from exodus_core.coupled import (
     CoupledOptions,
     CoupledSettings,
+    check_initial_current,
     coupled_arguments,
     parameter_rows_gradient,
     required_decay,
@@ -412,4 +413,5 @@ def alif_gradient(
     """
     options = dict(locals())
     required_decay("adapt_alpha", adapt_alpha)
+    check_initial_current(initial_current, synapse_alpha)
     return AlifGradient(**neurons_gradients(AlifGradient._fields, **options))
