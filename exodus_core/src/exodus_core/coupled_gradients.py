@@ -113,6 +113,9 @@ def current_trace(
 def spikes_of_trace(membrane: Tensor, alpha: float | Tensor, **options: Unpack[CoupledOptions]) -> Tensor:
     """The spikes of a known membrane: 1 where it reaches the threshold and no refractory period holds it.
 
+    Of float16 and bfloat16 the membrane has been rounded: with an adapt_membrane, the spikes are then those of a neuron
+    that senses the rounded one, and a few may differ from those that the neuron fired.
+
     Args:
         membrane: u, as `lif`, `cuba_lif` or `alif` return it.
         alpha, options: as of that function.
@@ -121,7 +124,7 @@ def spikes_of_trace(membrane: Tensor, alpha: float | Tensor, **options: Unpack[C
         s, with the shape and dtype of membrane, without a graph.
 
     Raises:
-        TypeError, ValueError: as of that function.
+        TypeError, ValueError: as of that function, or an option is unknown.
     """
     given = with_defaults(options)
     given["time_dim"] = arguments.check_signal("membrane", membrane, given["time_dim"])
