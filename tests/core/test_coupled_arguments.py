@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from typing import Any
 
@@ -43,6 +44,54 @@ X = torch.zeros(2, 5, 3)
             lambda: exodus_core.cuba_lif(X, 0.9, 0.9, initial_refractory=0.5),
         ),
         (
+            "initial_refractory must be at most 16777216, got 16777217",
+            lambda: exodus_core.cuba_lif(X, 0.9, 0.9, initial_refractory=2**24 + 1),
+        ),
+        (
+            "initial_refractory must be at most 16777216, got inf",
+            lambda: exodus_core.alif_gradient(X, X, 0.9, 0.9, initial_refractory=math.inf),
+        ),
+        (
+            "initial_refractory must be a whole number of steps, or a tensor of such, got -1",
+            lambda: exodus_core.alif(X, 0.9, 0.9, initial_refractory=-1),
+        ),
+        (
+            "initial_refractory must be a number, got nan",
+            lambda: exodus_core.alif(X, 0.9, 0.9, initial_refractory=math.nan),
+        ),
+        (
+            "initial_refractory must be a float or a float tensor, got str",
+            lambda: exodus_core.alif(X, 0.9, 0.9, initial_refractory="1"),
+        ),
+        (
+            "initial_current must be None without a synapse_alpha, got 0.3",
+            lambda: exodus_core.alif(X, 0.9, 0.9, initial_current=0.3),
+        ),
+        (
+            "initial_current must be None without a synapse_alpha, got a tensor",
+            lambda: exodus_core.alif(X, 0.9, 0.9, initial_current=torch.ones(3)),
+        ),
+        (
+            "initial_current must be None without a synapse_alpha, got a tensor",
+            lambda: exodus_core.alif_gradient(X, X, 0.9, 0.9, initial_current=torch.ones(3)),
+        ),
+        (
+            "initial_current must be None without a synapse_alpha, got 0.3",
+            lambda: exodus_core.spikes_of_trace(X, 0.9, refractory=2, initial_current=0.3),
+        ),
+        (
+            "initial_adaptation must be None without an adapt_alpha, got 0.3",
+            lambda: exodus_core.spikes_of_trace(X, 0.9, synapse_alpha=0.5, initial_adaptation=0.3),
+        ),
+        (
+            "adapt_threshold must be 0 without an adapt_alpha, got 0.2",
+            lambda: exodus_core.spikes_of_trace(X, 0.9, refractory=2, adapt_threshold=0.2),
+        ),
+        (
+            "adapt_by must be 1 without an adapt_alpha, got a tensor",
+            lambda: exodus_core.spikes_of_trace(X, 0.9, refractory=2, adapt_by=torch.ones(3)),
+        ),
+        (
             "reset_by must be a float or a float tensor, got str",
             lambda: exodus_core.lif(X, 0.9, reset="zero", reset_by="much", refractory=2),
         ),
@@ -52,6 +101,11 @@ def test_what_cannot_be_meant_is_refused(message: str, call: Any) -> None:
     with pytest.raises((ValueError, TypeError)) as raised:
         call()
     assert message in str(raised.value)
+
+
+def test_the_longest_refractory_period_may_be_left() -> None:
+    spikes = exodus_core.cuba_lif(X + 2, 0.9, 0.9, initial_refractory=2**24)[0]
+    assert not spikes.any()
 
 
 @pytest.mark.parametrize(

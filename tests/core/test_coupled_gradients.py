@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import exodus_core
 from assertions import DTYPES, ODD_SHAPES, assert_agrees, leaves, name_of
 from exodus_core import coupled, ops, reference
 from exodus_core.surrogate import Arctan
+from exodus_core.verify import run_coupled
 
 SHAPE = (2, 33, 19)
 RESETS = [("subtract", False), ("subtract", True), ("zero", False), ("value", False), ("none", False)]
@@ -354,7 +356,8 @@ def test_the_adaptation_of_a_trace_does_not_sense_a_membrane_that_has_faded() ->
 def test_the_current_is_that_of_the_forward_pass(dtype: torch.dtype) -> None:
     given = neuron_arguments("cuba_lif", SHAPE, "subtract", dtype=dtype)
     x = torch.randn(SHAPE).to(dtype)
-    settings, parameters, initial = coupled.coupled_arguments(x, given["alpha"], coupled.with_defaults(given))
+    alpha = given.pop("alpha")
+    settings, parameters, initial = coupled.coupled_arguments(x, alpha, coupled.with_defaults(given))
     call = (settings.numbers, parameters, initial, 1.0, 0, settings.reset, settings.couplings)
     assert torch.equal(current_of(x, given)["current"], ops.coupled_forward(x, *call, 1, 1)[2])
 
@@ -379,7 +382,143 @@ def test_traces_are_mapped_by_vmap() -> None:
         assert torch.equal(mapped, torch.stack(single))
 
 
+@pytest.mark.parametrize("with_membrane", [False, True])
+@pytest.mark.parametrize("wrt", [(), ("alpha",), ("synapse_gain", "synapse_alpha", "initial_membrane")], ids=str)
+def test_bptt_of_a_single_step_that_does_not_see_the_input_yet_is_exodus(wrt: Any, with_membrane: bool) -> None:
+    membrane, current, g = torch.randn(3, 2, 1, 19, dtype=torch.float64)
+    options = {"synapse_delayed": True, "current": current, "wrt": wrt, "grad_membrane": g if with_membrane else None}
+    found, expected = (
+        exodus_core.cuba_lif_gradient(membrane, g, 0.9, 0.8, **options, method=method) for method in ("bptt", "exodus")
+    )
+    assert not found.input.any()
+    for ours, theirs in zip(found, expected, strict=True):
+        if theirs is None:
+            assert ours is None
+        else:
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
+@pytest.mark.parametrize("trained", [(), ("synapse_alpha",), ("alpha", "threshold")], ids=str)
+def test_backward_of_a_single_step_that_does_not_see_the_input_yet_is_zero(method: str, trained: Any) -> None:
+    given = {"alpha": 0.9, "synapse_alpha": 0.8, "threshold": 1.0}
+    given |= {name: torch.tensor(given[name], requires_grad=True) for name in trained}
+    x = torch.randn(2, 1, 19, requires_grad=True)
+    spikes, membrane = exodus_core.cuba_lif(x, **given, synapse_delayed=True, method=method)
+    g, h = random_like(spikes, membrane)
+    found = torch.autograd.grad([spikes, membrane], [x, *(given[name] for name in trained)], [g, h])
+    assert not found[0].any()
+    assert len(found) == 1 + len(trained)
+
+
+@pytest.mark.parametrize("per_sample", [False, True], ids=["shared parameters", "parameters of each sample"])
+@pytest.mark.parametrize("reset", RESETS, ids=name_of)
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_gradients_of_traces_are_mapped_by_vmap(neuron: str, reset: tuple[str, bool], per_sample: bool) -> None:
+    torch.manual_seed(0)
+    samples = 3
+    traces = torch.randn(samples, 3, *SHAPE, dtype=torch.float64)
+    arguments = neuron_arguments(neuron, SHAPE, reset[0])
+    options = {"reset": reset[0], "decay_reset": reset[1], "refractory": 1}
+    options |= {name: value for name, value in arguments.items() if not isinstance(value, Tensor)}
+    given = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    if per_sample:
+        given = {name: torch.stack([value] * samples) for name, value in given.items()}
+
+    def gradients(traces: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        membrane, g, current = traces
+        more = {"current": current} if "synapse_alpha" in given else {}
+        found = functions(neuron)[1](membrane, g, **given, **options, **more)
+        return tuple(value for value in found if value is not None)
+
+    mapped = torch.vmap(gradients, (0, 0 if per_sample else None))(traces, given)
+    for i, each in enumerate(traces):
+        own = {name: value[i] for name, value in given.items()} if per_sample else given
+        for found, expected in zip(mapped, gradients(each, own), strict=True):
+            assert expected.any() or reset[0] == "none"
+            torch.testing.assert_close(found[i], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_numbers_are_mapped_by_vmap() -> None:
+    torch.manual_seed(0)
+    membranes, gs = torch.randn(2, 4, *SHAPE, dtype=torch.float64)
+    names = ["alpha", "threshold", "adapt_alpha", "adapt_threshold", "initial_membrane", "initial_adaptation"]
+
+    def gradients(membrane: Tensor, g: Tensor) -> tuple[Tensor, ...]:
+        found = exodus_core.alif_gradient(membrane, g, 0.9, 0.8, adapt_threshold=0.2, refractory=2, wrt=names)
+        return tuple(getattr(found, name) for name in names)
+
+    one_by_one = zip(*(gradients(*each) for each in zip(membranes, gs, strict=True)), strict=True)
+    for name, mapped, single in zip(names, torch.vmap(gradients)(membranes, gs), one_by_one, strict=True):
+        assert mapped.all(), name
+        torch.testing.assert_close(mapped, torch.stack(single), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shapes", [((), (5,)), ((4, 1), (1,)), ((1, 5), (4, 5)), ((1, 1, 1), (5,))], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=name_of)
+def test_gradients_have_the_bits_of_backward_for_every_shape_of_a_parameter(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    arguments = {
+        "alpha": uniform(0.5, 1, shapes[0], torch.float32),
+        "threshold": uniform(0.5, 1, shapes[1], torch.float16),
+        "synapse_alpha": uniform(0.5, 1, shapes[1], torch.float64),
+        "initial_membrane": uniform(-1, 1, (3, 1, 5), torch.float16),
+    }
+    given = leaves(arguments)
+    x = torch.randn(3, 33, 4, 5).to(dtype)
+    spikes, membrane = exodus_core.cuba_lif(x, **given, refractory=1)
+    g, h = random_like(spikes, membrane)
+    torch.autograd.backward([spikes, membrane], [g, h])
+    current = current_of(x, arguments)
+    found = exodus_core.cuba_lif_gradient(membrane.detach(), g, **arguments, refractory=1, **current, grad_membrane=h)
+    for name, argument in given.items():
+        assert getattr(found, name).dtype == arguments[name].dtype
+        assert torch.equal(getattr(found, name), argument.grad), name
+
+
 X = torch.zeros(2, 5, 3)
+
+
+def spikes_of_zeros(**options: Any) -> Tensor:
+    return exodus_core.spikes_of_trace(X, 0.9, **options)
+
+
+def certified(**options: Any) -> Any:
+    return run_coupled(X, 0.9, X, **options)
+
+
+@pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
+def test_gradients_by_what_the_neuron_must_not_have_are_refused(method: str) -> None:
+    def refusal(wrt: Any, **options: Any) -> str:
+        with pytest.raises(exodus_core.ArgumentError) as raised:
+            exodus_core.alif_gradient(X, X, 0.9, 0.8, wrt=wrt, method=method, **options)
+        return str(raised.value)
+
+    expected = "wrt must be without synapse_gain where synapse_alpha is None, got synapse_gain"
+    assert refusal("synapse_gain") == refusal(["alpha", "synapse_gain"]) == expected
+    expected = "wrt must be without adapt_threshold where max_spikes is more than 1, got adapt_threshold"
+    assert refusal(["adapt_threshold"], max_spikes=3) == expected
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        lambda wrt: exodus_core.lif_gradient(X, X, 0.9, wrt=wrt),
+        lambda wrt: exodus_core.lif_gradient(X, X, 0.9, refractory=2, wrt=wrt),
+        lambda wrt: exodus_core.cuba_lif_gradient(X, X, 0.9, 0.8, wrt=wrt),
+        lambda wrt: exodus_core.alif_gradient(X, X, 0.9, 0.8, wrt=wrt),
+    ],
+    ids=["lif", "lif with a refractory period", "cuba_lif", "alif"],
+)
+def test_wrt_is_names(gradient: Any) -> None:
+    for wrt, got in ((3, "3"), ([3], "3"), (["beta", 3], "3, beta"), ([["alpha"]], "['alpha']"), ({"a": 1}, "a")):
+        with pytest.raises(
+            (TypeError, ValueError), match=rf"^wrt must be names of input, alpha, .*, got {re.escape(got)}$"
+        ):
+            gradient(wrt)
+    assert gradient("alpha").alpha.shape == gradient({"alpha": 1}).alpha.shape == gradient(iter(["alpha"])).alpha.shape
 
 
 @pytest.mark.parametrize(
@@ -427,6 +566,10 @@ X = torch.zeros(2, 5, 3)
         ("adapt_alpha must be a float or a float tensor", lambda: exodus_core.alif_gradient(X, X, 0.9, None)),
         ("synapse_alpha must be a float or a float tensor", lambda: exodus_core.cuba_lif_gradient(X, X, 0.9, None)),
         ("synapse_alpha must be in [0, 1], got 2.0", lambda: exodus_core.current_trace(X, 2.0)),
+        ("initial_adaptation, initial_refractory, got refactory", lambda: spikes_of_zeros(refactory=2)),
+        ("options must be names of threshold, reset, reset_by, decay_reset, ", lambda: spikes_of_zeros(wrt="alpha")),
+        ("got current, input", lambda: spikes_of_zeros(input=X, refractory=1, current=X)),
+        ("got foo", lambda: certified(foo=1)),
         (
             "initial_current must be values that broadcast",
             lambda: exodus_core.current_trace(X, 0.5, initial_current=torch.zeros(4)),

@@ -1,6 +1,7 @@
 """Certificates of neurons with a current, an adaptation, a refractory period and other resets (equations.md, 9)."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -357,6 +358,11 @@ def test_neurons_take_turns_in_random_cases() -> None:
         ({"initial_current": 0.2}, "initial_current must be None without synapse_alpha, got 0.2"),
         ({"synapse_gain": each(1.0, 1.0, 1.0)}, "synapse_gain must be 1.0 without synapse_alpha, got a tensor"),
         ({"initial_refractory": 0.5}, "initial_refractory must be whole numbers of steps, got others"),
+        ({"initial_refractory": each(0.0, 1.0, math.nan)}, "initial_refractory must be whole numbers of steps"),
+        ({"initial_refractory": 2.0**24 + 2}, "initial_refractory must be at most 16777216, got 16777218.0"),
+        ({"initial_refractory": each(0.0, 1e30, 1.0)}, "initial_refractory must be at most 16777216, got 1.0"),
+        ({"initial_refractory": math.inf}, "initial_refractory must be at most 16777216, got inf"),
+        ({"initial_refractory": torch.ones(5)}, "initial_refractory must be values that broadcast to the input"),
         ({"reset": "value"}, "reset_to must be a value with reset 'value', got None"),
         ({"refractory": -1}, "refractory must be an integer from 0 to 16777216, got -1"),
         ({**RAISED, "max_spikes": 2}, "max_spikes must be 1 with adapt_threshold"),
@@ -433,6 +439,28 @@ def test_the_command_refuses_what_does_not_fit(
     verify: Callable[..., Result], arguments: tuple[str, ...], message: str
 ) -> None:
     result = verify("x.npz", *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (
+            np.ones(5),
+            "initial_refractory must be values that broadcast to the input without its time dimension, (2, 3)",
+        ),
+        (np.array(1e300), "initial_refractory must be at most 16777216, got 1e+300"),
+        (np.array(-1.0), "initial_refractory must be whole numbers of steps, got others"),
+        (np.array(np.nan), "initial_refractory must be whole numbers of steps, got others"),
+    ],
+)
+@pytest.mark.parametrize("neuron", [CUBA_LIF, ("--alpha", "0.9", "--refractory", "2")])
+def test_the_command_refuses_a_refractory_state_that_does_not_fit(
+    verify: Callable[..., Result], neuron: tuple[str, ...], steps: np.ndarray, message: str
+) -> None:
+    np.savez("waiting.npz", x=np.ones((2, 6, 3), dtype=np.float32), initial_refractory=steps)
+    result = verify("waiting.npz", *neuron)
     assert result.exit_code == 2, result.output
     assert message in result.stderr
 

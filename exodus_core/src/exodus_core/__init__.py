@@ -1,4 +1,5 @@
-"""Exact gradients of spiking neural networks: EXODUS, SLAYER and BPTT for LIF, IF and any SRM neuron.
+"""Exact gradients of spiking neural networks: EXODUS, SLAYER and BPTT for LIF, IF and any SRM neuron, and for
+second-order (CubaLIF) and adaptive LIF (ALIF).
 
 `lif`, `cuba_lif`, `alif`, `srm`, `filter`, `delay` and `delayed_linear` are differentiable functions;
 `lif_gradient`, `cuba_lif_gradient`, `alif_gradient` and `srm_gradient` compute gradients from a membrane trace,

@@ -81,7 +81,14 @@ DEFAULTS: CoupledOptions = {
 
 
 def with_defaults(options: CoupledOptions) -> CoupledOptions:
-    """All keyword arguments of `neurons`, of those that are given and the defaults of the others."""
+    """All keyword arguments of `neurons`, of those that are given and the defaults of the others.
+
+    Raises:
+        ArgumentTypeError: a name is unknown.
+    """
+    unknown = options.keys() - DEFAULTS.keys()
+    if unknown:
+        raise ArgumentTypeError("options", f"names of {', '.join(DEFAULTS)}", ", ".join(sorted(unknown)))
     return {**DEFAULTS, **options}
 
 
@@ -233,22 +240,48 @@ def required_decay(name: str, value: float | Tensor | None) -> float | Tensor:
     return value
 
 
-def _check_synapse(given: CoupledOptions) -> None:
-    """Refuses arguments of a synaptic current that there is none of."""
-    if given["synapse_alpha"] is not None:
-        return
-    gain = given["synapse_gain"]
-    if isinstance(gain, Tensor) or gain != 1:
-        raise ArgumentError(
-            "synapse_gain", "1 without a synapse_alpha", "a tensor" if isinstance(gain, Tensor) else gain
-        )
-    if given["synapse_delayed"]:
-        raise ArgumentError("synapse_delayed", "False without a synapse_alpha", given["synapse_delayed"])
+#: Arguments of a variable, the decay without which there is none, and their values then.
+_VARIABLES = tuple(
+    (decay, article, tuple((name, value) for name, value in DEFAULTS.items() if name in kind.__annotations__), state)
+    for kind, decay, article, state in (
+        (Synapse, "synapse_alpha", "a", "initial_current"),
+        (Adaptation, "adapt_alpha", "an", "initial_adaptation"),
+    )
+)
+
+
+def _check_variables(given: CoupledOptions) -> None:
+    """Refuses arguments of a variable that there is none of. A state may be a tensor, which layers hand on."""
+    values: Mapping[str, Any] = given
+    for decay, article, expected, state in _VARIABLES:
+        if values[decay] is not None:
+            continue
+        for name, value in expected:
+            if isinstance(values[name], Tensor) or values[name] != value:
+                shown = int(value) if isinstance(value, float) else value
+                raise ArgumentError(name, f"{shown} without {article} {decay}", _named(values[name]))
+        if not isinstance(values[state], Tensor) and values[state]:
+            raise ArgumentError(state, f"None without {article} {decay}", values[state])
+
+
+def check_initial_current(initial_current: float | Tensor | None, synapse_alpha: float | Tensor | None) -> None:
+    """Refuses the state of a synaptic current that there is none of."""
+    if initial_current is not None and synapse_alpha is None:
+        raise ArgumentError("initial_current", "None without a synapse_alpha", _named(initial_current))
+
+
+def _named(value: Any) -> Any:
+    return "a tensor" if isinstance(value, Tensor) else value
 
 
 def _check_waiting(steps: float | Tensor | None) -> None:
     """Checks the steps that are left of a refractory period. A tensor is not read."""
-    if steps is not None and not isinstance(steps, Tensor) and not (steps >= 0 and steps == int(steps)):
+    if steps is None or isinstance(steps, Tensor):
+        return
+    arguments.check_value("initial_refractory", steps)
+    if steps > arguments.LARGEST_REFRACTORY:
+        raise ArgumentError("initial_refractory", f"at most {arguments.LARGEST_REFRACTORY}", steps)
+    if not (steps >= 0 and steps == int(steps)):
         raise ArgumentError("initial_refractory", "a whole number of steps, or a tensor of such", steps)
 
 
@@ -273,7 +306,7 @@ def coupled_arguments(
     refractory = arguments.refractory_steps(given["refractory"])
     if reset_by is not None:
         arguments.check_value("reset_by", reset_by)
-    _check_synapse(given)
+    _check_variables(given)
     _check_waiting(given["initial_refractory"])
     couplings = 0
     subtract = given["threshold"] if reset_by is None else reset_by
@@ -341,6 +374,14 @@ def coupled_arguments(
     return settings, parameters, initial
 
 
+def _in_graph(output: Tensor, sources: Sequence[Tensor]) -> Tensor:
+    """The output of a loop, with a gradient by every source: 0 where the loop did not read it, as that of exodus."""
+    chosen = torch.ones((), dtype=torch.bool, device=output.device)
+    for source in sources:
+        output = torch.where(chosen, output, source.sum().to(output.dtype))
+    return output
+
+
 def neurons(x: Tensor, alpha: float | Tensor, **options: Unpack[CoupledOptions]) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes, membrane, and the state after the last step.
 
@@ -359,7 +400,9 @@ def neurons(x: Tensor, alpha: float | Tensor, **options: Unpack[CoupledOptions])
     given["time_dim"] = time_dim
     settings, parameters, initial = coupled_arguments(x, alpha, given)
     if given["method"] == "bptt":
-        return reference.coupled_lif(x, alpha, **given)
+        spikes, membrane, last = reference.coupled_lif(x, alpha, **given)
+        sources = [source for source in (x, parameters, initial) if source is not None and is_differentiated(source)]
+        return _in_graph(spikes, sources), _in_graph(membrane, sources), last
     x = x.contiguous()
     if is_differentiated(x, parameters, initial):
         spikes, membrane, last, *_ = Coupled.apply(x, parameters, initial, settings)  # type: ignore[no-untyped-call]
@@ -410,7 +453,8 @@ def cuba_lif(
         synapse_gain: factor of the current in the membrane; 1 - alpha, say.
         synapse_delayed: the membrane sees the current of the step before.
         initial_current: i[-1]; None means 0. As initial_membrane of `lif`.
-        initial_refractory: steps of the refractory period that are left before the first step; None means 0.
+        initial_refractory: steps of the refractory period that are left before the first step, at most 2**24; None
+            means 0.
 
     The other arguments are those of `lif`, and so are the errors. synapse_alpha and synapse_gain may be tensors that
     broadcast over the inner dimensions.
@@ -476,6 +520,7 @@ def alif(
         adapt_current: how far w is subtracted from the input.
         reset_by: what a spike subtracts; None means the threshold, as far as it is raised.
         initial_adaptation: w[-1]; None means 0. As initial_membrane of `lif`.
+        initial_current: as of `cuba_lif`; None without a synapse_alpha.
 
     The other arguments are those of `lif` and `cuba_lif`, and so are the errors. The parameters may be tensors that
     broadcast over the inner dimensions.
@@ -487,4 +532,5 @@ def alif(
     options = dict(locals())
     del options["x"], options["alpha"]
     required_decay("adapt_alpha", adapt_alpha)
+    check_initial_current(initial_current, synapse_alpha)
     return neurons(x, alpha, **options)[:2]

@@ -7,7 +7,7 @@ multiplied by take its trace.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -17,6 +17,7 @@ from exodus_core import arguments, functional, ops, reference
 from exodus_core.coupled import (
     CoupledOptions,
     CoupledSettings,
+    check_initial_current,
     coupled_arguments,
     parameter_rows_gradient,
     required_decay,
@@ -24,6 +25,7 @@ from exodus_core.coupled import (
 )
 from exodus_core.errors import ArgumentError
 from exodus_core.ops import (
+    COUPLED_PARAMETERS,
     COUPLED_STATES,
     COUPLING_ADAPTATION,
     COUPLING_RAISES,
@@ -34,7 +36,7 @@ from exodus_core.ops import (
 )
 from exodus_core.pieces.carried import refuse_in_pieces
 from exodus_core.surrogate import DEFAULT_SURROGATE, Surrogate
-from exodus_core.trace_gradients import bptt_gradients, check_trace, recordable, wanted_names
+from exodus_core.trace_gradients import bptt_gradients, check_trace, wanted_names
 
 __all__ = [
     "AlifGradient",
@@ -111,6 +113,9 @@ def current_trace(
 def spikes_of_trace(membrane: Tensor, alpha: float | Tensor, **options: Unpack[CoupledOptions]) -> Tensor:
     """The spikes of a known membrane: 1 where it reaches the threshold and no refractory period holds it.
 
+    Of float16 and bfloat16 the membrane has been rounded: with an adapt_membrane, the spikes are then those of a neuron
+    that senses the rounded one, and a few may differ from those that the neuron fired.
+
     Args:
         membrane: u, as `lif`, `cuba_lif` or `alif` return it.
         alpha, options: as of that function.
@@ -119,7 +124,7 @@ def spikes_of_trace(membrane: Tensor, alpha: float | Tensor, **options: Unpack[C
         s, with the shape and dtype of membrane, without a graph.
 
     Raises:
-        TypeError, ValueError: as of that function.
+        TypeError, ValueError: as of that function, or an option is unknown.
     """
     given = with_defaults(options)
     given["time_dim"] = arguments.check_signal("membrane", membrane, given["time_dim"])
@@ -143,6 +148,14 @@ def _traces(
         kept,
         settings.time_dim,
     )
+
+
+def _check_wanted(wanted: Collection[str], given: CoupledOptions) -> None:
+    """Refuses gradients by arguments that, as tensors, the neuron would not take."""
+    if "synapse_gain" in wanted and given["synapse_alpha"] is None:
+        raise ArgumentError("wrt", "without synapse_gain where synapse_alpha is None", "synapse_gain")
+    if "adapt_threshold" in wanted and given["max_spikes"] > 1:
+        raise ArgumentError("wrt", "without adapt_threshold where max_spikes is more than 1", "adapt_threshold")
 
 
 def _check_current(current: Tensor | None, given: CoupledOptions, wanted: Collection[str], membrane: Tensor) -> None:
@@ -184,41 +197,66 @@ def neurons_gradients(
     everything: dict[str, Any] = {"alpha": alpha, **given}
     values = {name: everything[name] for name in fields[1:]}
     wanted = wanted_names(wrt, fields, values)
+    _check_wanted(wanted, given)
     _check_current(current, given, wanted, membrane)
     if given["method"] == "bptt":
         more = given if current is None else {**given, "current": current}
         return bptt_gradients(reference.coupled_on_trace, membrane, grad_spikes, grad_membrane, values, wanted, more)
     if not wanted:
         return {"input": _backward(membrane, grad_spikes, grad_membrane, None, given, chosen, False)[0]}
-    with torch.inference_mode(False), torch.enable_grad():
-        # Autograd brings the gradients of the operator's rows to the shapes and dtypes of the arguments.
-        dtype = ops.compute_dtype(membrane.dtype)
-        leaves = {name: _leaf(values[name], membrane, dtype) for name in wanted}
-        taken: Any = {name: recordable(value) for name, value in {**everything, **leaves}.items()}
-        settings, parameters, initial = coupled_arguments(membrane, taken.pop("alpha"), taken)
-        grad_input, lanes = _backward(
-            membrane, grad_spikes, grad_membrane, current, given, (settings, parameters, initial), True
-        )
-        rows: list[tuple[Tensor, Tensor]] = []
-        states = len(COUPLED_STATES)
-        if parameters is not None and parameters.requires_grad:
-            rows.append((parameters, parameter_rows_gradient(lanes[states:], parameters)))
-        if initial is not None and initial.requires_grad:
-            rows.append((initial, lanes[:states].reshape(initial.shape)))
-        found = torch.autograd.grad(
-            [row for row, _ in rows],
-            list(leaves.values()),
-            [recordable(gradient) for _, gradient in rows],
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    return {"input": grad_input, **dict(zip(wanted, found, strict=True))}
+    with torch.no_grad():
+        # Numbers become tensors: a term whose factor is the number 0 is left out.
+        asked = {name: _as_tensor(values[name], membrane) for name in wanted}
+        taken: Any = {**everything, **asked}
+        chosen = coupled_arguments(membrane, taken.pop("alpha"), taken)
+        grad_input, lanes = _backward(membrane, grad_spikes, grad_membrane, current, given, chosen, True)
+        return {"input": grad_input, **_by_name(lanes, asked, given, membrane, chosen[1])}
 
 
-def _leaf(value: float | Tensor | None, like: Tensor, dtype: torch.dtype) -> Tensor:
+def _as_tensor(value: float | Tensor | None, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
-        return value.detach().clone().requires_grad_()
-    return torch.tensor(0.0 if value is None else value, dtype=dtype, device=like.device, requires_grad=True)
+        return value
+    return torch.tensor(0.0 if value is None else value, dtype=ops.compute_dtype(like.dtype), device=like.device)
+
+
+def _by_name(
+    lanes: Tensor, asked: Mapping[str, Tensor], given: CoupledOptions, membrane: Tensor, parameters: Tensor | None
+) -> dict[str, Tensor]:
+    """The gradients of lanes, summed to the shapes of the arguments in the order of autograd, whose bits they have.
+
+    Autograd itself does not compute them, since torch.vmap does not let it.
+    """
+    time_dim, states = given["time_dim"], len(COUPLED_STATES)
+    outer, inner = membrane.shape[:time_dim], membrane.shape[time_dim + 1 :]
+    rows = {} if parameters is None else _parameter_rows(lanes[states:], parameters)
+    found: dict[str, Tensor] = {}
+    for name, value in asked.items():
+        if name.startswith("initial_"):
+            row = lanes[COUPLED_STATES.index(name.removeprefix("initial_"))].reshape((*outer, *inner))
+            found[name] = row.to(value.dtype).sum_to_size(value.shape)
+            continue
+        uses = [_to_argument(rows[row], value, inner) for row in _rows_of(name, given)]
+        found[name] = sum(uses[1:], uses[0]) if uses else torch.zeros_like(value)
+    return found
+
+
+def _parameter_rows(lanes: Tensor, parameters: Tensor) -> dict[str, Tensor]:
+    return dict(zip(COUPLED_PARAMETERS, parameter_rows_gradient(lanes, parameters), strict=True))
+
+
+def _rows_of(name: str, given: CoupledOptions) -> list[str]:
+    """The rows of COUPLED_PARAMETERS that an argument is in, as `coupled_arguments` fills them."""
+    subtracted = "threshold" if given["reset_by"] is None else "reset_by"
+    in_the_reset = {"value": "reset_to", "subtract": subtracted}.get(given["reset"])
+    own = [name] if name in COUPLED_PARAMETERS and name != "reset_by" else []
+    return own + (["reset_by"] if name == in_the_reset else [])
+
+
+def _to_argument(row: Tensor, value: Tensor, inner: torch.Size) -> Tensor:
+    """A gradient with one element, or one for each inner index, as that of the argument."""
+    if value.numel() == 1:
+        return row.sum_to_size(1).reshape(value.shape).to(value.dtype)
+    return row.to(value.dtype).reshape(inner).sum_to_size(value.shape)
 
 
 def _backward(
@@ -378,4 +416,5 @@ def alif_gradient(
     """
     options = dict(locals())
     required_decay("adapt_alpha", adapt_alpha)
+    check_initial_current(initial_current, synapse_alpha)
     return AlifGradient(**neurons_gradients(AlifGradient._fields, **options))

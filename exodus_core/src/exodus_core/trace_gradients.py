@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from exodus_core import arguments, ops
-from exodus_core.errors import ArgumentError
+from exodus_core.errors import ArgumentError, ArgumentTypeError
 
 #: Arguments whose gradients are asked for, by name.
 Values = Mapping[str, float | Tensor | None]
@@ -28,14 +28,18 @@ def wanted_names(wrt: Collection[str] | None, fields: Sequence[str], values: Val
     """The names in `wrt`, without that of the input, in the order of `fields`; of None those of tensors.
 
     Raises:
+        ArgumentTypeError: wrt is no collection.
         ArgumentError: a name is unknown, or that of an argument which is None and no state.
     """
     if wrt is None:
         return [name for name in fields if isinstance(values.get(name), Tensor)]
-    wanted = {wrt} if isinstance(wrt, str) else set(wrt)
-    unknown = wanted - set(fields)
+    expected = f"names of {', '.join(fields)}"
+    if not isinstance(wrt, Iterable):
+        raise ArgumentTypeError("wrt", expected, wrt)
+    wanted = [wrt] if isinstance(wrt, str) else list(wrt)
+    unknown = {str(name) for name in wanted if name not in fields}
     if unknown:
-        raise ArgumentError("wrt", f"names of {', '.join(fields)}", ", ".join(sorted(unknown)))
+        raise ArgumentError("wrt", expected, ", ".join(sorted(unknown)))
     found = [name for name in fields if name in wanted and name != "input"]
     for name in found:
         if values[name] is None and not name.startswith("initial_"):
@@ -47,6 +51,15 @@ def wanted_names(wrt: Collection[str] | None, fields: Sequence[str], values: Val
 def recordable(value: Any) -> Any:
     """A value that autograd may save: a copy of a tensor made in inference mode, anything else as it is."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+def _autograd(outputs: Sequence[Tensor], sources: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradients by sources; 0 where no output depends on one, as on the input of a step that is not seen yet."""
+    pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(source) for source in sources]
+    reached, received = zip(*pairs, strict=True)
+    return torch.autograd.grad(reached, sources, received, allow_unused=True, materialize_grads=True)
 
 
 def bptt_gradients(
@@ -75,7 +88,7 @@ def bptt_gradients(
         if grad_membrane is not None:
             outputs.append(looped)
             grads.append(grad_membrane.to(dtype))
-        found = torch.autograd.grad(outputs, [x, *leaves.values()], grads, allow_unused=True, materialize_grads=True)
+        found = _autograd(outputs, [x, *leaves.values()], grads)
     by_name = {"input": found[0].to(membrane.dtype)}
     for name, gradient in zip(leaves, found[1:], strict=True):
         value = values[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -161,7 +160,10 @@ def _check_variables(given: dict[str, Any]) -> None:
 
 def _waiting(steps: float | Tensor | None, leaves: Leaves) -> Tensor:
     """The steps that are left of a refractory period, (lanes,), int64."""
+    arguments.initial_state("initial_refractory", steps, leaves.like, leaves.time_dim)
     given = torch.as_tensor(0 if steps is None else steps, dtype=torch.float64)
-    if not bool((given >= 0).all()) or not bool((given == given.floor()).all()) or math.isinf(float(given.max())):
+    if not bool((given >= 0).all()) or not bool((given == given.floor()).all()):
         raise ArgumentError("initial_refractory", "whole numbers of steps", "others")
+    if not bool((given <= arguments.LARGEST_REFRACTORY).all()):
+        raise ArgumentError("initial_refractory", f"at most {arguments.LARGEST_REFRACTORY}", float(given.max()))
     return given.long().expand(leaves.shape).reshape(-1)
