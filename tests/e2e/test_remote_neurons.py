@@ -114,6 +114,19 @@ def test_truncated_backpropagation_is_that_of_the_local_layer(client: Client, ca
         assert torch.equal(own, expected)
 
 
+@pytest.mark.parametrize("shape", [(0, 6, 17), (4, 0, 17)])
+@pytest.mark.parametrize("case", LAYERS)
+def test_stateful_layers_take_what_has_no_elements(client: Client, case: str, shape: tuple[int, ...]) -> None:
+    remote, _, options = LAYERS[case]
+    layer = remote(client, stateful=True, **options)
+    x = torch.rand(shape).requires_grad_()
+    spikes = layer(x)
+    spikes.sum().backward()
+    assert spikes.shape == shape
+    assert x.grad is not None
+    assert layer(x).shape == shape
+
+
 def test_the_function_has_the_bits_of_the_local_ones(client: Client) -> None:
     given: dict[str, Any] = {"alpha": 0.9, "synapse_alpha": 0.8, "synapse_gain": 0.5}
     adaptive = {"alpha": 0.9, "adapt_alpha": 0.8, "adapt_threshold": 0.2}

@@ -156,6 +156,24 @@ def test_the_state_of_plain_neurons_is_their_membrane_and_spikes(caller: Caller,
         assert not state[2:].any()
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", ["lif", "if", "cuba_lif", "alif"])
+@pytest.mark.parametrize("shape", [(0, 6, 3), (2, 6, 0), (0, 0, 0), (2, 0, 3)])
+def test_no_neurons_and_no_steps_have_a_state_too(
+    running: Served, connect: Callable[..., Remote], shape: tuple[int, ...], model: str, method: str
+) -> None:
+    remote, x = connect(running.port), torch.zeros(shape)
+    decays = {"if": {}, "lif": {"alpha": 0.9}, "cuba_lif": {"alpha": 0.9, "synapse_alpha": 0.8}}
+    neuron = {"model": model, **decays.get(model, {"alpha": 0.9, "adapt_alpha": 0.8})}
+    gradients = remote.post(
+        f"/v1/gradients/{method}", {"neuron": neuron, "return": ["state"], "wrt": ["threshold"]}, input=x, grad_output=x
+    )
+    layer = remote.post(FORWARD, {"neuron": neuron, "return": ["state"], "method": method}, input=x)
+    for answer in (gradients, layer):
+        assert answer.status == 200, answer.json
+        assert answer.tensor("state").shape == (5, shape[0], shape[2])
+
+
 def test_parameters_may_be_one_value_a_neuron(caller: Caller, ask: Callable[..., Message]) -> None:
     x, grad, decays = rand(3, 20, 5), rand(3, 20, 5, seed=1), torch.linspace(0.5, 0.9, 5, dtype=torch.float64)
     neuron = {"model": "cuba_lif", "alpha": 0.9, "synapse_alpha": {"tensor": "decays"}}

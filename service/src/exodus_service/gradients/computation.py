@@ -18,6 +18,7 @@ from exodus_client.wire import Message
 from exodus_core import ArgumentError, ArgumentTypeError, coupled
 from exodus_core.arguments import is_coupled
 from exodus_core.coupled_gradients import OF_THE_CURRENT, neurons_gradients
+from exodus_core.ops import COUPLED_STATES
 from exodus_service.errors import invalid
 from exodus_service.gradients.operands import Operands
 from exodus_service.gradients.params import (
@@ -140,7 +141,7 @@ class Computation:
         fired = {"spikes": spikes, "membrane": membrane}
         if "state" in self.params.return_:
             time = self.params.time_dim % drive.dim()
-            fired["state"] = last[0].view(-1, *drive.shape[:time], *drive.shape[time + 1 :])
+            fired["state"] = last[0].view(len(COUPLED_STATES), *drive.shape[:time], *drive.shape[time + 1 :])
         return fired
 
     def current(self, drive: torch.Tensor) -> torch.Tensor | None:
