@@ -126,6 +126,48 @@ def test_two_calls_are_one_gradient_request_to_the_bit(
         assert torch.equal(answer.tensor(name), tensor.torch()), name
 
 
+PLAIN: dict[str, dict[str, Any]] = {
+    "lif": {"model": "lif", "alpha": 0.9, "reset_by": 0.8},
+    "if": {"model": "if", "decay_reset": True},
+    "zero": {"model": "lif", "alpha": 0.9, "reset": "zero", "initial_spikes": 1.0},
+    "detached": {"model": "lif", "alpha": 0.9, "detach_reset": True},
+    "detached zero": {"model": "lif", "alpha": 0.9, "reset": "zero", "detach_reset": True},
+    "several spikes": {"model": "lif", "alpha": 0.9, "max_spikes": 3, "min_membrane": -0.5},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", PLAIN)
+def test_gradients_of_lif_have_the_bits_of_the_core_with_the_state_and_without(
+    running: Served, connect: Callable[..., Remote], case: str, method: str, dtype: torch.dtype
+) -> None:
+    remote = connect(running.port)
+    x, grad = rand(2, 200, 33, dtype=dtype), rand(2, 200, 33, seed=1, dtype=dtype)
+    # One value a neuron: a sum over all of them would hide the last bits.
+    tensors = {name: torch.full((33,), value, dtype=dtype) for name, value in (("alpha", 0.9), ("threshold", 1.1))}
+    tensors["initial_membrane"] = torch.full((2, 33), 0.3, dtype=dtype)
+    if PLAIN[case]["model"] == "if":
+        del tensors["alpha"]
+    neuron = PLAIN[case] | {name: {"tensor": name} for name in tensors}
+    options = options_of(PLAIN[case]) | tensors | {"method": method}
+    spikes, membrane = exodus_core.lif(x, **options)
+    expected = exodus_core.lif_gradient(membrane, grad, **options)
+    for traces in ([], ["state"], ["spikes", "membrane", "state"]):
+        common = {"neuron": neuron, "return": traces}
+        asked: dict[str, Any] = {**common, "wrt": list(tensors)}
+        whole = remote.post(f"/v1/gradients/{method}", asked, input=x, grad_output=grad, **tensors)
+        forward = remote.post(FORWARD, {**common, "method": method}, input=x, **tensors)
+        context = forward.params["context"]
+        backward = remote.post(BACKWARD, {"context": context, "wrt": list(tensors)}, grad_output=grad)
+        for answer in (whole, backward):
+            for name in ("input", *tensors):
+                assert torch.equal(answer.tensor(f"grad_{name}"), getattr(expected, name)), (traces, name)
+        for answer in (whole, forward):
+            for name, trace in (("spikes", spikes), ("membrane", membrane)):
+                assert name not in traces or torch.equal(answer.tensor(name), trace), (traces, name)
+
+
 def test_a_sequence_in_pieces_is_the_whole(caller: Caller, ask: Callable[..., Message]) -> None:
     rows = ("initial_membrane", "initial_spikes", "initial_current", "initial_adaptation", "initial_refractory")
     x = rand(3, 30, 5, dtype=torch.float32)

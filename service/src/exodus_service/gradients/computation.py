@@ -235,12 +235,13 @@ def _prepare_lif(method: Method, params: Params, operands: Operands, max_bytes: 
                 expected = "a list with a tensor 'current', the trace of the synaptic current, for this `wrt`"
                 raise invalid("/tensors", expected, operands.names())
             source = replace(source, current=current)
-    forward, backward = _functions(params, neuron)
+    options = neuron | _common(method, params)
+    forward, backward = _functions(params, options)
     return Computation(
         params,
         forward,
         backward,
-        neuron | _common(method, params),
+        options,
         {"wrt": ("input", *params.wrt)},
         source,
         _loss(params, operands, like, shape, dtype),
@@ -252,16 +253,18 @@ _FIELDS: dict[str, Any] = {"cuba_lif": exodus_core.CubaLifGradient, "alif": exod
 
 
 def _functions(
-    params: Params, neuron: dict[str, Any]
+    params: Params, options: dict[str, Any]
 ) -> tuple[Callable[..., tuple[torch.Tensor, ...]], Callable[..., Results]]:
-    """The forward and the backward pass of a neuron, from which arguments that are not theirs are taken."""
-    if is_coupled(**neuron) or neuron["initial_refractory"] is not None or "state" in params.return_:
+    """The forward and the backward pass of neurons; arguments that are not theirs are taken from the options."""
+    if is_coupled(**options) or options["initial_refractory"] is not None:
         kind = _FIELDS.get(params.neuron.model, exodus_core.LifGradient)
         if isinstance(params.neuron, LifNeuron | IfNeuron) and params.neuron.reset == "value":
             kind = exodus_core.LifValueGradient
         return coupled.neurons, partial(_coupled_gradient, kind._fields)
-    del neuron["initial_refractory"]
-    return exodus_core.lif, _lif_gradient
+    del options["initial_refractory"]
+    # Both give the same bits, and gradients do not depend on what else is asked for.
+    forward = coupled.neurons if "state" in params.return_ else exodus_core.lif
+    return forward, _lif_gradient
 
 
 def _coupled_gradient(
