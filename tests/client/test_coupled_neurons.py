@@ -127,6 +127,11 @@ TRACE = {"membrane": U, "grad_output": E}
         (ADAPTIVE | TRACE | {"wrt": ["synapse_gain"]}, ValueError, "wrt must be names of parameters that the neuron"),
         (CUBA | TRACE | {"wrt": ["reset_to"]}, ValueError, "that the neuron has, got reset_to"),
         (
+            {"neuron": LIF(0.9, reset="value", reset_to=0.1, reset_by=0.5), "wrt": ["reset_by"]} | TRACE,
+            ValueError,
+            "wrt must be names of parameters that the neuron has, got reset_by with reset 'value'",
+        ),
+        (
             CUBA | TRACE | {"wrt": ["synapse_gain", "synapse_alpha"]},
             TypeError,
             "current must be given with a membrane and wrt synapse_gain, synapse_alpha, got nothing",
@@ -275,6 +280,16 @@ def test_remote_lif_takes_the_options_of_lif(client: Client, x: Tensor) -> None:
     assert torch.equal(membrane, found.membrane)
     spikes.sum().backward()
     assert torch.equal(to.grad, found.grad_reset_to)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("neuron", [LIF, CubaLIF])
+def test_a_reset_to_a_value_reads_no_reset_by(client: Client, server: InProcessService, x: Tensor, neuron: Any) -> None:
+    by, to = number(0.5), number(0.1)
+    decays = (0.9,) if neuron is LIF else (0.9, 0.8)
+    spikes, _ = remote_neurons(client, x, neuron(*decays, reset="value", reset_to=to, reset_by=by))
+    spikes.sum().backward()
+    assert (by.grad, to.grad is None) == (None, False)
+    assert sent(server)[-1].params["wrt"] == ["reset_to"]
 
 
 LAYERS: dict[str, Callable[..., Any]] = {

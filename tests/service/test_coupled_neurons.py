@@ -145,8 +145,11 @@ def test_gradients_of_lif_have_the_bits_of_the_core_with_the_state_and_without(
     remote = connect(running.port)
     x, grad = rand(2, 200, 33, dtype=dtype), rand(2, 200, 33, seed=1, dtype=dtype)
     # One value a neuron: a sum over all of them would hide the last bits.
-    tensors = {name: torch.full((33,), value, dtype=dtype) for name, value in (("alpha", 0.9), ("threshold", 1.1))}
-    tensors["initial_membrane"] = torch.full((2, 33), 0.3, dtype=dtype)
+    tensors: dict[str, Any] = {
+        "alpha": torch.full((33,), 0.9, dtype=dtype),
+        "threshold": torch.full((33,), 1.1, dtype=dtype),
+        "initial_membrane": torch.full((2, 33), 0.3, dtype=dtype),
+    }
     if PLAIN[case]["model"] == "if":
         del tensors["alpha"]
     neuron = PLAIN[case] | {name: {"tensor": name} for name in tensors}

@@ -152,6 +152,8 @@ def _wanted(given: dict[str, Any], neuron: Neuron) -> tuple[list[str], list[str]
     for name in wrt:
         if name in _PRESENT_WITH and getattr(neuron, _PRESENT_WITH[name]) is None:
             raise unfit(ValueError, "wrt", "names of parameters that the neuron has", name)
+    if "reset_by" in wrt and isinstance(neuron, LIF | IF) and neuron.reset == "value":
+        raise unfit(ValueError, "wrt", "names of parameters that the neuron has", "reset_by with reset 'value'")
     if not any(name in given for name in _GRADIENTS):
         if "membrane" in given or not traces:
             advice = "without it a request runs forward, and needs return_ and no membrane"

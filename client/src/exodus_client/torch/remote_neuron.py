@@ -126,6 +126,8 @@ def run(
             got = "one that requires a gradient, which the server does not compute"
             raise unfit(ValueError, name, "a tensor without a gradient", got, f"pass {name}.detach()")
     tensors = {name: value for name, value in {**given, **present}.items() if isinstance(value, Tensor)}
+    if given["reset"] == "value":
+        names.discard("reset_by")  # it is not read: it has no gradient, as that of a local layer
     differentiable = {name: value for name, value in tensors.items() if name in names}
     call = _Call(client, kind, {**given}, present, surrogate, method, time_dim, traces, tuple(differentiable))
     # Known here alone: within the function autograd is off.
