@@ -396,6 +396,12 @@ def test_what_cannot_be_trained_is_refused(client: Client) -> None:
         RemoteALIF(client, 0.9, 0.8, trainable="synapse_alpha")
     with pytest.raises(ValueError, match="got adapt_alpha"):
         RemoteCubaLIF(client, 0.9, 0.8, trainable="adapt_alpha")
+    with pytest.raises(ValueError, match=r"ALIF.synapse_gain must be 1 without a synapse_alpha, got Parameter"):
+        RemoteALIF(client, 0.9, 0.8, trainable="synapse_gain")
+    with pytest.raises(ValueError, match=r"ALIF.max_spikes must be 1 with adapt_threshold, got 2"):
+        RemoteALIF(client, 0.9, 0.8, max_spikes=2, trainable="adapt_threshold")
+    with torch.device("meta"), pytest.raises(ValueError, match=r"ALIF.synapse_gain must be 1"):
+        RemoteALIF(client, 0.9, 0.8, trainable="synapse_gain")
     with pytest.raises(ValueError, match=r"or call remote_neurons, which passes gradients on"):
         RemoteCubaLIF(client, 0.9, number(0.8))
     with pytest.raises(ValueError, match=r"CubaLIF.synapse_alpha must be in \[0, 1\], got 20"):

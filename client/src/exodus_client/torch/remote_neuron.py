@@ -259,6 +259,9 @@ class RemoteNeuron(Bounded):
         if unknown:
             expected = f"names of parameters that have a value, among {', '.join(self.kind.trainable)}"
             raise unfit(ValueError, "trainable", expected, ", ".join(sorted(unknown)))
+        # A number that is trained becomes a tensor, which may not go with the others; 1 is in the range of all.
+        trained: Any = torch.nn.Parameter(torch.ones((), device="cpu"))
+        self.kind(**{name: trained if name in names else _checkable(v) for name, v in values.items()}, **settings)
         self._names = tuple(parameters)
         self._settings = tuple(settings)
         for name, value in values.items():
