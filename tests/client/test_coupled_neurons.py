@@ -123,6 +123,17 @@ TRACE = {"membrane": U, "grad_output": E}
             TypeError,
             "neuron must be LIF(...), IF(...), CubaLIF(...) or ALIF(...) with initial_refractory, got SRM(...)",
         ),
+        (
+            CUBA | TRACE | {"initial_refractory": 1.5},
+            ValueError,
+            "initial_refractory must be a whole number of steps, or an array of such, got 1.5",
+        ),
+        (
+            {"neuron": LIF(0.9), "initial_refractory": -1} | TRACE,
+            ValueError,
+            "initial_refractory must be a whole number of steps, or an array of such, got -1",
+        ),
+        (CUBA | TRACE | {"initial_refractory": np.inf}, ValueError, "initial_refractory must be a finite number"),
         (CUBA | TRACE | {"wrt": ["adapt_by"]}, ValueError, "initial_membrane, initial_current, got 'adapt_by'"),
         (ADAPTIVE | TRACE | {"wrt": ["synapse_gain"]}, ValueError, "wrt must be names of parameters that the neuron"),
         (CUBA | TRACE | {"wrt": ["reset_to"]}, ValueError, "that the neuron has, got reset_to"),

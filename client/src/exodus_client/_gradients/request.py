@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any, cast, get_args
 
-from exodus_client._checks import DECAY, integer, one_of, real, unfit
+from exodus_client._checks import DECAY, integer, is_real, one_of, real, shown, unfit
 from exodus_client._gradients.result import (
     GradientArguments,
     GradientRequest,
@@ -182,6 +182,11 @@ def _takes_current(given: dict[str, Any], neuron: Neuron, wrt: Collection[str]) 
 
 
 def _initial(given: dict[str, Any], operands: Operands) -> dict[str, Any]:
+    steps = given.get("initial_refractory")
+    if is_real(steps):
+        number = real("initial_refractory", steps)
+        if number < 0 or not number.is_integer():
+            raise unfit(ValueError, "initial_refractory", "a whole number of steps, or an array of such", shown(steps))
     return {name: operands.value(name, given[name]) for name in _INITIAL if name in given}
 
 
