@@ -205,7 +205,8 @@ def test_gradients_and_the_state_come_by_their_names(client: Client) -> None:
         (U, {}, np.float32, (5, 2, 3)),
         (U.astype(np.float16), {}, np.float32, (5, 2, 3)),
         (U.astype(np.float64), {"time_dim": -1}, np.float64, (5, 2, 4)),
-        (U, {"result_dtype": "float64", "time_dim": 0}, np.float64, (5, 4, 3)),
+        (U, {"result_dtype": "float64", "time_dim": 0}, np.float32, (5, 4, 3)),
+        (U, {"result_dtype": "float16"}, np.float32, (5, 2, 3)),
     ],
 )
 def test_the_state_has_the_precision_of_the_computation(

@@ -187,6 +187,20 @@ def test_a_sequence_in_pieces_is_the_whole(caller: Caller, ask: Callable[..., Me
     assert torch.equal(state, whole.tensor("state"))
 
 
+@pytest.mark.parametrize("result_dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_the_state_is_not_rounded_to_the_dtype_of_the_answer(
+    caller: Caller, ask: Callable[..., Message], dtype: torch.dtype, result_dtype: str
+) -> None:
+    x = rand(3, 20, 5, dtype=dtype)
+    asked: dict[str, Any] = {"input": x, "return_": ["spikes", "state"]}
+    plain = caller.gradients(ask(CUBA, **asked))
+    other = caller.gradients(ask(CUBA, **asked, result_dtype=result_dtype))
+    assert other.tensor("spikes").dtype == getattr(torch, result_dtype)
+    assert other.tensor("state").dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(other.tensor("state"), plain.tensor("state"))
+
+
 def test_the_state_of_plain_neurons_is_their_membrane_and_spikes(caller: Caller, ask: Callable[..., Message]) -> None:
     x = rand(3, 5, 7, dtype=torch.float32)
     traces = ["spikes", "membrane", "state"]
