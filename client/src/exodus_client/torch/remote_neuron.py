@@ -3,9 +3,10 @@
 A remote layer takes the place of the local one in a model: gradients flow to its input and to those of its parameters
 that are tensors. The input goes to the server and the spikes come back; then dL/dspikes goes and dL/dinput comes back.
 
-In between the server keeps the membrane and the parameters of the call, and nothing else, where autograd is going to
-need them: until the backward pass, or until they are too old or too many for the server (`contexts`). Without them,
-in a second backward pass too, the input is sent again. Nothing is kept for a call without gradients.
+In between the server keeps the membrane and the parameters of the call, the synaptic current if the neurons have one,
+and nothing else, where autograd is going to need them: until the backward pass, or until they are too old or too many
+for the server (`contexts`). Without them, in a second backward pass too, the input is sent again. Nothing is kept for a
+call without gradients.
 """
 
 from __future__ import annotations
