@@ -368,7 +368,7 @@ def test_a_wrong_neuron_is_pointed_at(
 
 
 WRONG_WISHES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str, str]] = [
-    (CUBA, {"wrt": ["adapt_alpha"]}, {"input": U}, "/params/wrt", "names of input, alpha, synapse_alpha"),
+    (CUBA, {"wrt": ["adapt_alpha"]}, {"input": U}, "/params/wrt", "names of alpha, synapse_alpha"),
     (CUBA, {"wrt": ["tau"]}, {"input": U}, "/params/wrt/0", "'alpha', 'adapt_alpha'"),
     (ALIF, {"wrt": ["synapse_alpha"]}, {"input": U}, "/params/wrt", "names of parameters that are not None"),
     (CUBA, {"wrt": ["reset_to"]}, {"input": U}, "/params/wrt", "names of parameters that are not None"),
@@ -378,7 +378,14 @@ WRONG_WISHES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str, st
     (ALIF, {"wrt": ["adapt_by"]}, {"membrane": U, "current": U}, "/tensors/1", "absent (unused tensor)"),
     (CUBA, {"wrt": ["synapse_alpha"]}, {"membrane": U, "current": U[:1]}, "/tensors/1/shape", "to match 'membrane'"),
     (CUBA, {"return": ["state"]}, {"membrane": U}, "/params/return", "without 'state' where the membrane is given"),
-    ({"model": "lif", "alpha": 0.9}, {"wrt": ["synapse_alpha"]}, {"input": U}, "/params/wrt", "names of input, alpha"),
+    (
+        {"model": "lif", "alpha": 0.9, "reset": "value", "reset_to": 0.1, "reset_by": 0.5},
+        {"wrt": ["reset_by"]},
+        {"input": U},
+        "/params/wrt",
+        "names of alpha, threshold, reset_to, initial_membrane",
+    ),
+    ({"model": "lif", "alpha": 0.9}, {"wrt": ["synapse_alpha"]}, {"input": U}, "/params/wrt", "names of alpha, thresh"),
     (
         {"model": "srm"},
         {"return": ["state"]},
@@ -413,6 +420,7 @@ def test_a_backward_pass_for_a_parameter_that_the_neuron_lacks_is_pointed_at(
     context = remote.post(FORWARD, {"neuron": CUBA}, input=U).params["context"]
     answer = remote.post(BACKWARD, {"context": context, "wrt": ["adapt_alpha"]}, grad_output=U)
     assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, "/params/wrt")
+    assert answer.json["errors"][0]["expected"].startswith("names of alpha, synapse_alpha, ")
 
 
 def test_capabilities_name_all_neurons_and_resets(caller: Caller) -> None:

@@ -278,12 +278,23 @@ def _coupled_gradient(
     current: torch.Tensor | None = None,
     **options: Any,
 ) -> Results:
+    _check_wrt(wrt, fields)
     return neurons_gradients(fields, membrane, grad_spikes, grad_membrane, alpha, current, wrt, **options)
 
 
-def _lif_gradient(membrane: torch.Tensor, grad_spikes: torch.Tensor, **options: Any) -> Results:
-    found = exodus_core.lif_gradient(membrane, grad_spikes, **options)
+def _lif_gradient(
+    membrane: torch.Tensor, grad_spikes: torch.Tensor, *, wrt: Collection[str], **options: Any
+) -> Results:
+    _check_wrt(wrt, exodus_core.LifGradient._fields)
+    found = exodus_core.lif_gradient(membrane, grad_spikes, wrt=wrt, **options)
     return {name: value for name, value in found._asdict().items() if value is not None}
+
+
+def _check_wrt(wrt: Collection[str], fields: Sequence[str]) -> None:
+    """Checks names by the fields of the result, of which a request asks for all but the first, that of the input."""
+    unknown = sorted(set(wrt) - set(fields))
+    if unknown:
+        raise ArgumentError("wrt", f"names of {', '.join(fields[1:])}", ", ".join(unknown))
 
 
 def _srm_gradient(membrane: torch.Tensor, grad_spikes: torch.Tensor, **options: Any) -> Results:
