@@ -123,9 +123,25 @@ TRACE = {"membrane": U, "grad_output": E}
             TypeError,
             "neuron must be LIF(...), IF(...), CubaLIF(...) or ALIF(...) with initial_refractory, got SRM(...)",
         ),
+        (
+            CUBA | TRACE | {"initial_refractory": 1.5},
+            ValueError,
+            "initial_refractory must be a whole number of steps, or an array of such, got 1.5",
+        ),
+        (
+            {"neuron": LIF(0.9), "initial_refractory": -1} | TRACE,
+            ValueError,
+            "initial_refractory must be a whole number of steps, or an array of such, got -1",
+        ),
+        (CUBA | TRACE | {"initial_refractory": np.inf}, ValueError, "initial_refractory must be a finite number"),
         (CUBA | TRACE | {"wrt": ["adapt_by"]}, ValueError, "initial_membrane, initial_current, got 'adapt_by'"),
         (ADAPTIVE | TRACE | {"wrt": ["synapse_gain"]}, ValueError, "wrt must be names of parameters that the neuron"),
         (CUBA | TRACE | {"wrt": ["reset_to"]}, ValueError, "that the neuron has, got reset_to"),
+        (
+            {"neuron": LIF(0.9, reset="value", reset_to=0.1, reset_by=0.5), "wrt": ["reset_by"]} | TRACE,
+            ValueError,
+            "wrt must be names of parameters that the neuron has, got reset_by with reset 'value'",
+        ),
         (
             CUBA | TRACE | {"wrt": ["synapse_gain", "synapse_alpha"]},
             TypeError,
@@ -189,7 +205,8 @@ def test_gradients_and_the_state_come_by_their_names(client: Client) -> None:
         (U, {}, np.float32, (5, 2, 3)),
         (U.astype(np.float16), {}, np.float32, (5, 2, 3)),
         (U.astype(np.float64), {"time_dim": -1}, np.float64, (5, 2, 4)),
-        (U, {"result_dtype": "float64", "time_dim": 0}, np.float64, (5, 4, 3)),
+        (U, {"result_dtype": "float64", "time_dim": 0}, np.float32, (5, 4, 3)),
+        (U, {"result_dtype": "float16"}, np.float32, (5, 2, 3)),
     ],
 )
 def test_the_state_has_the_precision_of_the_computation(
@@ -275,6 +292,16 @@ def test_remote_lif_takes_the_options_of_lif(client: Client, x: Tensor) -> None:
     assert torch.equal(membrane, found.membrane)
     spikes.sum().backward()
     assert torch.equal(to.grad, found.grad_reset_to)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("neuron", [LIF, CubaLIF])
+def test_a_reset_to_a_value_reads_no_reset_by(client: Client, server: InProcessService, x: Tensor, neuron: Any) -> None:
+    by, to = number(0.5), number(0.1)
+    decays = (0.9,) if neuron is LIF else (0.9, 0.8)
+    spikes, _ = remote_neurons(client, x, neuron(*decays, reset="value", reset_to=to, reset_by=by))
+    spikes.sum().backward()
+    assert (by.grad, to.grad is None) == (None, False)
+    assert sent(server)[-1].params["wrt"] == ["reset_to"]
 
 
 LAYERS: dict[str, Callable[..., Any]] = {
@@ -381,6 +408,12 @@ def test_what_cannot_be_trained_is_refused(client: Client) -> None:
         RemoteALIF(client, 0.9, 0.8, trainable="synapse_alpha")
     with pytest.raises(ValueError, match="got adapt_alpha"):
         RemoteCubaLIF(client, 0.9, 0.8, trainable="adapt_alpha")
+    with pytest.raises(ValueError, match=r"ALIF.synapse_gain must be 1 without a synapse_alpha, got Parameter"):
+        RemoteALIF(client, 0.9, 0.8, trainable="synapse_gain")
+    with pytest.raises(ValueError, match=r"ALIF.max_spikes must be 1 with adapt_threshold, got 2"):
+        RemoteALIF(client, 0.9, 0.8, max_spikes=2, trainable="adapt_threshold")
+    with torch.device("meta"), pytest.raises(ValueError, match=r"ALIF.synapse_gain must be 1"):
+        RemoteALIF(client, 0.9, 0.8, trainable="synapse_gain")
     with pytest.raises(ValueError, match=r"or call remote_neurons, which passes gradients on"):
         RemoteCubaLIF(client, 0.9, number(0.8))
     with pytest.raises(ValueError, match=r"CubaLIF.synapse_alpha must be in \[0, 1\], got 20"):

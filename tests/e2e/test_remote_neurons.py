@@ -114,6 +114,36 @@ def test_truncated_backpropagation_is_that_of_the_local_layer(client: Client, ca
         assert torch.equal(own, expected)
 
 
+@pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
+@pytest.mark.parametrize("case", ["reset to a value", "cuba_lif", "alif"])
+def test_reset_by_has_no_gradient_where_the_reset_is_to_a_value(client: Client, case: str, method: str) -> None:
+    remote, local, options = LAYERS[case]
+    options = options | {"reset": "value", "reset_to": 0.1, "reset_by": 0.5, "trainable": ("reset_to", "reset_by")}
+    found = []
+    for layer in (remote(client, method=method, **options), local(method=method, **options)):
+        torch.manual_seed(0)
+        x = torch.randn(4, 30, 17).requires_grad_()
+        spikes = layer(x)
+        spikes.sum().backward()
+        assert layer.reset_by.grad is None
+        found.append([spikes, x.grad, layer.reset_to.grad])
+    for own, expected in zip(*found, strict=True):
+        assert torch.equal(own, expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 6, 17), (4, 0, 17)])
+@pytest.mark.parametrize("case", LAYERS)
+def test_stateful_layers_take_what_has_no_elements(client: Client, case: str, shape: tuple[int, ...]) -> None:
+    remote, _, options = LAYERS[case]
+    layer = remote(client, stateful=True, **options)
+    x = torch.rand(shape).requires_grad_()
+    spikes = layer(x)
+    spikes.sum().backward()
+    assert spikes.shape == shape
+    assert x.grad is not None
+    assert layer(x).shape == shape
+
+
 def test_the_function_has_the_bits_of_the_local_ones(client: Client) -> None:
     given: dict[str, Any] = {"alpha": 0.9, "synapse_alpha": 0.8, "synapse_gain": 0.5}
     adaptive = {"alpha": 0.9, "adapt_alpha": 0.8, "adapt_threshold": 0.2}

@@ -126,6 +126,51 @@ def test_two_calls_are_one_gradient_request_to_the_bit(
         assert torch.equal(answer.tensor(name), tensor.torch()), name
 
 
+PLAIN: dict[str, dict[str, Any]] = {
+    "lif": {"model": "lif", "alpha": 0.9, "reset_by": 0.8},
+    "if": {"model": "if", "decay_reset": True},
+    "zero": {"model": "lif", "alpha": 0.9, "reset": "zero", "initial_spikes": 1.0},
+    "detached": {"model": "lif", "alpha": 0.9, "detach_reset": True},
+    "detached zero": {"model": "lif", "alpha": 0.9, "reset": "zero", "detach_reset": True},
+    "several spikes": {"model": "lif", "alpha": 0.9, "max_spikes": 3, "min_membrane": -0.5},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", PLAIN)
+def test_gradients_of_lif_have_the_bits_of_the_core_with_the_state_and_without(
+    running: Served, connect: Callable[..., Remote], case: str, method: str, dtype: torch.dtype
+) -> None:
+    remote = connect(running.port)
+    x, grad = rand(2, 200, 33, dtype=dtype), rand(2, 200, 33, seed=1, dtype=dtype)
+    # One value a neuron: a sum over all of them would hide the last bits.
+    tensors: dict[str, Any] = {
+        "alpha": torch.full((33,), 0.9, dtype=dtype),
+        "threshold": torch.full((33,), 1.1, dtype=dtype),
+        "initial_membrane": torch.full((2, 33), 0.3, dtype=dtype),
+    }
+    if PLAIN[case]["model"] == "if":
+        del tensors["alpha"]
+    neuron = PLAIN[case] | {name: {"tensor": name} for name in tensors}
+    options = options_of(PLAIN[case]) | tensors | {"method": method}
+    spikes, membrane = exodus_core.lif(x, **options)
+    expected = exodus_core.lif_gradient(membrane, grad, **options)
+    for traces in ([], ["state"], ["spikes", "membrane", "state"]):
+        common = {"neuron": neuron, "return": traces}
+        asked: dict[str, Any] = {**common, "wrt": list(tensors)}
+        whole = remote.post(f"/v1/gradients/{method}", asked, input=x, grad_output=grad, **tensors)
+        forward = remote.post(FORWARD, {**common, "method": method}, input=x, **tensors)
+        context = forward.params["context"]
+        backward = remote.post(BACKWARD, {"context": context, "wrt": list(tensors)}, grad_output=grad)
+        for answer in (whole, backward):
+            for name in ("input", *tensors):
+                assert torch.equal(answer.tensor(f"grad_{name}"), getattr(expected, name)), (traces, name)
+        for answer in (whole, forward):
+            for name, trace in (("spikes", spikes), ("membrane", membrane)):
+                assert name not in traces or torch.equal(answer.tensor(name), trace), (traces, name)
+
+
 def test_a_sequence_in_pieces_is_the_whole(caller: Caller, ask: Callable[..., Message]) -> None:
     rows = ("initial_membrane", "initial_spikes", "initial_current", "initial_adaptation", "initial_refractory")
     x = rand(3, 30, 5, dtype=torch.float32)
@@ -142,6 +187,20 @@ def test_a_sequence_in_pieces_is_the_whole(caller: Caller, ask: Callable[..., Me
     assert torch.equal(state, whole.tensor("state"))
 
 
+@pytest.mark.parametrize("result_dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_the_state_is_not_rounded_to_the_dtype_of_the_answer(
+    caller: Caller, ask: Callable[..., Message], dtype: torch.dtype, result_dtype: str
+) -> None:
+    x = rand(3, 20, 5, dtype=dtype)
+    asked: dict[str, Any] = {"input": x, "return_": ["spikes", "state"]}
+    plain = caller.gradients(ask(CUBA, **asked))
+    other = caller.gradients(ask(CUBA, **asked, result_dtype=result_dtype))
+    assert other.tensor("spikes").dtype == getattr(torch, result_dtype)
+    assert other.tensor("state").dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(other.tensor("state"), plain.tensor("state"))
+
+
 def test_the_state_of_plain_neurons_is_their_membrane_and_spikes(caller: Caller, ask: Callable[..., Message]) -> None:
     x = rand(3, 5, 7, dtype=torch.float32)
     traces = ["spikes", "membrane", "state"]
@@ -154,6 +213,24 @@ def test_the_state_of_plain_neurons_is_their_membrane_and_spikes(caller: Caller,
         assert torch.equal(state[0], membrane.select(time_dim, -1))
         assert torch.equal(state[1], spikes.select(time_dim, -1))
         assert not state[2:].any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", ["lif", "if", "cuba_lif", "alif"])
+@pytest.mark.parametrize("shape", [(0, 6, 3), (2, 6, 0), (0, 0, 0), (2, 0, 3)])
+def test_no_neurons_and_no_steps_have_a_state_too(
+    running: Served, connect: Callable[..., Remote], shape: tuple[int, ...], model: str, method: str
+) -> None:
+    remote, x = connect(running.port), torch.zeros(shape)
+    decays = {"if": {}, "lif": {"alpha": 0.9}, "cuba_lif": {"alpha": 0.9, "synapse_alpha": 0.8}}
+    neuron = {"model": model, **decays.get(model, {"alpha": 0.9, "adapt_alpha": 0.8})}
+    gradients = remote.post(
+        f"/v1/gradients/{method}", {"neuron": neuron, "return": ["state"], "wrt": ["threshold"]}, input=x, grad_output=x
+    )
+    layer = remote.post(FORWARD, {"neuron": neuron, "return": ["state"], "method": method}, input=x)
+    for answer in (gradients, layer):
+        assert answer.status == 200, answer.json
+        assert answer.tensor("state").shape == (5, shape[0], shape[2])
 
 
 def test_parameters_may_be_one_value_a_neuron(caller: Caller, ask: Callable[..., Message]) -> None:
@@ -291,7 +368,7 @@ def test_a_wrong_neuron_is_pointed_at(
 
 
 WRONG_WISHES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str, str]] = [
-    (CUBA, {"wrt": ["adapt_alpha"]}, {"input": U}, "/params/wrt", "names of input, alpha, synapse_alpha"),
+    (CUBA, {"wrt": ["adapt_alpha"]}, {"input": U}, "/params/wrt", "names of alpha, synapse_alpha"),
     (CUBA, {"wrt": ["tau"]}, {"input": U}, "/params/wrt/0", "'alpha', 'adapt_alpha'"),
     (ALIF, {"wrt": ["synapse_alpha"]}, {"input": U}, "/params/wrt", "names of parameters that are not None"),
     (CUBA, {"wrt": ["reset_to"]}, {"input": U}, "/params/wrt", "names of parameters that are not None"),
@@ -301,7 +378,14 @@ WRONG_WISHES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str, st
     (ALIF, {"wrt": ["adapt_by"]}, {"membrane": U, "current": U}, "/tensors/1", "absent (unused tensor)"),
     (CUBA, {"wrt": ["synapse_alpha"]}, {"membrane": U, "current": U[:1]}, "/tensors/1/shape", "to match 'membrane'"),
     (CUBA, {"return": ["state"]}, {"membrane": U}, "/params/return", "without 'state' where the membrane is given"),
-    ({"model": "lif", "alpha": 0.9}, {"wrt": ["synapse_alpha"]}, {"input": U}, "/params/wrt", "names of input, alpha"),
+    (
+        {"model": "lif", "alpha": 0.9, "reset": "value", "reset_to": 0.1, "reset_by": 0.5},
+        {"wrt": ["reset_by"]},
+        {"input": U},
+        "/params/wrt",
+        "names of alpha, threshold, reset_to, initial_membrane",
+    ),
+    ({"model": "lif", "alpha": 0.9}, {"wrt": ["synapse_alpha"]}, {"input": U}, "/params/wrt", "names of alpha, thresh"),
     (
         {"model": "srm"},
         {"return": ["state"]},
@@ -336,6 +420,7 @@ def test_a_backward_pass_for_a_parameter_that_the_neuron_lacks_is_pointed_at(
     context = remote.post(FORWARD, {"neuron": CUBA}, input=U).params["context"]
     answer = remote.post(BACKWARD, {"context": context, "wrt": ["adapt_alpha"]}, grad_output=U)
     assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, "/params/wrt")
+    assert answer.json["errors"][0]["expected"].startswith("names of alpha, synapse_alpha, ")
 
 
 def test_capabilities_name_all_neurons_and_resets(caller: Caller) -> None:

@@ -17,6 +17,7 @@ from exodus_core import losses, network
 from exodus_core.arguments import METHODS
 from exodus_core.training import OPTIMIZERS
 from exodus_service.call import CONTENT_TYPES
+from exodus_service.gradients.batching import LONG_TIME
 from exodus_service.http.openapi import examples as documented
 from exodus_service.http.problem_json import KINDS, MEDIA_TYPE
 from exodus_service.settings import settings_table
@@ -222,3 +223,7 @@ def test_the_page_has_all_settings_and_all_problems() -> None:
     assert settings_table() in page, "run `exodus-service settings` and put its output into docs/service.md"
     for code, kind in KINDS.items():
         assert code == "client_disconnected" or f"| {kind.status} | `{code}` |" in page
+
+
+def test_the_guide_has_the_steps_from_which_a_gpu_computes_requests_alone() -> None:
+    assert f"on a GPU {LONG_TIME} steps and more" in " ".join(PAGE.read_text().split())

@@ -133,7 +133,7 @@ class Client:
             time_dim: axis of time; default 1, batch first.
             output_filter: alpha, in [0, 1], of an exponential filter between spikes and loss; `grad_output` is then
                 about its output.
-            result_dtype: dtype of all answers; default that of membrane, input, psp or weight.
+            result_dtype: dtype of all answers but the state; default that of membrane, input, psp or weight.
             wrt: neuron parameters whose gradients are wanted too: those of the neuron but min_membrane, and
                 "initial_membrane", "initial_current", "initial_adaptation".
             return_: what is wanted too: "spikes", "membrane", and "state", (5, B, N): the membrane, spikes, current,

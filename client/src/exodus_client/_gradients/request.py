@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any, cast, get_args
 
-from exodus_client._checks import DECAY, integer, one_of, real, unfit
+from exodus_client._checks import DECAY, integer, is_real, one_of, real, shown, unfit
 from exodus_client._gradients.result import (
     GradientArguments,
     GradientRequest,
@@ -152,6 +152,8 @@ def _wanted(given: dict[str, Any], neuron: Neuron) -> tuple[list[str], list[str]
     for name in wrt:
         if name in _PRESENT_WITH and getattr(neuron, _PRESENT_WITH[name]) is None:
             raise unfit(ValueError, "wrt", "names of parameters that the neuron has", name)
+    if "reset_by" in wrt and isinstance(neuron, LIF | IF) and neuron.reset == "value":
+        raise unfit(ValueError, "wrt", "names of parameters that the neuron has", "reset_by with reset 'value'")
     if not any(name in given for name in _GRADIENTS):
         if "membrane" in given or not traces:
             advice = "without it a request runs forward, and needs return_ and no membrane"
@@ -180,6 +182,11 @@ def _takes_current(given: dict[str, Any], neuron: Neuron, wrt: Collection[str]) 
 
 
 def _initial(given: dict[str, Any], operands: Operands) -> dict[str, Any]:
+    steps = given.get("initial_refractory")
+    if is_real(steps):
+        number = real("initial_refractory", steps)
+        if number < 0 or not number.is_integer():
+            raise unfit(ValueError, "initial_refractory", "a whole number of steps, or an array of such", shown(steps))
     return {name: operands.value(name, given[name]) for name in _INITIAL if name in given}
 
 

@@ -195,7 +195,7 @@ class Neurons:
             time = self.time_dim % len(self.trace)
             computed = "float64" if self.dtype == "float64" else "float32"
             shape = (len(STATES), *self.trace[:time], *self.trace[time + 1 :])
-            found["state"] = Wanted((self.result_dtype or computed,), shape)
+            found["state"] = Wanted((computed,), shape)
         return found
 
     def gradients(self, wrt: Collection[str]) -> dict[str, Wanted]:

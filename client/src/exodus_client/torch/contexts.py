@@ -1,8 +1,8 @@
 """One layer in two requests: the forward pass leaves a context on the server, which the backward pass uses up.
 
-Between the two the server keeps the membrane and the parameters, by a handle that cannot be guessed: until the backward
-pass is done, at most for the time and within the bytes that the server allows an owner. Where it keeps nothing, or no
-longer has what it kept, gradient requests do the same from the inputs.
+Between the two the server keeps the membrane, the synaptic current if there is one, and the parameters, by a handle
+that cannot be guessed: until the backward pass is done, at most for the time and within the bytes that the server
+allows an owner. Where it keeps nothing, or no longer has what it kept, gradient requests do the same from the inputs.
 """
 
 from __future__ import annotations

@@ -106,9 +106,9 @@ class RemoteLIF(RemoteNeuron):
 
     Raises:
         TypeError: client is no `Client`; a parameter is neither a number nor an array of numbers.
-        ValueError: trainable names something else, or a parameter that is None; a parameter is out of range, as of
-            `LIF`; a threshold to be trained is not positive; a tensor that is not trained requires a gradient. In the
-            call: x has two dimensions where time_dim is 1.
+        ValueError: trainable names something else, or a parameter that is None or has to be a number; a parameter is
+            out of range, as of `LIF`; a threshold to be trained is not positive; a tensor that is not trained requires
+            a gradient. In the call: x has two dimensions where time_dim is 1.
         RuntimeError: a stateful layer is called by a backward pass, to be recomputed (torch.utils.checkpoint).
     """
 

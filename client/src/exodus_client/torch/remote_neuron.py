@@ -3,9 +3,10 @@
 A remote layer takes the place of the local one in a model: gradients flow to its input and to those of its parameters
 that are tensors. The input goes to the server and the spikes come back; then dL/dspikes goes and dL/dinput comes back.
 
-In between the server keeps the membrane and the parameters of the call, and nothing else, where autograd is going to
-need them: until the backward pass, or until they are too old or too many for the server (`contexts`). Without them,
-in a second backward pass too, the input is sent again. Nothing is kept for a call without gradients.
+In between the server keeps the membrane and the parameters of the call, the synaptic current if the neurons have one,
+and nothing else, where autograd is going to need them: until the backward pass, or until they are too old or too many
+for the server (`contexts`). Without them, in a second backward pass too, the input is sent again. Nothing is kept for a
+call without gradients.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ def run(
             got = "one that requires a gradient, which the server does not compute"
             raise unfit(ValueError, name, "a tensor without a gradient", got, f"pass {name}.detach()")
     tensors = {name: value for name, value in {**given, **present}.items() if isinstance(value, Tensor)}
+    if given["reset"] == "value":
+        names.discard("reset_by")  # it is not read: it has no gradient, as that of a local layer
     differentiable = {name: value for name, value in tensors.items() if name in names}
     call = _Call(client, kind, {**given}, present, surrogate, method, time_dim, traces, tuple(differentiable))
     # Known here alone: within the function autograd is off.
@@ -257,6 +260,9 @@ class RemoteNeuron(Bounded):
         if unknown:
             expected = f"names of parameters that have a value, among {', '.join(self.kind.trainable)}"
             raise unfit(ValueError, "trainable", expected, ", ".join(sorted(unknown)))
+        # A number that is trained becomes a tensor, which may not go with the others; 1 is in the range of all.
+        trained: Any = torch.nn.Parameter(torch.ones((), device="cpu"))
+        self.kind(**{name: trained if name in names else _checkable(v) for name, v in values.items()}, **settings)
         self._names = tuple(parameters)
         self._settings = tuple(settings)
         for name, value in values.items():

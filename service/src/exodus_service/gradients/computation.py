@@ -18,6 +18,7 @@ from exodus_client.wire import Message
 from exodus_core import ArgumentError, ArgumentTypeError, coupled
 from exodus_core.arguments import is_coupled
 from exodus_core.coupled_gradients import OF_THE_CURRENT, neurons_gradients
+from exodus_core.ops import COUPLED_STATES
 from exodus_service.errors import invalid
 from exodus_service.gradients.operands import Operands
 from exodus_service.gradients.params import (
@@ -140,7 +141,7 @@ class Computation:
         fired = {"spikes": spikes, "membrane": membrane}
         if "state" in self.params.return_:
             time = self.params.time_dim % drive.dim()
-            fired["state"] = last[0].view(-1, *drive.shape[:time], *drive.shape[time + 1 :])
+            fired["state"] = last[0].view(len(COUPLED_STATES), *drive.shape[:time], *drive.shape[time + 1 :])
         return fired
 
     def current(self, drive: torch.Tensor) -> torch.Tensor | None:
@@ -234,12 +235,13 @@ def _prepare_lif(method: Method, params: Params, operands: Operands, max_bytes: 
                 expected = "a list with a tensor 'current', the trace of the synaptic current, for this `wrt`"
                 raise invalid("/tensors", expected, operands.names())
             source = replace(source, current=current)
-    forward, backward = _functions(params, neuron)
+    options = neuron | _common(method, params)
+    forward, backward = _functions(params, options)
     return Computation(
         params,
         forward,
         backward,
-        neuron | _common(method, params),
+        options,
         {"wrt": ("input", *params.wrt)},
         source,
         _loss(params, operands, like, shape, dtype),
@@ -251,16 +253,18 @@ _FIELDS: dict[str, Any] = {"cuba_lif": exodus_core.CubaLifGradient, "alif": exod
 
 
 def _functions(
-    params: Params, neuron: dict[str, Any]
+    params: Params, options: dict[str, Any]
 ) -> tuple[Callable[..., tuple[torch.Tensor, ...]], Callable[..., Results]]:
-    """The forward and the backward pass of a neuron, from which arguments that are not theirs are taken."""
-    if is_coupled(**neuron) or neuron["initial_refractory"] is not None or "state" in params.return_:
+    """The forward and the backward pass of neurons; arguments that are not theirs are taken from the options."""
+    if is_coupled(**options) or options["initial_refractory"] is not None:
         kind = _FIELDS.get(params.neuron.model, exodus_core.LifGradient)
         if isinstance(params.neuron, LifNeuron | IfNeuron) and params.neuron.reset == "value":
             kind = exodus_core.LifValueGradient
         return coupled.neurons, partial(_coupled_gradient, kind._fields)
-    del neuron["initial_refractory"]
-    return exodus_core.lif, _lif_gradient
+    del options["initial_refractory"]
+    # Both give the same bits, and gradients do not depend on what else is asked for.
+    forward = coupled.neurons if "state" in params.return_ else exodus_core.lif
+    return forward, _lif_gradient
 
 
 def _coupled_gradient(
@@ -274,12 +278,23 @@ def _coupled_gradient(
     current: torch.Tensor | None = None,
     **options: Any,
 ) -> Results:
+    _check_wrt(wrt, fields)
     return neurons_gradients(fields, membrane, grad_spikes, grad_membrane, alpha, current, wrt, **options)
 
 
-def _lif_gradient(membrane: torch.Tensor, grad_spikes: torch.Tensor, **options: Any) -> Results:
-    found = exodus_core.lif_gradient(membrane, grad_spikes, **options)
+def _lif_gradient(
+    membrane: torch.Tensor, grad_spikes: torch.Tensor, *, wrt: Collection[str], **options: Any
+) -> Results:
+    _check_wrt(wrt, exodus_core.LifGradient._fields)
+    found = exodus_core.lif_gradient(membrane, grad_spikes, wrt=wrt, **options)
     return {name: value for name, value in found._asdict().items() if value is not None}
+
+
+def _check_wrt(wrt: Collection[str], fields: Sequence[str]) -> None:
+    """Checks names by the fields of the result, of which a request asks for all but the first, that of the input."""
+    unknown = sorted(set(wrt) - set(fields))
+    if unknown:
+        raise ArgumentError("wrt", f"names of {', '.join(fields[1:])}", ", ".join(unknown))
 
 
 def _srm_gradient(membrane: torch.Tensor, grad_spikes: torch.Tensor, **options: Any) -> Results:

@@ -233,7 +233,8 @@ class Params(Strict):
         default=None, description="A filter between the spikes and the loss, or null."
     )
     result_dtype: FloatName | None = Field(
-        default=None, description="dtype of the response tensors; null: that of membrane, input, psp or weight."
+        default=None,
+        description="dtype of the response tensors but `state`; null: that of membrane, input, psp or weight.",
     )
     wrt: list[Parameter] = Field(default=[], description="Neuron parameters whose gradient is wanted too.")
     return_: list[Trace] = Field(

@@ -55,7 +55,9 @@ class GradientRequest:
         with self.timings.phase("encode"):
             dtype = computation.params.result_dtype
             if dtype is not None:
-                results = {name: result.to(getattr(torch, dtype)) for name, result in results.items()}
+                # But the state: the next request goes on from it, and it must not be rounded.
+                to = getattr(torch, dtype)
+                results = {name: result if name == "state" else result.to(to) for name, result in results.items()}
             params = {"method": self.method, "device": str(self.call.device), "grad_norms": norms}
             answer = Message.of(
                 params, (Tensor.of(name, tensor) for name, tensor in to_host(results, self.call.device).items())
