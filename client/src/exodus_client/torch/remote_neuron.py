@@ -1,4 +1,4 @@
-"""What the layers on the server have in common: one request forward and one backward, parameters, and the state.
+"""The base of the layers on the server: one request forward and one backward, parameters, and the state.
 
 A remote layer takes the place of the local one in a model: gradients flow to its input and to those of its parameters
 that are tensors. The input goes to the server and the spikes come back; then dL/dspikes goes and dL/dinput comes back.
@@ -40,7 +40,7 @@ RemoteKind = LIF | IF | CubaLIF | ALIF
 
 
 class Outputs(NamedTuple):
-    """What a call gives; None is what it did not ask for."""
+    """The results of a call; None for those that it did not ask for."""
 
     spikes: Tensor
     membrane: Tensor | None
