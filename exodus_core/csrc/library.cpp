@@ -54,6 +54,7 @@ STABLE_TORCH_LIBRARY(exodus, m) {
       "spike_convolution_weight(Tensor bits, Tensor? values, Tensor grad, Tensor weight, int[] size, int[] stride, "
       "int[] padding, int[] dilation, int groups) -> Tensor");
   m.def("instruction_set() -> str");
+  m.def("output(Tensor like, int[] size) -> Tensor");
   m.def("keep_memory(int limit) -> int");
   m.def("kept_memory() -> (int bytes, int limit)");
 }

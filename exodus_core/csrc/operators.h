@@ -48,6 +48,7 @@ struct InitialState {
 
 struct LifForwardCall {
   const Layout& layout;
+  const Layout& input_layout;  // of one step, if each step has the same input
   const Tensor& input;
   LifParameters parameters;
   InitialState initial;
@@ -80,6 +81,7 @@ struct CoupledParameters {
 // A state is (kCoupledStates, outer, inner); the initial one is zero if not given. Outputs without elements are not wanted.
 struct CoupledForwardCall {
   const Layout& layout;
+  const Layout& input_layout;  // as of LifForwardCall
   const Tensor& input;
   CoupledParameters parameters;
   const OptionalTensor& initial;
@@ -221,7 +223,7 @@ class Operators {
                                                 OptionalTensor min_membranes, OptionalTensor initial_membrane,
                                                 OptionalTensor initial_spikes, std::int64_t reset,
                                                 std::int64_t time_dim) {
-    const Layout layout = layout_of(input, time_dim);
+    const Layout layout = layout_of_input(input, time_dim), input_layout = stored_layout(layout, input, time_dim);
     const LifParameters parameters{
         {alpha, alphas}, {threshold, thresholds}, {reset_by, resets_by}, {min_membrane, min_membranes}, max_spikes};
     check_lif(parameters, {initial_membrane, initial_spikes}, input, layout);
@@ -229,7 +231,8 @@ class Operators {
     Tensor spikes = Backend::empty_like(input);
     Tensor membrane = Backend::empty_like(input);
     if (input.numel() > 0) {
-      Backend::run(LifForwardCall{layout, input, parameters, {initial_membrane, initial_spikes}, kind, spikes, membrane});
+      Backend::run(LifForwardCall{layout, input_layout, input, parameters, {initial_membrane, initial_spikes}, kind,
+                                  spikes, membrane});
     }
     return {spikes, membrane};
   }
@@ -241,7 +244,7 @@ class Operators {
                                                        OptionalTensor min_membranes, OptionalTensor initial_membrane,
                                                        OptionalTensor initial_spikes, std::int64_t reset,
                                                        std::int64_t time_dim) {
-    const Layout layout = layout_of(input, time_dim);
+    const Layout layout = layout_of_input(input, time_dim), input_layout = stored_layout(layout, input, time_dim);
     STD_TORCH_CHECK(layout.inner >= Backend::kPackedLanes, "at least ", Backend::kPackedLanes,
                     " neurons must lie next to each other, got ", layout.inner);
     const LifParameters parameters{
@@ -251,8 +254,8 @@ class Operators {
     Tensor bits = Backend::output_of(input, {layout.outer, layout.time, (layout.inner + 7) / 8}, ScalarType::Byte);
     Tensor membrane = Backend::empty_like(input);
     if (input.numel() > 0) {
-      Backend::run(LifForwardCall{layout, input, parameters, {initial_membrane, initial_spikes}, kind, bits, membrane,
-                                  true});
+      Backend::run(LifForwardCall{layout, input_layout, input, parameters, {initial_membrane, initial_spikes}, kind, bits,
+                                  membrane, true});
     }
     return {bits, membrane};
   }
@@ -286,7 +289,7 @@ class Operators {
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> coupled_forward(
       const Tensor& input, Doubles numbers, OptionalTensor parameters, OptionalTensor initial, double max_spikes,
       std::int64_t refractory, std::int64_t reset, std::int64_t couplings, std::int64_t kept, std::int64_t time_dim) {
-    const Layout layout = layout_of(input, time_dim);
+    const Layout layout = layout_of_input(input, time_dim), input_layout = stored_layout(layout, input, time_dim);
     STD_TORCH_CHECK(refractory >= 0, "refractory must be at least 0, got ", refractory);
     const bool waits = refractory > 0 || initial.has_value() || (kept & 4) != 0;
     const Coupling coupling = coupling_of(numbers, parameters, initial, couplings, waits, reset, max_spikes, input, layout);
@@ -297,8 +300,8 @@ class Operators {
     Tensor held = trace_like(input, (kept & 4) != 0);
     Tensor last = lanes_like(input, {kCoupledStates, layout.outer, layout.inner}, layout);
     if (input.numel() > 0) {
-      Backend::run(CoupledForwardCall{layout, input, {numbers, parameters}, initial, coupling, max_spikes, refractory, spikes,
-                                      membrane, current, adaptation, held, last});
+      Backend::run(CoupledForwardCall{layout, input_layout, input, {numbers, parameters}, initial, coupling, max_spikes,
+                                      refractory, spikes, membrane, current, adaptation, held, last});
     }
     return {spikes, membrane, current, adaptation, held, last};
   }
@@ -422,13 +425,42 @@ class Operators {
   }
 
   static Layout layout_of(const Tensor& tensor, std::int64_t time_dim) {
+    check_dense(tensor);
+    return shape_of(tensor, time_dim);
+  }
+
+  // The same of an input that need not be contiguous if it is a tensor without time that is expanded over the steps.
+  static Layout layout_of_input(const Tensor& input, std::int64_t time_dim) {
+    if (!is_constant(input, time_dim)) check_dense(input);
+    return shape_of(input, time_dim);
+  }
+
+  static Layout shape_of(const Tensor& tensor, std::int64_t time_dim) {
     STD_TORCH_CHECK(time_dim >= 0 && time_dim < tensor.dim(), "time_dim must be in [0, ", tensor.dim(), "), got ",
                     time_dim);
-    check_dense(tensor);
     Layout layout{1, tensor.size(time_dim), 1};
     for (std::int64_t d = 0; d < time_dim; ++d) layout.outer *= tensor.size(d);
     for (std::int64_t d = time_dim + 1; d < tensor.dim(); ++d) layout.inner *= tensor.size(d);
     return layout;
+  }
+
+  static Layout stored_layout(const Layout& layout, const Tensor& input, std::int64_t time_dim) {
+    return {layout.outer, is_constant(input, time_dim) ? 1 : layout.time, layout.inner};
+  }
+
+  // True for a contiguous tensor without time, expanded over the steps, of a backend that reads one step again and again.
+  static bool is_constant(const Tensor& input, std::int64_t time_dim) {
+    if (!Backend::kReadsConstantInputs || !Backend::is_on_device(input) || time_dim < 0 || time_dim >= input.dim() ||
+        input.size(time_dim) == 1) {
+      return false;
+    }
+    std::int64_t stride = 1;
+    for (std::int64_t d = input.dim(); d-- > 0;) {
+      const std::int64_t wanted = d == time_dim ? 0 : stride;
+      if (input.size(d) != 1 && input.stride(d) != wanted) return false;
+      if (d != time_dim) stride *= input.size(d);
+    }
+    return true;
   }
 
   static void check_like(const OptionalTensor& tensor, const Tensor& like) {

@@ -64,12 +64,13 @@ def test_outputs_lie_where_freed_ones_lay() -> None:
 
 def test_gradients_lie_where_freed_ones_lay() -> None:
     x = torch.randn(SHAPE, requires_grad=True)
-    pages = []
-    for _ in range(3):
+    pages = set()
+    for _ in range(8):
         x.grad = None
         outputs(x)[0].sum().backward()
-        pages.append(page(x.grad))
-    assert pages[1] == pages[2]
+        pages.add(page(x.grad))
+    # The copy of the expanded gradient of the sum is in cached memory too: the two change places.
+    assert len(pages) <= 3
 
 
 def test_a_view_keeps_its_memory() -> None:

@@ -18,6 +18,7 @@ struct Cpu {
   static bool is_on_device(const Tensor& tensor) { return tensor.is_cpu(); }
   static constexpr std::int64_t kPackedLanes = kMinTileLanes;
   static constexpr bool kFollows = true;  // adaptation and refractory steps are computed from the membrane
+  static constexpr bool kReadsConstantInputs = true;
   static Tensor empty_like(const Tensor& tensor) { return output_like(tensor); }
   static Tensor output_of(const Tensor& tensor, const std::vector<std::int64_t>& sizes, ScalarType dtype) {
     return cpu::output_of(tensor, sizes, dtype);

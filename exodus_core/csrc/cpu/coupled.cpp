@@ -68,7 +68,7 @@ void forward(const CoupledForwardCall& call) {
     const auto rows_of = [&](const Tensor& tensor) {
       return TileRows<Storage>(wanted<Storage>(tensor), layout, tiling, Direction::forward, streamed && tensor.numel() > 0);
     };
-    TileRows<const Storage> input_rows(elements<Storage>(call.input), layout, tiling, Direction::forward);
+    TileRows<const Storage> input_rows(elements<Storage>(call.input), call.input_layout, tiling, Direction::forward);
     TileRows<Storage> outputs[] = {rows_of(call.spikes), rows_of(call.membrane), rows_of(call.current),
                                    rows_of(call.adaptation), rows_of(call.held)};
     CoupledParameterRows<Storage> parameter_rows(tiling);

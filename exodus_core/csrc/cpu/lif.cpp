@@ -54,7 +54,7 @@ void forward(const LifForwardCall& call, const Tiling& tiling, bool streamed, st
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
-    TileRows<const Storage> input_rows(elements<Storage>(call.input), layout, tiling, Direction::forward);
+    TileRows<const Storage> input_rows(elements<Storage>(call.input), call.input_layout, tiling, Direction::forward);
     auto spikes_rows = make_spikes_rows();
     TileRows<Storage> membrane_rows(mutable_elements<Storage>(call.membrane), layout, tiling, Direction::forward, streamed);
     ParameterRows<Storage> parameter_rows(tiling);

@@ -190,6 +190,7 @@ Tensor with_huge_pages(Tensor output, std::size_t bytes) {
 }  // namespace
 
 Tensor output_like(const Tensor& tensor) {
+  if (!tensor.is_contiguous()) return output_of(tensor, {tensor.sizes().begin(), tensor.sizes().end()});
   const std::size_t bytes = static_cast<std::size_t>(tensor.numel()) * tensor.element_size();
   const auto found = cached(tensor, {tensor.sizes().begin(), tensor.sizes().end()},
                             {tensor.strides().begin(), tensor.strides().end()}, tensor.scalar_type(), bytes);
@@ -205,6 +206,10 @@ Tensor output_of(const Tensor& tensor, const std::vector<std::int64_t>& sizes, s
   const auto found = cached(tensor, sizes, strides, type, bytes);
   return found.has_value() ? *found : with_huge_pages(torch::stable::new_empty(tensor, sizes, type), bytes);
 }
+
+Tensor output(const Tensor& like, std::vector<std::int64_t> size) { return output_of(like, size); }
+
+STABLE_TORCH_LIBRARY_IMPL(exodus, CPU, m) { m.impl("output", TORCH_BOX(&output)); }
 
 STABLE_TORCH_LIBRARY_IMPL(exodus, CompositeExplicitAutograd, m) {
   m.impl("keep_memory", TORCH_BOX(&keep_memory));

@@ -105,7 +105,7 @@ inline bool streams(const Layout& layout, std::int64_t bytes) {
 }
 
 // The rows of one tensor that belong to the tile at hand: row t is what the row kernels read or write.
-// A tensor that is not given (null) reads as zeros, and is not written.
+// A tensor that is not given (null) reads as zeros, and is not written. One of a single step reads as that at every t.
 template <class T>
 class TileRows {
  public:
@@ -131,7 +131,7 @@ class TileRows {
   void read(std::int64_t begin, std::int64_t end) {
     begin_ = begin;
     if (tensor_ == nullptr || tile_.in_place) return;
-    if (layout_.inner == 1) {
+    if (layout_.inner == 1 && layout_.time > 1) {
       row_kernels<Stored>().to_rows(tile_.width, end - begin, tensor_ + layout_.offset(tile_.first_lane, begin),
                                     layout_.time, staging_[0], staging_.stride());
     } else {
@@ -161,20 +161,22 @@ class TileRows {
 
   T* operator[](std::int64_t t) const {
     if (tensor_ == nullptr) return staging_[0];
-    return tile_.in_place ? first_row_ + t * layout_.inner : staging_[t - begin_];
+    return tile_.in_place ? first_row_ + t * row_stride() : staging_[t - begin_];
   }
 
   // The rows from `begin` on.
   RowBlock<T> block(std::int64_t begin) const {
-    const std::int64_t stride = tile_.in_place ? layout_.inner : staging_.stride();
+    const std::int64_t stride = tile_.in_place ? row_stride() : staging_.stride();
     return {(*this)[begin], tensor_ == nullptr ? 0 : stride, streamed_ && tile_.in_place, ahead(begin), layout_.time};
   }
 
  private:
+  std::int64_t row_stride() const { return layout_.time > 1 ? layout_.inner : 0; }
+
   // The elements that a kernel prefetches while it computes a block: those that are read next, of the next block or tile,
   // or those that this block will be written to.
   const T* ahead(std::int64_t begin) const {
-    if (tensor_ == nullptr || tile_.in_place || layout_.inner != 1 || streamed_) return nullptr;
+    if (tensor_ == nullptr || tile_.in_place || layout_.inner != 1 || layout_.time == 1 || streamed_) return nullptr;
     if (!std::is_const_v<T>) return tensor_ + layout_.offset(tile_.first_lane, begin);
     const bool forward = direction_ == Direction::forward;
     std::int64_t lane = tile_.first_lane;
@@ -196,7 +198,7 @@ class TileRows {
     while (column < tile_.width) {
       const std::int64_t run = std::min(layout_.inner - lane % layout_.inner, tile_.width - column);
       for (std::int64_t t = begin; t < end; ++t) {
-        move(tensor_ + layout_.offset(lane, t), staging_[t - begin] + column, run);
+        move(tensor_ + layout_.offset(lane, layout_.time > 1 ? t : 0), staging_[t - begin] + column, run);
       }
       lane += run;
       column += run;

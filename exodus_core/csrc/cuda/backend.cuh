@@ -9,6 +9,7 @@ namespace exodus::cuda {
 struct Cuda {
   static constexpr const char* kDevice = kDeviceName;
   static constexpr bool kFollows = false;
+  static constexpr bool kReadsConstantInputs = false;
   static bool is_on_device(const Tensor& tensor) { return exodus::cuda::is_on_device(tensor); }
   static Tensor empty_like(const Tensor& tensor) { return torch::stable::empty_like(tensor); }
 

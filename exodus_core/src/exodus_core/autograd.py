@@ -89,6 +89,7 @@ class Lif(Operator):
     ) -> tuple[Tensor, Tensor]:
         resets_by = thresholds if settings.tied else resets_by
         tensors = (alphas, thresholds, resets_by, min_membranes, initial_membrane, initial_spikes)
+        x = ops.contiguous_or_constant(x, settings.time_dim)
         return ops.lif_forward(x, *settings.neuron, *tensors, settings.reset, settings.time_dim)
 
     @staticmethod
@@ -159,6 +160,7 @@ class PackedLif(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         resets_by = thresholds if settings.tied else resets_by
         tensors = (alphas, thresholds, resets_by, min_membranes, None, None)
+        x = ops.contiguous_or_constant(x, settings.time_dim)
         bits, membrane = ops.lif_forward_packed(x, *settings.neuron[:4], *tensors, settings.reset, settings.time_dim)
         graph = x.new_zeros(()).expand(x.shape)
         # The output ties the gradients to what they are gradients of: a second derivative is refused, not zero.
@@ -191,8 +193,8 @@ def _lif_backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | 
     wanted = (*ctx.needs_input_grad[1:-1], False, False)[:6]
     grad_input, lanes = ops.lif_backward(
         membrane,
-        None if grad_spikes is None else grad_spikes.contiguous(),
-        None if grad_membrane is None else grad_membrane.contiguous(),
+        None if grad_spikes is None else ops.contiguous(grad_spikes),
+        None if grad_membrane is None else ops.contiguous(grad_membrane),
         *settings.neuron,
         *tensors,
         settings.reset,

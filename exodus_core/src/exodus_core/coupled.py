@@ -148,8 +148,8 @@ class Coupled(Operator):
         grad_input, lanes = ops.coupled_backward(
             membrane,
             *(trace if settings.kept & bit else None for trace, bit in ((current, 1), (adaptation, 2), (held, 4))),
-            None if grad_spikes is None else grad_spikes.contiguous(),
-            None if grad_membrane is None else grad_membrane.contiguous(),
+            None if grad_spikes is None else ops.contiguous(grad_spikes),
+            None if grad_membrane is None else ops.contiguous(grad_membrane),
             grad_last,
             settings.numbers,
             parameters,
@@ -179,7 +179,7 @@ def _forward(
     x: Tensor, parameters: Tensor | None, initial: Tensor | None, settings: CoupledSettings
 ) -> tuple[Tensor, ...]:
     return ops.coupled_forward(
-        x,
+        ops.contiguous_or_constant(x, settings.time_dim),
         settings.numbers,
         parameters,
         initial,
@@ -403,7 +403,6 @@ def neurons(x: Tensor, alpha: float | Tensor, **options: Unpack[CoupledOptions])
         spikes, membrane, last = reference.coupled_lif(x, alpha, **given)
         sources = [source for source in (x, parameters, initial) if source is not None and is_differentiated(source)]
         return _in_graph(spikes, sources), _in_graph(membrane, sources), last
-    x = x.contiguous()
     if is_differentiated(x, parameters, initial):
         spikes, membrane, last, *_ = Coupled.apply(x, parameters, initial, settings)  # type: ignore[no-untyped-call]
     else:

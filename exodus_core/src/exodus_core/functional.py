@@ -112,10 +112,10 @@ def lif(
     settings, tensors = arguments.lif_arguments(x, alpha, **options)
     if method == "bptt":
         return reference.lif(x, alpha, **options)
-    x = x.contiguous()
     if is_differentiated(x, *tensors):
         spikes, membrane = Lif.apply(x, *_untied(settings, tensors), settings)  # type: ignore[no-untyped-call]
     else:
+        x = ops.contiguous_or_constant(x, time_dim)
         spikes, membrane = ops.lif_forward(x, *settings.neuron, *tensors, settings.reset, time_dim)
     return spikes, membrane
 
@@ -137,7 +137,7 @@ def lif_with_last(x: Tensor, alpha: float | Tensor, **options: Unpack[LifOptions
         raise ArgumentError("options", "of neurons whose state is their membrane and spikes", ", ".join(options))
     settings, tensors = arguments.lif_arguments(x, alpha, **options)
     if options.get("method") != "bptt" and is_differentiated(x, *tensors):
-        found: tuple[Tensor, ...] = LifWithLast.apply(x.contiguous(), *_untied(settings, tensors), settings)  # type: ignore[no-untyped-call]
+        found: tuple[Tensor, ...] = LifWithLast.apply(x, *_untied(settings, tensors), settings)  # type: ignore[no-untyped-call]
         return found
     spikes, membrane = lif(x, alpha, **options)
     return spikes, membrane, membrane.select(time_dim, -1).clone(), spikes.select(time_dim, -1).clone()
@@ -168,11 +168,11 @@ def lif_packed(x: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions
     if not packs:
         return lif(x, alpha, **options)[0]
     settings, tensors = arguments.lif_arguments(x, alpha, time_dim=1, **options)
-    x = x.contiguous()
     graph = None
     if is_differentiated(x, *tensors):
         graph, bits = PackedLif.apply(x, *_untied(settings, tensors)[:4], settings)  # type: ignore[no-untyped-call]
     else:
+        x = ops.contiguous_or_constant(x, 1)
         bits, _ = ops.lif_forward_packed(x, *settings.neuron[:4], *tensors, settings.reset, 1)
     return PackedSpikes(bits.flatten(0, 1), x.shape, x.dim() - 2, graph)
 

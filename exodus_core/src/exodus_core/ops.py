@@ -163,9 +163,43 @@ spike_linear_weight: Callable[[Tensor, Tensor | None, Tensor, int], Tensor] = (
 )
 spike_convolution: Callable[..., Tensor] = torch.ops.exodus.spike_convolution.default
 spike_convolution_weight: Callable[..., Tensor] = torch.ops.exodus.spike_convolution_weight.default
+output: Callable[[Tensor, Sequence[int]], Tensor] = torch.ops.exodus.output.default
 instruction_set: Callable[[], str] = torch.ops.exodus.instruction_set.default
 keep_memory: Callable[[int], int] = torch.ops.exodus.keep_memory.default
 kept_memory: Callable[[], tuple[int, int]] = torch.ops.exodus.kept_memory.default
+
+
+@torch.library.register_fake("exodus::output")
+def _(like: Tensor, size: Sequence[int]) -> Tensor:
+    return like.new_empty(size)
+
+
+def _may_be_cached(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and HAS_BITS
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def contiguous(x: Tensor) -> Tensor:
+    """x, or a contiguous copy of it: on the CPU in memory of the cache of outputs. Not differentiable."""
+    if x.is_contiguous() or not _may_be_cached(x):
+        return x.contiguous()
+    return output(x, x.shape).copy_(x.detach())
+
+
+def contiguous_or_constant(x: Tensor, time_dim: int) -> Tensor:
+    """x as the forward passes of neurons read it. Not differentiable.
+
+    A contiguous copy of it; or x as it is where it is a contiguous tensor without time that is expanded over the steps,
+    of which the kernels of the CPU read one step again and again.
+    """
+    if x.is_contiguous():
+        return x
+    constant = x.shape[time_dim] > 1 and x.stride(time_dim) == 0 and _may_be_cached(x)
+    return x if constant and x.select(time_dim, 0).is_contiguous() else contiguous(x)
 
 
 @torch.library.register_fake("exodus::lif_forward")
@@ -185,7 +219,7 @@ def _(
     reset: int,
     time_dim: int,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(input), torch.empty_like(input)
+    return input.new_empty(input.shape), input.new_empty(input.shape)
 
 
 @torch.library.register_fake("exodus::lif_forward_packed")
@@ -206,7 +240,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     outer, inner = _lane_shape(input, time_dim)
     bits = input.new_empty((outer, input.shape[time_dim], -(-inner // 8)), dtype=torch.uint8)
-    return bits, torch.empty_like(input)
+    return bits, input.new_empty(input.shape)
 
 
 @torch.library.register_fake("exodus::lif_backward")
@@ -251,12 +285,12 @@ def _(
     time_dim: int,
 ) -> tuple[Tensor, ...]:
     traces = [
-        torch.empty_like(input) if kept & bit else input.new_empty((0,))
+        input.new_empty(input.shape if kept & bit else (0,))
         for bit in (KEPT_CURRENT, KEPT_ADAPTATION, KEPT_REFRACTORY)
     ]
     shape = (len(COUPLED_STATES), *_lane_shape(input, time_dim))
     last = input.new_empty(shape, dtype=compute_dtype(input.dtype))
-    return torch.empty_like(input), torch.empty_like(input), *traces, last
+    return input.new_empty(input.shape), input.new_empty(input.shape), *traces, last
 
 
 @torch.library.register_fake("exodus::coupled_traces")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -133,19 +133,39 @@ def run(
     if has_kernel(neuron) and _needs_coupled(neuron, trace):
         return _coupled(neuron, x, time_dim, membrane, spikes, current, adaptation, trace)
     if neuron.synapse_alpha is not None:
-        driven = x if neuron.synapse_gain is None else x * _across(neuron.synapse_gain, x, time_dim)
+        driven = _times(x, neuron.synapse_gain, time_dim)
         x, last_current = _integrated(driven, neuron.synapse_alpha, current, time_dim)
         currents = x
-    if neuron.offset is not None:
-        x = x + _across(neuron.offset, x, time_dim)
+    x = _plus(x, neuron.offset, time_dim)
     if neuron.threshold is None:
-        driven = x if neuron.gain is None else x * _across(neuron.gain, x, time_dim)
+        driven = _times(x, neuron.gain, time_dim)
         membranes, last = _integrated(driven, neuron.alpha, membrane, time_dim)
         return Ran(None, membranes, currents, last, None, last_current)
-    if neuron.gain is not None:
-        x = x * _across(neuron.gain, x, time_dim)
+    x = _times(x, neuron.gain, time_dim)
     fired, membranes, last, last_spikes = _fired(neuron, x, time_dim, membrane, spikes)
     return Ran(fired, membranes, currents, last, last_spikes, last_current)
+
+
+def _times(x: Tensor, factor: Value | None, time_dim: int) -> Tensor:
+    if factor is None:
+        return x
+    factor = _across(factor, x, time_dim)
+    return once_if_constant(x, time_dim, lambda step: step * factor)
+
+
+def _plus(x: Tensor, offset: Value | None, time_dim: int) -> Tensor:
+    if offset is None:
+        return x
+    offset = _across(offset, x, time_dim)
+    return once_if_constant(x, time_dim, lambda step: step + offset)
+
+
+def once_if_constant(x: Tensor, time_dim: int, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """function(x), for one that computes each step by itself; of one step alone where x is expanded over them."""
+    if x.shape[time_dim] < 2 or x.stride(time_dim) != 0:
+        return function(x)
+    found = function(x.narrow(time_dim, 0, 1))
+    return found.expand(*(x.shape[d] if d == time_dim else size for d, size in enumerate(found.shape)))
 
 
 def _across(value: Value, x: Tensor, time_dim: int) -> Value:
@@ -247,13 +267,9 @@ def _coupled(
     options["detach_reset"] = neuron.detach_reset
     options["method"] = "exodus"
     if neuron.synapse_alpha is None:
-        if neuron.offset is not None:
-            x = x + _across(neuron.offset, x, time_dim)
-        if neuron.gain is not None:
-            x = x * _across(neuron.gain, x, time_dim)
+        x = _times(_plus(x, neuron.offset, time_dim), neuron.gain, time_dim)
     else:
-        if neuron.synapse_gain is not None:
-            x = x * _across(neuron.synapse_gain, x, time_dim)
+        x = _times(x, neuron.synapse_gain, time_dim)
         options |= {"synapse_alpha": neuron.synapse_alpha, "synapse_delayed": neuron.synapse_delayed}
         options["synapse_gain"] = 1.0 if neuron.gain is None else neuron.gain
         if trace:  # the operators give it at the last step alone

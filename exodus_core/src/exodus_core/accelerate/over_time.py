@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exodus_core import nn as products
+from exodus_core.accelerate.fused import once_if_constant
 from exodus_core.accelerate.refusal import NotMappedError, of_layer
 from exodus_core.errors import ArgumentError
 
@@ -46,11 +47,16 @@ def is_hooked(module: Any) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
+def folded(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What a module makes of x, time first, with all steps as one batch."""
+    found = module(x.flatten(0, 1))
+    return found.reshape(*x.shape[:2], *found.shape[1:])
+
+
 def each_step(module: torch.nn.Module, x: Tensor) -> Tensor:
     """A module without state on all steps, time first."""
     if folds(module) and not is_hooked(module):
-        found: Tensor = module(x.flatten(0, 1))
-        return found.reshape(*x.shape[:2], *found.shape[1:])
+        return once_if_constant(x, 0, lambda steps: folded(module, steps))
     return torch.stack([module(step) for step in x.unbind()])
 
 

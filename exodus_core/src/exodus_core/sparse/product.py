@@ -28,6 +28,8 @@ _MAX_DENSITY = ((128, 0.3), (64, 0.2), (32, 0.1), (8, 0.05), (1, 0.02))
 _BFLOAT16_SHARE = 0.5
 # Fewer rows than this do not pay for transposing the weight, and so few products are done before the spikes are found.
 _MIN_ROWS, _MIN_PRODUCTS = 16, 2**20
+# The C library keeps the memory of smaller outputs itself.
+_MIN_CACHED_BYTES = 2**18
 
 
 def _read_environment() -> bool:
@@ -84,10 +86,10 @@ def linear(spikes: Tensor | PackedSpikes, weight: Tensor, bias: Tensor | None = 
         x = x.to(weight.dtype)
         return F.linear(x, weight, bias) if exact or not _may_be_sparse(x, weight) else _compiled(x, weight, bias)
     if exact or not _may_be_sparse(x, weight):
-        return F.linear(x.to(weight.dtype), weight, bias)
+        return _dense(x.to(weight.dtype), weight, bias)
     found = found_sparse(x, 1, weight.dtype, max_density(weight.shape[0], weight.dtype))
     if found is None:
-        return F.linear(x.to(weight.dtype), weight, bias)
+        return _dense(x.to(weight.dtype), weight, bias)
     return _sparse(x.shape[:-1], *found, weight, bias)
 
 
@@ -126,7 +128,7 @@ def _of_packed(spikes: PackedSpikes, weight: Tensor, bias: Tensor | None, exact:
     if not exact and not torch.compiler.is_compiling() and _may_be_sparse(spikes, weight):
         found = found_sparse(spikes, 1, weight.dtype, max_density(weight.shape[0], weight.dtype))
     if found is None:
-        return F.linear(spikes.unpack(weight.dtype), weight, bias)
+        return _dense(spikes.unpack(weight.dtype), weight, bias)
     return _sparse(spikes.shape[:-1], *found, weight, bias)
 
 
@@ -173,6 +175,48 @@ def _sparse(
     return found.view(*lead, weight.shape[0])  # type: ignore[no-any-return]
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of two matrices, with torch's bits, on the CPU in memory of the cache of outputs; not differentiable."""
+    return torch.mm(a, b, out=ops.output(a, (a.shape[0], b.shape[1])))
+
+
+def _dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """F.linear, in cached memory where that is large and nothing watches how it is computed."""
+    rows = math.prod(x.shape[:-1])
+    if (
+        rows * max(weight.shape) * x.element_size() < _MIN_CACHED_BYTES
+        or x.device.type != "cpu"
+        or weight.device.type != "cpu"
+        or not ops.HAS_BITS
+        or watched()
+        or not learns(x, weight, bias)
+    ):
+        return F.linear(x, weight, bias)
+    found: Tensor = DenseLinear.apply(x.reshape(rows, x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
+    return found.view(*x.shape[:-1], weight.shape[0])
+
+
+class DenseLinear(torch.autograd.Function):
+    """F.linear of a matrix x, with its bits, whose output and dL/dx are in cached memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        if bias is None:
+            return product(x, weight.T)
+        return torch.addmm(bias, x, weight.T, out=ops.output(x, (x.shape[0], weight.shape[0])))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        again = torch.is_grad_enabled()  # the gradient is to be differentiated
+        grad_x = None
+        if wants_x:
+            grad_x = grad @ weight if again else product(grad, weight)
+        return grad_x, grad.T @ x if wants_weight else None, grad.sum(0) if wants_bias else None
+
+
 class SpikeLinear(torch.autograd.Function):
     """The product of spikes, as bits and perhaps values, with a weight; `source` takes the gradient of the spikes."""
 
@@ -193,7 +237,7 @@ class SpikeLinear(torch.autograd.Function):
         grad_source = grad_weight = None
         if wants_source:
             shape, dtype = ctx.source
-            grad_source = (grad @ weight).view(shape).to(dtype)
+            grad_source = product(grad, weight).view(shape).to(dtype)
         if wants_weight:
             grad_weight = ops.spike_linear_weight(bits, values, grad, weight.shape[1])
         return grad_source, None, None, grad_weight, grad.sum(0) if wants_bias else None
