@@ -42,6 +42,7 @@ def all_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product, "_MIN_ROWS", 0)
     monkeypatch.setattr(product, "_MIN_PRODUCTS", 0)
     monkeypatch.setattr(product, "_MAX_DENSITY", ((0, 1.0),))
+    monkeypatch.setattr(product, "_MAX_DENSITY_OF_BFLOAT16", ((0, 1.0),))
     monkeypatch.setattr(product, "_BFLOAT16_SHARE", 1.0)
     monkeypatch.setattr(convolution, "_MAX_DENSITY", ((0, 1.0),))
     monkeypatch.setattr(convolution, "_MAX_DENSITY_OF_ONE_TAP", 1.0)

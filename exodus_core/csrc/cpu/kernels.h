@@ -290,6 +290,24 @@ struct PanelSums {
   std::int64_t sums_stride;
 };
 
+// Sums over the ones of rows of bits: of the terms of the columns for each row, or of the terms of the rows for each column.
+template <class Storage>
+struct BitSums {
+  using Real = compute_t<Storage>;
+
+  std::int64_t rows;
+  std::int64_t bytes;    // of a row of terms and of sums, one of kPanelBytes
+  std::int64_t columns;  // the first is the lowest bit of the first byte of a row
+  const std::uint8_t* bits;
+  std::int64_t bits_stride;  // in bytes
+  const Storage* values;     // factors of the terms, of each row and column; null if all are one
+  std::int64_t values_stride;
+  const Real* terms;
+  const Real* base;  // of sum_of_columns; null if it is zero
+  Real* sums;
+  std::int64_t sums_stride;
+};
+
 // The windows of a convolution that see a place, along one axis: windows first[i] to first[i + 1] see place i.
 struct WindowsOfPlaces {
   struct Window {
@@ -361,6 +379,10 @@ struct RowKernels {
   // sum of a[i] b[i]
   double (*dot)(std::int64_t count, const Storage* a, const Storage* b);
   void (*add_panel_rows)(const PanelSums<Real>&);
+  // sums[r] = base + the sum of value terms[c], in ascending order of the columns c where row r has a one
+  void (*sum_of_columns)(const BitSums<Storage>&);
+  // sums[c] += value terms[r], in ascending order of the rows r that have a one in column c
+  void (*add_to_columns)(const BitSums<Storage>&);
   void (*add_windows)(const WindowSums<Real>&);
   // Bit i of `bits` is 1 where element i is not zero; the bits behind the last element are 0.
   NonZeros (*pack)(std::int64_t count, const Storage* elements, std::uint8_t* bits);

@@ -36,6 +36,63 @@ void add_panel_rows(const PanelSums<Scalar>& call) {
   }
 }
 
+// Calls one(column) for the ones of a row of bits, in ascending order. The bits behind the last column are 0.
+template <class One>
+void for_each_one(const std::uint8_t* bits, std::int64_t columns, One one) {
+  const std::int64_t bytes = (columns + 7) / 8;
+  for (std::int64_t byte = 0; byte < bytes; byte += 8) {
+    std::uint64_t word = 0;
+    if (byte + 8 <= bytes) {
+      std::memcpy(&word, bits + byte, 8);
+    } else {
+      std::memcpy(&word, bits + byte, static_cast<std::size_t>(bytes - byte));  // of a little-endian processor
+    }
+    for (; word != 0; word &= word - 1) one(8 * byte + __builtin_ctzll(word));
+  }
+}
+
+template <bool with_values, int vectors, class Storage>
+void sum_of_columns(const BitSums<Storage>& call) {
+  using Real = VecOf<Storage>;
+  constexpr std::int64_t lanes = kVecLanes<Storage>, row_lanes = vectors * lanes;
+  for (std::int64_t r = 0; r < call.rows; ++r) {
+    Real sums[vectors];
+    for (Real& sum : sums) sum = Real(0);
+    for_each_one(call.bits + r * call.bits_stride, call.columns, [&](std::int64_t column) {
+      const auto* terms = call.terms + column * row_lanes;
+      if constexpr (with_values) {
+        const Real value(load(call.values[r * call.values_stride + column]));
+        for (int v = 0; v < vectors; ++v) sums[v] += value * Real::read(terms + v * lanes);
+      } else {
+        for (int v = 0; v < vectors; ++v) sums[v] += Real::read(terms + v * lanes);
+      }
+    });
+    auto* to = call.sums + r * call.sums_stride;
+    for (int v = 0; v < vectors; ++v) {
+      (call.base == nullptr ? sums[v] : Real::read(call.base + v * lanes) + sums[v]).write(to + v * lanes);
+    }
+  }
+}
+
+template <bool with_values, int vectors, class Storage>
+void add_to_columns(const BitSums<Storage>& call) {
+  using Real = VecOf<Storage>;
+  constexpr std::int64_t lanes = kVecLanes<Storage>, row_lanes = vectors * lanes;
+  for (std::int64_t r = 0; r < call.rows; ++r) {
+    Real terms[vectors];
+    for (int v = 0; v < vectors; ++v) terms[v] = Real::read(call.terms + r * row_lanes + v * lanes);
+    for_each_one(call.bits + r * call.bits_stride, call.columns, [&](std::int64_t column) {
+      auto* to = call.sums + column * call.sums_stride;
+      if constexpr (with_values) {
+        const Real value(load(call.values[r * call.values_stride + column]));
+        for (int v = 0; v < vectors; ++v) (Real::read(to + v * lanes) + value * terms[v]).write(to + v * lanes);
+      } else {
+        for (int v = 0; v < vectors; ++v) (Real::read(to + v * lanes) + terms[v]).write(to + v * lanes);
+      }
+    });
+  }
+}
+
 template <bool with_values, int vectors, class Scalar>
 void add_windows(const WindowSums<Scalar>& call) {
   using Real = VecOf<Scalar>;
@@ -82,6 +139,28 @@ void add_panel_rows(const PanelSums<Scalar>& call) {
       add_panel_rows<false, vectors.value>(call);
     } else {
       add_panel_rows<true, vectors.value>(call);
+    }
+  });
+}
+
+template <class Storage>
+void sum_of_columns(const BitSums<Storage>& call) {
+  with_vectors(call.bytes, [&](auto vectors) {
+    if (call.values == nullptr) {
+      sum_of_columns<false, vectors.value>(call);
+    } else {
+      sum_of_columns<true, vectors.value>(call);
+    }
+  });
+}
+
+template <class Storage>
+void add_to_columns(const BitSums<Storage>& call) {
+  with_vectors(call.bytes, [&](auto vectors) {
+    if (call.values == nullptr) {
+      add_to_columns<false, vectors.value>(call);
+    } else {
+      add_to_columns<true, vectors.value>(call);
     }
   });
 }

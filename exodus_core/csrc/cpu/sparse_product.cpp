@@ -34,6 +34,51 @@ std::vector<SpikeLists<compute_t<Storage>>> all_lists(const SpikeRows<Storage>& 
   return blocks;
 }
 
+// A panel of W^T: the columns of W for some outputs, in the dtype that is computed in.
+template <class Storage>
+class WeightPanel {
+ public:
+  using Real = compute_t<Storage>;
+
+  WeightPanel(std::int64_t columns, std::int64_t lanes)
+      : columns_(columns), rows_(columns, lanes), stored_(kInPlace ? 0 : columns, lanes) {}
+
+  void read(const Storage* weight, std::int64_t width) {
+    const RowKernels<Storage>& kernels = row_kernels<Storage>();
+    if constexpr (kInPlace) {
+      kernels.to_rows(width, columns_, weight, columns_, rows_[0], rows_.stride());
+    } else {
+      kernels.to_rows(width, columns_, weight, columns_, stored_[0], stored_.stride());
+      for (std::int64_t c = 0; c < columns_; ++c) kernels.load(width, stored_[c], rows_[c]);
+    }
+  }
+
+  const Real* rows() const { return rows_[0]; }
+  std::int64_t stride() const { return rows_.stride(); }
+
+ private:
+  static constexpr bool kInPlace = std::is_same_v<Storage, Real>;
+
+  std::int64_t columns_;
+  RowBuffer<Real> rows_;
+  RowBuffer<Storage> stored_;
+};
+
+// The rows from `begin` on, for sums over the columns from `column` on, a multiple of 8, whose panel holds all outputs. There
+// a spike is added where the bits have it, without a list: each is added once.
+template <class Storage>
+BitSums<Storage> direct_sums(const SpikeRows<Storage>& spikes, std::int64_t begin, std::int64_t rows, std::int64_t column,
+                             std::int64_t columns) {
+  BitSums<Storage> call{};
+  call.rows = rows;
+  call.columns = columns;
+  call.bits = spikes.bits + begin * spikes.row_bytes() + column / 8;
+  call.bits_stride = spikes.row_bytes();
+  call.values = spikes.values == nullptr ? nullptr : spikes.values + begin * spikes.columns + column;
+  call.values_stride = spikes.columns;
+  return call;
+}
+
 template <class Storage>
 void multiply(const SpikeRows<Storage>& spikes, std::int64_t rows, const Tensor& weight, const OptionalTensor& bias,
               const Tensor& output) {
@@ -45,47 +90,82 @@ void multiply(const SpikeRows<Storage>& spikes, std::int64_t rows, const Tensor&
   const std::int64_t columns = spikes.columns;
   const std::int64_t share = ceil_div(rows, 2 * static_cast<std::int64_t>(torch::stable::get_num_threads()));
   const std::int64_t block = block_rows(std::clamp<std::int64_t>(share, kScratchRows, 1024), columns);
-  const auto blocks = all_lists<ListsOf::rows>(spikes, rows, block);
-  const std::int64_t count = blocks.size();
+  const bool direct = panels.count() == 1;
+  std::vector<SpikeLists<Real>> blocks;
+  if (!direct) blocks = all_lists<ListsOf::rows>(spikes, rows, block);
+  const std::int64_t count = ceil_div(rows, block);
   Storage* const written = mutable_elements<Storage>(output);
   torch::stable::parallel_for(0, panels.count() * count, 1, [&](std::int64_t first, std::int64_t last) {
-    RowBuffer<Real> panel(columns, panels.lanes());
-    RowBuffer<Storage> turned(in_place ? 0 : columns, panels.lanes());
+    WeightPanel<Storage> panel(columns, panels.lanes());
     RowBuffer<Real> scratch(kScratchRows, panels.lanes());
     RowBuffer<Real> start(1, panels.lanes());
     std::int64_t loaded = -1;
     for (std::int64_t task = first; task < last; ++task) {
       const std::int64_t p = task / count, b = task % count, lane = panels.begin(p), width = panels.width(p);
       if (p != loaded) {
-        const Storage* from = elements<Storage>(weight) + lane * columns;
-        if constexpr (in_place) {
-          kernels.to_rows(width, columns, from, columns, panel[0], panel.stride());
-        } else {
-          kernels.to_rows(width, columns, from, columns, turned[0], turned.stride());
-          for (std::int64_t c = 0; c < columns; ++c) kernels.load(width, turned[c], panel[c]);
-        }
+        panel.read(elements<Storage>(weight) + lane * columns, width);
         if (bias.has_value()) kernels.load(width, elements<Storage>(bias) + lane, start[0]);
         loaded = p;
       }
-      const SpikeLists<Real>& lists = blocks[b];
-      PanelSums<Real> call{};
-      call.bytes = panels.bytes;
-      call.panel = panel[0];
-      call.panel_stride = panel.stride();
-      call.index = lists.index.get();
-      call.values = lists.values.get();
-      call.base = bias.has_value() ? start[0] : nullptr;
+      const Real* base = bias.has_value() ? start[0] : nullptr;
       const bool whole = in_place && width == panels.lanes();
-      for (std::int64_t r = 0; r < lists.count; r += kScratchRows) {
-        Storage* const to = written + (b * block + r) * panels.outputs + lane;
-        call.rows = std::min(kScratchRows, lists.count - r);
-        call.first = lists.first.get() + r;
-        call.sums = whole ? reinterpret_cast<Real*>(to) : scratch[0];
-        call.sums_stride = whole ? panels.outputs : scratch.stride();
-        kernels.add_panel_rows(call);
+      const std::int64_t end = std::min(rows, (b + 1) * block);
+      for (std::int64_t r = b * block; r < end; r += kScratchRows) {
+        const std::int64_t present = std::min(kScratchRows, end - r);
+        Storage* const to = written + r * panels.outputs + lane;
+        Real* const sums = whole ? reinterpret_cast<Real*>(to) : scratch[0];
+        const std::int64_t sums_stride = whole ? panels.outputs : scratch.stride();
+        if (direct) {
+          BitSums<Storage> call = direct_sums(spikes, r, present, 0, columns);
+          call.bytes = panels.bytes;
+          call.terms = panel.rows();
+          call.base = base;
+          call.sums = sums;
+          call.sums_stride = sums_stride;
+          kernels.sum_of_columns(call);
+        } else {
+          const SpikeLists<Real>& lists = blocks[b];
+          kernels.add_panel_rows({present, panels.bytes, panel.rows(), panel.stride(), lists.first.get() + r - b * block,
+                                  lists.index.get(), lists.values.get(), base, 0, sums, sums_stride});
+        }
         if (whole) continue;
-        for (std::int64_t i = 0; i < call.rows; ++i) kernels.store(width, scratch[i], to + i * panels.outputs);
+        for (std::int64_t i = 0; i < present; ++i) kernels.store(width, scratch[i], to + i * panels.outputs);
       }
+    }
+  });
+}
+
+// Rows of dL/dx whose sum is added to dL/dW at once.
+constexpr std::int64_t kMostBlockRows = 512;
+
+template <class Storage>
+void multiply_transposed_directly(const SpikeRows<Storage>& spikes, std::int64_t rows, const Tensor& grad,
+                                  const Tensor& gradient) {
+  using Real = compute_t<Storage>;
+  constexpr std::int64_t kWordColumns = 64;
+  const RowKernels<Storage>& kernels = row_kernels<Storage>();
+  const std::int64_t columns = spikes.columns, width = gradient.size(0);
+  const Panels<Real> panels(width);
+  torch::stable::parallel_for(0, ceil_div(columns, kWordColumns), 1, [&](std::int64_t first, std::int64_t last) {
+    const std::int64_t begin = first * kWordColumns, count = std::min(columns, last * kWordColumns) - begin;
+    RowBuffer<Real> terms(kMostBlockRows, panels.lanes()), sums(count, panels.lanes()), totals(count, panels.lanes());
+    for (std::int64_t row = 0; row < rows; row += kMostBlockRows) {
+      const std::int64_t present = std::min(kMostBlockRows, rows - row);
+      for (std::int64_t r = 0; r < present; ++r) {
+        kernels.load(width, elements<Storage>(grad) + (row + r) * width, terms[r]);
+      }
+      sums.clear();
+      BitSums<Storage> call = direct_sums(spikes, row, present, begin, count);
+      call.bytes = panels.bytes;
+      call.terms = terms[0];
+      call.sums = sums[0];
+      call.sums_stride = sums.stride();
+      kernels.add_to_columns(call);
+      for (std::int64_t i = 0; i < count * panels.lanes(); ++i) totals[0][i] += sums[0][i];
+    }
+    for (std::int64_t o = 0; o < width; ++o) {
+      Storage* to = mutable_elements<Storage>(gradient) + o * columns + begin;
+      for (std::int64_t c = 0; c < count; ++c) to[c] = store<Storage>(totals[c][o]);
     }
   });
 }
@@ -98,8 +178,10 @@ void multiply_transposed(const SpikeRows<Storage>& spikes, std::int64_t rows, co
   constexpr bool in_place = std::is_same_v<Storage, Real>;
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Panels<Real> panels(gradient.size(0));
+  if (panels.count() == 1) return multiply_transposed_directly(spikes, rows, grad, gradient);
   const std::int64_t columns = spikes.columns;
-  const std::int64_t block = block_rows(kPanelCacheBytes / panels.bytes, columns);
+  // Rows are listed block by block, by as many threads as there are blocks.
+  const std::int64_t block = block_rows(std::min(kMostBlockRows, kPanelCacheBytes / panels.bytes), columns);
   const auto blocks = all_lists<ListsOf::columns>(spikes, rows, block);
   // A panel's columns are shared between threads if there are fewer panels than those.
   const std::int64_t threads = torch::stable::get_num_threads();

@@ -23,9 +23,10 @@ from exodus_core.sparse.spikes import PackedSpikes, watched
 # Largest share of elements that are not zero at which the sums, forward and backward together, take no longer than the
 # dense products, by the least number of outputs; measured on Zen 4 with AVX-512 (docs/sparse.md), and less on purpose.
 # Few outputs leave little to save: there, finding the spikes takes the time.
-_MAX_DENSITY = ((128, 0.3), (64, 0.2), (32, 0.1), (8, 0.05), (1, 0.02))
-# Processors multiply matrices of bfloat16 twice as fast.
+_MAX_DENSITY = ((32, 0.3), (8, 0.2), (4, 0.05), (1, 0.02))
+# Processors multiply matrices of bfloat16 twice as fast, and more than that if there are few outputs.
 _BFLOAT16_SHARE = 0.5
+_MAX_DENSITY_OF_BFLOAT16 = ((128, 0.15), (64, 0.1), (32, 0.05), (16, 0.02))
 # Fewer rows than this do not pay for transposing the weight, and so few products are done before the spikes are found.
 _MIN_ROWS, _MIN_PRODUCTS = 16, 2**20
 # The C library keeps the memory of smaller outputs itself.
@@ -45,8 +46,8 @@ ENABLED = _read_environment() and ops.HAS_BITS
 
 def max_density(outputs: int, dtype: torch.dtype) -> float:
     """The largest share of spikes for which a product with so many outputs is computed from the spikes."""
-    share = next((share for least, share in _MAX_DENSITY if outputs >= least), 0.0)
-    return of_dtype(share, dtype)
+    shares = _MAX_DENSITY_OF_BFLOAT16 if dtype == torch.bfloat16 else _MAX_DENSITY
+    return next((share for least, share in shares if outputs >= least), 0.0)
 
 
 def of_dtype(max_density: float, dtype: torch.dtype) -> float:
