@@ -362,7 +362,7 @@ struct PoolScratch {
   std::int64_t slots;
   std::int64_t phases;
   std::int64_t span;  // elements of a phase
-  Real* rows;         // (slots, phases, span)
+  Real* rows;         // (slots, phases, span); sums of one plane for the gradients of largest values of half precision
   Real* line;         // a row of the plane, in whole pairs of vectors
   Real* values;
   Real* divisors;

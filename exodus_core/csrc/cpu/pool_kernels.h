@@ -55,21 +55,22 @@ struct Pairs {
   Real odd;
 };
 
-// The elements of even and of odd number of two vectors, and back.
+// The elements of even and of odd number of two vectors, and back. Of a row that is short the second vector is not
+// needed: it is not read, and not written.
 template <class Storage, class Real = VecOf<Storage>>
-EXODUS_HOST_DEVICE Pairs<Real> read_pairs(const Storage* from) {
+EXODUS_HOST_DEVICE Pairs<Real> read_pairs(const Storage* from, bool is_short = false) {
   constexpr int n = kVecLanes<Storage>;
   PlacesOf<Real> even, odd;
   for (int i = 0; i < n; ++i) {
     even[i] = 2 * i;
     odd[i] = 2 * i + 1;
   }
-  const Real first = load_lanes<Real>(from), second = load_lanes<Real>(from + n);
+  const Real first = load_lanes<Real>(from), second = is_short ? first : load_lanes<Real>(from + n);
   return {__builtin_shuffle(first.lanes, second.lanes, even), __builtin_shuffle(first.lanes, second.lanes, odd)};
 }
 
 template <class Storage, class Real = VecOf<Storage>>
-EXODUS_HOST_DEVICE void write_pairs(Storage* to, Real even, Real odd) {
+EXODUS_HOST_DEVICE void write_pairs(Storage* to, Real even, Real odd, bool is_short = false) {
   constexpr int n = kVecLanes<Storage>;
   PlacesOf<Real> first, second;
   for (int i = 0; i < n; ++i) {
@@ -77,7 +78,7 @@ EXODUS_HOST_DEVICE void write_pairs(Storage* to, Real even, Real odd) {
     second[i] = n / 2 + i / 2 + i % 2 * n;
   }
   store_lanes(to, Real(__builtin_shuffle(even.lanes, odd.lanes, first)));
-  store_lanes(to + n, Real(__builtin_shuffle(even.lanes, odd.lanes, second)));
+  if (!is_short) store_lanes(to + n, Real(__builtin_shuffle(even.lanes, odd.lanes, second)));
 }
 
 template <class T>
@@ -172,8 +173,9 @@ EXODUS_HOST_DEVICE void for_each_pair(const PoolBackward<Storage>& call, Body bo
 template <bool with_places, class Storage>
 EXODUS_HOST_DEVICE void max_pool_pairs(const PoolForward<Storage>& call) {
   using Real = VecOf<Storage>;
-  for_each_pair<with_places>(call, [](const Storage* top, const Storage* bottom, Storage* output, std::uint8_t* places) {
-    const Pairs<Real> above = read_pairs(top), below = read_pairs(bottom);
+  const bool is_short = 2 * call.windows.x.outputs <= kVecLanes<Storage>;
+  for_each_pair<with_places>(call, [=](const Storage* top, const Storage* bottom, Storage* output, std::uint8_t* places) {
+    const Pairs<Real> above = read_pairs(top, is_short), below = read_pairs(bottom, is_short);
     Largest<with_places, Real> largest{above.even, {}};
     largest.see(above.odd, 1);
     largest.see(below.even, 2);
@@ -186,12 +188,13 @@ EXODUS_HOST_DEVICE void max_pool_pairs(const PoolForward<Storage>& call) {
 template <class Storage>
 EXODUS_HOST_DEVICE void max_pool_backward_pairs(const PoolBackward<Storage>& call) {
   using Real = VecOf<Storage>;
-  for_each_pair<true>(call, [](const Storage* grad, const std::uint8_t* places, Storage* top, Storage* bottom) {
+  const bool is_short = 2 * call.windows.x.outputs <= kVecLanes<Storage>;
+  for_each_pair<true>(call, [=](const Storage* grad, const std::uint8_t* places, Storage* top, Storage* bottom) {
     const Real values = load_lanes<Real>(grad);
     const PlacesOf<Real> found = read_places<Real>(places);
     const auto at = [&](int place) { return select(typename Real::Mask{found == place}, values, Real(0)); };
-    write_pairs(top, at(0), at(1));
-    write_pairs(bottom, at(2), at(3));
+    write_pairs(top, at(0), at(1), is_short);
+    write_pairs(bottom, at(2), at(3), is_short);
   });
 }
 
@@ -213,9 +216,10 @@ EXODUS_HOST_DEVICE void with_quotient(double divisor, Body body) {
 template <class Storage>
 EXODUS_HOST_DEVICE void avg_pool_pairs(const PoolForward<Storage>& call) {
   using Real = VecOf<Storage>;
+  const bool is_short = 2 * call.windows.x.outputs <= kVecLanes<Storage>;
   with_quotient<Storage>(call.windows.divisor, [&](auto divided) {
     for_each_pair<false>(call, [&](const Storage* top, const Storage* bottom, Storage* output, std::uint8_t*) {
-      const Pairs<Real> above = read_pairs(top), below = read_pairs(bottom);
+      const Pairs<Real> above = read_pairs(top, is_short), below = read_pairs(bottom, is_short);
       store_lanes(output, divided(above.even + above.odd + below.even + below.odd));
     });
   });
@@ -224,11 +228,12 @@ EXODUS_HOST_DEVICE void avg_pool_pairs(const PoolForward<Storage>& call) {
 template <class Storage>
 EXODUS_HOST_DEVICE void avg_pool_backward_pairs(const PoolBackward<Storage>& call) {
   using Real = VecOf<Storage>;
+  const bool is_short = 2 * call.windows.x.outputs <= kVecLanes<Storage>;
   with_quotient<Storage>(call.windows.divisor, [&](auto divided) {
     for_each_pair<false>(call, [&](const Storage* grad, const std::uint8_t*, Storage* top, Storage* bottom) {
       const Real values = divided(load_lanes<Real>(grad));
-      write_pairs(top, values, values);
-      write_pairs(bottom, values, values);
+      write_pairs(top, values, values, is_short);
+      write_pairs(bottom, values, values, is_short);
     });
   });
 }
@@ -357,7 +362,6 @@ EXODUS_HOST_DEVICE void for_each_row(const PoolBackward<Storage>& call, Body bod
   fill(scratch.slots * scratch.phases * scratch.span, Scalar(0), scratch.rows);
   fill_divisors(call.windows, scratch.divisors);
   const Storage* grad = call.grad;
-  const std::uint8_t* places = call.places;
   for (std::int64_t plane = 0; plane < call.planes; ++plane) {
     Storage* grad_input = call.grad_input + plane * y.size * x.size;
     std::int64_t done = 0;
@@ -371,10 +375,6 @@ EXODUS_HOST_DEVICE void for_each_row(const PoolBackward<Storage>& call, Body bod
       finish(y.first_place(row));
       for (std::int64_t i = 0; i < x.outputs; ++i) scratch.values[i] = load(grad[i]);
       grad += x.outputs;
-      if (places != nullptr) {
-        copy(x.outputs, places, scratch.places);
-        places += x.outputs;
-      }
       body(row);
     }
     finish(y.size);
@@ -404,20 +404,28 @@ EXODUS_HOST_DEVICE void max_pool_windows(const PoolForward<Storage>& call) {
   });
 }
 
+// One place of each window gets a gradient: it is added to that alone. Sums of half precision are those of float32.
 template <class Storage>
 EXODUS_HOST_DEVICE void max_pool_backward_windows(const PoolBackward<Storage>& call) {
-  using Real = VecOf<Storage>;
   using Scalar = compute_t<Storage>;
-  for_each_row(call, [&](std::int64_t row) {
-    for (std::int64_t i = 0; i < call.windows.x.outputs; i += kVecLanes<Storage>) {
-      const Real values = Real::read(call.scratch.values + i);
-      const PlacesOf<Real> places = read_places<Real>(call.scratch.places + i);
-      for_each_tap<false>(call.windows, call.scratch, row, i, [&](std::int64_t tap, Scalar* elements) {
-        const typename Real::Mask chosen{places == static_cast<typename Real::Mask::Signed>(tap)};
-        (Real::read(elements) + select(chosen, values, Real(0))).write(elements);
-      });
+  const PoolAxis &y = call.windows.y, &x = call.windows.x;
+  std::int64_t offsets[256];  // of the places of a window
+  for (std::int64_t tap = 0; tap < y.taps * x.taps; ++tap) offsets[tap] = tap / x.taps * x.size + tap % x.taps;
+  const Storage* grad = call.grad;
+  const std::uint8_t* places = call.places;
+  for (std::int64_t plane = 0; plane < call.planes; ++plane) {
+    Storage* grad_input = call.grad_input + plane * y.size * x.size;
+    Scalar* sums = call.scratch.rows;
+    if constexpr (std::is_same_v<Storage, Scalar>) sums = grad_input;
+    fill(y.size * x.size, Scalar(0), sums);
+    for (std::int64_t row = 0; row < y.outputs; ++row) {
+      std::int64_t first = y.first_place(row) * x.size - x.padding;
+      for (std::int64_t i = 0; i < x.outputs; ++i, first += x.stride) sums[first + offsets[*places++]] += load(*grad++);
     }
-  });
+    if constexpr (!std::is_same_v<Storage, Scalar>) {
+      for (std::int64_t i = 0; i < y.size * x.size; ++i) grad_input[i] = store<Storage>(sums[i]);
+    }
+  }
 }
 
 template <class Storage>

@@ -54,11 +54,12 @@ Sizes planes_of(const Tensor& tensor, std::int64_t height, std::int64_t width) {
 template <class Real>
 class PoolMemory {
  public:
-  explicit PoolMemory(const PoolWindows& windows)
-      : slots_(windows.has_pairs() ? 0 : windows.y.taps),
+  // With `sums` of a plane instead of rows.
+  PoolMemory(const PoolWindows& windows, bool sums)
+      : slots_(windows.y.taps),
         phases_(std::min(windows.x.stride, windows.x.taps)),
         span_(span_of(windows.x)),
-        rows_(slots_ * phases_, span_),
+        rows_(windows.has_pairs() ? 0 : sums ? 1 : slots_ * phases_, sums ? windows.y.size * windows.x.size : span_),
         lines_(3, std::max(round_up(windows.x.outputs), round_up(ceil_div(windows.x.size, 2)) * 2)),
         bytes_(2, round_up(windows.x.outputs)) {}
 
@@ -85,11 +86,11 @@ class PoolMemory {
 
 // Calls body(first, last, scratch) with shares of the planes on torch's threads.
 template <class Storage, class Body>
-void for_each_share(std::int64_t planes, const PoolWindows& windows, Body body) {
+void for_each_share(std::int64_t planes, const PoolWindows& windows, bool sums, Body body) {
   constexpr std::int64_t kGrainSize = 16384;  // elements that are worth waking a thread
   const std::int64_t grain = std::max<std::int64_t>(1, kGrainSize / (windows.y.size * windows.x.size));
   torch::stable::parallel_for(0, planes, grain, [&](std::int64_t first, std::int64_t last) {
-    const PoolMemory<compute_t<Storage>> memory(windows);
+    const PoolMemory<compute_t<Storage>> memory(windows, sums);
     body(first, last, memory.view());
   });
 }
@@ -99,7 +100,7 @@ void pool(Kernel kernel, const PoolWindows& windows, const Tensor& input, const 
   const std::int64_t size = windows.y.size * windows.x.size, outputs = windows.y.outputs * windows.x.outputs;
   const std::int64_t planes = input.numel() / size;
   std::uint8_t* found = places.numel() > 0 ? mutable_elements<std::uint8_t>(places) : nullptr;
-  for_each_share<Storage>(planes, windows, [&](std::int64_t first, std::int64_t last, const auto& scratch) {
+  for_each_share<Storage>(planes, windows, false, [&](std::int64_t first, std::int64_t last, const auto& scratch) {
     kernel(PoolForward<Storage>{last - first, planes - last, windows, elements<Storage>(input) + first * size,
                                 mutable_elements<Storage>(output) + first * outputs,
                                 found == nullptr ? nullptr : found + first * outputs, scratch});
@@ -111,7 +112,7 @@ void pool_backward(Kernel kernel, const PoolWindows& windows, const Tensor& grad
                    const Tensor& grad_input) {
   const std::int64_t size = windows.y.size * windows.x.size, outputs = windows.y.outputs * windows.x.outputs;
   const std::int64_t planes = grad_input.numel() / size;
-  for_each_share<Storage>(planes, windows, [&](std::int64_t first, std::int64_t last, const auto& scratch) {
+  for_each_share<Storage>(planes, windows, places != nullptr, [&](std::int64_t first, std::int64_t last, const auto& scratch) {
     kernel(PoolBackward<Storage>{last - first, planes - last, windows, elements<Storage>(grad) + first * outputs,
                                  places == nullptr ? nullptr : places + first * outputs,
                                  mutable_elements<Storage>(grad_input) + first * size, scratch});
