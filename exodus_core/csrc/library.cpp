@@ -53,6 +53,16 @@ STABLE_TORCH_LIBRARY(exodus, m) {
   m.def(
       "spike_convolution_weight(Tensor bits, Tensor? values, Tensor grad, Tensor weight, int[] size, int[] stride, "
       "int[] padding, int[] dilation, int groups) -> Tensor");
+  m.def(
+      "max_pool2d(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool with_places) -> (Tensor output, "
+      "Tensor places)");
+  m.def(
+      "max_pool2d_backward(Tensor grad, Tensor places, int[] size, int[] kernel_size, int[] stride, int[] padding) "
+      "-> Tensor");
+  m.def("avg_pool2d(Tensor input, int[] kernel_size, int[] stride, int[] padding, int divisor) -> Tensor");
+  m.def(
+      "avg_pool2d_backward(Tensor grad, int[] size, int[] kernel_size, int[] stride, int[] padding, int divisor) "
+      "-> Tensor");
   m.def("instruction_set() -> str");
   m.def("output(Tensor like, int[] size) -> Tensor");
   m.def("keep_memory(int limit) -> int");

@@ -342,6 +342,75 @@ struct WindowSums {
   Real* sums;
 };
 
+// The windows of a pooling along one axis: window i covers `taps` places from i stride - padding on.
+struct PoolAxis {
+  std::int64_t size;
+  std::int64_t outputs;
+  std::int64_t taps;
+  std::int64_t stride;
+  std::int64_t padding;
+
+  EXODUS_HOST_DEVICE std::int64_t first_place(std::int64_t window) const { return window * stride - padding; }
+  // The first tap of a window that lies in the plane, and the one behind the last.
+  EXODUS_HOST_DEVICE std::int64_t first_tap(std::int64_t window) const {
+    const std::int64_t place = first_place(window);
+    return place < 0 ? -place : 0;
+  }
+  EXODUS_HOST_DEVICE std::int64_t last_tap(std::int64_t window) const {
+    const std::int64_t room = size - first_place(window);
+    return room < taps ? room : taps;
+  }
+  // Two places for each window, side by side.
+  EXODUS_HOST_DEVICE bool has_pairs() const { return taps == 2 && stride == 2 && padding == 0; }
+};
+
+struct PoolWindows {
+  PoolAxis y;
+  PoolAxis x;
+  double divisor;  // of the sums of windows; 0: the number of their places that lie in the plane
+
+  EXODUS_HOST_DEVICE bool has_pairs() const { return y.has_pairs() && x.has_pairs(); }
+};
+
+// A thread's memory for windows that are not pairs. Rows of a plane are kept as phases: phase r has every stride-th
+// place from place r - padding on, so that one tap of neighbouring windows is a run of elements. Row y is in slot
+// y % slots. Rows of outputs are whole vectors.
+template <class Real>
+struct PoolScratch {
+  std::int64_t slots;
+  std::int64_t phases;
+  std::int64_t span;  // elements of a phase
+  Real* rows;         // (slots, phases, span); sums of one plane for the gradients of largest values of half precision
+  Real* line;         // a row of the plane, in whole pairs of vectors
+  Real* values;
+  Real* divisors;
+  std::uint8_t* places;
+  std::uint8_t* first_taps;
+};
+
+// Planes (height, width) of which each window gives one output: its largest value, or its mean.
+template <class Storage>
+struct PoolForward {
+  std::int64_t planes;
+  std::int64_t more_planes;  // behind these in the tensor: they may be read
+  PoolWindows windows;
+  const Storage* input;
+  Storage* output;
+  std::uint8_t* places;  // of the largest value in its window, row after row; null if not wanted
+  PoolScratch<compute_t<Storage>> scratch;
+};
+
+template <class Storage>
+struct PoolBackward {
+  std::int64_t planes;
+  std::int64_t more_planes;
+  PoolWindows windows;
+  const Storage* grad;
+  const std::uint8_t* places;  // null for means
+  Storage* grad_input;
+  PoolScratch<compute_t<Storage>> scratch;
+};
+
 // Bytes of a row of a panel: whole vectors of any instruction set, as sums in registers.
 constexpr std::int64_t kPanelBytes[] = {64, 128, 256, 512};
 
@@ -390,6 +459,10 @@ struct RowKernels {
   void (*pack_rows)(std::int64_t rows, std::int64_t count, const Storage* elements, std::int64_t stride,
                     std::uint8_t* bits, std::int64_t bits_stride);
   void (*unpack)(std::int64_t count, const std::uint8_t* bits, Storage* elements);
+  void (*max_pool)(const PoolForward<Storage>&);
+  void (*max_pool_backward)(const PoolBackward<Storage>&);
+  void (*avg_pool)(const PoolForward<Storage>&);
+  void (*avg_pool_backward)(const PoolBackward<Storage>&);
 };
 
 struct InstructionSet {

@@ -4,6 +4,7 @@
 #include "coupled_kernels.h"
 #include "coupled_traces.h"
 #include "sparse_kernels.h"
+#include "pool_kernels.h"
 
 // Rows never overlap unless both are only read; without this hint the compiler does not vectorise so many pointers.
 #if defined(__clang__)
@@ -281,8 +282,10 @@ constexpr RowKernels<Storage> kernels() {
           surrogate<Storage>,   srm_forward<Storage>, srm_backward<Storage>, add_tap<Real>,
           push_modes<Real>,     load_row<Storage>,    store_row<Storage>,    turn<true, Storage>,
           turn<false, Storage>, stream_rows<Storage>, dot<Storage>,       add_panel_rows<Real>,
-          sum_of_columns<Storage>, add_to_columns<Storage>, add_windows<Real>,    pack<Storage>,       pack_rows<Storage>,
-          unpack<Storage>};
+          sum_of_columns<Storage>, add_to_columns<Storage>, add_windows<Real>,
+          pack<Storage>,        pack_rows<Storage>,   unpack<Storage>,
+          max_pool<Storage>,    max_pool_backward<Storage>,
+          avg_pool<Storage>,    avg_pool_backward<Storage>};
 }
 
 }  // namespace

@@ -92,7 +92,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-#: False where the CUDA kernels are emulated in place of the CPU's, which alone work on bits.
+#: False where the CUDA kernels are emulated in place of the CPU's, which alone work on bits and on pools.
 HAS_BITS: bool = torch._C._dispatch_has_kernel_for_dispatch_key("exodus::pack_spikes", "CPU")
 
 # The rows of `lane_gradients`, one value a lane (outer, inner), in the order of enum LaneGradient in core/adjoint.h.
@@ -164,6 +164,10 @@ spike_linear_weight: Callable[[Tensor, Tensor | None, Tensor, int], Tensor] = (
 spike_convolution: Callable[..., Tensor] = torch.ops.exodus.spike_convolution.default
 spike_convolution_weight: Callable[..., Tensor] = torch.ops.exodus.spike_convolution_weight.default
 output: Callable[[Tensor, Sequence[int]], Tensor] = torch.ops.exodus.output.default
+max_pool2d: Callable[..., tuple[Tensor, Tensor]] = torch.ops.exodus.max_pool2d.default
+max_pool2d_backward: Callable[..., Tensor] = torch.ops.exodus.max_pool2d_backward.default
+avg_pool2d: Callable[..., Tensor] = torch.ops.exodus.avg_pool2d.default
+avg_pool2d_backward: Callable[..., Tensor] = torch.ops.exodus.avg_pool2d_backward.default
 instruction_set: Callable[[], str] = torch.ops.exodus.instruction_set.default
 keep_memory: Callable[[int], int] = torch.ops.exodus.keep_memory.default
 kept_memory: Callable[[], tuple[int, int]] = torch.ops.exodus.kept_memory.default
@@ -445,3 +449,47 @@ def _(
     groups: int,
 ) -> Tensor:
     return torch.empty_like(weight)
+
+
+def _pooled(size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> list[int]:
+    """Windows of a plane, along both axes."""
+    return [(size[i] + 2 * padding[i] - kernel_size[i]) // stride[i] + 1 for i in range(2)]
+
+
+@torch.library.register_fake("exodus::max_pool2d")
+def _(
+    input: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], with_places: bool
+) -> tuple[Tensor, Tensor]:
+    shape = (*input.shape[:-2], *_pooled(input.shape[-2:], kernel_size, stride, padding))
+    return input.new_empty(shape), input.new_empty(shape if with_places else (0,), dtype=torch.uint8)
+
+
+@torch.library.register_fake("exodus::max_pool2d_backward")
+def _(
+    grad: Tensor,
+    places: Tensor,
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    return grad.new_empty((*grad.shape[:-2], *size))
+
+
+@torch.library.register_fake("exodus::avg_pool2d")
+def _(
+    input: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], divisor: int
+) -> Tensor:
+    return input.new_empty((*input.shape[:-2], *_pooled(input.shape[-2:], kernel_size, stride, padding)))
+
+
+@torch.library.register_fake("exodus::avg_pool2d_backward")
+def _(
+    grad: Tensor,
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    divisor: int,
+) -> Tensor:
+    return grad.new_empty((*grad.shape[:-2], *size))

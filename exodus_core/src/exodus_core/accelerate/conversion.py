@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from exodus_core import nn
-from exodus_core.accelerate import norse, over_time, sinabs, snntorch, spikingjelly
+from exodus_core.accelerate import norse, over_time, pooling, sinabs, snntorch, spikingjelly
 from exodus_core.accelerate.fused import check
 from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, converting
 from exodus_core.errors import ArgumentError, ArgumentTypeError
@@ -149,13 +149,15 @@ _PRODUCTS: dict[type, type] = {
 }
 
 
-def _read_spikes(model: torch.nn.Module) -> None:
-    """Lets the products of a model read spikes in time proportional to them."""
+def _replace_layers(model: torch.nn.Module) -> None:
+    """Lets the products of a model read spikes in time proportional to them, and its pools run on the kernels."""
     within = {part for module in model.modules() if kind_of(module) is not None for part in module.modules()}
     for module in model.modules():
         if type(module) in _PRODUCTS and module not in within:
             module.__class__ = _PRODUCTS[type(module)]
             module.exact = False  # type: ignore[assignment]
+        elif module not in within and (pool := pooling.counterpart(type(module))) is not None:
+            module.__class__ = pool
 
 
 def accelerate(model: Model, *, time_dim: int | None = None, exact: bool = False) -> Model:
@@ -172,8 +174,9 @@ def accelerate(model: Model, *, time_dim: int | None = None, exact: bool = False
         time_dim: for those that take one step: 0 or 1. The model then takes all steps, with time on this axis, and
             returns what the loop over them, from rest, would stack. `model(x, steps=T)` repeats an input without time.
             It stays: a second call with the other one is refused.
-        exact: leave torch.nn.Linear, Conv1d and Conv2d as they are. They become those of `exodus_core.nn`, which take
-            time in proportion to the spikes that they read and sum in another order.
+        exact: leave torch.nn.Linear, Conv1d, Conv2d and pools as they are. They become those of `exodus_core.nn`:
+            products take time in proportion to the spikes that they read and sum in another order; MaxPool2d and
+            AvgPool2d, also those of SpikingJelly, and SumPool2d of sinabs compute the same in less time.
 
     Returns:
         model.
@@ -204,7 +207,7 @@ def accelerate(model: Model, *, time_dim: int | None = None, exact: bool = False
     for module, forward in plan:
         _fuse(module, forward, names[id(module)])
     if not exact:
-        _read_spikes(model)
+        _replace_layers(model)
     return model
 
 

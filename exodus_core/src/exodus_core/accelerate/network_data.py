@@ -275,7 +275,7 @@ def _check_fits(module: Any, neuron: Neuron) -> None:
 
 def _layer_of(module: torch.nn.Module) -> Callable[[Any, str, _Found], None] | None:
     """The function that describes a module without state: of torch, of exodus_core.nn, or of SpikingJelly or sinabs."""
-    cls = type(module)
+    cls: type = getattr(type(module), "fused_from", type(module))
     if cls in _LAYERS:
         return _LAYERS[cls]
     if cls.__module__.startswith(("spikingjelly.activation_based.layer", "sinabs.layers.pool2d", "exodus_core.nn")):

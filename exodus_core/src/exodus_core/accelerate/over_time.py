@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exodus_core import nn as products
+from exodus_core import nn as layers
 from exodus_core.accelerate.fused import once_if_constant
 from exodus_core.accelerate.refusal import NotMappedError, of_layer
 from exodus_core.errors import ArgumentError
 
 nn = torch.nn
 _FOLDED = (
-    *(products.Linear, products.Conv1d, products.Conv2d),
+    *(layers.Linear, layers.Conv1d, layers.Conv2d, layers.MaxPool2d, layers.AvgPool2d),
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(nn.AvgPool1d, nn.AvgPool2d, nn.MaxPool1d, nn.MaxPool2d, nn.LPPool2d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),

@@ -17,6 +17,7 @@ from exodus_core.errors import ArgumentError
 from exodus_core.network import layers
 from exodus_core.network.layers import Layer, Shape, per_dimension
 from exodus_core.pieces import carried
+from exodus_core.pooling import avg_pool2d, max_pool2d
 from exodus_core.recomputation import refuse_recomputation
 from exodus_core.sparse.convolution import conv1d, conv2d
 from exodus_core.sparse.product import linear
@@ -90,11 +91,16 @@ class Pool(torch.nn.Module):
         # One dimension is two of which the first has length 1.
         lead = 3 - len(shape)
         kernel, stride, padding = layer.windows(shape)
-        windows = (1,) * lead + kernel, (1,) * lead + stride, (0,) * lead + padding
+        windows: dict[str, Shape] = {
+            "kernel_size": (1,) * lead + kernel,
+            "stride": (1,) * lead + stride,
+            "padding": (0,) * lead + padding,
+        }
         if isinstance(layer, layers.MaxPool | layers.AdaptiveMaxPool):
-            self.function: Callable[[Tensor], Tensor] = partial(_max_pool, windows)
+            self.function: Callable[[Tensor], Tensor] = partial(max_pool2d, **windows)
         else:
-            self.function = partial(_avg_pool, windows, 1 if isinstance(layer, layers.SumPool) else None)
+            divisor = 1 if isinstance(layer, layers.SumPool) else None
+            self.function = partial(avg_pool2d, **windows, divisor_override=divisor)
 
     def forward(self, x: Tensor) -> Tensor:
         image = x.flatten(0, 1)
@@ -102,15 +108,6 @@ class Pool(torch.nn.Module):
         y = self.function(image)
         y = y.squeeze(2) if x.dim() == 4 else y
         return y.view(*x.shape[:2], *y.shape[1:])
-
-
-def _max_pool(windows: tuple[Shape, Shape, Shape], image: Tensor) -> Tensor:
-    found: Tensor = F.max_pool2d(image, *windows)
-    return found
-
-
-def _avg_pool(windows: tuple[Shape, Shape, Shape], divisor: int | None, image: Tensor) -> Tensor:
-    return F.avg_pool2d(image, *windows, divisor_override=divisor)
 
 
 class Flatten(torch.nn.Module):

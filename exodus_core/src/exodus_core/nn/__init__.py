@@ -1,7 +1,8 @@
 """Modules for networks that are built, trained and run in process: neurons, synapses, and what goes around them.
 
 `LIF`, `IF`, `CubaLIF`, `ALIF`, `SRM` and `ExpLeak` are the neurons, `Linear`, `Conv1d` and `Conv2d` synapses that save
-work where spikes are few, `Delay` and `DelayedLinear` delays of neurons and of synapses. `Steps` puts a module of
+work where spikes are few, `MaxPool2d` and `AvgPool2d` torch's pools in less time, `Delay` and `DelayedLinear` delays of
+neurons and of synapses. `Steps` puts a module of
 single steps on whole sequences, `Recurrent` feeds spikes back, `TimeCheckpoint` saves memory. `reset`, `detach`,
 `constrain`, `bounded` and `neuron_parameters` take a whole module. docs/neurons.md is their guide.
 """
@@ -9,6 +10,7 @@ single steps on whole sequences, `Recurrent` feeds spikes back, `TimeCheckpoint`
 from exodus_core.nn.coupled import ALIF, CubaLIF
 from exodus_core.nn.delays import Delay, DelayedLinear
 from exodus_core.nn.lif import IF, LIF, ExpLeak
+from exodus_core.nn.pooling import AvgPool2d, MaxPool2d
 from exodus_core.nn.recurrent import Recurrent
 from exodus_core.nn.srm import SRM
 from exodus_core.nn.steps import Steps
@@ -21,6 +23,7 @@ __all__ = [
     "IF",
     "LIF",
     "SRM",
+    "AvgPool2d",
     "Conv1d",
     "Conv2d",
     "CubaLIF",
@@ -28,6 +31,7 @@ __all__ = [
     "DelayedLinear",
     "ExpLeak",
     "Linear",
+    "MaxPool2d",
     "Recurrent",
     "Steps",
     "TimeCheckpoint",
