@@ -15,7 +15,7 @@ from torch import Tensor
 
 from assertions import DTYPES, name_of
 from exodus_core import nn, ops
-from exodus_core.accelerate import pooling as accelerated
+from exodus_core.accelerate import layers as accelerated
 from exodus_core.pooling import avg_pool2d, max_pool2d
 
 pytestmark = on_cpu

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from exodus_core import nn
-from exodus_core.accelerate import norse, over_time, pooling, sinabs, snntorch, spikingjelly
+from exodus_core.accelerate import norse, over_time, sinabs, snntorch, spikingjelly
 from exodus_core.accelerate.fused import check
+from exodus_core.accelerate.layers import counterpart
 from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, converting
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.refusals import Refusal
@@ -141,23 +142,14 @@ def _fuse(module: Any, name: str, layer: str) -> None:
     module.fused_layer = layer
 
 
-#: The products that have a sparse counterpart, which is derived from them.
-_PRODUCTS: dict[type, type] = {
-    torch.nn.Linear: nn.Linear,
-    torch.nn.Conv1d: nn.Conv1d,
-    torch.nn.Conv2d: nn.Conv2d,
-}
-
-
 def _replace_layers(model: torch.nn.Module) -> None:
     """Lets the products of a model read spikes in time proportional to them, and its pools run on the kernels."""
     within = {part for module in model.modules() if kind_of(module) is not None for part in module.modules()}
     for module in model.modules():
-        if type(module) in _PRODUCTS and module not in within:
-            module.__class__ = _PRODUCTS[type(module)]
-            module.exact = False  # type: ignore[assignment]
-        elif module not in within and (pool := pooling.counterpart(type(module))) is not None:
-            module.__class__ = pool
+        if module not in within and (found := counterpart(type(module))) is not None:
+            module.__class__ = found
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+                module.exact = False
 
 
 def accelerate(model: Model, *, time_dim: int | None = None, exact: bool = False) -> Model:
@@ -176,7 +168,8 @@ def accelerate(model: Model, *, time_dim: int | None = None, exact: bool = False
             It stays: a second call with the other one is refused.
         exact: leave torch.nn.Linear, Conv1d, Conv2d and pools as they are. They become those of `exodus_core.nn`:
             products take time in proportion to the spikes that they read and sum in another order; MaxPool2d and
-            AvgPool2d, also those of SpikingJelly, and SumPool2d of sinabs compute the same in less time.
+            AvgPool2d and sinabs' SumPool2d compute the same in less time. So do those of SpikingJelly, which with its
+            batch norms compute a single step where all are the same, as `x.expand(T, ...)` makes them of an image.
 
     Returns:
         model.
