@@ -62,7 +62,7 @@ def assert_same(
 ) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Spikes are equal, other outputs and all gradients to a part of their largest value. Returns both models."""
     unmodified = seeded(build, gain).to(x.dtype)
-    accelerated = exodus_core.accelerate(seeded(build, gain).to(x.dtype), exact=True, **options)
+    accelerated = exodus_core.accelerate(seeded(build, gain).to(x.dtype), **{"exact": True, **options})
     expected, expected_gradients = results(unmodified, call, x, calls)
     found, gradients = results(accelerated, accelerated_call or call, x, calls)
     for wanted, got in zip(expected, found, strict=True):

@@ -699,3 +699,30 @@ for _ in range(3):
 def test_a_forked_child_computes_the_product_of_its_parent() -> None:
     run = run_python(FORK, PYTHONWARNINGS="ignore")
     assert (run.returncode, run.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("lead", [(700,), (7, 100)], ids=str)
+def test_a_dense_product_has_the_bits_of_torch(dtype: torch.dtype, bias: bool, lead: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    operands = [torch.randn(*lead, 150, dtype=dtype), torch.randn(130, 150, dtype=dtype)]
+    operands += [torch.randn(130, dtype=dtype)] if bias else []
+    found = []
+    for function in (exodus_core.linear, torch.nn.functional.linear):
+        leaves = [operand.clone().requires_grad_() for operand in operands]
+        y = function(*leaves)
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y))
+        found.append([y.detach(), *(leaf.grad for leaf in leaves)])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+def test_a_dense_product_can_be_differentiated_twice() -> None:
+    x = torch.randn(300, 150, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(130, 150, dtype=torch.float64, requires_grad=True)
+    found = []
+    for function in (exodus_core.linear, torch.nn.functional.linear):
+        (grad,) = torch.autograd.grad(function(x, weight).square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(grad.square().sum(), [x, weight]))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=0)

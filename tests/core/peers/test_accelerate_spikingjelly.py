@@ -8,6 +8,7 @@ from accelerated import assert_close, assert_same, seeded
 from torch import nn
 
 import exodus_core
+from exodus_core import ops
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
 
@@ -108,3 +109,51 @@ def test_a_step_mode_that_changes_later_is_refused_by_the_call(spikingjelly, x):
 def test_time_dim_is_refused_where_layers_take_all_steps(spikingjelly):
     with pytest.raises(exodus_core.AccelerationError, match="leave out time_dim"):
         exodus_core.accelerate(nn.Sequential(spikingjelly.neuron.IFNode(step_mode="m")), time_dim=0)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_repeated_image_passes_the_first_layers_once(spikingjelly, momentum, training, affine):
+    layer = import_module("spikingjelly.activation_based.layer")
+
+    def build():
+        made = nn.Sequential(
+            layer.Conv2d(2, 6, 3, bias=False, step_mode="m"),
+            layer.BatchNorm2d(6, momentum=momentum, affine=affine, step_mode="m"),
+            layer.AvgPool2d(2, step_mode="m"),
+            spikingjelly.neuron.IFNode(step_mode="m"),
+            layer.Conv2d(6, 4, 3, step_mode="m"),
+            spikingjelly.neuron.IFNode(step_mode="m"),
+        )
+        return made.double().train(training)
+
+    torch.manual_seed(0)
+    image = torch.rand(3, 2, 12, 12, dtype=torch.float64)
+    unmodified, accelerated = assert_same(
+        build, image, lambda model, x: model(x.expand(7, *x.shape)), calls=2, gain=4.0, exact=False
+    )
+    for (name, theirs), ours in zip(unmodified.named_buffers(), accelerated.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12, msg=name)
+    seen = []
+    accelerated[3].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].stride(0)))
+    accelerated(image.expand(7, *image.shape))
+    accelerated(image.repeat(7, 1, 1, 1, 1))
+    assert seen[0] == 0 < seen[1]
+
+
+def test_products_of_spikingjelly_read_spikes(spikingjelly, monkeypatch):
+    layer = import_module("spikingjelly.activation_based.layer")
+    model = nn.Sequential(layer.Conv2d(2, 32, 3, step_mode="m"), layer.Flatten(2), layer.Linear(1152, 40, step_mode="m"))
+    model.append(spikingjelly.neuron.IFNode(step_mode="m"))
+    exodus_core.accelerate(model)
+    assert isinstance(model[0], layer.Conv2d)
+    assert isinstance(model[2], layer.Linear)
+    found = []
+    for name in ("spike_convolution", "spike_linear"):
+        operator = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *given, name=name, run=operator: (found.append(name), run(*given))[1])
+    spikes = (torch.rand(50, 8, 2, 8, 8) < 0.05).float()
+    assert model[0](spikes).shape == (50, 8, 32, 6, 6)
+    assert model[2]((torch.rand(50, 8, 1152) < 0.05).float()).shape == (50, 8, 40)
+    assert found == ["spike_convolution", "spike_linear"]
