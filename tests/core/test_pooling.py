@@ -100,7 +100,7 @@ def assert_torchs(pool: str, x: Tensor, windows: Any) -> None:
 def test_outputs_and_gradients_are_torchs(pool: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     kinds = itertools.cycle(("spikes", "equal", "infinite") if pool == "max" else ("spikes", "equal"))
-    for plane, windows in CASES:
+    for plane, windows in CASES if pool in ("max", "avg") else CASES[::3]:
         assert_torchs(pool, images((3, 2, *plane), next(kinds), dtype), windows)
 
 
@@ -258,6 +258,7 @@ def test_what_the_kernels_do_not_take_is_torchs() -> None:
         assert torch.equal(max_pool2d(counts, 2), F.max_pool2d(counts, 2))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, on entering the level
 def test_compiled_mapped_and_tangent_pools_are_torchs() -> None:
     x, tangent = torch.randn(2, 5, 3, 8, 9)
     for ours, theirs in ((max_pool2d, F.max_pool2d), (avg_pool2d, F.avg_pool2d)):
