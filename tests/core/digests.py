@@ -65,6 +65,23 @@ def convolution_of(channels: tuple[int, int, int], kind: str, dtype: torch.dtype
     return [y, ops.spike_convolution_weight(bits, values, torch.randn(y.shape).to(dtype), weight, *windows)]
 
 
+def pools_of(windows: tuple[list[int], ...], dtype: torch.dtype) -> list[Tensor]:
+    """The largest values and the means of windows, and their gradients."""
+    x = torch.randn(30, 2, 13, 41).to(dtype)
+    y, places = ops.max_pool2d(x, *windows, True)
+    grad = torch.randn(y.shape).to(dtype)
+    means = ops.avg_pool2d(x, *windows, 0)
+    found = [y, places, ops.max_pool2d_backward(grad, places, [13, 41], *windows), means]
+    return [*found, ops.avg_pool2d_backward(grad, [13, 41], *windows, 0)]
+
+
+def digest_of(results: list[Tensor]) -> str:
+    found = hashlib.sha256()
+    for result in results:
+        found.update(result.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
 def digests() -> Iterator[tuple[str, str]]:
     torch.manual_seed(7)
     cases: list[tuple[torch.dtype, tuple[int, ...], Surrogate]]
@@ -87,10 +104,9 @@ def digests() -> Iterator[tuple[str, str]]:
             products = {size: product_of(size, kind, dtype) for size in ((70, 33, 9), (600, 65, 300))}
             products |= {size: convolution_of(size, kind, dtype) for size in ((2, 140, 1), (6, 9, 3))}
             for size, results in products.items():
-                found = hashlib.sha256()
-                for result in results:
-                    found.update(result.reshape(-1).view(torch.uint8).numpy().tobytes())
-                yield f"product, {name_of(dtype)}, {name_of(size)}, {kind}", found.hexdigest()
+                yield f"product, {name_of(dtype)}, {name_of(size)}, {kind}", digest_of(results)
+        for pool in (([2, 2], [2, 2], [0, 0]), ([3, 3], [2, 2], [1, 1]), ([2, 4], [1, 3], [0, 2])):
+            yield f"pools, {name_of(dtype)}, {pool}", digest_of(pools_of(pool, dtype))
 
 
 if __name__ == "__main__":

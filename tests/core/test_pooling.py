@@ -100,7 +100,7 @@ def assert_torchs(pool: str, x: Tensor, windows: Any) -> None:
 def test_outputs_and_gradients_are_torchs(pool: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     kinds = itertools.cycle(("spikes", "equal", "infinite") if pool == "max" else ("spikes", "equal"))
-    for plane, windows in CASES:
+    for plane, windows in CASES if pool in ("max", "avg") else CASES[::3]:
         assert_torchs(pool, images((3, 2, *plane), next(kinds), dtype), windows)
 
 
@@ -212,9 +212,8 @@ def test_any_shape_and_memory_is_torchs(pool: str) -> None:
 def test_a_gradient_without_memory_of_its_own_is_read() -> None:
     x = torch.randn(3, 2, 6, 6).requires_grad_()
     for ours, theirs in ((max_pool2d, F.max_pool2d), (avg_pool2d, F.avg_pool2d)):
-        for reduced in (lambda y: y.sum(), lambda y: y.mT.square().mT.sum()):
-            found, wanted = (torch.autograd.grad(reduced(pool(x, 2)), x)[0] for pool in (ours, theirs))
-            assert torch.equal(found, wanted)
+        for grad in (torch.ones(()).expand(3, 2, 3, 3), torch.randn(3, 2, 3, 3).mT):
+            assert torch.equal(*(torch.autograd.grad(pool(x, 2), x, grad)[0] for pool in (ours, theirs)))
 
 
 @pytest.mark.parametrize("pool", ["max", "avg"])
@@ -258,6 +257,7 @@ def test_what_the_kernels_do_not_take_is_torchs() -> None:
         assert torch.equal(max_pool2d(counts, 2), F.max_pool2d(counts, 2))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, on entering the level
 def test_compiled_mapped_and_tangent_pools_are_torchs() -> None:
     x, tangent = torch.randn(2, 5, 3, 8, 9)
     for ours, theirs in ((max_pool2d, F.max_pool2d), (avg_pool2d, F.avg_pool2d)):
@@ -360,8 +360,8 @@ class Library(torch.nn.MaxPool2d):
     """As SpikingJelly's: it folds steps, and leaves the rest to torch's class by super()."""
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = super().forward(x.flatten(0, 1))
-        return found.unflatten(0, x.shape[:2])
+        found: Tensor = super().forward(x.flatten(0, 1)).view(*x.shape[:3], 3, 3)
+        return found
 
 
 def test_a_librarys_class_stays_what_it_is_but_for_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

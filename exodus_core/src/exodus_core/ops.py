@@ -451,7 +451,9 @@ def _(
     return torch.empty_like(weight)
 
 
-def _pooled(size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> list[int]:
+def _pooled(
+    size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> list[int]:
     """Windows of a plane, along both axes."""
     return [(size[i] + 2 * padding[i] - kernel_size[i]) // stride[i] + 1 for i in range(2)]
 
@@ -477,9 +479,7 @@ def _(
 
 
 @torch.library.register_fake("exodus::avg_pool2d")
-def _(
-    input: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], divisor: int
-) -> Tensor:
+def _(input: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], divisor: int) -> Tensor:
     return input.new_empty((*input.shape[:-2], *_pooled(input.shape[-2:], kernel_size, stride, padding)))
 
 

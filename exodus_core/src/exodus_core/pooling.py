@@ -56,7 +56,7 @@ def max_pool2d(x: Tensor, kernel_size: Size, stride: Size | None = None, padding
         found: Tensor = F.max_pool2d(x, kernel_size, stride, padding)  # type: ignore[arg-type]
         return found
     if is_differentiated(x):
-        found, _ = MaxPool.apply(x, windows)
+        found, _ = MaxPool.apply(x, windows)  # type: ignore[no-untyped-call]
         return found
     return ops.max_pool2d(x, *windows, False)[0]
 
@@ -88,7 +88,7 @@ def avg_pool2d(
     if divisor is None:
         divisor = windows.kernel_size[0] * windows.kernel_size[1] if count_include_pad else 0
     if is_differentiated(x):
-        found: Tensor = AvgPool.apply(x, windows, divisor)
+        found: Tensor = AvgPool.apply(x, windows, divisor)  # type: ignore[no-untyped-call]
         return found
     return ops.avg_pool2d(x, *windows, divisor)
 
@@ -147,7 +147,7 @@ class MaxPool(Operator):
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:
         if grad is None:
             return None, None
-        return MaxPoolGradient.apply(grad.contiguous(), *ctx.saved_tensors, ctx.size, ctx.windows), None
+        return MaxPoolGradient.apply(grad.contiguous(), *ctx.saved_tensors, ctx.size, ctx.windows), None  # type: ignore[no-untyped-call]
 
 
 class MaxPoolGradient(Operator):
@@ -193,7 +193,7 @@ class AvgPool(Operator):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return AvgPoolGradient.apply(grad.contiguous(), ctx.size, ctx.windows, ctx.divisor), None, None
+        return AvgPoolGradient.apply(grad.contiguous(), ctx.size, ctx.windows, ctx.divisor), None, None  # type: ignore[no-untyped-call]
 
 
 class AvgPoolGradient(Operator):
@@ -209,4 +209,4 @@ class AvgPoolGradient(Operator):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return AvgPool.apply(grad.contiguous(), ctx.windows, ctx.divisor), None, None, None
+        return AvgPool.apply(grad.contiguous(), ctx.windows, ctx.divisor), None, None, None  # type: ignore[no-untyped-call]

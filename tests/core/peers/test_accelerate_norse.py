@@ -143,6 +143,8 @@ def test_lifted_layers_take_all_steps_as_one_batch(package):
         )
 
     assert_same(build, frames, outputs, gain=6.0)
+    _, accelerated = assert_same(build, frames, outputs, gain=6.0, exact=False)
+    assert type(accelerated[2].lifted_module) is exodus_core.nn.MaxPool2d
 
 
 def test_a_lifted_cell_is_run_over_time(package, x):

@@ -122,6 +122,11 @@ def test_images_with_batch_and_time_as_one_axis_are_taken(sinabs, double):
         )
 
     assert_same(build, frames, whole, gain=3.0)
+    _, accelerated = assert_same(build, frames, whole, gain=3.0, exact=False)
+    assert isinstance(accelerated[2], sinabs.layers.SumPool2d)
+    assert type(accelerated[2]) is not sinabs.layers.SumPool2d
+    kinds = [layer["kind"] for layer in exodus_core.to_network(accelerated, [2, 10, 10])[0]["layers"]]
+    assert kinds == ["conv2d", "lif", "sum_pool", "flatten", "linear", "cuba_lif"]
 
 
 def test_states_are_reset_copied_and_detached_by_sinabs(sinabs, x):

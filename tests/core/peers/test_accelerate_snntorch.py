@@ -145,6 +145,8 @@ def test_batch_norm_and_pooling_are_run_as_the_loop_runs_them(snntorch):
     unmodified, accelerated = assert_same(build, x, loop, over_time, gain=3.0, time_dim=0)
     assert torch.allclose(unmodified[1].running_mean, accelerated[1].running_mean)
     assert accelerated[1].num_batches_tracked == 10
+    _, accelerated = assert_same(build, x, loop, over_time, gain=3.0, exact=False, time_dim=0)
+    assert type(accelerated[3]) is exodus_core.nn.MaxPool2d
 
 
 def test_time_may_be_the_second_axis_and_an_input_may_be_repeated(snntorch, x):

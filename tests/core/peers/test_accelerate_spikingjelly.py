@@ -52,6 +52,38 @@ def test_every_reset_has_spikingjellys_spikes_states_and_gradients(spikingjelly,
     assert_close("v_seq", unmodified[1].v_seq, accelerated[1].v_seq)
 
 
+def test_its_pools_stay_its_own_and_run_on_the_kernels(spikingjelly, tmp_path):
+    layer = import_module("spikingjelly.activation_based.layer")
+    x = torch.rand(8, 3, 2, 12, 12, dtype=torch.float64)
+
+    def build():
+        node = spikingjelly.neuron.IFNode
+        return nn.Sequential(
+            *(layer.Conv2d(2, 4, 3, step_mode="m"), node(step_mode="m"), layer.MaxPool2d(2, step_mode="m")),
+            *(layer.Conv2d(4, 4, 2, step_mode="m"), node(step_mode="m"), layer.AvgPool2d(2, 1, step_mode="m")),
+        )
+
+    _, accelerated = assert_same(build, x, whole, gain=4.0, exact=False)
+    largest, mean = accelerated[2], accelerated[5]
+    for pool, name in ((largest, "MaxPool2d"), (mean, "AvgPool2d")):
+        assert isinstance(pool, getattr(layer, name))
+        assert isinstance(pool, getattr(exodus_core.nn, name))
+    spikes = (torch.rand(8, 3, 4, 10, 10) < 0.3).float().requires_grad_()
+    for pool in (largest, mean):
+        assert repr(pool).endswith("step_mode=m)")
+        found = pool(spikes).grad_fn.next_functions[0][0]
+        assert type(found).__name__ in ("MaxPoolBackward", "AvgPoolBackward")
+        with pytest.raises(ValueError, match="T, N, C, H, W"):
+            pool(spikes[0])
+    torch.save(accelerated, tmp_path / "model")
+    loaded = torch.load(tmp_path / "model", weights_only=False)
+    assert torch.equal(loaded[2](spikes), largest(spikes))
+    kinds = [layer["kind"] for layer in exodus_core.to_network(accelerated, [2, 12, 12])[0]["layers"]]
+    assert kinds == ["conv2d", "lif", "max_pool", "conv2d", "lif", "avg_pool"]
+    exact = exodus_core.accelerate(build(), exact=True)
+    assert type(exact[2]) is layer.MaxPool2d
+
+
 @pytest.mark.parametrize("name", [*HEAVISIDE, *OTHERS])
 @pytest.mark.parametrize("detach_reset", [False, True])
 def test_every_surrogate_is_spikingjellys(spikingjelly, x, name, detach_reset):

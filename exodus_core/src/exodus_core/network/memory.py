@@ -197,7 +197,8 @@ def _pool(layer: _Layer) -> _Need:
 
 
 def _max_pool(layer: _Layer) -> _Need:
-    # PyTorch keeps the place of each maximum, an int64, and makes it without a graph too.
+    # PyTorch keeps the place of each maximum, an int64, and makes it without a graph too: on a GPU, and of windows of
+    # more than 255 places. The kernels of the CPU keep a byte.
     places = layer.y // layer.itemsize * 8
     return _Need(kept=places, forward=places, backward=layer.x, reads_input=True)
 

@@ -91,7 +91,7 @@ class Pool(torch.nn.Module):
         # One dimension is two of which the first has length 1.
         lead = 3 - len(shape)
         kernel, stride, padding = layer.windows(shape)
-        windows: dict[str, Shape] = {
+        windows: dict[str, Any] = {
             "kernel_size": (1,) * lead + kernel,
             "stride": (1,) * lead + stride,
             "padding": (0,) * lead + padding,
