@@ -88,13 +88,16 @@ def everything_of(x: Tensor, weight: Tensor, **settings: Any) -> tuple[Tensor, .
 @pytest.mark.parametrize(
     "shape", [(37, 70, 1), (9, 70, 5), (2, 70, 16), (3, 70, 33), (3, 71, 512), (2, 70, 4100)], ids=name_of
 )
-def test_a_lane_has_the_same_bits_whatever_its_neighbours(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("after", [False, True], ids=["bound before spikes", "bound after reset"])
+def test_a_lane_has_the_same_bits_whatever_its_neighbours(
+    shape: tuple[int, ...], dtype: torch.dtype, after: bool
+) -> None:
     x, weight = torch.randn(2, *shape).to(dtype)
-    together = everything_of(x, weight)
+    together = everything_of(x, weight, bound_after_reset=after)
     batch, _, width = shape
     for lanes in (slice(0, 1), slice(width // 2, width // 2 + 1), slice(max(0, width - 18), width)):
         for outer in (slice(0, 1), slice(batch - 1, batch)):
-            alone = everything_of(x[outer, :, lanes], weight[outer, :, lanes])
+            alone = everything_of(x[outer, :, lanes], weight[outer, :, lanes], bound_after_reset=after)
             for all_lanes, lane in zip(together, alone, strict=True):
                 assert torch.equal(all_lanes[outer, :, lanes], lane)
 

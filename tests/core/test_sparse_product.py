@@ -478,8 +478,8 @@ def operator_calls() -> dict[str, Any]:
         "pack_spikes": (e.pack_spikes, (x, 1.0)),
         "pack_spikes of bool": (e.pack_spikes, (x.bool(), 1.0)),
         "unpack_spikes": (e.unpack_spikes, (bits, 20, weight.double())),
-        "lif_forward_packed": (e.lif_forward_packed, (signal, *neuron, *[None] * 6, 1, 1)),
-        "lif_forward_packed with tensors": (e.lif_forward_packed, (signal, *neuron, *parameters, None, None, 1, 1)),
+        "lif_forward_packed": (e.lif_forward_packed, (signal, *neuron, *[None] * 6, 1, False, 1)),
+        "lif_forward_packed with tensors": (e.lif_forward_packed, (signal, *neuron, *parameters, None, None, 1, True, 1)),
         "linear": (product._compiled, (x, torch.randn(5, 20, requires_grad=True), torch.randn(5))),
         "linear_weight": (product._compiled_weight, (x, grad)),
     }

@@ -183,6 +183,7 @@ def _(
     initial_membrane: Tensor | None,
     initial_spikes: Tensor | None,
     reset: int,
+    bound_after_reset: bool,
     time_dim: int,
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(input), torch.empty_like(input)
@@ -202,6 +203,7 @@ def _(
     initial_membrane: Tensor | None,
     initial_spikes: Tensor | None,
     reset: int,
+    bound_after_reset: bool,
     time_dim: int,
 ) -> tuple[Tensor, Tensor]:
     outer, inner = _lane_shape(input, time_dim)
@@ -226,6 +228,7 @@ def _(
     initial_membrane: Tensor | None,
     initial_spikes: Tensor | None,
     reset: int,
+    bound_after_reset: bool,
     surrogate: int,
     slope: float,
     scale: float,
