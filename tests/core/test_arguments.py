@@ -57,7 +57,7 @@ WRONG_LIF = [
     *[
         (
             ValueError,
-            "bound_after_reset must be False with reset 'value', a detached reset to zero, refractory steps, .* got True",
+            "bound_after_reset must be False with reset 'value', a detached reset to zero, .* got True",
             {"bound_after_reset": True, "min_membrane": -1.0, **others},
         )
         for others in (

@@ -399,7 +399,11 @@ def is_coupled(
 
 
 def check_bound(
-    bound_after_reset: Any, reset: str = "subtract", detach_reset: bool = False, refractory: int = 0, method: str = "exodus"
+    bound_after_reset: Any,
+    reset: str = "subtract",
+    detach_reset: bool = False,
+    refractory: int = 0,
+    method: str = "exodus",
 ) -> None:
     """Checks that a bound is after the reset of neurons of the operators of LIF alone."""
     check_flag("bound_after_reset", bound_after_reset)

@@ -407,7 +407,7 @@ def neurons(x: Tensor, alpha: float | Tensor, **options: Unpack[CoupledOptions])
     given["time_dim"] = time_dim
     settings, parameters, initial = coupled_arguments(x, alpha, given)
     if given["method"] == "bptt":
-        spikes, membrane, last = reference.coupled_lif(x, alpha, **given)
+        spikes, membrane, last = reference.coupled_lif(x, alpha, **given)  # type: ignore[misc]
         sources = [source for source in (x, parameters, initial) if source is not None and is_differentiated(source)]
         return _in_graph(spikes, sources), _in_graph(membrane, sources), last
     x = x.contiguous()
