@@ -240,11 +240,12 @@ def test_a_bound_after_the_reset_bounds_what_the_next_step_sees_as_each_reset_le
 
 @pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
 @pytest.mark.parametrize("reset", RESETS, ids=name_of)
-def test_what_is_left_on_a_bound_after_the_reset_passes_no_gradient_to_the_step_before(reset: str, method: str) -> None:
+def test_what_is_left_on_a_bound_after_the_reset_passes_no_gradient_to_the_step_before(reset: Any, method: str) -> None:
     x = torch.tensor([[[-0.5], [1.0], [0.25]]], dtype=torch.float64, requires_grad=True)
     options: dict[str, Any] = {"reset": reset[0], "decay_reset": reset[1], "threshold": 9.0, "method": method}
-    bound = -0.5 if reset != ("subtract", False) else -0.25  # there what is left has decayed
-    bound = torch.tensor(bound, dtype=torch.float64, requires_grad=True)
+    # Where the reset follows the decay, what is left has decayed.
+    left = -0.5 if reset != ("subtract", False) else -0.25
+    bound = torch.tensor(left, dtype=torch.float64, requires_grad=True)
     membrane = exodus_core.lif(x, 0.5, min_membrane=bound, bound_after_reset=True, surrogate=Boxcar(), **options)[1]
     membrane[:, 1:].sum().backward()
     assert membrane.flatten().tolist() == [-0.5, 0.75, 0.625]
@@ -256,12 +257,13 @@ def test_what_is_left_on_a_bound_after_the_reset_passes_no_gradient_to_the_step_
 def test_a_bound_after_the_reset_without_a_bound_is_none() -> None:
     x = torch.randn(2, 9, 5)
     for options in ({}, {"min_membrane": -math.inf}, {"min_membrane": torch.full((5,), -math.inf)}):
-        given = {"alpha": torch.full((5,), 0.5, requires_grad=True), "bound_after_reset": True, **options}
-        outputs, plain = exodus_core.lif(x, **given), exodus_core.lif(x, 0.5)
+        alpha = torch.full((5,), 0.5, requires_grad=True)
+        given: dict[str, Any] = {"bound_after_reset": True, **options}
+        outputs, plain = exodus_core.lif(x, alpha, **given), exodus_core.lif(x, 0.5)
         assert torch.equal(outputs[0], plain[0])
         torch.testing.assert_close(outputs[1], plain[1])
         outputs[0].sum().backward()
-        assert given["alpha"].grad.isfinite().all()
+        assert alpha.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("after", [False, True])
