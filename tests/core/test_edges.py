@@ -27,11 +27,13 @@ IN_TIME = [(2, t, n) for t in TIMES for n in (1, 33)]
 
 
 @pytest.mark.parametrize("shape", [*IN_LANES, *OUTER, *IN_TIME], ids=name_of)
-@pytest.mark.parametrize("with_parameters", [True, False], ids=["all gradients", "input only"])
-def test_lif_is_exact_at_every_edge(shape: tuple[int, ...], with_parameters: bool) -> None:
+@pytest.mark.parametrize("kind", ["all gradients", "input only", "bound after the reset"])
+def test_lif_is_exact_at_every_edge(shape: tuple[int, ...], kind: str) -> None:
     arguments = lif_parameters(shape, 1, torch.float64)
-    if not with_parameters:
+    if kind == "input only":
         arguments = {"alpha": 0.9, "min_membrane": -1.0}
+    if kind == "bound after the reset":
+        arguments["bound_after_reset"] = True
     arguments["x"] = torch.randn(shape, dtype=torch.float64)
     weights = tuple(torch.randn(shape, dtype=torch.float64) for _ in range(2))
     given = leaves(arguments)

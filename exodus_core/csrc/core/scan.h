@@ -18,8 +18,9 @@ struct AffineMap {
   EXODUS_HOST_DEVICE bool is_bounded() const { return slope - slope == Real(0); }
 };
 
-// The map of a step after `behind`, that of the steps behind it in time: lam[t] = a lam[t+1] + b, a = m (b + c f'). The
-// step is that of lif_adjoint_step, which keeps dL/ds apart and so rounds in another order.
+// The map of a step after `behind`, that of the steps behind it in time: lam[t] = a lam[t+1] + b, a = m (b + c f'),
+// or a = 0 where a bound after the reset cuts lam[t+1] off. The step is that of lif_adjoint_step, which keeps dL/ds apart
+// and so rounds in another order.
 template <class Real>
 EXODUS_HOST_DEVICE AffineMap<Real> before(Method method, Reset reset, bool bound_after_reset,
                                           const LifNeuron<Real>& neuron, const LifStep<Real>& step,
