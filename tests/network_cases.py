@@ -94,6 +94,7 @@ CASES: dict[str, tuple[tuple[int, ...], list[dict[str, Any]]]] = {
     ),
     "lif": ((3,), [{"kind": "lif", "alpha": 0.9}]),
     "lif every parameter": ((2, 3), [{"kind": "lif", **EVERY_LIF}]),
+    "lif bound after reset": ((2, 3), [{"kind": "lif", **EVERY_LIF, "bound_after_reset": True, "max_spikes": 2}]),
     "lif zero": ((3,), [{"kind": "lif", "alpha": 0.9, "reset": "zero", "trainable": ["alpha", "threshold"]}]),
     "lif decayed": (
         (3,),
@@ -106,6 +107,10 @@ CASES: dict[str, tuple[tuple[int, ...], list[dict[str, Any]]]] = {
     "if": ((3,), [{"kind": "if", "threshold": 0.8, "trainable": ["threshold"]}]),
     "recurrent lif": ((5,), [{"kind": "lif", "alpha": 0.9, "recurrent": {"gain": 2.0}}]),
     "recurrent lif every parameter": ((2, 3), [{"kind": "lif", **EVERY_LIF, "recurrent": {"bias": True}}]),
+    "recurrent lif bound after reset": (
+        (2, 3),
+        [{"kind": "lif", **EVERY_LIF, "recurrent": {}, "bound_after_reset": True, "decay_reset": True}],
+    ),
     "recurrent if": ((4,), [{"kind": "if", "recurrent": {}, "surrogate": {"kind": "sigmoid", "slope": 2.0}}]),
     "recurrent lif slayer": (
         (4,),
@@ -241,6 +246,7 @@ def _neurons(data: dict[str, Any], p: dict[str, Tensor], x: Tensor) -> Tensor:
     values = {name: p.get(name, _tensor(data[name], x)) for name in ("threshold", "reset_by", "min_membrane")}
     alpha = p.get("alpha", _tensor(data.get("alpha", 1.0), x))
     options = {name: data[name] for name in ("reset", "decay_reset", "max_spikes", "method")}
+    options["bound_after_reset"] = data.get("bound_after_reset", False)
     options |= {"surrogate": made, **values}
     if data["recurrent"] is None:
         return reference.lif(x, alpha, **options)[0]

@@ -44,12 +44,12 @@ CALLS = 200  # a repeat of the small call
 
 
 def forward_kernel(x: Tensor) -> Callable[[], object]:
-    return lambda: ops.lif_forward(x, *NEURON, *NO_TENSORS, DECAYED, 1)
+    return lambda: ops.lif_forward(x, *NEURON, *NO_TENSORS, DECAYED, False, 1)
 
 
 def backward_kernel(membrane: Tensor, g: Tensor, surrogate: Surrogate = SURROGATE) -> Callable[[], object]:
     shape = (surrogate.code, surrogate.slope, surrogate.scale)
-    return lambda: ops.lif_backward(membrane, g, None, *NEURON, *NO_TENSORS, DECAYED, *shape, EXODUS, False, 1)
+    return lambda: ops.lif_backward(membrane, g, None, *NEURON, *NO_TENSORS, DECAYED, False, *shape, EXODUS, False, 1)
 
 
 def triad(workload: Workload) -> Callable[[], object]:

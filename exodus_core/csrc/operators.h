@@ -38,6 +38,7 @@ struct LifParameters {
   Parameter reset_by;
   Parameter min_membrane;
   double max_spikes;
+  bool bound_after_reset;  // min_membrane bounds what the reset leaves
 };
 
 // u[-1] and s[-1], one element a lane; zero if not given.
@@ -222,10 +223,14 @@ class Operators {
                                                 OptionalTensor thresholds, OptionalTensor resets_by,
                                                 OptionalTensor min_membranes, OptionalTensor initial_membrane,
                                                 OptionalTensor initial_spikes, std::int64_t reset,
-                                                std::int64_t time_dim) {
+                                                bool bound_after_reset, std::int64_t time_dim) {
     const Layout layout = layout_of_input(input, time_dim), input_layout = stored_layout(layout, input, time_dim);
-    const LifParameters parameters{
-        {alpha, alphas}, {threshold, thresholds}, {reset_by, resets_by}, {min_membrane, min_membranes}, max_spikes};
+    const LifParameters parameters{{alpha, alphas},
+                                   {threshold, thresholds},
+                                   {reset_by, resets_by},
+                                   {min_membrane, min_membranes},
+                                   max_spikes,
+                                   bound_after_reset};
     check_lif(parameters, {initial_membrane, initial_spikes}, input, layout);
     const Reset kind = reset_of(reset, max_spikes);
     Tensor spikes = Backend::empty_like(input);
@@ -243,12 +248,16 @@ class Operators {
                                                        OptionalTensor thresholds, OptionalTensor resets_by,
                                                        OptionalTensor min_membranes, OptionalTensor initial_membrane,
                                                        OptionalTensor initial_spikes, std::int64_t reset,
-                                                       std::int64_t time_dim) {
+                                                       bool bound_after_reset, std::int64_t time_dim) {
     const Layout layout = layout_of_input(input, time_dim), input_layout = stored_layout(layout, input, time_dim);
     STD_TORCH_CHECK(layout.inner >= Backend::kPackedLanes, "at least ", Backend::kPackedLanes,
                     " neurons must lie next to each other, got ", layout.inner);
-    const LifParameters parameters{
-        {alpha, alphas}, {threshold, thresholds}, {reset_by, resets_by}, {min_membrane, min_membranes}, 1};
+    const LifParameters parameters{{alpha, alphas},
+                                   {threshold, thresholds},
+                                   {reset_by, resets_by},
+                                   {min_membrane, min_membranes},
+                                   1,
+                                   bound_after_reset};
     check_lif(parameters, {initial_membrane, initial_spikes}, input, layout);
     const Reset kind = reset_of(reset, 1);
     Tensor bits = Backend::output_of(input, {layout.outer, layout.time, (layout.inner + 7) / 8}, ScalarType::Byte);
@@ -264,13 +273,17 @@ class Operators {
       const Tensor& membrane, OptionalTensor grad_spikes, OptionalTensor grad_membrane, double alpha, double threshold,
       double reset_by, double min_membrane, double max_spikes, OptionalTensor alphas, OptionalTensor thresholds,
       OptionalTensor resets_by, OptionalTensor min_membranes, OptionalTensor initial_membrane,
-      OptionalTensor initial_spikes, std::int64_t reset, std::int64_t surrogate, double slope, double scale,
-      std::int64_t method, bool with_lanes, std::int64_t time_dim) {
+      OptionalTensor initial_spikes, std::int64_t reset, bool bound_after_reset, std::int64_t surrogate, double slope,
+      double scale, std::int64_t method, bool with_lanes, std::int64_t time_dim) {
     const Layout layout = layout_of(membrane, time_dim);
     check_like(grad_spikes, membrane);
     check_like(grad_membrane, membrane);
-    const LifParameters parameters{
-        {alpha, alphas}, {threshold, thresholds}, {reset_by, resets_by}, {min_membrane, min_membranes}, max_spikes};
+    const LifParameters parameters{{alpha, alphas},
+                                   {threshold, thresholds},
+                                   {reset_by, resets_by},
+                                   {min_membrane, min_membranes},
+                                   max_spikes,
+                                   bound_after_reset};
     check_lif(parameters, {initial_membrane, initial_spikes}, membrane, layout);
     const Reset kind = reset_of(reset, max_spikes);
     const Surrogate<double> derivative = surrogate_of(surrogate, slope, scale);

@@ -44,7 +44,10 @@ def test_a_neuron_travels_with_what_it_has() -> None:
 
 def test_options_travel_only_where_they_are_set() -> None:
     # A service may be from before they were.
-    assert not {"reset_to", "detach_reset", "refractory"} & LIF(0.9).params(Operands()).keys()
+    later = {"reset_to", "detach_reset", "refractory", "bound_after_reset"}
+    assert not later & LIF(0.9).params(Operands()).keys()
+    for neuron in (LIF(0.9, bound_after_reset=True), IF(bound_after_reset=True, detach_reset=True)):
+        assert neuron.params(Operands())["bound_after_reset"] is True
     params = IF(reset="value", reset_to=-0.5, detach_reset=True, refractory=np.int64(3)).params(Operands())  # type: ignore[arg-type]
     assert (params["reset"], params["reset_to"], params["detach_reset"], params["refractory"]) == (
         "value", -0.5, True, 3,
@@ -80,6 +83,21 @@ UNFIT: dict[str, Any] = {"1": 1, "1.0": 1.0, "no": "no"}
             "LIF.refractory must be an integer from 0 to 16777216, got 1.0",
         ),
         (lambda: LIF(0.9, detach_reset=UNFIT["no"]), TypeError, "LIF.detach_reset must be True or False, got 'no'"),
+        (
+            lambda: LIF(0.9, bound_after_reset=UNFIT["1"]),
+            TypeError,
+            "LIF.bound_after_reset must be True or False, got 1",
+        ),
+        (
+            lambda: LIF(0.9, bound_after_reset=True, refractory=2),
+            ValueError,
+            "LIF.bound_after_reset must be False with reset 'value' or refractory steps, got True",
+        ),
+        (
+            lambda: IF(bound_after_reset=True, reset="value", reset_to=0.5),
+            ValueError,
+            "IF.bound_after_reset must be False with reset 'value' or refractory steps, got True",
+        ),
         (
             lambda: LIF(0.9, reset="value"),
             ValueError,

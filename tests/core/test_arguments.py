@@ -53,6 +53,20 @@ WRONG_LIF = [
     (TypeError, "initial_spikes must be a float or a float tensor, got ndarray", {"initial_spikes": np.zeros(3)}),
     (TypeError, "reset_by must be a float or a float tensor, got str", {"reset_by": "x"}),
     (TypeError, "min_membrane must be a float or a float tensor, got bool", {"min_membrane": True}),
+    (TypeError, "bound_after_reset must be a bool, got int", {"bound_after_reset": 1}),
+    *[
+        (
+            ValueError,
+            "bound_after_reset must be False with reset 'value', a detached reset to zero, .* got True",
+            {"bound_after_reset": True, "min_membrane": -1.0, **others},
+        )
+        for others in (
+            {"reset": "value", "reset_to": 0.1},
+            {"refractory": 2},
+            {"reset": "zero", "detach_reset": True},
+            {"refractory": 2, "method": "bptt"},
+        )
+    ],
     (
         ValueError,
         r"initial_membrane must be values that broadcast .* \(2, 3\), got shape \(5,\)",
@@ -211,15 +225,16 @@ def test_the_loops_refuse_a_reset_or_method_that_they_do_not_know() -> None:
 def test_the_operators_have_a_net_of_their_own() -> None:
     arguments = (0.9, 1.0, 1.0, -float("inf"), 1.0, None, None, None, None, None, None)
     with pytest.raises(RuntimeError, match="contiguous"):
-        torch.ops.exodus.lif_forward(X.transpose(0, 2), *arguments, 1, 1)
+        torch.ops.exodus.lif_forward(X.transpose(0, 2), *arguments, 1, False, 1)
     with pytest.raises(RuntimeError, match="time_dim"):
-        torch.ops.exodus.lif_forward(X, *arguments, 1, 3)
+        torch.ops.exodus.lif_forward(X, *arguments, 1, False, 3)
     with pytest.raises(RuntimeError, match="reset"):
-        torch.ops.exodus.lif_forward(X, *arguments, 7, 1)
+        torch.ops.exodus.lif_forward(X, *arguments, 7, False, 1)
     with pytest.raises(RuntimeError, match="float32, float64"):
-        torch.ops.exodus.lif_forward(X.long(), *arguments, 1, 1)
+        torch.ops.exodus.lif_forward(X.long(), *arguments, 1, False, 1)
+    wrong = (0.9, 1.0, 1.0, -1.0, 1.0, torch.ones(2), None, None, None, None, None)
     with pytest.raises(RuntimeError, match="a parameter must be"):
-        torch.ops.exodus.lif_forward(X, 0.9, 1.0, 1.0, -1.0, 1.0, torch.ones(2), None, None, None, None, None, 1, 1)
+        torch.ops.exodus.lif_forward(X, *wrong, 1, False, 1)
     with pytest.raises(RuntimeError, match="either taps or modes"):
         torch.ops.exodus.filter(X, torch.ones(2), [0.9], [1.0], [0.0], False, 1)
 

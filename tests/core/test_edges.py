@@ -27,11 +27,13 @@ IN_TIME = [(2, t, n) for t in TIMES for n in (1, 33)]
 
 
 @pytest.mark.parametrize("shape", [*IN_LANES, *OUTER, *IN_TIME], ids=name_of)
-@pytest.mark.parametrize("with_parameters", [True, False], ids=["all gradients", "input only"])
-def test_lif_is_exact_at_every_edge(shape: tuple[int, ...], with_parameters: bool) -> None:
+@pytest.mark.parametrize("kind", ["all gradients", "input only", "bound after the reset"])
+def test_lif_is_exact_at_every_edge(shape: tuple[int, ...], kind: str) -> None:
     arguments = lif_parameters(shape, 1, torch.float64)
-    if not with_parameters:
+    if kind == "input only":
         arguments = {"alpha": 0.9, "min_membrane": -1.0}
+    if kind == "bound after the reset":
+        arguments["bound_after_reset"] = True
     arguments["x"] = torch.randn(shape, dtype=torch.float64)
     weights = tuple(torch.randn(shape, dtype=torch.float64) for _ in range(2))
     given = leaves(arguments)
@@ -88,13 +90,16 @@ def everything_of(x: Tensor, weight: Tensor, **settings: Any) -> tuple[Tensor, .
 @pytest.mark.parametrize(
     "shape", [(37, 70, 1), (9, 70, 5), (2, 70, 16), (3, 70, 33), (3, 71, 512), (2, 70, 4100)], ids=name_of
 )
-def test_a_lane_has_the_same_bits_whatever_its_neighbours(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("after", [False, True], ids=["bound before spikes", "bound after reset"])
+def test_a_lane_has_the_same_bits_whatever_its_neighbours(
+    shape: tuple[int, ...], dtype: torch.dtype, after: bool
+) -> None:
     x, weight = torch.randn(2, *shape).to(dtype)
-    together = everything_of(x, weight)
+    together = everything_of(x, weight, bound_after_reset=after)
     batch, _, width = shape
     for lanes in (slice(0, 1), slice(width // 2, width // 2 + 1), slice(max(0, width - 18), width)):
         for outer in (slice(0, 1), slice(batch - 1, batch)):
-            alone = everything_of(x[outer, :, lanes], weight[outer, :, lanes])
+            alone = everything_of(x[outer, :, lanes], weight[outer, :, lanes], bound_after_reset=after)
             for all_lanes, lane in zip(together, alone, strict=True):
                 assert torch.equal(all_lanes[outer, :, lanes], lane)
 

@@ -75,6 +75,36 @@ def test_what_a_step_adds_to_the_gradients_of_parameters_is_bptts(row: Row) -> N
         assert sp.simplify((sp.diff(loss, parameter) - later * factor).doit()) == 0
 
 
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("clipped", [False, True])
+def test_one_step_more_is_one_step_more_of_bptt_with_a_bound_after_the_reset(name: str, clipped: bool) -> None:
+    row, decay = ROWS[name], sp.Integer(1) if name == "subtract" else ALPHA
+    u = X + sp.Symbol("before")
+    s = fire(u - THETA)
+    bounded = decay * LOWER if clipped else row.membrane
+    given = bounded.subs({U: u, S: s}, simultaneous=True)
+    loss = seen(u, s) + rest(given)
+
+    passed = 0 if clipped else 1  # k
+    later = sp.Derivative(rest(X), X).doit().subs(X, given)
+    slot_u, slot_s = sp.symbols("slot_u slot_s")
+    g = seen(slot_u, slot_s).diff(slot_s).subs({slot_u: u, slot_s: s})
+    h = seen(slot_u, slot_s).diff(slot_u).subs({slot_u: u, slot_s: s})
+    b, c = (part.subs({U: u, S: s}, simultaneous=True) for part in (row.direct, row.through_spikes))
+    by_spikes = surrogate(u - THETA) * (g + passed * c * later)
+
+    def difference(by_bptt: sp.Expr, by_recurrence: sp.Expr) -> sp.Expr:
+        return sp.simplify(spikes_differentiated(by_bptt - by_recurrence).doit())
+
+    assert difference(sp.diff(loss, X), by_spikes + h + passed * b * later) == 0  # lambda[t]
+    assert difference(sp.diff(loss, LOWER), (1 - passed) * decay * later) == 0  # its part of dL/dmin
+    assert difference(sp.diff(loss, THETA), -by_spikes) == 0
+    kept = (LOWER * decay.diff(ALPHA) if clipped else row.kept).subs({U: u, S: s}, simultaneous=True)
+    assert difference(sp.diff(loss, ALPHA), kept * later) == 0
+    taken = row.taken.subs({U: u, S: s}, simultaneous=True)
+    assert difference(sp.diff(loss, RHO), passed * taken * later) == 0
+
+
 def test_a_wrong_row_is_found() -> None:
     wrong = ROWS["subtract"]._replace(through_spikes=-ALPHA * RHO)
     with pytest.raises(AssertionError):

@@ -21,7 +21,7 @@ from assertions import (
     relative_error,
 )
 from exodus_core import reference
-from exodus_core.surrogate import Exponential, Sigmoid, Surrogate
+from exodus_core.surrogate import Boxcar, Exponential, Sigmoid, Surrogate
 
 EXPONENTIAL = Exponential()
 
@@ -88,15 +88,29 @@ def test_kernel_equals_loop_with_several_spikes_a_step(reset: str, dtype: torch.
     compare((2, 33, 19), 1, dtype, reset, max_spikes=3)
 
 
+@pytest.mark.parametrize("shape", ODD_SHAPES, ids=name_of)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("reset", RESETS, ids=name_of)
+@pytest.mark.parametrize("method", ["exodus", "slayer"])
+def test_kernel_equals_loop_with_a_bound_after_the_reset(
+    shape: tuple[int, ...], dtype: torch.dtype, reset: str, method: str
+) -> None:
+    compare(shape, 1, dtype, reset, method, bound_after_reset=True)
+    if reset[0] != "zero":
+        compare(shape, 1, dtype, reset, method, bound_after_reset=True, max_spikes=3)
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 2100), (300, 3, 7)], ids=name_of)
 def test_kernel_equals_loop_where_neurons_fill_several_tiles(shape: tuple[int, ...]) -> None:
     compare(shape, 1, torch.float64, ("subtract", True))
+    compare(shape, 1, torch.float64, ("subtract", False), bound_after_reset=True)
 
 
 @pytest.mark.parametrize(("shape", "time_dim"), [((7, 3, 5), 0), ((3, 5, 70), 2), ((2, 3, 66, 4, 5), -3), ((65,), 0)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=name_of)
 def test_time_may_be_any_axis(shape: tuple[int, ...], time_dim: int, dtype: torch.dtype) -> None:
     compare(shape, time_dim % len(shape), dtype, ("subtract", False))
+    compare(shape, time_dim % len(shape), dtype, ("subtract", True), bound_after_reset=True)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)], ids=name_of)
@@ -188,13 +202,15 @@ def test_bptt_is_the_loop_and_forward_does_not_depend_on_the_method() -> None:
     assert "Lif" not in str(exodus_core.lif(leaf, 0.9, method="bptt")[0].grad_fn)
 
 
+@pytest.mark.parametrize("bound_after_reset", [False, True])
 @pytest.mark.parametrize("reset", RESETS, ids=name_of)
 @pytest.mark.parametrize("max_spikes", [1, 3])
-def test_bptt_equals_exodus_in_every_argument(reset: str, max_spikes: int) -> None:
+def test_bptt_equals_exodus_in_every_argument(reset: str, max_spikes: int, bound_after_reset: bool) -> None:
     options = {
         "reset": reset[0],
         "decay_reset": reset[1],
         "max_spikes": 1 if reset[0] == "zero" else max_spikes,
+        "bound_after_reset": bound_after_reset,
         "surrogate": Sigmoid(3.0, 0.7),
         "time_dim": 2,
     }
@@ -209,6 +225,75 @@ def test_bptt_equals_exodus_in_every_argument(reset: str, max_spikes: int) -> No
         assert_agrees(name, found, results[1][name])
 
 
+def test_a_bound_after_the_reset_bounds_what_the_next_step_sees_as_each_reset_leaves_it() -> None:
+    x = torch.tensor([[[3.0], [0.0], [-3.0], [0.0]]], dtype=torch.float64)
+    found = {}
+    for reset in RESETS:
+        options = {"reset": reset[0], "decay_reset": reset[1], "reset_by": 4.0, "min_membrane": -0.25}
+        found[reset] = exodus_core.lif(x, 0.5, bound_after_reset=True, **options)[1].flatten().tolist()
+    # After the first step 1.5 - 4 and 3 - 4 are raised to the bound, after the third all are.
+    assert found["subtract", False] == [3.0, -0.25, -0.125 - 3.0, -0.25]
+    assert found["subtract", True] == [3.0, -0.125, -0.0625 - 3.0, -0.125]
+    assert found["zero", False] == [3.0, 0.0, -3.0, -0.125]
+    assert found["none", False] == [3.0, 1.5, 0.75 - 3.0, -0.125]
+
+
+@pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
+@pytest.mark.parametrize("reset", RESETS, ids=name_of)
+def test_what_is_left_on_a_bound_after_the_reset_passes_no_gradient_to_the_step_before(reset: Any, method: str) -> None:
+    x = torch.tensor([[[-0.5], [1.0], [0.25]]], dtype=torch.float64, requires_grad=True)
+    options: dict[str, Any] = {"reset": reset[0], "decay_reset": reset[1], "threshold": 9.0, "method": method}
+    # Where the reset follows the decay, what is left has decayed.
+    left = -0.5 if reset != ("subtract", False) else -0.25
+    bound = torch.tensor(left, dtype=torch.float64, requires_grad=True)
+    membrane = exodus_core.lif(x, 0.5, min_membrane=bound, bound_after_reset=True, surrogate=Boxcar(), **options)[1]
+    membrane[:, 1:].sum().backward()
+    assert membrane.flatten().tolist() == [-0.5, 0.75, 0.625]
+    assert x.grad.flatten().tolist() == [0, 1.5, 1]
+    # Of the two steps after the one that is clipped: 1 + alpha, behind a decay of alpha unless the reset follows it.
+    assert bound.grad.item() == (1.5 if reset == ("subtract", False) else 0.75)
+
+
+def test_a_bound_after_the_reset_without_a_bound_is_none() -> None:
+    x = torch.randn(2, 9, 5)
+    for options in ({}, {"min_membrane": -math.inf}, {"min_membrane": torch.full((5,), -math.inf)}):
+        alpha = torch.full((5,), 0.5, requires_grad=True)
+        given: dict[str, Any] = {"bound_after_reset": True, **options}
+        outputs, plain = exodus_core.lif(x, alpha, **given), exodus_core.lif(x, 0.5)
+        assert torch.equal(outputs[0], plain[0])
+        torch.testing.assert_close(outputs[1], plain[1])
+        outputs[0].sum().backward()
+        assert alpha.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("method", ["exodus", "bptt"])
+def test_a_reset_that_subtracts_is_detached_with_a_bound_as_slayer_drops_it(method: str, after: bool) -> None:
+    arguments = lif_parameters((2, 20, 5), 1, torch.float64, x=torch.randn(2, 20, 5, dtype=torch.float64))
+    weights = tuple(torch.randn(2, 2, 20, 5, dtype=torch.float64))
+    results = []
+    for options in ({"method": method, "detach_reset": True}, {"method": "slayer"}):
+        given = leaves(arguments)
+        outputs = exodus_core.lif(**given, bound_after_reset=after, **options)
+        results.append(gradients(outputs, weights, given))
+    for name, found in results[0].items():
+        assert_agrees(name, found, results[1][name])
+
+
+@pytest.mark.parametrize(("alpha", "first", "passed"), [(0.5, 4e-38, 0.5), (0.5, 2e-38, 0.0), (1.0, 1e-39, 1.0)])
+def test_both_passes_clip_the_same_tiny_membranes_with_a_bound_after_the_reset(
+    alpha: float, first: float, passed: float
+) -> None:
+    """What has leaked away is zero, and lies on a bound of zero; without a leak, every number is what it is."""
+    x = torch.zeros(1, 2, 3)
+    x[:, 0] = first
+    x.requires_grad_()
+    membrane = exodus_core.lif(x, alpha, min_membrane=0.0, bound_after_reset=True, surrogate=Boxcar())[1]
+    assert torch.equal(membrane[:, 1], passed * x[:, 0])
+    membrane[:, 1].sum().backward()
+    assert x.grad[0, 0].tolist() == [passed] * 3
+
+
 @pytest.mark.parametrize("method", ["exodus", "slayer", "bptt"])
 def test_a_membrane_on_its_bound_counts_as_clipped(method: str) -> None:
     x = torch.tensor([[[-0.5], [-0.25]]], requires_grad=True)
@@ -220,7 +305,8 @@ def test_a_sequence_in_pieces_gives_spikes_and_gradients_of_the_whole() -> None:
     x = torch.randn(2, 60, 5, dtype=torch.float64)
     weight = torch.randn(2, 60, 5, dtype=torch.float64)
     for reset, decay_reset in RESETS:
-        options = {"reset": reset, "decay_reset": decay_reset, "surrogate": Sigmoid()}
+        options: dict[str, Any] = {"reset": reset, "decay_reset": decay_reset, "surrogate": Sigmoid()}
+        options |= {"min_membrane": -0.3, "bound_after_reset": decay_reset}
         whole, pieces = x.clone().requires_grad_(), x.clone().requires_grad_()
         spikes, _ = exodus_core.lif(whole, 0.9, **options)
         first, membrane = exodus_core.lif(pieces[:, :23], 0.9, **options)
@@ -253,11 +339,13 @@ def test_views_give_the_results_of_contiguous_tensors_and_nothing_outside_is_tou
 def test_strided_arguments_give_the_gradients_of_contiguous_ones() -> None:
     membrane, g, h = (torch.randn(8, 30, 3).transpose(0, 2) for _ in range(3))
     alpha, initial = torch.rand(16)[::2], torch.randn(8, 3).t()
-    strided = exodus_core.lif_gradient(membrane, g, alpha, initial_membrane=initial, grad_membrane=h)
-    membrane, g, h, alpha, initial = (t.contiguous() for t in (membrane, g, h, alpha, initial))
-    dense = exodus_core.lif_gradient(membrane, g, alpha, initial_membrane=initial, grad_membrane=h)
-    for name in ("input", "alpha", "initial_membrane"):
-        assert torch.equal(getattr(strided, name), getattr(dense, name)), name
+    dense = [t.contiguous() for t in (membrane, g, h, alpha, initial)]
+    for options in ({}, {"min_membrane": -torch.rand(16)[::2], "bound_after_reset": True}):
+        results = []
+        for u, g_, h_, a, u0 in ((membrane, g, h, alpha, initial), dense):
+            results.append(exodus_core.lif_gradient(u, g_, a, initial_membrane=u0, grad_membrane=h_, **options))
+        for name in ("input", "alpha", "initial_membrane"):
+            assert torch.equal(*(getattr(found, name) for found in results)), name
 
 
 def test_only_the_membrane_is_kept_for_the_backward_pass() -> None:

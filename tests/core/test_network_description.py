@@ -239,6 +239,17 @@ REFUSED = [
     (one(**LIF, max_spikes=0), "/layers/0/max_spikes", "an integer of at least 1", "0"),
     (one(**LIF, max_spikes=2, reset="zero"), "/layers/0/max_spikes", "1 with reset zero", "2"),
     (one(**LIF, min_membrane="0"), "/layers/0/min_membrane", "a number", "'0'"),
+    (one(**LIF, bound_after_reset=1), "/layers/0/bound_after_reset", "true or false", "1"),
+    *(
+        (one(**neuron, bound_after_reset=True), "/layers/0/bound_after_reset", "false with reset value, a det", "True")
+        for neuron in (
+            {**LIF, "reset": "value", "reset_to": 0.1},
+            {**LIF, "reset": "zero", "detach_reset": True},
+            {**LIF, "refractory": 1},
+            {**LIF, "kind": "cuba_lif", "synapse_alpha": 0.5},
+            {**LIF, "kind": "alif", "adapt_alpha": 0.5},
+        )
+    ),
     (one(**LIF, surrogate="arctan"), "/layers/0/surrogate", "an object", "'arctan'"),
     (one(**LIF, surrogate={"kind": "relu"}), "/layers/0/surrogate/kind", "one of exponential, boxcar", "'relu'"),
     (one(**LIF, surrogate={"slope": 0}), "/layers/0/surrogate/slope", "a number above 0", "0"),

@@ -33,10 +33,10 @@ def operator_calls() -> dict[str, Any]:
     modes = (None, [0.9, 0.5], [1.0, 0.0], [0.0, 2.0])
     surrogate = (0, 1.0, 1.0)
     return {
-        "lif_forward": (ops.lif_forward, (x, *NEURON, *NONE6, 1, 1)),
-        "lif_forward with tensors": (ops.lif_forward, (x, *NEURON, *tensors, 3, 1)),
-        "lif_backward": (ops.lif_backward, (x, g, None, *NEURON, *NONE6, 1, *surrogate, 0, False, 1)),
-        "lif_backward with tensors": (ops.lif_backward, (x, g, h, *NEURON, *tensors, 2, *surrogate, 1, True, 1)),
+        "lif_forward": (ops.lif_forward, (x, *NEURON, *NONE6, 1, False, 1)),
+        "lif_forward with tensors": (ops.lif_forward, (x, *NEURON, *tensors, 3, True, 1)),
+        "lif_backward": (ops.lif_backward, (x, g, None, *NEURON, *NONE6, 1, False, *surrogate, 0, False, 1)),
+        "lif_backward with tensors": (ops.lif_backward, (x, g, h, *NEURON, *tensors, 2, True, *surrogate, 1, True, 1)),
         "srm_forward": (ops.srm_forward, (x, *modes, 1.0, None, 1)),
         "srm_forward with taps": (ops.srm_forward, (x, *taps, 1.0, vector, 1)),
         "srm_backward": (ops.srm_backward, (x, None, h, *modes, 1.0, None, *surrogate, 0, False, 1)),
@@ -70,10 +70,11 @@ traced = pytest.mark.filterwarnings("ignore:.*should not be instantiated:Depreca
 
 
 @traced
+@pytest.mark.parametrize("bound", [{}, {"min_membrane": -0.2, "bound_after_reset": True}])
 @pytest.mark.parametrize("method", ["exodus", "slayer"])
-def test_lif_compiles_as_one_graph(method: str) -> None:
+def test_lif_compiles_as_one_graph(method: str, bound: dict[str, Any]) -> None:
     def network(x: Tensor, alpha: Tensor, weight: Tensor) -> Tensor:
-        spikes, membrane = exodus_core.lif(x @ weight, alpha, method=method, decay_reset=True)
+        spikes, membrane = exodus_core.lif(x @ weight, alpha, method=method, decay_reset=True, **bound)
         return spikes.sum() + membrane.square().sum()
 
     x, alpha, weight = torch.randn(2, 9, 4), torch.rand(3), torch.randn(4, 3)
@@ -337,7 +338,7 @@ def test_room_for_sums_and_the_past_of_long_kernels_is_what_the_operators_alloca
     surrogate = (0, 1.0, 1.0, 0)
     lanes = 2 * 7
     for wanted in (False, True):
-        neuron = (0.9, 1.0, 1.0, -math.inf, 1.0, *[None] * 6, 1, *surrogate, wanted, 1)
+        neuron = (0.9, 1.0, 1.0, -math.inf, 1.0, *[None] * 6, 1, False, *surrogate, wanted, 1)
         _, sums = ops.lif_backward(membrane, membrane, None, *neuron)
         assert ops._lane_gradient_bytes(6)(membrane, membrane, None, *neuron) == sums.nbytes == wanted * 6 * lanes * 8
         srm = (*kernel, 1.0, None, *surrogate, wanted, 1)

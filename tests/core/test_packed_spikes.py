@@ -152,6 +152,7 @@ def test_bits_are_the_spikes_at_every_edge_of_tiles_and_blocks(shape: tuple[int,
     x = torch.randn(shape).to(dtype)
     by_neuron = {"alpha": torch.rand(shape[2:]), "min_membrane": -torch.rand(shape[2:])}
     given: list[dict[str, Any]] = [{"alpha": 0.9}, {n: v.to(dtype) for n, v in by_neuron.items()}]
+    given.append({**given[1], "bound_after_reset": True})
     for parameters in given:
         expected = exodus_core.lif(x, **parameters)[0]
         with torch.no_grad():
@@ -284,7 +285,7 @@ def test_packed_spikes_are_copied_and_pickled() -> None:
 
 
 def test_neurons_from_which_on_bits_are_written_are_those_of_the_kernel() -> None:
-    arguments = (0.9, 1.0, 1.0, -1.0, *[None] * 6, 1, 1)
+    arguments = (0.9, 1.0, 1.0, -1.0, *[None] * 6, 1, False, 1)
     neurons = functional._PACKED_NEURONS
     torch.ops.exodus.lif_forward_packed(torch.randn(2, 3, neurons), *arguments)
     with pytest.raises(RuntimeError, match=f"at least {neurons} neurons must lie next to each other"):

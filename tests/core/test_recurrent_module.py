@@ -24,6 +24,7 @@ NEURONS: dict[str, Callable[..., Any]] = {
     "trained": lambda **o: nn.LIF(torch.rand(N), threshold=torch.ones(N), trainable=("alpha", "threshold"), **o),
     "zero": lambda **o: nn.LIF(0.8, reset="zero", surrogate=surrogate.Arctan(), **o),
     "lower bound": lambda **o: nn.LIF(0.8, decay_reset=True, reset_by=0.6, min_membrane=-0.3, max_spikes=3, **o),
+    "bound after the reset": lambda **o: nn.LIF(0.8, reset_by=0.6, min_membrane=-0.3, bound_after_reset=True, **o),
     "cuba": lambda **o: nn.CubaLIF(0.9, 0.6, trainable=("alpha", "synapse_alpha"), **o),
     "adaptive": lambda **o: nn.ALIF(0.9, 0.8, adapt_threshold=0.2, adapt_current=0.1, trainable="adapt_alpha", **o),
     "refractory": lambda **o: nn.LIF(0.9, reset="value", reset_to=0.2, refractory=2, **o),

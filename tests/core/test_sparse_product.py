@@ -467,7 +467,7 @@ def operator_calls() -> dict[str, Any]:
     x = (torch.rand(9, 20) < 0.3).float()
     bits = torch.tensor([[1, 130, 5]], dtype=torch.uint8).repeat(9, 1)
     weight, grad = torch.randn(5, 20), torch.randn(9, 5)
-    parameters, neuron = (torch.rand(20),) * 4, (0.9, 1.0, 1.0, -1.0)
+    parameters, neuron = (torch.rand(20),) * 4 + (None,) * 2, (0.9, 1.0, 1.0, -1.0)
     signal = torch.randn(2, 7, 20)
     e = torch.ops.exodus
     return {
@@ -478,8 +478,11 @@ def operator_calls() -> dict[str, Any]:
         "pack_spikes": (e.pack_spikes, (x, 1.0)),
         "pack_spikes of bool": (e.pack_spikes, (x.bool(), 1.0)),
         "unpack_spikes": (e.unpack_spikes, (bits, 20, weight.double())),
-        "lif_forward_packed": (e.lif_forward_packed, (signal, *neuron, *[None] * 6, 1, 1)),
-        "lif_forward_packed with tensors": (e.lif_forward_packed, (signal, *neuron, *parameters, None, None, 1, 1)),
+        "lif_forward_packed": (e.lif_forward_packed, (signal, *neuron, *[None] * 6, 1, False, 1)),
+        "lif_forward_packed with tensors": (
+            e.lif_forward_packed,
+            (signal, *neuron, *parameters, 1, True, 1),
+        ),
         "linear": (product._compiled, (x, torch.randn(5, 20, requires_grad=True), torch.randn(5))),
         "linear_weight": (product._compiled_weight, (x, grad)),
     }

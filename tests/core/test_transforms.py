@@ -27,6 +27,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], Tensor]]] = {
         lambda x, a: exodus_core.lif(x, 0.9, reset_by=a, min_membrane=-a, reset="subtract"),
         lambda: torch.rand(B, N),
     ),
+    "bound after the reset": (
+        lambda x, a: exodus_core.lif(x, 0.9, reset_by=a, min_membrane=-0.2 * a, bound_after_reset=True),
+        lambda: torch.rand(B, N),
+    ),
     "first state": (
         lambda x, a: exodus_core.lif(x, 0.9, initial_membrane=a, initial_spikes=0.5 * a),
         lambda: torch.rand(B, 2, N),

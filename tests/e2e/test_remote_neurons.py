@@ -22,6 +22,17 @@ LAYERS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]]
         {"alpha": 0.9, "reset": "value", "reset_to": -0.2, "trainable": ("alpha", "threshold", "reset_to")},
     ),
     "detached reset": (RemoteLIF, nn.LIF, {"alpha": 0.9, "reset": "zero", "detach_reset": True, "trainable": "alpha"}),
+    "bound after the reset": (
+        RemoteLIF,
+        nn.LIF,
+        {
+            "alpha": 0.9,
+            "decay_reset": True,
+            "min_membrane": -0.1,
+            "bound_after_reset": True,
+            "trainable": ("alpha", "threshold"),
+        },
+    ),
     "cuba_lif": (RemoteCubaLIF, nn.CubaLIF, {"alpha": 0.9, "synapse_alpha": 0.8, "trainable": SYNAPSE}),
     "late": (
         RemoteCubaLIF,

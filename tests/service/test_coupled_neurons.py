@@ -326,6 +326,7 @@ def test_a_context_counts_all_of_its_tensors_and_holds_on_to_no_body(
 U = rand(2, 3, 4, dtype=torch.float32)
 CUBA = NEURONS["cuba_lif"]
 ALIF = NEURONS["alif"]
+BOUNDED = {"model": "lif", "alpha": 0.9, "min_membrane": -1.0, "bound_after_reset": True}
 WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"model": "cuba_lif", "alpha": 0.9}, {"input": U}, "/params/neuron/synapse_alpha"),
     ({"model": "alif", "alpha": 0.9}, {"input": U}, "/params/neuron/adapt_alpha"),
@@ -346,6 +347,12 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (CUBA | {"initial_current": {"tensor": "i"}}, {"input": U, "i": torch.zeros(5)}, "/params/neuron/initial_current"),
     (CUBA | {"initial_adaptation": 0.5}, {"input": U}, "/params/neuron/initial_adaptation"),
     (CUBA | {"detach_reset": "no"}, {"input": U}, "/params/neuron/detach_reset"),
+    (CUBA | {"bound_after_reset": True}, {"input": U}, "/params/neuron/bound_after_reset"),
+    *(
+        (BOUNDED | more, {"input": U}, "/params/neuron/bound_after_reset")
+        for more in ({"refractory": 2}, {"reset": "zero", "detach_reset": True}, {"reset": "value", "reset_to": 0.1})
+    ),
+    ({"model": "if", "bound_after_reset": 1}, {"input": U}, "/params/neuron/bound_after_reset"),
     (CUBA | {"reset": "value"}, {"input": U}, "/params/neuron/reset_to"),
     (CUBA | {"reset_to": 0.1}, {"input": U}, "/params/neuron/reset_to"),
     (CUBA | {"reset": "value", "reset_to": 0.1, "max_spikes": 2}, {"input": U}, "/params/neuron/max_spikes"),
@@ -386,6 +393,13 @@ WRONG_WISHES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str, st
         "names of alpha, threshold, reset_to, initial_membrane",
     ),
     ({"model": "lif", "alpha": 0.9}, {"wrt": ["synapse_alpha"]}, {"input": U}, "/params/wrt", "names of alpha, thresh"),
+    (
+        BOUNDED,
+        {"return": ["state"]},
+        {"input": U},
+        "/params/return",
+        "without 'state' with bound_after_reset",
+    ),
     (
         {"model": "srm"},
         {"return": ["state"]},

@@ -69,7 +69,7 @@ TRACE = [tensor(name, "float32", [1, 3, 1], [[[0.5], [1.5], [0.1]]]) for name in
 CURRENT = {**TRACE[0], "name": "input"}
 SRM = {"model": "srm", "threshold": 1.0, "reset_kernel": {"kind": "exponential", "alpha": 0.9, "amplitude": -1.0}}
 LIF = {"model": "lif", "alpha": 0.9, "threshold": 1.0, "reset": "subtract", "reset_by": 0.5, "decay_reset": False,
-       "initial_membrane": 0.1, "min_membrane": -1.0, "max_spikes": 2}  # fmt: skip
+       "initial_membrane": 0.1, "min_membrane": -1.0, "bound_after_reset": True, "max_spikes": 2}  # fmt: skip
 CUBA = {"model": "cuba_lif", "alpha": 0.9, "synapse_alpha": 0.8, "synapse_gain": 0.5, "synapse_delayed": True,
         "refractory": 2, "reset": "value", "reset_to": 0.1, "detach_reset": True, "initial_current": 0.1}  # fmt: skip
 ALIF = {"model": "alif", "alpha": 0.9, "adapt_alpha": 0.8, "adapt_by": 0.5, "adapt_membrane": 0.1, "adapt_current": 0.1,

@@ -24,6 +24,7 @@ RESETS: list[dict[str, Any]] = [
     {"reset": "zero"},
     {"reset": "none"},
     {"min_membrane": -0.2},
+    {"min_membrane": -0.2, "bound_after_reset": True, "max_spikes": 2},
     {"max_spikes": 3},
     {"initial_membrane": 0.4, "initial_spikes": 1.0},
 ]

@@ -22,6 +22,8 @@ RESETS = {
     "zero": ("zero", False),
     "none": ("none", False),
 }
+# The same with min_membrane after the reset.
+AFTER_RESET = ", bounded after it"
 SRM_KERNELS: dict[str, Any] = {
     "FIR": torch.tensor([-0.9, 0.3, -0.2, 0.0, -0.1], dtype=torch.float64),
     "exponential": ExponentialKernel(0.9, -1.0),
@@ -39,6 +41,8 @@ def cases(quick: bool) -> Iterable[Case]:
                 for neuron in ("LIF", "IF"):
                     for reset in RESETS:
                         yield Case(neuron, method, reset, surrogate, dtype)
+                for reset in RESETS:
+                    yield Case("LIF", method, reset + AFTER_RESET, surrogate, dtype)
                 for kernel in SRM_KERNELS:
                     yield Case("SRM", method, kernel, surrogate, dtype)
 
@@ -97,7 +101,8 @@ def measure(case: Case, shape: tuple[int, ...]) -> tuple[dict[str, list[float]],
         kernel, loop, signal = exodus_core.srm, reference.srm_on_trace, "z"
     else:
         kernel, loop, signal = exodus_core.lif, reference.lif_on_trace, "x"
-        options["reset"], options["decay_reset"] = RESETS[case.reset]
+        options["reset"], options["decay_reset"] = RESETS[case.reset.removesuffix(AFTER_RESET)]
+        options["bound_after_reset"] = case.reset.endswith(AFTER_RESET)
 
     membranes, found = [], []
     for draw in range(DRAWS):

@@ -42,6 +42,7 @@ _SYNAPSE = ("synapse_alpha", "synapse_gain")
 _ADAPTATION = ("adapt_alpha", "adapt_by", "adapt_membrane", "adapt_threshold", "adapt_current")
 #: Settings, and what they are where they do not travel: a server may be from before they were.
 _LATER: dict[str, Any] = {"detach_reset": False, "refractory": 0}
+_LATER_WITH_BOUND: dict[str, Any] = {**_LATER, "bound_after_reset": False}
 _LATER_WITH_SYNAPSE: dict[str, Any] = {**_LATER, "synapse_delayed": False}
 
 
@@ -126,6 +127,13 @@ class _Leaky:
         return params
 
 
+def _check_bound(neuron: LIF | IF) -> None:
+    """Refuses a bound after the reset where the server has none. A detached reset to zero depends on the method."""
+    if neuron.bound_after_reset and (neuron.reset == "value" or neuron.refractory):
+        name = f"{type(neuron).__name__}.bound_after_reset"
+        raise unfit(ValueError, name, "False with reset 'value' or refractory steps", neuron.bound_after_reset)
+
+
 @dataclass(frozen=True, slots=True)
 class LIF(_Leaky):
     """Leaky integrate-and-fire: u[t] = alpha u[t-1] + x[t] - reset.
@@ -137,6 +145,8 @@ class LIF(_Leaky):
         reset_by: what a spike subtracts; None for the threshold.
         decay_reset: whether the reset is applied before the decay.
         min_membrane: lower bound of the membrane; None for none.
+        bound_after_reset: whether it bounds what the reset leaves to the next step, as in sinabs; not with reset
+            "value", refractory steps, or a detached reset to zero.
         max_spikes: most spikes of a neuron in one step; 1 with reset "zero" and "value".
         reset_to: what a spike sets the membrane to with reset "value"; None with others.
         detach_reset: whether no gradient passes through the spikes to the reset.
@@ -151,16 +161,29 @@ class LIF(_Leaky):
     """
 
     alpha: float | Array
+    bound_after_reset: bool = field(default=False, kw_only=True)
 
     model: ClassVar[str] = "lif"
     _values: ClassVar[tuple[str, ...]] = ("alpha", *_VALUES)
+    _later: ClassVar[dict[str, Any]] = _LATER_WITH_BOUND
+
+    def __post_init__(self) -> None:
+        _Leaky.__post_init__(self)  # no super(): dataclasses with slots are made anew
+        _check_bound(self)
 
 
 @dataclass(frozen=True, slots=True)
 class IF(_Leaky):
     """Integrate-and-fire: LIF without decay. Attributes as of `LIF`, without alpha."""
 
+    bound_after_reset: bool = field(default=False, kw_only=True)
+
     model: ClassVar[str] = "if"
+    _later: ClassVar[dict[str, Any]] = _LATER_WITH_BOUND
+
+    def __post_init__(self) -> None:
+        _Leaky.__post_init__(self)
+        _check_bound(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@
 //     dL/ds[t] = g[t] + c lam[t+1]
 //     lam[t]   = f'[t] dL/ds[t] + h[t] + b lam[t+1]
 // which is lam[t] = f'[t] g[t] + h[t] + a[t] lam[t+1] with a = b + c f'. Keeping dL/ds apart gives dL/dtheta for nothing.
+// A bound after the reset cuts off lam[t+1] where what the reset has left lies on it.
 #pragma once
 
 #include "macros.h"
@@ -57,11 +58,18 @@ EXODUS_HOST_DEVICE Real by_reset(Reset reset, Real alpha, Real sum) {
   }
 }
 
+// dL/dmin from the sum of the cut off lam: `alpha` stands between a bound after the reset and u[t+1] unless the reset
+// follows the decay.
+template <class Real>
+EXODUS_HOST_DEVICE Real by_bound(bool bound_after_reset, Reset reset, Real alpha, Real sum) {
+  return bound_after_reset && reset != Reset::subtract ? alpha * sum : sum;
+}
+
 // The data of a step that do not depend on later steps.
 template <class Real>
 struct LifStep {
   Real membrane;
-  Real spikes;         // read for a reset to zero, and for the sums
+  Real spikes;         // read for a reset to zero, for a bound after the reset, and for the sums
   Real surrogate;      // f'[t]
   Real grad_spikes;    // g[t]
   Real grad_membrane;  // h[t]
@@ -72,8 +80,8 @@ template <class Real>
 struct LifSums {
   Real alpha;
   Real threshold;
-  Real reset_by;  // of lam[t+1] s[t], for by_reset
-  Real min_membrane;
+  Real reset_by;      // of lam[t+1] s[t], for by_reset
+  Real min_membrane;  // of what the bound has cut off, for by_bound
 
   template <class Part>
   EXODUS_HOST_DEVICE LifSums& operator+=(const LifSums<Part>& part) {
@@ -109,32 +117,53 @@ EXODUS_HOST_DEVICE LifSlopes<Real> lif_slopes(Method method, Reset reset, const 
   return {through_spikes(method, reset, neuron, membrane), direct(method, reset, neuron.alpha, spikes)};
 }
 
+// The part of lam[t+1] that passes a bound after the reset of step t.
+template <class Real>
+EXODUS_HOST_DEVICE Real unless_cut(bool bound_after_reset, Reset reset, const LifNeuron<Real>& neuron, Real membrane,
+                                   Real spikes, Real later) {
+  if (!bound_after_reset) return later;
+  return select(is_clipped(left_by_reset(reset, neuron, membrane, spikes), neuron.min_membrane), Real(0), later);
+}
+
+// The term of dL/dalpha from t to t+1, added to `sum`; `passed` is what unless_cut gives. With a reset before the decay,
+// alpha decays the bound where that is what is left.
+template <class Real>
+EXODUS_HOST_DEVICE Real plus_by_alpha(bool bound_after_reset, Reset reset, const LifNeuron<Real>& neuron, Real membrane,
+                                      Real spikes, Real later, Real passed, Real sum) {
+  const Real left = retained(reset, membrane, spikes, neuron.reset_by);
+  if (!bound_after_reset || reset == Reset::subtract) return multiply_add(passed, left, sum);
+  return multiply_add(later, clip(left, neuron.min_membrane), sum);
+}
+
 // lam[t] from lam[t+1], which is `later`. With sums, adds what the step from t to t+1 contributes. Not bounded: there is
-// no lower bound of the membrane that it could lie on. `before` in scan.h composes the same step as a map, which rounds
-// in another order: a serial pass must not depend on how others cut time into chunks, so both are written out.
+// no lower bound that u[t] could lie on. `before` in scan.h composes the same step as a map, which rounds in another
+// order: a serial pass must not depend on how others cut time into chunks, so both are written out.
 template <class Real>
 EXODUS_HOST_DEVICE Real lif_adjoint_step(Reset reset, const LifSlopes<Real>& slopes, bool with_sums, bool bounded,
-                                         const LifNeuron<Real>& neuron, const LifStep<Real>& step, Real later,
-                                         LifSums<Real>& sums) {
-  const Real grad_spikes = multiply_add(slopes.by_spikes, later, step.grad_spikes);
-  const Real passed_on = multiply_add(slopes.direct, later, step.grad_membrane);
+                                         bool bound_after_reset, const LifNeuron<Real>& neuron,
+                                         const LifStep<Real>& step, Real later, LifSums<Real>& sums) {
+  const Real passed = unless_cut(bound_after_reset, reset, neuron, step.membrane, step.spikes, later);
+  const Real grad_spikes = multiply_add(slopes.by_spikes, passed, step.grad_spikes);
+  const Real passed_on = multiply_add(slopes.direct, passed, step.grad_membrane);
   const Real unclipped = multiply_add(step.surrogate, grad_spikes, passed_on);
   const Real now =
       bounded ? select(is_clipped(step.membrane, neuron.min_membrane), Real(0), unclipped) : unclipped;
   if (with_sums) {
-    sums.alpha = multiply_add(later, retained(reset, step.membrane, step.spikes, neuron.reset_by), sums.alpha);
+    sums.alpha = plus_by_alpha(bound_after_reset, reset, neuron, step.membrane, step.spikes, later, passed, sums.alpha);
     sums.threshold = multiply_add(-step.surrogate, grad_spikes, sums.threshold);
-    sums.reset_by = multiply_add(later, step.spikes, sums.reset_by);
+    sums.reset_by = multiply_add(passed, step.spikes, sums.reset_by);
     if (bounded) sums.min_membrane += unclipped - now;
+    if (bound_after_reset) sums.min_membrane += later - passed;
   }
   return now;
 }
 
 template <class Real>
-EXODUS_HOST_DEVICE Real lif_adjoint_step(Method method, Reset reset, bool with_sums, bool bounded, const LifNeuron<Real>& neuron,
+EXODUS_HOST_DEVICE Real lif_adjoint_step(Method method, Reset reset, bool with_sums, bool bounded,
+                                         bool bound_after_reset, const LifNeuron<Real>& neuron,
                                          const LifStep<Real>& step, Real later, LifSums<Real>& sums) {
   const LifSlopes<Real> slopes = lif_slopes(method, reset, neuron, step.membrane, step.spikes);
-  return lif_adjoint_step(reset, slopes, with_sums, bounded, neuron, step, later, sums);
+  return lif_adjoint_step(reset, slopes, with_sums, bounded, bound_after_reset, neuron, step, later, sums);
 }
 
 template <class Real>
@@ -145,13 +174,15 @@ struct LifInitialGradient {
 
 // The step from t = -1, whose membrane and spikes are given, to t = 0, where lam is `first`: closes the sums.
 template <class Real>
-EXODUS_HOST_DEVICE LifInitialGradient<Real> lif_adjoint_initial(Method method, Reset reset,
+EXODUS_HOST_DEVICE LifInitialGradient<Real> lif_adjoint_initial(Method method, Reset reset, bool bound_after_reset,
                                                                 const LifNeuron<Real>& neuron, Real membrane,
                                                                 Real spikes, Real first, LifSums<Real>& sums) {
-  sums.alpha += first * retained(reset, membrane, spikes, neuron.reset_by);
-  sums.reset_by += first * spikes;
-  return {direct(method, reset, neuron.alpha, spikes) * first,
-          through_spikes(method, reset, neuron, membrane) * first};
+  const Real passed = unless_cut(bound_after_reset, reset, neuron, membrane, spikes, first);
+  sums.alpha = plus_by_alpha(bound_after_reset, reset, neuron, membrane, spikes, first, passed, sums.alpha);
+  sums.reset_by += passed * spikes;
+  sums.min_membrane += first - passed;
+  return {direct(method, reset, neuron.alpha, spikes) * passed,
+          through_spikes(method, reset, neuron, membrane) * passed};
 }
 
 // delta[n] of an SRM neuron (the transpose of 22) from `reset`, the sum over j of nu[j] delta[n+1+j].

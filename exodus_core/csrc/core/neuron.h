@@ -25,7 +25,7 @@ struct LifNeuron {
   Real alpha;
   Real threshold;
   Real reset_by;
-  Real min_membrane;
+  Real min_membrane;  // of u[t], or with bound_after_reset of what its reset leaves to the next step
   Real max_spikes;
 };
 
@@ -58,7 +58,7 @@ EXODUS_HOST_DEVICE Real integrate(Reset reset, const LifNeuron<Real>& neuron, Re
   return reset == Reset::subtract ? decayed - neuron.reset_by * spikes : decayed;
 }
 
-// The lower bound. A membrane on the bound counts as clipped; NaN stays NaN.
+// The lower bound. What lies on the bound counts as clipped; NaN stays NaN.
 template <class Real>
 EXODUS_HOST_DEVICE Real clip(Real membrane, Real min_membrane) {
   return at_least(membrane, min_membrane);
@@ -67,6 +67,22 @@ EXODUS_HOST_DEVICE Real clip(Real membrane, Real min_membrane) {
 template <class Real>
 EXODUS_HOST_DEVICE auto is_clipped(Real membrane, Real min_membrane) {
   return membrane <= min_membrane;
+}
+
+// What a bound after the reset acts on: the membrane after the reset, which decays afterwards, or with Reset::subtract
+// has decayed before. A faded one is zero, so that a backward pass which flushes subnormal numbers clips the same.
+template <class Real>
+EXODUS_HOST_DEVICE Real left_by_reset(Reset reset, const LifNeuron<Real>& neuron, Real membrane, Real spikes) {
+  const Real left = retained(reset, membrane, spikes, neuron.reset_by);
+  return unless_faded(reset == Reset::subtract ? neuron.alpha * left - neuron.reset_by * spikes : left, neuron.alpha);
+}
+
+// u[t] with a bound after the reset.
+template <class Real>
+EXODUS_HOST_DEVICE Real integrate_bounded(Reset reset, const LifNeuron<Real>& neuron, Real membrane, Real spikes,
+                                          Real input) {
+  const Real left = clip(left_by_reset(reset, neuron, membrane, spikes), neuron.min_membrane);
+  return reset == Reset::subtract ? left + input : neuron.alpha * left + input;
 }
 
 // s[t] = 1 where u[t] >= theta (4); or floor(u[t] / theta), between 0 and max_spikes.
@@ -82,9 +98,10 @@ EXODUS_HOST_DEVICE Real fire(bool many_spikes, Real membrane, Real threshold, Re
 // One step: `membrane` and `spikes` are those of t-1 in, of t out. Returns the membrane as Storage holds it. The spike
 // decision is taken on that, because the backward pass, which has nothing else, must see the same spikes.
 template <class Storage, class Real>
-EXODUS_HOST_DEVICE Real lif_step(Reset reset, bool many_spikes, const LifNeuron<Real>& neuron, Real input,
-                                    Real& membrane, Real& spikes) {
-  membrane = clip(integrate(reset, neuron, membrane, spikes, input), neuron.min_membrane);
+EXODUS_HOST_DEVICE Real lif_step(Reset reset, bool many_spikes, bool bound_after_reset, const LifNeuron<Real>& neuron,
+                                 Real input, Real& membrane, Real& spikes) {
+  membrane = bound_after_reset ? integrate_bounded(reset, neuron, membrane, spikes, input)
+                               : clip(integrate(reset, neuron, membrane, spikes, input), neuron.min_membrane);
   const Real stored = as_stored<Storage>(membrane);
   spikes = fire(many_spikes, stored, neuron.threshold, neuron.max_spikes);
   return stored;

@@ -57,15 +57,26 @@ void fill_parameter(Real* row, const Parameter& parameter, const Layout& layout,
   }
 }
 
+// True if a condition holds for every value of a parameter.
+template <class Real, class Condition>
+bool all_of(const Parameter& parameter, Condition condition) {
+  const Real* values = elements<Real>(parameter.tensor);
+  const Real number = static_cast<Real>(parameter.value);
+  const Real* first = values == nullptr ? &number : values;
+  return std::all_of(first, first + (values == nullptr ? 1 : parameter.tensor->numel()), condition);
+}
+
 // True if no value of a parameter is zero or subnormal: then a comparison with it ends as it would if subnormal numbers
 // were zero.
 template <class Real>
 bool is_normal(const Parameter& parameter) {
-  const Real* values = elements<Real>(parameter.tensor);
-  const Real number = static_cast<Real>(parameter.value);
-  const Real* first = values == nullptr ? &number : values;
-  return std::all_of(first, first + (values == nullptr ? 1 : parameter.tensor->numel()),
-                     [](Real value) { return !(magnitude(value) < kSmallestNormal<Real>); });
+  return all_of<Real>(parameter, [](Real value) { return !(magnitude(value) < kSmallestNormal<Real>); });
+}
+
+// True if no neuron keeps its membrane as it is.
+template <class Real>
+bool decays(const Parameter& alpha) {
+  return all_of<Real>(alpha, [](Real value) { return value < Real(1); });
 }
 
 // During its lifetime, subnormal results are flushed to zero on this thread, and with `operands` subnormal operands too.

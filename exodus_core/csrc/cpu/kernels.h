@@ -46,6 +46,7 @@ struct NeuronRows {
   ParameterRow<Real> reset_by;
   ParameterRow<Real> min_membrane;
   Real max_spikes;
+  bool bound_after_reset;
 };
 
 // Successive rows of a tile, from one step to the next; `stride` elements lie between two. Null reads as zeros.

@@ -1,4 +1,6 @@
 // LIF and IF on the CPU: the rows of a tile are swept in time order, forward and backward.
+#include <optional>
+
 #include "backend.h"
 #include "packed_rows.h"
 
@@ -16,7 +18,7 @@ class ParameterRows {
   NeuronRows<Real> of(const LifParameters& parameters, const Layout& layout, const Tile& tile) {
     return {row(0, parameters.alpha, layout, tile), row(1, parameters.threshold, layout, tile),
             row(2, parameters.reset_by, layout, tile), row(3, parameters.min_membrane, layout, tile),
-            static_cast<Real>(parameters.max_spikes)};
+            static_cast<Real>(parameters.max_spikes), parameters.bound_after_reset};
   }
 
  private:
@@ -111,7 +113,12 @@ void backward(const LifBackwardCall& call) {
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
   const Layout& layout = call.layout;
   const bool with_lanes = call.lane_gradients.numel() > 0;
-  const bool operands = is_normal<Real>(call.parameters.threshold) && is_normal<Real>(call.parameters.min_membrane);
+  const LifParameters& parameters = call.parameters;
+  // A bound after the reset clips what a flushed membrane and reset_by would change; without a decay, nothing fades.
+  const bool after_reset = parameters.bound_after_reset;
+  const bool flushes = !after_reset || decays<Real>(parameters.alpha);
+  const bool operands = is_normal<Real>(parameters.threshold) && is_normal<Real>(parameters.min_membrane) &&
+                        (!after_reset || is_normal<Real>(parameters.reset_by));
   const bool streamed = streams(layout, 3 * call.membrane.numel() * sizeof(Storage));
   // The sums are four rows of state more.
   const Tiling tiling(layout, threads_for(call.membrane.numel()), with_lanes ? kMaxTileLanes / 4 : kMaxTileLanes);
@@ -139,7 +146,8 @@ void backward(const LifBackwardCall& call) {
       block.adjoint = adjoint[0];
       if (with_lanes) block.sums = {sums.block(0), sums.block(1), sums.block(2), sums.block(3)};
       for_each_block(layout.time, Direction::backward, [&](std::int64_t begin, std::int64_t end) {
-        const FlushSubnormals flush(operands);
+        std::optional<FlushSubnormals> flush;
+        if (flushes) flush.emplace(operands);
         membrane_rows.read(begin, end);
         grad_spikes_rows.read(begin, end);
         grad_membrane_rows.read(begin, end);

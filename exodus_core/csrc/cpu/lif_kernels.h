@@ -12,6 +12,13 @@ constexpr std::int64_t kVecSteps = 4;
 // two of neurons, those of 8 steps and of the 8 before them do not fit.
 constexpr std::int64_t kVecStepsWithSums = 6;
 
+// Of the body of a loop over vectors: GCC calls a long one for each vector, if it may.
+#if defined(EXODUS_PORTABLE_ONLY)
+#define EXODUS_INLINED
+#else
+#define EXODUS_INLINED __attribute__((always_inline))
+#endif
+
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // One vector register of what Storage is computed in.
@@ -35,13 +42,19 @@ EXODUS_HOST_DEVICE LifNeuron<VecOf<Storage>> neuron_at(const NeuronRows<Scalar>&
 }
 
 template <class Scalar, class Real>
-EXODUS_HOST_DEVICE void add(const ParameterSums<Scalar>& rows, std::int64_t slot, Reset reset, Real alpha,
-                            const LifSums<Real>& sums) {
+EXODUS_HOST_DEVICE void add(const ParameterSums<Scalar>& rows, std::int64_t slot, bool bound_after_reset, Reset reset,
+                            Real alpha, const LifSums<Real>& sums) {
   const Real reset_by = by_reset(reset, alpha, sums.reset_by);
+  const Real min_membrane = by_bound(bound_after_reset, reset, alpha, sums.min_membrane);
   (Real::read(rows.alpha + slot) + sums.alpha).write(rows.alpha + slot);
   (Real::read(rows.threshold + slot) + sums.threshold).write(rows.threshold + slot);
   (Real::read(rows.reset_by + slot) + reset_by).write(rows.reset_by + slot);
-  (Real::read(rows.min_membrane + slot) + sums.min_membrane).write(rows.min_membrane + slot);
+  (Real::read(rows.min_membrane + slot) + min_membrane).write(rows.min_membrane + slot);
+}
+
+template <class Scalar>
+bool is_bounded(const NeuronRows<Scalar>& neuron) {
+  return neuron.min_membrane.per_lane || *neuron.min_membrane.values > -kInfinity;
 }
 
 // Calls body(lane, slot) for every vector of a row: its first lane, and where its state is kept.
@@ -101,13 +114,15 @@ struct VecStore {
   }
 };
 
-template <Reset reset, bool many_spikes, class Storage>
-void lif_forward_block(const LifForwardBlock<Storage>& block) {
+// Reset, many_spikes and bound_after_reset are values, or constants that leave one case.
+template <class ResetType, class ManyType, class AfterType, class Storage>
+void lif_forward_block(ResetType reset, ManyType many_spikes, AfterType bound_after_reset,
+                       const LifForwardBlock<Storage>& block) {
   using Real = VecOf<Storage>;
   const RowBlock<const Storage> input_rows = block.input;
   for (std::int64_t begin = 0; begin < block.steps; begin += kVecSteps) {
     const std::int64_t end = std::min(block.steps, begin + kVecSteps);
-    for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
+    for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) EXODUS_INLINED {
       const LifNeuron<Real> neuron = neuron_at<Storage>(block.neuron, lane);
       const VecStore<Storage> spikes_out(block.spikes, lane), membrane_out(block.membrane, lane);
       Prefetch<const Storage> next_input(input_rows, begin, kVecSteps, lane);
@@ -120,7 +135,7 @@ void lif_forward_block(const LifForwardBlock<Storage>& block) {
         if (!membrane_out.streamed) next_membrane.forward();
         if (!spikes_out.streamed) next_spikes.forward();
         const Real input = load_lanes<Real>(input_rows[t] + lane);
-        membrane_out(t, lif_step<Storage>(reset, many_spikes, neuron, input, membrane, spikes));
+        membrane_out(t, lif_step<Storage>(reset, many_spikes, bound_after_reset, neuron, input, membrane, spikes));
         spikes_out(t, spikes);
       }
       membrane.write(block.membrane_state + slot);
@@ -130,19 +145,20 @@ void lif_forward_block(const LifForwardBlock<Storage>& block) {
   finish_streams();
 }
 
-// Method and reset are the enumerations, or constants of them that leave one case.
-template <bool with_sums, SurrogateKind kind, class MethodType, class ResetType, class Storage>
-void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlock<Storage>& block) {
+// Method, reset and bound_after_reset are values, or constants that leave one case.
+template <bool with_sums, SurrogateKind kind, class MethodType, class ResetType, class AfterType, class Storage>
+void lif_backward_block(MethodType method, ResetType reset, AfterType bound_after_reset,
+                        const LifBackwardBlock<Storage>& block) {
   using Real = VecOf<Storage>;
   const RowBlock<const Storage> membrane_rows = block.membrane, grad_spikes_rows = block.grad_spikes,
                                 grad_membrane_rows = block.grad_membrane;
   const Real slope(block.surrogate.slope), scale(block.surrogate.scale);  // locals, which stay in registers
   const bool many_spikes = block.neuron.max_spikes > 1;
-  const bool bounded = block.neuron.min_membrane.per_lane || *block.neuron.min_membrane.values > -kInfinity;
+  const bool bounded = is_bounded(block.neuron) && !bound_after_reset;
   constexpr std::int64_t steps = with_sums ? kVecStepsWithSums : kVecSteps;
   for (std::int64_t end = block.steps; end > 0; end -= steps) {
     const std::int64_t begin = std::max<std::int64_t>(0, end - steps);
-    for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
+    for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) EXODUS_INLINED {
       const LifNeuron<Real> neuron = neuron_at<Storage>(block.neuron, lane);
       const VecStore<Storage> grad_input_out(block.grad_input, lane);
       Prefetch<const Storage> next_membrane(membrane_rows, end - 1, -steps, lane);
@@ -156,18 +172,18 @@ void lif_backward_block(MethodType method, ResetType reset, const LifBackwardBlo
         if (!grad_input_out.streamed) next_grad_input.backward();
         const Real membrane = load_lanes<Real>(membrane_rows[t] + lane);
         Real spikes(0);
-        if (with_sums || reset == Reset::zero) {
+        if (with_sums || reset == Reset::zero || bound_after_reset) {
           spikes = many_spikes ? fire(true, membrane, neuron.threshold, neuron.max_spikes)
                                : fire(false, membrane, neuron.threshold, neuron.max_spikes);
         }
         const Real surrogate = scaled_surrogate(kind, slope, scale, membrane, neuron.threshold);
         const LifStep<Real> step{membrane, spikes, surrogate, load_lanes<Real>(grad_spikes_rows[t] + lane),
                                  load_lanes<Real>(grad_membrane_rows[t] + lane)};
-        adjoint = lif_adjoint_step(method, reset, with_sums, bounded, neuron, step, adjoint, sums);
+        adjoint = lif_adjoint_step(method, reset, with_sums, bounded, bound_after_reset, neuron, step, adjoint, sums);
         grad_input_out(t, adjoint);
       }
       adjoint.write(block.adjoint + slot);
-      if constexpr (with_sums) add(block.sums, slot, reset, neuron.alpha, sums);
+      if constexpr (with_sums) add(block.sums, slot, bound_after_reset, reset, neuron.alpha, sums);
     });
   }
   finish_streams();
@@ -180,11 +196,11 @@ void lif_initial(Method method, Reset reset, const LifInitialRow<Scalar>& row) {
     LifSums<Real> sums{Real(0), Real(0), Real(0), Real(0)};
     const LifNeuron<Real> neuron = neuron_at<Scalar>(row.neuron, lane);
     const LifInitialGradient<Real> gradient =
-        lif_adjoint_initial(method, reset, neuron, Real::read(row.membrane + slot), Real::read(row.spikes + slot),
-                            Real::read(row.adjoint + slot), sums);
+        lif_adjoint_initial(method, reset, row.neuron.bound_after_reset, neuron, Real::read(row.membrane + slot),
+                            Real::read(row.spikes + slot), Real::read(row.adjoint + slot), sums);
     gradient.membrane.write(row.grad_membrane + slot);
     gradient.spikes.write(row.grad_spikes + slot);
-    add(row.sums, slot, reset, neuron.alpha, sums);
+    add(row.sums, slot, row.neuron.bound_after_reset, reset, neuron.alpha, sums);
   });
 }
 
@@ -227,36 +243,41 @@ void with_surrogate(SurrogateKind kind, Body body) {
   }
 }
 
+// A loop of its own for every reset; one for all of them looks at the reset in each step, if the bound is after it.
 template <class Storage>
 void lif_forward(Reset reset, bool many_spikes, const LifForwardBlock<Storage>& block) {
+  if (block.neuron.bound_after_reset) return lif_forward_block(reset, many_spikes, Is<true>{}, block);
   with_reset(reset, [&](auto r) {
     if (many_spikes) {
-      lif_forward_block<r.value, true>(block);
+      lif_forward_block(r, Is<true>{}, Is<false>{}, block);
     } else {
-      lif_forward_block<r.value, false>(block);
+      lif_forward_block(r, Is<false>{}, Is<false>{}, block);
     }
   });
 }
 
-// float32 has a loop of its own for every reset; other element types look at the reset in each step, which costs them
-// little and halves the size of the library.
+// float32 has a loop of its own for every reset unless the bound is after it; other element types look at the reset in
+// each step, which costs them little and halves the size of the library.
 template <class Storage>
 void lif_backward(Method method, Reset reset, const LifBackwardBlock<Storage>& block) {
-  const bool with_sums = block.sums.alpha != nullptr;
+  const bool with_sums = block.sums.alpha != nullptr, after_reset = block.neuron.bound_after_reset;
   with_surrogate(block.surrogate.kind, [&](auto kind) {
-    if (!std::is_same_v<Storage, float> || (with_sums && method == Method::slayer)) {
+    if (!std::is_same_v<Storage, float> || after_reset || (with_sums && method == Method::slayer)) {
       if (with_sums) {
-        lif_backward_block<true, kind.value>(method, reset, block);
+        lif_backward_block<true, kind.value>(method, reset, after_reset, block);
       } else {
-        lif_backward_block<false, kind.value>(method, reset, block);
+        lif_backward_block<false, kind.value>(method, reset, after_reset, block);
       }
     } else if constexpr (std::is_same_v<Storage, float>) {
       if (with_sums) {
-        with_reset(reset, [&](auto r) { lif_backward_block<true, kind.value>(Is<Method::exodus>{}, r, block); });
+        with_reset(reset, [&](auto r) {
+          lif_backward_block<true, kind.value>(Is<Method::exodus>{}, r, Is<false>{}, block);
+        });
       } else {
         // Without sums, only the adjoint step sees the reset.
-        with_reset(differentiated(method, reset),
-                   [&](auto r) { lif_backward_block<false, kind.value>(Is<Method::exodus>{}, r, block); });
+        with_reset(differentiated(method, reset), [&](auto r) {
+          lif_backward_block<false, kind.value>(Is<Method::exodus>{}, r, Is<false>{}, block);
+        });
       }
     }
   });

@@ -39,13 +39,15 @@ struct DeviceNeurons {
   DeviceParameter<Real> reset_by;
   DeviceParameter<Real> min_membrane;
   Real max_spikes;
+  bool bound_after_reset;
 
   explicit DeviceNeurons(const LifParameters& parameters)
       : alpha(on_device<Real>(parameters.alpha)),
         threshold(on_device<Real>(parameters.threshold)),
         reset_by(on_device<Real>(parameters.reset_by)),
         min_membrane(on_device<Real>(parameters.min_membrane)),
-        max_spikes(static_cast<Real>(parameters.max_spikes)) {}
+        max_spikes(static_cast<Real>(parameters.max_spikes)),
+        bound_after_reset(parameters.bound_after_reset) {}
 
   __device__ __forceinline__ LifNeuron<Real> of(std::int64_t column) const {
     // The bound is rounded as the membrane will be: one that was raised to it must be seen to lie on it.
@@ -102,7 +104,7 @@ struct LifBackwardArgs {
       }
     };
     with_kind(surrogate.kind, set);
-    if (with_sums || reset == Reset::zero) {
+    if (with_sums || reset == Reset::zero || neurons.bound_after_reset) {
 #pragma unroll
       for (int k = 0; k < steps; ++k) {
 #pragma unroll
@@ -124,16 +126,19 @@ struct LifBackwardArgs {
                                         const LifSums<double>& sums) const {
     LifSums<Real> last{};
     const LifInitialGradient<Real> initial =
-        lif_adjoint_initial(method, reset, neuron, lane_value(initial_membrane, lane),
+        lif_adjoint_initial(method, reset, neurons.bound_after_reset, neuron, lane_value(initial_membrane, lane),
                             lane_value(initial_spikes, lane), first, last);
-    const double by_reset_sum = by_reset(reset, static_cast<double>(neuron.alpha), sums.reset_by + last.reset_by);
+    const double alpha = static_cast<double>(neuron.alpha);
+    const double by_reset_sum = by_reset(reset, alpha, sums.reset_by + last.reset_by);
+    const double by_bound_sum =
+        by_bound(neurons.bound_after_reset, reset, alpha, sums.min_membrane + last.min_membrane);
     Real values[kLaneGradients];
     values[kInitialMembrane] = initial.membrane;
     values[kInitialSpikes] = initial.spikes;
     values[kAlpha] = static_cast<Real>(sums.alpha + last.alpha);
     values[kThreshold] = static_cast<Real>(sums.threshold);
     values[kResetBy] = static_cast<Real>(by_reset_sum);
-    values[kMinMembrane] = static_cast<Real>(sums.min_membrane);
+    values[kMinMembrane] = static_cast<Real>(by_bound_sum);
 #pragma unroll
     for (int k = 0; k < kLaneGradients; ++k) store_global(lane_gradients + k * sweep.layout.lanes() + lane, values[k]);
   }

@@ -37,7 +37,7 @@ struct BackwardLanes {
       const LifSlopes<Real> slopes{to_zero ? to_zero_slopes.by_spikes : by_spikes[i],
                                    to_zero ? to_zero_slopes.direct : neuron[i].alpha};
       adjoint[i] =
-          lif_adjoint_step(args.reset, slopes, with_sums, true, neuron[i], step, adjoint[i], sums[i].block);
+          lif_adjoint_step(args.reset, slopes, with_sums, !args.neurons.bound_after_reset, args.neurons.bound_after_reset, neuron[i], step, adjoint[i], sums[i].block);
       y[k][i][0] = store<Storage>(adjoint[i]);
       if (with_sums) sums[i].count_step();
     });

@@ -63,14 +63,14 @@ struct Chunk {
   __device__ __forceinline__ AffineMap<Real> reduce(std::int64_t begin, std::int64_t end) const {
     AffineMap<Real> map{Real(1), Real(0)};
     for_each(begin, end, [&](const LifStep<Real>& step, std::int64_t) {
-      map = before(args.method, args.reset, neuron, step, map);
+      map = before(args.method, args.reset, args.neurons.bound_after_reset, neuron, step, map);
     });
     return map;
   }
 
   __device__ __forceinline__ Real replay(std::int64_t begin, std::int64_t end, Real later, LifSums<Real>& sums) const {
     for_each(begin, end, [&](const LifStep<Real>& step, std::int64_t t) {
-      later = lif_adjoint_step(args.method, args.reset, with_sums, true, neuron, step, later, sums);
+      later = lif_adjoint_step(args.method, args.reset, with_sums, !args.neurons.bound_after_reset, args.neurons.bound_after_reset, neuron, step, later, sums);
       store_global(args.sweep.out[0] + first + t * args.sweep.layout.inner, store<Storage>(later));
     });
     return later;

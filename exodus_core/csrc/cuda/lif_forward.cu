@@ -19,29 +19,37 @@ struct ForwardLane {
     return {args.neurons.of(column), lane_value(args.initial_membrane, lane), lane_value(args.initial_spikes, lane)};
   }
   template <class Storage>
-  __device__ __forceinline__ void step(Reset reset, bool many_spikes, const Storage (&from)[1], Storage (&to)[2]) {
-    to[0] = store<Storage>(lif_step<Storage>(reset, many_spikes, neuron, load(from[0]), membrane, spikes));
+  __device__ __forceinline__ void step(Reset reset, bool many_spikes, bool bound_after_reset, const Storage (&from)[1],
+                                       Storage (&to)[2]) {
+    to[0] = store<Storage>(
+        lif_step<Storage>(reset, many_spikes, bound_after_reset, neuron, load(from[0]), membrane, spikes));
     to[1] = store<Storage>(spikes);
   }
 };
 
-struct ResetOfCall {
-  Reset value;
+template <class T>
+struct OfCall {
+  T value;
 };
 
-// Calls run(reset, many_spikes): code of its own for each reset, and one for all with many spikes a step.
+// Calls run(reset, many_spikes, bound_after_reset): code of its own for each reset, and one for all with many spikes a
+// step or a bound after the reset.
 template <class Storage, class Run>
 __device__ __forceinline__ void with_reset(const LifForwardArgs<Storage>& args, Run run) {
-  if (args.neurons.max_spikes > 1) return run(ResetOfCall{args.reset}, std::true_type{});
+  const bool many_spikes = args.neurons.max_spikes > 1, after_reset = args.neurons.bound_after_reset;
+  if (many_spikes || after_reset) {
+    return run(OfCall<Reset>{args.reset}, OfCall<bool>{many_spikes}, OfCall<bool>{after_reset});
+  }
+  const auto alone = [&](auto reset) { run(reset, std::false_type{}, std::false_type{}); };
   switch (args.reset) {
     case Reset::subtract:
-      return run(std::integral_constant<Reset, Reset::subtract>{}, std::false_type{});
+      return alone(std::integral_constant<Reset, Reset::subtract>{});
     case Reset::subtract_decayed:
-      return run(std::integral_constant<Reset, Reset::subtract_decayed>{}, std::false_type{});
+      return alone(std::integral_constant<Reset, Reset::subtract_decayed>{});
     case Reset::zero:
-      return run(std::integral_constant<Reset, Reset::zero>{}, std::false_type{});
+      return alone(std::integral_constant<Reset, Reset::zero>{});
     case Reset::none:
-      return run(std::integral_constant<Reset, Reset::none>{}, std::false_type{});
+      return alone(std::integral_constant<Reset, Reset::none>{});
   }
 }
 
@@ -54,12 +62,14 @@ __global__ void __launch_bounds__(kThreads) lif_forward_in_place(LifForwardArgs<
   ForwardLane<compute_t<Storage>> lanes[width];
 #pragma unroll
   for (int i = 0; i < width; ++i) lanes[i] = lanes[i].of(args, first + i, column + i);
-  with_reset(args, [&](auto reset, auto many_spikes) {
+  with_reset(args, [&](auto reset, auto many_spikes, auto after_reset) {
     sweep_in_place<width, kGroup<width>>(args.sweep, first, shared, [&](const auto& x, auto& y) {
 #pragma unroll
       for (int k = 0; k < static_cast<int>(sizeof(x) / sizeof(x[0])); ++k) {
 #pragma unroll
-        for (int i = 0; i < width; ++i) lanes[i].step(reset.value, many_spikes.value, x[k][i], y[k][i]);
+        for (int i = 0; i < width; ++i) {
+          lanes[i].step(reset.value, many_spikes.value, after_reset.value, x[k][i], y[k][i]);
+        }
       }
     });
   });
@@ -71,10 +81,10 @@ __global__ void __launch_bounds__(kStagedLanes) lif_forward_staged(LifForwardArg
   const StagedBlock block = StagedBlock::of(args.sweep.layout);
   auto lane = ForwardLane<compute_t<Storage>>::of(args, block.lane(), block.lane() % args.sweep.layout.inner);
   sweep_staged<false>(args.sweep, block, unit, shared, [&](const auto& x, auto& y) {
-    with_reset(args, [&](auto reset, auto many_spikes) {
+    with_reset(args, [&](auto reset, auto many_spikes, auto after_reset) {
 #pragma unroll
       for (int k = 0; k < static_cast<int>(sizeof(x) / sizeof(x[0])); ++k) {
-        lane.step(reset.value, many_spikes.value, x[k][0], y[k][0]);
+        lane.step(reset.value, many_spikes.value, after_reset.value, x[k][0], y[k][0]);
       }
     });
   });

@@ -321,6 +321,7 @@ class LifSettings(NamedTuple):
     min_membrane: float
     max_spikes: float
     reset: int
+    bound_after_reset: bool
     surrogate: int
     slope: float
     scale: float
@@ -331,6 +332,11 @@ class LifSettings(NamedTuple):
     @property
     def neuron(self) -> tuple[float, float, float, float, float]:
         return self[:5]
+
+    @property
+    def rule(self) -> tuple[int, bool]:
+        """How a step follows from the one before."""
+        return self.reset, self.bound_after_reset
 
 
 class NeuronOptions(TypedDict, total=False):
@@ -343,6 +349,7 @@ class NeuronOptions(TypedDict, total=False):
     surrogate: Surrogate
     method: str
     min_membrane: float | Tensor | None
+    bound_after_reset: bool
     max_spikes: int
     reset_to: float | Tensor | None
     detach_reset: bool
@@ -367,6 +374,7 @@ LIF_DEFAULTS: LifOptions = {
     "initial_membrane": None,
     "initial_spikes": None,
     "min_membrane": None,
+    "bound_after_reset": False,
     "max_spikes": 1,
     "reset_to": None,
     "detach_reset": False,
@@ -390,6 +398,28 @@ def is_coupled(
     return others or synapse_alpha is not None or adapt_alpha is not None
 
 
+def check_bound(
+    bound_after_reset: Any,
+    reset: str = "subtract",
+    detach_reset: bool = False,
+    refractory: int = 0,
+    method: str = "exodus",
+) -> None:
+    """Checks that a bound is after the reset of neurons of the operators of LIF alone."""
+    check_flag("bound_after_reset", bound_after_reset)
+    if bound_after_reset and is_coupled(reset, detach_reset, refractory, method):
+        refuse_bound_after_reset()
+
+
+def refuse_bound_after_reset() -> None:
+    """Raises the error for neurons that have no bound after the reset."""
+    raise ArgumentError(
+        "bound_after_reset",
+        "False with reset 'value', a detached reset to zero, refractory steps, a synaptic current or an adaptation",
+        True,
+    )
+
+
 def method_number(method: str, detach_reset: bool) -> int:
     """The operators' number of a method. SLAYER drops what is detached already."""
     return DETACHED_RESET if detach_reset and method == "exodus" else METHOD_NUMBERS[method]
@@ -410,6 +440,7 @@ def lif_arguments(x: Tensor, alpha: float | Tensor, **options: Unpack[LifOptions
     reset_number = reset_code(given["reset"], given["decay_reset"], max_spikes)
     check_reset_to(given["reset"], given["reset_to"])
     check_flag("detach_reset", given["detach_reset"])
+    check_flag("bound_after_reset", given["bound_after_reset"])
     refractory_steps(given["refractory"])
     # A reset that subtracts, detached, is what SLAYER computes.
     drops_reset = method == "slayer" or (method == "exodus" and bool(given["detach_reset"]))
@@ -430,6 +461,7 @@ def lif_arguments(x: Tensor, alpha: float | Tensor, **options: Unpack[LifOptions
         min_value,
         float(max_spikes),
         reset_number,
+        min_membrane is not None and given["bound_after_reset"],
         surrogate.code,
         slope,
         scale,

@@ -90,7 +90,7 @@ class Lif(Operator):
         resets_by = thresholds if settings.tied else resets_by
         tensors = (alphas, thresholds, resets_by, min_membranes, initial_membrane, initial_spikes)
         x = ops.contiguous_or_constant(x, settings.time_dim)
-        return ops.lif_forward(x, *settings.neuron, *tensors, settings.reset, settings.time_dim)
+        return ops.lif_forward(x, *settings.neuron, *tensors, *settings.rule, settings.time_dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -161,7 +161,7 @@ class PackedLif(torch.autograd.Function):
         resets_by = thresholds if settings.tied else resets_by
         tensors = (alphas, thresholds, resets_by, min_membranes, None, None)
         x = ops.contiguous_or_constant(x, settings.time_dim)
-        bits, membrane = ops.lif_forward_packed(x, *settings.neuron[:4], *tensors, settings.reset, settings.time_dim)
+        bits, membrane = ops.lif_forward_packed(x, *settings.neuron[:4], *tensors, *settings.rule, settings.time_dim)
         graph = x.new_zeros(()).expand(x.shape)
         # The output ties the gradients to what they are gradients of: a second derivative is refused, not zero.
         ctx.save_for_backward(membrane, *tensors, graph)
@@ -197,7 +197,7 @@ def _lif_backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | 
         None if grad_membrane is None else ops.contiguous(grad_membrane),
         *settings.neuron,
         *tensors,
-        settings.reset,
+        *settings.rule,
         settings.surrogate,
         settings.slope,
         settings.scale,

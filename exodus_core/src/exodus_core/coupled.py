@@ -65,7 +65,7 @@ class CoupledOptions(LifOptions, Synapse, Adaptation, total=False):
 
 
 DEFAULTS: CoupledOptions = {
-    **LIF_DEFAULTS,
+    **LIF_DEFAULTS,  # but for bound_after_reset
     "synapse_alpha": None,
     "synapse_gain": 1.0,
     "synapse_delayed": False,
@@ -78,6 +78,7 @@ DEFAULTS: CoupledOptions = {
     "initial_adaptation": None,
     "initial_refractory": None,
 }
+del DEFAULTS["bound_after_reset"]
 
 
 def with_defaults(options: CoupledOptions) -> CoupledOptions:
@@ -85,11 +86,17 @@ def with_defaults(options: CoupledOptions) -> CoupledOptions:
 
     Raises:
         ArgumentTypeError: a name is unknown.
+        ArgumentError: they have a bound after the reset.
     """
-    unknown = options.keys() - DEFAULTS.keys()
+    others: dict[str, Any] = dict(options)
+    after_reset = others.pop("bound_after_reset", False)
+    arguments.check_flag("bound_after_reset", after_reset)
+    if after_reset:
+        arguments.refuse_bound_after_reset()
+    unknown = others.keys() - DEFAULTS.keys()
     if unknown:
         raise ArgumentTypeError("options", f"names of {', '.join(DEFAULTS)}", ", ".join(sorted(unknown)))
-    return {**DEFAULTS, **options}
+    return {**DEFAULTS, **others}  # type: ignore[typeddict-item]
 
 
 class CoupledSettings(NamedTuple):
@@ -400,7 +407,7 @@ def neurons(x: Tensor, alpha: float | Tensor, **options: Unpack[CoupledOptions])
     given["time_dim"] = time_dim
     settings, parameters, initial = coupled_arguments(x, alpha, given)
     if given["method"] == "bptt":
-        spikes, membrane, last = reference.coupled_lif(x, alpha, **given)
+        spikes, membrane, last = reference.coupled_lif(x, alpha, **given)  # type: ignore[misc]
         sources = [source for source in (x, parameters, initial) if source is not None and is_differentiated(source)]
         return _in_graph(spikes, sources), _in_graph(membrane, sources), last
     if is_differentiated(x, parameters, initial):

@@ -35,6 +35,7 @@ def lif(
     initial_membrane: float | Tensor | None = None,
     initial_spikes: float | Tensor | None = None,
     min_membrane: float | Tensor | None = None,
+    bound_after_reset: bool = False,
     max_spikes: int = 1,
     reset_to: float | Tensor | None = None,
     detach_reset: bool = False,
@@ -70,6 +71,10 @@ def lif(
             a sequence in pieces gives the gradients of the whole. A membrane of float16 or bfloat16 has been rounded:
             there compute in float32, as `exodus_core.nn` does with stateful=True.
         min_membrane: lower bound of the membrane, or None. It is rounded to the dtype of x.
+        bound_after_reset: bound not u[t] but what its reset leaves to the next step, as sinabs does: u[t-1] after the
+            reset, before it decays, or alpha u[t-1] - reset_by s[t-1] where the reset is after the decay. No gradient
+            passes from the next step where that is clipped. Not with reset "value", refractory steps, or a detached
+            reset to zero.
         max_spikes: most spikes in one step.
         reset_to: the value that a spike sets the membrane to with reset "value".
         detach_reset: no gradient passes through the spikes to the reset, as in libraries that detach them. Where a
@@ -101,6 +106,7 @@ def lif(
         "initial_membrane": initial_membrane,
         "initial_spikes": initial_spikes,
         "min_membrane": min_membrane,
+        "bound_after_reset": bound_after_reset,
         "max_spikes": max_spikes,
         "reset_to": reset_to,
         "detach_reset": detach_reset,
@@ -116,7 +122,7 @@ def lif(
         spikes, membrane = Lif.apply(x, *_untied(settings, tensors), settings)  # type: ignore[no-untyped-call]
     else:
         x = ops.contiguous_or_constant(x, time_dim)
-        spikes, membrane = ops.lif_forward(x, *settings.neuron, *tensors, settings.reset, time_dim)
+        spikes, membrane = ops.lif_forward(x, *settings.neuron, *tensors, *settings.rule, time_dim)
     return spikes, membrane
 
 
@@ -173,7 +179,7 @@ def lif_packed(x: Tensor, alpha: float | Tensor, **options: Unpack[NeuronOptions
         graph, bits = PackedLif.apply(x, *_untied(settings, tensors)[:4], settings)  # type: ignore[no-untyped-call]
     else:
         x = ops.contiguous_or_constant(x, 1)
-        bits, _ = ops.lif_forward_packed(x, *settings.neuron[:4], *tensors, settings.reset, 1)
+        bits, _ = ops.lif_forward_packed(x, *settings.neuron[:4], *tensors, *settings.rule, 1)
     return PackedSpikes(bits.flatten(0, 1), x.shape, x.dim() - 2, graph)
 
 

@@ -221,6 +221,7 @@ def _(
     initial_membrane: Tensor | None,
     initial_spikes: Tensor | None,
     reset: int,
+    bound_after_reset: bool,
     time_dim: int,
 ) -> tuple[Tensor, Tensor]:
     return input.new_empty(input.shape), input.new_empty(input.shape)
@@ -240,6 +241,7 @@ def _(
     initial_membrane: Tensor | None,
     initial_spikes: Tensor | None,
     reset: int,
+    bound_after_reset: bool,
     time_dim: int,
 ) -> tuple[Tensor, Tensor]:
     outer, inner = _lane_shape(input, time_dim)
@@ -264,6 +266,7 @@ def _(
     initial_membrane: Tensor | None,
     initial_spikes: Tensor | None,
     reset: int,
+    bound_after_reset: bool,
     surrogate: int,
     slope: float,
     scale: float,

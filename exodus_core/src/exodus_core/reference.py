@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exodus_core.arguments import check_method, reset_code
+from exodus_core.arguments import check_bound, check_method, reset_code
 from exodus_core.kernels import Kernel, Modes
 from exodus_core.ops import compute_dtype
 from exodus_core.surrogate import Exponential, Surrogate
@@ -96,15 +96,28 @@ class _Lif:
     alpha: Tensor
     threshold: Tensor
     reset_by: Tensor
-    floor: Tensor
+    floor: Tensor  # of u[t]
+    left_floor: Tensor | None  # of what the reset leaves
     reset: str
     decay_reset: bool
     slayer: bool
+
+    def left(self, u: Tensor, s: Tensor) -> Tensor:
+        """What the reset leaves to the next step, on which a bound after the reset acts."""
+        if self.reset == "none":
+            return u
+        if self.reset == "zero":
+            return u - (u.detach() if self.slayer else u) * s
+        return (u if self.decay_reset else self.alpha * u) - self.reset_by * s
 
     def integrate(self, u: Tensor, s: Tensor, x: Tensor) -> Tensor:
         """u[t] from u[t-1], s[t-1] and x[t] (section 2). SLAYER lets no gradient through the reset to the state."""
         if self.slayer:
             s = s.detach()
+        if self.left_floor is not None:
+            left = self.left(u, s)
+            left = torch.where(left <= self.left_floor, self.left_floor, left)
+            return (left if self.reset == "subtract" and not self.decay_reset else self.alpha * left) + x
         if self.reset == "none":
             return self.alpha * u + x
         if self.reset == "zero":
@@ -123,21 +136,23 @@ def _lif_neuron(
     reset_by: float | Tensor | None,
     decay_reset: bool,
     min_membrane: float | Tensor | None,
+    bound_after_reset: bool,
     max_spikes: int,
-    method: str,
+    drops_reset: bool,
 ) -> _Lif:
-    check_method(method)
     reset_code(reset, decay_reset, max_spikes)
     theta = _as_tensor(threshold, like)
+    # Rounded as the membrane will be: a stored membrane that was raised to the bound must be seen to lie on it.
+    floor = _stored(_as_tensor(-math.inf if min_membrane is None else min_membrane, like), dtype)
     return _Lif(
         alpha=_as_tensor(alpha, like),
         threshold=theta,
         reset_by=theta if reset_by is None else _as_tensor(reset_by, like),
-        # Rounded as the membrane will be: a stored membrane that was raised to the bound must be seen to lie on it.
-        floor=_stored(_as_tensor(-math.inf if min_membrane is None else min_membrane, like), dtype),
+        floor=torch.full_like(floor, -math.inf) if bound_after_reset else floor,
+        left_floor=floor if bound_after_reset else None,
         reset=reset,
         decay_reset=decay_reset,
-        slayer=method == "slayer",
+        slayer=drops_reset,
     )
 
 
@@ -168,6 +183,7 @@ def lif(
     initial_membrane: float | Tensor | None = None,
     initial_spikes: float | Tensor | None = None,
     min_membrane: float | Tensor | None = None,
+    bound_after_reset: bool = False,
     max_spikes: int = 1,
     reset_to: float | Tensor | None = None,
     detach_reset: bool = False,
@@ -178,7 +194,10 @@ def lif(
 
     `method` "exodus" and "bptt" differentiate the loop; "slayer" the loop with the reset detached from the state.
     """
-    if reset == "value" or detach_reset or refractory:
+    check_method(method)
+    check_bound(bound_after_reset, reset, detach_reset, refractory, method)
+    # With a bound after the reset, one that subtracts is detached as SLAYER does it.
+    if (reset == "value" or detach_reset or refractory) and not bound_after_reset:
         return coupled_lif(
             x,
             alpha,
@@ -199,7 +218,17 @@ def lif(
         )[:2]
     current = _time_first(x, time_dim)
     neuron = _lif_neuron(
-        current, x.dtype, alpha, threshold, reset, reset_by, decay_reset, min_membrane, max_spikes, method
+        current,
+        x.dtype,
+        alpha,
+        threshold,
+        reset,
+        reset_by,
+        decay_reset,
+        min_membrane,
+        bound_after_reset,
+        max_spikes,
+        method == "slayer" or detach_reset,
     )
     u, s = _state(initial_membrane, current), _state(initial_spikes, current)
     membranes, spikes = [], []
@@ -226,6 +255,7 @@ def lif_on_trace(
     initial_membrane: float | Tensor | None = None,
     initial_spikes: float | Tensor | None = None,
     min_membrane: float | Tensor | None = None,
+    bound_after_reset: bool = False,
     max_spikes: int = 1,
     reset_to: float | Tensor | None = None,
     detach_reset: bool = False,
@@ -238,7 +268,10 @@ def lif_on_trace(
     of the loop, in the compute dtype. dL/dx of any loss is then `torch.autograd.grad(loss, x)`. With the last options
     they are those of `coupled_on_trace`.
     """
-    if reset == "value" or detach_reset or refractory:
+    check_method(method)
+    check_bound(bound_after_reset, reset, detach_reset, refractory, method)
+    # With a bound after the reset, one that subtracts is detached as SLAYER does it.
+    if (reset == "value" or detach_reset or refractory) and not bound_after_reset:
         return coupled_on_trace(
             membrane,
             alpha,
@@ -259,7 +292,17 @@ def lif_on_trace(
         )
     trace = _time_first(membrane.detach(), time_dim)
     neuron = _lif_neuron(
-        trace, membrane.dtype, alpha, threshold, reset, reset_by, decay_reset, min_membrane, max_spikes, method
+        trace,
+        membrane.dtype,
+        alpha,
+        threshold,
+        reset,
+        reset_by,
+        decay_reset,
+        min_membrane,
+        bound_after_reset,
+        max_spikes,
+        method == "slayer" or detach_reset,
     )
     u, s = _state(initial_membrane, trace), _state(initial_spikes, trace)
     with torch.no_grad():

@@ -66,6 +66,25 @@ def test_a_model_as_data_has_the_same_spikes(model):
 
 
 @pytest.mark.filterwarnings("default")
+def test_a_lower_bound_as_data_has_the_gradients_of_sinabs(sinabs):
+    torch.manual_seed(0)
+    layers = (torch.nn.Linear(6, 8), sinabs.layers.IAF(min_v_mem=-0.2), torch.nn.Linear(8, 3))
+    made = torch.nn.Sequential(*layers, sinabs.layers.LIF(tau_mem=9.0, norm_input=False, min_v_mem=-0.2))
+    data = exodus_core.to_network(made, [6])
+    assert [layer.get("bound_after_reset") for layer in data.description["layers"]] == [None, True, None, True]
+    network = exodus_core.network.build(data.description)
+    network.load_state_dict(data.weights)
+    x = 3.0 * torch.randn(2, 30, 6)
+    for net in (made, network):
+        net(x).square().sum().backward()
+    assert (made[1].v_mem == -0.2).any()
+    products = [*made[0].parameters(), *made[2].parameters()]
+    for theirs, ours in zip(products, network.parameters(), strict=True):
+        assert theirs.grad.any()
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("default")
 def test_an_accelerated_model_is_copied_and_pickled(model):
     """As the library's own can be: those of norse and snnTorch hold objects that pickle does not take."""
     torch.manual_seed(0)

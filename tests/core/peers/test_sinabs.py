@@ -237,6 +237,48 @@ def test_a_lower_bound_agrees_with_sinabs_where_the_surrogate_ends_above_it(
     )
 
 
+@pytest.mark.parametrize("method", ["exodus", "bptt"])
+def test_lower_bound_after_the_reset_agrees_with_sinabs(sinabs, single_spike, lif, draw, assert_agree, shape, method):
+    """Also where a spike leaves less than the bound, and the surrogate is felt below it."""
+    subtract = sinabs.activation.MembraneSubtract(subtract_value=0.9)
+    peer = layer(
+        sinabs.layers.LIF,
+        tau_mem=5.0,
+        spike_fn=single_spike,
+        reset_fn=subtract,
+        norm_input=False,
+        train_alphas=True,
+        min_v_mem=-0.05,
+    )
+
+    def ours(x, alpha, v, bound):
+        spikes, membrane = lif(
+            x,
+            alpha,
+            threshold=THETA,
+            reset_by=0.9,
+            decay_reset=True,
+            surrogate=DEFAULT,
+            method=method,
+            min_membrane=bound,
+            bound_after_reset=True,
+            initial_membrane=v,
+        )
+        left = membrane - 0.9 * spikes
+        assert (left <= bound).double().mean() > 0.1
+        assert ((left <= bound) & (spikes > 0)).any()
+        return spikes, torch.relu(left - bound) + bound
+
+    assert_agree(
+        lambda x, alpha, v, bound: run(peer, x, alpha_mem=alpha, v_mem=v, min_v_mem=bound),
+        ours,
+        x=draw(*shape),
+        alpha=torch.tensor(0.8, dtype=torch.float64),
+        v=draw(shape[0], shape[2]).clamp(min=0.0),
+        bound=torch.tensor(-0.05, dtype=torch.float64),
+    )
+
+
 def test_hard_reset_of_sinabs_is_detached_and_agrees_in_all_that_does_not_pass_a_spike(
     sinabs, single_spike, lif, draw, assert_agree, shape
 ):

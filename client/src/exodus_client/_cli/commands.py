@@ -76,6 +76,9 @@ def gradient(
     decay_reset: Annotated[bool, typer.Option("--decay-reset", help="Reset before the decay.")] = False,
     detach_reset: Annotated[bool, typer.Option("--detach-reset", help="No gradient through the reset.")] = False,
     min_membrane: Annotated[float | None, typer.Option(show_default="none")] = None,
+    bound_after_reset: Annotated[
+        bool, typer.Option("--bound-after-reset", help="It bounds what the reset leaves; for lif and if.")
+    ] = False,
     max_spikes: Annotated[int | None, typer.Option(help="Most spikes in a step.", show_default="1")] = None,
     refractory: Annotated[int | None, typer.Option(help="Steps without a spike behind one.", show_default="0")] = None,
     synapse_alpha: Annotated[
@@ -122,6 +125,7 @@ def gradient(
         "decay_reset": decay_reset or None,
         "detach_reset": detach_reset or None,
         "min_membrane": min_membrane,
+        "bound_after_reset": bound_after_reset or None,
         "max_spikes": max_spikes,
         "refractory": refractory,
         "synapse_alpha": synapse_alpha,

@@ -30,6 +30,7 @@ def remote_lif(
     initial_membrane: float | Tensor | None = None,
     initial_spikes: float | Tensor | None = None,
     min_membrane: float | Tensor | None = None,
+    bound_after_reset: bool = False,
     max_spikes: int = 1,
     reset_to: float | Tensor | None = None,
     detach_reset: bool = False,
@@ -67,6 +68,7 @@ def remote_lif(
         "reset_by": reset_by,
         "decay_reset": decay_reset,
         "min_membrane": min_membrane,
+        "bound_after_reset": bound_after_reset,
         "max_spikes": max_spikes,
         "reset_to": reset_to,
         "detach_reset": detach_reset,
@@ -127,6 +129,7 @@ class RemoteLIF(RemoteNeuron):
         surrogate: Surrogate = Exponential(),  # noqa: B008 - frozen
         method: Method = "exodus",
         min_membrane: float | Tensor | None = None,
+        bound_after_reset: bool = False,
         max_spikes: int = 1,
         reset_to: float | Tensor | None = None,
         detach_reset: bool = False,
@@ -148,6 +151,7 @@ class RemoteLIF(RemoteNeuron):
             {
                 "reset": reset,
                 "decay_reset": decay_reset,
+                "bound_after_reset": bound_after_reset,
                 "max_spikes": max_spikes,
                 "detach_reset": detach_reset,
                 "refractory": refractory,

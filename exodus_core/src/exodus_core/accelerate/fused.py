@@ -130,7 +130,7 @@ def run(
     currents = last_current = None
     if neuron.recurrent_weight is not None:
         return _recurrent(neuron, x, time_dim, membrane, spikes, current, trace)
-    if has_kernel(neuron) and _needs_coupled(neuron, trace):
+    if _is_coupled(neuron, trace):
         return _coupled(neuron, x, time_dim, membrane, spikes, current, adaptation, trace)
     if neuron.synapse_alpha is not None:
         driven = _times(x, neuron.synapse_gain, time_dim)
@@ -204,17 +204,24 @@ def _options(neuron: Neuron, dtype: torch.dtype) -> dict[str, Any]:
         options["reset_by"] = None if tied else threshold if neuron.reset_by is None else neuron.reset_by
         # SLAYER lets no gradient through the reset; of a subtraction, nothing else goes through it.
         options["method"] = "slayer" if neuron.detach_reset else "exodus"
+    if neuron.floor is not None:
+        options |= {"min_membrane": neuron.floor, "bound_after_reset": True}
     return options
 
 
 def has_kernel(neuron: Neuron) -> bool:
     """True if a kernel has the backward rule of these neurons; others take `TraceLif`."""
-    hard = neuron.reset == "zero" and neuron.max_spikes > 1
-    return isinstance(neuron.surrogate, Surrogate) and neuron.floor is None and not hard
+    hard = neuron.reset == "zero" and (neuron.max_spikes > 1 or (neuron.floor is not None and neuron.detach_reset))
+    return isinstance(neuron.surrogate, Surrogate) and not hard
+
+
+def _is_coupled(neuron: Neuron, trace: bool = False) -> bool:
+    """True for neurons that the operators of coupled variables compute, in one pass."""
+    return has_kernel(neuron) and neuron.floor is None and _needs_coupled(neuron, trace)
 
 
 def _needs_coupled(neuron: Neuron, trace: bool = False) -> bool:
-    """True for neurons that the operators of coupled variables compute, in one pass."""
+    """True for neurons that the operators of one variable do not compute, or not in one pass."""
     if neuron.threshold is None:
         return False
     if neuron.refractory or neuron.synapse_delayed or neuron.adapt_alpha is not None:
@@ -231,10 +238,9 @@ def check(neuron: Neuron, trace: bool = False) -> None:
     Raises:
         NotMappedError: the reason.
     """
-    kernel = has_kernel(neuron)
     synapse = neuron.synapse_alpha is not None
     if neuron.recurrent_weight is not None:
-        if not kernel or neuron.offset is not None:
+        if not has_kernel(neuron) or neuron.floor is not None or neuron.offset is not None:
             raise NotMappedError(
                 "has recurrent connections and a surrogate, a reset or a bound that their kernels do not have"
             )
@@ -242,7 +248,7 @@ def check(neuron: Neuron, trace: bool = False) -> None:
             raise NotMappedError(
                 "gives its membrane over time and has recurrent connections with a synapse or a reset before the decay"
             )
-    elif kernel and _needs_coupled(neuron, trace):
+    elif _is_coupled(neuron, trace):
         if synapse and neuron.offset is not None:
             raise NotMappedError("has a synapse and a membrane that rests elsewhere than a spike resets it to")
         if trace and neuron.adapt_alpha is not None:

@@ -244,6 +244,8 @@ def _neurons(library: str, module: Any, neuron: Neuron, name: str, found: _Found
     if neuron.adapt_alpha is not None:
         kind = "alif"
         fields |= {own: getattr(neuron, own) for own in ("adapt_alpha", "adapt_by", "adapt_threshold")}
+    if neuron.floor is not None and kind == "lif" and has_kernel(neuron):
+        fields["bound_after_reset"] = True
     if neuron.recurrent_weight is not None:
         bias = neuron.recurrent_bias
         if bias is not None and not neuron.bias_at_rest:

@@ -66,16 +66,6 @@ def elementwise_derivative(function: Callable[[Tensor], Tensor]) -> Derivative:
     return derivative
 
 
-def _charged(x: Tensor, held: Tensor, alpha: Tensor, initial: Tensor, time_dim: int) -> Tensor:
-    """alpha held[t-1] + x[t], from the membrane after the reset."""
-    membrane = torch.empty_like(x)
-    torch.addcmul(x.select(time_dim, 0), initial, alpha, out=membrane.select(time_dim, 0))
-    later = x.shape[time_dim] - 1
-    earlier = held.narrow(time_dim, 0, later)
-    torch.addcmul(x.narrow(time_dim, 1, later), earlier, alpha, out=membrane.narrow(time_dim, 1, later))
-    return membrane
-
-
 @dataclass(frozen=True)
 class TraceRule:
     """The constants of such neurons.
@@ -87,8 +77,7 @@ class TraceRule:
         derivative: f' of the membrane and the threshold, elementwise.
         max_spikes: most spikes in one step.
         fires_from: the threshold that membranes are compared with, None for the threshold.
-        floor: lower bound of the membrane after the reset, or None. The gradient through the spikes of a step passes
-            it, that through the membrane does not.
+        floor: lower bound of the membrane after the reset, or None, as `bound_after_reset` of `exodus_core.lif`.
         time_dim: the axis of time.
     """
 
@@ -129,12 +118,10 @@ class TraceLif(torch.autograd.Function):
             initial_membrane=initial_membrane,
             initial_spikes=initial_spikes,
             min_membrane=rule.floor,
+            bound_after_reset=rule.floor is not None,
             max_spikes=1 if counted else rule.max_spikes,
             time_dim=rule.time_dim,
         )
-        if rule.floor is not None:  # the membrane that the spikes were taken from is not yet clipped
-            held = _reset(membrane, spikes, reset_by, rule)
-            membrane = _charged(x, held, alpha, initial_membrane, rule.time_dim)
         if counted:
             spikes = spikes * torch.floor(membrane / threshold).clamp(max=rule.max_spikes)
         ctx.save_for_backward(membrane, spikes, alpha, threshold, reset_by, initial_membrane, initial_spikes)

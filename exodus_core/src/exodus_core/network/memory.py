@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exodus_core.arguments import is_coupled
 from exodus_core.network.delays import Delay, DelayedLinear
 from exodus_core.network.layers import Layer, Shape, per_dimension
-from exodus_core.network.neurons import Alif, CubaLif, If
+from exodus_core.network.neurons import Alif, If
 from exodus_core.ops import COUPLED_STATES
 from exodus_core.sparse import convolution, product
 
@@ -245,15 +244,9 @@ def _loop(layer: _Layer, arrays: int) -> _Need:
     return _Need(kept=kept, forward=kept + 2 * layer.y, backward=4 * layer.y, reads_input=True)
 
 
-def _is_coupled(data: If) -> bool:
-    """True for neurons whose state has more parts than a membrane and spikes."""
-    others = is_coupled(data.reset, data.detach_reset, data.refractory, data.method)
-    return others or isinstance(data, CubaLif | Alif)
-
-
 def _lif(layer: _Layer) -> _Need:
     data = layer.data
-    if _is_coupled(data):
+    if data.is_coupled:
         return _coupled(layer)
     if _loops(data):
         return _loop(layer, 10 if data.recurrent is None else 16)
@@ -386,7 +379,7 @@ def _state_tensors(data: Any) -> int:
         return 1
     if not isinstance(data, If):
         return 0
-    return _COUPLED_STATES if _is_coupled(data) else 2
+    return _COUPLED_STATES if data.is_coupled else 2
 
 
 def _states(description: Description) -> int:

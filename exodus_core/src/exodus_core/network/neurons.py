@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from exodus_core import surrogate
-from exodus_core.arguments import LARGEST_REFRACTORY, METHODS, NEURON_RESETS
+from exodus_core.arguments import LARGEST_REFRACTORY, METHODS, NEURON_RESETS, is_coupled
 from exodus_core.kernels import AlphaKernel, ExponentialKernel, SlayerRefractory
 from exodus_core.network.layers import Layer, Parameters, Shape, text
 from exodus_core.pieces.carried import SRM_IN_PIECES
@@ -143,6 +143,7 @@ _RESET = choice(*NEURON_RESETS)
 _METHOD = choice(*METHODS)
 _SURROGATE = record(SurrogateData)
 _DEFAULT_SURROGATE = SurrogateData()
+_NOT_COUPLED = "false with reset value, a detached reset to zero, refractory steps, a synaptic current or an adaptation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,13 +153,16 @@ class If(_Neurons):
     kind: ClassVar[str] = "if"
     #: Fields that are parameters of the neurons, which may differ between them.
     values: ClassVar[tuple[str, ...]] = ("threshold", "reset_by", "min_membrane", "reset_to")
-    left_out_by_default: ClassVar[tuple[str, ...]] = ("reset_to", "detach_reset", "refractory")
+    #: They have a synaptic current or an adaptation.
+    has_variables: ClassVar[bool] = False
+    left_out_by_default: ClassVar[tuple[str, ...]] = ("bound_after_reset", "reset_to", "detach_reset", "refractory")
 
     threshold: Annotated[Any, _POSITIVE, "membrane from which a neuron fires"] = 1.0
     reset: Annotated[str, _RESET, "what a spike does to the membrane"] = "subtract"
     reset_by: Annotated[Any, optional(_ANY), "what a spike subtracts; null: the threshold"] = None
     decay_reset: Annotated[bool, boolean, "apply the reset before the decay"] = False
     min_membrane: Annotated[Any, optional(_ANY), "lower bound of the membrane; null: none"] = None
+    bound_after_reset: Annotated[bool, boolean, "it bounds what the reset leaves to the next step"] = False
     max_spikes: Annotated[int, integer(1), "most spikes of a neuron in one step"] = 1
     surrogate: Annotated[SurrogateData, _SURROGATE, "f', the surrogate derivative"] = _DEFAULT_SURROGATE
     method: Annotated[str, _METHOD, "how gradients are computed"] = "exodus"
@@ -178,11 +182,18 @@ class If(_Neurons):
         if (self.reset == "value") != (self.reset_to is not None):
             expected = "a value with reset value, and null with others"
             raise place.at("reset_to").refuse(expected, plain(self.reset_to))
+        if self.bound_after_reset and self.is_coupled:
+            raise place.at("bound_after_reset").refuse(_NOT_COUPLED, True)
         if "reset_by" in self.trainable and (self.reset_by is None or self.reset != "subtract"):
             raise place.at("trainable").refuse_as(
                 "a list with reset_by only if that has a value and reset is subtract", "reset_by"
             )
         return shape
+
+    @property
+    def is_coupled(self) -> bool:
+        """True for neurons whose state has more parts than a membrane and spikes."""
+        return self.has_variables or is_coupled(self.reset, self.detach_reset, self.refractory, self.method)
 
     def parameters(self, shape: Shape) -> Parameters:
         own = tuple((name, extent(getattr(self, name))) for name in self.trainable)
@@ -218,6 +229,8 @@ class CubaLif(Lif):
     kind: ClassVar[str] = "cuba_lif"
     values: ClassVar[tuple[str, ...]] = (*Lif.values, *_OF_SYNAPSE)
 
+    has_variables: ClassVar[bool] = True
+
     synapse_alpha: Annotated[Any, _ALPHA, "decay of the synaptic current in one step, exp(-dt/tau_syn)"]
     synapse_gain: Annotated[Any, _ANY, "factor of the current in the membrane"] = 1.0
     synapse_delayed: Annotated[bool, boolean, "the membrane sees the current of the step before"] = False
@@ -230,6 +243,8 @@ class Alif(Lif):
 
     kind: ClassVar[str] = "alif"
     values: ClassVar[tuple[str, ...]] = (*Lif.values, *_OF_SYNAPSE, *_OF_ADAPTATION)
+
+    has_variables: ClassVar[bool] = True
 
     adapt_alpha: Annotated[Any, _ALPHA, "decay of the adaptation in one step, exp(-dt/tau_adapt)"]
     adapt_by: Annotated[Any, _ANY, "what a spike adds to the adaptation"] = 1.0

@@ -70,7 +70,7 @@ class _RecurrentLif(torch.autograd.Function):
             for x_t, fired_t, membrane_t in zip(*(part.unbind() for part in parts), strict=True):
                 current = x_t.contiguous() if s is None else torch.addmm(x_t, s, transposed)
                 # The operators' time is a dimension of length 1.
-                s, u = ops.lif_forward(current[:, None], *settings.neuron, *parameters, u, s, settings.reset, 1)
+                s, u = ops.lif_forward(current[:, None], *settings.neuron, *parameters, u, s, *settings.rule, 1)
                 s, u = s[:, 0], u[:, 0]
                 fired_t.copy_(s)
                 membrane_t.copy_(u)
@@ -111,7 +111,7 @@ def _gradients(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None) -
             *settings.neuron,
             *parameters,
             *before,
-            settings.reset,
+            *settings.rule,
             settings.surrogate,
             settings.slope,
             settings.scale,

@@ -58,6 +58,7 @@ class Lif(_Neurons):
         self.options: CoupledOptions = {
             "reset": layer.reset,
             "decay_reset": layer.decay_reset,
+            "bound_after_reset": layer.bound_after_reset,
             "max_spikes": layer.max_spikes,
             "surrogate": layer.surrogate.made(),
             "method": layer.method,

@@ -43,6 +43,7 @@ class LIF(StatefulNeuron):
     shown: ClassVar[Mapping[str, Any]] = {
         "reset": None,
         "decay_reset": False,
+        "bound_after_reset": False,
         "max_spikes": 1,
         "detach_reset": False,
         "refractory": 0,
@@ -68,6 +69,7 @@ class LIF(StatefulNeuron):
         surrogate: Surrogate = DEFAULT_SURROGATE,
         method: str = "exodus",
         min_membrane: float | Tensor | None = None,
+        bound_after_reset: bool = False,
         max_spikes: int = 1,
         reset_to: float | Tensor | None = None,
         detach_reset: bool = False,
@@ -81,6 +83,7 @@ class LIF(StatefulNeuron):
         arguments.check_method(method)
         arguments.check_surrogate(surrogate)
         arguments.reset_code(reset, decay_reset, max_spikes)
+        arguments.check_bound(bound_after_reset, reset, bool(detach_reset), refractory, method)
         arguments.check_alpha(alpha)
         arguments.check_value("threshold", threshold)
         for name, value in {"reset_by": reset_by, "min_membrane": min_membrane}.items():
@@ -103,6 +106,7 @@ class LIF(StatefulNeuron):
         self.decay_reset = decay_reset
         self.surrogate = surrogate
         self.method = method
+        self.bound_after_reset = bound_after_reset
         self.max_spikes = int(max_spikes)
         self.detach_reset = bool(detach_reset)
         self.refractory = arguments.refractory_steps(refractory)
@@ -112,6 +116,7 @@ class LIF(StatefulNeuron):
         """Pickles may be from before some arguments were."""
         super().__setstate__(state)
         later = {"reset_to": None, "detach_reset": False, "refractory": 0, "return_membrane": False}
+        later["bound_after_reset"] = False
         for name, value in later.items():
             if not hasattr(self, name):
                 setattr(self, name, value)
@@ -132,6 +137,7 @@ class LIF(StatefulNeuron):
             "surrogate": self.surrogate,
             "method": self.method,
             "min_membrane": self.min_membrane,
+            "bound_after_reset": self.bound_after_reset,
             "max_spikes": self.max_spikes,
             "reset_to": self.reset_to,
             "detach_reset": self.detach_reset,

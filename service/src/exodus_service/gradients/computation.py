@@ -235,6 +235,9 @@ def _prepare_lif(method: Method, params: Params, operands: Operands, max_bytes: 
                 expected = "a list with a tensor 'current', the trace of the synaptic current, for this `wrt`"
                 raise invalid("/tensors", expected, operands.names())
             source = replace(source, current=current)
+    if neuron.get("bound_after_reset") and "state" in params.return_:
+        expected = "without 'state' with bound_after_reset: the last steps of 'membrane' and 'spikes' are that"
+        raise invalid("/params/return", expected, str(params.return_))
     options = neuron | _common(method, params)
     forward, backward = _functions(params, options)
     return Computation(

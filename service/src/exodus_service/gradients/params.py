@@ -93,6 +93,11 @@ class _Leaky(Strict):
     )
 
 
+BoundAfterReset = Annotated[
+    bool, Field(description="Whether `min_membrane` bounds what the reset leaves to the next step.")
+]
+
+
 class _Decaying(_Leaky):
     alpha: Number = Field(description="Decay of the membrane in one step, exp(-dt / tau).")
 
@@ -101,12 +106,14 @@ class LifNeuron(_Decaying):
     """Leaky integrate-and-fire."""
 
     model: Literal["lif"]
+    bound_after_reset: BoundAfterReset = False
 
 
 class IfNeuron(_Leaky):
     """Integrate-and-fire: LIF without decay."""
 
     model: Literal["if"]
+    bound_after_reset: BoundAfterReset = False
     alpha: float = Field(default=1.0, ge=1.0, le=1.0, description="1, or absent.")
 
 
