@@ -1,9 +1,10 @@
 // Convolutions with spikes: each spike adds the kernel's columns of its channel to the outputs whose windows see it, and
 // dL/dW gathers dL/dx from them.
 //
-// Images are turned so that the output channels of a place lie next to each other, as many as a panel holds. An output
-// begins with its bias and is summed in ascending order of channel, row and column; dL/dW in a fixed number of blocks of
-// images, which are summed in groups of images. So the bits do not depend on the threads or the instruction set.
+// Images are turned so that the output channels of a place lie next to each other, as many as a panel holds, with margins
+// beside the rows of outputs, where the windows of a spike need not be clipped. An output begins with its bias and is
+// summed in ascending order of channel, row and column; dL/dW in a fixed number of blocks of images, which are summed in
+// groups of images. So the bits do not depend on the threads or the instruction set.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -64,6 +65,7 @@ struct Geometry {
   std::int64_t columns() const { return group_channels() * kernel(); }
   std::int64_t elements() const { return channels * y.size * x.size; }
   std::int64_t places() const { return y.outputs() * x.outputs(); }
+  // The windows that see an element are looked up in lists.
   bool listed() const { return y.stride > 1 || x.stride > 1 || !has_kernel_without_lists(x.taps); }
   // Outputs that do not exist, before the first and behind the last of a row, but that the windows of an element meet.
   std::int64_t margin() const {

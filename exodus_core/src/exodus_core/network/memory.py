@@ -36,8 +36,8 @@ _STEP_BYTES, _STEP_GRAPH_BYTES, _STEP_RECURRENT_BYTES = 3 * 1024, 14 * 1024, 28 
 # The backward pass of each step of an SRM loop copies the past that the step saw: so many copies at a time. Copies that
 # are small enough for the heap leave holes there that later ones may not fit: about one for each step.
 _PAST_COPIES, _HEAP_BLOCK_BYTES = 4, 64 * 1024
-# Of sparse products (csrc/cpu/sparse_product.cpp, sparse_convolution.cpp): of a place in a list; of the rows of dL/dx in
-# a panel; rows of sums; blocks of images in dL/dW.
+# Of sparse products (csrc/cpu/sparse_product.cpp, sparse_convolution.cpp): of a place in a list; of the rows of dL/dx
+# in a panel; rows of sums; blocks of images in dL/dW.
 _INDEX_BYTES, _PANEL_CACHE_BYTES, _SCRATCH_ROWS, _CONVOLUTION_BLOCKS = 4, 256 * 1024, 65, 16
 # Of a tap of a product with delays: nodes of autograd's graph.
 _TAP_BYTES = 12 * 1024

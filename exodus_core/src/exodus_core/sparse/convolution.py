@@ -23,7 +23,7 @@ from exodus_core.sparse.spikes import PackedSpikes
 # As _MAX_DENSITY of product, by the least number of outputs of a group: the share for any number of input channels, and
 # that for few, of which oneDNN's blocks of channels are mostly padding. Measured on Zen 4 with AVX-512 for 1 to 16
 # inputs, 4 to 64 outputs, kernels of 3x3 and 5x5 and images of 12x12 and 28x28: at 0.20 at least the sums take as long
-# as the dense convolutions, at 0.30 from 32 outputs on or with four inputs.
+# as the dense convolutions, at 0.30 from 32 outputs on or with four inputs; with AVX2 at 0.28 and 0.40.
 _MAX_DENSITY = ((32, 0.25, 0.3), (4, 0.18, 0.25))
 _FEW_INPUTS = 4
 # With strides, or more than five taps in a row, the kernel looks the windows of a spike up, which takes twice as long.
@@ -222,6 +222,13 @@ class SpikeConvolution(torch.autograd.Function):
 
 def _transposed(grad: Tensor, weight: Tensor, windows: Windows) -> Tensor:
     """The gradient of the input: the transposed convolution."""
+    if grad.dtype == torch.float64:  # torch's backward pass takes 0.45 to 0.8 times that time, and the memory of x
+        size = (grad.shape[0], weight.shape[1] * windows.groups, *windows.size)
+        like = grad.new_empty(()).expand(size)
+        _, stride, padding, dilation, groups = windows
+        options = (None, stride, padding, dilation, False, (0, 0), groups, (True, False, False))
+        input_grad: Tensor = torch.ops.aten.convolution_backward.default(grad, like, weight, *options)[0]
+        return input_grad.contiguous()
     taps, outputs = weight.shape[2:], grad.shape[2:]
     missed = [  # behind the last window
         windows.size[i]
