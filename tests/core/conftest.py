@@ -44,5 +44,6 @@ def all_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product, "_MAX_DENSITY", ((0, 1.0),))
     monkeypatch.setattr(product, "_MAX_DENSITY_OF_BFLOAT16", ((0, 1.0),))
     monkeypatch.setattr(product, "_BFLOAT16_SHARE", 1.0)
-    monkeypatch.setattr(convolution, "_MAX_DENSITY", ((0, 1.0),))
+    for shares in ("_MAX_DENSITY", "_MAX_DENSITY_OF_LISTED"):
+        monkeypatch.setattr(convolution, shares, ((0, 1.0, 1.0),))
     monkeypatch.setattr(convolution, "_MAX_DENSITY_OF_ONE_TAP", 1.0)

@@ -55,14 +55,18 @@ def product_of(size: tuple[int, int, int], kind: str, dtype: torch.dtype) -> lis
 
 
 def convolution_of(channels: tuple[int, int, int], kind: str, dtype: torch.dtype) -> list[Tensor]:
-    """A convolution, and the gradient of its weight."""
+    """Convolutions with and without a stride, and the gradients of their weights."""
     inputs, outputs, groups = channels
     x = spikes((70, inputs, 7, 9), 0.2, kind, dtype)
     weight, bias = torch.randn(outputs, inputs // groups, 3, 2).to(dtype), torch.randn(outputs).to(dtype)
     bits, values = bits_of(x.flatten(1))
-    windows = ((7, 9), (2, 1), (1, 0), (1, 2), groups)
-    y = ops.spike_convolution(bits, values, weight, bias, *windows)
-    return [y, ops.spike_convolution_weight(bits, values, torch.randn(y.shape).to(dtype), weight, *windows)]
+    found = []
+    for stride in ((2, 1), (1, 1)):
+        windows = ((7, 9), stride, (1, 0), (1, 2), groups)
+        y = ops.spike_convolution(bits, values, weight, bias, *windows)
+        grad = torch.randn(y.shape).to(dtype)
+        found += [y, ops.spike_convolution_weight(bits, values, grad, weight, *windows)]
+    return found
 
 
 def pools_of(windows: tuple[list[int], ...], dtype: torch.dtype) -> list[Tensor]:

@@ -21,8 +21,8 @@ ALIF = {"kind": "alif", "alpha": 0.9, "adapt_alpha": 0.95, "adapt_threshold": 0.
 DELAY = {"kind": "delay", "max_delay": 20, "trainable": ["delays"]}
 DELAYED = {"kind": "delayed_linear", "out_features": 300, "max_delay": 10}
 CONV = {"kind": "conv2d", "out_channels": 8, "kernel_size": 3}
-# Sparse products of few spikes, and of as many as are few; above 0.15, a convolution is dense.
-SHARES = (0.001, 0.14, 0.29)
+# Sparse products of few spikes, and of as many as are few; above 0.25, a convolution is dense.
+SHARES = (0.001, 0.24, 0.29)
 SPARSE: dict[str, tuple[Any, ...]] = {
     "one linear": ([1000], 20, 100, [LINEAR]),
     "wide linear": ([20000], 2, 20, [LINEAR | {"out_features": 128}, LIF, LINEAR | {"out_features": 2000}]),

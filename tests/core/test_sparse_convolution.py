@@ -27,6 +27,10 @@ WINDOWS: list[tuple[Any, Any, Any, Any]] = [
     ((2, 3), (2, 1), (1, 2), (2, 3)),
     ((3, 2), (4, 3), (3, 0), (1, 2)),  # padding wider than the kernel, strides that leave places unseen
     ((9, 13), (1, 1), (0, 0), (1, 1)),  # one window
+    ((5, 5), (1, 1), (0, 0), (1, 1)),
+    ((3, 4), (1, 1), (1, 7), (1, 1)),  # padding wider than the kernel, without strides
+    ((4, 5), (1, 1), (3, 2), (2, 3)),  # windows with more of the padding than of the image
+    ((1, 6), (1, 1), (0, 2), (1, 1)),  # more taps in a row than are unrolled
 ]
 SIZE = (9, 13)
 #: Without the types that torch declares, of plain numbers.
@@ -75,6 +79,86 @@ def test_operators_are_the_dense_convolution(dtype: torch.dtype, channels: Any, 
         _, expected = gradients(exact, wide, grad.double(), placed, groups)
         _, magnitude = gradients(exact.abs(), wide, grad.double().abs(), placed, groups)
         assert_rounded("dL/dW", found, expected, magnitude, images * math.prod(y.shape[2:]))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_value_that_is_not_finite_reaches_its_own_windows_only(stride: int) -> None:
+    x = torch.zeros(3, 2, *SIZE)
+    x[0, 0, 0, 0], x[1, 1, 4, 12], x[2, 0, 8, 5] = math.inf, -math.inf, 2.0
+    weight, bias = operands((2, 9, 1), (3, 3), torch.float32)
+    windows = ((stride, stride), (1, 1), (1, 1))
+    bits, values = bits_of(x.flatten(1))
+    y = ops.spike_convolution(bits, values, weight, bias, SIZE, *windows, 1)
+    reached = dense2d((x.abs() == math.inf).float(), torch.ones(9, 2, 3, 3), None, *windows) > 0
+    assert torch.equal(y.isfinite(), ~reached)
+    found = ops.spike_convolution_weight(bits, values, torch.ones_like(y), weight, SIZE, *windows, 1)
+    one = torch.zeros_like(x)
+    for place in ((0, 0, 0, 0), (1, 1, 4, 12)):
+        one[place] = 1.0
+    _, reached = gradients(one, weight.clone(), torch.ones_like(y), windows, 1)
+    assert torch.equal(found.isfinite(), reached == 0)
+
+
+@pytest.mark.parametrize("outputs", [4, 8, 11, 16])
+def test_nothing_is_written_beside_the_outputs(outputs: int) -> None:
+    x = spikes((4, 3, *SIZE), 0.3, "ones", torch.float32)
+    weight = torch.randn(outputs, 3, 3, 5)
+    bits, _ = bits_of(x.flatten(1))
+    windows = (SIZE, (1, 1), (0, 1), (1, 1), 1)
+    whole = ops.spike_convolution(bits, None, weight, None, *windows)
+    grad = torch.randn_like(whole)
+    gradient = ops.spike_convolution_weight(bits, None, grad, weight, *windows)
+    for output in range(outputs):  # each output by itself, whose lanes are mostly empty
+        one = weight[output : output + 1].contiguous()
+        assert torch.equal(ops.spike_convolution(bits, None, one, None, *windows)[:, 0], whole[:, output])
+        own = grad[:, output : output + 1].contiguous()
+        assert torch.equal(ops.spike_convolution_weight(bits, None, own, one, *windows)[0], gradient[output])
+
+
+# Shape of a weight, stride, dtype, and the share that is the limit.
+LIMITS: list[tuple[tuple[int, ...], int, torch.dtype, float]] = [
+    ((8, 1, 5, 5), 1, torch.float32, 0.25),
+    ((16, 4, 3, 3), 1, torch.float32, 0.25),
+    ((16, 5, 3, 3), 1, torch.float32, 0.18),
+    ((4, 16, 3, 3), 1, torch.float32, 0.18),
+    ((3, 16, 3, 3), 1, torch.float32, 0.0),
+    ((64, 12, 5, 5), 1, torch.float32, 0.25),
+    ((64, 2, 5, 5), 1, torch.float32, 0.3),
+    ((64, 2, 5, 5), 1, torch.float16, 0.3),
+    ((64, 2, 5, 5), 1, torch.bfloat16, 0.15),
+    ((64, 12, 5, 5), 1, torch.float64, 0.5),
+    ((16, 12, 5, 5), 2, torch.float32, 0.08),
+    ((32, 2, 3, 6), 1, torch.float32, 0.15),
+    ((7, 2, 3, 6), 1, torch.float32, 0.0),
+    ((64, 12, 1, 1), 1, torch.float32, 0.04),
+]
+
+
+@pytest.mark.parametrize(("shape", "stride", "dtype", "limit"), LIMITS, ids=name_of)
+def test_spikes_on_both_sides_of_each_limit(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], stride: int, dtype: torch.dtype, limit: float
+) -> None:
+    called: list[int] = []
+    operator = ops.spike_convolution
+
+    def counted(*given: Any) -> Tensor:
+        called.append(1)
+        return operator(*given)
+
+    monkeypatch.setattr(ops, "spike_convolution", counted)
+    weight = torch.randn(shape, dtype=torch.float64).to(dtype)
+    size = (40, shape[1], 14, 15)
+    few, many = torch.zeros(2, *size, dtype=dtype)
+    places = torch.randperm(few.numel())
+    few.view(-1)[places[: int(limit * few.numel())]] = 0.5
+    many.view(-1)[places[: int(limit * few.numel()) + 1]] = 0.5
+    for x, sparse in ((few, True), (many, False)):
+        called.clear()
+        y = conv2d(x, weight, stride=stride)
+        assert called == ([1] if sparse else [])
+        exact, wide = x.double(), weight.double()
+        expected, magnitude = dense2d(exact, wide, None, stride), dense2d(exact.abs(), wide.abs(), None, stride)
+        assert_rounded("output", y, expected, magnitude, weight[0].numel())
 
 
 @pytest.mark.usefixtures("all_sparse")

@@ -319,26 +319,30 @@ struct WindowsOfPlaces {
   const Window* windows;
 };
 
-// An element of an image that is not zero.
-template <class Real>
-struct Place {
-  std::uint32_t taps;  // offset of the elements of its channel's kernel
-  std::uint32_t y;
-  std::uint32_t x;
-  Real value;
-};
-
-// For every place and every window that sees it: sums[output] += value terms[tap], or if `to_taps`, sums[tap] += value
-// terms[output]. Rows of sums and terms are `bytes` long, one of kPanelBytes.
+// For every element of an image that is not zero and every window that sees it: sums[output] += value terms[tap], or if
+// `to_taps`, sums[tap] += value terms[output]. Rows of sums and terms are `bytes` long, one of kPanelBytes or
+// kHalfPanelBytes; those of outputs begin `margin` before the first one, and those of a row of outputs `pitch` behind
+// those of the row before.
+//
+// Without strides, the windows of an element are found without lists: tap (j, k) belongs to the output at
+//   element + (padding_y - j dilation_y) pitch + padding_x - k dilation_x.
+// Where a row of outputs ends, these meet outputs that do not exist, in its margins, where terms are zero.
 template <class Real>
 struct WindowSums {
-  std::int64_t count;
-  const Place<Real>* places;
+  std::int64_t channels;
+  std::int64_t height;
+  const std::uint32_t* rows;      // elements rows[r] to rows[r + 1] - 1 lie in row r, channel after channel
+  const std::uint32_t* elements;  // y pitch + x
+  const Real* values;             // null if all are one
+  std::int64_t pitch;
+  std::int64_t margin;
+  bool listed;  // the windows are those of the lists, and have no margins to meet
   WindowsOfPlaces y;
   WindowsOfPlaces x;
+  std::int64_t taps_y, padding_y, dilation_y, outputs_y;
+  std::int64_t taps_x, padding_x, dilation_x;
   std::int64_t bytes;
   bool to_taps;
-  bool only_ones;  // all values are one
   const Real* terms;
   Real* sums;
 };
@@ -412,8 +416,13 @@ struct PoolBackward {
   PoolScratch<compute_t<Storage>> scratch;
 };
 
+// Taps of a kernel's row for which there are kernels without lists.
+constexpr bool has_kernel_without_lists(std::int64_t taps) { return taps >= 1 && taps <= 5; }
+
 // Bytes of a row of a panel: whole vectors of any instruction set, as sums in registers.
 constexpr std::int64_t kPanelBytes[] = {64, 128, 256, 512};
+// Of a panel of few outputs of a convolution.
+constexpr std::int64_t kHalfPanelBytes = 32;
 
 // Elements that are not zero.
 struct NonZeros {

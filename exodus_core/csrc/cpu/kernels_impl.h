@@ -139,12 +139,11 @@ void store_row(std::int64_t width, const Real* row, Storage* stored) {
 template <class Element>
 constexpr int kSquare = EXODUS_VECTOR_BYTES / sizeof(Element) < 16 ? EXODUS_VECTOR_BYTES / sizeof(Element) : 16;
 
-template <class Element>
+template <int n, class Element>
 EXODUS_HOST_DEVICE void transpose_square(const Element* from, std::int64_t from_stride, Element* to,
                                          std::int64_t to_stride) {
   using Integer = std::conditional_t<sizeof(Element) == 8, std::int64_t,
                                      std::conditional_t<sizeof(Element) == 4, std::int32_t, std::int16_t>>;
-  constexpr int n = kSquare<Element>;
   typedef Integer Vector __attribute__((vector_size(n * sizeof(Integer))));
   Vector low, high;
   for (int i = 0; i < n; ++i) {
@@ -171,11 +170,11 @@ EXODUS_HOST_DEVICE void transpose_square(const Element* from, std::int64_t from_
 // Between a tensor whose last axis is time, a row a lane, and rows of lanes, a row a step. A lane is finished before the
 // next is begun, since only contiguous memory is fast to read and write. The last square of a row ends
 // where the row ends.
-template <bool to_lanes, class Element>
+template <bool to_lanes, class Element, int n = kSquare<Element>>
 void turn(std::int64_t lanes, std::int64_t steps, const Element* from, std::int64_t from_stride, Element* to,
           std::int64_t to_stride) {
-  constexpr std::int64_t n = kSquare<Element>;
   if (lanes < n || steps < n) {
+    if constexpr (n > 4) return turn<to_lanes, Element, n / 2>(lanes, steps, from, from_stride, to, to_stride);
     for (std::int64_t lane = 0; lane < lanes; ++lane) {
       for (std::int64_t t = 0; t < steps; ++t) {
         if (to_lanes) {
@@ -195,9 +194,9 @@ void turn(std::int64_t lanes, std::int64_t steps, const Element* from, std::int6
         for (std::int64_t next = lane + n; next < std::min(lanes, lane + 2 * n); ++next) {
           __builtin_prefetch(from + next * from_stride + t);
         }
-        transpose_square(from + lane * from_stride + t, from_stride, to + t * to_stride + lane, to_stride);
+        transpose_square<n>(from + lane * from_stride + t, from_stride, to + t * to_stride + lane, to_stride);
       } else {
-        transpose_square(from + t * from_stride + lane, from_stride, to + lane * to_stride + t, to_stride);
+        transpose_square<n>(from + t * from_stride + lane, from_stride, to + lane * to_stride + t, to_stride);
       }
     }
   }

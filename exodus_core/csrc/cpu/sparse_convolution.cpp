@@ -1,10 +1,12 @@
 // Convolutions with spikes: each spike adds the kernel's columns of its channel to the outputs whose windows see it, and
 // dL/dW gathers dL/dx from them.
 //
-// Images are turned so that the output channels of a place lie next to each other, as many as a panel holds. An output
-// begins with its bias and is summed in ascending order of channel, row and column; dL/dW in a fixed number of blocks of
-// images, which are summed in groups of images. So the bits do not depend on the threads or the instruction set.
+// Images are turned so that the output channels of a place lie next to each other, as many as a panel holds, with margins
+// beside the rows of outputs, where the windows of a spike need not be clipped. An output begins with its bias and is
+// summed in ascending order of channel, row and column; dL/dW in a fixed number of blocks of images, which are summed in
+// groups of images. So the bits do not depend on the threads or the instruction set.
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "backend.h"
@@ -63,6 +65,13 @@ struct Geometry {
   std::int64_t columns() const { return group_channels() * kernel(); }
   std::int64_t elements() const { return channels * y.size * x.size; }
   std::int64_t places() const { return y.outputs() * x.outputs(); }
+  // The windows that see an element are looked up in lists.
+  bool listed() const { return y.stride > 1 || x.stride > 1 || !has_kernel_without_lists(x.taps); }
+  // Outputs that do not exist, before the first and behind the last of a row, but that the windows of an element meet.
+  std::int64_t margin() const {
+    return listed() ? 0 : std::max<std::int64_t>(0, x.dilation * (x.taps - 1) - x.padding);
+  }
+  std::int64_t pitch() const { return x.outputs() + margin(); }
 };
 
 // Spikes of one image, for one panel of the outputs of one group.
@@ -74,39 +83,58 @@ class Convolution {
   Convolution(const SpikeRows<Storage>& spikes, const Geometry& geometry)
       : spikes_(spikes),
         geometry_(geometry),
-        y_(geometry.y, geometry.x.taps, geometry.x.outputs()),
+        y_(geometry.y, geometry.x.taps, geometry.pitch()),
         x_(geometry.x, 1, 1) {}
 
-  // The elements of an image that are not zero, in ascending order; those of group g lie from first[g] to first[g + 1].
+  // The elements of an image that are not zero, in ascending order, as WindowSums has them.
   struct Image {
-    std::vector<Place<Real>> places;
-    std::vector<std::int64_t> first;
+    std::vector<std::uint32_t> rows;
+    std::vector<std::uint32_t> elements;
+    std::vector<Real> values;
+    bool finite;
   };
 
   void read(std::int64_t image, Image& into) const {
-    const std::int64_t plane = geometry_.y.size * geometry_.x.size, channels = geometry_.group_channels();
-    into.places.clear();
-    into.first.assign(geometry_.groups + 1, 0);
+    const std::int64_t width = geometry_.x.size, height = geometry_.y.size, pitch = geometry_.pitch();
+    const Storage* const values = spikes_.values == nullptr ? nullptr : spikes_.values + image * geometry_.elements();
+    into.rows.assign(geometry_.channels * height + 1, 0);
+    into.elements.clear();
+    into.values.clear();
+    into.finite = true;
+    std::int64_t row = -1, end = 0, shift = 0;
     spikes_.for_each(image, [&](std::int64_t element) {
-      const std::int64_t channel = element / plane, place = element % plane;
-      const Real value =
-          spikes_.values == nullptr ? Real(1) : load(spikes_.values[image * geometry_.elements() + element]);
-      into.places.push_back({static_cast<std::uint32_t>(channel % channels * geometry_.kernel()),
-                             static_cast<std::uint32_t>(place / geometry_.x.size),
-                             static_cast<std::uint32_t>(place % geometry_.x.size), value});
-      ++into.first[channel / channels + 1];
+      if (element >= end) {
+        row = element / width;
+        end = (row + 1) * width;
+        shift = row % height * pitch - row * width;
+      }
+      ++into.rows[row + 1];
+      into.elements.push_back(static_cast<std::uint32_t>(element + shift));
+      if (values != nullptr) {
+        into.values.push_back(load(values[element]));
+        into.finite &= std::isfinite(into.values.back());
+      }
     });
-    for (std::int64_t g = 0; g < geometry_.groups; ++g) into.first[g + 1] += into.first[g];
+    for (std::int64_t r = 0; r < geometry_.channels * height; ++r) into.rows[r + 1] += into.rows[r];
   }
 
   WindowSums<Real> call(const Image& image, std::int64_t group, std::int64_t bytes) const {
     WindowSums<Real> call{};
-    call.count = image.first[group + 1] - image.first[group];
-    call.places = image.places.data() + image.first[group];
+    call.channels = geometry_.group_channels();
+    call.height = geometry_.y.size;
+    call.rows = image.rows.data() + group * call.channels * call.height;
+    call.elements = image.elements.data();
+    call.values = spikes_.values == nullptr ? nullptr : image.values.data();
+    call.pitch = geometry_.pitch();
+    call.margin = geometry_.margin();
+    call.listed = geometry_.listed();
     call.y = y_.view();
     call.x = x_.view();
+    call.taps_y = geometry_.y.taps, call.taps_x = geometry_.x.taps;
+    call.padding_y = geometry_.y.padding, call.padding_x = geometry_.x.padding;
+    call.dilation_y = geometry_.y.dilation, call.dilation_x = geometry_.x.dilation;
+    call.outputs_y = geometry_.y.outputs();
     call.bytes = bytes;
-    call.only_ones = spikes_.values == nullptr;
     return call;
   }
 
@@ -117,43 +145,70 @@ class Convolution {
   AxisWindows x_;
 };
 
-// A panel of a tensor (..., outputs, places): row p has its outputs at place p.
+// A panel of a tensor (..., outputs, rows, columns): its outputs at one place lie next to each other, those of the next
+// place behind them, with `margin` places of zeros before, between and behind the rows.
 template <class Storage>
 class TurnedPanel {
  public:
   using Real = compute_t<Storage>;
 
-  TurnedPanel(std::int64_t places, std::int64_t lanes)
-      : places_(places), rows_(places, lanes), stored_(kInPlace ? 0 : places, lanes) {}
+  TurnedPanel(std::int64_t lanes, std::int64_t rows, std::int64_t columns, std::int64_t margin)
+      : lanes_(lanes),
+        rows_(rows),
+        columns_(columns),
+        margin_(margin),
+        spread_(1, (margin + rows * (columns + margin)) * lanes),
+        close_(1, margin == 0 ? 0 : rows * columns * lanes),
+        stored_(1, kInPlace ? 0 : rows * columns * lanes) {}
 
   void read(const Storage* from, std::int64_t width, std::int64_t stride) {
     const RowKernels<Storage>& kernels = row_kernels<Storage>();
+    Real* const close = margin_ == 0 ? spread_[0] : close_[0];
     if constexpr (kInPlace) {
-      kernels.to_rows(width, places_, from, stride, rows_[0], rows_.stride());
+      kernels.to_rows(width, rows_ * columns_, from, stride, close, lanes_);
     } else {
-      kernels.to_rows(width, places_, from, stride, stored_[0], stored_.stride());
-      for (std::int64_t p = 0; p < places_; ++p) kernels.load(width, stored_[p], rows_[p]);
+      kernels.to_rows(width, rows_ * columns_, from, stride, stored_[0], lanes_);
+      kernels.load(rows_ * columns_ * lanes_, stored_[0], close);
     }
+    if (margin_ == 0) return;
+    for (std::int64_t r = 0; r < rows_; ++r) std::copy_n(close + r * columns_ * lanes_, columns_ * lanes_, row(r));
   }
 
   void write(Storage* to, std::int64_t width, std::int64_t stride) {
     const RowKernels<Storage>& kernels = row_kernels<Storage>();
+    Real* const close = margin_ == 0 ? spread_[0] : close_[0];
+    if (margin_ > 0) {
+      for (std::int64_t r = 0; r < rows_; ++r) std::copy_n(row(r), columns_ * lanes_, close + r * columns_ * lanes_);
+    }
     if constexpr (kInPlace) {
-      kernels.from_rows(width, places_, rows_[0], rows_.stride(), to, stride);
+      kernels.from_rows(width, rows_ * columns_, close, lanes_, to, stride);
     } else {
-      for (std::int64_t p = 0; p < places_; ++p) kernels.store(width, rows_[p], stored_[p]);
-      kernels.from_rows(width, places_, stored_[0], stored_.stride(), to, stride);
+      kernels.store(rows_ * columns_ * lanes_, close, stored_[0]);
+      kernels.from_rows(width, rows_ * columns_, stored_[0], lanes_, to, stride);
     }
   }
 
-  Real* rows() const { return rows_[0]; }
-  std::int64_t size() const { return places_ * rows_.stride(); }
+  // Writes these outputs to every place, also of the margins.
+  void fill(const Real* outputs) {
+    Real* const to = elements();
+    std::copy_n(outputs, lanes_, to);
+    for (std::int64_t done = lanes_; done < size(); done *= 2) std::copy_n(to, std::min(done, size() - done), to + done);
+  }
+
+  Real* elements() const { return spread_[0]; }
+  std::int64_t size() const { return spread_.stride(); }
 
  private:
   static constexpr bool kInPlace = std::is_same_v<Storage, Real>;
 
-  std::int64_t places_;
-  RowBuffer<Real> rows_;
+  Real* row(std::int64_t r) const { return spread_[0] + (margin_ + r * (columns_ + margin_)) * lanes_; }
+
+  std::int64_t lanes_;
+  std::int64_t rows_;
+  std::int64_t columns_;
+  std::int64_t margin_;
+  RowBuffer<Real> spread_;
+  RowBuffer<Real> close_;
   RowBuffer<Storage> stored_;
 };
 
@@ -170,7 +225,7 @@ void convolve(const SpikeRows<Storage>& spikes, const Geometry& geometry, const 
               const OptionalTensor& bias, const Tensor& output) {
   using Real = compute_t<Storage>;
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
-  const Panels<Real> panels(geometry.group_outputs());
+  const Panels<Real> panels(geometry.group_outputs(), true);
   const Convolution<Storage> convolution(spikes, geometry);
   const std::int64_t columns = geometry.columns(), places = geometry.places(), lanes = panels.lanes();
   torch::stable::parallel_for(0, geometry.images, 1, [&](std::int64_t first, std::int64_t last) {
@@ -179,22 +234,20 @@ void convolve(const SpikeRows<Storage>& spikes, const Geometry& geometry, const 
     RowBuffer<Real> start(geometry.groups * panels.count(), lanes);
     std::int64_t row = 0;
     for_each_panel(geometry, panels, [&](std::int64_t, std::int64_t p, std::int64_t output_channel) {
-      weights.emplace_back(columns, lanes);
+      weights.emplace_back(lanes, 1, columns, 0);
       weights.back().read(elements<Storage>(weight) + output_channel * columns, panels.width(p), columns);
       if (bias.has_value()) kernels.load(panels.width(p), elements<Storage>(bias) + output_channel, start[row]);
       ++row;
     });
-    TurnedPanel<Storage> sums(places, lanes);
+    TurnedPanel<Storage> sums(lanes, geometry.y.outputs(), geometry.x.outputs(), geometry.margin());
     for (std::int64_t i = first; i < last; ++i) {
       convolution.read(i, image);
       row = 0;
       for_each_panel(geometry, panels, [&](std::int64_t g, std::int64_t p, std::int64_t output_channel) {
-        for (std::int64_t place = 0; place < places; ++place) {
-          std::copy_n(start[row], lanes, sums.rows() + place * lanes);
-        }
+        sums.fill(start[row]);
         WindowSums<Real> call = convolution.call(image, g, panels.bytes);
-        call.terms = weights[row].rows();
-        call.sums = sums.rows();
+        call.terms = weights[row].elements();
+        call.sums = sums.elements();
         kernels.add_windows(call);
         Storage* to = mutable_elements<Storage>(output) + (i * geometry.outputs + output_channel) * places;
         sums.write(to, panels.width(p), places);
@@ -211,18 +264,18 @@ void convolve_transposed(const SpikeRows<Storage>& spikes, const Geometry& geome
   using Real = compute_t<Storage>;
   constexpr std::int64_t kBlocks = 16, kGroupImages = 64;
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
-  const Panels<Real> panels(geometry.group_outputs());
+  const Panels<Real> panels(geometry.group_outputs(), true);
   const Convolution<Storage> convolution(spikes, geometry);
   const std::int64_t columns = geometry.columns(), places = geometry.places(), lanes = panels.lanes();
   const std::int64_t count = geometry.groups * panels.count();
   const std::int64_t share = ceil_div(geometry.images, kBlocks), blocks = ceil_div(geometry.images, share);
   std::vector<TurnedPanel<Storage>> totals;
-  for (std::int64_t i = 0; i < blocks * count; ++i) totals.emplace_back(columns, lanes);
+  for (std::int64_t i = 0; i < blocks * count; ++i) totals.emplace_back(lanes, 1, columns, 0);
   torch::stable::parallel_for(0, blocks, 1, [&](std::int64_t first, std::int64_t last) {
     typename Convolution<Storage>::Image image;
-    TurnedPanel<Storage> terms(places, lanes), sums(columns, lanes);
+    TurnedPanel<Storage> terms(lanes, geometry.y.outputs(), geometry.x.outputs(), geometry.margin());
     std::vector<TurnedPanel<Storage>> group;
-    for (std::int64_t i = 0; i < count; ++i) group.emplace_back(columns, lanes);
+    for (std::int64_t i = 0; i < count; ++i) group.emplace_back(lanes, 1, columns, 0);
     const auto add = [](Real* sum, Real* part, std::int64_t size) {
       for (std::int64_t i = 0; i < size; ++i) sum[i] += part[i];
       std::fill_n(part, size, Real(0));
@@ -234,16 +287,17 @@ void convolve_transposed(const SpikeRows<Storage>& spikes, const Geometry& geome
         std::int64_t row = 0;
         for_each_panel(geometry, panels, [&](std::int64_t g, std::int64_t p, std::int64_t output_channel) {
           WindowSums<Real> call = convolution.call(image, g, panels.bytes);
-          if (call.count > 0) {
+          if (call.rows[0] < call.rows[call.channels * call.height]) {
             const Storage* from = elements<Storage>(grad) + (i * geometry.outputs + output_channel) * places;
             terms.read(from, panels.width(p), places);
             call.to_taps = true;
-            call.terms = terms.rows();
-            call.sums = group[row].rows();
+            call.listed |= !image.finite;  // zero times what is not finite is NaN, in the margins too
+            call.terms = terms.elements();
+            call.sums = group[row].elements();
             kernels.add_windows(call);
           }
           if ((i - begin) % kGroupImages == kGroupImages - 1 || i == end - 1) {
-            add(totals[b * count + row].rows(), group[row].rows(), sums.size());
+            add(totals[b * count + row].elements(), group[row].elements(), group[row].size());
           }
           ++row;
         });
@@ -252,9 +306,9 @@ void convolve_transposed(const SpikeRows<Storage>& spikes, const Geometry& geome
   });
   std::int64_t row = 0;
   for_each_panel(geometry, panels, [&](std::int64_t, std::int64_t p, std::int64_t output_channel) {
-    Real* total = totals[row].rows();
+    Real* total = totals[row].elements();
     for (std::int64_t b = 1; b < blocks; ++b) {
-      const Real* part = totals[b * count + row].rows();
+      const Real* part = totals[b * count + row].elements();
       for (std::int64_t i = 0; i < totals[row].size(); ++i) total[i] += part[i];
     }
     totals[row].write(mutable_elements<Storage>(gradient) + output_channel * columns, panels.width(p), columns);
@@ -281,7 +335,7 @@ Geometry geometry_of(std::int64_t images, const Tensor& weight, const Sizes& siz
                           {size[1], weight.size(3), stride[1], padding[1], dilation[1]}};
   constexpr std::int64_t kMost = std::int64_t{1} << 31;  // offsets have 32 bits
   STD_TORCH_CHECK(geometry.places() > 0 && geometry.places() < kMost && geometry.columns() < kMost &&
-                      geometry.elements() < kMost,
+                      geometry.elements() < kMost && geometry.y.size * geometry.pitch() < kMost,
                   "an image must have a window, and fewer than 2**31 elements");
   return geometry;
 }

@@ -93,30 +93,6 @@ void add_to_columns(const BitSums<Storage>& call) {
   }
 }
 
-template <bool with_values, int vectors, class Scalar>
-void add_windows(const WindowSums<Scalar>& call) {
-  using Real = VecOf<Scalar>;
-  constexpr std::int64_t lanes = kVecLanes<Scalar>;
-  for (std::int64_t i = 0; i < call.count; ++i) {
-    const Place<Scalar> place = call.places[i];
-    for (std::uint32_t y = call.y.first[place.y]; y < call.y.first[place.y + 1]; ++y) {
-      const WindowsOfPlaces::Window row = call.y.windows[y];
-      for (std::uint32_t x = call.x.first[place.x]; x < call.x.first[place.x + 1]; ++x) {
-        const WindowsOfPlaces::Window window = call.x.windows[x];
-        const std::int64_t tap = std::int64_t{place.taps} + row.tap + window.tap;
-        const std::int64_t output = std::int64_t{row.output} + window.output;
-        const Scalar* terms = call.terms + (call.to_taps ? output : tap) * (vectors * lanes);
-        Scalar* sums = call.sums + (call.to_taps ? tap : output) * (vectors * lanes);
-        for (int v = 0; v < vectors; ++v) {
-          const Real term = Real::read(terms + v * lanes);
-          const Real sum = Real::read(sums + v * lanes);
-          (sum + (with_values ? Real(place.value) * term : term)).write(sums + v * lanes);
-        }
-      }
-    }
-  }
-}
-
 // Calls body(vectors), a constant, for rows of `bytes`, one of kPanelBytes.
 template <class Body>
 void with_vectors(std::int64_t bytes, Body body) {
@@ -165,14 +141,135 @@ void add_to_columns(const BitSums<Storage>& call) {
   });
 }
 
+template <bool with_values, int vectors, class Real, class Scalar = typename Real::Lane>
+void add_listed_windows(const WindowSums<Scalar>& call) {
+  constexpr std::int64_t lanes = sizeof(Real) / sizeof(Scalar), width = vectors * lanes;
+  const std::int64_t taps = call.taps_y * call.taps_x;
+  for (std::int64_t r = 0; r < call.channels * call.height; ++r) {
+    const std::int64_t channel = r / call.height, row = r % call.height;
+    for (std::uint32_t i = call.rows[r]; i < call.rows[r + 1]; ++i) {
+      const Real value(with_values ? call.values[i] : Scalar(1));
+      const std::int64_t column = call.elements[i] - row * call.pitch;
+      for (std::uint32_t y = call.y.first[row]; y < call.y.first[row + 1]; ++y) {
+        for (std::uint32_t x = call.x.first[column]; x < call.x.first[column + 1]; ++x) {
+          const std::int64_t tap = channel * taps + call.y.windows[y].tap + call.x.windows[x].tap;
+          const std::int64_t output = call.margin + call.y.windows[y].output + call.x.windows[x].output;
+          const Scalar* terms = call.terms + (call.to_taps ? output : tap) * width;
+          Scalar* sums = call.sums + (call.to_taps ? tap : output) * width;
+          for (int v = 0; v < vectors; ++v) {
+            const Real term = Real::read(terms + v * lanes);
+            const Real sum = Real::read(sums + v * lanes);
+            (sum + (with_values ? value * term : term)).write(sums + v * lanes);
+          }
+        }
+      }
+    }
+  }
+}
+
+constexpr std::int64_t kBandBytes = 20 << 10;  // of rows of outputs: a part of a first-level cache
+
+// For one row of a kernel after the other, whose taps' terms or sums stay in registers, and the elements that it meets
+// for a band of rows of outputs. Rows of a kernel meet those of the image in ascending order, and so each output meets
+// its elements and each tap too.
+template <int taps, bool to_taps, bool with_values, int vectors, class Real, class Scalar = typename Real::Lane>
+void add_windows_of_taps(const WindowSums<Scalar>& call) {
+  constexpr std::int64_t lanes = sizeof(Real) / sizeof(Scalar), width = vectors * lanes;
+  constexpr int most = (EXODUS_VECTOR_BYTES == 64 ? 24 : 12) / taps;  // vectors of a tap that fit in registers
+  constexpr int block = most >= vectors ? vectors : most >= 4 ? 4 : most >= 2 ? 2 : 1;
+  std::conditional_t<to_taps, Scalar, const Scalar>* kernels;
+  std::conditional_t<to_taps, const Scalar, Scalar>* outputs;
+  if constexpr (to_taps) {
+    kernels = call.sums, outputs = call.terms;
+  } else {
+    kernels = call.terms, outputs = call.sums;
+  }
+  const std::int64_t band = std::max<std::int64_t>(1, kBandBytes / (call.pitch * call.bytes));
+  for (std::int64_t begin = 0; begin < call.outputs_y; begin += band) {
+    const std::int64_t end = std::min(call.outputs_y, begin + band);
+    auto* kernel = kernels;
+    for (std::int64_t channel = 0; channel < call.channels; ++channel) {
+      const std::uint32_t* const rows = call.rows + channel * call.height;
+      for (std::int64_t j = 0; j < call.taps_y; ++j, kernel += taps * width) {
+        const std::int64_t below = call.padding_y - j * call.dilation_y;  // the outputs are so many rows below
+        const std::int64_t first_row = std::clamp<std::int64_t>(begin - below, 0, call.height);
+        const std::int64_t last_row = std::clamp<std::int64_t>(end - below, 0, call.height);
+        const std::uint32_t first = rows[first_row], last = rows[last_row];
+        if (first == last) continue;
+        auto* const origin = outputs + (call.margin + below * call.pitch + call.padding_x) * width;
+        const std::int64_t step = call.dilation_x * width;
+        for (std::int64_t from = 0; from < width; from += block * lanes) {
+          Real held[taps][block];
+#pragma GCC unroll 8
+          for (int k = 0; k < taps; ++k) {
+#pragma GCC unroll 8
+            for (int v = 0; v < block; ++v) held[k][v] = Real::read(kernel + k * width + from + v * lanes);
+          }
+          for (std::uint32_t i = first; i < last; ++i) {
+            auto* const place = origin + std::int64_t{call.elements[i]} * width + from;
+            const Real value(with_values ? call.values[i] : Scalar(1));
+#pragma GCC unroll 8
+            for (int k = 0; k < taps; ++k) {
+#pragma GCC unroll 8
+              for (int v = 0; v < block; ++v) {
+                auto* const output = place - k * step + v * lanes;
+                if constexpr (to_taps) {
+                  const Real term = Real::read(output);
+                  held[k][v] += with_values ? value * term : term;
+                } else {
+                  const Real term = held[k][v];
+                  (Real::read(output) + (with_values ? value * term : term)).write(output);
+                }
+              }
+            }
+          }
+          if constexpr (to_taps) {
+#pragma GCC unroll 8
+            for (int k = 0; k < taps; ++k) {
+#pragma GCC unroll 8
+              for (int v = 0; v < block; ++v) held[k][v].write(kernel + k * width + from + v * lanes);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+template <bool with_values, int vectors, class Real, class Scalar = typename Real::Lane>
+void add_windows_of_panel(const WindowSums<Scalar>& call) {
+  const auto with_taps = [&](auto taps) {
+    return call.to_taps ? add_windows_of_taps<taps.value, true, with_values, vectors, Real>(call)
+                        : add_windows_of_taps<taps.value, false, with_values, vectors, Real>(call);
+  };
+  switch (call.listed ? 0 : call.taps_x) {
+    case 1:
+      return with_taps(std::integral_constant<int, 1>{});
+    case 2:
+      return with_taps(std::integral_constant<int, 2>{});
+    case 3:
+      return with_taps(std::integral_constant<int, 3>{});
+    case 4:
+      return with_taps(std::integral_constant<int, 4>{});
+    case 5:
+      return with_taps(std::integral_constant<int, 5>{});
+    default:
+      return add_listed_windows<with_values, vectors, Real>(call);
+  }
+}
+
 template <class Scalar>
 void add_windows(const WindowSums<Scalar>& call) {
+  if (call.bytes == kHalfPanelBytes) {  // of a wider register, a half is used
+    constexpr int bytes = std::min<int>(kHalfPanelBytes, EXODUS_VECTOR_BYTES);
+    using Half = Vec<Scalar, bytes / sizeof(Scalar)>;
+    constexpr int vectors = kHalfPanelBytes / bytes;
+    return call.values == nullptr ? add_windows_of_panel<false, vectors, Half>(call)
+                                  : add_windows_of_panel<true, vectors, Half>(call);
+  }
   with_vectors(call.bytes, [&](auto vectors) {
-    if (call.only_ones) {
-      add_windows<false, vectors.value>(call);
-    } else {
-      add_windows<true, vectors.value>(call);
-    }
+    return call.values == nullptr ? add_windows_of_panel<false, vectors.value, VecOf<Scalar>>(call)
+                                  : add_windows_of_panel<true, vectors.value, VecOf<Scalar>>(call);
   });
 }
 

@@ -20,10 +20,12 @@ struct Panels {
   std::int64_t outputs;
   std::int64_t bytes;
 
-  explicit Panels(std::int64_t outputs_) : outputs(outputs_), bytes(0) {
+  explicit Panels(std::int64_t outputs_, bool halves = false) : outputs(outputs_), bytes(kHalfPanelBytes) {
+    const std::int64_t row = outputs * static_cast<std::int64_t>(sizeof(Real));
+    if (halves && row <= kHalfPanelBytes) return;
     for (const std::int64_t size : kPanelBytes) {
       bytes = size;
-      if (outputs * static_cast<std::int64_t>(sizeof(Real)) <= size) break;
+      if (row <= size) break;
     }
   }
   std::int64_t lanes() const { return bytes / static_cast<std::int64_t>(sizeof(Real)); }

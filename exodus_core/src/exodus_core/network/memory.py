@@ -35,9 +35,9 @@ _STEP_BYTES, _STEP_GRAPH_BYTES, _STEP_RECURRENT_BYTES = 3 * 1024, 14 * 1024, 28 
 # The backward pass of each step of an SRM loop copies the past that the step saw: so many copies at a time. Copies that
 # are small enough for the heap leave holes there that later ones may not fit: about one for each step.
 _PAST_COPIES, _HEAP_BLOCK_BYTES = 4, 64 * 1024
-# Of sparse products (csrc/cpu/sparse_product.cpp, sparse_convolution.cpp): of a place in a list, and of the place of a
-# spike in an image, without its value; of the rows of dL/dx in a panel; rows of sums; blocks of images in dL/dW.
-_INDEX_BYTES, _PLACE_BYTES, _PANEL_CACHE_BYTES, _SCRATCH_ROWS, _CONVOLUTION_BLOCKS = 4, 16, 256 * 1024, 65, 16
+# Of sparse products (csrc/cpu/sparse_product.cpp, sparse_convolution.cpp): of a place in a list; of the rows of dL/dx
+# in a panel; rows of sums; blocks of images in dL/dW.
+_INDEX_BYTES, _PANEL_CACHE_BYTES, _SCRATCH_ROWS, _CONVOLUTION_BLOCKS = 4, 256 * 1024, 65, 16
 # Of a tap of a product with delays: nodes of autograd's graph.
 _TAP_BYTES = 12 * 1024
 # Gradients of a neuron's parameters are summed for each lane (sample and neuron): so many sums, in float64.
@@ -119,9 +119,15 @@ class _Need:
     view: bool = False
 
 
-def _panels(outputs: int, itemsize: int) -> tuple[int, int]:
-    """Panels of outputs in sparse products, and the bytes of a row of one: kPanelBytes of csrc/cpu/kernels.h."""
-    row = next((size for size in (64, 128, 256) if outputs * itemsize <= size), 512)
+def _panels(outputs: int, itemsize: int, halves: bool = False) -> tuple[int, int]:
+    """Panels of outputs in sparse products, and the bytes of a row of one: kPanelBytes of csrc/cpu/kernels.h.
+
+    Args:
+        outputs: of a group.
+        itemsize: bytes of one.
+        halves: rows may be as short as kHalfPanelBytes.
+    """
+    row = next((size for size in (32, 64, 128, 256)[not halves :] if outputs * itemsize <= size), 512)
     return -(-outputs * itemsize // row), row
 
 
@@ -171,17 +177,22 @@ def _convolution(layer: _Layer) -> _Need:
         forward = unfolded
         backward = unfolded + layer.x + (columns + layer.x if layer.learns else 0)
     dense = _Need(forward=forward, backward=backward, reads_input=True)
-    outputs, taps = layer.output[0] // data.groups, math.prod(kernel)
-    limit = convolution.max_density(outputs, taps, layer.dtype)
-    columns = layer.input[0] // data.groups * taps
+    inputs, outputs, taps = layer.input[0] // data.groups, layer.output[0] // data.groups, math.prod(kernel)
+    stride = per_dimension(data.stride, data.dimensions)
+    limit = convolution.max_density((layer.output[0], inputs, *kernel), stride, data.groups, layer.dtype)
+    columns = inputs * taps
     products = images * math.prod(layer.input[1:]) * layer.output[0] * columns
     if limit == 0 or not product.enough(products):
         return dense
-    # The weight in panels, for each thread or, backward, block of images; those of one image; and its spikes, in a list
-    # that doubles as it grows.
-    threads, (panels, row) = torch.get_num_threads(), _panels(outputs, layer.itemsize)
+    # The weight in panels, for each thread or, backward, block of images; those of one image, with and without the
+    # margins between its rows; and its spikes, in a list that doubles as it grows.
+    threads, (panels, row) = torch.get_num_threads(), _panels(outputs, layer.itemsize, halves=True)
     turned = data.groups * panels * columns * row
-    image = math.prod(layer.output[1:]) * row + 3 * math.prod(layer.input) * (_PLACE_BYTES + layer.itemsize)
+    dilation, padding = (per_dimension(each, data.dimensions)[-1] for each in (data.dilation, data.padding))
+    margin = max(0, dilation * (kernel[-1] - 1) - padding)
+    places = 2 * math.prod(layer.output[1:]) + margin * (math.prod(layer.output[1:-1]) + 1)
+    image = places * row + math.prod(layer.input[:-1]) * _INDEX_BYTES
+    image += 3 * math.prod(layer.input) * (_INDEX_BYTES + layer.itemsize)
     sums = min(images, _CONVOLUTION_BLOCKS) * turned + threads * (turned + columns * row + image)
     return _Need(
         kept=layer.bits,

@@ -20,9 +20,19 @@ from exodus_core.once_differentiable import once_differentiable
 from exodus_core.sparse.product import check_operands, found_sparse, learns, may_be_sparse, of_dtype
 from exodus_core.sparse.spikes import PackedSpikes
 
-# As _MAX_DENSITY of product, by the outputs of a group; a kernel of one element is a product of matrices.
-_MAX_DENSITY = ((32, 0.15), (8, 0.08))
+# As _MAX_DENSITY of product, by the least number of outputs of a group: the share for any number of input channels, and
+# that for few, of which oneDNN's blocks of channels are mostly padding. Measured on Zen 4 with AVX-512 for 1 to 16
+# inputs, 4 to 64 outputs, kernels of 3x3 and 5x5 and images of 12x12 and 28x28: at 0.20 at least the sums take as long
+# as the dense convolutions, at 0.30 from 32 outputs on or with four inputs; with AVX2 at 0.28 and 0.40.
+_MAX_DENSITY = ((32, 0.25, 0.3), (4, 0.18, 0.25))
+_FEW_INPUTS = 4
+# With strides, or more than five taps in a row, the kernel looks the windows of a spike up, which takes twice as long.
+_MAX_DENSITY_OF_LISTED = ((32, 0.15, 0.15), (8, 0.08, 0.08))
+_MAX_TAPS_IN_A_ROW = 5
+# A kernel of one element is a product of matrices.
 _MAX_DENSITY_OF_ONE_TAP = 0.04
+# In float64 torch multiplies matrices of unfolded windows: the sums take less time up to 0.5 at least.
+_FLOAT64_SHARE = 2.0
 
 Size = int | Sequence[int]
 
@@ -37,17 +47,22 @@ class Windows(NamedTuple):
     groups: int
 
 
-def max_density(outputs: int, taps: int, dtype: torch.dtype) -> float:
+def max_density(weight_shape: Sequence[int], stride: Sequence[int], groups: int, dtype: torch.dtype) -> float:
     """The largest share of spikes for which a convolution is computed from the spikes.
 
     Args:
-        outputs: output channels of a group.
-        taps: elements of a kernel for one channel.
+        weight_shape: (N_out, channels / groups, *kernel).
+        stride: of each dimension of space.
+        groups: groups of channels.
         dtype: of the weight.
     """
-    share = next((share for least, share in _MAX_DENSITY if outputs >= least), 0.0)
-    share = min(share, _MAX_DENSITY_OF_ONE_TAP) if taps == 1 else share
-    return of_dtype(share, dtype)
+    outputs, inputs, *kernel = weight_shape
+    listed = max(stride) > 1 or kernel[-1] > _MAX_TAPS_IN_A_ROW
+    few = inputs <= _FEW_INPUTS
+    shares = _MAX_DENSITY_OF_LISTED if listed else _MAX_DENSITY
+    share = next((share[few] for least, *share in shares if outputs // groups >= least), 0.0)
+    share = min(share, _MAX_DENSITY_OF_ONE_TAP) if math.prod(kernel) == 1 else share
+    return share * _FLOAT64_SHARE if dtype == torch.float64 else of_dtype(share, dtype)
 
 
 def conv1d(
@@ -121,7 +136,7 @@ def _convolution(
     lead, (channels, *size) = spikes.shape[: -dimensions - 1], spikes.shape[-dimensions - 1 :]
     images = math.prod(lead)
     windows = Windows(_plane(size), _plane(stride), _plane(padding, 0), _plane(dilation), groups)
-    limit = max_density(weight.shape[0] // groups, math.prod(weight.shape[2:]), weight.dtype)
+    limit = max_density(weight.shape, stride, groups, weight.dtype)
     products = images * math.prod(size) * weight.numel()
     if (
         not exact
@@ -207,6 +222,13 @@ class SpikeConvolution(torch.autograd.Function):
 
 def _transposed(grad: Tensor, weight: Tensor, windows: Windows) -> Tensor:
     """The gradient of the input: the transposed convolution."""
+    if grad.dtype == torch.float64:  # torch's backward pass takes 0.45 to 0.8 times that time, and the memory of x
+        size = (grad.shape[0], weight.shape[1] * windows.groups, *windows.size)
+        like = grad.new_empty(()).expand(size)
+        _, stride, padding, dilation, groups = windows
+        options = (None, stride, padding, dilation, False, (0, 0), groups, (True, False, False))
+        input_grad: Tensor = torch.ops.aten.convolution_backward.default(grad, like, weight, *options)[0]
+        return input_grad.contiguous()
     taps, outputs = weight.shape[2:], grad.shape[2:]
     missed = [  # behind the last window
         windows.size[i]
