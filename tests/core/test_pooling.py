@@ -365,7 +365,7 @@ class Library(torch.nn.MaxPool2d):
 
 
 def test_a_librarys_class_stays_what_it_is_but_for_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(accelerated._LIBRARIES, (__name__, "Library"), nn.MaxPool2d)
+    monkeypatch.setitem(accelerated._LIBRARIES, (__name__, "Library"), ((), (nn.MaxPool2d,)))
     layer = Library(2)
     joined = accelerated.counterpart(Library)
     assert joined is not None
