@@ -61,6 +61,7 @@ def steps_of_membrane(layer: dict[str, Any], parameters: dict[str, Tensor], x: T
             reset=layer["reset"],
             reset_by=parameters.get("reset_by"),
             min_membrane=layer["min_membrane"],
+            bound_after_reset=layer.get("bound_after_reset", False),
             decay_reset=layer["decay_reset"],
             max_spikes=layer["max_spikes"],
         )
@@ -117,6 +118,7 @@ def test_membranes_of_all_neurons_are_those_of_the_plain_reference(case: str) ->
         expected = steps_of_membrane(layer, parameters, x)
     else:
         options = {name: layer[name] for name in ("reset", "decay_reset", "max_spikes", "min_membrane")}
+        options["bound_after_reset"] = layer.get("bound_after_reset", False)
         values = {name: torch.tensor(layer[name], dtype=torch.float64) for name in ("threshold",)} | {
             name: p for name, p in parameters.items() if name != "alpha"
         }

@@ -122,7 +122,7 @@ void lif_forward_block(ResetType reset, ManyType many_spikes, AfterType bound_af
   const RowBlock<const Storage> input_rows = block.input;
   for (std::int64_t begin = 0; begin < block.steps; begin += kVecSteps) {
     const std::int64_t end = std::min(block.steps, begin + kVecSteps);
-    for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) EXODUS_INLINED {
+    for_each_vector<Storage>(block.width, [&](std::int64_t lane, std::int64_t slot) {
       const LifNeuron<Real> neuron = neuron_at<Storage>(block.neuron, lane);
       const VecStore<Storage> spikes_out(block.spikes, lane), membrane_out(block.membrane, lane);
       Prefetch<const Storage> next_input(input_rows, begin, kVecSteps, lane);
@@ -243,10 +243,17 @@ void with_surrogate(SurrogateKind kind, Body body) {
   }
 }
 
-// A loop of its own for every reset; one for all of them looks at the reset in each step, if the bound is after it.
+// Looks at the reset in each step. Apart from the loops of single resets: next to it, GCC does not align them.
+template <class Storage>
+__attribute__((noinline)) void lif_forward_bounded_after_reset(Reset reset, bool many_spikes,
+                                                               const LifForwardBlock<Storage>& block) {
+  lif_forward_block(reset, many_spikes, Is<true>{}, block);
+}
+
+// A loop of its own for every reset, and one for all of them if the bound is after it.
 template <class Storage>
 void lif_forward(Reset reset, bool many_spikes, const LifForwardBlock<Storage>& block) {
-  if (block.neuron.bound_after_reset) return lif_forward_block(reset, many_spikes, Is<true>{}, block);
+  if (block.neuron.bound_after_reset) return lif_forward_bounded_after_reset(reset, many_spikes, block);
   with_reset(reset, [&](auto r) {
     if (many_spikes) {
       lif_forward_block(r, Is<true>{}, Is<false>{}, block);

@@ -121,9 +121,7 @@ def neuron(module: Any) -> Neuron:
             "has min_v_mem, a subtract_value and several spikes in one step, which could pass the bound"
         )
     if floor is not None and holds_of_any(floor > lowest):
-        raise NotMappedError(
-            "has a min_v_mem above the membrane that a spike leaves; the kernels clip before the spike"
-        )
+        raise NotMappedError("has a min_v_mem above the membrane that a spike leaves")
     return Neuron(
         threshold=threshold.detach(),
         decay_reset=True,
