@@ -59,6 +59,11 @@ def _events(*shape: int) -> Callable[[Size], Tensor]:
     return lambda size: (torch.rand(size.steps, size.batch, *_smaller(shape, size)) < 0.1).float()
 
 
+def _samples_of_events(*shape: int) -> Callable[[Size], Tensor]:
+    """The same, batch first."""
+    return lambda size: (torch.rand(size.batch, size.steps, *_smaller(shape, size)) < 0.1).float()
+
+
 def _images(*shape: int) -> Callable[[Size], Tensor]:
     return lambda size: torch.rand(size.batch, *_smaller(shape, size))
 
@@ -149,13 +154,13 @@ def _snntorch_second_order(size: Size) -> Module:
 
 def _sinabs_call(model: Module, x: Tensor, size: Size) -> Tensor:
     import_module("sinabs").reset_states(model)
-    found: Tensor = model(x.movedim(0, 1).contiguous())
+    found: Tensor = model(x)
     return found.movedim(1, 0)
 
 
 def _sinabs_squeezed(model: Module, x: Tensor, size: Size) -> Tensor:
     import_module("sinabs").reset_states(model)
-    found: Tensor = model(x.movedim(0, 1).flatten(0, 1))
+    found: Tensor = model(x.flatten(0, 1))
     return found.view(size.batch, size.steps, -1).movedim(1, 0)
 
 
@@ -345,15 +350,15 @@ MODELS = (
         *(_snntorch_loop, _over_time, Size(250, 16), _FIRST),
     ),
     PeerModel(
-        *("sinabs", "MLP 784-512-512-10, LIF", _sinabs_mlp, _events(784)),
+        *("sinabs", "MLP 784-512-512-10, LIF", _sinabs_mlp, _samples_of_events(784)),
         *(_sinabs_call, _sinabs_call, Size(250, 16), {}),
     ),
     PeerModel(
-        *("sinabs", "8C3-AP2-16C3-AP2-10, IAFSqueeze with min_v_mem", _sinabs_conv, _events(2, 30, 30)),
+        *("sinabs", "8C3-AP2-16C3-AP2-10, IAFSqueeze with min_v_mem", _sinabs_conv, _samples_of_events(2, 30, 30)),
         *(_sinabs_squeezed, _sinabs_squeezed, Size(100, 4), {}),
     ),
     PeerModel(
-        *("sinabs", "700-256-256-20, LIF with tau_syn, learnt", _sinabs_second_order, _events(700)),
+        *("sinabs", "700-256-256-20, LIF with tau_syn, learnt", _sinabs_second_order, _samples_of_events(700)),
         *(_sinabs_call, _sinabs_call, Size(250, 16), {}),
     ),
     PeerModel(

@@ -168,3 +168,18 @@ def test_hooks_on_the_synapse_of_a_recurrent_layer_are_called() -> None:
     layer.synapse.register_full_backward_pre_hook(lambda module, grad: seen.append(module))
     layer(torch.ones(2, 5, 3, requires_grad=True)).sum().backward()
     assert seen
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"trainable": ("synapse_gain",)}, "synapse_gain"),
+        ({"synapse_gain": 2.0}, "synapse_gain"),
+        ({"max_spikes": 2, "trainable": ("adapt_threshold",)}, "max_spikes"),
+        ({"max_spikes": 2, "adapt_threshold": 0.5}, "max_spikes"),
+    ],
+    ids=str,
+)
+def test_a_layer_refuses_what_its_first_pass_would(options: dict[str, Any], name: str) -> None:
+    with pytest.raises(exodus_core.ArgumentError, match=name):
+        nn.ALIF(0.9, 0.8, **options)

@@ -257,8 +257,15 @@ _VARIABLES = tuple(
 )
 
 
-def _check_variables(given: CoupledOptions) -> None:
-    """Refuses arguments of a variable that there is none of. A state may be a tensor, which layers hand on."""
+def check_variables(given: CoupledOptions) -> None:
+    """Refuses arguments that do not go with the variables that neurons have. A state may be a tensor, which layers hand on.
+
+    Args:
+        given: all arguments of `neurons`.
+
+    Raises:
+        ArgumentError: an argument of a variable that there is none of; several spikes with a raised threshold.
+    """
     values: Mapping[str, Any] = given
     for decay, article, expected, state in _VARIABLES:
         if values[decay] is not None:
@@ -269,6 +276,10 @@ def _check_variables(given: CoupledOptions) -> None:
                 raise ArgumentError(name, f"{shown} without {article} {decay}", _named(values[name]))
         if not isinstance(values[state], Tensor) and values[state]:
             raise ArgumentError(state, f"None without {article} {decay}", values[state])
+    if given["adapt_alpha"] is not None and not is_zero(given["adapt_threshold"]) and given["max_spikes"] > 1:
+        raise ArgumentError(
+            "max_spikes", "1 with adapt_threshold, which may lower the threshold to 0", given["max_spikes"]
+        )
 
 
 def check_initial_current(initial_current: float | Tensor | None, synapse_alpha: float | Tensor | None) -> None:
@@ -313,7 +324,7 @@ def coupled_arguments(
     refractory = arguments.refractory_steps(given["refractory"])
     if reset_by is not None:
         arguments.check_value("reset_by", reset_by)
-    _check_variables(given)
+    check_variables(given)
     _check_waiting(given["initial_refractory"])
     couplings = 0
     subtract = given["threshold"] if reset_by is None else reset_by
@@ -335,10 +346,6 @@ def coupled_arguments(
         couplings |= 0 if is_zero(given["adapt_membrane"]) else COUPLING_SENSES
         couplings |= 0 if is_zero(given["adapt_current"]) else COUPLING_INHIBITS
         if not is_zero(given["adapt_threshold"]):
-            if max_spikes > 1:
-                raise ArgumentError(
-                    "max_spikes", "1 with adapt_threshold, which may lower the threshold to 0", max_spikes
-                )
             couplings |= COUPLING_RAISES | (COUPLING_TIED if reset_by is None and reset == "subtract" else 0)
     arguments.check_alpha(alpha)
     found = []

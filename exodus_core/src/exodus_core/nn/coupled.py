@@ -66,6 +66,7 @@ class CoupledNeuron(StatefulNeuron):
         self._settings = settings
         for name, value in settings.items():
             setattr(self, name, value)
+        coupled.check_variables(coupled.with_defaults(self._options()))
 
     def _options(self) -> CoupledOptions:
         """The keyword arguments of `coupled.neurons` but for alpha, the initial state and time_dim."""
