@@ -58,9 +58,11 @@ def test_a_view_gives_the_bits_and_gradients_of_its_copy(
         weights = torch.linspace(-1, 1, spikes.numel(), dtype=dtype).view(shape)
         (spikes * weights + membrane * weights.flip(0)).sum().backward()
         found.append((spikes.detach(), membrane.detach(), leaf.grad))
-        assert spikes.is_contiguous() and membrane.is_contiguous()
+        assert spikes.is_contiguous()
+        assert membrane.is_contiguous()
     for of_view, of_copy in zip(*found, strict=True):
-        assert of_view is not None and of_copy is not None
+        assert of_view is not None
+        assert of_copy is not None
         assert torch.equal(of_view, of_copy)
     assert found[0][0].any() or dtype in (torch.float16, torch.bfloat16) or shape[time_dim] < 3
 
@@ -81,7 +83,8 @@ def test_values_beside_the_input_are_not_read() -> None:
     view = buffer[1].unsqueeze(1).expand(5, 9, 50)
     spikes, membrane = exodus_core.lif(view, 0.9)
     again = exodus_core.lif(view.contiguous(), 0.9)
-    assert torch.equal(spikes, again[0]) and torch.equal(membrane, again[1])
+    assert torch.equal(spikes, again[0])
+    assert torch.equal(membrane, again[1])
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,8 @@ def test_values_beside_the_input_are_not_read() -> None:
 def test_other_views_are_copied(view: Tensor) -> None:
     spikes, membrane = exodus_core.lif(view, 0.9)
     again = exodus_core.lif(view.clone(memory_format=torch.contiguous_format), 0.9)
-    assert torch.equal(spikes, again[0]) and torch.equal(membrane, again[1])
+    assert torch.equal(spikes, again[0])
+    assert torch.equal(membrane, again[1])
 
 
 def test_a_transform_of_a_view() -> None:

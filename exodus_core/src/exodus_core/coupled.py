@@ -258,7 +258,7 @@ _VARIABLES = tuple(
 
 
 def check_variables(given: CoupledOptions) -> None:
-    """Refuses arguments that do not go with the variables that neurons have. A state may be a tensor, which layers hand on.
+    """Refuses arguments that do not go with the variables of neurons. A state may be a tensor, which layers hand on.
 
     Args:
         given: all arguments of `neurons`.

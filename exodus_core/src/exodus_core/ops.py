@@ -292,8 +292,7 @@ def _(
     time_dim: int,
 ) -> tuple[Tensor, ...]:
     traces = [
-        input.new_empty(input.shape if kept & bit else (0,))
-        for bit in (KEPT_CURRENT, KEPT_ADAPTATION, KEPT_REFRACTORY)
+        input.new_empty(input.shape if kept & bit else (0,)) for bit in (KEPT_CURRENT, KEPT_ADAPTATION, KEPT_REFRACTORY)
     ]
     shape = (len(COUPLED_STATES), *_lane_shape(input, time_dim))
     last = input.new_empty(shape, dtype=compute_dtype(input.dtype))

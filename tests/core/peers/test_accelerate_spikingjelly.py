@@ -176,7 +176,9 @@ def test_a_repeated_image_passes_the_first_layers_once(spikingjelly, momentum, t
 
 def test_products_of_spikingjelly_read_spikes(spikingjelly, monkeypatch):
     layer = import_module("spikingjelly.activation_based.layer")
-    model = nn.Sequential(layer.Conv2d(2, 32, 3, step_mode="m"), layer.Flatten(2), layer.Linear(1152, 40, step_mode="m"))
+    model = nn.Sequential(
+        layer.Conv2d(2, 32, 3, step_mode="m"), layer.Flatten(2), layer.Linear(1152, 40, step_mode="m")
+    )
     model.append(spikingjelly.neuron.IFNode(step_mode="m"))
     exodus_core.accelerate(model)
     assert isinstance(model[0], layer.Conv2d)

@@ -58,7 +58,7 @@ class BatchNormOnceIfConstant:
         found = once_if_constant(x, 0, run)
         constant = found.stride(0) == 0 and found.shape[0] > 1
         if constant and before is not None and self.training:
-            # The variance in the running one is that of a sample: of all steps, it is divided by n T - 1, not T (n - 1).
+            # A running variance is that of samples: with all steps, the divisor is n T - 1 instead of T (n - 1).
             n, steps = x[0].numel() // self.num_features, x.shape[0]
             factor = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
             of_step = self.running_var - (1 - factor) * before
