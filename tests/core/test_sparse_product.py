@@ -729,3 +729,20 @@ def test_a_dense_product_can_be_differentiated_twice() -> None:
         found.append(torch.autograd.grad(grad.square().sum(), [x, weight]))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=0)
+
+
+def test_a_turned_input_with_a_bias_has_the_bits_of_torch() -> None:
+    x = torch.randn(70, 80, 150).transpose(0, 1)
+    weight, bias = torch.randn(130, 150, requires_grad=True), torch.randn(130)
+    y = exodus_core.linear(x, weight, bias, exact=True)
+    assert torch.equal(y, F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("share", [0.05, 1.0])
+def test_a_batch_of_gradients(share: float) -> None:
+    x = ((torch.rand(512, 300) < share).float() * torch.rand(512, 300)).requires_grad_()
+    weight = torch.randn(256, 300, requires_grad=True)
+    y = exodus_core.linear(x, weight)
+    grads = torch.randn(2, *y.shape)
+    (found,) = torch.autograd.grad(y, x, grads, is_grads_batched=True)
+    torch.testing.assert_close(found, grads @ weight)

@@ -178,18 +178,20 @@ def _(like: Tensor, size: Sequence[int]) -> Tensor:
     return like.new_empty(size)
 
 
-def _may_be_cached(x: Tensor) -> bool:
+def may_be_cached(x: Tensor) -> bool:
+    """True if tensors like x may be made in memory of the cache of outputs, which no transform may see."""
     return (
         x.device.type == "cpu"
         and HAS_BITS
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._functorch.is_legacy_batchedtensor(x)  # of is_grads_batched
     )
 
 
 def contiguous(x: Tensor) -> Tensor:
     """x, or a contiguous copy of it: on the CPU in memory of the cache of outputs. Not differentiable."""
-    if x.is_contiguous() or not _may_be_cached(x):
+    if x.is_contiguous() or not may_be_cached(x):
         return x.contiguous()
     return output(x, x.shape).copy_(x.detach())
 
@@ -202,7 +204,7 @@ def contiguous_or_constant(x: Tensor, time_dim: int) -> Tensor:
     """
     if x.is_contiguous():
         return x
-    constant = x.shape[time_dim] > 1 and x.stride(time_dim) == 0 and _may_be_cached(x)
+    constant = x.shape[time_dim] > 1 and x.stride(time_dim) == 0 and may_be_cached(x)
     return x if constant and x.select(time_dim, 0).is_contiguous() else contiguous(x)
 
 

@@ -129,6 +129,13 @@ def test_images_with_batch_and_time_as_one_axis_are_taken(sinabs, double):
     assert kinds == ["conv2d", "lif", "sum_pool", "flatten", "linear", "cuba_lif"]
 
 
+@pytest.mark.parametrize("size", [2, (2, 1), [1, 2]], ids=str)
+def test_sums_of_windows_of_every_form(sinabs, size):
+    model = exodus_core.accelerate(nn.Sequential(sinabs.layers.SumPool2d(size), sinabs.layers.IAF()))
+    x = torch.rand(6, 2, 8, 8)
+    assert torch.equal(model[0](x), sinabs.layers.SumPool2d(size)(x))
+
+
 def test_states_are_reset_copied_and_detached_by_sinabs(sinabs, x):
     x = x.float()
     model = exodus_core.accelerate(

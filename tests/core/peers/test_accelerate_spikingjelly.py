@@ -191,3 +191,48 @@ def test_products_of_spikingjelly_read_spikes(spikingjelly, monkeypatch):
     assert model[0](spikes).shape == (50, 8, 32, 6, 6)
     assert model[2]((torch.rand(50, 8, 1152) < 0.05).float()).shape == (50, 8, 40)
     assert found == ["spike_convolution", "spike_linear"]
+
+
+def test_each_step_of_an_expanded_input_has_its_own_gradient(spikingjelly):
+    layer = import_module("spikingjelly.activation_based.layer")
+
+    def build():
+        return nn.Sequential(layer.Linear(6, 9, step_mode="m"), spikingjelly.neuron.LIFNode(step_mode="m"))
+
+    x = torch.rand(3, 6, dtype=torch.float64).expand(5, 3, 6)
+    found = []
+    for model in (seeded(build, 8.0), exodus_core.accelerate(seeded(build, 8.0))):
+        leaf = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(model.double()(leaf).square().sum(), leaf)
+        found.append(grad)
+    assert all(step.any() for step in found[0])
+    assert_close("the gradient of the input", *found)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda layer: nn.ReLU(inplace=True),
+        lambda layer: nn.Unflatten(2, (3, 3)),
+        lambda layer: layer.BatchNorm1d(9, step_mode="m"),
+        lambda layer: nn.Sequential(layer.BatchNorm1d(9, step_mode="m"), nn.Hardtanh(inplace=True)),
+    ],
+    ids=["in place", "view", "one value of a feature", "nested"],
+)
+@pytest.mark.parametrize("batch", [1, 4])
+def test_what_follows_a_repeated_image_gets_a_tensor_like_any_other(spikingjelly, middle, batch):
+    layer = import_module("spikingjelly.activation_based.layer")
+
+    def build():
+        first = layer.Linear(6, 9, bias=False, step_mode="m")
+        return nn.Sequential(first, middle(layer), spikingjelly.neuron.IFNode(step_mode="m")).double()
+
+    torch.manual_seed(0)
+    image = torch.rand(batch, 6, dtype=torch.float64)
+    call = lambda model, x: model(x.expand(7, *x.shape))  # noqa: E731
+    if batch == 1:  # a norm of equal values is 0: nothing fires
+        with torch.no_grad():
+            outputs = [call(model, image) for model in (seeded(build, 8.0), exodus_core.accelerate(seeded(build, 8.0)))]
+        assert torch.equal(*outputs)
+    else:
+        assert_same(build, image, call, gain=8.0, exact=False, tolerance=1e-6)

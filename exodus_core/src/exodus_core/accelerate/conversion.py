@@ -17,7 +17,7 @@ from torch import Tensor
 from exodus_core import nn
 from exodus_core.accelerate import norse, over_time, sinabs, snntorch, spikingjelly
 from exodus_core.accelerate.fused import check
-from exodus_core.accelerate.layers import counterpart
+from exodus_core.accelerate.layers import counterpart, hand_on
 from exodus_core.accelerate.refusal import AccelerationError, NotMappedError, converting
 from exodus_core.errors import ArgumentError, ArgumentTypeError
 from exodus_core.refusals import Refusal
@@ -150,6 +150,7 @@ def _replace_layers(model: torch.nn.Module) -> None:
             module.__class__ = found
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
                 module.exact = False
+    hand_on(model)
 
 
 def accelerate(model: Model, *, time_dim: int | None = None, exact: bool = False) -> Model:

@@ -160,12 +160,30 @@ def _plus(x: Tensor, offset: Value | None, time_dim: int) -> Tensor:
     return once_if_constant(x, time_dim, lambda step: step + offset)
 
 
+def expanded(step: Tensor, time_dim: int, steps: int) -> Tensor:
+    """A tensor with one step, expanded to so many, of which `once_if_constant` knows that it is."""
+    found = step.expand(*(steps if d == time_dim else size for d, size in enumerate(step.shape)))
+    found.one_step = step  # type: ignore[attr-defined]
+    return found
+
+
 def once_if_constant(x: Tensor, time_dim: int, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """function(x), for one that computes each step by itself; of one step alone where x is expanded over them."""
-    if x.shape[time_dim] < 2 or x.stride(time_dim) != 0:
+    """function(x), for one that computes each step by itself; of one step alone where x is expanded over them.
+
+    Not where the gradient of x itself is wanted, which differs from step to step; that of what `expanded` has made goes
+    to its one step.
+    """
+    if not is_constant(x, time_dim):
         return function(x)
-    found = function(x.narrow(time_dim, 0, 1))
-    return found.expand(*(x.shape[d] if d == time_dim else size for d, size in enumerate(found.shape)))
+    one: Tensor = getattr(x, "one_step", x.narrow(time_dim, 0, 1))
+    return expanded(function(one), time_dim, x.shape[time_dim])
+
+
+def is_constant(x: Tensor, time_dim: int = 0) -> bool:
+    """True for an input of which `once_if_constant` computes one step."""
+    if torch.compiler.is_compiling():
+        return False
+    return hasattr(x, "one_step") or (x.shape[time_dim] > 1 and x.stride(time_dim) == 0 and not x.requires_grad)
 
 
 def _across(value: Value, x: Tensor, time_dim: int) -> Value:

@@ -8,6 +8,7 @@ steps, are computed once where every step is the same.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.utils import _pair
 
 from exodus_core import nn
-from exodus_core.accelerate.fused import once_if_constant
+from exodus_core.accelerate.fused import is_constant, once_if_constant
+from exodus_core.accelerate.over_time import is_hooked
 from exodus_core.pooling import avg_pool2d
 
 
@@ -31,40 +34,55 @@ class SumPool2d(torch.nn.LPPool2d):
         """The sums of the windows of x, shape (..., channels, height, width)."""
         if self.norm_type != 1 or self.ceil_mode:
             return super().forward(x)
-        size = self.kernel_size
-        mean = avg_pool2d(x, size, self.stride)
-        return (mean.sign() * mean.abs().relu()).mul(math.prod(size) if isinstance(size, tuple) else size * size)
+        mean = avg_pool2d(x, self.kernel_size, self.stride)
+        return (mean.sign() * mean.abs().relu()).mul(math.prod(_pair(self.kernel_size)))
 
 
 class OnceIfConstant:
     """SpikingJelly's layer in step mode "m": of a single step where its input is expanded over the steps, as `expand`
-    makes it of an image. What comes out is expanded too."""
+    makes it of an image.
+
+    Attributes:
+        hands_on: what reads the output reads expanded ones too; others get a copy with all steps.
+    """
+
+    hands_on = False
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """The layer's outputs for x, shape (time, batch, ...)."""
         run: Callable[[Tensor], Tensor] = super().forward  # type: ignore[misc]
-        return once_if_constant(x, 0, run) if self.step_mode == "m" else run(x)
+        if self.step_mode != "m" or not self.computes_one_step(x):
+            return run(x)
+        found = once_if_constant(x, 0, run)
+        return found if self.hands_on and not is_hooked(self) else found.contiguous()
+
+    def computes_one_step(self, x: Tensor) -> bool:
+        """True if one step of x may be computed by itself."""
+        return True
 
 
-class BatchNormOnceIfConstant:
+class BatchNormOnceIfConstant(OnceIfConstant):
     """The same of a batch norm, whose statistics are those of all steps."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """The layer's outputs for x, shape (time, batch, ...)."""
-        run: Callable[[Tensor], Tensor] = super().forward  # type: ignore[misc]
-        if self.step_mode != "m":
-            return run(x)
-        before = None if self.running_var is None else self.running_var.clone()
-        found = once_if_constant(x, 0, run)
-        constant = found.stride(0) == 0 and found.shape[0] > 1
-        if constant and before is not None and self.training:
+        before = self.running_var.clone() if self.training and self.running_var is not None else None
+        found: Tensor = super().forward(x)
+        if before is not None and is_constant(x) and self.step_mode == "m" and self.computes_one_step(x):
             # A running variance is that of samples: with all steps, the divisor is n T - 1 instead of T (n - 1).
-            n, steps = x[0].numel() // self.num_features, x.shape[0]
+            n, steps = self._values(x), x.shape[0]
             factor = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
             of_step = self.running_var - (1 - factor) * before
             # By its data, since autograd has saved it, which does not read it after training.
             self.running_var.data.copy_((1 - factor) * before + of_step * (steps * (n - 1) / (steps * n - 1)))
         return found
+
+    def computes_one_step(self, x: Tensor) -> bool:
+        """True if a step has more than one value of a feature: of one, there is no variance."""
+        return self._values(x) > 1
+
+    def _values(self: Any, x: Tensor) -> int:
+        return int(x[0].numel()) // int(self.num_features)
 
 
 _TORCH: dict[type, type] = {
@@ -97,6 +115,23 @@ def counterpart(cls: type) -> type | None:
         if getattr(sys.modules.get(module), name, None) is cls:
             return _joined(cls, before, behind)
     return None
+
+
+def hand_on(model: torch.nn.Module) -> None:
+    """Lets layers hand on outputs that are expanded over the steps, where what follows in a Sequential reads them."""
+    places: dict[int, int] = {}
+    followers: dict[int, torch.nn.Module] = {}
+    for module in model.modules():
+        children = list(module.children())
+        for child in children:
+            places[id(child)] = places.get(id(child), 0) + 1
+        if type(module) is torch.nn.Sequential:
+            followers |= {id(child): follower for child, follower in itertools.pairwise(children)}
+    for module in model.modules():
+        if isinstance(module, OnceIfConstant):
+            follower = followers.get(id(module))
+            reads = isinstance(follower, OnceIfConstant) or hasattr(type(follower), "fused_as")
+            module.hands_on = reads and places[id(module)] == 1
 
 
 @functools.cache

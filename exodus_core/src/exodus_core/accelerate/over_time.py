@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from exodus_core import nn as layers
-from exodus_core.accelerate.fused import once_if_constant
+from exodus_core.accelerate.fused import expanded, once_if_constant
 from exodus_core.accelerate.refusal import NotMappedError, of_layer
 from exodus_core.errors import ArgumentError
 
@@ -126,7 +126,7 @@ def repeated(model: torch.nn.Sequential, x: Tensor, steps: int) -> tuple[Tensor,
             break
         x = module(x)
         passed += 1
-    return x.unsqueeze(0).expand(steps, *x.shape), passed
+    return expanded(x.unsqueeze(0), 0, steps), passed
 
 
 def time_first(x: Tensor, time_dim: int) -> Tensor:

@@ -37,7 +37,7 @@ _STEP_BYTES, _STEP_GRAPH_BYTES, _STEP_RECURRENT_BYTES = 3 * 1024, 14 * 1024, 28 
 _PAST_COPIES, _HEAP_BLOCK_BYTES = 4, 64 * 1024
 # Of sparse products (csrc/cpu/sparse_product.cpp, sparse_convolution.cpp): of a place in a list; of the rows of dL/dx
 # in a panel; rows of sums; blocks of images in dL/dW.
-_INDEX_BYTES, _PANEL_CACHE_BYTES, _SCRATCH_ROWS, _CONVOLUTION_BLOCKS = 4, 256 * 1024, 65, 16
+_INDEX_BYTES, _PANEL_CACHE_BYTES, _MOST_BLOCK_ROWS, _SCRATCH_ROWS, _CONVOLUTION_BLOCKS = 4, 256 * 1024, 512, 65, 16
 # Of a tap of a product with delays: nodes of autograd's graph.
 _TAP_BYTES = 12 * 1024
 # Gradients of a neuron's parameters are summed for each lane (sample and neuron): so many sums, in float64.
@@ -137,14 +137,17 @@ def _linear(layer: _Layer) -> _Need:
     dense = _Need(forward=weight, backward=layer.grad + weight, reads_input=True)
     if not product.enough(rows * outputs * columns, rows):
         return dense
-    # Lists of the spikes have a place for each, and perhaps a value; threads have panels, and rows of sums.
+    # Threads have panels, and rows of sums. Of several panels, lists of the spikes have a place for each, and perhaps a
+    # value.
     threads, (panels, row) = torch.get_num_threads(), _panels(outputs, layer.itemsize)
-    spikes = int(product.max_density(outputs, layer.dtype) * rows * columns)
-    lists = spikes * (_INDEX_BYTES + layer.itemsize)
-    blocks = -(-rows * row // _PANEL_CACHE_BYTES)
-    forward = lists + rows * _INDEX_BYTES + threads * (columns + _SCRATCH_ROWS) * row
-    backward = lists + blocks * columns * _INDEX_BYTES + threads * _PANEL_CACHE_BYTES
-    backward += min(threads, panels) * columns * row
+    forward = threads * (columns + _SCRATCH_ROWS) * row
+    sums = 2 if panels == 1 else min(threads, panels)
+    backward = threads * _PANEL_CACHE_BYTES + sums * columns * row
+    if panels > 1:
+        lists = int(product.max_density(outputs, layer.dtype) * rows * columns) * (_INDEX_BYTES + layer.itemsize)
+        blocks = -(-rows // min(_MOST_BLOCK_ROWS, _PANEL_CACHE_BYTES // row))
+        forward += lists + rows * _INDEX_BYTES
+        backward += lists + blocks * columns * _INDEX_BYTES
     return _Need(
         kept=layer.bits,
         forward=max(dense.forward, forward),

@@ -178,6 +178,8 @@ def _sparse(
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b of two matrices, with torch's bits, on the CPU in memory of the cache of outputs; not differentiable."""
+    if not (ops.may_be_cached(a) and ops.may_be_cached(b)):
+        return a @ b
     return torch.mm(a, b, out=ops.output(a, (a.shape[0], b.shape[1])))
 
 
@@ -189,6 +191,7 @@ def _dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         or x.device.type != "cpu"
         or weight.device.type != "cpu"
         or not ops.HAS_BITS
+        or not (bias is None or x.is_contiguous())  # which torch computes in another way
         or watched()
         or not learns(x, weight, bias)
     ):
