@@ -163,8 +163,8 @@ def described(case: str, dtype: str) -> dict[str, Any]:
 
 # Runs every case by itself and prints the most that a forward pass and training calls added to the process. What is
 # freed goes back to the system at once: blocks of 16 KiB and more are mapped each by itself, because those on the heap
-# fill its holes differently from run to run (the same case took 13 to 31 MiB). Of two forward passes, the lesser counts:
-# pages that the process takes now and then are not of a pass, and add up to 4 MiB to one of 4.
+# fill its holes differently from run to run (the same case took 13 to 31 MiB). Of two forward passes the lesser
+# counts: pages that the process takes now and then are not of a pass, and add up to 4 MiB to one of 4.
 MEASURE = """
 import ctypes, gc, json, sys
 import torch, exodus_core
