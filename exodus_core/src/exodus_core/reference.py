@@ -103,7 +103,7 @@ class _Lif:
     slayer: bool
 
     def left(self, u: Tensor, s: Tensor) -> Tensor:
-        """What the reset leaves to the next step, on which a bound after the reset acts."""
+        """The membrane that the reset leaves to the next step, on which a bound after the reset acts."""
         if self.reset == "none":
             return u
         if self.reset == "zero":

@@ -51,14 +51,14 @@ class OnceIfConstant:
     def forward(self: Any, x: Tensor) -> Tensor:
         """The layer's outputs for x, shape (time, batch, ...)."""
         run: Callable[[Tensor], Tensor] = super().forward  # type: ignore[misc]
-        if self.step_mode != "m" or not self.computes_one_step(x):
+        if not self.computes_one_step(x):
             return run(x)
         found = once_if_constant(x, 0, run)
         return found if self.hands_on and not is_hooked(self) else found.contiguous()
 
-    def computes_one_step(self, x: Tensor) -> bool:
-        """True if one step of x may be computed by itself."""
-        return True
+    def computes_one_step(self: Any, x: Tensor) -> bool:
+        """True if the outputs for x are those of one of its steps."""
+        return self.step_mode == "m" and is_constant(x)
 
 
 class BatchNormOnceIfConstant(OnceIfConstant):
@@ -68,7 +68,7 @@ class BatchNormOnceIfConstant(OnceIfConstant):
         """The layer's outputs for x, shape (time, batch, ...)."""
         before = self.running_var.clone() if self.training and self.running_var is not None else None
         found: Tensor = super().forward(x)
-        if before is not None and is_constant(x) and self.step_mode == "m" and self.computes_one_step(x):
+        if before is not None and self.computes_one_step(x):
             # A running variance is that of samples: with all steps, the divisor is n T - 1 instead of T (n - 1).
             n, steps = self._values(x), x.shape[0]
             factor = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
@@ -77,9 +77,9 @@ class BatchNormOnceIfConstant(OnceIfConstant):
             self.running_var.data.copy_((1 - factor) * before + of_step * (steps * (n - 1) / (steps * n - 1)))
         return found
 
-    def computes_one_step(self, x: Tensor) -> bool:
-        """True if a step has more than one value of a feature: of one, there is no variance."""
-        return self._values(x) > 1
+    def computes_one_step(self: Any, x: Tensor) -> bool:
+        """As of other layers, if a step has more than one value of a feature: of one, there is no variance."""
+        return super().computes_one_step(x) and self._values(x) > 1
 
     def _values(self: Any, x: Tensor) -> int:
         return int(x[0].numel()) // int(self.num_features)

@@ -48,7 +48,7 @@ def is_hooked(module: Any) -> bool:
 
 
 def folded(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What a module makes of x, time first, with all steps as one batch."""
+    """The outputs of a module for x, time first, with all steps as one batch."""
     found = module(x.flatten(0, 1))
     return found.reshape(*x.shape[:2], *found.shape[1:])
 
