@@ -240,7 +240,8 @@ def test_what_follows_a_repeated_image_gets_a_tensor_like_any_other(spikingjelly
 
 def test_images_with_channels_last_stay_so(spikingjelly):
     layer = import_module("spikingjelly.activation_based.layer")
-    model = nn.Sequential(layer.Conv2d(2, 8, 3, step_mode="m"), spikingjelly.neuron.IFNode(step_mode="m"))
+    first = layer.Conv2d(2, 8, 3, step_mode="m")
+    model = nn.Sequential(first, nn.Identity(), spikingjelly.neuron.IFNode(step_mode="m"))
     exodus_core.accelerate(model.to(memory_format=torch.channels_last))
     x = torch.rand(12, 2, 9, 9).to(memory_format=torch.channels_last).unflatten(0, (4, 3))
     assert model[0](x).flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
