@@ -53,7 +53,10 @@ STABLE_TORCH_LIBRARY(exodus, m) {
       "int[] padding, int[] dilation, int groups) -> Tensor");
   m.def(
       "spike_convolution_weight(Tensor bits, Tensor? values, Tensor grad, Tensor weight, int[] size, int[] stride, "
-      "int[] padding, int[] dilation, int groups) -> Tensor");
+      "int[] padding, int[] dilation, int groups) -> (Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "sparse_gradient_convolution(Tensor bits, Tensor grad, Tensor weight, int[] size, int[] stride, int[] padding) "
+      "-> Tensor");
   m.def(
       "max_pool2d(Tensor input, int[] kernel_size, int[] stride, int[] padding, bool with_places) -> (Tensor output, "
       "Tensor places)");

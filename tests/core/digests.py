@@ -65,8 +65,16 @@ def convolution_of(channels: tuple[int, int, int], kind: str, dtype: torch.dtype
         windows = ((7, 9), stride, (1, 0), (1, 2), groups)
         y = ops.spike_convolution(bits, values, weight, bias, *windows)
         grad = torch.randn(y.shape).to(dtype)
-        found += [y, ops.spike_convolution_weight(bits, values, grad, weight, *windows)]
+        found += [y, *ops.spike_convolution_weight(bits, values, grad, weight, *windows)]
     return found
+
+
+def sparse_gradient_of(channels: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
+    """dL/ds of convolutions from a gradient that is mostly zero."""
+    inputs, outputs = channels
+    weight, grad = torch.randn(outputs, inputs, 3, 2).to(dtype), spikes((20, outputs, 4, 8), 0.2, "values", dtype)
+    bits, _ = bits_of(grad.flatten(1))
+    return [ops.sparse_gradient_convolution(bits, grad, weight, [7, 9], [2, 1], [1, 0])]
 
 
 def pools_of(windows: tuple[list[int], ...], dtype: torch.dtype) -> list[Tensor]:
@@ -109,6 +117,8 @@ def digests() -> Iterator[tuple[str, str]]:
             products |= {size: convolution_of(size, kind, dtype) for size in ((2, 140, 1), (6, 9, 3))}
             for size, results in products.items():
                 yield f"product, {name_of(dtype)}, {name_of(size)}, {kind}", digest_of(results)
+        for channels in ((5, 40), (130, 9)):
+            yield f"gradient, {name_of(dtype)}, {channels}", digest_of(sparse_gradient_of(channels, dtype))
         for pool in (([2, 2], [2, 2], [0, 0]), ([3, 3], [2, 2], [1, 1]), ([2, 4], [1, 3], [0, 2])):
             yield f"pools, {name_of(dtype)}, {pool}", digest_of(pools_of(pool, dtype))
 

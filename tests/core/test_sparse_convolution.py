@@ -75,10 +75,13 @@ def test_operators_are_the_dense_convolution(dtype: torch.dtype, channels: Any, 
         magnitude = dense2d(exact.abs(), wide.abs(), offset.abs(), *placed, groups)
         assert_rounded("output", y, expected, magnitude, weight[0].numel() + 1)
         grad = torch.randn(y.shape, dtype=torch.float64).to(dtype)
-        found = ops.spike_convolution_weight(bits, values, grad, weight, SIZE, *placed, groups)
+        found, sums = ops.spike_convolution_weight(bits, values, grad, weight, SIZE, *placed, groups)
         _, expected = gradients(exact, wide, grad.double(), placed, groups)
         _, magnitude = gradients(exact.abs(), wide, grad.double().abs(), placed, groups)
-        assert_rounded("dL/dW", found, expected, magnitude, images * math.prod(y.shape[2:]))
+        terms = images * math.prod(y.shape[2:])
+        assert_rounded("dL/dW", found, expected, magnitude, terms)
+        wide = grad.double()
+        assert_rounded("dL/db", sums, wide.sum((0, 2, 3)), wide.abs().sum((0, 2, 3)), terms)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -91,7 +94,7 @@ def test_a_value_that_is_not_finite_reaches_its_own_windows_only(stride: int) ->
     y = ops.spike_convolution(bits, values, weight, bias, SIZE, *windows, 1)
     reached = dense2d((x.abs() == math.inf).float(), torch.ones(9, 2, 3, 3), None, *windows) > 0
     assert torch.equal(y.isfinite(), ~reached)
-    found = ops.spike_convolution_weight(bits, values, torch.ones_like(y), weight, SIZE, *windows, 1)
+    found, _ = ops.spike_convolution_weight(bits, values, torch.ones_like(y), weight, SIZE, *windows, 1)
     one = torch.zeros_like(x)
     for place in ((0, 0, 0, 0), (1, 1, 4, 12)):
         one[place] = 1.0
@@ -107,12 +110,14 @@ def test_nothing_is_written_beside_the_outputs(outputs: int) -> None:
     windows = (SIZE, (1, 1), (0, 1), (1, 1), 1)
     whole = ops.spike_convolution(bits, None, weight, None, *windows)
     grad = torch.randn_like(whole)
-    gradient = ops.spike_convolution_weight(bits, None, grad, weight, *windows)
+    gradient, sums = ops.spike_convolution_weight(bits, None, grad, weight, *windows)
     for output in range(outputs):  # each output by itself, whose lanes are mostly empty
         one = weight[output : output + 1].contiguous()
         assert torch.equal(ops.spike_convolution(bits, None, one, None, *windows)[:, 0], whole[:, output])
         own = grad[:, output : output + 1].contiguous()
-        assert torch.equal(ops.spike_convolution_weight(bits, None, own, one, *windows)[0], gradient[output])
+        found = ops.spike_convolution_weight(bits, None, own, one, *windows)
+        assert torch.equal(found[0][0], gradient[output])
+        assert torch.equal(found[1][0], sums[output])
 
 
 # Shape of a weight, stride, dtype, and the share that is the limit.
@@ -234,7 +239,7 @@ def test_bits_do_not_depend_on_the_threads(threads: int) -> None:
         for count in (1, threads):
             torch.set_num_threads(count)
             y = ops.spike_convolution(bits, values, weight, None, SIZE, *windows)
-            results.append((y, ops.spike_convolution_weight(bits, values, grad, weight, SIZE, *windows)))
+            results.append((y, *ops.spike_convolution_weight(bits, values, grad, weight, SIZE, *windows)))
     finally:
         torch.set_num_threads(before)
     for one, many in zip(*results, strict=True):

@@ -291,6 +291,21 @@ struct PanelSums {
   std::int64_t sums_stride;
 };
 
+// Sums of chosen rows, each added to what is there: sums[to[r]] += value[k] rows[from[k]] for k from first[r] to
+// last[r] - 1, in this order. `to` and `from` are offsets of elements.
+template <class Real>
+struct ChosenRows {
+  std::int64_t lists;
+  std::int64_t bytes;  // of a row: a multiple of kLineBytes, kMostChosenBytes at most
+  const std::uint32_t* first;
+  const std::uint32_t* last;
+  const std::uint32_t* from;
+  const Real* values;
+  const Real* rows;
+  const std::uint32_t* to;
+  Real* sums;
+};
+
 // Sums over the ones of rows of bits: of the terms of the columns for each row, or of the terms of the rows for each column.
 template <class Storage>
 struct BitSums {
@@ -423,6 +438,8 @@ constexpr bool has_kernel_without_lists(std::int64_t taps) { return taps >= 1 &&
 constexpr std::int64_t kPanelBytes[] = {64, 128, 256, 512};
 // Of a panel of few outputs of a convolution.
 constexpr std::int64_t kHalfPanelBytes = 32;
+// Of the rows of ChosenRows: their sums stay in registers.
+constexpr std::int64_t kMostChosenBytes = 6 * kLineBytes;
 
 // Elements that are not zero.
 struct NonZeros {
@@ -463,6 +480,7 @@ struct RowKernels {
   // sums[c] += value terms[r], in ascending order of the rows r that have a one in column c
   void (*add_to_columns)(const BitSums<Storage>&);
   void (*add_windows)(const WindowSums<Real>&);
+  void (*add_chosen_rows)(const ChosenRows<Real>&);
   // Bit i of `bits` is 1 where element i is not zero; the bits behind the last element are 0.
   NonZeros (*pack)(std::int64_t count, const Storage* elements, std::uint8_t* bits);
   // The same for some rows.

@@ -7,30 +7,16 @@
 // groups of images. So the bits do not depend on the threads or the instruction set.
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <vector>
 
 #include "backend.h"
+#include "convolution_geometry.h"
 #include "sparse_product.h"
 #include "spike_lists.h"
 
 namespace exodus::cpu {
 namespace {
-
-using Sizes = std::vector<std::int64_t>;
-
-// One axis of a convolution.
-struct Axis {
-  std::int64_t size;
-  std::int64_t taps;
-  std::int64_t stride;
-  std::int64_t padding;
-  std::int64_t dilation;
-
-  std::int64_t outputs() const {
-    const std::int64_t room = size + 2 * padding - dilation * (taps - 1) - 1;
-    return room < 0 ? 0 : room / stride + 1;
-  }
-};
 
 // The windows that see each place of an axis; `tap` and `output` are the offsets from one to the next.
 struct AxisWindows {
@@ -49,29 +35,6 @@ struct AxisWindows {
   }
 
   WindowsOfPlaces view() const { return {first.data(), windows.data()}; }
-};
-
-struct Geometry {
-  std::int64_t images;
-  std::int64_t channels;
-  std::int64_t outputs;  // channels
-  std::int64_t groups;
-  Axis y;
-  Axis x;
-
-  std::int64_t group_channels() const { return channels / groups; }
-  std::int64_t group_outputs() const { return outputs / groups; }
-  std::int64_t kernel() const { return y.taps * x.taps; }
-  std::int64_t columns() const { return group_channels() * kernel(); }
-  std::int64_t elements() const { return channels * y.size * x.size; }
-  std::int64_t places() const { return y.outputs() * x.outputs(); }
-  // The windows that see an element are looked up in lists.
-  bool listed() const { return y.stride > 1 || x.stride > 1 || !has_kernel_without_lists(x.taps); }
-  // Outputs that do not exist, before the first and behind the last of a row, but that the windows of an element meet.
-  std::int64_t margin() const {
-    return listed() ? 0 : std::max<std::int64_t>(0, x.dilation * (x.taps - 1) - x.padding);
-  }
-  std::int64_t pitch() const { return x.outputs() + margin(); }
 };
 
 // Spikes of one image, for one panel of the outputs of one group.
@@ -258,9 +221,10 @@ void convolve(const SpikeRows<Storage>& spikes, const Geometry& geometry, const 
 }
 
 // gradient[o][c, ky, kx] = sum over images and windows of grad[image][o][window] s[image][c][what the window sees there]
+// bias_gradient[o] = sum over images and windows of grad[image][o][window], of each image first
 template <class Storage>
 void convolve_transposed(const SpikeRows<Storage>& spikes, const Geometry& geometry, const Tensor& grad,
-                         const Tensor& gradient) {
+                         const Tensor& gradient, const Tensor& bias_gradient) {
   using Real = compute_t<Storage>;
   constexpr std::int64_t kBlocks = 16, kGroupImages = 64;
   const RowKernels<Storage>& kernels = row_kernels<Storage>();
@@ -271,11 +235,13 @@ void convolve_transposed(const SpikeRows<Storage>& spikes, const Geometry& geome
   const std::int64_t share = ceil_div(geometry.images, kBlocks), blocks = ceil_div(geometry.images, share);
   std::vector<TurnedPanel<Storage>> totals;
   for (std::int64_t i = 0; i < blocks * count; ++i) totals.emplace_back(lanes, 1, columns, 0);
+  RowBuffer<Real> bias_totals(blocks * count, lanes);
   torch::stable::parallel_for(0, blocks, 1, [&](std::int64_t first, std::int64_t last) {
     typename Convolution<Storage>::Image image;
     TurnedPanel<Storage> terms(lanes, geometry.y.outputs(), geometry.x.outputs(), geometry.margin());
     std::vector<TurnedPanel<Storage>> group;
     for (std::int64_t i = 0; i < count; ++i) group.emplace_back(lanes, 1, columns, 0);
+    RowBuffer<Real> bias_group(count, lanes), bias(1, lanes);
     const auto add = [](Real* sum, Real* part, std::int64_t size) {
       for (std::int64_t i = 0; i < size; ++i) sum[i] += part[i];
       std::fill_n(part, size, Real(0));
@@ -286,10 +252,14 @@ void convolve_transposed(const SpikeRows<Storage>& spikes, const Geometry& geome
         convolution.read(i, image);
         std::int64_t row = 0;
         for_each_panel(geometry, panels, [&](std::int64_t g, std::int64_t p, std::int64_t output_channel) {
+          const Storage* from = elements<Storage>(grad) + (i * geometry.outputs + output_channel) * places;
+          terms.read(from, panels.width(p), places);
+          for (std::int64_t k = 0; k < terms.size(); k += lanes) {
+            for (std::int64_t lane = 0; lane < lanes; ++lane) bias[0][lane] += terms.elements()[k + lane];
+          }
+          add(bias_group[row], bias[0], lanes);
           WindowSums<Real> call = convolution.call(image, g, panels.bytes);
           if (call.rows[0] < call.rows[call.channels * call.height]) {
-            const Storage* from = elements<Storage>(grad) + (i * geometry.outputs + output_channel) * places;
-            terms.read(from, panels.width(p), places);
             call.to_taps = true;
             call.listed |= !image.finite;  // zero times what is not finite is NaN, in the margins too
             call.terms = terms.elements();
@@ -298,6 +268,7 @@ void convolve_transposed(const SpikeRows<Storage>& spikes, const Geometry& geome
           }
           if ((i - begin) % kGroupImages == kGroupImages - 1 || i == end - 1) {
             add(totals[b * count + row].elements(), group[row].elements(), group[row].size());
+            add(bias_totals[b * count + row], bias_group[row], lanes);
           }
           ++row;
         });
@@ -312,32 +283,12 @@ void convolve_transposed(const SpikeRows<Storage>& spikes, const Geometry& geome
       for (std::int64_t i = 0; i < totals[row].size(); ++i) total[i] += part[i];
     }
     totals[row].write(mutable_elements<Storage>(gradient) + output_channel * columns, panels.width(p), columns);
+    for (std::int64_t b = 1; b < blocks; ++b) {
+      for (std::int64_t i = 0; i < lanes; ++i) bias_totals[row][i] += bias_totals[b * count + row][i];
+    }
+    kernels.store(panels.width(p), bias_totals[row], mutable_elements<Storage>(bias_gradient) + output_channel);
     ++row;
   });
-}
-
-Geometry geometry_of(std::int64_t images, const Tensor& weight, const Sizes& size, const Sizes& stride,
-                     const Sizes& padding, const Sizes& dilation, std::int64_t groups) {
-  STD_TORCH_CHECK(weight.is_cpu() && weight.is_contiguous() && weight.dim() == 4 && weight.numel() > 0,
-                  "weight must be a contiguous tensor (outputs, channels of a group, height, width) on CPU");
-  for (const Sizes* sizes : {&size, &stride, &padding, &dilation}) {
-    STD_TORCH_CHECK(sizes->size() == 2, "sizes must be of two dimensions, got ", sizes->size());
-  }
-  STD_TORCH_CHECK(std::min(size[0], size[1]) > 0 && std::min(stride[0], stride[1]) > 0 &&
-                      std::min(padding[0], padding[1]) >= 0 && std::min(dilation[0], dilation[1]) > 0,
-                  "size, stride and dilation must be positive, and padding at least 0");
-  STD_TORCH_CHECK(groups > 0 && weight.size(0) % groups == 0, "groups must divide the outputs, got ", groups);
-  const Geometry geometry{images,
-                          weight.size(1) * groups,
-                          weight.size(0),
-                          groups,
-                          {size[0], weight.size(2), stride[0], padding[0], dilation[0]},
-                          {size[1], weight.size(3), stride[1], padding[1], dilation[1]}};
-  constexpr std::int64_t kMost = std::int64_t{1} << 31;  // offsets have 32 bits
-  STD_TORCH_CHECK(geometry.places() > 0 && geometry.places() < kMost && geometry.columns() < kMost &&
-                      geometry.elements() < kMost && geometry.y.size * geometry.pitch() < kMost,
-                  "an image must have a window, and fewer than 2**31 elements");
-  return geometry;
 }
 
 Tensor spike_convolution(const Tensor& bits, OptionalTensor values, const Tensor& weight, OptionalTensor bias,
@@ -359,23 +310,25 @@ Tensor spike_convolution(const Tensor& bits, OptionalTensor values, const Tensor
   return output;
 }
 
-Tensor spike_convolution_weight(const Tensor& bits, OptionalTensor values, const Tensor& grad, const Tensor& weight,
-                                Sizes size, Sizes stride, Sizes padding, Sizes dilation, std::int64_t groups) {
+std::tuple<Tensor, Tensor> spike_convolution_weight(const Tensor& bits, OptionalTensor values, const Tensor& grad,
+                                                    const Tensor& weight, Sizes size, Sizes stride, Sizes padding,
+                                                    Sizes dilation, std::int64_t groups) {
   const Geometry geometry = geometry_of(bits.size(0), weight, size, stride, padding, dilation, groups);
   check_spikes(bits, values, geometry.elements(), weight);
   STD_TORCH_CHECK(grad.is_cpu() && grad.is_contiguous() && grad.scalar_type() == weight.scalar_type() &&
                       grad.numel() == geometry.images * geometry.outputs * geometry.places(),
                   "grad must be a contiguous tensor of the weight's dtype and of the output's size");
   if (geometry.images == 0) {
-    return torch::stable::new_zeros(weight, {weight.size(0), weight.size(1), weight.size(2), weight.size(3)});
+    return {torch::stable::new_zeros(weight, {weight.size(0), weight.size(1), weight.size(2), weight.size(3)}),
+            torch::stable::new_zeros(weight, {weight.size(0)})};
   }
-  Tensor gradient = output_like(weight);
+  Tensor gradient = output_like(weight), bias_gradient = torch::stable::new_empty(weight, {weight.size(0)});
   dispatch(weight, [&](auto element) {
     using Storage = decltype(element);
     const SpikeRows<Storage> spikes = spike_rows<Storage>(bits, values, geometry.elements());
-    convolve_transposed(spikes, geometry, grad, gradient);
+    convolve_transposed(spikes, geometry, grad, gradient, bias_gradient);
   });
-  return gradient;
+  return {gradient, bias_gradient};
 }
 
 }  // namespace

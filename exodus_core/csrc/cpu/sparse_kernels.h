@@ -273,6 +273,48 @@ void add_windows(const WindowSums<Scalar>& call) {
   });
 }
 
+template <int lines, class Scalar>
+void add_chosen_rows(const ChosenRows<Scalar>& call) {
+  using Real = VecOf<Scalar>;
+  constexpr int vectors = lines * kLineBytes / EXODUS_VECTOR_BYTES;
+  constexpr std::int64_t lanes = kVecLanes<Scalar>;
+  for (std::int64_t r = 0; r < call.lists; ++r) {
+    const std::uint32_t end = call.last[r];
+    std::uint32_t k = call.first[r];
+    if (k == end) continue;
+    Scalar* const to = call.sums + call.to[r];
+    Real sums[vectors];
+#pragma GCC unroll 24
+    for (int v = 0; v < vectors; ++v) sums[v] = Real::read(to + v * lanes);
+    for (; k < end; ++k) {
+      const Scalar* const row = call.rows + call.from[k];
+      const Real value(call.values[k]);
+#pragma GCC unroll 24
+      for (int v = 0; v < vectors; ++v) sums[v] += value * Real::read(row + v * lanes);
+    }
+#pragma GCC unroll 24
+    for (int v = 0; v < vectors; ++v) sums[v].write(to + v * lanes);
+  }
+}
+
+template <class Scalar>
+void add_chosen_rows(const ChosenRows<Scalar>& call) {
+  switch (call.bytes / kLineBytes) {
+    case 1:
+      return add_chosen_rows<1>(call);
+    case 2:
+      return add_chosen_rows<2>(call);
+    case 3:
+      return add_chosen_rows<3>(call);
+    case 4:
+      return add_chosen_rows<4>(call);
+    case 5:
+      return add_chosen_rows<5>(call);
+    default:
+      return add_chosen_rows<6>(call);
+  }
+}
+
 template <class Storage>
 NonZeros pack(std::int64_t count, const Storage* elements, std::uint8_t* bits) {
   using Real = VecOf<Storage>;

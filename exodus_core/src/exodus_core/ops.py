@@ -162,7 +162,8 @@ spike_linear_weight: Callable[[Tensor, Tensor | None, Tensor, int], Tensor] = (
     torch.ops.exodus.spike_linear_weight.default
 )
 spike_convolution: Callable[..., Tensor] = torch.ops.exodus.spike_convolution.default
-spike_convolution_weight: Callable[..., Tensor] = torch.ops.exodus.spike_convolution_weight.default
+spike_convolution_weight: Callable[..., tuple[Tensor, Tensor]] = torch.ops.exodus.spike_convolution_weight.default
+sparse_gradient_convolution: Callable[..., Tensor] = torch.ops.exodus.sparse_gradient_convolution.default
 output: Callable[[Tensor, Sequence[int]], Tensor] = torch.ops.exodus.output.default
 max_pool2d: Callable[..., tuple[Tensor, Tensor]] = torch.ops.exodus.max_pool2d.default
 max_pool2d_backward: Callable[..., Tensor] = torch.ops.exodus.max_pool2d_backward.default
@@ -451,8 +452,20 @@ def _(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(weight), weight.new_empty(weight.shape[:1])
+
+
+@torch.library.register_fake("exodus::sparse_gradient_convolution")
+def _(
+    bits: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
 ) -> Tensor:
-    return torch.empty_like(weight)
+    return weight.new_empty((bits.shape[0], weight.shape[1], *size))
 
 
 def _pooled(
