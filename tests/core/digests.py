@@ -69,6 +69,15 @@ def convolution_of(channels: tuple[int, int, int], kind: str, dtype: torch.dtype
     return found
 
 
+def many_spikes_of(channels: tuple[int, int, int], dtype: torch.dtype) -> list[Tensor]:
+    """A convolution of images with few and with many spikes."""
+    inputs, outputs, groups = channels
+    x = (torch.rand(60, inputs, 7, 12) < torch.rand(60, 1, 1, 1)).to(dtype)
+    weight, bias = torch.randn(outputs, inputs // groups, 3, 5).to(dtype), torch.randn(outputs).to(dtype)
+    bits, _ = bits_of(x.flatten(1))
+    return [ops.spike_convolution(bits, None, weight, bias, (7, 12), (1, 1), (1, 2), (1, 1), groups)]
+
+
 def sparse_gradient_of(channels: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
     """dL/ds of convolutions from a gradient that is mostly zero."""
     inputs, outputs = channels
@@ -117,6 +126,8 @@ def digests() -> Iterator[tuple[str, str]]:
             products |= {size: convolution_of(size, kind, dtype) for size in ((2, 140, 1), (6, 9, 3))}
             for size, results in products.items():
                 yield f"product, {name_of(dtype)}, {name_of(size)}, {kind}", digest_of(results)
+        for many in ((5, 40, 1), (4, 48, 2)):
+            yield f"many spikes, {name_of(dtype)}, {many}", digest_of(many_spikes_of(many, dtype))
         for channels in ((5, 40), (130, 9)):
             yield f"gradient, {name_of(dtype)}, {channels}", digest_of(sparse_gradient_of(channels, dtype))
         for pool in (([2, 2], [2, 2], [0, 0]), ([3, 3], [2, 2], [1, 1]), ([2, 4], [1, 3], [0, 2])):

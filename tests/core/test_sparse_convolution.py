@@ -84,6 +84,43 @@ def test_operators_are_the_dense_convolution(dtype: torch.dtype, channels: Any, 
         assert_rounded("dL/db", sums, wide.sum((0, 2, 3)), wide.abs().sum((0, 2, 3)), terms)
 
 
+# Channels, outputs, groups; size, kernel, padding, dilation, of rows of five taps.
+TABLES: list[tuple[tuple[int, int, int], tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]] = [
+    ((12, 64, 1), (12, 12), (5, 5), (0, 0), (1, 1)),  # several blocks of channels
+    ((6, 40, 2), (9, 13), (3, 5), (1, 2), (1, 1)),  # groups of a panel and a part of one
+    ((1, 17, 1), (7, 40), (2, 5), (3, 7), (3, 1)),  # padding wider than the kernel, several words a row
+    ((3, 16, 1), (13, 9), (1, 5), (0, 0), (1, 1)),  # a row of outputs shorter than a word
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize(("channels", "size", "kernel", "padding", "dilation"), TABLES, ids=name_of)
+def test_images_of_many_spikes_are_convolved_by_tables(
+    channels: tuple[int, int, int],
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    inputs, _, groups = channels
+    weight, bias = operands(channels, kernel, dtype)
+    share = torch.rand(75, 1, 1, 1)  # on both sides of the limit, in no order
+    x = (torch.rand(75, inputs, *size) < share).to(dtype)
+    windows = ((1, 1), padding, dilation)
+    y = ops.spike_convolution(bits_of(x.flatten(1))[0], None, weight, bias, size, *windows, groups)
+    exact, wide, offset = x.double(), weight.double(), bias.double()
+    expected = dense2d(exact, wide, offset, *windows, groups)
+    magnitude = dense2d(exact, wide.abs(), offset.abs(), *windows, groups)
+    assert_rounded("output", y, expected, magnitude, weight[0].numel() + 1)
+    weight[0, 0, 0, 2] = math.inf
+    y = ops.spike_convolution(bits_of(x.flatten(1))[0], None, weight, None, size, *windows, groups)
+    one = torch.zeros_like(wide)
+    one[0, 0, 0, 2] = 1.0
+    assert torch.equal(y == math.inf, dense2d(exact, one, None, *windows, groups) > 0)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_value_that_is_not_finite_reaches_its_own_windows_only(stride: int) -> None:
     x = torch.zeros(3, 2, *SIZE)
@@ -229,7 +266,9 @@ def test_gradcheck() -> None:
 def test_bits_do_not_depend_on_the_threads(threads: int) -> None:
     torch.manual_seed(0)
     x = spikes((150, 3, *SIZE), 0.1, "values", torch.float32)
+    many = spikes((150, 3, *SIZE), 0.16, "ones", torch.float32)
     weight, _ = operands((3, 140, 1), (3, 3), torch.float32)
+    wide, _ = operands((3, 140, 1), (3, 5), torch.float32)
     bits, values = bits_of(x.flatten(1))
     windows = ((1, 1), (1, 1), (1, 1), 1)
     grad = torch.randn(150, 140, *SIZE)
@@ -239,7 +278,8 @@ def test_bits_do_not_depend_on_the_threads(threads: int) -> None:
         for count in (1, threads):
             torch.set_num_threads(count)
             y = ops.spike_convolution(bits, values, weight, None, SIZE, *windows)
-            results.append((y, *ops.spike_convolution_weight(bits, values, grad, weight, SIZE, *windows)))
+            by_tables = ops.spike_convolution(bits_of(many.flatten(1))[0], None, wide, None, SIZE, *windows)
+            results.append((y, by_tables, *ops.spike_convolution_weight(bits, values, grad, weight, SIZE, *windows)))
     finally:
         torch.set_num_threads(before)
     for one, many in zip(*results, strict=True):

@@ -362,6 +362,22 @@ struct WindowSums {
   Real* sums;
 };
 
+// Windows of an image of bits, by tables of what rows of the kernel add: for every output place (y, x), channel c and row
+// j, sums[y][x] += tables[c][j][pattern], where bit i of the pattern is the image's at (c, y + j dilation_y, x + i).
+// Rows of tables and sums are kTableBytes long. Word s of a row of the image holds bits kTablePlaces s to
+// kTablePlaces (s + 1) + kTableTaps - 2, the first one lowest.
+template <class Real>
+struct TableSums {
+  std::int64_t channels;
+  std::int64_t height;
+  std::int64_t segments;
+  std::int64_t taps_y, dilation_y;
+  std::int64_t outputs_y, outputs_x;
+  const Real* tables;          // (channels, taps_y, kTableEntries) rows
+  const std::uint16_t* words;  // (channels, height, segments)
+  Real* sums;                  // (outputs_y, outputs_x) rows
+};
+
 // The windows of a pooling along one axis: window i covers `taps` places from i stride - padding on.
 struct PoolAxis {
   std::int64_t size;
@@ -441,6 +457,13 @@ constexpr std::int64_t kHalfPanelBytes = 32;
 // Of the rows of ChosenRows: their sums stay in registers.
 constexpr std::int64_t kMostChosenBytes = 6 * kLineBytes;
 
+// Of TableSums: the taps of a kernel's row and their patterns, the bytes of a row of a table, and the places that a word
+// is for. With fewer taps the tables gain nothing, with more they leave the caches.
+constexpr int kTableTaps = 5;
+constexpr std::int64_t kTableEntries = 1 << kTableTaps;
+constexpr std::int64_t kTableBytes = kLineBytes;
+constexpr std::int64_t kTablePlaces = 8;
+
 // Elements that are not zero.
 struct NonZeros {
   std::int64_t count;
@@ -480,6 +503,7 @@ struct RowKernels {
   // sums[c] += value terms[r], in ascending order of the rows r that have a one in column c
   void (*add_to_columns)(const BitSums<Storage>&);
   void (*add_windows)(const WindowSums<Real>&);
+  void (*add_from_tables)(const TableSums<Real>&);
   void (*add_chosen_rows)(const ChosenRows<Real>&);
   // Bit i of `bits` is 1 where element i is not zero; the bits behind the last element are 0.
   NonZeros (*pack)(std::int64_t count, const Storage* elements, std::uint8_t* bits);

@@ -281,7 +281,8 @@ constexpr RowKernels<Storage> kernels() {
           surrogate<Storage>,   srm_forward<Storage>, srm_backward<Storage>, add_tap<Real>,
           push_modes<Real>,     load_row<Storage>,    store_row<Storage>,    turn<true, Storage>,
           turn<false, Storage>, stream_rows<Storage>, dot<Storage>,       add_panel_rows<Real>,
-          sum_of_columns<Storage>, add_to_columns<Storage>, add_windows<Real>, add_chosen_rows<Real>,
+          sum_of_columns<Storage>, add_to_columns<Storage>, add_windows<Real>,
+          add_from_tables<Real>, add_chosen_rows<Real>,
           pack<Storage>,        pack_rows<Storage>,   unpack<Storage>,
           max_pool<Storage>,    max_pool_backward<Storage>,
           avg_pool<Storage>,    avg_pool_backward<Storage>};

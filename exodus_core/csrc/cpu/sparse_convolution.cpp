@@ -3,7 +3,7 @@
 //
 // Images are turned so that the output channels of a place lie next to each other, as many as a panel holds, with margins
 // beside the rows of outputs, where the windows of a spike need not be clipped. An output begins with its bias and is
-// summed in ascending order of channel, row and column; dL/dW in a fixed number of blocks of images, which are summed in
+// summed in ascending order of channel, row and column, in images with many spikes of the sums of rows; dL/dW in a fixed number of blocks of images, which are summed in
 // groups of images. So the bits do not depend on the threads or the instruction set.
 #include <algorithm>
 #include <cmath>
@@ -14,6 +14,8 @@
 #include "convolution_geometry.h"
 #include "sparse_product.h"
 #include "spike_lists.h"
+#include "table_convolution.h"
+#include "turned_panel.h"
 
 namespace exodus::cpu {
 namespace {
@@ -108,73 +110,6 @@ class Convolution {
   AxisWindows x_;
 };
 
-// A panel of a tensor (..., outputs, rows, columns): its outputs at one place lie next to each other, those of the next
-// place behind them, with `margin` places of zeros before, between and behind the rows.
-template <class Storage>
-class TurnedPanel {
- public:
-  using Real = compute_t<Storage>;
-
-  TurnedPanel(std::int64_t lanes, std::int64_t rows, std::int64_t columns, std::int64_t margin)
-      : lanes_(lanes),
-        rows_(rows),
-        columns_(columns),
-        margin_(margin),
-        spread_(1, (margin + rows * (columns + margin)) * lanes),
-        close_(1, margin == 0 ? 0 : rows * columns * lanes),
-        stored_(1, kInPlace ? 0 : rows * columns * lanes) {}
-
-  void read(const Storage* from, std::int64_t width, std::int64_t stride) {
-    const RowKernels<Storage>& kernels = row_kernels<Storage>();
-    Real* const close = margin_ == 0 ? spread_[0] : close_[0];
-    if constexpr (kInPlace) {
-      kernels.to_rows(width, rows_ * columns_, from, stride, close, lanes_);
-    } else {
-      kernels.to_rows(width, rows_ * columns_, from, stride, stored_[0], lanes_);
-      kernels.load(rows_ * columns_ * lanes_, stored_[0], close);
-    }
-    if (margin_ == 0) return;
-    for (std::int64_t r = 0; r < rows_; ++r) std::copy_n(close + r * columns_ * lanes_, columns_ * lanes_, row(r));
-  }
-
-  void write(Storage* to, std::int64_t width, std::int64_t stride) {
-    const RowKernels<Storage>& kernels = row_kernels<Storage>();
-    Real* const close = margin_ == 0 ? spread_[0] : close_[0];
-    if (margin_ > 0) {
-      for (std::int64_t r = 0; r < rows_; ++r) std::copy_n(row(r), columns_ * lanes_, close + r * columns_ * lanes_);
-    }
-    if constexpr (kInPlace) {
-      kernels.from_rows(width, rows_ * columns_, close, lanes_, to, stride);
-    } else {
-      kernels.store(rows_ * columns_ * lanes_, close, stored_[0]);
-      kernels.from_rows(width, rows_ * columns_, stored_[0], lanes_, to, stride);
-    }
-  }
-
-  // Writes these outputs to every place, also of the margins.
-  void fill(const Real* outputs) {
-    Real* const to = elements();
-    std::copy_n(outputs, lanes_, to);
-    for (std::int64_t done = lanes_; done < size(); done *= 2) std::copy_n(to, std::min(done, size() - done), to + done);
-  }
-
-  Real* elements() const { return spread_[0]; }
-  std::int64_t size() const { return spread_.stride(); }
-
- private:
-  static constexpr bool kInPlace = std::is_same_v<Storage, Real>;
-
-  Real* row(std::int64_t r) const { return spread_[0] + (margin_ + r * (columns_ + margin_)) * lanes_; }
-
-  std::int64_t lanes_;
-  std::int64_t rows_;
-  std::int64_t columns_;
-  std::int64_t margin_;
-  RowBuffer<Real> spread_;
-  RowBuffer<Real> close_;
-  RowBuffer<Storage> stored_;
-};
-
 // Calls body(group, panel, first output) for the panels of every group.
 template <class Real, class Body>
 void for_each_panel(const Geometry& geometry, const Panels<Real>& panels, Body body) {
@@ -191,6 +126,7 @@ void convolve(const SpikeRows<Storage>& spikes, const Geometry& geometry, const 
   const Panels<Real> panels(geometry.group_outputs(), true);
   const Convolution<Storage> convolution(spikes, geometry);
   const std::int64_t columns = geometry.columns(), places = geometry.places(), lanes = panels.lanes();
+  const RowTables<Storage> tables(spikes, geometry, weight, bias);
   torch::stable::parallel_for(0, geometry.images, 1, [&](std::int64_t first, std::int64_t last) {
     typename Convolution<Storage>::Image image;
     std::vector<TurnedPanel<Storage>> weights;
@@ -203,7 +139,12 @@ void convolve(const SpikeRows<Storage>& spikes, const Geometry& geometry, const 
       ++row;
     });
     TurnedPanel<Storage> sums(lanes, geometry.y.outputs(), geometry.x.outputs(), geometry.margin());
+    TableConvolution<Storage> many(tables, spikes, geometry, output);
     for (std::int64_t i = first; i < last; ++i) {
+      if (tables.are_for(i)) {
+        many.add(i);
+        continue;
+      }
       convolution.read(i, image);
       row = 0;
       for_each_panel(geometry, panels, [&](std::int64_t g, std::int64_t p, std::int64_t output_channel) {
@@ -217,6 +158,7 @@ void convolve(const SpikeRows<Storage>& spikes, const Geometry& geometry, const 
         ++row;
       });
     }
+    many.finish();
   });
 }
 

@@ -273,6 +273,46 @@ void add_windows(const WindowSums<Scalar>& call) {
   });
 }
 
+template <class Scalar>
+void add_from_tables(const TableSums<Scalar>& call) {
+  using Real = VecOf<Scalar>;
+  constexpr int vectors = kTableBytes / EXODUS_VECTOR_BYTES;
+  constexpr std::int64_t lanes = kVecLanes<Scalar>, width = vectors * lanes;
+  constexpr int places = EXODUS_VECTOR_BYTES == 64 ? 8 : EXODUS_VECTOR_BYTES == 32 ? 4 : 2;  // whose sums fit in registers
+  for (std::int64_t y = 0; y < call.outputs_y; ++y) {
+    for (std::int64_t x = 0; x < call.outputs_x; x += places) {
+      const int count = static_cast<int>(std::min<std::int64_t>(places, call.outputs_x - x));
+      Scalar* const to = call.sums + (y * call.outputs_x + x) * width;
+      const std::uint16_t* word = call.words + y * call.segments + x / kTablePlaces;
+      const auto shift = static_cast<int>(x % kTablePlaces);
+      const Scalar* table = call.tables;
+      Real sums[places][vectors];
+#pragma GCC unroll 8
+      for (int k = 0; k < places; ++k) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[k][v] = k < count ? Real::read(to + k * width + v * lanes) : Real(0);
+      }
+      for (std::int64_t c = 0; c < call.channels; ++c, word += call.height * call.segments) {
+        for (std::int64_t j = 0; j < call.taps_y; ++j, table += kTableEntries * width) {
+          const std::uint32_t bits = static_cast<std::uint32_t>(word[j * call.dilation_y * call.segments]) >> shift;
+#pragma GCC unroll 8
+          for (int k = 0; k < places; ++k) {
+            const Scalar* const row = table + (bits >> k & (kTableEntries - 1)) * width;
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) sums[k][v] += Real::read(row + v * lanes);
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int k = 0; k < places; ++k) {
+        if (k == count) break;
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[k][v].write(to + k * width + v * lanes);
+      }
+    }
+  }
+}
+
 template <int lines, class Scalar>
 void add_chosen_rows(const ChosenRows<Scalar>& call) {
   using Real = VecOf<Scalar>;
