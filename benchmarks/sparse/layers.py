@@ -27,12 +27,12 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Layer:
-    """A product and LIF neurons behind it, exponential surrogate.
+    """A product, perhaps with a pool, and LIF neurons behind it, exponential surrogate.
 
     Args:
         name: for tables.
         shape: of the input, (batch, time, *features).
-        make: the module of the product, given exact.
+        make: the module of the product and the pool, given exact.
         hidden: dL/d(input) is wanted too.
     """
 
@@ -54,6 +54,11 @@ def _convolution(inputs: int, outputs: int, size: int, **options: int) -> Callab
     return lambda exact: exodus_core.nn.Conv2d(inputs, outputs, size, exact=exact, **options)
 
 
+def _pooled(inputs: int, outputs: int, size: int) -> Callable[[bool], torch.nn.Module]:
+    convolution = _convolution(inputs, outputs, size)
+    return lambda exact: torch.nn.Sequential(convolution(exact), exodus_core.nn.MaxPool2d(2, exact=exact))
+
+
 FIRST = Layer("Linear 1024-1024, 32x100, first", (32, 100, 1024), _linear(1024, 1024))
 HIDDEN = Layer("Linear 1024-1024, 32x100, hidden", (32, 100, 1024), _linear(1024, 1024), hidden=True)
 LAYERS = (
@@ -63,6 +68,7 @@ LAYERS = (
     Layer("Linear 700-20, 64x250, first", (64, 250, 700), _linear(700, 20)),
     Layer("Conv2d 2-32 3x3, 34x34, 16x30, first", (16, 30, 2, 34, 34), _convolution(2, 32, 3, padding=1)),
     Layer("Conv2d 16-32 3x3, 16x16, 16x60, hidden", (16, 60, 16, 16, 16), _convolution(16, 32, 3, padding=1), True),
+    Layer("Conv2d 12-64 5x5 and MaxPool2d 2, 12x12, 32x50, hidden", (32, 50, 12, 12, 12), _pooled(12, 64, 5), True),
 )
 
 

@@ -1,7 +1,8 @@
 """Convolutions with spikes on the CPU: each spike adds its channel's kernel to the outputs whose windows see it.
 
-As in `exodus_core.sparse.product`, forward and dL/dW take time in proportion to the spikes, dL/ds is dense, and torch's
-dense convolution takes what is not sparse.
+As in `exodus_core.sparse.product`, forward and dL/dW take time in proportion to the spikes, and torch's dense
+convolution takes what is not sparse. dL/ds is dense, or computed from a dL/dx of which most is zero, as behind a max
+pool.
 """
 
 from __future__ import annotations
@@ -114,9 +115,10 @@ def conv2d(
     """Convolution over (channels, height, width), as torch.nn.functional.conv2d, in time proportional to the spikes.
 
     An output is its bias, to which its inputs are added in ascending order of channel, row and column, in float32 or
-    float64; dL/dW is summed over groups of images, in a fixed order. The bits are the same on every CPU and with any
-    number of threads, and those of the dense convolution but for rounding. Inputs of 0 contribute nothing, whatever the
-    weight. In a graph of torch.compile the convolution is dense.
+    float64; in images of many ones, those of each row of the kernel first, and then the rows in this order. dL/dW is
+    summed over groups of images, in a fixed order. The bits are the same on every CPU and with any number of threads,
+    and those of the dense convolution but for rounding. Inputs of 0 contribute nothing, whatever the weight. In a graph
+    of torch.compile the convolution is dense.
 
     Args:
         spikes: shape (..., channels, height, width): zeros and ones, or any numbers of which most are 0, in the dtype
