@@ -54,9 +54,13 @@ def _convolution(inputs: int, outputs: int, size: int, **options: int) -> Callab
     return lambda exact: exodus_core.nn.Conv2d(inputs, outputs, size, exact=exact, **options)
 
 
-def _pooled(inputs: int, outputs: int, size: int) -> Callable[[bool], torch.nn.Module]:
-    convolution = _convolution(inputs, outputs, size)
-    return lambda exact: torch.nn.Sequential(convolution(exact), exodus_core.nn.MaxPool2d(2, exact=exact))
+def _pooled(batch: tuple[int, int], inputs: int, outputs: int, size: int) -> Callable[[bool], torch.nn.Module]:
+    def make(exact: bool) -> torch.nn.Module:
+        pool = torch.nn.MaxPool2d(2) if exact else exodus_core.nn.MaxPool2d(2)
+        convolution = exodus_core.nn.Conv2d(inputs, outputs, size, exact=exact)
+        return torch.nn.Sequential(torch.nn.Flatten(0, 1), convolution, pool, torch.nn.Unflatten(0, batch))
+
+    return make
 
 
 FIRST = Layer("Linear 1024-1024, 32x100, first", (32, 100, 1024), _linear(1024, 1024))
@@ -68,7 +72,12 @@ LAYERS = (
     Layer("Linear 700-20, 64x250, first", (64, 250, 700), _linear(700, 20)),
     Layer("Conv2d 2-32 3x3, 34x34, 16x30, first", (16, 30, 2, 34, 34), _convolution(2, 32, 3, padding=1)),
     Layer("Conv2d 16-32 3x3, 16x16, 16x60, hidden", (16, 60, 16, 16, 16), _convolution(16, 32, 3, padding=1), True),
-    Layer("Conv2d 12-64 5x5 and MaxPool2d 2, 12x12, 32x50, hidden", (32, 50, 12, 12, 12), _pooled(12, 64, 5), True),
+    Layer(
+        "Conv2d 12-64 5x5 and MaxPool2d 2, 12x12, 32x50, hidden",
+        (32, 50, 12, 12, 12),
+        _pooled((32, 50), 12, 64, 5),
+        True,
+    ),
 )
 
 

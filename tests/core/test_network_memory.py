@@ -21,13 +21,17 @@ ALIF = {"kind": "alif", "alpha": 0.9, "adapt_alpha": 0.95, "adapt_threshold": 0.
 DELAY = {"kind": "delay", "max_delay": 20, "trainable": ["delays"]}
 DELAYED = {"kind": "delayed_linear", "out_features": 300, "max_delay": 10}
 CONV = {"kind": "conv2d", "out_channels": 8, "kernel_size": 3}
-# Sparse products of few spikes, and of as many as are few; above 0.25, a convolution is dense.
-SHARES = (0.001, 0.24, 0.29)
+FIVE = CONV | {"out_channels": 32, "kernel_size": [1, 5]}
+# Sparse products of few spikes, and of as many as are few; above 0.25, most convolutions are dense.
+SHARES = (0.001, 0.14, 0.29)
 SPARSE: dict[str, tuple[Any, ...]] = {
     "one linear": ([1000], 20, 100, [LINEAR]),
     "wide linear": ([20000], 2, 20, [LINEAR | {"out_features": 128}, LIF, LINEAR | {"out_features": 2000}]),
     "wide convolution": ([128, 6, 6], 2, 20, [CONV | {"out_channels": 128}, LIF, CONV | {"out_channels": 128}]),
     "large images": ([2, 40, 40], 5, 20, [CONV, LIF, CONV]),
+    "five taps": ([16, 16, 16], 10, 20, [FIVE, LIF, FIVE]),
+    "behind a max pool": ([4, 20, 20], 10, 20, [FIVE, LIF, FIVE, {"kind": "max_pool", "kernel_size": 2}, LIF]),
+    "few images": ([16, 12, 12], 16, 1, [FIVE, LIF, FIVE, {"kind": "max_pool", "kernel_size": 2}, LIF]),
     "two readers": (
         [500],
         20,
@@ -148,11 +152,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "pieces of bptt": ([500], 10, 200, [EVERY_LIF | {"method": "bptt"}], 10),
     "many pieces of one neuron": ([1], 1, 10000, [LIF], 10),
     "weights in pieces": ([1000], 1, 10, [{"kind": "linear", "out_features": 1000}, LIF] * 3, 2),
-    **{
-        f"{name} of {share} spikes": (*case, None, share)
-        for name, case in SPARSE.items()
-        for share in (0.001, 0.14, 0.29)
-    },
+    **{f"{name} of {share} spikes": (*case, None, share) for name, case in SPARSE.items() for share in SHARES},
 }
 
 

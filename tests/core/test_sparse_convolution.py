@@ -176,9 +176,26 @@ LIMITS: list[tuple[tuple[int, ...], int, torch.dtype, float]] = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "stride", "dtype", "limit"), LIMITS, ids=name_of)
+# Of ones alone.
+LIMITS_OF_ONES: list[tuple[tuple[int, ...], int, torch.dtype, float]] = [
+    ((16, 4, 5, 5), 1, torch.float32, 0.4),
+    ((16, 32, 1, 5), 1, torch.float32, 0.4),
+    ((16, 4, 3, 5), 1, torch.bfloat16, 0.2),
+    ((16, 4, 5, 5), 1, torch.float64, 0.8),
+    ((16, 4, 5, 3), 1, torch.float32, 0.25),
+    ((15, 4, 5, 5), 1, torch.float32, 0.25),
+    ((16, 33, 5, 5), 1, torch.float32, 0.18),
+    ((16, 4, 5, 5), 2, torch.float32, 0.08),
+]
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "dtype", "limit", "value"),
+    [(*case, 0.5) for case in LIMITS] + [(*case, 1.0) for case in LIMITS_OF_ONES],
+    ids=name_of,
+)
 def test_spikes_on_both_sides_of_each_limit(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], stride: int, dtype: torch.dtype, limit: float
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], stride: int, dtype: torch.dtype, limit: float, value: float
 ) -> None:
     called: list[int] = []
     operator = ops.spike_convolution
@@ -192,8 +209,8 @@ def test_spikes_on_both_sides_of_each_limit(
     size = (40, shape[1], 14, 15)
     few, many = torch.zeros(2, *size, dtype=dtype)
     places = torch.randperm(few.numel())
-    few.view(-1)[places[: int(limit * few.numel())]] = 0.5
-    many.view(-1)[places[: int(limit * few.numel()) + 1]] = 0.5
+    few.view(-1)[places[: int(limit * few.numel())]] = value
+    many.view(-1)[places[: int(limit * few.numel()) + 1]] = value
     for x, sparse in ((few, True), (many, False)):
         called.clear()
         y = conv2d(x, weight, stride=stride)

@@ -38,6 +38,8 @@ _PAST_COPIES, _HEAP_BLOCK_BYTES = 4, 64 * 1024
 # Of sparse products (csrc/cpu/sparse_product.cpp, sparse_convolution.cpp): of a place in a list; of the rows of dL/dx
 # in a panel; rows of sums; blocks of images in dL/dW.
 _INDEX_BYTES, _PANEL_CACHE_BYTES, _MOST_BLOCK_ROWS, _SCRATCH_ROWS, _CONVOLUTION_BLOCKS = 4, 256 * 1024, 512, 65, 16
+# Of table_convolution.h: patterns of a row of the kernel, and images at once. Rows there are of a cache line.
+_TABLE_ENTRIES, _TABLE_IMAGES, _LINE_BYTES = 32, 8, 64
 # Of a tap of a product with delays: nodes of autograd's graph.
 _TAP_BYTES = 12 * 1024
 # Gradients of a neuron's parameters are summed for each lane (sample and neuron): so many sums, in float64.
@@ -182,7 +184,9 @@ def _convolution(layer: _Layer) -> _Need:
     dense = _Need(forward=forward, backward=backward, reads_input=True)
     inputs, outputs, taps = layer.input[0] // data.groups, layer.output[0] // data.groups, math.prod(kernel)
     stride = per_dimension(data.stride, data.dimensions)
-    limit = convolution.max_density((layer.output[0], inputs, *kernel), stride, data.groups, layer.dtype)
+    limit = convolution.max_density(
+        (layer.output[0], inputs, *kernel), stride, data.groups, layer.dtype, only_ones=True
+    )
     columns = inputs * taps
     products = images * math.prod(layer.input[1:]) * layer.output[0] * columns
     if limit == 0 or not product.enough(products):
@@ -197,10 +201,21 @@ def _convolution(layer: _Layer) -> _Need:
     image = places * row + math.prod(layer.input[:-1]) * _INDEX_BYTES
     image += 3 * math.prod(layer.input) * (_INDEX_BYTES + layer.itemsize)
     sums = min(images, _CONVOLUTION_BLOCKS) * turned + threads * (turned + columns * row + image)
+    # Of images of many spikes, the sums of all patterns of a row of the kernel, and some images at once.
+    lines = -(-outputs * layer.itemsize // _LINE_BYTES)
+    tables = data.groups * lines * columns // kernel[-1] * _TABLE_ENTRIES * _LINE_BYTES
+    tables += threads * _TABLE_IMAGES * (places * _LINE_BYTES + math.prod(layer.input) * _INDEX_BYTES)
+    # Of a gradient that is mostly zero, its bits, the weight in rows of whole lines, and for each thread an image with
+    # its padding and lists with room for all places.
+    size, pads = layer.input[1:], per_dimension(data.padding, data.dimensions)
+    widened = inputs * math.prod(n + 2 * pad for n, pad in zip(size, pads, strict=True)) * layer.itemsize
+    rows = layer.output[0] * (columns * layer.itemsize + columns // kernel[-1] * _LINE_BYTES)
+    lists = math.prod(layer.output) * (_INDEX_BYTES + layer.itemsize) + 3 * math.prod(layer.output[1:]) * _INDEX_BYTES
+    gradient = images * math.prod(layer.output) // 8 + rows + threads * (widened + rows + lists)
     return _Need(
         kept=layer.bits,
-        forward=max(dense.forward, threads * (turned + image)),
-        backward=max(dense.backward, layer.grad + sums),
+        forward=max(dense.forward, threads * (turned + image) + tables),
+        backward=max(dense.backward, layer.grad + sums, layer.grad + gradient),
         reads_input=True,
     )
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from exodus_core import ops
 from exodus_core.errors import ArgumentError
 from exodus_core.once_differentiable import once_differentiable
-from exodus_core.sparse.product import check_operands, found_sparse, learns, may_be_sparse, of_dtype
+from exodus_core.sparse.product import Found, check_operands, found_sparse, learns, may_be_sparse, of_dtype
 from exodus_core.sparse.spikes import PackedSpikes
 
 # As _MAX_DENSITY of product, by the least number of outputs of a group: the share for any number of input channels, and
@@ -30,6 +30,9 @@ _FEW_INPUTS = 4
 # With strides, or more than five taps in a row, the kernel looks the windows of a spike up, which takes twice as long.
 _MAX_DENSITY_OF_LISTED = ((32, 0.15, 0.15), (8, 0.08, 0.08))
 _MAX_TAPS_IN_A_ROW = 5
+# Of ones alone, with five taps in a row, which tables have: the share there takes 0.5 to 0.9 of the dense time.
+_MAX_DENSITY_BY_TABLES = 0.4
+_MOST_INPUTS_BY_TABLES, _LEAST_OUTPUTS_BY_TABLES = 32, 16
 # A kernel of one element is a product of matrices.
 _MAX_DENSITY_OF_ONE_TAP = 0.04
 # In float64 torch multiplies matrices of unfolded windows: the sums take less time up to 0.5 at least.
@@ -55,7 +58,9 @@ class Windows(NamedTuple):
     groups: int
 
 
-def max_density(weight_shape: Sequence[int], stride: Sequence[int], groups: int, dtype: torch.dtype) -> float:
+def max_density(
+    weight_shape: Sequence[int], stride: Sequence[int], groups: int, dtype: torch.dtype, only_ones: bool = False
+) -> float:
     """The largest share of spikes for which a convolution is computed from the spikes.
 
     Args:
@@ -63,6 +68,7 @@ def max_density(weight_shape: Sequence[int], stride: Sequence[int], groups: int,
         stride: of each dimension of space.
         groups: groups of channels.
         dtype: of the weight.
+        only_ones: no spike is another number than one.
     """
     outputs, inputs, *kernel = weight_shape
     listed = max(stride) > 1 or kernel[-1] > _MAX_TAPS_IN_A_ROW
@@ -70,6 +76,9 @@ def max_density(weight_shape: Sequence[int], stride: Sequence[int], groups: int,
     shares = _MAX_DENSITY_OF_LISTED if listed else _MAX_DENSITY
     share = next((share[few] for least, *share in shares if outputs // groups >= least), 0.0)
     share = min(share, _MAX_DENSITY_OF_ONE_TAP) if math.prod(kernel) == 1 else share
+    tables = only_ones and not listed and kernel[-1] == _MAX_TAPS_IN_A_ROW and inputs <= _MOST_INPUTS_BY_TABLES
+    if tables and outputs // groups >= _LEAST_OUTPUTS_BY_TABLES:
+        share = _MAX_DENSITY_BY_TABLES
     return share * _FLOAT64_SHARE if dtype == torch.float64 else of_dtype(share, dtype)
 
 
@@ -158,7 +167,7 @@ def _convolution(
     lead, (channels, *size) = spikes.shape[: -dimensions - 1], spikes.shape[-dimensions - 1 :]
     images = math.prod(lead)
     windows = Windows(_plane(size), _plane(stride), _plane(padding, 0), _plane(dilation), groups)
-    limit = max_density(weight.shape, stride, groups, weight.dtype)
+    limits = {ones: max_density(weight.shape, stride, groups, weight.dtype, ones) for ones in (True, False)}
     products = images * math.prod(size) * weight.numel()
     if (
         not exact
@@ -166,8 +175,8 @@ def _convolution(
         and may_be_sparse(spikes, weight, products)
         and all(_fits(windows, weight))
     ):
-        found = found_sparse(spikes, dimensions + 1, weight.dtype, limit)
-        if found is not None:
+        found = found_sparse(spikes, dimensions + 1, weight.dtype, limits[True])
+        if found is not None and (found.values is None or _density(found) <= limits[False]):
             return _sparse(lead, *found, weight, bias, windows)
     x = spikes.unpack(weight.dtype) if isinstance(spikes, PackedSpikes) else spikes
     x = x if x.is_floating_point() else x.to(weight.dtype)
@@ -175,6 +184,11 @@ def _convolution(
         x.reshape(images, channels, *size), weight, bias, stride, padding, dilation, groups
     )
     return y.view(*lead, *y.shape[1:])
+
+
+def _density(found: Found) -> float:
+    assert found.values is not None
+    return ops.count_spikes(found.bits) / max(found.values.numel(), 1)
 
 
 def _fits(windows: Windows, weight: Tensor) -> list[bool]:
