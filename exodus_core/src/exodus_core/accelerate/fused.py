@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -127,6 +127,14 @@ def run(
     if x.shape[time_dim] == 0:
         raise ValueError("the input must have at least one step, got none")
     check(neuron, trace)
+    scale = _current_scale(neuron, x, trace)
+    if scale is not None:
+        gain = scale if neuron.gain is None else neuron.gain * scale
+        scaled = None if current is None else current / scale
+        state: dict[str, Any] = {"membrane": membrane, "spikes": spikes, "current": scaled, "adaptation": adaptation}
+        ran = run(replace(neuron, synapse_gain=None, gain=gain), x, time_dim, **state)
+        assert ran.last_current is not None
+        return ran._replace(last_current=ran.last_current * scale)
     currents = last_current = None
     if neuron.recurrent_weight is not None:
         return _recurrent(neuron, x, time_dim, membrane, spikes, current, trace)
@@ -144,6 +152,25 @@ def run(
     x = _times(x, neuron.gain, time_dim)
     fired, membranes, last, last_spikes = _fired(neuron, x, time_dim, membrane, spikes)
     return Ran(fired, membranes, currents, last, last_spikes, last_current)
+
+
+def _current_scale(neuron: Neuron, x: Tensor, trace: bool) -> Value | None:
+    """The synapse_gain, where the kernels can multiply by it instead of a product over all steps, or None.
+
+    With i = synapse_gain j, j[t] = synapse_alpha j[t-1] + x[t] drives the membrane by gain synapse_gain j. The state is
+    divided by the gain, which must be known not to be zero; and the kernels see j alone, not i over time.
+    """
+    scale = neuron.synapse_gain
+    in_kernel = neuron.recurrent_weight is not None or _is_coupled(neuron, trace)
+    if scale is None or trace or not in_kernel:
+        return None
+    if not isinstance(scale, Tensor):
+        return scale if abs(scale) >= torch.finfo(x.dtype).tiny else None
+    # Not where reading it waits for a device, or a transform hides its values; nor where the product widens the dtype.
+    hidden = not scale.is_cpu or torch._C._are_functorch_transforms_active()
+    if hidden or torch.result_type(x, scale) != x.dtype:
+        return None
+    return None if bool((scale.detach().abs() < torch.finfo(x.dtype).tiny).any()) else scale
 
 
 def _times(x: Tensor, factor: Value | None, time_dim: int) -> Tensor:
