@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from exodus_core import functional
+from exodus_core.accelerate.gains import times
 from exodus_core.accelerate.refusal import NotMappedError
 from exodus_core.accelerate.trace_adjoint import Derivative, TraceLif, TraceRule, surrogate_derivative
 from exodus_core.coupled import neurons
@@ -127,7 +128,7 @@ def run(
     if x.shape[time_dim] == 0:
         raise ValueError("the input must have at least one step, got none")
     check(neuron, trace)
-    scale = _current_scale(neuron, x, trace)
+    scale = _current_scale(neuron, x, time_dim, trace)
     if scale is not None:
         gain = scale if neuron.gain is None else neuron.gain * scale
         scaled = None if current is None else current / scale
@@ -154,7 +155,7 @@ def run(
     return Ran(fired, membranes, currents, last, last_spikes, last_current)
 
 
-def _current_scale(neuron: Neuron, x: Tensor, trace: bool) -> Value | None:
+def _current_scale(neuron: Neuron, x: Tensor, time_dim: int, trace: bool) -> Value | None:
     """The synapse_gain, where the kernels can multiply by it instead of a product over all steps, or None.
 
     With i = synapse_gain j, j[t] = synapse_alpha j[t-1] + x[t] drives the membrane by gain synapse_gain j. The state is
@@ -166,6 +167,7 @@ def _current_scale(neuron: Neuron, x: Tensor, trace: bool) -> Value | None:
         return None
     if not isinstance(scale, Tensor):
         return scale if abs(scale) >= torch.finfo(x.dtype).tiny else None
+    _across(scale, x, time_dim)
     # Not where reading it waits for a device, or a transform hides its values; nor where the product widens the dtype.
     hidden = not scale.is_cpu or torch._C._are_functorch_transforms_active()
     if hidden or torch.result_type(x, scale) != x.dtype:
@@ -177,7 +179,7 @@ def _times(x: Tensor, factor: Value | None, time_dim: int) -> Tensor:
     if factor is None:
         return x
     factor = _across(factor, x, time_dim)
-    return once_if_constant(x, time_dim, lambda step: step * factor)
+    return once_if_constant(x, time_dim, lambda step: times(step, factor))
 
 
 def _plus(x: Tensor, offset: Value | None, time_dim: int) -> Tensor:
@@ -420,7 +422,7 @@ def _recurrent(
     synapse = neuron.synapse_alpha is not None
     into = neuron.synapse_gain if synapse else neuron.gain
     if into is not None:
-        x = x * _across(into, x, 1)
+        x = times(x, _across(into, x, 1))
         gain = torch.as_tensor(into, dtype=weight.dtype, device=weight.device)
         weight = weight * (gain.expand(x.shape[2:]).reshape(-1, 1) if gain.numel() > 1 else gain)
     coupled = _needs_coupled(neuron)
