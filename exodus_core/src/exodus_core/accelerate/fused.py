@@ -215,6 +215,13 @@ def is_constant(x: Tensor, time_dim: int = 0) -> bool:
     return hasattr(x, "one_step") or (x.shape[time_dim] > 1 and x.stride(time_dim) == 0 and not x.requires_grad)
 
 
+def _one_step(x: Tensor) -> Tensor | None:
+    """What `expanded` has made x of, to take the gradient in its place; None if somebody waits for that of x itself."""
+    if torch.compiler.is_compiling() or x.retains_grad or x._backward_hooks:
+        return None
+    return getattr(x, "one_step", None)
+
+
 def _across(value: Value, x: Tensor, time_dim: int) -> Value:
     """A constant per neuron that multiplies x; it broadcasts over the dimensions behind time."""
     if isinstance(value, Tensor) and value.dim() > x.dim() - time_dim - 1:
@@ -225,7 +232,13 @@ def _across(value: Value, x: Tensor, time_dim: int) -> Value:
 def _integrated(x: Tensor, alpha: Value, initial: Tensor | None, time_dim: int) -> tuple[Tensor, Tensor]:
     """u[t] = alpha u[t-1] + x[t] over time, and its last step."""
     _, membrane, last, _ = functional.lif_with_last(
-        x, alpha, threshold=math.inf, reset="none", initial_membrane=initial, time_dim=time_dim
+        x,
+        alpha,
+        one_step=_one_step(x),
+        threshold=math.inf,
+        reset="none",
+        initial_membrane=initial,
+        time_dim=time_dim,
     )
     return membrane, last
 
@@ -355,6 +368,7 @@ def _fired(
         fired, membranes, last, last_spikes = functional.lif_with_last(
             x,
             neuron.alpha,
+            one_step=_one_step(x),
             surrogate=neuron.surrogate,
             initial_membrane=membrane,
             initial_spikes=spikes,
