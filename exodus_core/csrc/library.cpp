@@ -20,6 +20,12 @@ STABLE_TORCH_LIBRARY(exodus, m) {
       "int surrogate, float slope, float scale, int method, bool with_lanes, int time_dim) -> (Tensor grad_input, "
       "Tensor lane_gradients)");
   m.def(
+      "lif_backward_summed(Tensor membrane, Tensor? grad_spikes, Tensor? grad_membrane, float alpha, float threshold, "
+      "float reset_by, float min_membrane, float max_spikes, Tensor? alphas, Tensor? thresholds, Tensor? resets_by, "
+      "Tensor? min_membranes, Tensor? initial_membrane, Tensor? initial_spikes, int reset, bool bound_after_reset, "
+      "int surrogate, float slope, float scale, int method, bool with_lanes, int time_dim) -> (Tensor sums, "
+      "Tensor lane_gradients)");
+  m.def(
       "coupled_forward(Tensor input, float[] numbers, Tensor? parameters, Tensor? initial, float max_spikes, "
       "int refractory, int reset, int couplings, int kept, int time_dim) -> (Tensor spikes, Tensor membrane, "
       "Tensor current, Tensor adaptation, Tensor held, Tensor last)");

@@ -71,6 +71,7 @@ struct LifBackwardCall {
   Method method;
   const Tensor& grad_input;
   const Tensor& lane_gradients;  // kLaneGradients rows, or none
+  bool summed = false;           // grad_input is its sum over time, one element a lane
 };
 
 // Numbers, in the order of CoupledParameter, or a tensor (kCoupledParameters, 1 or inner) in their place.
@@ -269,6 +270,8 @@ class Operators {
     return {bits, membrane};
   }
 
+  // `summed`: dL/dx is summed over time, (outer, inner), for an input that is the same in every step. float32 alone.
+  template <bool summed>
   static std::tuple<Tensor, Tensor> lif_backward(
       const Tensor& membrane, OptionalTensor grad_spikes, OptionalTensor grad_membrane, double alpha, double threshold,
       double reset_by, double min_membrane, double max_spikes, OptionalTensor alphas, OptionalTensor thresholds,
@@ -288,12 +291,14 @@ class Operators {
     const Reset kind = reset_of(reset, max_spikes);
     const Surrogate<double> derivative = surrogate_of(surrogate, slope, scale);
     const Method how = method_of(method);
-    Tensor grad_input = Backend::empty_like(membrane);
+    STD_TORCH_CHECK(!summed || membrane.scalar_type() == ScalarType::Float, "a gradient summed over time must be float32");
+    Tensor grad_input =
+        summed ? lanes_like(membrane, {layout.outer, layout.inner}, layout) : Backend::empty_like(membrane);
     Tensor lane_gradients = lanes_like(membrane, {with_lanes ? kLaneGradients : 0, layout.outer, layout.inner}, layout);
     if (membrane.numel() > 0) {
       Backend::run(LifBackwardCall{layout, membrane, grad_spikes, grad_membrane, parameters,
                                    {initial_membrane, initial_spikes}, kind, derivative, how, grad_input,
-                                   lane_gradients});
+                                   lane_gradients, summed});
     }
     return {grad_input, lane_gradients};
   }
@@ -580,7 +585,7 @@ template <class Backend, class Library>
 void register_operators(Library& library) {
   using Ops = Operators<Backend>;
   library.impl("lif_forward", TORCH_BOX(&Ops::lif_forward));
-  library.impl("lif_backward", TORCH_BOX(&Ops::lif_backward));
+  library.impl("lif_backward", TORCH_BOX(&Ops::template lif_backward<false>));
   library.impl("coupled_forward", TORCH_BOX(&Ops::coupled_forward));
   library.impl("coupled_backward", TORCH_BOX(&Ops::coupled_backward));
   library.impl("coupled_traces", TORCH_BOX(&Ops::coupled_traces));

@@ -14,7 +14,7 @@ from torch import Tensor
 import exodus_core
 from assertions import DTYPES, KERNELS, SURROGATES, name_of
 from exodus_core import ExponentialKernel, PackedSpikes, ops
-from exodus_core.functional import lif_packed
+from exodus_core.functional import lif_packed, lif_with_last
 from exodus_core.surrogate import Sigmoid, Surrogate
 
 # (outer, time, inner): time last in one block and in several, the last of one step, in one tile and in several, the
@@ -32,6 +32,10 @@ def results_of(neuron: str, x: Tensor, weight: Tensor, surrogate: exodus_core.su
         output = exodus_core.filter(x, FILTERS[neuron])
         return [output.detach(), *torch.autograd.grad(output, x, weight)]
     parameter: Tensor | None = torch.tensor(0.9, dtype=torch.promote_types(x.dtype, torch.float32), requires_grad=True)
+    if neuron == "lif of one step":
+        step = x[:, :, :1]
+        outputs = lif_with_last(step.expand_as(x), parameter, one_step=step, surrogate=surrogate, time_dim=2)
+        return [*(t.detach() for t in outputs), *torch.autograd.grad(outputs[:2], [x, parameter], (weight, -weight))]
     if neuron == "srm":
         outputs = exodus_core.srm(x, KERNELS["exponential"](None), threshold=parameter, surrogate=surrogate)
     elif neuron == "lif":
@@ -113,7 +117,7 @@ def digests() -> Iterator[tuple[str, str]]:
         broken = x.clone()
         broken.view(-1)[x.numel() // 2] = torch.nan
         signals = {"": x, " of subnormal numbers": x * 1e-39, " with NaN": broken}
-        for neuron in ("lif", "lif, input only", "srm", *FILTERS):
+        for neuron in ("lif", "lif, input only", "lif of one step", "srm", *FILTERS):
             for name, signal in signals.items():
                 found = hashlib.sha256()
                 for result in results_of(neuron, signal, weight, surrogate):

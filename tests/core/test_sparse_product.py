@@ -483,6 +483,14 @@ def operator_calls() -> dict[str, Any]:
             e.lif_forward_packed,
             (signal, *neuron, *parameters, 1, True, 1),
         ),
+        "lif_backward_summed": (
+            e.lif_backward_summed,
+            (signal, signal, None, *neuron, 1.0, *[None] * 6, 1, False, 0, 1.0, 1.0, 0, False, 1),
+        ),
+        "lif_backward_summed with tensors": (
+            e.lif_backward_summed,
+            (signal, signal, signal, *neuron, 1.0, *parameters, 1, True, 0, 1.0, 1.0, 0, True, 1),
+        ),
         "linear": (product._compiled, (x, torch.randn(5, 20, requires_grad=True), torch.randn(5))),
         "linear_weight": (product._compiled_weight, (x, grad)),
     }

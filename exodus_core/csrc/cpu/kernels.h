@@ -101,6 +101,7 @@ struct LifBackwardBlock {
   RowBlock<const Storage> grad_membrane;
   RowBlock<Storage> grad_input;
   Real* adjoint;  // lam after the block in time in, at its first step out
+  Real* total;    // float32: lam is added to it in each step, and grad_input is not written; null if that is not wanted
   ParameterSums<Real> sums;
 };
 

@@ -119,18 +119,20 @@ void backward(const LifBackwardCall& call) {
   const bool flushes = !after_reset || decays<Real>(parameters.alpha);
   const bool operands = is_normal<Real>(parameters.threshold) && is_normal<Real>(parameters.min_membrane) &&
                         (!after_reset || is_normal<Real>(parameters.reset_by));
-  const bool streamed = streams(layout, 3 * call.membrane.numel() * sizeof(Storage));
+  const bool streamed = !call.summed && streams(layout, 3 * call.membrane.numel() * sizeof(Storage));
   // The sums are four rows of state more.
   const Tiling tiling(layout, threads_for(call.membrane.numel()), with_lanes ? kMaxTileLanes / 4 : kMaxTileLanes);
   for_each_tile_range(tiling, [&](std::int64_t first, std::int64_t last) {
     TileRows<const Storage> membrane_rows(elements<Storage>(call.membrane), layout, tiling, Direction::backward);
     TileRows<const Storage> grad_spikes_rows(elements<Storage>(call.grad_spikes), layout, tiling, Direction::backward);
     TileRows<const Storage> grad_membrane_rows(elements<Storage>(call.grad_membrane), layout, tiling, Direction::backward);
-    TileRows<Storage> grad_input_rows(mutable_elements<Storage>(call.grad_input), layout, tiling, Direction::backward, streamed);
+    Storage* grad_input = call.summed ? nullptr : mutable_elements<Storage>(call.grad_input);
+    TileRows<Storage> grad_input_rows(grad_input, layout, tiling, Direction::backward, streamed);
     ParameterRows<Storage> parameter_rows(tiling);
     RowBuffer<Real> adjoint(1, tiling.width());
     RowBuffer<Real> initial(with_lanes ? 4 : 0, tiling.width());
     BlockSums<Real> sums(with_lanes ? 4 : 0, tiling.width());
+    BlockSums<Real> total(call.summed ? 1 : 0, tiling.width());
     for (std::int64_t index = first; index < last; ++index) {
       const Tile tile = tiling[index];
       membrane_rows.enter(tile);
@@ -139,11 +141,13 @@ void backward(const LifBackwardCall& call) {
       grad_input_rows.enter(tile);
       adjoint.clear();
       sums.clear();
+      total.clear();
       LifBackwardBlock<Storage> block{};
       block.width = tile.padded();
       block.neuron = parameter_rows.of(call.parameters, layout, tile);
       block.surrogate = call.surrogate.as<Real>();
       block.adjoint = adjoint[0];
+      if (call.summed) block.total = total.block(0);
       if (with_lanes) block.sums = {sums.block(0), sums.block(1), sums.block(2), sums.block(3)};
       for_each_block(layout.time, Direction::backward, [&](std::int64_t begin, std::int64_t end) {
         std::optional<FlushSubnormals> flush;
@@ -160,7 +164,11 @@ void backward(const LifBackwardCall& call) {
         kernels.lif_backward(call.method, call.reset, block);
         grad_input_rows.put(begin, end);
         if (with_lanes) sums.add_block();
+        total.add_block();
       });
+      if (call.summed) {
+        from_vectors(total.rounded(0), tile, kernels.vector_lanes, mutable_elements<Real>(call.grad_input) + tile.first_lane);
+      }
       if (!with_lanes) continue;
       fill_state(initial[0], call.initial.membrane, tile, kernels.vector_lanes);
       fill_state(initial[1], call.initial.spikes, tile, kernels.vector_lanes);
@@ -196,6 +204,7 @@ void Cpu::run(const LifBackwardCall& call) {
 STABLE_TORCH_LIBRARY_IMPL(exodus, CPU, m) {
   register_operators<Cpu>(m);
   m.impl("lif_forward_packed", TORCH_BOX(&Operators<Cpu>::lif_forward_packed));
+  m.impl("lif_backward_summed", TORCH_BOX(&Operators<Cpu>::lif_backward<true>));
 }
 
 }  // namespace exodus::cpu

@@ -146,7 +146,7 @@ void lif_forward_block(ResetType reset, ManyType many_spikes, AfterType bound_af
 }
 
 // Method, reset and bound_after_reset are values, or constants that leave one case.
-template <bool with_sums, SurrogateKind kind, class MethodType, class ResetType, class AfterType, class Storage>
+template <bool with_sums, bool summed, SurrogateKind kind, class MethodType, class ResetType, class AfterType, class Storage>
 void lif_backward_block(MethodType method, ResetType reset, AfterType bound_after_reset,
                         const LifBackwardBlock<Storage>& block) {
   using Real = VecOf<Storage>;
@@ -165,6 +165,7 @@ void lif_backward_block(MethodType method, ResetType reset, AfterType bound_afte
       Prefetch<const Storage> next_grad_spikes(grad_spikes_rows, end - 1, -steps, lane);
       Prefetch<Storage> next_grad_input(block.grad_input, end - 1, -steps, lane);
       Real adjoint = Real::read(block.adjoint + slot);
+      Real total = summed ? Real::read(block.total + slot) : Real(0);
       LifSums<Real> sums{Real(0), Real(0), Real(0), Real(0)};
       for (std::int64_t t = end - 1; t >= begin; --t) {
         next_membrane.backward();
@@ -180,9 +181,14 @@ void lif_backward_block(MethodType method, ResetType reset, AfterType bound_afte
         const LifStep<Real> step{membrane, spikes, surrogate, load_lanes<Real>(grad_spikes_rows[t] + lane),
                                  load_lanes<Real>(grad_membrane_rows[t] + lane)};
         adjoint = lif_adjoint_step(method, reset, with_sums, bounded, bound_after_reset, neuron, step, adjoint, sums);
-        grad_input_out(t, adjoint);
+        if constexpr (summed) {
+          total = total + adjoint;
+        } else {
+          grad_input_out(t, adjoint);
+        }
       }
       adjoint.write(block.adjoint + slot);
+      if constexpr (summed) total.write(block.total + slot);
       if constexpr (with_sums) add(block.sums, slot, bound_after_reset, reset, neuron.alpha, sums);
     });
   }
@@ -263,27 +269,37 @@ void lif_forward(Reset reset, bool many_spikes, const LifForwardBlock<Storage>& 
   });
 }
 
-// float32 has a loop of its own for every reset unless the bound is after it; other element types look at the reset in
-// each step, which costs them little and halves the size of the library.
+// Looks at the reset in each step.
+template <bool summed, SurrogateKind kind, class Storage>
+void lif_backward_of_any_reset(Method method, Reset reset, const LifBackwardBlock<Storage>& block) {
+  const bool after_reset = block.neuron.bound_after_reset;
+  if (block.sums.alpha != nullptr) {
+    lif_backward_block<true, summed, kind>(method, reset, after_reset, block);
+  } else {
+    lif_backward_block<false, summed, kind>(method, reset, after_reset, block);
+  }
+}
+
+// float32 has a loop of its own for every reset unless the bound is after it, or gradients are summed; other element types
+// look at the reset in each step, which costs them little and halves the size of the library.
 template <class Storage>
 void lif_backward(Method method, Reset reset, const LifBackwardBlock<Storage>& block) {
   const bool with_sums = block.sums.alpha != nullptr, after_reset = block.neuron.bound_after_reset;
   with_surrogate(block.surrogate.kind, [&](auto kind) {
+    if constexpr (std::is_same_v<Storage, float>) {
+      if (block.total != nullptr) return lif_backward_of_any_reset<true, kind.value>(method, reset, block);
+    }
     if (!std::is_same_v<Storage, float> || after_reset || (with_sums && method == Method::slayer)) {
-      if (with_sums) {
-        lif_backward_block<true, kind.value>(method, reset, after_reset, block);
-      } else {
-        lif_backward_block<false, kind.value>(method, reset, after_reset, block);
-      }
+      lif_backward_of_any_reset<false, kind.value>(method, reset, block);
     } else if constexpr (std::is_same_v<Storage, float>) {
       if (with_sums) {
         with_reset(reset, [&](auto r) {
-          lif_backward_block<true, kind.value>(Is<Method::exodus>{}, r, Is<false>{}, block);
+          lif_backward_block<true, false, kind.value>(Is<Method::exodus>{}, r, Is<false>{}, block);
         });
       } else {
         // Without sums, only the adjoint step sees the reset.
         with_reset(differentiated(method, reset), [&](auto r) {
-          lif_backward_block<false, kind.value>(Is<Method::exodus>{}, r, Is<false>{}, block);
+          lif_backward_block<false, false, kind.value>(Is<Method::exodus>{}, r, Is<false>{}, block);
         });
       }
     }

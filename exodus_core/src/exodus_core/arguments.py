@@ -328,6 +328,7 @@ class LifSettings(NamedTuple):
     method: int
     time_dim: int
     tied: bool  # reset_by is the threshold
+    steps: int = 0  # that all read the one step of the input; 0: the input has its own for each
 
     @property
     def neuron(self) -> tuple[float, float, float, float, float]:

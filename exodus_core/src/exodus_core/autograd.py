@@ -89,6 +89,8 @@ class Lif(Operator):
     ) -> tuple[Tensor, Tensor]:
         resets_by = thresholds if settings.tied else resets_by
         tensors = (alphas, thresholds, resets_by, min_membranes, initial_membrane, initial_spikes)
+        if settings.steps:
+            x = x.expand(*(settings.steps if d == settings.time_dim else size for d, size in enumerate(x.shape)))
         x = ops.contiguous_or_constant(x, settings.time_dim)
         return ops.lif_forward(x, *settings.neuron, *tensors, *settings.rule, settings.time_dim)
 
@@ -191,7 +193,11 @@ def _lif_backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | 
     settings: LifSettings = ctx.settings
     membrane, *tensors = ctx.saved_tensors[:7]
     wanted = (*ctx.needs_input_grad[1:-1], False, False)[:6]
-    grad_input, lanes = ops.lif_backward(
+    grads = [grad for grad in (grad_spikes, grad_membrane) if grad is not None]
+    # Only the kernels of the CPU add over time, in float32.
+    summed = settings.steps > 0 and membrane.dtype == torch.float32 and all(map(ops.may_be_cached, grads))
+    operator = ops.lif_backward_summed if summed else ops.lif_backward
+    grad_input, lanes = operator(
         membrane,
         None if grad_spikes is None else ops.contiguous(grad_spikes),
         None if grad_membrane is None else ops.contiguous(grad_membrane),
@@ -205,6 +211,10 @@ def _lif_backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | 
         any(wanted),
         settings.time_dim,
     )
+    if summed:
+        grad_input = grad_input.view_as(membrane.narrow(settings.time_dim, 0, 1))
+    elif settings.steps:
+        grad_input = grad_input.sum(settings.time_dim, keepdim=True)
     parameters = parameter_gradients(lanes, tensors[:4], wanted[:4], settings.tied)
     initial_membrane, initial_spikes = (
         lanes[row].view(tensors[i].shape) if wanted[i] else None

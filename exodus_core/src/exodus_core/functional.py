@@ -132,10 +132,17 @@ def _untied(settings: LifSettings, tensors: LifTensors) -> Sequence[Tensor | Non
     return alphas, thresholds, None if settings.tied else resets_by, *others
 
 
-def lif_with_last(x: Tensor, alpha: float | Tensor, **options: Unpack[LifOptions]) -> tuple[Tensor, ...]:
+def lif_with_last(
+    x: Tensor, alpha: float | Tensor, *, one_step: Tensor | None = None, **options: Unpack[LifOptions]
+) -> tuple[Tensor, ...]:
     """Spikes and membrane of `lif`, and copies of the membrane and the spikes of the last step.
 
     There is at least one step. The result is that of `lif` and `Tensor.select`; gradients take less time and memory.
+
+    Args:
+        x, alpha, options: as of `lif`.
+        one_step: the tensor with one step that x is expanded from. It then takes the gradient, summed over time while
+            that is computed, and x has none.
     """
     time_dim = arguments.check_signal("x", x, options["time_dim"])
     options["time_dim"] = time_dim
@@ -143,6 +150,9 @@ def lif_with_last(x: Tensor, alpha: float | Tensor, **options: Unpack[LifOptions
         raise ArgumentError("options", "of neurons whose state is their membrane and spikes", ", ".join(options))
     settings, tensors = arguments.lif_arguments(x, alpha, **options)
     if options.get("method") != "bptt" and is_differentiated(x, *tensors):
+        if one_step is not None and ops.may_be_cached(one_step):
+            settings = settings._replace(steps=x.shape[time_dim])
+            x = one_step
         found: tuple[Tensor, ...] = LifWithLast.apply(x, *_untied(settings, tensors), settings)  # type: ignore[no-untyped-call]
         return found
     spikes, membrane = lif(x, alpha, **options)

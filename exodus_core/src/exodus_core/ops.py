@@ -138,6 +138,7 @@ lif_forward: _Pair = with_room(torch.ops.exodus.lif_forward.default, outputs=2)
 lif_backward: _Pair = with_room(
     torch.ops.exodus.lif_backward.default, outputs=1, more=_lane_gradient_bytes(len(LANE_GRADIENTS))
 )
+lif_backward_summed: _Pair = torch.ops.exodus.lif_backward_summed.default
 coupled_forward: Callable[..., tuple[Tensor, ...]] = with_room(
     torch.ops.exodus.coupled_forward.default, outputs=2, more=_traced_bytes
 )
@@ -279,6 +280,13 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     lanes = (len(LANE_GRADIENTS) if with_lanes else 0, *_lane_shape(membrane, time_dim))
     return torch.empty_like(membrane), membrane.new_empty(lanes, dtype=compute_dtype(membrane.dtype))
+
+
+@torch.library.register_fake("exodus::lif_backward_summed")
+def _(membrane: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    with_lanes, time_dim = arguments[-2:]
+    shape = _lane_shape(membrane, time_dim)
+    return membrane.new_empty(shape), membrane.new_empty((len(LANE_GRADIENTS) if with_lanes else 0, *shape))
 
 
 @torch.library.register_fake("exodus::coupled_forward")

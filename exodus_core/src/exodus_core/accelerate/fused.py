@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from exodus_core import functional
+from exodus_core.accelerate.gains import times
 from exodus_core.accelerate.refusal import NotMappedError
 from exodus_core.accelerate.trace_adjoint import Derivative, TraceLif, TraceRule, surrogate_derivative
 from exodus_core.coupled import neurons
@@ -127,6 +128,14 @@ def run(
     if x.shape[time_dim] == 0:
         raise ValueError("the input must have at least one step, got none")
     check(neuron, trace)
+    scale = _current_scale(neuron, x, time_dim, trace)
+    if scale is not None:
+        gain = scale if neuron.gain is None else neuron.gain * scale
+        scaled = None if current is None else current / scale
+        state: dict[str, Any] = {"membrane": membrane, "spikes": spikes, "current": scaled, "adaptation": adaptation}
+        ran = run(replace(neuron, synapse_gain=None, gain=gain), x, time_dim, **state)
+        assert ran.last_current is not None
+        return ran._replace(last_current=ran.last_current * scale)
     currents = last_current = None
     if neuron.recurrent_weight is not None:
         return _recurrent(neuron, x, time_dim, membrane, spikes, current, trace)
@@ -146,11 +155,31 @@ def run(
     return Ran(fired, membranes, currents, last, last_spikes, last_current)
 
 
+def _current_scale(neuron: Neuron, x: Tensor, time_dim: int, trace: bool) -> Value | None:
+    """The synapse_gain, where the kernels can multiply by it instead of a product over all steps, or None.
+
+    With i = synapse_gain j, j[t] = synapse_alpha j[t-1] + x[t] drives the membrane by gain synapse_gain j. The state is
+    divided by the gain, which must be known not to be zero; and the kernels see j alone, not i over time.
+    """
+    scale = neuron.synapse_gain
+    in_kernel = neuron.recurrent_weight is not None or _is_coupled(neuron, trace)
+    if scale is None or trace or not in_kernel:
+        return None
+    if not isinstance(scale, Tensor):
+        return scale if abs(scale) >= torch.finfo(x.dtype).tiny else None
+    _across(scale, x, time_dim)
+    # Not where reading it waits for a device, or a transform hides its values; nor where the product widens the dtype.
+    hidden = not scale.is_cpu or torch._C._are_functorch_transforms_active()
+    if hidden or torch.result_type(x, scale) != x.dtype:
+        return None
+    return None if bool((scale.detach().abs() < torch.finfo(x.dtype).tiny).any()) else scale
+
+
 def _times(x: Tensor, factor: Value | None, time_dim: int) -> Tensor:
     if factor is None:
         return x
     factor = _across(factor, x, time_dim)
-    return once_if_constant(x, time_dim, lambda step: step * factor)
+    return once_if_constant(x, time_dim, lambda step: times(step, factor))
 
 
 def _plus(x: Tensor, offset: Value | None, time_dim: int) -> Tensor:
@@ -186,6 +215,13 @@ def is_constant(x: Tensor, time_dim: int = 0) -> bool:
     return hasattr(x, "one_step") or (x.shape[time_dim] > 1 and x.stride(time_dim) == 0 and not x.requires_grad)
 
 
+def _one_step(x: Tensor) -> Tensor | None:
+    """What `expanded` has made x of, to take the gradient in its place; None if somebody waits for that of x itself."""
+    if torch.compiler.is_compiling() or x.retains_grad or x._backward_hooks:
+        return None
+    return getattr(x, "one_step", None)
+
+
 def _across(value: Value, x: Tensor, time_dim: int) -> Value:
     """A constant per neuron that multiplies x; it broadcasts over the dimensions behind time."""
     if isinstance(value, Tensor) and value.dim() > x.dim() - time_dim - 1:
@@ -196,7 +232,13 @@ def _across(value: Value, x: Tensor, time_dim: int) -> Value:
 def _integrated(x: Tensor, alpha: Value, initial: Tensor | None, time_dim: int) -> tuple[Tensor, Tensor]:
     """u[t] = alpha u[t-1] + x[t] over time, and its last step."""
     _, membrane, last, _ = functional.lif_with_last(
-        x, alpha, threshold=math.inf, reset="none", initial_membrane=initial, time_dim=time_dim
+        x,
+        alpha,
+        one_step=_one_step(x),
+        threshold=math.inf,
+        reset="none",
+        initial_membrane=initial,
+        time_dim=time_dim,
     )
     return membrane, last
 
@@ -326,6 +368,7 @@ def _fired(
         fired, membranes, last, last_spikes = functional.lif_with_last(
             x,
             neuron.alpha,
+            one_step=_one_step(x),
             surrogate=neuron.surrogate,
             initial_membrane=membrane,
             initial_spikes=spikes,
@@ -393,7 +436,7 @@ def _recurrent(
     synapse = neuron.synapse_alpha is not None
     into = neuron.synapse_gain if synapse else neuron.gain
     if into is not None:
-        x = x * _across(into, x, 1)
+        x = times(x, _across(into, x, 1))
         gain = torch.as_tensor(into, dtype=weight.dtype, device=weight.device)
         weight = weight * (gain.expand(x.shape[2:]).reshape(-1, 1) if gain.numel() > 1 else gain)
     coupled = _needs_coupled(neuron)
