@@ -264,3 +264,18 @@ def test_a_product_is_in_memory_of_its_own() -> None:
     assert torch.equal(first, x * 0.5)
     assert torch.equal(second, x * 2.0)
     assert first.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("steps", [20, 1000])
+def test_gains_of_more_neurons_than_the_input_has(steps: int) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(100, steps, 1)
+    gain = torch.linspace(0.1, 1.0, 7).requires_grad_()
+    assert torch.equal(times(x, gain), x * gain)
+    neuron = Neuron(alpha=0.9, threshold=0.4, reset="subtract", synapse_alpha=torch.linspace(0.5, 0.9, 7))
+    ran = run(replace(neuron, synapse_gain=gain), x, 1)
+    expected = run(neuron, x * gain, 1)
+    for found, wanted in zip(ran, expected, strict=True):
+        if wanted is not None:
+            assert found is not None
+            assert torch.equal(found, wanted)

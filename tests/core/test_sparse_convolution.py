@@ -157,6 +157,39 @@ def test_nothing_is_written_beside_the_outputs(outputs: int) -> None:
         assert torch.equal(found[1][0], sums[output])
 
 
+def test_a_bias_gradient_of_one_sign_is_summed_by_rows() -> None:
+    x = spikes((8, 1, 128, 128), 0.01, "ones", torch.float32)
+    weight = torch.randn(16, 1, 3, 3)
+    grad = torch.full((8, 16, 126, 126), 0.1)
+    windows = ((1, 1), (0, 0), (1, 1), 1)
+    _, found = ops.spike_convolution_weight(bits_of(x.flatten(1))[0], None, grad, weight, (128, 128), *windows)
+    torch.testing.assert_close(found.double(), grad.double().sum((0, 2, 3)), rtol=1e-5, atol=0)
+
+
+def test_large_and_few_images_have_no_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[int] = []
+    operator = ops.spike_convolution
+
+    def counted(*given: Any) -> Tensor:
+        called.append(1)
+        return operator(*given)
+
+    monkeypatch.setattr(ops, "spike_convolution", counted)
+    weight = torch.randn(32, 8, 5, 5)
+    for shape, options, sparse in (
+        ((32, 8, 12, 12), {}, True),
+        ((31, 8, 12, 12), {}, False),  # 31 x 64 windows
+        ((16, 8, 68, 68), {}, True),
+        ((16, 8, 69, 68), {}, False),
+        ((32, 8, 20, 20), {"dilation": 2}, False),
+        ((32, 8, 20, 16), {"dilation": (2, 1)}, True),
+    ):
+        called.clear()
+        x = spikes(shape, 0.35, "ones", torch.float32)
+        torch.testing.assert_close(conv2d(x, weight, **options), dense2d(x, weight, **options), rtol=1e-4, atol=1e-4)
+        assert called == ([1] if sparse else [])
+
+
 # Shape of a weight, stride, dtype, and the share that is the limit.
 LIMITS: list[tuple[tuple[int, ...], int, torch.dtype, float]] = [
     ((8, 1, 5, 5), 1, torch.float32, 0.25),

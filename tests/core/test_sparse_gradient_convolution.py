@@ -163,6 +163,19 @@ def test_gradients_on_both_sides_of_each_limit(
         )
 
 
+def test_a_batch_of_gradients_is_dense() -> None:
+    torch.manual_seed(0)
+    x = spikes((20, 4, *SIZE), 0.1, "ones", torch.float64).requires_grad_()
+    weight = torch.randn(32, 4, 3, 3, dtype=torch.float64)
+    y = conv2d(x, weight)
+    grads = gradient_of(torch.empty(3, *y.shape), 0.1, torch.float64)
+    (together,) = torch.autograd.grad(y, x, grads, is_grads_batched=True, retain_graph=True)
+    mapped = torch.func.vmap(lambda grad: torch.autograd.grad(y, x, grad, retain_graph=True)[0])(grads)
+    alone = torch.stack([torch.autograd.grad(y, x, grad, retain_graph=True)[0] for grad in grads])
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(mapped, alone)
+
+
 def test_opcheck_and_wrong_arguments() -> None:
     weight = torch.randn(6, 2, 3, 3)
     grad = gradient_of(torch.empty(2, 6, 7, 11), 0.2, torch.float32)

@@ -3,8 +3,9 @@
 //
 // Images are turned so that the output channels of a place lie next to each other, as many as a panel holds, with margins
 // beside the rows of outputs, where the windows of a spike need not be clipped. An output begins with its bias and is
-// summed in ascending order of channel, row and column, in images with many spikes of the sums of rows; dL/dW in a fixed number of blocks of images, which are summed in
-// groups of images. So the bits do not depend on the threads or the instruction set.
+// summed in ascending order of channel, row and column; table_convolution.h has images of many spikes. dL/dW is summed in
+// a fixed number of blocks of images, each of groups of images. So the bits do not depend on the threads or the
+// instruction set.
 #include <algorithm>
 #include <cmath>
 #include <tuple>
@@ -139,7 +140,7 @@ void convolve(const SpikeRows<Storage>& spikes, const Geometry& geometry, const 
       ++row;
     });
     TurnedPanel<Storage> sums(lanes, geometry.y.outputs(), geometry.x.outputs(), geometry.margin());
-    TableConvolution<Storage> many(tables, spikes, geometry, output);
+    TableConvolution<Storage> many(last - first, tables, spikes, geometry, output);
     for (std::int64_t i = first; i < last; ++i) {
       if (tables.are_for(i)) {
         many.add(i);
@@ -163,7 +164,7 @@ void convolve(const SpikeRows<Storage>& spikes, const Geometry& geometry, const 
 }
 
 // gradient[o][c, ky, kx] = sum over images and windows of grad[image][o][window] s[image][c][what the window sees there]
-// bias_gradient[o] = sum over images and windows of grad[image][o][window], of each image first
+// bias_gradient[o] = sum over images and windows of grad[image][o][window], of each row and each image first
 template <class Storage>
 void convolve_transposed(const SpikeRows<Storage>& spikes, const Geometry& geometry, const Tensor& grad,
                          const Tensor& gradient, const Tensor& bias_gradient) {
@@ -183,7 +184,7 @@ void convolve_transposed(const SpikeRows<Storage>& spikes, const Geometry& geome
     TurnedPanel<Storage> terms(lanes, geometry.y.outputs(), geometry.x.outputs(), geometry.margin());
     std::vector<TurnedPanel<Storage>> group;
     for (std::int64_t i = 0; i < count; ++i) group.emplace_back(lanes, 1, columns, 0);
-    RowBuffer<Real> bias_group(count, lanes), bias(1, lanes);
+    RowBuffer<Real> bias_group(count, lanes), bias(2, lanes);  // of a row, and of an image
     const auto add = [](Real* sum, Real* part, std::int64_t size) {
       for (std::int64_t i = 0; i < size; ++i) sum[i] += part[i];
       std::fill_n(part, size, Real(0));
@@ -196,10 +197,14 @@ void convolve_transposed(const SpikeRows<Storage>& spikes, const Geometry& geome
         for_each_panel(geometry, panels, [&](std::int64_t g, std::int64_t p, std::int64_t output_channel) {
           const Storage* from = elements<Storage>(grad) + (i * geometry.outputs + output_channel) * places;
           terms.read(from, panels.width(p), places);
-          for (std::int64_t k = 0; k < terms.size(); k += lanes) {
-            for (std::int64_t lane = 0; lane < lanes; ++lane) bias[0][lane] += terms.elements()[k + lane];
+          for (std::int64_t y = 0; y < geometry.y.outputs(); ++y) {
+            const Real* const outputs = terms.elements() + (geometry.margin() + y * geometry.pitch()) * lanes;
+            for (std::int64_t x = 0; x < geometry.x.outputs(); ++x) {
+              for (std::int64_t lane = 0; lane < lanes; ++lane) bias[0][lane] += outputs[x * lanes + lane];
+            }
+            add(bias[1], bias[0], lanes);
           }
-          add(bias_group[row], bias[0], lanes);
+          add(bias_group[row], bias[1], lanes);
           WindowSums<Real> call = convolution.call(image, g, panels.bytes);
           if (call.rows[0] < call.rows[call.channels * call.height]) {
             call.to_taps = true;

@@ -50,11 +50,12 @@ class RowTables {
   // it (docs/design-notes.md).
   static constexpr double kManySpikes = 0.15;
   static constexpr std::int64_t kLeastPlaces = 2048;  // of all images: fewer do not pay for building the tables
+  static constexpr std::int64_t kMostPlaces = 4096;   // of an image: the sums of more leave the second-level cache
 
   bool are_useful(const SpikeRows<Storage>& spikes) const {
     return spikes.values == nullptr && geometry_.x.taps == kTableTaps && geometry_.x.dilation == 1 &&
            geometry_.y.stride == 1 && geometry_.x.stride == 1 && geometry_.group_outputs() >= kLanes &&
-           geometry_.images * geometry_.places() >= kLeastPlaces;
+           geometry_.images * geometry_.places() >= kLeastPlaces && geometry_.places() <= kMostPlaces;
   }
 
   std::int64_t offset(std::int64_t group, std::int64_t panel, std::int64_t c, std::int64_t y) const {
@@ -109,9 +110,11 @@ class TableConvolution {
  public:
   using Real = compute_t<Storage>;
 
-  TableConvolution(const RowTables<Storage>& tables, const SpikeRows<Storage>& spikes, const Geometry& geometry,
-                   const Tensor& output)
-      : tables_(tables),
+  // `images`: no more will come.
+  TableConvolution(std::int64_t images, const RowTables<Storage>& tables, const SpikeRows<Storage>& spikes,
+                   const Geometry& geometry, const Tensor& output)
+      : at_once_(std::min({images, kImages, std::max<std::int64_t>(1, kCachedSums / (geometry.places() * kTableBytes))})),
+        tables_(tables),
         spikes_(spikes),
         geometry_(geometry),
         output_(mutable_elements<Storage>(output)),
@@ -120,14 +123,14 @@ class TableConvolution {
 
   void add(std::int64_t image) {
     if (words_.empty()) {
-      words_.resize(kImages * image_words());
-      for (std::int64_t i = 0; i < kImages; ++i) {
+      words_.resize(at_once_ * image_words());
+      for (std::int64_t i = 0; i < at_once_; ++i) {
         sums_.emplace_back(RowTables<Storage>::kLanes, geometry_.y.outputs(), geometry_.x.outputs(), 0);
       }
     }
     read(image, words_.data() + static_cast<std::int64_t>(images_.size()) * image_words());
     images_.push_back(image);
-    if (static_cast<std::int64_t>(images_.size()) == kImages) finish();
+    if (static_cast<std::int64_t>(images_.size()) == at_once_) finish();
   }
 
   void finish() {
@@ -139,7 +142,7 @@ class TableConvolution {
 
  private:
   static constexpr std::int64_t kImages = 8;
-  static constexpr std::int64_t kCachedTables = 24 << 10;  // bytes
+  static constexpr std::int64_t kCachedTables = 24 << 10, kCachedSums = 256 << 10;  // bytes
 
   std::int64_t image_words() const { return geometry_.channels * height_ * segments_; }
 
@@ -191,6 +194,7 @@ class TableConvolution {
     }
   }
 
+  std::int64_t at_once_;
   const RowTables<Storage>& tables_;
   const SpikeRows<Storage>& spikes_;
   const Geometry& geometry_;

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exodus_core import functional
-from exodus_core.accelerate.gains import times
+from exodus_core.accelerate.gains import times, widens
 from exodus_core.accelerate.refusal import NotMappedError
 from exodus_core.accelerate.trace_adjoint import Derivative, TraceLif, TraceRule, surrogate_derivative
 from exodus_core.coupled import neurons
@@ -168,9 +168,8 @@ def _current_scale(neuron: Neuron, x: Tensor, time_dim: int, trace: bool) -> Val
     if not isinstance(scale, Tensor):
         return scale if abs(scale) >= torch.finfo(x.dtype).tiny else None
     _across(scale, x, time_dim)
-    # Not where reading it waits for a device, or a transform hides its values; nor where the product widens the dtype.
-    hidden = not scale.is_cpu or torch._C._are_functorch_transforms_active()
-    if hidden or torch.result_type(x, scale) != x.dtype:
+    # Not where reading it waits for a device, or a transform hides its values.
+    if not scale.is_cpu or torch._C._are_functorch_transforms_active() or widens(x, scale):
         return None
     return None if bool((scale.detach().abs() < torch.finfo(x.dtype).tiny).any()) else scale
 

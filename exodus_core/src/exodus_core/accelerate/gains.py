@@ -24,18 +24,23 @@ def times(x: Tensor, gain: float | Tensor) -> Tensor:
 
     Args:
         x: input, any shape.
-        gain: a number, or a tensor that broadcasts to the shape of x.
+        gain: a number, or a tensor that broadcasts with x.
     """
     if (
         x.nbytes < _MIN_CACHED_BYTES
         or not ops.may_be_cached(x)
         or watched()
-        or (isinstance(gain, Tensor) and (torch.result_type(x, gain) != x.dtype or gain.dim() > x.dim()))
+        or (isinstance(gain, Tensor) and widens(x, gain))
     ):
         return x * gain
     if is_differentiated(x, gain if isinstance(gain, Tensor) else None):
         return Times.apply(x, gain)  # type: ignore[no-any-return, no-untyped-call]
     return _product(x, gain)
+
+
+def widens(x: Tensor, gain: Tensor) -> bool:
+    """True if x * gain has another shape or dtype than x."""
+    return torch.result_type(x, gain) != x.dtype or torch.broadcast_shapes(x.shape, gain.shape) != x.shape
 
 
 def _product(x: Tensor, other: float | Tensor) -> Tensor:

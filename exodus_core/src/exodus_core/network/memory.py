@@ -185,7 +185,7 @@ def _convolution(layer: _Layer) -> _Need:
     inputs, outputs, taps = layer.input[0] // data.groups, layer.output[0] // data.groups, math.prod(kernel)
     stride = per_dimension(data.stride, data.dimensions)
     limit = convolution.max_density(
-        (layer.output[0], inputs, *kernel), stride, data.groups, layer.dtype, only_ones=True
+        (layer.output[0], inputs, *kernel), stride, data.groups, layer.dtype, by_tables=True
     )
     columns = inputs * taps
     products = images * math.prod(layer.input[1:]) * layer.output[0] * columns
@@ -204,7 +204,7 @@ def _convolution(layer: _Layer) -> _Need:
     # Of images of many spikes, the sums of all patterns of a row of the kernel, and some images at once.
     lines = -(-outputs * layer.itemsize // _LINE_BYTES)
     tables = data.groups * lines * columns // kernel[-1] * _TABLE_ENTRIES * _LINE_BYTES
-    tables += threads * _TABLE_IMAGES * (places * _LINE_BYTES + math.prod(layer.input) * _INDEX_BYTES)
+    tables += threads * min(_TABLE_IMAGES, images) * (places * _LINE_BYTES + math.prod(layer.input) * _INDEX_BYTES)
     # Of a gradient that is mostly zero, its bits, the weight in rows of whole lines, and for each thread an image with
     # its padding and lists with room for all places.
     size, pads = layer.input[1:], per_dimension(data.padding, data.dimensions)

@@ -33,6 +33,8 @@ _MAX_TAPS_IN_A_ROW = 5
 # Of ones alone, with five taps in a row, which tables have: the share there takes 0.5 to 0.9 of the dense time.
 _MAX_DENSITY_BY_TABLES = 0.4
 _MOST_INPUTS_BY_TABLES, _LEAST_OUTPUTS_BY_TABLES = 32, 16
+# kLeastPlaces and kMostPlaces of csrc/cpu/table_convolution.h.
+_LEAST_WINDOWS, _MOST_WINDOWS_OF_AN_IMAGE = 2048, 4096
 # A kernel of one element is a product of matrices.
 _MAX_DENSITY_OF_ONE_TAP = 0.04
 # In float64 torch multiplies matrices of unfolded windows: the sums take less time up to 0.5 at least.
@@ -59,7 +61,7 @@ class Windows(NamedTuple):
 
 
 def max_density(
-    weight_shape: Sequence[int], stride: Sequence[int], groups: int, dtype: torch.dtype, only_ones: bool = False
+    weight_shape: Sequence[int], stride: Sequence[int], groups: int, dtype: torch.dtype, by_tables: bool = False
 ) -> float:
     """The largest share of spikes for which a convolution is computed from the spikes.
 
@@ -68,7 +70,7 @@ def max_density(
         stride: of each dimension of space.
         groups: groups of channels.
         dtype: of the weight.
-        only_ones: no spike is another number than one.
+        by_tables: all spikes are one, and images of many are computed by tables if the weight allows it.
     """
     outputs, inputs, *kernel = weight_shape
     listed = max(stride) > 1 or kernel[-1] > _MAX_TAPS_IN_A_ROW
@@ -76,7 +78,7 @@ def max_density(
     shares = _MAX_DENSITY_OF_LISTED if listed else _MAX_DENSITY
     share = next((share[few] for least, *share in shares if outputs // groups >= least), 0.0)
     share = min(share, _MAX_DENSITY_OF_ONE_TAP) if math.prod(kernel) == 1 else share
-    tables = only_ones and not listed and kernel[-1] == _MAX_TAPS_IN_A_ROW and inputs <= _MOST_INPUTS_BY_TABLES
+    tables = by_tables and not listed and kernel[-1] == _MAX_TAPS_IN_A_ROW and inputs <= _MOST_INPUTS_BY_TABLES
     if tables and outputs // groups >= _LEAST_OUTPUTS_BY_TABLES:
         share = _MAX_DENSITY_BY_TABLES
     return share * _FLOAT64_SHARE if dtype == torch.float64 else of_dtype(share, dtype)
@@ -124,7 +126,8 @@ def conv2d(
     """Convolution over (channels, height, width), as torch.nn.functional.conv2d, in time proportional to the spikes.
 
     An output is its bias, to which its inputs are added in ascending order of channel, row and column, in float32 or
-    float64; in images of many ones, those of each row of the kernel first, and then the rows in this order. dL/dW is
+    float64. With five taps in a row and 2048 windows or more, in images of at most 4096 windows of which 15 % and more
+    are ones, those of each row of the kernel are added first, and then the rows in this order. dL/dW is
     summed over groups of images, in a fixed order. The bits are the same on every CPU and with any number of threads,
     and those of the dense convolution but for rounding. Inputs of 0 contribute nothing, whatever the weight. In a graph
     of torch.compile the convolution is dense.
@@ -167,7 +170,8 @@ def _convolution(
     lead, (channels, *size) = spikes.shape[: -dimensions - 1], spikes.shape[-dimensions - 1 :]
     images = math.prod(lead)
     windows = Windows(_plane(size), _plane(stride), _plane(padding, 0), _plane(dilation), groups)
-    limits = {ones: max_density(weight.shape, stride, groups, weight.dtype, ones) for ones in (True, False)}
+    limit = max_density(weight.shape, stride, groups, weight.dtype)
+    limit_of_ones = max_density(weight.shape, stride, groups, weight.dtype, _has_tables(images, windows, weight))
     products = images * math.prod(size) * weight.numel()
     if (
         not exact
@@ -175,8 +179,8 @@ def _convolution(
         and may_be_sparse(spikes, weight, products)
         and all(_fits(windows, weight))
     ):
-        found = found_sparse(spikes, dimensions + 1, weight.dtype, limits[True])
-        if found is not None and (found.values is None or _density(found) <= limits[False]):
+        found = found_sparse(spikes, dimensions + 1, weight.dtype, limit_of_ones)
+        if found is not None and (found.values is None or _density(found) <= limit):
             return _sparse(lead, *found, weight, bias, windows)
     x = spikes.unpack(weight.dtype) if isinstance(spikes, PackedSpikes) else spikes
     x = x if x.is_floating_point() else x.to(weight.dtype)
@@ -184,6 +188,14 @@ def _convolution(
         x.reshape(images, channels, *size), weight, bias, stride, padding, dilation, groups
     )
     return y.view(*lead, *y.shape[1:])
+
+
+def _has_tables(images: int, windows: Windows, weight: Tensor) -> bool:
+    """True if images of so many windows have tables, given a weight with five taps in a row and no stride."""
+    taps, count = _plane(weight.shape[2:]), 1
+    for size, padding, dilation, kernel in zip(windows.size, windows.padding, windows.dilation, taps, strict=True):
+        count *= size + 2 * padding - dilation * (kernel - 1)
+    return windows.dilation[1] == 1 and images * count >= _LEAST_WINDOWS and count <= _MOST_WINDOWS_OF_AN_IMAGE
 
 
 def _density(found: Found) -> float:
@@ -246,13 +258,13 @@ class SpikeConvolution(torch.autograd.Function):
         bits, values, weight = ctx.saved_tensors
         wants_source, _, _, wants_weight, wants_bias, _ = ctx.needs_input_grad
         windows: Windows = ctx.windows
+        grad, weight = grad.contiguous(), weight.contiguous()
         grad_source = grad_weight = grad_bias = None
         if wants_source:
             shape, dtype = ctx.source
             grad_source = _input_gradient(grad, weight, windows).view(shape).to(dtype)
         if wants_weight:
-            weight = weight.contiguous()
-            grad_weight, grad_bias = ops.spike_convolution_weight(bits, values, grad.contiguous(), weight, *windows)
+            grad_weight, grad_bias = ops.spike_convolution_weight(bits, values, grad, weight, *windows)
         if wants_bias and grad_bias is None:
             grad_bias = grad.sum((0, 2, 3))
         return grad_source, None, None, grad_weight, grad_bias if wants_bias else None, None
@@ -261,11 +273,10 @@ class SpikeConvolution(torch.autograd.Function):
 def _input_gradient(grad: Tensor, weight: Tensor, windows: Windows) -> Tensor:
     """The gradient of the input: from the elements of grad that are not 0 if they are few, as behind a max pool."""
     limit = max_gradient_density(weight.shape, windows, weight.dtype)
-    if limit:
-        grad = grad.contiguous()
+    if limit and ops.may_be_cached(grad):  # a batch of gradients hides its elements
         found = found_sparse(grad, 3, grad.dtype, limit)
         if found is not None:
-            return ops.sparse_gradient_convolution(found.bits, grad, weight.contiguous(), *windows[:3])
+            return ops.sparse_gradient_convolution(found.bits, grad, weight, *windows[:3])
     return _transposed(grad, weight, windows)
 
 
