@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -52,3 +53,16 @@ def assert_rounded(name: str, actual: Tensor, expected: Tensor, magnitude: Tenso
     bound = (terms + 2) * computed.eps * magnitude + stored.eps * expected.abs() + stored.smallest_normal * stored.eps
     excess = ((actual.double() - expected).abs() - bound).max().item() if actual.numel() else 0.0
     assert excess <= 0, f"{name}: {excess:.3g} beyond what rounding explains"
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """A list that grows by one element with each call of this operator of `ops`."""
+    called: list[int] = []
+    operator = getattr(ops, name)
+
+    def counted(*given: Any) -> Any:
+        called.append(1)
+        return operator(*given)
+
+    monkeypatch.setattr(ops, name, counted)
+    return called

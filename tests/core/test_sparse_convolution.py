@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from sparse_cases import KINDS, assert_rounded, bits_of, on_cpu, spikes
+from sparse_cases import KINDS, assert_rounded, bits_of, calls_of, on_cpu, spikes
 from torch import Tensor
 
 from assertions import DTYPES, name_of
@@ -167,14 +167,7 @@ def test_a_bias_gradient_of_one_sign_is_summed_by_rows() -> None:
 
 
 def test_large_and_few_images_have_no_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[int] = []
-    operator = ops.spike_convolution
-
-    def counted(*given: Any) -> Tensor:
-        called.append(1)
-        return operator(*given)
-
-    monkeypatch.setattr(ops, "spike_convolution", counted)
+    called = calls_of(monkeypatch, "spike_convolution")
     weight = torch.randn(32, 8, 5, 5)
     for shape, options, sparse in (
         ((32, 8, 12, 12), {}, True),
@@ -230,14 +223,7 @@ LIMITS_OF_ONES: list[tuple[tuple[int, ...], int, torch.dtype, float]] = [
 def test_spikes_on_both_sides_of_each_limit(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], stride: int, dtype: torch.dtype, limit: float, value: float
 ) -> None:
-    called: list[int] = []
-    operator = ops.spike_convolution
-
-    def counted(*given: Any) -> Tensor:
-        called.append(1)
-        return operator(*given)
-
-    monkeypatch.setattr(ops, "spike_convolution", counted)
+    called = calls_of(monkeypatch, "spike_convolution")
     weight = torch.randn(shape, dtype=torch.float64).to(dtype)
     size = (40, shape[1], 14, 15)
     few, many = torch.zeros(2, *size, dtype=dtype)
@@ -337,14 +323,7 @@ def test_bits_do_not_depend_on_the_threads(threads: int) -> None:
 
 
 def test_density_decides_and_exact_has_torchs_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[int] = []
-    operator = ops.spike_convolution
-
-    def counted(*given: Any) -> Tensor:
-        called.append(1)
-        return operator(*given)
-
-    monkeypatch.setattr(ops, "spike_convolution", counted)
+    called = calls_of(monkeypatch, "spike_convolution")
     weight, bias = operands((2, 32, 1), (3, 3), torch.float32)
     few, many = (spikes((60, 2, 20, 20), density, "ones", torch.float32) for density in (0.05, 0.4))
     torch.testing.assert_close(conv2d(few, weight, bias), dense2d(few, weight, bias))

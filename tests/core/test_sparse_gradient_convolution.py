@@ -1,12 +1,11 @@
 """dL/ds of convolutions from the elements of dL/dx that are not zero agrees with the dense one in float64."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from sparse_cases import assert_rounded, bits_of, on_cpu, spikes
+from sparse_cases import assert_rounded, bits_of, calls_of, on_cpu, spikes
 from torch import Tensor
 
 from assertions import DTYPES, name_of
@@ -86,24 +85,12 @@ def test_bits_do_not_depend_on_the_threads(threads: int) -> None:
     assert torch.equal(*results)
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    called: list[int] = []
-    operator = ops.sparse_gradient_convolution
-
-    def counting(*given: Any) -> Tensor:
-        called.append(1)
-        return operator(*given)
-
-    monkeypatch.setattr(ops, "sparse_gradient_convolution", counting)
-    return called
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name_of)
 def test_behind_a_max_pool_gradients_are_those_of_torchs_layers(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
-    called = counted(monkeypatch)
+    called = calls_of(monkeypatch, "sparse_gradient_convolution")
     ours = torch.nn.Sequential(nn.Conv2d(4, 32, 3, padding=1), nn.MaxPool2d(2)).to(dtype)
     theirs = torch.nn.Sequential(torch.nn.Conv2d(4, 32, 3, padding=1), torch.nn.MaxPool2d(2)).to(dtype)
     theirs.load_state_dict(ours.state_dict())
@@ -143,7 +130,7 @@ def test_gradients_on_both_sides_of_each_limit(
     torch.manual_seed(0)
     windows = Windows(SIZE, (1, 1), (0, 0), (dilation, dilation), groups)
     assert max_gradient_density(shape, windows, dtype) == limit
-    called = counted(monkeypatch)
+    called = calls_of(monkeypatch, "sparse_gradient_convolution")
     weight = torch.randn(shape, dtype=torch.float64).to(dtype)
     x = spikes((20, shape[1] * groups, *SIZE), 0.03, "ones", dtype).requires_grad_()
     y = conv2d(x, weight, dilation=dilation, groups=groups)

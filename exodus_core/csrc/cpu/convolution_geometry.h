@@ -49,7 +49,7 @@ struct Geometry {
 };
 
 inline Geometry geometry_of(std::int64_t images, const Tensor& weight, const Sizes& size, const Sizes& stride,
-                     const Sizes& padding, const Sizes& dilation, std::int64_t groups) {
+                            const Sizes& padding, const Sizes& dilation, std::int64_t groups) {
   STD_TORCH_CHECK(weight.is_cpu() && weight.is_contiguous() && weight.dim() == 4 && weight.numel() > 0,
                   "weight must be a contiguous tensor (outputs, channels of a group, height, width) on CPU");
   for (const Sizes* sizes : {&size, &stride, &padding, &dilation}) {

@@ -215,7 +215,7 @@ def is_constant(x: Tensor, time_dim: int = 0) -> bool:
 
 
 def _one_step(x: Tensor) -> Tensor | None:
-    """What `expanded` has made x of, to take the gradient in its place; None if somebody waits for that of x itself."""
+    """The step that `expanded` has made x of, to take its gradient; None if somebody waits for that of x itself."""
     if torch.compiler.is_compiling() or x.retains_grad or x._backward_hooks:
         return None
     return getattr(x, "one_step", None)
